@@ -1,0 +1,396 @@
+"""Every setting of the program, its default, its range and its meaning; presets and `--set` overrides.
+
+A resolved value is either in the preset's TOML file or here: presets hold only what differs from the defaults, which are
+those of the published Co-DINO R50, 5 scales, 12 epochs (Sense-X/Co-DETR, projects/configs/co_dino/co_dino_5scale_r50_1x_coco.py).
+Sizes are (height, width) in pixels unless a name says otherwise. This module never imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from codetr_cli.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A table of settings: unknown keys are refused and values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+
+class BackboneConfig(Section):
+    """A residual network of torchvision's naming (arXiv 1512.03385)."""
+
+    kind: Literal["resnet"] = "resnet"
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    layers: tuple[Positive, Positive, Positive, Positive] = Field((3, 4, 6, 3), description="Blocks of each stage.")
+    width: Positive = Field(64, description="Channels of the stem; stage i has width * 2**i (times 4 for bottlenecks).")
+    norm: Literal["frozen_batch", "group"] = Field(
+        "frozen_batch",
+        description="frozen_batch needs pretrained statistics; group (8 groups) trains from random weights.",
+    )
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = Field(
+        1, description="Stages whose weights stay fixed, the stem included; 0 trains everything."
+    )
+    checkpointing: bool = Field(False, description="Recompute each stage in the backward pass to save memory.")
+
+
+class RpnConfig(Section):
+    """Region proposal network on the encoder's maps."""
+
+    octave_base_scale: float = 4.0
+    scales_per_octave: Positive = 3
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    proposals_pre_nms_train: Positive = Field(4000, description="Best anchors kept per level before NMS.")
+    proposals_pre_nms_test: Positive = 1000
+    num_proposals: Positive = Field(1000, description="Proposals kept per image after NMS.")
+    nms_iou: Fraction = 0.7
+
+
+class RoiConfig(Section):
+    """Box head on pooled regions of the encoder's maps."""
+
+    fc_dim: Positive = 1024
+    output_size: Positive = 7
+    finest_scale: Positive = Field(56, description="Regions up to this many pixels (square root of area) use level 0.")
+    target_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    nms_iou: Fraction = 0.5
+    max_detections: Positive = 100
+
+
+class AtssConfig(Section):
+    """One-stage head with adaptive sample selection (arXiv 1912.02424)."""
+
+    octave_base_scale: float = 8.0
+    target_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    pre_nms: Positive = 1000
+    nms_iou: Fraction = 0.6
+    max_detections: Positive = 100
+
+
+class ModelConfig(Section):
+    """The network. Changing any value here needs a checkpoint trained with it."""
+
+    family: Literal["co_dino"] = "co_dino"
+    num_classes: Positive = Field(80, description="Set from the annotations by `train`; presets keep COCO's 80.")
+    backbone: BackboneConfig = BackboneConfig()
+    embed_dim: Positive = 256
+    num_heads: Positive = 8
+    num_points: Positive = Field(4, description="Sampling points per head and level of deformable attention.")
+    num_levels: Annotated[int, Field(ge=4)] = Field(5, description="Encoder maps: backbone's four plus strided ones.")
+    norm_groups: Positive = Field(32, description="Groups of the group norms in the neck and the auxiliary heads.")
+    ffn_dim: Positive = 2048
+    encoder_layers: Positive = 6
+    encoder_checkpointing: Annotated[int, Field(ge=0)] = Field(
+        4, description="First encoder layers recomputed in the backward pass to save memory; no effect on numbers."
+    )
+    decoder_layers: Positive = 6
+    num_queries: Positive = 900
+    position_temperature: float = 20.0
+    rpn: RpnConfig = RpnConfig()
+    roi: RoiConfig = RoiConfig()
+    atss: AtssConfig = AtssConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ModelConfig:
+        for name, divisor in (("num_heads", self.num_heads), ("norm_groups", self.norm_groups), ("4", 4)):
+            if self.embed_dim % divisor:
+                raise ValueError(f"embed_dim {self.embed_dim} is not divisible by {name} {divisor}")
+        return self
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+class DataConfig(Section):
+    """Where images come from and how they are resized and augmented. Sides are in pixels."""
+
+    root: str | None = Field(None, description="COCO-layout folder; absent: CODETR_DATA, else data/coco.")
+    train_images: str | None = Field(None, description="Overrides <root>/train2017.")
+    train_annotations: str | None = Field(None, description="Overrides <root>/annotations/instances_train2017.json.")
+    val_images: str | None = Field(None, description="Overrides <root>/val2017.")
+    val_annotations: str | None = Field(None, description="Overrides <root>/annotations/instances_val2017.json.")
+    mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="RGB mean, 0..255.")
+    std: tuple[float, float, float] = Field((58.395, 57.12, 57.375), description="RGB standard deviation, 0..255.")
+    augmentation: Literal["detr", "none"] = Field("detr", description="detr: flip, multi-scale, random crop.")
+    short_sides: tuple[Positive, ...] = tuple(range(480, 801, 32))
+    long_side: Positive = 1333
+    crop_short_sides: tuple[Positive, ...] = Field((400, 500, 600), description="First resize of the cropping policy.")
+    crop_long_side: Positive = 4200
+    crop_size: tuple[Positive, Positive] = Field((384, 600), description="Crop sides are drawn from this range.")
+    flip_probability: Fraction = 0.5
+    pad_divisor: Positive = Field(1, description="Each image is padded to a multiple of this.")
+    min_side: Positive = Field(32, description="Training images with a smaller side are left out, as published.")
+    max_pixels: Positive = Field(100_000_000, description="Larger images are refused from their header.")
+    max_images: Positive | None = Field(None, description="Train on the first images only, e.g. to memorise a few.")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="Processes that read and augment, per training process.")
+    aspect_grouping: bool = Field(True, description="Batches hold images of one orientation, as published.")
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+class LossConfig(Section):
+    """Weights and switches of the collaborative objective, as published (num_dec_layer * lambda_2 = 12 multiplied in)."""
+
+    class_weight: float = 1.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+    class_cost: float = 2.0
+    l1_cost: float = 5.0
+    giou_cost: float = 2.0
+    denoising_queries: Annotated[int, Field(ge=0)] = Field(100, description="About this many pairs; 0 switches it off.")
+    label_noise: Fraction = 0.5
+    box_noise: float = 1.0
+    aux_heads: bool = Field(True, description="Train the RPN, RoI and ATSS heads beside the decoder.")
+    positive_queries: bool = Field(True, description="Decode the auxiliary heads' positive boxes too (needs aux_heads).")
+    rpn_class_weight: float = 12.0
+    rpn_l1_weight: float = 12.0
+    roi_class_weight: float = 12.0
+    roi_giou_weight: float = 120.0
+    atss_class_weight: float = 12.0
+    atss_giou_weight: float = 24.0
+    atss_centerness_weight: float = 12.0
+    positive_queries_weight: float = Field(1.0, description="lambda_1 of the paper.")
+    max_positive_queries: Positive = 300
+    rpn_samples: Positive = 256
+    roi_samples: Positive = 512
+
+    @model_validator(mode="after")
+    def _queries_need_heads(self) -> LossConfig:
+        if self.positive_queries and not self.aux_heads:
+            raise ValueError("positive_queries needs aux_heads: set both to false")
+        return self
+
+
+class TrainConfig(Section):
+    """The optimisation recipe."""
+
+    epochs: Positive = 12
+    max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps, whatever the epoch.")
+    batch_size: Positive = Field(16, description="Images per optimizer step over all processes.")
+    micro_batch: Positive = Field(2, description="Images per process and forward pass; the rest is accumulated.")
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    backbone_lr_scale: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    lr_milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field((11,), description="Epochs (0-based) that lower lr.")
+    lr_gamma: float = 0.1
+    lr_schedule: Literal["step", "cosine"] = Field("step", description="cosine: to zero over the whole run.")
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_start: Fraction = Field(0.01, description="Share of the learning rate at the first warm-up step.")
+    scale_lr: bool = Field(False, description="Multiply lr by batch_size / 16 when batch_size is changed.")
+    clip_norm: Annotated[float, Field(ge=0)] = Field(0.1, description="Largest L2 norm of all gradients; 0: no clipping.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
+    ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Published EMA uses 1e-4; 0: no EMA.")
+    seed: int = 0
+    deterministic: bool = False
+    log_every: Positive = Field(50, description="Optimizer steps between lines of metrics.jsonl.")
+    eval_every: Positive = Field(1, description="Epochs between evaluations.")
+    checkpoint_every: Positive | None = Field(None, description="Optimizer steps between checkpoints within an epoch.")
+    loss: LossConfig = LossConfig()
+
+
+class TestConfig(Section):
+    """How detections are made from the network's outputs."""
+
+    short_side: Positive = 800
+    long_side: Positive = 1333
+    batch_size: Positive = 1
+    max_detections: Positive = Field(300, description="Detections per image.")
+    candidates: Literal["max_detections", "num_queries"] = Field(
+        "num_queries", description="Scores that enter NMS: max_detections as MMDetection 3.3, num_queries as Sense-X."
+    )
+    nms: Literal["none", "hard", "soft"] = "soft"
+    nms_iou: Fraction = 0.8
+    nms_min_score: Fraction = Field(1e-3, description="Soft-NMS drops boxes whose decayed score falls below.")
+    head: Literal["decoder", "roi", "atss"] = Field("decoder", description="Which head's detections to give.")
+
+
+class SourceConfig(Section):
+    """Where a preset's weights and published numbers come from."""
+
+    config: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    licence: str | None = None
+    box_ap: float | None = None
+    protocol: str | None = None
+
+
+class Settings(Section):
+    """All settings of one run: what `--dry-run` prints and each run folder and checkpoint keeps."""
+
+    name: str
+    summary: str = ""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    test: TestConfig = TestConfig()
+    source: SourceConfig = SourceConfig()
+
+
+# -------------------------------------------------------------------------------------------------- presets, overrides
+
+
+def presets_dir() -> Path:
+    """The folder of preset files: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "presets"
+    return inside if inside.is_dir() else package.parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of all presets that ship with the program, sorted."""
+    return sorted(path.stem for path in presets_dir().glob("*.toml"))
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """A phrase that suggests the choice closest to a mistyped word, or lists the choices."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(choices[:12]) + (" ..." if len(choices) > 12 else "")
+
+
+def load_preset(name: str, overrides: list[str] | None = None) -> Settings:
+    """Reads a preset by name, or any TOML file by path, and applies `key=value` overrides.
+
+    Raises:
+        ConfigError: unknown preset, broken TOML, unknown key or a value out of range; names the nearest right name.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = presets_dir() / f"{name}.toml"
+        if not path.is_file():
+            raise ConfigError(f"unknown preset {name!r}: {nearest(name, preset_names())}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read settings {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    table.setdefault("name", path.stem)
+    return apply_overrides(parse_settings(table, where=str(path)), overrides or [])
+
+
+def parse_settings(table: dict[str, Any], where: str) -> Settings:
+    """Validates a nested table of settings.
+
+    Args:
+        table: as read from TOML or JSON.
+        where: the source named in error messages.
+
+    Raises:
+        ConfigError: one line a wrong field, with the nearest right name for an unknown key.
+    """
+    try:
+        return Settings.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(f"wrong settings in {where}: " + "; ".join(_explain(error))) from error
+
+
+def apply_overrides(settings: Settings, overrides: list[str]) -> Settings:
+    """Applies `table.key=value` overrides; values are read as TOML and, failing that, as plain text.
+
+    Raises:
+        ConfigError: not of the form key=value, an unknown key, or a value out of range.
+    """
+    table = settings.model_dump(mode="json", exclude_unset=False)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set {override!r} is not of the form key=value, e.g. --set train.lr=1e-4")
+        *parents, leaf = key.strip().split(".")
+        _check_key(key.strip())
+        node = table
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = _parse_value(text.strip())
+    return parse_settings(table, where="--set") if overrides else settings
+
+
+def to_toml(settings: Settings) -> str:
+    """The complete settings as TOML text that `load_preset` reads back to an equal object (None values are left out)."""
+    lines: list[str] = []
+    _write_table(settings.model_dump(mode="json", exclude_none=True), [], lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_table(table: dict[str, Any], path: list[str], lines: list[str]) -> None:
+    if path:
+        lines += ["", f"[{'.'.join(path)}]"]
+    lines += [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _write_table(value, [*path, key], lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _fields(section: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
+    """Field names of a section, each with its own section class when it is a table."""
+    return {
+        name: info.annotation if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel) else None
+        for name, info in section.model_fields.items()
+    }
+
+
+def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Dotted names of every single setting, in the order of definition."""
+    names: list[str] = []
+    for name, child in _fields(section).items():
+        names += setting_names(child, f"{prefix}{name}.") if child else [prefix + name]
+    return names
+
+
+def _check_key(key: str) -> None:
+    names = setting_names()
+    if key in names:
+        return
+    if any(name.startswith(key + ".") for name in names):
+        raise ConfigError(f"--set {key} names a table: set one value of it, e.g. --set {key}.<name>=...")
+    by_leaf = [name for name in names if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = f"did you mean {by_leaf[0]!r}?" if by_leaf else nearest(key, names)
+    raise ConfigError(f"unknown setting {key!r}: {hint}")
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One sentence a wrong field: its dotted name, what is wrong, and the nearest name for an unknown one."""
+    sentences = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            sentences.append(f"unknown setting {key!r} ({nearest(key, setting_names())})")
+        else:
+            sentences.append(f"{key or 'settings'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
+    return sentences

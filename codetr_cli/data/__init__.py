@@ -1,0 +1,1 @@
+"""Reading data sets: image files and annotations to batches."""

@@ -1,0 +1,1 @@
+"""The networks: they take built parts and numbers, never a file."""

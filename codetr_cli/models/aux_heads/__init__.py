@@ -1,0 +1,1 @@
+"""The one-to-many heads trained beside the decoder."""

@@ -1,0 +1,1 @@
+"""Backbones: image to four maps of stride 4 to 32."""

@@ -1,0 +1,1 @@
+"""Operators: one file each with its reference and its fast variants."""

@@ -1,0 +1,1 @@
+"""Checkpoints: published names, conversion, our file format."""
