@@ -1,0 +1,53 @@
+"""Options and arguments that several verbs share, so that each is spelled and explained once.
+
+A verb writes `preset: PresetOption = None`; the default stands in its signature. Help texts are read as rich markup: no
+square brackets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, a run folder, or a preset's name.")
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="FILE", help="Weights to use: a .safetensors file or a run folder."),
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="A preset, see `codetr presets`, or the path of a TOML file."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, e.g. train.lr=1e-4. May be repeated."),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="COCO-layout folder. Without it: CODETR_DATA, else data/coco."),
+]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", metavar="DIR", help="Run folder. Without it: runs/PRESET/1, 2, ...")
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, or one GPU as cuda:1. auto: a GPU if any.")
+]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="Arithmetic of the network. auto: bf16 on GPUs that have it, else fp32."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads. Without it: PyTorch's choice.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved settings as TOML and what would be done, then stop.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout; text for people goes to stderr.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show results, warnings and errors only.")]

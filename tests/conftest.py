@@ -1,0 +1,171 @@
+"""What every test may use: fixed randomness, a tiny network's settings, a tiny data set, the commands in-process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from codetr_cli.cli import main
+from codetr_cli.config import Settings, parse_settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+TINY_TABLE: dict[str, Any] = {
+    "name": "tiny",
+    "model": {
+        "num_classes": 3,
+        "backbone": {"block": "basic", "layers": [1, 1, 1, 1], "width": 8, "norm": "group", "frozen_stages": 0},
+        "embed_dim": 32,
+        "num_heads": 4,
+        "num_levels": 4,
+        "norm_groups": 8,
+        "ffn_dim": 64,
+        "encoder_layers": 2,
+        "encoder_checkpointing": 0,
+        "decoder_layers": 2,
+        "num_queries": 30,
+        "rpn": {"proposals_pre_nms_train": 60, "proposals_pre_nms_test": 60, "num_proposals": 40},
+        "roi": {"fc_dim": 32},
+    },
+    "data": {
+        "short_sides": [64, 80, 96],
+        "long_side": 128,
+        "crop_short_sides": [64, 80],
+        "crop_long_side": 256,
+        "crop_size": [48, 80],
+        "min_side": 16,
+        "workers": 0,
+    },
+    "train": {
+        "epochs": 1,
+        "batch_size": 2,
+        "micro_batch": 2,
+        "log_every": 1,
+        "precision": "fp32",
+        "loss": {"denoising_queries": 10, "max_positive_queries": 20, "rpn_samples": 32, "roi_samples": 32},
+    },
+    "test": {"short_side": 96, "long_side": 160, "max_detections": 20},
+}
+
+# Category ids with a hole and out of order, as real annotation files have them.
+TINY_CATEGORIES = [{"id": 7, "name": "ring"}, {"id": 2, "name": "disc"}, {"id": 3, "name": "bar"}]
+TINY_SPLITS = {"train2017": 4, "val2017": 2}
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    """One thread and fixed seeds: the same numbers in every run, and tests that do not fight for cores."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of the person who runs the tests must not reach them."""
+    for name in ("CODETR_DATA", "CODETR_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tiny_settings() -> Settings:
+    """Settings of a network with every part of Co-DINO that runs in milliseconds: 3 classes, 64 to 128 pixel images."""
+    return parse_settings(TINY_TABLE, where="tests/conftest.py")
+
+
+@pytest.fixture
+def tiny_coco(tmp_path: Path) -> Path:
+    """A COCO-layout folder of 4 training and 2 validation images, 3 categories, one crowd box and one empty image.
+
+    Sizes differ and lie both ways (between 96x128 and 128x96 pixels); category ids are 2, 3 and 7. Each object is a
+    filled rectangle of its class's colour on dark noise.
+    """
+    root = tmp_path / "coco"
+    write_tiny_coco(root)
+    return root
+
+
+def write_tiny_coco(root: Path) -> None:
+    """Writes the folder of the `tiny_coco` fixture."""
+    generator = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    next_id = 1
+    for split, count in TINY_SPLITS.items():
+        (root / split).mkdir()
+        images, annotations = [], []
+        for index in range(count):
+            image_id = next_id * 100 + index
+            height, width = (96 + 8 * index, 128 - 8 * index) if index % 2 == 0 else (128, 96 + 4 * index)
+            name = f"{image_id:012d}.jpg"
+            pixels = generator.integers(0, 60, (height, width, 3), dtype=np.uint8)
+            # The third training image has no objects.
+            for number in range(0 if split == "train2017" and index == 2 else 1 + index):
+                label = (index + number) % 3
+                w, h = (int(side) for side in generator.integers(24, 56, 2))
+                x, y = int(generator.integers(0, width - w)), int(generator.integers(0, height - h))
+                colour = [0, 0, 0]
+                colour[label] = 230
+                pixels[y : y + h, x : x + w] = colour
+                annotations.append(
+                    {
+                        "id": next_id,
+                        "image_id": image_id,
+                        "category_id": TINY_CATEGORIES[label]["id"],
+                        "bbox": [x, y, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    }
+                )
+                next_id += 1
+            cv2.imwrite(str(root / split / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        annotations[-1]["iscrowd"] = 1
+        table = {"images": images, "annotations": annotations, "categories": TINY_CATEGORIES}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(table))
+        (root / f"{split}.txt").write_text("".join(f"{image['file_name']}\n" for image in images))
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Recorded reference material (CODETR_SHARED, else `shared` beside the checkout); skips where there is none."""
+    root = Path(os.environ.get("CODETR_SHARED") or REPOSITORY.parent / "shared")
+    if not root.is_dir():
+        pytest.skip(f"no reference material at {root}: set CODETR_SHARED")
+    return root
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind: its exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The object that `--json` printed; stdout must hold nothing else."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def codetr(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs the command line in this process: `codetr("eval", path, "--json").json["AP"]`."""
+
+    def run(*words: object) -> Ran:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return Ran(code, out, err)
+
+    return run
