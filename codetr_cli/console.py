@@ -87,7 +87,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         rows: cells as `cell_text` takes them. Columns of numbers are aligned right.
     """
     rows = [list(row) for row in rows]
-    drawn = Table(title=title or None, title_style="title", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, heading in enumerate(columns):
         name, bracket, unit = heading.partition(" [")
         numeric = all(isinstance(row[index], int | float | None) for row in rows) and bool(rows)
@@ -98,7 +98,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         )
     for row in rows:
         drawn.add_row(*(Text(cell_text(cell)) for cell in row))
-    _console(stderr=_mode.json).print(drawn)
+    out = _console(stderr=_mode.json)
+    if title:
+        _print(out, Text(title, "title"))  # not the table's own title, which is wrapped to the table's width
+    out.print(drawn)
 
 
 def result_json(obj: dict[str, Any]) -> None:

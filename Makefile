@@ -1,0 +1,61 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer and make: each does its own set-up, once.
+# VENV, DEMO and PYTHON can be given: make demo VENV=/tmp/venv DEMO=/tmp/demo PYTHON=python3.12
+
+VENV ?= .venv
+DEMO ?= demo
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WEIGHTS := $(DEMO)/run/checkpoints/last/model.safetensors
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format type parity bench wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(INSTALLED) ## create the environment in $(VENV) and install the program into it, with the developers' tools
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH: name one with make PYTHON=/path/to/python"; exit 5; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: setup ## write a synthetic data set, train a tiny Co-DINO on it, evaluate it, draw its detections
+	test -e $(DEMO)/data/annotations/instances_val2017.json || $(BIN)/codetr prepare --demo $(DEMO)/data
+	$(BIN)/codetr train --preset co_dino_tiny --data $(DEMO)/data --run $(DEMO)/run
+	$(BIN)/codetr eval $(WEIGHTS) --data $(DEMO)/data
+	$(BIN)/codetr predict $(DEMO)/data/val2017 --checkpoint $(WEIGHTS) --output $(DEMO)/pictures
+
+test: setup ## run the tests that every change must pass
+	$(BIN)/python -m pytest
+
+test-all: setup ## run the slow tests too
+	$(BIN)/python -m pytest -m "not network"
+
+lint: setup ## check format, style and who imports whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+format: setup ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+type: setup ## check the types
+	$(BIN)/mypy
+
+parity: setup ## compare with the numbers recorded from the published code (CODETR_SHARED, else ../shared)
+	$(BIN)/python -m pytest -m parity
+
+bench: setup ## measure speed here
+	$(BIN)/codetr bench
+
+wheel: setup ## build the wheel into dist/
+	$(BIN)/hatchling build --target wheel
+
+clean: ## remove what was built; runs, data and demo stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

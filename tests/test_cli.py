@@ -1,0 +1,109 @@
+"""The outer shell: every verb explains itself, wrong words get the right ones suggested, `--json` means one object."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from codetr_cli import __version__
+from codetr_cli.cli import VERBS
+from tests.conftest import REPOSITORY
+
+# The options people may rely on; taking one away or renaming it is a decision, not an accident.
+OPTIONS = {
+    "prepare": {"--demo", "--deep", "--no-link", "--json"},
+    "train": {"--preset", "--data", "--run", "--gpus", "--procs", "--device", "--no-eval", "--set", "--dry-run"},
+    "eval": {"--data", "--set", "--device", "--from", "--json"},
+    "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
+    "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},
+    "convert": {"--json"},
+    "presets": {"--set", "--json"},
+}
+
+
+def plain(text: str) -> str:
+    """Help without colours and box lines, spaces collapsed."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", text).split())
+
+
+def test_help_lists_every_verb(codetr):
+    ran = codetr("--help")
+    assert ran.code == 0
+    for verb in VERBS:
+        assert re.search(rf"\b{verb} +\S", plain(ran.out)), verb
+
+
+def test_every_verb_is_listed_with_its_options():
+    assert set(OPTIONS) == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_each_verb(codetr, verb: str, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    ran = codetr(verb, "--help")
+    assert ran.code == 0
+    text = plain(ran.out)
+    assert f"codetr {verb}" in text
+    assert set(re.findall(r"--[a-z][a-z-]*", text)) >= OPTIONS[verb]
+    assert "Args:" not in text
+
+
+def test_no_words_is_help(codetr):
+    ran = codetr()
+    assert ran.code == 2
+    assert "presets" in ran.out + ran.err
+
+
+def test_version(codetr):
+    assert codetr("--version").out == f"codetr {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_wrong_option_suggests_the_right_one(codetr, verb: str):
+    ran = codetr(verb, "--jso")
+    assert (ran.code, ran.out) == (2, "")
+    assert "did you mean" in ran.err
+    assert "--json" in ran.err
+
+
+def test_wrong_verb_suggests_the_right_one(codetr):
+    ran = codetr("trian")
+    assert ran.code == 2
+    assert "'train'" in ran.err
+
+
+def test_unknown_preset_suggests_the_right_one(codetr):
+    ran = codetr("train", "--preset", "co_dino_r5")
+    assert ran.code == 2
+    assert "did you mean 'co_dino_r50'?" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_mistyped_setting_suggests_the_right_one(codetr):
+    ran = codetr("train", "--preset", "co_dino_r50", "--set", "train.lrr=1", "--dry-run")
+    assert ran.code == 2
+    assert "train.lr" in ran.err
+
+
+def test_wrong_value_names_the_setting(codetr):
+    ran = codetr("train", "--preset", "co_dino_r50", "--set", "train.epochs=-1", "--dry-run")
+    assert ran.code == 2
+    assert "train.epochs" in ran.err
+    assert "-1" in ran.err
+
+
+def test_wrong_usage_under_json_is_one_object(codetr):
+    ran = codetr("presets", "--jso", "--json")
+    assert ran.code == 2
+    assert ran.json["exit_code"] == 2
+
+
+def test_reader_that_leaves_early():
+    """`codetr presets NAME | head -1` ends quietly."""
+    script = f"{sys.executable} -m codetr_cli presets co_dino_r50 | head -n 1"
+    done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout == 'name = "co_dino_r50"\n'
+    assert done.stderr == ""

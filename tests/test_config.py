@@ -1,0 +1,161 @@
+"""Settings: defaults are the published ones, overrides reach every key, mistakes name the nearest right key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from codetr_cli.config import (
+    Settings,
+    apply_overrides,
+    load_preset,
+    nearest,
+    parse_settings,
+    setting_names,
+    to_toml,
+)
+from codetr_cli.errors import ConfigError
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(name="x")
+
+
+def value_of(settings: Settings, name: str) -> object:
+    node: object = settings
+    for part in name.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def test_defaults_are_those_of_the_published_recipe(settings: Settings):
+    """co_dino_5scale_r50_1x_coco.py."""
+    train, data, model, test = settings.train, settings.data, settings.model, settings.test
+    assert (train.lr, train.weight_decay, train.backbone_lr_scale, train.clip_norm) == (2e-4, 1e-4, 0.1, 0.1)
+    assert (train.batch_size, train.epochs, train.lr_milestones) == (16, 12, (11,))
+    assert data.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert (data.long_side, data.crop_short_sides, data.crop_size) == (1333, (400, 500, 600), (384, 600))
+    assert (model.num_queries, model.num_levels, model.encoder_layers, model.decoder_layers) == (900, 5, 6, 6)
+    assert (test.max_detections, test.nms, test.nms_iou) == (300, "soft", 0.8)
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("train.lr=1e-4", "train.lr", 1e-4),
+        ("train.max_steps=7", "train.max_steps", 7),
+        ("train.max_steps=none", "train.max_steps", None),
+        ("train.loss.aux_heads = true", "train.loss.aux_heads", True),
+        ("data.root=/a folder/with=sign", "data.root", "/a folder/with=sign"),
+        ("data.short_sides=[64, 96]", "data.short_sides", (64, 96)),
+        ('test.nms="hard"', "test.nms", "hard"),
+        ("test.nms=hard", "test.nms", "hard"),
+        ("model.backbone.width=8", "model.backbone.width", 8),
+    ],
+)
+def test_overrides(settings: Settings, override: str, name: str, value: object):
+    assert value_of(apply_overrides(settings, [override]), name) == value
+
+
+def test_later_overrides_win(settings: Settings):
+    assert apply_overrides(settings, ["train.lr=1", "train.lr=2"]).train.lr == 2
+
+
+def test_overrides_leave_the_rest_alone(settings: Settings):
+    changed = apply_overrides(settings, ["train.seed=5"])
+    assert changed != settings
+    assert apply_overrides(changed, ["train.seed=0"]) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lrr=1", ["'train.lrr'", "'train.lr'"]),
+        ("lr=1", ["'train.lr'"]),
+        ("trian.lr=1", ["'train.lr'"]),
+        ("train.lr", ["key=value"]),
+        ("=1", ["key=value"]),
+        ("train=1", ["table", "train.<name>"]),
+        ("train.lr=-1", ["train.lr", "greater than 0", "-1"]),
+        ("train.lr=fast", ["train.lr", "'fast'"]),
+        ("train.epochs=1.5", ["train.epochs", "1.5"]),
+        ("test.nms=maybe", ["test.nms", "'none', 'hard' or 'soft'", "'maybe'"]),
+        ("data.flip_probability=1.5", ["data.flip_probability", "less than or equal to 1"]),
+        ("train.loss.aux_heads=false", ["train.loss", "positive_queries needs aux_heads"]),
+        ("model.embed_dim=100", ["embed_dim 100 is not divisible by num_heads 8"]),
+    ],
+)
+def test_mistakes_are_explained(settings: Settings, override: str, words: list[str]):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(settings, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_several_mistakes_are_told_at_once(settings: Settings):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(settings, ["train.lr=-1", "test.nms=maybe"])
+    assert "train.lr" in str(caught.value)
+    assert "test.nms" in str(caught.value)
+
+
+def test_unknown_key_in_a_file_names_the_file(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nlearning_rate = 1\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml.*'train\.learning_rate'"):
+        load_preset(str(path))
+
+
+def test_a_file_takes_its_name_from_the_path(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nepochs = 3\n")
+    settings = load_preset(str(path), ["train.seed=4"])
+    assert (settings.name, settings.train.epochs, settings.train.seed) == ("mine", 3, 4)
+
+
+@pytest.mark.parametrize("content", [b"[train\n", b"\xff\xfe"])
+def test_broken_files(tmp_path: Path, content: bytes):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+        load_preset(str(path))
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match=r"no/such\.toml: No such file"):
+        load_preset("no/such.toml")
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match=r"'co_dino_r5'.*did you mean 'co_dino_r50'"):
+        load_preset("co_dino_r5")
+
+
+def test_nearest_lists_choices_when_nothing_is_near():
+    assert nearest("zzz", ["abc", "def"]) == "known: abc, def"
+
+
+def test_toml_round_trip(tiny_settings: Settings, tmp_path: Path):
+    path = tmp_path / "settings.toml"
+    changed = apply_overrides(tiny_settings, ['data.root=C:\\"quoted"\\é', "train.max_steps=3", "train.lr=1e-05"])
+    path.write_text(to_toml(changed), encoding="utf-8")
+    assert load_preset(str(path)) == changed
+
+
+def test_settings_never_change(settings: Settings):
+    with pytest.raises(ValueError, match="frozen"):
+        settings.train.lr = 1.0  # type: ignore[misc]
+
+
+def test_every_setting_can_be_overridden_by_name(settings: Settings):
+    names = setting_names()
+    assert len(names) == len(set(names)) > 80
+    for name in names:
+        value_of(settings, name)
+
+
+def test_settings_from_a_checkpoint_name_it_when_wrong():
+    with pytest.raises(ConfigError, match=r"wrong settings in ckpt\.safetensors"):
+        parse_settings({"name": "x", "model": {"num_classes": 0}}, where="ckpt.safetensors")

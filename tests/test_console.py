@@ -1,0 +1,146 @@
+"""What is drawn and where: streams, quiet and JSON modes, tables, progress without a terminal, units."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from codetr_cli import console
+
+
+@pytest.fixture(autouse=True)
+def _people_mode():
+    console.set_mode()
+    yield
+    console.set_mode()
+
+
+def test_text_for_people_moves_to_stderr_under_json(capsys):
+    console.info("one [not markup] /a/" + "long" * 80)
+    console.set_mode(json=True)
+    console.info("two")
+    console.table("three", ["a"], [[1]])
+    streams = capsys.readouterr()
+    assert streams.out == "one [not markup] /a/" + "long" * 80 + "\n"
+    assert streams.err.startswith("two\n")
+    assert "three" in streams.err
+
+
+def test_quiet_keeps_results_warnings_and_errors(capsys):
+    console.set_mode(quiet=True)
+    console.info("chatter")
+    console.result("result")
+    console.warn("careful")
+    console.error("wrong")
+    streams = capsys.readouterr()
+    assert streams.out == "result\n"
+    assert streams.err == "warning: careful\nerror: wrong\n"
+
+
+def test_json_result_is_plain_and_written_once(capsys, tmp_path):
+    console.set_mode(json=True)
+    console.result_json(
+        {
+            "nan": float("nan"),
+            "inf": [np.float32("inf")],
+            "path": tmp_path,
+            "array": np.arange(2),
+            3: np.int64(4),
+            "é": (True,),
+        }
+    )
+    expected = {"nan": None, "inf": [None], "path": str(tmp_path), "array": [0, 1], "3": 4, "é": [True]}
+    assert json.loads(capsys.readouterr().out) == expected
+    with pytest.raises(RuntimeError, match="already written"):
+        console.result_json({})
+
+
+def test_no_json_unless_asked(capsys):
+    console.result_json({"a": 1})
+    assert capsys.readouterr().out == ""
+
+
+def test_failure_does_not_follow_a_result(capsys):
+    console.set_mode(json=True)
+    console.result_json({"a": 1})
+    console.fail_json({"error": "late"})
+    assert json.loads(capsys.readouterr().out) == {"a": 1}
+
+
+def test_table_without_a_terminal_is_never_cut(capsys):
+    long = "x" * 150
+    console.table("AP", ["name", "latency [ms]"], [[long, 1234.5], ["b", None]])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(long in line and line.rstrip().endswith("1,234") for line in lines)
+    assert any("latency [ms]" in line for line in lines)
+
+
+def test_short_work_shows_no_progress(capsys):
+    with console.progress("reading", 10) as advance:
+        for _ in range(10):
+            advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_long_work_shows_lines_without_a_terminal(capsys, monkeypatch):
+    clock = iter(float(second) for second in range(1000))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("reading", 40) as advance:
+        for step in range(40):
+            advance(1, data_wait=step / 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 10
+    assert lines[0].startswith("reading: 2/40 (5%), ")
+    assert lines[0].endswith("left, data wait 0.01")
+    assert lines[-1].startswith("reading: 40/40 (100%), took ")
+
+
+def test_progress_of_unknown_length(capsys, monkeypatch):
+    clock = iter(float(second) for second in range(1000))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("frames") as advance:
+        for _ in range(5):
+            advance(10)
+    assert capsys.readouterr().err.splitlines()[0] == "frames: 20"
+
+
+def test_quiet_progress_is_silent(capsys, monkeypatch):
+    console.set_mode(quiet=True)
+    clock = iter(float(second) for second in range(1000))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("reading", 5) as advance:
+        advance(5, loss=1.0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (True, "yes"),
+        (1234567, "1,234,567"),
+        (0.123456, "0.1235"),
+        (float("nan"), "nan"),
+        (98765.4, "98,765"),
+        ("a", "a"),
+    ],
+)
+def test_cells(value: object, text: str):
+    assert console.cell_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**30, "3.0 GiB"), (2**41, "2.0 TiB")]
+)
+def test_bytes(count: int, text: str):
+    assert console.bytes_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.416, "0.42 s"), (42.4, "42 s"), (200, "3 min 20 s"), (59.99, "60 s"), (7500, "2 h 05 min")],
+)
+def test_seconds(seconds: float, text: str):
+    assert console.seconds_text(seconds) == text

@@ -1,0 +1,95 @@
+"""Each kind of failure has its exit code, the command line shows it as one paragraph, and never a traceback."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from codetr_cli import cli, errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.ConfigError, 2),
+        (errors.DatasetError, 3),
+        (errors.CheckpointError, 4),
+        (errors.MachineError, 5),
+        (errors.DivergedError, 6),
+    ],
+)
+def test_every_kind_has_its_exit_code(kind: type[errors.CodetrError], code: int):
+    assert issubclass(kind, errors.CodetrError)
+    assert kind("x").exit_code == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_stopped_by_a_signal(number: int, code: int):
+    assert errors.StoppedError("saved", number).exit_code == code
+
+
+@pytest.fixture
+def failing(codetr, monkeypatch):
+    """Runs `codetr presets` with its work replaced by raising an exception."""
+
+    def run(exception: BaseException, *words: str):
+        def load_preset(*_: object) -> None:
+            raise exception
+
+        monkeypatch.setattr("codetr_cli.config.load_preset", load_preset)
+        return codetr("presets", "co_dino_r50", *words)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("exception", "code", "said"),
+    [
+        (errors.DatasetError("no images in /x: write some"), 3, ["no images in /x: write some"]),
+        (errors.StoppedError("saved to run/1", 15), 143, ["saved to run/1"]),
+        (KeyboardInterrupt(), 130, []),
+        (OSError(errno.ENOSPC, "No space left on device", "/full/file"), 5, ["no space left", "/full/file", "free"]),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 5, ["no space left"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 5, ["/root/x", "Permission denied"]),
+        (MemoryError(), 5, ["not enough memory", "micro_batch"]),
+        (KeyError("foo"), 1, ["KeyError", "foo", "CODETR_DEBUG=1"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_failures_become_a_paragraph(failing, exception: BaseException, code: int, said: list[str]):
+    ran = failing(exception)
+    assert ran.code == code
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    assert len(ran.err.splitlines()) <= 1
+    for words in said:
+        assert words in ran.err
+
+
+def test_out_of_gpu_memory_is_recognised_without_torch(failing):
+    class OutOfMemoryError(RuntimeError):
+        """As torch names it."""
+
+    ran = failing(OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines"))
+    assert ran.code == 5
+    assert "2.00 GiB" in ran.err
+    assert "more lines" not in ran.err
+
+
+def test_traceback_on_request(failing, monkeypatch):
+    monkeypatch.setenv("CODETR_DEBUG", "1")
+    ran = failing(KeyError("foo"))
+    assert ran.code == 1
+    assert "Traceback" in ran.err
+
+
+def test_json_errors_are_one_object(failing):
+    ran = failing(errors.CheckpointError("broken file"), "--json")
+    assert ran.code == 4
+    assert ran.json == {"error": "broken file", "exit_code": 4}
+    assert "broken file" in ran.err
+
+
+def test_exit_codes_of_the_command_line_are_those_of_the_kinds():
+    assert errors.MachineError.exit_code == cli.EXIT_MACHINE
