@@ -1,0 +1,304 @@
+"""Resizing and augmentation of an image with its boxes, equal to the published pipelines to the last bit.
+
+Every random transform has two halves: `draw` makes its choices from a generator and `apply` carries them out without
+chance, so that recorded choices reproduce recorded pixels. Behaviour: Sense-X/Co-DETR, projects/configs/_base_/datasets
+with mmdet's RandomFlip, AutoAugment, Resize and RandomCrop. Images are RGB here; no operation mixes channels.
+Shape letters: h w one image's height and width, G its boxes. Sizes are (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import cv2
+import numpy as np
+import torch
+
+from codetr_cli.config import DataConfig, TestConfig
+from codetr_cli.data.batch import Target
+
+Size = tuple[int, int]
+Choices = TypeVar("Choices")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its objects on the way through the transforms.
+
+    Attributes:
+        image: (h, w, 3) uint8 RGB.
+        boxes: (G, 4) float32, xyxy in pixels of `image`.
+        labels: (G,) int64 class indices.
+        iscrowd: (G,) int64, 1 for a region of many objects.
+        area: (G,) float32 as annotated, in square pixels of the original image; no transform changes it.
+        scale_factor: (w, h) of the last resize, new / old side.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    iscrowd: np.ndarray
+    area: np.ndarray
+    scale_factor: tuple[float, float] = (1.0, 1.0)
+
+    @classmethod
+    def from_image(cls, image: np.ndarray) -> Sample:
+        """An image (h, w, 3) uint8 RGB without objects."""
+        return cls(
+            image=image,
+            boxes=np.zeros((0, 4), np.float32),
+            labels=np.zeros(0, np.int64),
+            iscrowd=np.zeros(0, np.int64),
+            area=np.zeros(0, np.float32),
+        )
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the image."""
+        return self.image.shape[0], self.image.shape[1]
+
+    def select(self, keep: np.ndarray) -> Sample:
+        """The sample with only those objects for which `keep` (G,) is true."""
+        return replace(
+            self,
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            iscrowd=self.iscrowd[keep],
+            area=self.area[keep],
+        )
+
+    def to_target(self, *, image_id: int, orig_size: Size, pad_divisor: int) -> Target:
+        """What the model and the objective are told of this image; `codetr_cli.data.coco` lists the keys.
+
+        Args:
+            image_id: id of the image in its annotation file.
+            orig_size: (height, width) as decoded.
+            pad_divisor: the image counts as padded to multiples of this.
+        """
+        height, width = self.size
+        return {
+            "boxes": torch.from_numpy(self.boxes),
+            "labels": torch.from_numpy(self.labels),
+            "iscrowd": torch.from_numpy(self.iscrowd),
+            "area": torch.from_numpy(self.area),
+            "image_id": image_id,
+            "orig_size": orig_size,
+            "size": (height, width),
+            "norm_size": (height, width),
+            "pad_size": (-(-height // pad_divisor) * pad_divisor, -(-width // pad_divisor) * pad_divisor),
+            "scale_factor": self.scale_factor,
+        }
+
+
+class Transform(ABC, Generic[Choices]):
+    """A step that draws its choices and then applies them."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, size: Size) -> Choices:
+        """Makes the choices for an image of `size`."""
+
+    @abstractmethod
+    def apply(self, sample: Sample, choices: Choices) -> Sample:
+        """Carries the choices out; never changes the arrays of `sample`."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Draws and applies."""
+        return self.apply(sample, self.draw(rng, sample.size))
+
+
+# ------------------------------------------------------------------------------------------------------------ the steps
+
+
+@dataclass(frozen=True)
+class FlipChoices:
+    """Whether to mirror the image left to right."""
+
+    flip: bool
+
+
+class Flip(Transform[FlipChoices]):
+    """Mirrors the image left to right with some probability."""
+
+    def __init__(self, *, probability: float) -> None:
+        self.probability = probability
+
+    def draw(self, rng: np.random.Generator, size: Size) -> FlipChoices:
+        """Draws one uniform number."""
+        return FlipChoices(flip=bool(rng.random() < self.probability))
+
+    def apply(self, sample: Sample, choices: FlipChoices) -> Sample:
+        """Mirrors image and boxes, or returns the sample as it is."""
+        if not choices.flip:
+            return sample
+        width = sample.size[1]
+        boxes = sample.boxes.copy()
+        boxes[:, 0] = width - sample.boxes[:, 2]
+        boxes[:, 2] = width - sample.boxes[:, 0]
+        return replace(sample, image=cv2.flip(sample.image, 1), boxes=boxes)
+
+
+@dataclass(frozen=True)
+class ResizeChoices:
+    """Which of the short sides to take."""
+
+    index: int
+
+
+class ResizeShortLong(Transform[ResizeChoices]):
+    """Resizes, keeping the ratio, so that neither the short side nor the long side exceeds its limit.
+
+    Args:
+        short_sides: candidates for the limit of the short side; one of them is drawn.
+        long_side: limit of the long side.
+    """
+
+    def __init__(self, *, short_sides: tuple[int, ...], long_side: int) -> None:
+        self.short_sides = short_sides
+        self.long_side = long_side
+
+    def draw(self, rng: np.random.Generator, size: Size) -> ResizeChoices:
+        """Draws one integer."""
+        return ResizeChoices(index=int(rng.integers(len(self.short_sides))))
+
+    def apply(self, sample: Sample, choices: ResizeChoices) -> Sample:
+        """Resizes like OpenCV's bilinear on uint8 (no antialiasing) and scales and clips the boxes."""
+        old_height, old_width = sample.size
+        height, width = self.new_size(sample.size, choices)
+        scale_factor = (width / old_width, height / old_height)
+        # Parity: the factor is rounded to float32 before it meets the boxes.
+        boxes = sample.boxes * np.array(scale_factor * 2, np.float32)
+        return replace(
+            sample,
+            image=cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR),
+            boxes=_clip(boxes, (height, width)),
+            scale_factor=scale_factor,
+        )
+
+    def new_size(self, size: Size, choices: ResizeChoices) -> Size:
+        """The size that an image of `size` gets."""
+        limits = (self.short_sides[choices.index], self.long_side)
+        # Parity: the two limits are unordered, as in mmcv's rescale_size.
+        factor = min(max(limits) / max(size), min(limits) / min(size))
+        height, width = (max(1, int(side * factor + 0.5)) for side in size)
+        return height, width
+
+
+@dataclass(frozen=True)
+class CropChoices:
+    """The window to keep, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class RandomCrop(Transform[CropChoices]):
+    """Cuts out a window whose sides are drawn between two limits; smaller sides of the image are kept whole.
+
+    Args:
+        low: smallest side of the window.
+        high: largest side of the window.
+    """
+
+    def __init__(self, *, low: int, high: int) -> None:
+        self.low = low
+        self.high = high
+
+    def draw(self, rng: np.random.Generator, size: Size) -> CropChoices:
+        """Draws height, width, top and left, in this order."""
+        height, width = (int(rng.integers(min(side, self.low), min(side, self.high) + 1)) for side in size)
+        top = int(rng.integers(size[0] - height + 1))
+        left = int(rng.integers(size[1] - width + 1))
+        return CropChoices(top=top, left=left, height=height, width=width)
+
+    def apply(self, sample: Sample, choices: CropChoices) -> Sample:
+        """Crops the image, clips the boxes and drops those that are left without area; none may remain."""
+        top, left, height, width = choices.top, choices.left, choices.height, choices.width
+        boxes = _clip(sample.boxes - np.array([left, top, left, top], np.float32), (height, width))
+        cropped = replace(sample, image=sample.image[top : top + height, left : left + width], boxes=boxes)
+        return cropped.select((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+
+
+def _clip(boxes: np.ndarray, size: Size) -> np.ndarray:
+    height, width = size
+    return np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+
+
+# --------------------------------------------------------------------------------------------------------- the policies
+
+
+@dataclass(frozen=True)
+class DetrChoices:
+    """One path through `DetrAugmentation`; `crop` is absent in the policy that only resizes."""
+
+    flip: FlipChoices
+    crop: tuple[ResizeChoices, CropChoices] | None
+    resize: ResizeChoices
+
+
+class DetrAugmentation(Transform[DetrChoices]):
+    """Flip, then with equal chances a resize, or a resize, a crop and another resize (arXiv 2005.12872, section 4)."""
+
+    def __init__(
+        self,
+        *,
+        flip_probability: float,
+        short_sides: tuple[int, ...],
+        long_side: int,
+        crop_short_sides: tuple[int, ...],
+        crop_long_side: int,
+        crop_size: tuple[int, int],
+    ) -> None:
+        self.flip = Flip(probability=flip_probability)
+        self.resize_before_crop = ResizeShortLong(short_sides=crop_short_sides, long_side=crop_long_side)
+        self.crop = RandomCrop(low=crop_size[0], high=crop_size[1])
+        self.resize = ResizeShortLong(short_sides=short_sides, long_side=long_side)
+
+    def draw(self, rng: np.random.Generator, size: Size) -> DetrChoices:
+        """Draws flip, policy, the choices of the crop if there is one, and the resize."""
+        flip = self.flip.draw(rng, size)
+        crop = None
+        if rng.integers(2):
+            first = self.resize_before_crop.draw(rng, size)
+            crop = (first, self.crop.draw(rng, self.resize_before_crop.new_size(size, first)))
+        return DetrChoices(flip=flip, crop=crop, resize=self.resize.draw(rng, size))
+
+    def apply(self, sample: Sample, choices: DetrChoices) -> Sample:
+        """The sample after all steps."""
+        *_, last = self.stages(sample, choices)
+        return last
+
+    def stages(self, sample: Sample, choices: DetrChoices) -> Iterator[Sample]:
+        """The sample after each step, in order."""
+        sample = self.flip.apply(sample, choices.flip)
+        yield sample
+        if choices.crop is not None:
+            sample = self.resize_before_crop.apply(sample, choices.crop[0])
+            yield sample
+            sample = self.crop.apply(sample, choices.crop[1])
+            yield sample
+        yield self.resize.apply(sample, choices.resize)
+
+
+AnyTransform = DetrAugmentation | ResizeShortLong
+
+
+def build_transforms(data: DataConfig, test: TestConfig, *, train: bool) -> AnyTransform:
+    """The transform of training images (`data.augmentation`) or of test images.
+
+    Without augmentation, training images are resized as test images are.
+    """
+    if train and data.augmentation == "detr":
+        return DetrAugmentation(
+            flip_probability=data.flip_probability,
+            short_sides=data.short_sides,
+            long_side=data.long_side,
+            crop_short_sides=data.crop_short_sides,
+            crop_long_side=data.crop_long_side,
+            crop_size=data.crop_size,
+        )
+    return ResizeShortLong(short_sides=(test.short_side,), long_side=test.long_side)
