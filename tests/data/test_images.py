@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from codetr_cli.data.images import read_image
+from codetr_cli.errors import DatasetError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def test_colours_come_out_as_rgb(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), PIXELS)
+
+
+def test_grey_and_transparent_images_become_three_channels(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(PIXELS[..., :1], 3, axis=2))
+    Image.fromarray(PIXELS).convert("RGBA").save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), PIXELS)
+
+
+def test_an_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    assert read_image(tmp_path / "turned.jpg").shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut{suffix}"
+    assert cv2.imwrite(str(path), PIXELS)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DatasetError, match=rf"cut{suffix}.*`codetr prepare"):
+        read_image(path)
+
+
+def test_empty_text_and_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("not an image")
+    for name in ("empty.jpg", "text.jpg", "missing.jpg"):
+        with pytest.raises(DatasetError, match=rf"{name}.*Replace it") as caught:
+            read_image(tmp_path / name)
+        assert caught.value.exit_code == 3
+
+
+def write_png_header(path: Path, width: int, height: int) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    write_png_header(path, 20_000, 20_000)
+    with pytest.raises(DatasetError, match=r"huge.png has 20000 x 20000 pixels.*data.max_pixels=400000000"):
+        read_image(path)
+
+
+def test_damaged_pixels_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hollow.png"
+    write_png_header(path, 20, 20)
+    with pytest.raises(DatasetError, match=r"hollow\.png: the file is damaged"):
+        read_image(path)
