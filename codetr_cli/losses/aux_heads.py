@@ -1,0 +1,257 @@
+"""Targets and losses of the one-to-many heads.
+
+Behaviour of mmdet's RPNHead, BBoxHead with decoded GIoU, and ATSSHead as configured by Co-DETR.
+Shape letters: A anchors of all levels, B batch, C channels, K classes, R sampled regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from codetr_cli.losses.assigners import BACKGROUND, assign_atss, assign_by_iou, sample_balanced
+from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.functional import average, focal_loss, giou_loss, one_hot
+from codetr_cli.models.aux_heads.anchors import decode_deltas, encode_deltas, flatten_map
+from codetr_cli.models.aux_heads.atss import AtssHead
+from codetr_cli.models.aux_heads.roi import RoiHead
+from codetr_cli.models.aux_heads.rpn import DELTA_STDS, RpnHead
+
+Targets = Sequence[dict[str, Any]]
+ReduceMean = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Boxes of one image that a head was trained on: where positive queries are taken from.
+
+    Attributes:
+        boxes: (A, 4) xyxy pixels.
+        labels: (A,) int64; K for background.
+        objects: (A, 4) xyxy pixels of the assigned object; 0 for background.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    objects: Tensor
+
+
+# ----------------------------------------------------------------------------------------------------------------- RPN
+
+
+@dataclass(frozen=True)
+class RpnStep:
+    """Outputs of the RPN and what was made of them; losses are sums over levels."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    proposals: list[tuple[Tensor, Tensor]]
+    class_loss: Tensor
+    box_loss: Tensor
+
+
+def rpn_step(head: RpnHead, maps: Sequence[Tensor], targets: Targets, *, samples: int, draws: Draws) -> RpnStep:
+    """Runs the RPN, its losses (unweighted) and its proposals.
+
+    Args:
+        head: the network.
+        maps: per level (B, C, H, W).
+        targets: per image `boxes`, `norm_size` for the proposals, `pad_size` for the anchors' validity.
+        samples: anchors per image that are trained on, half of them positive at most.
+        draws: source of the samples.
+    """
+    logits, deltas = head(maps)
+    shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
+    anchors = torch.cat(head.anchors.boxes(shapes, maps[0]))
+    flat_logits = torch.cat([flatten_map(m, 1)[..., 0] for m in logits], 1)  # (B, A)
+    flat_deltas = torch.cat([flatten_map(m, 4) for m in deltas], 1)  # (B, A, 4)
+    class_sum, box_sum, normaliser = maps[0].new_zeros(()), maps[0].new_zeros(()), 0
+    for i, target in enumerate(targets):
+        valid = torch.cat(head.anchors.valid(shapes, target["pad_size"], maps[0].device)).nonzero()[:, 0]
+        objects = target["boxes"].to(anchors.dtype)
+        assigned = assign_by_iou(anchors[valid], objects, positive_iou=0.7, negative_iou=0.3, min_best_iou=0.3)
+        positive, negative = sample_balanced(assigned, count=samples, positive_fraction=0.5, draws=draws)
+        wanted = encode_deltas(anchors[valid[positive]], objects[assigned[positive]], DELTA_STDS)
+        chosen = flat_logits[i, valid[torch.cat([positive, negative])]]
+        is_object = (torch.arange(len(chosen), device=chosen.device) < len(positive)).to(chosen.dtype)
+        class_sum = class_sum + F.binary_cross_entropy_with_logits(chosen, is_object, reduction="sum")
+        box_sum = box_sum + (flat_deltas[i, valid[positive]] - wanted).abs().sum()
+        # Parity: an image without positives still counts one.
+        normaliser += max(len(positive), 1) + max(len(negative), 1)
+    proposals = head.select_proposals(
+        [m.detach() for m in logits], [m.detach() for m in deltas], [target["norm_size"] for target in targets]
+    )
+    box_sum = box_sum + 0.0 * flat_deltas.sum()
+    return RpnStep(logits, deltas, proposals, average(class_sum, normaliser), average(box_sum, normaliser))
+
+
+# ----------------------------------------------------------------------------------------------------------------- RoI
+
+
+@dataclass(frozen=True)
+class RoiStep:
+    """Sampled regions and the box head's outputs on them, images one after the other."""
+
+    candidates: list[Candidates]
+    num_positives: list[int]
+    object_indices: list[Tensor]
+    pooled: Tensor
+    logits: Tensor
+    deltas: Tensor
+    class_loss: Tensor
+    box_loss: Tensor
+
+
+def roi_step(
+    head: RoiHead,
+    maps: Sequence[Tensor],
+    proposals: Sequence[tuple[Tensor, Tensor]],
+    targets: Targets,
+    *,
+    samples: int,
+    draws: Draws,
+) -> RoiStep:
+    """Samples regions, runs the box head and its losses (unweighted).
+
+    Args:
+        head: the network.
+        maps: per level (B, C, H, W).
+        proposals: per image boxes (P, 4) xyxy pixels and scores.
+        targets: per image `boxes`, `labels`.
+        samples: regions per image, a quarter of them positive at most.
+        draws: source of the samples.
+    """
+    candidates, counts, indices = [], [], []
+    for (boxes, _), target in zip(proposals, targets, strict=True):
+        regions, count, objects = _sample_regions(boxes, target, head.num_classes, samples, draws)
+        candidates.append(regions)
+        counts.append(count)
+        indices.append(objects)
+    regions_of_image = [c.boxes for c in candidates]
+    pooled = head.pool(maps, regions_of_image)
+    logits, deltas = head(pooled)
+    labels = torch.cat([c.labels for c in candidates])
+    class_sum = F.cross_entropy(logits, labels, reduction="sum")
+    positive = (labels < head.num_classes).nonzero()[:, 0]
+    own = deltas.view(len(labels), head.num_classes, 4)[positive, labels[positive]]
+    decoded = decode_deltas(torch.cat(regions_of_image)[positive], own, head.target_stds)
+    box_sum = giou_loss(decoded, torch.cat([c.objects for c in candidates])[positive]).sum() + 0.0 * deltas.sum()
+    # Parity: the box loss too is divided by all sampled regions, not by the positives.
+    return RoiStep(
+        candidates,
+        counts,
+        indices,
+        pooled,
+        logits,
+        deltas,
+        average(class_sum, max(len(labels), 1)),
+        average(box_sum, max(len(labels), 1)),
+    )
+
+
+def _sample_regions(
+    proposals: Tensor, target: dict[str, Any], num_classes: int, samples: int, draws: Draws
+) -> tuple[Candidates, int, Tensor]:
+    """Regions of one image, positives first; the objects themselves stand in front of the proposals."""
+    objects = target["boxes"].to(proposals.dtype)
+    assigned = assign_by_iou(proposals, objects, positive_iou=0.5, negative_iou=0.5, min_best_iou=None)
+    boxes = torch.cat([objects, proposals])
+    assigned = torch.cat([torch.arange(len(objects), device=boxes.device), assigned])
+    positive, negative = sample_balanced(assigned, count=samples, positive_fraction=0.25, draws=draws)
+    chosen = torch.cat([positive, negative])
+    labels = torch.full((len(chosen),), num_classes, device=boxes.device)
+    labels[: len(positive)] = target["labels"][assigned[positive]]
+    wanted = boxes.new_zeros(len(chosen), 4)
+    wanted[: len(positive)] = objects[assigned[positive]]
+    return Candidates(boxes[chosen], labels, wanted), len(positive), positive
+
+
+# ---------------------------------------------------------------------------------------------------------------- ATSS
+
+
+@dataclass(frozen=True)
+class AtssStep:
+    """Outputs of the ATSS head and its targets; losses are sums over levels."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    centerness: list[Tensor]
+    candidates: list[Candidates]
+    class_loss: Tensor
+    box_loss: Tensor
+    centerness_loss: Tensor
+
+
+def atss_step(head: AtssHead, maps: Sequence[Tensor], targets: Targets, reduce_mean: ReduceMean) -> AtssStep:
+    """Runs the ATSS head and its losses (unweighted).
+
+    Args:
+        head: the network.
+        maps: per level (B, C, H, W).
+        targets: per image `boxes`, `labels`, `pad_size` for the anchors' validity.
+        reduce_mean: averages a normaliser over processes.
+    """
+    logits, deltas, centerness = head(maps)
+    shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
+    levels = head.anchors.boxes(shapes, maps[0])
+    anchors = torch.cat(levels)
+    weights, candidates = [], []
+    for target in targets:
+        flags = head.anchors.valid(shapes, target["pad_size"], maps[0].device)
+        valid = torch.cat(flags)
+        weights.append(valid)
+        candidates.append(_assign_image([a[f] for a, f in zip(levels, flags, strict=True)], valid, target, head.num_classes))
+    labels = torch.stack([c.labels for c in candidates])  # (B, A)
+    flat_logits = torch.cat([flatten_map(m, head.num_classes) for m in logits], 1)
+    flat_deltas = torch.cat([flatten_map(m, 4) for m in deltas], 1)
+    flat_centerness = torch.cat([flatten_map(m, 1)[..., 0] for m in centerness], 1)
+    # Parity: an image without positives still counts one.
+    normaliser = sum(max(int((c.labels < head.num_classes).sum()), 1) for c in candidates)
+    num_samples = reduce_mean(maps[0].new_tensor(float(normaliser))).clamp(min=1)
+    target_classes = one_hot(labels.flatten(), head.num_classes, flat_logits.dtype)
+    class_sum = (focal_loss(flat_logits.flatten(0, 1), target_classes).sum(1) * torch.stack(weights).flatten()).sum()
+    image, cell = (labels < head.num_classes).nonzero().unbind(-1)
+    wanted = torch.stack([c.objects for c in candidates])[image, cell]
+    ideal = _centerness(anchors[cell], wanted)
+    decoded = decode_deltas(anchors[cell], flat_deltas[image, cell], head.target_stds)
+    box_sum = (giou_loss(decoded, wanted) * ideal).sum() + 0.0 * flat_deltas.sum()
+    centerness_sum = F.binary_cross_entropy_with_logits(flat_centerness[image, cell], ideal, reduction="sum")
+    # Parity: the box loss is divided twice, by 1 (plus the epsilon) and by the summed centerness.
+    total_ideal = reduce_mean(ideal.sum()).clamp(min=1)
+    return AtssStep(
+        logits,
+        deltas,
+        centerness,
+        candidates,
+        average(class_sum, num_samples),
+        average(box_sum, 1.0) / total_ideal,
+        average(centerness_sum + 0.0 * flat_centerness.sum(), num_samples),
+    )
+
+
+def _assign_image(levels: list[Tensor], valid: Tensor, target: dict[str, Any], num_classes: int) -> Candidates:
+    """Targets of every anchor of one image. Parity: anchors in the padding are zeros with the label of background."""
+    objects = target["boxes"].to(levels[0].dtype)
+    assigned = torch.full((len(valid),), BACKGROUND, device=valid.device)
+    assigned[valid] = assign_atss(levels, objects)
+    boxes = objects.new_zeros(len(valid), 4)
+    boxes[valid] = torch.cat(levels)
+    positive = assigned >= 0
+    labels = torch.full_like(assigned, num_classes)
+    labels[positive] = target["labels"][assigned[positive]]
+    wanted = objects.new_zeros(len(valid), 4)
+    wanted[positive] = objects[assigned[positive]]
+    return Candidates(boxes, labels, wanted)
+
+
+def _centerness(anchors: Tensor, objects: Tensor) -> Tensor:
+    """How central the anchor lies in its object, in [0, 1] (Eq. 3 of arXiv 1904.01355)."""
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    before, after = centres - objects[:, :2], objects[:, 2:] - centres
+    ratios = torch.minimum(before, after) / torch.maximum(before, after)
+    return (ratios[:, 0] * ratios[:, 1]).sqrt()

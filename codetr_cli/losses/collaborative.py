@@ -1,0 +1,297 @@
+"""What makes it Co-DETR: one-to-many heads train the encoder, and their positive boxes train the decoder.
+
+Sections 3.2 and 3.3 of arXiv 2211.12860; behaviour of Sense-X/Co-DETR, projects/models/co_detr.py and co_dino_head.py.
+The total is the sum of the decoder's losses, of the auxiliary heads' (lambda_2, multiplied into their weights) and of the
+positive queries' (lambda_1). Shape letters: B batch, D denoising queries, K classes, Q matching queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codetr_cli.losses.aux_heads import AtssStep, Candidates, RoiStep, RpnStep, atss_step, roi_step, rpn_step
+from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
+from codetr_cli.losses.denoising import DenoisingQueries, make_denoising_queries
+from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.matcher import HungarianMatcher, Match
+from codetr_cli.losses.positive import select_positive_queries
+from codetr_cli.models.codetr import CoDETR, Encoded
+from codetr_cli.models.decoder import DecoderOutput
+from codetr_cli.models.proposals import Proposals
+
+
+@dataclass
+class PositivePass:
+    """One decoder pass over the positive boxes of an auxiliary head."""
+
+    boxes: Tensor
+    targets: QueryTargets
+    queries: Tensor
+    logits: Tensor
+    predicted_boxes: Tensor
+
+
+@dataclass
+class Step:
+    """Everything one training forward computed, in the order it was computed."""
+
+    encoded: Encoded
+    denoising: DenoisingQueries | None
+    proposals: Proposals
+    decoded: DecoderOutput
+    logits: Tensor
+    boxes: Tensor
+    matches: list[list[Match]]
+    losses: dict[str, Tensor]
+    aux_maps: list[Tensor] = field(default_factory=list)
+    rpn: RpnStep | None = None
+    roi: RoiStep | None = None
+    atss: AtssStep | None = None
+    positive: list[PositivePass] = field(default_factory=list)
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
+class CollaborativeObjective(nn.Module):
+    """The network with all its training losses; every trained parameter gets a gradient in every step.
+
+    Args:
+        model: built with its auxiliary heads.
+        reduce_mean: averages a normaliser over processes; the default is for one process.
+        class_weight, l1_weight, giou_weight: of the decoder's losses.
+        class_cost, l1_cost, giou_cost: of the matching.
+        denoising_queries: pairs wanted; 0 switches denoising off.
+        label_noise, box_noise: of denoising.
+        aux_heads: train the RPN, RoI and ATSS heads.
+        positive_queries: decode their positive boxes.
+        rpn_class_weight, rpn_l1_weight, roi_class_weight, roi_giou_weight: of the RPN's and RoI head's losses.
+        atss_class_weight, atss_giou_weight, atss_centerness_weight: of the ATSS head's losses.
+        positive_queries_weight: lambda_1.
+        max_positive_queries: upper limit per pass.
+        rpn_samples, roi_samples: anchors and regions per image that are trained on.
+    """
+
+    def __init__(
+        self,
+        model: CoDETR,
+        *,
+        class_weight: float,
+        l1_weight: float,
+        giou_weight: float,
+        class_cost: float,
+        l1_cost: float,
+        giou_cost: float,
+        denoising_queries: int,
+        label_noise: float,
+        box_noise: float,
+        aux_heads: bool,
+        positive_queries: bool,
+        rpn_class_weight: float,
+        rpn_l1_weight: float,
+        roi_class_weight: float,
+        roi_giou_weight: float,
+        atss_class_weight: float,
+        atss_giou_weight: float,
+        atss_centerness_weight: float,
+        positive_queries_weight: float,
+        max_positive_queries: int,
+        rpn_samples: int,
+        roi_samples: int,
+        reduce_mean: Callable[[Tensor], Tensor] = _same,
+    ) -> None:
+        super().__init__()
+        if model.aux_heads is None:
+            raise ValueError("training needs a model that was built with its auxiliary heads")
+        self.model = model
+        self.reduce_mean = reduce_mean
+        self.criterion = QueryCriterion(class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
+        self.matcher = HungarianMatcher(class_cost=class_cost, l1_cost=l1_cost, giou_cost=giou_cost)
+        self.denoising_queries, self.label_noise, self.box_noise = denoising_queries, label_noise, box_noise
+        self.use_aux_heads, self.use_positive_queries = aux_heads, positive_queries
+        self.rpn_weights = (rpn_class_weight, rpn_l1_weight)
+        self.roi_weights = (roi_class_weight, roi_giou_weight)
+        self.atss_weights = (atss_class_weight, atss_giou_weight, atss_centerness_weight)
+        self.positive_queries_weight, self.max_positive_queries = positive_queries_weight, max_positive_queries
+        self.rpn_samples, self.roi_samples = rpn_samples, roi_samples
+        self._leave_out_unused()
+
+    def _leave_out_unused(self) -> None:
+        """Parameters that the chosen losses never reach are not trained: each trained one has a gradient in every step."""
+        model = self.model
+        if not self.use_aux_heads:
+            for module in (model.aux_heads, model.downsample):
+                module.requires_grad_(False)
+        if not self.use_positive_queries:
+            model.positive_queries.requires_grad_(False)
+        if not self.denoising_queries:
+            model.label_embed.requires_grad_(False)
+
+    def forward(
+        self, images: Tensor, padding_mask: Tensor, targets: Sequence[dict[str, Any]], draws: Draws | None = None
+    ) -> dict[str, Tensor]:
+        """All losses, weighted, under their published names; the total is their sum.
+
+        Args:
+            images: (B, 3, H, W) normalised, zero in the padding.
+            padding_mask: bool (B, H, W), True = padding.
+            targets: per image `boxes` (G, 4) xyxy pixels, `labels` (G,) int64, `norm_size` and `pad_size` (h, w).
+            draws: source of random numbers; None: torch's global generators.
+        """
+        return self.run(images, padding_mask, targets, draws or Draws()).losses
+
+    def run(self, images: Tensor, padding_mask: Tensor, targets: Sequence[dict[str, Any]], draws: Draws) -> Step:
+        """The forward pass with all it computed; arguments as for `forward`."""
+        encoded = self.model.encode(images, padding_mask)
+        device_type = images.device.type
+        step = self._decode_matching(encoded, targets, draws)
+        # Costs, boxes and losses are computed in float32 whatever the precision of the network.
+        with torch.autocast(device_type, enabled=False):
+            self._decoder_losses(step, targets)
+        if self.use_aux_heads:
+            self._aux_head_losses(step, targets, draws)
+            if self.use_positive_queries:
+                self._positive_losses(step, targets, draws)
+        return step
+
+    def _decode_matching(self, encoded: Encoded, targets: Sequence[dict[str, Any]], draws: Draws) -> Step:
+        model, batch = self.model, len(targets)
+        proposals = model.select_queries(encoded)
+        queries, references, blocked = model.matching_queries(batch), proposals.boxes.detach(), None
+        denoising = None
+        if self.denoising_queries:
+            denoising = make_denoising_queries(
+                targets,
+                label_embed=model.label_embed,
+                num_matching=queries.shape[1],
+                num_queries=self.denoising_queries,
+                label_noise=self.label_noise,
+                box_noise=self.box_noise,
+                dtype=references.dtype,
+                draws=draws,
+            )
+            queries = torch.cat([denoising.content.to(queries.dtype), queries], 1)
+            references = torch.cat([denoising.reference_logits.sigmoid(), references], 1)
+            blocked = denoising.blocked
+        decoded = model.decode(queries, references, encoded, blocked)
+        logits, boxes = model.predict_layers(decoded)
+        return Step(encoded, denoising, proposals, decoded, logits, boxes, matches=[], losses={})
+
+    def _decoder_losses(self, step: Step, targets: Sequence[dict[str, Any]]) -> None:
+        classes = self.model.num_classes
+        logits, boxes = _at_least_float32(step.logits), _at_least_float32(step.boxes)
+        first = step.denoising.labels.shape[1] if step.denoising else 0
+        sets = [(logits[i, :, first:], boxes[i, :, first:]) for i in range(len(logits))]
+        sets.append((_at_least_float32(step.proposals.logits), _at_least_float32(step.proposals.boxes)))
+        step.matches = self.matcher([(a.detach(), b.detach()) for a, b in sets], targets)
+        factors = _factors(targets, boxes)
+        num_boxes = self._mean_count(sum(len(queries) for queries, _ in step.matches[0]), boxes)
+        for layer, ((set_logits, set_boxes), matches) in enumerate(zip(sets, step.matches, strict=True)):
+            wanted = QueryTargets.from_matches(matches, targets, set_logits.shape[1], classes, boxes.dtype)
+            terms = self.criterion(set_logits, set_boxes, wanted, factors, num_boxes)
+            prefix = "enc_" if layer == len(logits) else _layer_prefix(layer, len(logits))
+            step.losses.update({f"{prefix}loss_{name}": value for name, value in terms.items()})
+        if step.denoising is None:
+            return
+        wanted = QueryTargets(step.denoising.labels, step.denoising.boxes)
+        num_boxes = self._mean_count(step.denoising.num_positives, boxes)
+        for layer in range(len(logits)):
+            terms = self.criterion(logits[layer, :, :first], boxes[layer, :, :first], wanted, factors, num_boxes)
+            prefix = _layer_prefix(layer, len(logits))
+            step.losses.update({f"{prefix}dn_loss_{name}": value for name, value in terms.items()})
+
+    def _aux_head_losses(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> None:
+        heads = self.model.aux_heads
+        step.aux_maps = self.model.aux_maps(step.encoded)
+        with torch.autocast(step.aux_maps[0].device.type, enabled=False):
+            maps = [_at_least_float32(m) for m in step.aux_maps]
+            step.rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws)
+            step.roi = roi_step(heads.roi, maps, step.rpn.proposals, targets, samples=self.roi_samples, draws=draws)
+            step.atss = atss_step(heads.atss, maps, targets, self.reduce_mean)
+        step.losses["loss_rpn_cls"] = step.rpn.class_loss * self.rpn_weights[0]
+        step.losses["loss_rpn_bbox"] = step.rpn.box_loss * self.rpn_weights[1]
+        step.losses["loss_cls0"] = step.roi.class_loss * self.roi_weights[0]
+        step.losses["loss_bbox0"] = step.roi.box_loss * self.roi_weights[1]
+        step.losses["loss_cls1"] = step.atss.class_loss * self.atss_weights[0]
+        step.losses["loss_bbox1"] = step.atss.box_loss * self.atss_weights[1]
+        step.losses["loss_centerness1"] = step.atss.centerness_loss * self.atss_weights[2]
+
+    def _positive_losses(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> None:
+        if step.roi is None or step.atss is None:
+            return
+        for head, candidates in enumerate((step.roi.candidates, step.atss.candidates)):
+            done = self._positive_pass(step.encoded, candidates, targets, head, draws)
+            step.positive.append(done)
+            with torch.autocast(done.logits.device.type, enabled=False):
+                logits, boxes = _at_least_float32(done.logits), _at_least_float32(done.predicted_boxes)
+                positives = int((done.targets.labels < self.model.num_classes).sum())
+                factors, num_boxes = _factors(targets, boxes), self._mean_count(positives, boxes)
+                for layer in range(len(logits)):
+                    terms = self.criterion(logits[layer], boxes[layer], done.targets, factors, num_boxes)
+                    prefix = _layer_prefix(layer, len(logits))
+                    for name, value in terms.items():
+                        step.losses[f"{prefix}loss_{name}_aux{head}"] = value * self.positive_queries_weight
+
+    def _positive_pass(
+        self,
+        encoded: Encoded,
+        candidates: Sequence[Candidates],
+        targets: Sequence[dict[str, Any]],
+        head: int,
+        draws: Draws,
+    ) -> PositivePass:
+        """Decodes one head's positive boxes: no mask, so that all queries of an image see each other."""
+        boxes, wanted = select_positive_queries(
+            candidates,
+            targets,
+            num_classes=self.model.num_classes,
+            max_queries=self.max_positive_queries,
+            draws=draws,
+        )
+        queries = self.model.positive_queries(boxes, head)
+        decoded = self.model.decode(queries, boxes, encoded)
+        logits, predicted = self.model.predict_layers(decoded)
+        return PositivePass(boxes, wanted, queries, logits, predicted)
+
+    def _mean_count(self, count: int, like: Tensor) -> Tensor:
+        return self.reduce_mean(like.new_tensor(float(count))).clamp(min=1)
+
+
+def group_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums the losses by the part of the objective they belong to, for people to read."""
+    groups: dict[str, Tensor] = {}
+    for name, value in losses.items():
+        group = _group_of(name)
+        groups[group] = groups[group] + value if group in groups else value
+    return groups
+
+
+def _group_of(name: str) -> str:
+    if "_aux" in name:
+        return "positive queries"
+    if "dn_loss" in name:
+        return "denoising"
+    if name.startswith("enc_"):
+        return "proposals"
+    if "rpn" in name:
+        return "rpn"
+    return {"0": "roi", "1": "atss"}.get(name[-1], "decoder")
+
+
+def _layer_prefix(layer: int, num_layers: int) -> str:
+    return "" if layer == num_layers - 1 else f"d{layer}."
+
+
+def _factors(targets: Sequence[dict[str, Any]], like: Tensor) -> Tensor:
+    """(B, 4) = (w, h, w, h) of each image in pixels."""
+    return like.new_tensor([[w, h, w, h] for h, w in (target["norm_size"] for target in targets)])
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

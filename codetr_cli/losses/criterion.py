@@ -1,0 +1,90 @@
+"""Losses of decoder queries whose label and box are known: matched, denoising and positive queries share them.
+
+Behaviour of co_dino_head.py. Shape letters: B batch, K classes, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codetr_cli.boxes import cxcywh_to_xyxy, paired_iou, size_scale, xyxy_to_cxcywh
+from codetr_cli.losses.functional import average, giou_loss, quality_focal_loss
+from codetr_cli.losses.matcher import Match
+
+
+@dataclass(frozen=True)
+class QueryTargets:
+    """What each query should say.
+
+    Attributes:
+        labels: (B, Q) int64; K for background.
+        boxes: (B, Q, 4) normalised cxcywh; read where the label is not background.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+
+    @staticmethod
+    def from_matches(
+        matches: Sequence[Match], targets: Sequence[dict[str, Any]], num_queries: int, num_classes: int, dtype: torch.dtype
+    ) -> QueryTargets:
+        """Targets of queries matched one to one; the rest is background."""
+        device = targets[0]["labels"].device
+        labels = torch.full((len(targets), num_queries), num_classes, device=device)
+        boxes = torch.zeros(len(targets), num_queries, 4, dtype=dtype, device=device)
+        for i, ((queries, objects), target) in enumerate(zip(matches, targets, strict=True)):
+            wanted = target["boxes"].to(dtype)
+            labels[i, queries] = target["labels"][objects]
+            boxes[i, queries] = (xyxy_to_cxcywh(wanted) / size_scale(target["norm_size"], wanted))[objects]
+        return QueryTargets(labels, boxes)
+
+
+class QueryCriterion:
+    """Quality focal, L1 and GIoU loss of one decoder layer.
+
+    Args:
+        class_weight: weight of the quality focal loss.
+        l1_weight: weight of the L1 loss of normalised cxcywh boxes.
+        giou_weight: weight of the GIoU loss of boxes in pixels.
+    """
+
+    def __init__(self, *, class_weight: float, l1_weight: float, giou_weight: float) -> None:
+        self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
+
+    def __call__(
+        self, logits: Tensor, boxes: Tensor, targets: QueryTargets, factors: Tensor, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """The three losses.
+
+        Args:
+            logits: (B, Q, K).
+            boxes: (B, Q, 4) cxcywh in [0, 1].
+            targets: of the same queries.
+            factors: (B, 4) = (w, h, w, h) of each image in pixels.
+            num_boxes: normaliser of the box losses: positives averaged over processes, at least 1.
+
+        Returns:
+            cls, bbox, iou.
+        """
+        classes = logits.shape[-1]
+        labels = targets.labels.flatten()
+        positive = (labels != classes).nonzero()[:, 0]
+        predicted, wanted = boxes.flatten(0, 1)[positive], targets.boxes.flatten(0, 1)[positive]
+        quality = boxes.new_zeros(len(labels))
+        quality[positive] = paired_iou(cxcywh_to_xyxy(predicted.detach()), cxcywh_to_xyxy(wanted))
+        # Parity: the class loss is divided by this process's own positives, not by their mean over processes.
+        class_loss = average(quality_focal_loss(logits.flatten(0, 1), labels, quality), max(len(positive), 1))
+        # Without positives both sums are an exact zero attached to the graph.
+        l1 = (predicted - wanted).abs().sum() + 0.0 * boxes.sum()
+        scale = factors[positive // boxes.shape[1]]
+        giou = giou_loss(cxcywh_to_xyxy(predicted) * scale, cxcywh_to_xyxy(wanted) * scale).sum() + 0.0 * boxes.sum()
+        return {
+            "cls": class_loss * self.class_weight,
+            "bbox": average(l1, num_boxes) * self.l1_weight,
+            "iou": average(giou, num_boxes) * self.giou_weight,
+        }

@@ -1,0 +1,25 @@
+"""Every random number of a training step comes from here, so that recorded steps can be replayed.
+
+The default draws from torch's global generators, whose state a checkpoint keeps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Draws:
+    """Random tensors for denoising and sampling."""
+
+    def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) with the dtype and device of `like`."""
+        return torch.rand(shape, dtype=like.dtype, device=like.device)
+
+    def integers(self, high: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Uniform int64 numbers in [0, high) on the device of `like`."""
+        return torch.randint(high, shape, device=like.device)
+
+    def permutation(self, count: int, like: Tensor) -> Tensor:
+        """A random order of `count` things, int64 on the device of `like`."""
+        return torch.randperm(count, device=like.device)

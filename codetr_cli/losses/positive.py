@@ -1,0 +1,70 @@
+"""Customised positive queries: boxes of the auxiliary heads' positives, decoded beside the learned queries.
+
+Section 3.3 of arXiv 2211.12860; behaviour of co_dino_head.py (get_aux_targets). Shape letters: B batch, K classes, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codetr_cli.boxes import size_scale, xyxy_to_cxcywh
+from codetr_cli.losses.aux_heads import Candidates
+from codetr_cli.losses.criterion import QueryTargets
+from codetr_cli.losses.draws import Draws
+
+MIN_QUERIES = 9
+"""Fewest queries of a pass; images without that many positives are filled up with random background boxes."""
+
+
+@torch.no_grad()
+def select_positive_queries(
+    candidates: Sequence[Candidates],
+    targets: Sequence[dict[str, Any]],
+    *,
+    num_classes: int,
+    max_queries: int,
+    draws: Draws,
+) -> tuple[Tensor, QueryTargets]:
+    """Chooses as many boxes in every image as the image with most positives has.
+
+    Args:
+        candidates: per image, the boxes a head was trained on.
+        targets: per image `norm_size` (h, w).
+        num_classes: K.
+        max_queries: upper limit of queries.
+        draws: source of the random choices.
+
+    Returns:
+        Boxes (B, Q, 4) normalised cxcywh, not clipped, and their targets: the assigned object for positives, background
+        for the others, which act as negatives.
+    """
+    # Parity: images are cut to the smallest number of candidates before anything is counted.
+    shared = min(len(c.labels) for c in candidates)
+    positives = [(c.labels[:shared] < num_classes).nonzero()[:, 0] for c in candidates]
+    count = max(min(max(len(p) for p in positives), max_queries), MIN_QUERIES)
+    boxes, labels, objects = [], [], []
+    for candidate, positive, target in zip(candidates, positives, targets, strict=True):
+        chosen = _fill(candidate.labels[:shared], positive, count, num_classes, draws)
+        factor = size_scale(target["norm_size"], candidate.boxes)
+        boxes.append(xyxy_to_cxcywh(candidate.boxes[chosen] / factor))
+        objects.append(xyxy_to_cxcywh(candidate.objects[chosen] / factor))
+        labels.append(candidate.labels[chosen])
+    return torch.stack(boxes), QueryTargets(torch.stack(labels), torch.stack(objects))
+
+
+def _fill(labels: Tensor, positive: Tensor, count: int, num_classes: int, draws: Draws) -> Tensor:
+    """Indices of `count` boxes: a random subset of the positives, or all of them and random background."""
+    if len(positive) > count:
+        return positive[draws.permutation(len(positive), positive)[:count]]
+    missing = count - len(positive)
+    if missing == 0:
+        return positive
+    background = (labels == num_classes).nonzero()[:, 0]
+    if len(background) == 0:  # every candidate is positive: repeat some
+        return torch.cat([positive, positive[torch.arange(missing, device=positive.device) % len(positive)]])
+    order = draws.permutation(len(background), background)
+    return torch.cat([positive, background[order[torch.arange(missing, device=order.device) % len(order)]]])

@@ -1,0 +1,100 @@
+"""Anchors and box deltas of the one-to-many heads.
+
+Behaviour of mmdet's AnchorGenerator (scale_major, center_offset 0) and DeltaXYWHBBoxCoder.
+Shape letters: A anchors of a cell, M anchors of a map, L levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from codetr_cli.boxes import clip_boxes, xyxy_to_cxcywh
+
+MAX_LOG_RATIO = abs(math.log(16 / 1000))
+"""Largest change of width or height that a delta may ask for, as a logarithm."""
+
+
+class AnchorGrid:
+    """Anchors of every cell of every level.
+
+    Args:
+        strides: pixels per cell of each level.
+        scales: sizes of the anchors in strides.
+        ratios: height / width.
+    """
+
+    def __init__(self, *, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]) -> None:
+        self.strides, self.scales, self.ratios = tuple(strides), tuple(scales), tuple(ratios)
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors of one cell."""
+        return len(self.scales) * len(self.ratios)
+
+    def boxes(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
+        """Anchors (M_i, 4) xyxy in pixels, one tensor a level; cells in row-major order, ratio before scale within a cell.
+
+        Parity: a cell's anchors are centred on its top left corner, not on its middle.
+
+        Args:
+            shapes: (H, W) of each level.
+            like: a tensor whose dtype and device the anchors take.
+        """
+        ratios = like.new_tensor(self.ratios).sqrt()[:, None]
+        scales = like.new_tensor(self.scales)[None]
+        anchors = []
+        for (height, width), stride in zip(shapes, self.strides, strict=True):
+            half_w = (stride / ratios * scales).flatten() / 2  # (A,)
+            half_h = (stride * ratios * scales).flatten() / 2
+            base = torch.stack([-half_w, -half_h, half_w, half_h], -1)
+            x = torch.arange(width, dtype=like.dtype, device=like.device) * stride
+            y = torch.arange(height, dtype=like.dtype, device=like.device) * stride
+            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+            shifts = torch.stack([grid_x, grid_y, grid_x, grid_y], -1).view(-1, 1, 4)
+            anchors.append((shifts + base).view(-1, 4))
+        return anchors
+
+    def valid(self, shapes: Sequence[tuple[int, int]], pad_size: tuple[int, int], device: torch.device) -> list[Tensor]:
+        """Per level bool (M_i,): whether the anchor's cell starts inside the image's own padded size (height, width)."""
+        flags = []
+        for (height, width), stride in zip(shapes, self.strides, strict=True):
+            rows = torch.arange(height, device=device) < math.ceil(pad_size[0] / stride)
+            columns = torch.arange(width, device=device) < math.ceil(pad_size[1] / stride)
+            flags.append((rows[:, None] & columns).flatten().repeat_interleave(self.per_cell))
+        return flags
+
+
+def encode_deltas(anchors: Tensor, boxes: Tensor, stds: Sequence[float]) -> Tensor:
+    """The deltas (N, 4) that turn anchors (N, 4) into boxes (N, 4), both xyxy pixels, divided by `stds`."""
+    a, b = xyxy_to_cxcywh(anchors), xyxy_to_cxcywh(boxes)
+    deltas = torch.cat([(b[:, :2] - a[:, :2]) / a[:, 2:], torch.log(b[:, 2:] / a[:, 2:])], -1)
+    return deltas / deltas.new_tensor(stds)
+
+
+def decode_deltas(
+    anchors: Tensor, deltas: Tensor, stds: Sequence[float], size: tuple[int, int] | None = None
+) -> Tensor:
+    """Boxes (..., 4) xyxy pixels of anchors moved by deltas.
+
+    Args:
+        anchors: (..., 4) xyxy pixels, broadcastable to `deltas`.
+        deltas: (..., 4).
+        stds: what the deltas were divided by.
+        size: clip to an image of this (height, width); None: no clipping.
+    """
+    deltas = deltas * deltas.new_tensor(stds)
+    centre_size = xyxy_to_cxcywh(anchors)
+    centres, sides = centre_size[..., :2], centre_size[..., 2:]
+    centres = centres + deltas[..., :2] * sides
+    half = sides * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() / 2
+    boxes = torch.cat([centres - half, centres + half], -1)
+    return boxes if size is None else clip_boxes(boxes, size)
+
+
+def flatten_map(prediction: Tensor, channels: int) -> Tensor:
+    """Turns a head's map (B, A * channels, H, W) into (B, H * W * A, channels), in the order of the anchors."""
+    return prediction.permute(0, 2, 3, 1).reshape(prediction.shape[0], -1, channels)

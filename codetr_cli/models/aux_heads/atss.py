@@ -1,0 +1,107 @@
+"""One-stage head with one anchor a cell (arXiv 1912.02424). Behaviour of mmdet's ATSSHead.
+
+Shape letters: B batch, K classes, M anchors of all levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, flatten_map
+from codetr_cli.models.aux_heads.roi import select_detections
+from codetr_cli.models.layers import ConvNorm
+from codetr_cli.models.postprocess import Detections
+
+
+class AtssHead(nn.Module):
+    """Class logits, box deltas and centerness of every cell.
+
+    Args:
+        dim: channels of the maps.
+        num_classes: K.
+        anchors: one anchor a cell.
+        norm_groups: groups of the norms.
+        target_stds: what box deltas are divided by.
+        pre_nms: best cells kept per level by `detect`.
+        nms_iou: threshold of its NMS.
+        max_detections: kept per image by `detect`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_classes: int,
+        anchors: AnchorGrid,
+        norm_groups: int,
+        target_stds: Sequence[float],
+        pre_nms: int,
+        nms_iou: float,
+        max_detections: int,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.anchors, self.target_stds = num_classes, anchors, tuple(target_stds)
+        self.pre_nms, self.nms_iou, self.max_detections = pre_nms, nms_iou, max_detections
+        self.class_tower = ConvNorm(dim, dim, kernel_size=3, norm_groups=norm_groups)
+        self.box_tower = ConvNorm(dim, dim, kernel_size=3, norm_groups=norm_groups)
+        self.class_head = nn.Conv2d(dim, num_classes, 3, padding=1)
+        self.box_head = nn.Conv2d(dim, 4, 3, padding=1)
+        self.centerness_head = nn.Conv2d(dim, 1, 3, padding=1)
+        self.scales = nn.ParameterList(torch.tensor(1.0) for _ in anchors.strides)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.class_head.bias, -math.log(99))
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Per level class logits (B, K, H, W), deltas (B, 4, H, W) and centerness logits (B, 1, H, W)."""
+        logits, deltas, centerness = [], [], []
+        for m, scale in zip(maps, self.scales, strict=True):
+            logits.append(self.class_head(F.relu(self.class_tower(m))))
+            box_features = F.relu(self.box_tower(m))
+            deltas.append(self.box_head(box_features) * scale)
+            centerness.append(self.centerness_head(box_features))  # of the box tower
+        return logits, deltas, centerness
+
+    @torch.no_grad()
+    def detect(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """Detections in the pixels of the network's input.
+
+        Args:
+            maps: the encoder's maps.
+            sizes: per image (height, width) that boxes are clipped to.
+        """
+        logits, deltas, centerness = self.forward(maps)
+        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
+        anchors = self.anchors.boxes(shapes, maps[0])
+        per_level = [
+            (flatten_map(c, self.num_classes).sigmoid(), flatten_map(d, 4), flatten_map(t, 1).sigmoid(), a)
+            for c, d, t, a in zip(logits, deltas, centerness, anchors, strict=True)
+        ]
+        found = []
+        for image, size in enumerate(sizes):
+            boxes, scores = [], []
+            for class_scores, moves, weights, level_anchors in per_level:
+                cell, label, score = self._best_cells(class_scores[image])
+                # The centerness joins after the selection, which is by class score alone.
+                dense = score.new_zeros(len(cell), self.num_classes)
+                dense[torch.arange(len(cell), device=dense.device), label] = score * weights[image, cell, 0]
+                scores.append(dense)
+                boxes.append(decode_deltas(level_anchors[cell], moves[image, cell], self.target_stds, size))
+            found.append(
+                select_detections(torch.cat(boxes)[:, None], torch.cat(scores), self.nms_iou, self.max_detections)
+            )
+        return found
+
+    def _best_cells(self, class_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cell, label and score of the best `pre_nms` (cell, class) pairs of one level (H W, K)."""
+        score, flat = class_scores.flatten().sort(descending=True)
+        score, flat = score[: self.pre_nms], flat[: self.pre_nms]
+        return flat // self.num_classes, flat % self.num_classes, score

@@ -1,0 +1,132 @@
+"""Box head on pooled regions of the encoder's maps. Behaviour of mmdet's SingleRoIExtractor and Shared2FCBBoxHead.
+
+Shape letters: C channels, K classes, R regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from codetr_cli.boxes import box_area
+from codetr_cli.models.aux_heads.anchors import decode_deltas
+from codetr_cli.models.postprocess import Detections
+from codetr_cli.ops.nms import batched_nms
+
+
+class RoiHead(nn.Module):
+    """Class and box of every region.
+
+    Args:
+        dim: channels of the maps.
+        num_classes: K; background is an extra last class.
+        strides: pixels per cell of the maps that are pooled from; further maps are ignored.
+        fc_dim: channels of the two shared layers.
+        output_size: side of a pooled region in cells.
+        finest_scale: regions up to this size (square root of the area, pixels) use the first map.
+        target_stds: what box deltas are divided by.
+        nms_iou: threshold of the NMS of `detect`.
+        max_detections: kept per image by `detect`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_classes: int,
+        strides: Sequence[int],
+        fc_dim: int,
+        output_size: int,
+        finest_scale: int,
+        target_stds: Sequence[float],
+        nms_iou: float,
+        max_detections: int,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.strides, self.output_size = num_classes, tuple(strides), output_size
+        self.finest_scale, self.target_stds = finest_scale, tuple(target_stds)
+        self.nms_iou, self.max_detections = nms_iou, max_detections
+        self.fcs = nn.ModuleList([nn.Linear(dim * output_size**2, fc_dim), nn.Linear(fc_dim, fc_dim)])
+        self.class_head = nn.Linear(fc_dim, num_classes + 1)
+        self.box_head = nn.Linear(fc_dim, 4 * num_classes)
+        for layer in self.fcs:
+            nn.init.xavier_uniform_(layer.weight)
+        nn.init.normal_(self.class_head.weight, std=0.01)
+        nn.init.normal_(self.box_head.weight, std=0.001)
+        for layer in (*self.fcs, self.class_head, self.box_head):
+            nn.init.zeros_(layer.bias)
+
+    def pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Pools each region from the map that suits its size.
+
+        Args:
+            maps: (B, C, H, W), at least as many as there are strides.
+            boxes: per image (R_i, 4) xyxy pixels.
+
+        Returns:
+            (R, C, output_size, output_size), images one after the other.
+        """
+        rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], -1) for i, b in enumerate(boxes)])
+        scale = box_area(rois[:, 1:]).sqrt()
+        levels = torch.floor(torch.log2(scale / self.finest_scale + 1e-6)).clamp(0, len(self.strides) - 1)
+        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], self.output_size, self.output_size)
+        for level, stride in enumerate(self.strides):
+            index = (levels == level).nonzero()[:, 0]
+            # Also without regions: so that every map keeps its place in the graph.
+            regions = roi_align(
+                maps[level], rois[index].to(maps[level].dtype), self.output_size, 1 / stride, sampling_ratio=0, aligned=True
+            )
+            pooled = pooled.index_add(0, index, regions)
+        return pooled
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps pooled regions (R, C, s, s) to logits (R, K + 1) and class-specific deltas (R, 4 K)."""
+        x = pooled.flatten(1)
+        for layer in self.fcs:
+            x = F.relu(layer(x))
+        return self.class_head(x), self.box_head(x)
+
+    @torch.no_grad()
+    def detect(
+        self,
+        maps: Sequence[Tensor],
+        proposals: Sequence[tuple[Tensor, Tensor]],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[Detections]:
+        """Detections in the pixels of the network's input.
+
+        Args:
+            maps: the encoder's maps.
+            proposals: per image boxes (R_i, 4) xyxy pixels and scores, of the RPN.
+            sizes: per image (height, width) that boxes are clipped to.
+        """
+        counts = [len(boxes) for boxes, _ in proposals]
+        logits, deltas = self.forward(self.pool(maps, [boxes for boxes, _ in proposals]))
+        found = []
+        for (boxes, _), image_logits, image_deltas, size in zip(
+            proposals, logits.split(counts), deltas.split(counts), sizes, strict=True
+        ):
+            scores = image_logits.softmax(-1)[:, : self.num_classes]
+            corners = decode_deltas(boxes[:, None], image_deltas.view(-1, self.num_classes, 4), self.target_stds, size)
+            found.append(select_detections(corners, scores, self.nms_iou, self.max_detections))
+        return found
+
+
+def select_detections(boxes: Tensor, scores: Tensor, nms_iou: float, max_detections: int) -> Detections:
+    """NMS within each class over every box and every class with a positive score.
+
+    Args:
+        boxes: (R, K, 4) or (R, 1, 4) xyxy pixels.
+        scores: (R, K).
+        nms_iou: threshold.
+        max_detections: kept.
+    """
+    region, label = (scores > 0).nonzero().unbind(-1)
+    candidates = boxes.expand(-1, scores.shape[1], -1)[region, label]
+    values = scores[region, label]
+    keep = batched_nms(candidates, values, label, nms_iou)[:max_detections]
+    return Detections(candidates[keep], values[keep], label[keep])

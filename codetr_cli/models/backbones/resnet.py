@@ -1,0 +1,108 @@
+"""Residual network with torchvision's blocks and parameter names (arXiv 1512.03385)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm with fixed statistics and a fixed affine map; all four are saved, none is trained.
+
+    Args:
+        num_features: channels.
+        eps: added to the variance.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(num_features), requires_grad=False)
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to the same shape."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def _group_norm(num_features: int) -> nn.GroupNorm:
+    return nn.GroupNorm(8, num_features)
+
+
+class ResNet(nn.Module):
+    """Four stages of residual blocks; gives the map after each.
+
+    Args:
+        block: "basic" or "bottleneck".
+        layers: blocks of each stage.
+        width: channels of the stem.
+        norm: "frozen_batch" or "group".
+        frozen_stages: stages whose weights are not trained, the stem included when above 0.
+        checkpointing: recompute the trained stages in the backward pass.
+    """
+
+    def __init__(
+        self, *, block: str, layers: Sequence[int], width: int, norm: str, frozen_stages: int, checkpointing: bool
+    ) -> None:
+        super().__init__()
+        kind: type[BasicBlock | Bottleneck] = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
+        norm_layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen_batch" else _group_norm
+        self.frozen_stages, self.checkpointing = frozen_stages, checkpointing
+        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(width)
+        channels = width
+        self.out_channels: list[int] = []
+        for stage, count in enumerate(layers):
+            planes, stride = width * 2**stage, 1 if stage == 0 else 2
+            blocks = []
+            for index in range(count):
+                step = stride if index == 0 else 1
+                downsample = None
+                if step != 1 or channels != planes * kind.expansion:
+                    conv = nn.Conv2d(channels, planes * kind.expansion, kernel_size=1, stride=step, bias=False)
+                    downsample = nn.Sequential(conv, norm_layer(planes * kind.expansion))
+                blocks.append(kind(channels, planes, step, downsample, norm_layer=norm_layer))
+                channels = planes * kind.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            self.out_channels.append(channels)
+        self._initialise()
+        self._freeze()
+
+    def _initialise(self) -> None:
+        """He initialisation; the last norm of each block starts at 0 so that a block starts as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def _freeze(self) -> None:
+        if self.frozen_stages == 0:
+            return
+        frozen = [self.conv1, self.bn1, *(getattr(self, f"layer{i}") for i in range(1, self.frozen_stages + 1))]
+        for module in frozen:
+            module.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Maps normalised images (B, 3, H, W) to four maps of strides 4, 8, 16 and 32."""
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), kernel_size=3, stride=2, padding=1)
+        outputs = []
+        for index in range(1, 5):
+            stage = getattr(self, f"layer{index}")
+            if self.checkpointing and self.training and index > self.frozen_stages:
+                x = checkpoint(stage, x, use_reentrant=False)
+            else:
+                x = stage(x)
+            outputs.append(x)
+        return outputs

@@ -1,0 +1,143 @@
+"""Builds the whole network from its settings; the only file in this room that reads them."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from codetr_cli.config import ModelConfig, TestConfig
+from codetr_cli.models.aux_heads.anchors import AnchorGrid
+from codetr_cli.models.aux_heads.atss import AtssHead
+from codetr_cli.models.aux_heads.roi import RoiHead
+from codetr_cli.models.aux_heads.rpn import RpnHead
+from codetr_cli.models.backbones.resnet import ResNet
+from codetr_cli.models.codetr import AuxHeads, CoDETR
+from codetr_cli.models.decoder import DinoDecoder
+from codetr_cli.models.encoder import DeformableEncoder
+from codetr_cli.models.layers import MLP
+from codetr_cli.models.neck import ChannelMapper
+from codetr_cli.models.postprocess import PostProcess
+
+FINEST_STRIDE = 4
+
+
+def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
+    """Builds Co-DINO, initialised for training from scratch as the Sense-X code intends it.
+
+    Args:
+        config: sizes of the network.
+        aux_heads: False leaves out the one-to-many heads and whatever else only training needs.
+    """
+    dim, levels = config.embed_dim, config.num_levels
+    backbone = ResNet(
+        block=config.backbone.block,
+        layers=config.backbone.layers,
+        width=config.backbone.width,
+        norm=config.backbone.norm,
+        frozen_stages=config.backbone.frozen_stages,
+        checkpointing=config.backbone.checkpointing,
+    )
+    attention = {"dim": dim, "num_heads": config.num_heads, "num_levels": levels, "num_points": config.num_points}
+    encoder = DeformableEncoder(
+        num_layers=config.encoder_layers,
+        ffn_dim=config.ffn_dim,
+        position_temperature=config.position_temperature,
+        checkpointing=config.encoder_checkpointing,
+        **attention,
+    )
+    decoder = DinoDecoder(num_layers=config.decoder_layers, ffn_dim=config.ffn_dim, **attention)
+    heads = range(config.decoder_layers + 1)  # the last is the proposals'
+    model = CoDETR(
+        backbone=backbone,
+        neck=ChannelMapper(
+            in_channels=backbone.out_channels, out_channels=dim, num_levels=levels, norm_groups=config.norm_groups
+        ),
+        encoder=encoder,
+        decoder=decoder,
+        class_heads=nn.ModuleList(nn.Linear(dim, config.num_classes) for _ in heads),
+        box_heads=nn.ModuleList(MLP(dim, dim, 4, 3) for _ in heads),
+        dim=dim,
+        num_queries=config.num_queries,
+        num_classes=config.num_classes,
+        norm_groups=config.norm_groups,
+        aux_heads=_build_aux_heads(config) if aux_heads else None,
+    )
+    _initialise_transformer(model)
+    return model
+
+
+def _build_aux_heads(config: ModelConfig) -> AuxHeads:
+    strides = [FINEST_STRIDE * 2**i for i in range(config.num_levels + 1)]
+    octaves = [2 ** (i / config.rpn.scales_per_octave) for i in range(config.rpn.scales_per_octave)]
+    return AuxHeads(
+        rpn=RpnHead(
+            dim=config.embed_dim,
+            anchors=AnchorGrid(
+                strides=strides,
+                scales=[config.rpn.octave_base_scale * octave for octave in octaves],
+                ratios=config.rpn.ratios,
+            ),
+            pre_nms_train=config.rpn.proposals_pre_nms_train,
+            pre_nms_test=config.rpn.proposals_pre_nms_test,
+            num_proposals=config.rpn.num_proposals,
+            nms_iou=config.rpn.nms_iou,
+        ),
+        roi=RoiHead(
+            dim=config.embed_dim,
+            num_classes=config.num_classes,
+            strides=strides[:-1],
+            fc_dim=config.roi.fc_dim,
+            output_size=config.roi.output_size,
+            finest_scale=config.roi.finest_scale,
+            target_stds=config.roi.target_stds,
+            nms_iou=config.roi.nms_iou,
+            max_detections=config.roi.max_detections,
+        ),
+        atss=AtssHead(
+            dim=config.embed_dim,
+            num_classes=config.num_classes,
+            anchors=AnchorGrid(strides=strides, scales=[config.atss.octave_base_scale], ratios=[1.0]),
+            norm_groups=config.norm_groups,
+            target_stds=config.atss.target_stds,
+            pre_nms=config.atss.pre_nms,
+            nms_iou=config.atss.nms_iou,
+            max_detections=config.atss.max_detections,
+        ),
+    )
+
+
+def _initialise_transformer(model: CoDETR) -> None:
+    """Xavier for every matrix of the transformer, N(0, 1) for embeddings, a prior of 0.01 for classes, boxes that stay put.
+
+    Attention keeps its own directional offsets. Behaviour of CoDinoTransformer.init_weights and CoDINOHead.init_weights.
+    """
+    parts: list[nn.Module] = [model.encoder, model.decoder, model.proposals]
+    if model.aux_heads is not None:
+        parts.append(model.positive_queries)
+    for part in parts:
+        for parameter in part.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in part.modules():
+            if hasattr(module, "sampling_offsets"):
+                module.reset_parameters()
+    nn.init.normal_(model.encoder.level_embed)
+    nn.init.normal_(model.query_embed.weight)
+    for class_head in model.class_heads:
+        nn.init.constant_(class_head.bias, -math.log(99))
+    for box_head in model.box_heads:
+        nn.init.zeros_(box_head.layers[-1].weight)
+        nn.init.zeros_(box_head.layers[-1].bias)
+
+
+def build_postprocess(config: TestConfig) -> PostProcess:
+    """Builds the post-processing of the settings."""
+    return PostProcess(
+        max_detections=config.max_detections,
+        candidates=config.candidates,
+        nms=config.nms,
+        nms_iou=config.nms_iou,
+        nms_min_score=config.nms_min_score,
+        head=config.head,
+    )

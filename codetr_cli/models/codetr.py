@@ -1,0 +1,201 @@
+"""Co-DETR: features, memory, proposals, queries, outputs (arXiv 2211.12860); here the Co-DINO family.
+
+Behaviour of Sense-X/Co-DETR and of MMDetection 3.3 projects/CO-DETR, which agree bit for bit up to the post-processing.
+Shape letters: B batch, C channels, K classes, L levels, Q queries, S tokens of all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codetr_cli.boxes import inverse_sigmoid
+from codetr_cli.models.decoder import REFERENCE_EPS, DecoderOutput, DinoDecoder
+from codetr_cli.models.encoder import DeformableEncoder, TokenLayout, describe_tokens
+from codetr_cli.models.layers import ConvNorm
+from codetr_cli.models.position import encode_boxes
+from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.models.proposals import Proposals, QuerySelection
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The encoder's result and where its tokens lie."""
+
+    memory: Tensor
+    layout: TokenLayout
+
+
+class PositiveQueries(nn.Module):
+    """Turns boxes of an auxiliary head into decoder queries, one projection per head.
+
+    Args:
+        dim: channels.
+        num_heads: number of auxiliary heads that give boxes.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.projections = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(num_heads))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_heads))
+
+    def forward(self, boxes_cxcywh: Tensor, head: int) -> Tensor:
+        """Embeds boxes (B, Q, 4), normalised, possibly outside [0, 1], to content queries (B, Q, C)."""
+        # Parity: the embedding is of the sigmoid of the clamped logit (eps 1e-5), in the order cx, cy, w, h.
+        clamped = inverse_sigmoid(boxes_cxcywh, 1e-5).sigmoid()
+        sine = encode_boxes(clamped, dim=self.dim // 2, order="xywh")
+        return self.norms[head](self.projections[head](sine.to(self.projections[head].weight.dtype)))
+
+
+class AuxHeads(nn.Module):
+    """The one-to-many heads, read in this order.
+
+    Args:
+        rpn: region proposal network.
+        roi: box head on the proposals.
+        atss: one-stage head.
+    """
+
+    def __init__(self, *, rpn: nn.Module, roi: nn.Module, atss: nn.Module) -> None:
+        super().__init__()
+        self.rpn, self.roi, self.atss = rpn, roi, atss
+
+
+class CoDETR(nn.Module):
+    """The network from normalised images to boxes.
+
+    Args:
+        backbone: images to four maps.
+        neck: maps to L maps of C channels.
+        encoder: maps to memory.
+        decoder: queries and memory to states and references.
+        class_heads: one per decoder layer and, last, one for the proposals.
+        box_heads: likewise.
+        dim: C.
+        num_queries: Q.
+        num_classes: K.
+        norm_groups: groups of the norm of the auxiliary heads' extra level.
+        aux_heads: the one-to-many heads; None leaves them and all that only training needs out.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        neck: nn.Module,
+        encoder: DeformableEncoder,
+        decoder: DinoDecoder,
+        class_heads: nn.ModuleList,
+        box_heads: nn.ModuleList,
+        dim: int,
+        num_queries: int,
+        num_classes: int,
+        norm_groups: int,
+        aux_heads: AuxHeads | None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone, self.neck, self.encoder, self.decoder = backbone, neck, encoder, decoder
+        self.class_heads, self.box_heads = class_heads, box_heads
+        self.proposals = QuerySelection(dim=dim, num_queries=num_queries)
+        self.query_embed = nn.Embedding(num_queries, dim)
+        self.aux_heads = aux_heads
+        if aux_heads is not None:
+            self.label_embed = nn.Embedding(num_classes, dim)
+            self.downsample = ConvNorm(dim, dim, kernel_size=3, stride=2, norm_groups=norm_groups, bias=True)
+            self.positive_queries = PositiveQueries(dim=dim, num_heads=2)
+
+    def encode(self, images: Tensor, padding_mask: Tensor) -> Encoded:
+        """Runs backbone, neck and encoder.
+
+        Args:
+            images: (B, 3, H, W) normalised, zero in the padding.
+            padding_mask: bool (B, H, W), True = padding.
+        """
+        maps = self.neck(self.backbone(images))
+        layout = describe_tokens(maps, padding_mask)
+        return Encoded(self.encoder(maps, layout), layout)
+
+    def select_queries(self, encoded: Encoded) -> Proposals:
+        """Picks the Q best tokens; query k later carries the learned content of rank k (mixed selection)."""
+        return self.proposals(encoded.memory, encoded.layout, self.class_heads[-1], self.box_heads[-1])
+
+    def decode(self, queries: Tensor, references: Tensor, encoded: Encoded, blocked: Tensor | None = None) -> DecoderOutput:
+        """Runs the decoder; arguments as in `DinoDecoder.forward`."""
+        return self.decoder(queries, references, encoded.memory, encoded.layout, self.box_heads[:-1], blocked)
+
+    def predict_layers(self, decoded: DecoderOutput) -> tuple[Tensor, Tensor]:
+        """Class logits (layers, B, Q, K) and boxes cxcywh in [0, 1] (layers, B, Q, 4) of every decoder layer."""
+        layers = range(decoded.states.shape[0])
+        logits = torch.stack([self.class_heads[i](decoded.states[i]) for i in layers])
+        boxes = torch.stack([self._boxes_of_layer(decoded, i) for i in layers])
+        return logits, boxes
+
+    def _boxes_of_layer(self, decoded: DecoderOutput, layer: int) -> Tensor:
+        base = inverse_sigmoid(decoded.references[layer], REFERENCE_EPS)
+        return (self.box_heads[layer](decoded.states[layer]).to(base.dtype) + base).sigmoid()
+
+    def matching_queries(self, batch_size: int) -> Tensor:
+        """The learned content (B, Q, C) of the queries that are matched to objects."""
+        return self.query_embed.weight[None].expand(batch_size, -1, -1)
+
+    def aux_maps(self, encoded: Encoded) -> list[Tensor]:
+        """The maps the auxiliary heads read: the memory's L levels and one coarser level made from the last."""
+        maps = encoded.layout.split_levels(encoded.memory)
+        return [*maps, self.downsample(maps[-1])]
+
+    def forward(self, images: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
+        """Predicts boxes and classes of every query.
+
+        Args:
+            images: (B, 3, H, W) normalised, zero in the padding.
+            padding_mask: bool (B, H, W), True = padding.
+
+        Returns:
+            pred_logits (B, Q, K) and pred_boxes (B, Q, 4) as cxcywh in [0, 1] relative to the valid image.
+        """
+        encoded = self.encode(images, padding_mask)
+        return self._decode_final(encoded)
+
+    def _decode_final(self, encoded: Encoded) -> dict[str, Tensor]:
+        proposals = self.select_queries(encoded)
+        queries = self.matching_queries(encoded.memory.shape[0])
+        decoded = self.decode(queries, proposals.boxes.detach(), encoded)
+        return {
+            "pred_logits": self.class_heads[-2](decoded.states[-1]),
+            "pred_boxes": self._boxes_of_layer(decoded, decoded.states.shape[0] - 1),
+        }
+
+    def detect(
+        self, images: Tensor, padding_mask: Tensor, metas: Sequence[dict[str, Any]], postprocess: PostProcess
+    ) -> list[Detections]:
+        """Detections in the pixels of the original images.
+
+        Args:
+            images: (B, 3, H, W) normalised, zero in the padding.
+            padding_mask: bool (B, H, W), True = padding.
+            metas: per image `norm_size` (h, w) that boxes are normalised by and `scale_factor` (w, h) of the resize.
+            postprocess: turns outputs into detections; its `head` says whose.
+
+        Raises:
+            ValueError: an auxiliary head is asked for and this model was built without them.
+        """
+        if postprocess.head == "decoder":
+            outputs = self.forward(images, padding_mask)
+            return postprocess(outputs["pred_logits"], outputs["pred_boxes"], metas)
+        if self.aux_heads is None:
+            raise ValueError(f"head {postprocess.head!r} was asked for but this model was built without auxiliary heads")
+        maps = self.aux_maps(self.encode(images, padding_mask))
+        sizes = [meta["norm_size"] for meta in metas]
+        with torch.autocast(images.device.type, enabled=False):
+            maps = [m if m.dtype == torch.float64 else m.float() for m in maps]
+            if postprocess.head == "atss":
+                found = self.aux_heads.atss.detect(maps, sizes)
+            else:
+                found = self.aux_heads.roi.detect(maps, self.aux_heads.rpn.propose(maps, sizes), sizes)
+        return [postprocess.to_original(detections, meta) for detections, meta in zip(found, metas, strict=True)]

@@ -1,0 +1,143 @@
+"""DINO decoder: queries attend to each other and to the memory; every layer refines their boxes (arXiv 2203.03605).
+
+Behaviour of Sense-X/Co-DETR, projects/models/transformer.py (DinoTransformerDecoder).
+Shape letters: B batch, C channels, L levels, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from codetr_cli.boxes import inverse_sigmoid
+from codetr_cli.models.attention import MultiScaleDeformableAttention
+from codetr_cli.models.encoder import TokenLayout
+from codetr_cli.models.layers import MLP, FeedForward, SelfAttention
+from codetr_cli.models.position import encode_boxes
+
+REFERENCE_EPS = 1e-3
+"""Parity: DINO's floor of the inverse sigmoid of reference boxes (1e-5 elsewhere)."""
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What every layer gave.
+
+    Attributes:
+        states: (layers, B, Q, C) after the shared norm; the heads read these.
+        references: (layers + 1, B, Q, 4) cxcywh in [0, 1]: the initial boxes and those after each layer's refinement,
+            with gradient (look forward twice).
+    """
+
+    states: Tensor
+    references: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention and a feed-forward layer, each followed by its norm.
+
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        num_levels: maps of the memory.
+        num_points: sampling points per head and level.
+        ffn_dim: hidden channels of the feed-forward layer.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(dim, num_heads)
+        self.self_attn_norm = nn.LayerNorm(dim)
+        self.cross_attn = MultiScaleDeformableAttention(
+            dim=dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+        )
+        self.cross_attn_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        reference_boxes: Tensor,
+        memory: Tensor,
+        layout: TokenLayout,
+        blocked: Tensor | None,
+    ) -> Tensor:
+        """Maps queries (B, Q, C) to the same shape.
+
+        Args:
+            x: (B, Q, C) content.
+            pos: (B, Q, C) position.
+            reference_boxes: (B, Q, L, 4) cxcywh in units of each level's padded size.
+            memory: (B, S, C).
+            layout: of the memory's tokens.
+            blocked: bool (Q, Q), True where the row's query must not see the column's.
+        """
+        x = self.self_attn_norm(x + self.self_attn(x, pos, blocked))
+        attended = self.cross_attn(x, pos, memory, reference_boxes, layout.spatial_shapes, layout.padding_mask)
+        x = self.cross_attn_norm(x + attended)
+        return self.ffn_norm(self.ffn(x))
+
+
+class DinoDecoder(nn.Module):
+    """Layers with box refinement between them.
+
+    Args:
+        num_layers: number of layers.
+        dim: channels.
+        num_heads: attention heads.
+        num_levels: maps of the memory.
+        num_points: sampling points per head and level.
+        ffn_dim: hidden channels of the feed-forward layers.
+    """
+
+    def __init__(
+        self, *, num_layers: int, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim=dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points, ffn_dim=ffn_dim)
+            for _ in range(num_layers)
+        )
+        self.query_pos_mlp = MLP(2 * dim, dim, dim, 2)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        queries: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        layout: TokenLayout,
+        box_heads: Sequence[nn.Module],
+        blocked: Tensor | None = None,
+    ) -> DecoderOutput:
+        """Decodes one set of queries.
+
+        Args:
+            queries: (B, Q, C) content.
+            references: (B, Q, 4) cxcywh initial boxes, relative to the valid image.
+            memory: (B, S, C) encoder output.
+            layout: of the memory's tokens.
+            box_heads: one per layer, shared with the heads outside.
+            blocked: bool (Q, Q), True where the row's query must not see the column's; None: all see all.
+        """
+        ratios = torch.cat([layout.valid_ratios, layout.valid_ratios], -1)[:, None]  # (B, 1, L, 4)
+        states, all_references = [], [references]
+        x = queries
+        for layer, box_head in zip(self.layers, box_heads, strict=True):
+            boxes = references[:, :, None] * ratios  # (B, Q, L, 4)
+            # Parity: the query position reads the reference in units of level 0's padded size, in the order y, x, w, h.
+            sine = encode_boxes(boxes[:, :, 0], dim=self.dim // 2, order="yxwh").to(x.dtype)
+            x = layer(x, self.query_pos_mlp(sine), boxes, memory, layout, blocked)
+            # Parity: refinement reads the raw state; the heads read the normed one. Next layer's reference is detached,
+            # the one given to the heads is not.
+            refined = (box_head(x).to(references.dtype) + inverse_sigmoid(references, REFERENCE_EPS)).sigmoid()
+            references = refined.detach()
+            states.append(self.norm(x))
+            all_references.append(refined)
+        return DecoderOutput(torch.stack(states), torch.stack(all_references))

@@ -1,0 +1,175 @@
+"""Deformable encoder: maps of all levels become one sequence of tokens that attend to each other (arXiv 2010.04159).
+
+Behaviour of Sense-X/Co-DETR, projects/models/transformer.py. Shape letters: B batch, C channels, L levels, S tokens of all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from codetr_cli.models.attention import MultiScaleDeformableAttention
+from codetr_cli.models.layers import FeedForward
+from codetr_cli.models.position import encode_cells
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where each token of the flattened levels lies.
+
+    Attributes:
+        spatial_shapes: (H, W) of each level.
+        level_masks: per level bool (B, H, W), True = padding.
+        padding_mask: bool (B, S), True = padding.
+        valid_ratios: (B, L, 2) unpadded share of each level as (w, h).
+    """
+
+    spatial_shapes: list[tuple[int, int]]
+    level_masks: list[Tensor]
+    padding_mask: Tensor
+    valid_ratios: Tensor
+
+    def split_levels(self, tokens: Tensor) -> list[Tensor]:
+        """Turns tokens (B, S, C) back into maps (B, C, H, W), one a level."""
+        parts = tokens.split([height * width for height, width in self.spatial_shapes], dim=1)
+        return [
+            part.transpose(1, 2).reshape(part.shape[0], -1, height, width)
+            for part, (height, width) in zip(parts, self.spatial_shapes, strict=True)
+        ]
+
+
+def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor) -> TokenLayout:
+    """Derives the layout from the neck's maps and the image's padding.
+
+    Args:
+        maps: (B, C, H, W) of each level.
+        padding_mask: bool (B, H_image, W_image), True = padding.
+    """
+    # The geometry stays in float32 (or float64) whatever precision the maps have under autocast.
+    dtype = maps[0].dtype if maps[0].dtype == torch.float64 else torch.float32
+    shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
+    # Parity: the mask is resized to each level with nearest interpolation, not by a ceiling division.
+    full = padding_mask[:, None].to(dtype)
+    masks = [F.interpolate(full, size=shape, mode="nearest")[:, 0].bool() for shape in shapes]
+    ratios = [
+        torch.stack([(~m[:, 0]).sum(1).to(dtype) / m.shape[2], (~m[:, :, 0]).sum(1).to(dtype) / m.shape[1]], -1)
+        for m in masks
+    ]
+    return TokenLayout(shapes, masks, torch.cat([m.flatten(1) for m in masks], 1), torch.stack(ratios, 1))
+
+
+def cell_centres(layout: TokenLayout) -> Tensor:
+    """Centre of every token in units of each level's padded size.
+
+    Returns:
+        (B, S, L, 2) as (x, y): the token's centre relative to its own level's valid size, times the target level's
+        valid ratio.
+    """
+    ratios = layout.valid_ratios
+    centres = []
+    for level, (height, width) in enumerate(layout.spatial_shapes):
+        y = (torch.arange(height, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (ratios[:, level, 1:] * height)
+        x = (torch.arange(width, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (ratios[:, level, :1] * width)
+        grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], -1)
+        centres.append(grid.flatten(1, 2))
+    return torch.cat(centres, 1)[:, :, None] * ratios[:, None]
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward layer, each followed by its norm.
+
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        num_levels: maps.
+        num_points: sampling points per head and level.
+        ffn_dim: hidden channels of the feed-forward layer.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.self_attn = MultiScaleDeformableAttention(
+            dim=dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+        )
+        self.self_attn_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        pos: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: list[tuple[int, int]],
+        padding_mask: Tensor,
+    ) -> Tensor:
+        """Maps tokens (B, S, C) to the same shape; see `MultiScaleDeformableAttention.forward` for the arguments."""
+        attended = self.self_attn(tokens, pos, tokens, reference_points, spatial_shapes, padding_mask)
+        tokens = self.self_attn_norm(tokens + attended)
+        return self.ffn_norm(self.ffn(tokens))
+
+
+class DeformableEncoder(nn.Module):
+    """Layers over the tokens of all levels.
+
+    Args:
+        num_layers: number of layers.
+        dim: channels.
+        num_heads: attention heads.
+        num_levels: maps.
+        num_points: sampling points per head and level.
+        ffn_dim: hidden channels of the feed-forward layers.
+        position_temperature: of the cells' sine encoding.
+        checkpointing: first layers that are recomputed in the backward pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        ffn_dim: int,
+        position_temperature: float,
+        checkpointing: int,
+    ) -> None:
+        super().__init__()
+        self.dim, self.position_temperature, self.checkpointing = dim, position_temperature, checkpointing
+        self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim=dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points, ffn_dim=ffn_dim)
+            for _ in range(num_layers)
+        )
+
+    def encode_positions(self, layout: TokenLayout) -> list[Tensor]:
+        """Sine encoding (B, H, W, C) of every level, before the level embedding."""
+        return [
+            encode_cells(m, dim=self.dim, temperature=self.position_temperature, dtype=layout.valid_ratios.dtype)
+            for m in layout.level_masks
+        ]
+
+    def forward(self, maps: Sequence[Tensor], layout: TokenLayout) -> Tensor:
+        """Maps the levels (B, C, H, W) to the memory (B, S, C)."""
+        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, C)
+        pos = torch.cat(
+            [
+                encoding.flatten(1, 2) + embed
+                for encoding, embed in zip(self.encode_positions(layout), self.level_embed, strict=True)
+            ],
+            1,
+        ).to(tokens.dtype)
+        references = cell_centres(layout)
+        for index, layer in enumerate(self.layers):
+            arguments = (tokens, pos, references, layout.spatial_shapes, layout.padding_mask)
+            if self.training and index < self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                tokens = layer(*arguments)
+        return tokens

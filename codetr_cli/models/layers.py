@@ -1,0 +1,116 @@
+"""Small parts shared by the networks: MLP, feed-forward layer, convolution with group norm, self-attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Args:
+        in_dim: channels of the input.
+        hidden_dim: channels between the layers.
+        out_dim: channels of the output.
+        num_layers: number of linear layers.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in_dim) to (..., out_dim)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with ReLU and a residual connection.
+
+    Args:
+        dim: channels of input and output.
+        hidden_dim: channels between the layers.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., dim) to (..., dim)."""
+        return x + self.linear2(F.relu(self.linear1(x)))
+
+
+class ConvNorm(nn.Module):
+    """A convolution followed by group norm.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: side of the square kernel; the padding keeps the size at stride 1.
+        norm_groups: groups of the norm.
+        stride: stride of the convolution.
+        bias: whether the convolution has a bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        norm_groups: int,
+        stride: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=bias)
+        self.norm = nn.GroupNorm(norm_groups, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride), rounded up."""
+        return self.norm(self.conv(x))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention whose queries and keys carry a position and whose values do not.
+
+    Args:
+        dim: channels.
+        num_heads: heads; divides `dim`.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor, pos: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """Attends among the queries of each image.
+
+        Args:
+            x: (B, Q, C) content.
+            pos: (B, Q, C) position, added for queries and keys.
+            blocked: bool (Q, Q), True where the row's query must not see the column's; None: all see all.
+
+        Returns:
+            (B, Q, C), without the residual.
+        """
+        batch, queries, dim = x.shape
+        weight_qk, weight_v = self.in_proj_weight.split([2 * dim, dim])
+        bias_qk, bias_v = self.in_proj_bias.split([2 * dim, dim])
+        q, k = F.linear(x + pos, weight_qk, bias_qk).chunk(2, dim=-1)
+        v = F.linear(x, weight_v, bias_v)
+        q, k, v = (t.view(batch, queries, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))  # (B, N, Q, D)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=None if blocked is None else ~blocked)
+        return self.out_proj(attended.transpose(1, 2).reshape(batch, queries, dim))

@@ -1,0 +1,59 @@
+"""Sine encodings of cells and boxes.
+
+Parity: three orders and two temperatures live side by side in the published model. Cells: y then x, temperature 20 (Co-DINO).
+The decoder's query position: y, x, w, h, temperature 10000. Positive queries: cx, cy, w, h, temperature 10000.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _sin_cos(positions: Tensor, dim: int, temperature: float) -> Tensor:
+    """Interleaved sine and cosine (..., dim) of positions (...), in radians before the frequencies divide them."""
+    index = torch.arange(dim, dtype=positions.dtype, device=positions.device)
+    frequencies = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / dim)
+    angles = positions[..., None] / frequencies
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+def encode_cells(
+    padding_mask: Tensor, *, dim: int, temperature: float, offset: float = 0.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Position of every cell of a map, counted over unpadded cells only and normalised to [0, 2 pi].
+
+    Args:
+        padding_mask: bool (B, H, W), True = padding.
+        dim: channels of the result, half for y and half for x.
+        temperature: base of the frequencies.
+        offset: added to the count before it is normalised.
+        dtype: of the result.
+
+    Returns:
+        (B, H, W, dim).
+    """
+    inside = (~padding_mask).to(dtype)
+    y, x = inside.cumsum(1), inside.cumsum(2)
+    eps, scale = 1e-6, 2 * math.pi
+    y = (y + offset) / (y[:, -1:, :] + eps) * scale
+    x = (x + offset) / (x[:, :, -1:] + eps) * scale
+    return torch.cat([_sin_cos(y, dim // 2, temperature), _sin_cos(x, dim // 2, temperature)], dim=-1)
+
+
+def encode_boxes(boxes_cxcywh: Tensor, *, dim: int, order: str, temperature: float = 10000.0) -> Tensor:
+    """Sine encoding of boxes.
+
+    Args:
+        boxes_cxcywh: (..., 4) normalised.
+        dim: channels per coordinate.
+        order: coordinates of the result, a permutation of "xywh" (x, y = centre), e.g. "yxwh".
+        temperature: base of the frequencies.
+
+    Returns:
+        (..., 4 * dim).
+    """
+    columns = boxes_cxcywh[..., ["xywh".index(letter) for letter in order]]
+    return _sin_cos(columns * (2 * math.pi), dim, temperature).flatten(-2)

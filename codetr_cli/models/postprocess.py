@@ -1,0 +1,107 @@
+"""From the decoder's outputs to detections in the original image: top scores, boxes to pixels, NMS.
+
+Behaviour of co_dino_head.py (`_get_bboxes_single`). Shape letters: B batch, K classes, Q queries, N detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codetr_cli.boxes import clip_boxes, cxcywh_to_xyxy, size_scale
+from codetr_cli.ops.nms import batched_nms, batched_soft_nms
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes of one image, best score first.
+
+    Attributes:
+        boxes: (N, 4) xyxy in pixels of the original image.
+        scores: (N,) in [0, 1].
+        labels: (N,) int64 class indices.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Tensor | slice) -> Detections:
+        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
+    def cpu(self) -> Detections:
+        """The same detections in host memory."""
+        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostProcess:
+    """How outputs become detections.
+
+    Args:
+        max_detections: kept per image.
+        candidates: "max_detections" or "num_queries": how many scores enter NMS.
+            Parity: MMDetection 3.3 takes the first, Sense-X the second; the first hundred detections are the same.
+        nms: "none", "hard" or "soft".
+        nms_iou: threshold of either NMS.
+        nms_min_score: soft-NMS drops decayed scores below.
+        head: whose detections `CoDETR.detect` gives: "decoder", "roi" or "atss".
+    """
+
+    max_detections: int = 300
+    candidates: str = "num_queries"
+    nms: str = "soft"
+    nms_iou: float = 0.8
+    nms_min_score: float = 1e-3
+    head: str = "decoder"
+
+    def __call__(self, logits: Tensor, boxes: Tensor, metas: Sequence[Mapping[str, Any]]) -> list[Detections]:
+        """Finds each image's detections.
+
+        Args:
+            logits: (B, Q, K).
+            boxes: (B, Q, 4) cxcywh in [0, 1].
+            metas: per image `norm_size` (h, w) and `scale_factor` (w, h).
+        """
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        probabilities = logits.to(dtype).sigmoid()
+        return [
+            self._single(scores, image_boxes, meta)
+            for scores, image_boxes, meta in zip(probabilities, boxes.to(dtype), metas, strict=True)
+        ]
+
+    def _single(self, probabilities: Tensor, boxes: Tensor, meta: Mapping[str, Any]) -> Detections:
+        queries, classes = probabilities.shape
+        count = self.max_detections if self.nms == "none" or self.candidates == "max_detections" else queries
+        scores, flat = probabilities.flatten().topk(min(count, queries * classes))
+        size = meta["norm_size"]
+        corners = clip_boxes(cxcywh_to_xyxy(boxes[flat // classes]) * size_scale(size, boxes), size)
+        return self._suppress(self.to_original(Detections(corners, scores, flat % classes), meta))
+
+    def to_original(self, detections: Detections, meta: Mapping[str, Any]) -> Detections:
+        """Divides boxes by the resize factor (w, h). Parity: they are not clipped to the original size."""
+        width_scale, height_scale = meta["scale_factor"]
+        factor = detections.boxes.new_tensor([width_scale, height_scale, width_scale, height_scale])
+        return Detections(detections.boxes / factor, detections.scores, detections.labels)
+
+    def _suppress(self, found: Detections) -> Detections:
+        if self.nms == "soft":
+            keep, scores = batched_soft_nms(
+                found.boxes,
+                found.scores,
+                found.labels,
+                iou_threshold=self.nms_iou,
+                min_score=self.nms_min_score,
+                max_detections=self.max_detections,
+            )
+            return Detections(found.boxes[keep], scores, found.labels[keep])
+        if self.nms == "hard":
+            return found[batched_nms(found.boxes, found.scores, found.labels, self.nms_iou)[: self.max_detections]]
+        return found

@@ -1,0 +1,105 @@
+"""Multi-scale deformable attention: the one seam between the network and the kernels that can run it.
+
+The operator of Deformable DETR (arXiv 2010.04159, Eq. 2 and 3) after its linear projections: every query samples each level
+at a few points, bilinearly with zeros outside the map, and sums the samples by weight. `mmcv.ops.multi_scale_deform_attn`
+has the same definition. Callers never branch on hardware: they call `multi_scale_deformable_attention`.
+
+Shape letters: B batch, S tokens over all levels, Q queries, N heads, D channels of a head, L levels, P points.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def multi_scale_deformable_attention(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Samples every level of `value` at the given locations and sums by weight.
+
+    Args:
+        value: (B, S, N, D), the levels' tokens in row-major order, one level after the other.
+        spatial_shapes: (H, W) of each level; their areas add up to S.
+        sampling_locations: (B, Q, N, L, P, 2) as (x, y) in units of the map's size: [0, 1] covers the map, values
+            outside read zeros.
+        attention_weights: (B, Q, N, L, P), summing to 1 over levels and points as the caller's softmax leaves them.
+
+    Returns:
+        (B, Q, N * D), the dtype of `value`.
+
+    Raises:
+        ValueError: shapes that contradict each other, with the argument's name.
+    """
+    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    return reference_multi_scale_deformable_attention(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def reference_multi_scale_deformable_attention(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """The definition in plain PyTorch, level by level so that only one level's samples are held. Arguments as above."""
+    batch, _, heads, channels = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    grids = (2 * sampling_locations - 1).to(value.dtype)  # grid_sample wants [-1, 1] with align_corners=False
+    output = value.new_zeros(batch * heads, channels, queries)
+    levels = value.split([height * width for height, width in spatial_shapes], dim=1)
+    for level, (tokens, (height, width)) in enumerate(zip(levels, spatial_shapes, strict=True)):
+        maps = tokens.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        grid = grids[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2)
+        sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)  # (BN, D, Q, P)
+        weights = attention_weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
+        output = output + (sampled * weights.to(value.dtype)).sum(-1)
+    return output.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every known backend, fastest first: None where it can run here, else one sentence that says why not."""
+    return {"mmcv": _why_not_mmcv(), "torch": None}
+
+
+def active_backend(device_type: str = "cpu") -> str:
+    """The name of the backend that calls on `device_type` ("cpu", "cuda") use."""
+    del device_type  # one backend serves every device
+    return "torch"
+
+
+def _why_not_mmcv() -> str:
+    if importlib.util.find_spec("mmcv") is None:
+        return "mmcv is not installed (it is optional; its operators run on CUDA only)."
+    if importlib.util.find_spec("mmcv._ext") is None:
+        return "mmcv is installed without its compiled operators (mmcv._ext is missing), so it offers nothing faster."
+    return "mmcv's compiled operator is present but this version of codetr does not call it."
+
+
+def _check_shapes(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> None:
+    if value.dim() != 4:
+        raise ValueError(f"value must have shape (B, S, N, D), got {tuple(value.shape)}")
+    batch, tokens, heads, _ = value.shape
+    total = sum(height * width for height, width in spatial_shapes)
+    if not torch.compiler.is_compiling() and total != tokens:
+        raise ValueError(f"value has {tokens} tokens but spatial_shapes {list(spatial_shapes)} have {total} cells")
+    if sampling_locations.dim() != 6 or sampling_locations.shape[-1] != 2:
+        raise ValueError(f"sampling_locations must have shape (B, Q, N, L, P, 2), got {tuple(sampling_locations.shape)}")
+    if (sampling_locations.shape[0], *sampling_locations.shape[2:4]) != (batch, heads, len(spatial_shapes)):
+        raise ValueError(
+            f"sampling_locations {tuple(sampling_locations.shape)} do not fit value {tuple(value.shape)} and "
+            f"{len(spatial_shapes)} levels"
+        )
+    if attention_weights.shape != sampling_locations.shape[:-1]:
+        raise ValueError(
+            f"attention_weights {tuple(attention_weights.shape)} do not fit sampling_locations "
+            f"{tuple(sampling_locations.shape)}"
+        )
