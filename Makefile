@@ -16,7 +16,7 @@ WEIGHTS := $(DEMO)/run/checkpoints/last/model.safetensors
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup: $(INSTALLED) ## create the environment in $(VENV) and install the program into it, with the developers' tools
+setup: $(INSTALLED) ## create the environment (.venv, or VENV=...) and install the program and the developers' tools
 
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH: name one with make PYTHON=/path/to/python"; exit 5; }

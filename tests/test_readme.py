@@ -1,0 +1,130 @@
+"""README keeps its word: marked blocks run from first to last, and every command names verbs and options that exist.
+
+A fenced block opened with `bash tested` or `python tested` is executed, in order of appearance, in one folder.
+Trainings are cut to two steps on a few images, nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+
+from codetr_cli.cli import VERBS
+from tests.conftest import REPOSITORY
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+# `codetr` as README's reader has it, but quick: these words are added to the verb.
+QUICK = {
+    "train": "--set train.max_steps=2 --set data.workers=0 --set data.max_images=8 --device cpu",
+    "eval": "--device cpu",
+    "predict": "--device cpu",
+}
+
+
+class Block(NamedTuple):
+    """A fenced block: where it starts, its language, whether it is marked `tested`, its text."""
+
+    line: int
+    language: str
+    tested: bool
+    text: str
+
+
+def blocks(document: str) -> list[Block]:
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w+)( tested)?\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [Block(text[: m.start()].count("\n") + 1, m[1], bool(m[2]), m[3]) for m in found]
+
+
+def commands(document: str) -> list[str]:
+    """Every `codetr ...` of a document's shell blocks and of its inline code."""
+    lines = [line for block in blocks(document) if block.language == "bash" for line in block.text.splitlines()]
+    prose = re.sub(r"^```.*?^```$", "", (REPOSITORY / document).read_text(encoding="utf-8"), flags=re.M | re.S)
+    lines += re.findall(r"`(codetr [^`]+)`", prose)
+    return [line.split("#")[0].strip() for line in lines if re.match(r"codetr \w", line)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder with a photo, and a `codetr` on PATH that cuts the work short."""
+    root = tmp_path_factory.mktemp("readme")
+    (root / "bin").mkdir()
+    quick = "\n".join(f'  {verb}) set -- "$@" {words};;' for verb, words in QUICK.items())
+    shim = root / "bin" / "codetr"
+    shim.write_text(f'#!/bin/sh\ncase "$1" in\n{quick}\nesac\nexec {shlex.quote(sys.executable)} -m codetr_cli "$@"\n')
+    shim.chmod(0o755)
+    photo = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    cv2.imwrite(str(root / "photo.jpg"), photo)
+    return root
+
+
+def test_marked_blocks_run(folder: Path):
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+    }
+    marked = [block for block in blocks("README.md") if block.tested]
+    assert {block.language for block in marked} == {"bash", "python"}
+    for block in marked:
+        runner = [sys.executable, "-"] if block.language == "python" else ["bash", "-euo", "pipefail"]
+        done = subprocess.run(
+            runner, input=block.text, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"README.md:{block.line}\n{done.stdout}\n{done.stderr}"
+    assert list((folder / "demo" / "pictures").glob("*.*"))
+    assert (folder / "photo_found.jpg").is_file()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_verbs_and_options_exist(document: str, codetr, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    helps = {verb: codetr(verb, "--help").out for verb in VERBS}
+    written = commands(document)
+    assert written
+    for command in written:
+        _, verb, *words = shlex.split(command)
+        if verb == "VERB":
+            continue
+        assert verb in VERBS, command
+        for option in (word.split("=")[0] for word in words if word.startswith("--")):
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", helps[verb]), f"{command}: no option {option}"
+
+
+def test_every_verb_is_shown():
+    shown = {shlex.split(command)[1] for command in commands("README.md")}
+    assert set(VERBS) <= shown
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for document in DOCUMENTS:
+        for block in blocks(document):
+            for line in re.findall(r"^make ([a-z -]+)", block.text, flags=re.MULTILINE):
+                assert set(line.split()) <= targets, f"{document}: make {line}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_linked_files_exist(document: str):
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+        assert (REPOSITORY / target).exists(), target
+
+
+def test_preset_table_is_complete(codetr):
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for preset in codetr("presets", "--json").json["presets"]:
+        row = re.search(rf"^\| `{preset['name']}` \|(.*)$", text, flags=re.MULTILINE)
+        assert row, preset["name"]
+        assert str(preset["box_ap"] or "-") in row[1]
+        assert (preset["protocol"] or "") in row[1]
