@@ -1,0 +1,244 @@
+"""Puts the entries of a checkpoint into a model, whole or as far as they fit.
+
+Fine-tuning on other classes or with another number of queries keeps everything but the rows that belong to a class or
+to a query: those rows are carried over one by one where the class names, or the ranks of the queries, agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from codetr_cli.errors import CheckpointError
+from codetr_cli.weights.classes import same_classes
+
+QUERY_ENTRY = "query_embed.weight"  # row k belongs to the proposal of rank k
+# Needed by training only: a checkpoint without them can be trained on, a model built without them takes the rest.
+TRAINING_PARTS = ("aux_heads.", "positive_queries.", "downsample.", "label_embed.")
+WHOLE, NOTHING = "whole", "nothing"  # how much of an entry was carried over; anything else says it in words
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """How the rows of an entry belong to classes: `per_class` rows for each in order, then `shared` rows for none."""
+
+    per_class: int = 1
+    shared: int = 0
+
+    def count(self, num_classes: int) -> int:
+        """Rows of an entry for this many classes."""
+        return num_classes * self.per_class + self.shared
+
+
+CLASS_ENTRIES = {
+    r"class_heads\.\d+\.(weight|bias)": ClassRows(),
+    r"label_embed\.weight": ClassRows(),
+    r"aux_heads\.roi\.class_head\.(weight|bias)": ClassRows(shared=1),  # the background is last
+    r"aux_heads\.roi\.box_head\.(weight|bias)": ClassRows(per_class=4),
+    r"aux_heads\.atss\.class_head\.(weight|bias)": ClassRows(),
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every entry; all lists hold our names.
+
+    Args:
+        carried: taken over whole.
+        partial: name -> what was taken over, e.g. `2 of 3 classes`; the other rows keep the model's values.
+        reinitialised: left as the model had them, i.e. as `build_model` initialises them.
+        ignored: in the checkpoint, but in no part of this model.
+        kept_classes: classes whose rows were carried over by name; empty when the classes are the same.
+        new_classes: classes of the model that the checkpoint does not know.
+    """
+
+    carried: list[str] = field(default_factory=list)
+    partial: dict[str, str] = field(default_factory=dict)
+    reinitialised: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    kept_classes: list[str] = field(default_factory=list)
+    new_classes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report for people, one sentence a line."""
+        lines = [f"{len(self.carried)} entries carried over whole."]
+        if self.kept_classes or self.new_classes:
+            known = f"known to the checkpoint: {_listed(self.kept_classes) or 'none'}"
+            lines.append(f"Classes {known}; new, their rows start afresh: {_listed(self.new_classes) or 'none'}.")
+        for what in dict.fromkeys(self.partial.values()):
+            names = [name for name, share in self.partial.items() if share == what]
+            lines.append(f"Carried over in part ({what}): {_listed(names)}.")
+        if self.reinitialised:
+            lines.append(f"Re-initialised: {_listed(self.reinitialised)}.")
+        if self.ignored:
+            lines.append(f"Not used by this model: {_listed(self.ignored)}.")
+        return lines
+
+
+def load_into(
+    model: nn.Module,
+    checkpoint_state: Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    class_names: Sequence[str] | None = None,
+    checkpoint_class_names: Sequence[str] | None = None,
+    source: str = "the checkpoint",
+) -> LoadReport:
+    """Copies a checkpoint's entries into a model.
+
+    Args:
+        model: as `build_model` returns it: entries that are not carried over keep the values it has, i.e. the published
+            initialisation (class biases give every class a probability of 0.01).
+        checkpoint_state: our names -> tensors.
+        strict: every entry of the model must be there in its shape. False also takes another number of classes or
+            queries and a checkpoint without the parts that only training needs. Either way, entries of parts that only
+            training needs are ignored where the model was built without them.
+        class_names: the model's classes in the order of their labels; used with `strict=False`.
+        checkpoint_class_names: the checkpoint's. With both lists given, rows go by name; otherwise an entry whose
+            number of classes differs is re-initialised whole.
+        source: how an error calls the checkpoint, e.g. its path and preset.
+
+    Raises:
+        CheckpointError: entries are missing, unexpected or of other shapes: another architecture. Names the first ones.
+    """
+    target = model.state_dict()
+    match = None
+    if not strict and class_names is not None and checkpoint_class_names is not None:
+        match = _match_classes(class_names, checkpoint_class_names)
+    report = LoadReport(
+        kept_classes=match.kept if match else [],
+        new_classes=match.new if match else [],
+        ignored=[name for name in checkpoint_state if name not in target and name.startswith(TRAINING_PARTS)],
+    )
+    merged: dict[str, Tensor] = {}
+    missing: list[str] = []
+    differing: list[str] = []
+    for name, ours in target.items():
+        theirs = checkpoint_state.get(name)
+        if theirs is None:
+            merged[name] = ours
+            report.reinitialised.append(name)
+            if strict or not _lacks_part_of(name, checkpoint_state):
+                missing.append(name)
+            continue
+        fitted = _fit_exactly(ours, theirs) if strict else _fit_partly(name, ours, theirs, match)
+        if fitted is None:
+            differing.append(f"{name} has {shape_text(theirs.shape)} instead of {shape_text(ours.shape)}")
+            continue
+        merged[name], share = fitted
+        if share == WHOLE:
+            report.carried.append(name)
+        elif share == NOTHING:
+            report.reinitialised.append(name)
+        else:
+            report.partial[name] = share
+    unexpected = [name for name in checkpoint_state if name not in target and name not in report.ignored]
+    check_entries(missing=missing, unexpected=unexpected, differing=differing, source=source)
+    model.load_state_dict(merged)
+    return report
+
+
+def check_entries(*, missing: Sequence[str], unexpected: Sequence[str], differing: Sequence[str], source: str) -> None:
+    """Refuses a checkpoint whose entries are not those of the model.
+
+    Args:
+        missing: entries of the model that the checkpoint lacks.
+        unexpected: entries of the checkpoint that the model has no place for.
+        differing: sentences on entries of another shape.
+        source: how the message calls the checkpoint.
+
+    Raises:
+        CheckpointError: any of the lists has something in it; names the first of each.
+    """
+    faults = [
+        *([f"{len(differing)} entries differ in shape: {_listed(differing, '; ')}"] if differing else []),
+        *([f"{len(missing)} are missing: {_listed(missing)}"] if missing else []),
+        *([f"{len(unexpected)} have no place in it: {_listed(unexpected)}"] if unexpected else []),
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{source} is of another architecture than the model: {'. '.join(faults)}. "
+            "Use the preset and the model settings that the checkpoint was trained with."
+        )
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as `900x256`, of a single number as `scalar`."""
+    return "x".join(str(size) for size in shape) or "scalar"
+
+
+@dataclass(frozen=True)
+class _ClassMatch:
+    """Pairs of labels (in the model, in the checkpoint) of the classes that both know by name."""
+
+    pairs: list[tuple[int, int]]
+    kept: list[str]
+    new: list[str]
+
+
+def _match_classes(names: Sequence[str], checkpoint_names: Sequence[str]) -> _ClassMatch | None:
+    """None when the classes are the same and nothing needs to be moved."""
+    if same_classes(names, checkpoint_names):
+        return None
+    labels = {name.strip().casefold(): label for label, name in enumerate(checkpoint_names)}
+    found = {label: labels.get(name.strip().casefold()) for label, name in enumerate(names)}
+    return _ClassMatch(
+        pairs=[(label, other) for label, other in found.items() if other is not None],
+        kept=[names[label] for label, other in found.items() if other is not None],
+        new=[names[label] for label, other in found.items() if other is None],
+    )
+
+
+def _fit_exactly(ours: Tensor, theirs: Tensor) -> tuple[Tensor, str] | None:
+    return (theirs, WHOLE) if theirs.shape == ours.shape else None
+
+
+def _fit_partly(name: str, ours: Tensor, theirs: Tensor, match: _ClassMatch | None) -> tuple[Tensor, str] | None:
+    """The model's new value of an entry and how much of the checkpoint's is in it; None when it does not fit at all."""
+    rows = next((rows for pattern, rows in CLASS_ENTRIES.items() if re.fullmatch(pattern, name)), None)
+    same_rest = theirs.dim() == ours.dim() > 0 and theirs.shape[1:] == ours.shape[1:]
+    if rows is not None and same_rest:
+        if match is not None:
+            return _fit_classes(ours, theirs, rows, match)
+        if len(theirs) != len(ours):
+            return ours, NOTHING
+    if name == QUERY_ENTRY and same_rest and len(theirs) != len(ours):
+        count = min(len(theirs), len(ours))
+        return _copy_rows(ours, theirs, list(range(count)), list(range(count))), f"{count} of {len(ours)} queries"
+    return _fit_exactly(ours, theirs)
+
+
+def _fit_classes(ours: Tensor, theirs: Tensor, rows: ClassRows, match: _ClassMatch) -> tuple[Tensor, str] | None:
+    """Carries the rows of the classes that both know, and those that belong to no class."""
+    num_classes = len(match.kept) + len(match.new)
+    highest = max((other for _, other in match.pairs), default=-1)
+    if len(ours) != rows.count(num_classes) or len(theirs) < rows.count(highest + 1):
+        return None
+    if not match.pairs:
+        return ours, NOTHING
+    to_rows = [label * rows.per_class + i for label, _ in match.pairs for i in range(rows.per_class)]
+    from_rows = [other * rows.per_class + i for _, other in match.pairs for i in range(rows.per_class)]
+    to_rows += range(len(ours) - rows.shared, len(ours))
+    from_rows += range(len(theirs) - rows.shared, len(theirs))
+    share = WHOLE if not match.new else f"rows of {len(match.pairs)} of {num_classes} classes"
+    return _copy_rows(ours, theirs, to_rows, from_rows), share
+
+
+def _copy_rows(ours: Tensor, theirs: Tensor, to_rows: list[int], from_rows: list[int]) -> Tensor:
+    value = ours.clone()
+    value[to_rows] = theirs[from_rows].to(value)
+    return value
+
+
+def _lacks_part_of(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether `name` belongs to a part that only training needs and `state` has nothing of that part."""
+    part = next((part for part in TRAINING_PARTS if name.startswith(part)), None)
+    return part is not None and not any(other.startswith(part) for other in state)
+
+
+def _listed(items: Sequence[str], separator: str = ", ") -> str:
+    more = f"{separator}and {len(items) - 6} more" if len(items) > 6 else ""
+    return separator.join(items[:6]) + more

@@ -1,0 +1,311 @@
+"""Checkpoints of codetr: a safetensors file whose metadata holds the settings, the classes and a hash of everything.
+
+A file is complete or not there: it is written under a temporary name beside its place, synced and renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from codetr_cli import __version__
+from codetr_cli.config import Settings, parse_settings
+from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.weights.carry import LoadReport, load_into
+
+__all__ = [
+    "Checkpoint",
+    "LoadReport",
+    "load_checkpoint",
+    "load_into",
+    "open_checkpoint",
+    "replacing",
+    "save_checkpoint",
+]
+
+FORMAT = "codetr-1"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Args:
+        state: our names -> tensors.
+        settings: what the model was trained or converted with.
+        class_names: the class of each label.
+        category_ids: the id that each label has in annotation and result files.
+        extra: further facts as text, e.g. where the weights come from.
+    """
+
+    state: dict[str, Tensor]
+    settings: Settings
+    class_names: list[str]
+    category_ids: list[int]
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: Path | str,
+    state: Mapping[str, Tensor],
+    *,
+    settings: Settings,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a checkpoint; an older one at the same place is replaced in one instant or stays as it was.
+
+    Args:
+        path: where; missing folders are made.
+        state: our names -> tensors, on any device.
+        settings: travel with the weights, as do the arguments that follow; see `Checkpoint`.
+        class_names: one per class.
+        category_ids: one per class.
+        extra: any texts.
+
+    Raises:
+        MachineError: no space left, or the folder cannot be written.
+        ValueError: as many class names as category ids and classes of the settings are needed.
+    """
+    path = Path(path)
+    if not len(class_names) == len(category_ids) == settings.model.num_classes:
+        raise ValueError(
+            f"{len(class_names)} class names and {len(category_ids)} category ids "
+            f"for {settings.model.num_classes} classes"
+        )
+    tensors = _detached(state)
+    metadata = {
+        "format": FORMAT,
+        "codetr_version": __version__,
+        "settings": settings.model_dump_json(),
+        "class_names": json.dumps(list(class_names), ensure_ascii=False),
+        "category_ids": json.dumps(list(category_ids)),
+        "extra": json.dumps(dict(extra or {}), ensure_ascii=False),
+    }
+    metadata["content_sha256"] = _content_hash(tensors, metadata)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with replacing(path, size=size) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+    """Reads a checkpoint that codetr wrote and verifies it bit by bit.
+
+    Args:
+        path: a .safetensors file.
+        device: where the tensors go.
+
+    Raises:
+        CheckpointError: missing, damaged, not a safetensors file, not written by codetr, or by a newer one.
+    """
+    path = Path(path)
+    tensors, metadata = read_safetensors(path)
+    if "format" not in metadata or "content_sha256" not in metadata:
+        raise CheckpointError(
+            f"{path} holds weights but was not written by codetr: it has no settings and no class names. "
+            f"If they are a published Co-DETR's, convert them: codetr convert {path} NEW.safetensors"
+        )
+    if metadata["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} was written by codetr {metadata.get('codetr_version')} in format {metadata['format']!r}; "
+            f"this is codetr {__version__}, which reads {FORMAT!r}. Install a newer codetr."
+        )
+    if metadata["content_sha256"] != _content_hash(tensors, metadata):
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have the hash that was written with it. "
+            "Copy it again, or take the previous checkpoint of the run folder."
+        )
+    try:
+        settings = parse_settings(json.loads(metadata["settings"]), where=str(path))
+        return Checkpoint(
+            state={name: tensor.to(device) for name, tensor in tensors.items()},
+            settings=settings,
+            class_names=json.loads(metadata["class_names"]),
+            category_ids=json.loads(metadata["category_ids"]),
+            extra=json.loads(metadata["extra"]),
+        )
+    except (KeyError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} was written by codetr {metadata.get('codetr_version')} and its settings are not understood by "
+            f"codetr {__version__}: {error}"
+        ) from error
+
+
+def open_checkpoint(path: Path | str, *, preset: str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+    """Reads a checkpoint of codetr's, or a published one, which is converted in memory.
+
+    Args:
+        path: .safetensors or .pth.
+        preset: the architecture of a published checkpoint; None finds out. Not used for checkpoints of codetr.
+        device: where the tensors go.
+
+    Raises:
+        CheckpointError: as `load_checkpoint` and `convert.convert_file`.
+    """
+    from codetr_cli.weights.convert import convert_file  # it needs Checkpoint from here
+
+    path = Path(path)
+    if is_safetensors(path) and "format" in read_safetensors(path)[1]:
+        return load_checkpoint(path, device)
+    checkpoint = convert_file(path, preset=preset).checkpoint
+    if torch.device(device).type != "cpu":
+        for name, tensor in checkpoint.state.items():
+            checkpoint.state[name] = tensor.to(device)
+    return checkpoint
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is called, or starts like, a safetensors file: eight bytes of length, then JSON."""
+    if path.suffix == ".safetensors":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise CheckpointError(_unreadable(path, error)) from error
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, mapped from the file, and metadata of any safetensors file.
+
+    Raises:
+        CheckpointError: missing, cut short, or something else.
+    """
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder: give the .safetensors file in it, e.g. checkpoints/last/model.safetensors."
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(_unreadable(path, error)) from error
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a safetensors file ({error}): it is cut short, damaged, or something else. "
+            "Copy or convert it again, or take the previous checkpoint of the run folder."
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path, *, size: int = 0) -> Iterator[Path]:
+    """Gives a temporary path to write to and puts that file, synced to disk, in the place of `path` at the end.
+
+    When anything goes wrong, also a full disk at the last moment, the temporary file is removed and an older file at
+    `path` stays untouched. A kill leaves the temporary file behind, whose name starts with a dot.
+
+    Args:
+        path: the final place; missing folders are made.
+        size: bytes that will be written, for the message when they do not fit; 0: not known.
+
+    Raises:
+        MachineError: no space left, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise _write_error(path, error, size) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last through a power cut, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_error(path: Path, error: Exception, size: int) -> MachineError:
+    # safetensors reports the system's error as text only.
+    full = isinstance(error, OSError) and error.errno in FULL_DISK
+    full = full or any(os.strerror(number) in str(error) for number in FULL_DISK)
+    if not full:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return MachineError(f"cannot write {path}: {reason}. Choose another place or mend its permissions.")
+    with suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        needed = f"{size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free. " if size else ""
+        return MachineError(
+            f"no space left on the disk while writing {path}. {needed}What was there before is unchanged: "
+            "free some space or choose another folder, then run again."
+        )
+    return MachineError(f"no space left on the disk while writing {path}: free some space, then run again.")
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    # safetensors raises errors of the system without their text.
+    reason = error.strerror or ("No such file or directory" if isinstance(error, FileNotFoundError) else str(error))
+    return f"cannot read the checkpoint {path}: {reason}. Check the path."
+
+
+def _detached(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: contiguous, on the CPU, each with memory of its own."""
+    tensors: dict[str, Tensor] = {}
+    owners: set[int] = set()
+    for name, tensor in state.items():
+        value = tensor.detach().to("cpu").contiguous()
+        owner = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if owner in owners else value
+        owners.add(owner)
+    return tensors
+
+
+def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors and over the other metadata."""
+
+    def one(name: str) -> str:
+        tensor = tensors[name]
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        digest = hashlib.sha256(data).hexdigest()
+        return f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}\n"
+
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashlib lets go of the interpreter lock
+        for line in pool.map(one, sorted(tensors)):
+            total.update(line.encode())
+    for key in sorted(metadata):
+        if key != "content_sha256":
+            total.update(f"{key}={metadata[key]}\n".encode())
+    return total.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(_unreadable(path, error)) from error

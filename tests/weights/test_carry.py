@@ -1,0 +1,176 @@
+"""What a checkpoint gives to a model: everything, or for other classes and queries what fits, told entry by entry."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+
+from codetr_cli.errors import CheckpointError
+from codetr_cli.weights.carry import CLASS_ENTRIES, load_into
+from tests.weights.published import small_model
+
+OLD = ["cat", "dog", "hen"]
+
+
+def old_state():
+    """Entries whose every number differs from a fresh model's."""
+    state = small_model(seed=1).state_dict()
+    return {name: torch.randn_like(value) if value.is_floating_point() else value for name, value in state.items()}
+
+
+def is_class_entry(name):
+    return any(re.fullmatch(pattern, name) for pattern in CLASS_ENTRIES)
+
+
+def test_strict_takes_everything():
+    model, state = small_model(), old_state()
+    report = load_into(model, state)
+    assert report.carried == list(model.state_dict())
+    assert (report.partial, report.reinitialised, report.ignored) == ({}, [], [])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_class_entries_are_exactly_those_whose_shape_follows_the_classes():
+    """Guards the table of class rows: a new head that is forgotten there fails here."""
+    three, five = small_model(3).state_dict(), small_model(5).state_dict()
+    follow = {name for name in three if three[name].shape != five[name].shape}
+    assert follow == {name for name in three if is_class_entry(name)}
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_another_architecture_is_refused(change, strict):
+    state = old_state()
+    if change == "missing":
+        del state["decoder.norm.weight"]
+    elif change == "unexpected":
+        state["decoder.extra.weight"] = torch.zeros(1)
+    else:
+        state["encoder.layers.0.ffn.linear1.weight"] = torch.zeros(99, 32)
+    model = small_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"run\.safetensors \(preset 'x'\) is of another architecture") as caught:
+        load_into(model, state, strict=strict, source="run.safetensors (preset 'x')")
+    culprit = {
+        "missing": "1 are missing: decoder.norm.weight",
+        "unexpected": "decoder.extra.weight",
+        "shape": "encoder.layers.0.ffn.linear1.weight has 99x32 instead of 16x32",
+    }
+    assert culprit[change] in str(caught.value)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), "a refused checkpoint changed the model"
+
+
+def test_strict_refuses_other_classes_and_queries():
+    with pytest.raises(CheckpointError, match=r"class_heads\.0\.weight has 3x32 instead of 5x32"):
+        load_into(small_model(5), old_state())
+    with pytest.raises(CheckpointError, match=r"query_embed\.weight has 12x32 instead of 20x32"):
+        load_into(small_model(3, "model.num_queries=20"), old_state())
+
+
+def test_rows_follow_the_class_names():
+    model, state = small_model(4), old_state()
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_into(model, state, strict=False, class_names=["owl", "Hen", "cat", "fox"], checkpoint_class_names=OLD)
+    new = model.state_dict()
+    for name, (per, shared) in {
+        "class_heads.0.weight": (1, 0),
+        "class_heads.2.bias": (1, 0),
+        "label_embed.weight": (1, 0),
+        "aux_heads.roi.class_head.weight": (1, 1),
+        "aux_heads.roi.class_head.bias": (1, 1),
+        "aux_heads.roi.box_head.weight": (4, 0),
+        "aux_heads.roi.box_head.bias": (4, 0),
+        "aux_heads.atss.class_head.weight": (1, 0),
+        "aux_heads.atss.class_head.bias": (1, 0),
+    }.items():
+        for label, theirs in ((1, 2), (2, 0)):
+            kept = slice(label * per, label * per + per), slice(theirs * per, theirs * per + per)
+            assert torch.equal(new[name][kept[0]], state[name][kept[1]]), name
+        for label in (0, 3):
+            rows = slice(label * per, label * per + per)
+            assert torch.equal(new[name][rows], fresh[name][rows]), name
+        if shared:
+            assert torch.equal(new[name][-1], state[name][-1]), "the background is no class of its own"
+        assert report.partial[name] == "rows of 2 of 4 classes"
+    assert (report.kept_classes, report.new_classes) == (["Hen", "cat"], ["owl", "fox"])
+    assert set(report.partial) == {name for name in new if is_class_entry(name)}
+    assert set(report.carried) == set(new) - set(report.partial)
+    assert report.reinitialised == []
+    text = " ".join(report.lines())
+    assert "Hen, cat" in text
+    assert "owl, fox" in text
+
+
+def test_new_classes_start_with_the_published_bias():
+    model = small_model(2)
+    load_into(model, old_state(), strict=False, class_names=["owl", "fox"], checkpoint_class_names=OLD)
+    for head in model.class_heads:
+        assert torch.allclose(head.bias, torch.full((2,), -math.log(99)))
+
+
+def test_same_number_of_other_classes_does_not_inherit_their_rows():
+    model, state = small_model(3), old_state()
+    report = load_into(model, state, strict=False, class_names=["owl", "fox", "elk"], checkpoint_class_names=OLD)
+    assert set(report.reinitialised) == {name for name in model.state_dict() if is_class_entry(name)}
+    assert not torch.equal(model.class_heads[0].weight, state["class_heads.0.weight"])
+    assert torch.equal(model.decoder.norm.weight, state["decoder.norm.weight"])
+
+
+def test_reordered_classes_are_carried_whole():
+    model, state = small_model(3), old_state()
+    report = load_into(model, state, strict=False, class_names=["hen", "cat", "dog"], checkpoint_class_names=OLD)
+    assert torch.equal(model.class_heads[0].weight, state["class_heads.0.weight"][[2, 0, 1]])
+    assert torch.equal(model.aux_heads.roi.class_head.bias, state["aux_heads.roi.class_head.bias"][[2, 0, 1, 3]])
+    assert (report.partial, report.reinitialised) == ({}, [])
+
+
+def test_without_names_other_numbers_of_classes_start_afresh():
+    model, state = small_model(5), old_state()
+    report = load_into(model, state, strict=False)
+    assert set(report.reinitialised) == {name for name in model.state_dict() if is_class_entry(name)}
+    model = small_model(3)
+    assert load_into(model, state, strict=False).reinitialised == []
+
+
+@pytest.mark.parametrize(("queries", "kept"), [(20, 12), (8, 8)])
+def test_queries_keep_their_rank(queries, kept):
+    model, state = small_model(3, f"model.num_queries={queries}"), old_state()
+    fresh = model.query_embed.weight.detach().clone()
+    report = load_into(model, state, strict=False)
+    assert torch.equal(model.query_embed.weight[:kept], state["query_embed.weight"][:kept])
+    assert torch.equal(model.query_embed.weight[kept:], fresh[kept:])
+    assert report.partial == {"query_embed.weight": f"{kept} of {queries} queries"}
+
+
+def test_inconsistent_class_names_are_refused():
+    with pytest.raises(CheckpointError, match="class_heads"):
+        load_into(
+            small_model(2), old_state(), strict=False, class_names=["d", "x"], checkpoint_class_names=list("abcd")
+        )
+
+
+def test_parts_only_training_needs_may_be_absent_on_either_side():
+    state = old_state()
+    lean = small_model(aux_heads=False)
+    report = load_into(lean, state)
+    assert set(report.ignored) == set(state) - set(lean.state_dict())
+    assert "aux_heads.rpn.conv.weight" in report.ignored
+    with pytest.raises(CheckpointError, match="missing"):
+        load_into(small_model(), lean.state_dict())
+    report = load_into(small_model(), lean.state_dict(), strict=False)
+    assert set(report.reinitialised) == set(report.reinitialised) & set(state) - set(lean.state_dict())
+    assert "label_embed.weight" in report.reinitialised
+    part = {name: value for name, value in state.items() if name != "aux_heads.rpn.conv.weight"}
+    with pytest.raises(CheckpointError, match=r"aux_heads\.rpn\.conv\.weight"):
+        load_into(small_model(), part, strict=False)
+
+
+def test_other_precision_is_cast():
+    model = small_model(3).double()
+    load_into(model, old_state())
+    assert model.decoder.norm.weight.dtype == torch.float64

@@ -1,0 +1,181 @@
+"""Reading .pth files: what weights need comes through, and nothing that is in a file ever runs."""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import collections
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codetr_cli.errors import CheckpointError
+from codetr_cli.weights.pickles import forbidden_globals, read_pickle
+from tests.weights.published import fake_mmengine, save_mmengine
+
+
+class Trap:
+    """Pickles as a call; reading it with plain pickle runs the call."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def write(path, content, form, protocol=2):
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip", pickle_protocol=protocol)
+    return path
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_plain_checkpoints_come_through(tmp_path, form):
+    state = collections.OrderedDict(a=torch.arange(6.0).reshape(2, 3), b=torch.tensor(3), c=torch.ones(2).half())
+    state._metadata = {"": {"version": 1}}
+    content = {"state_dict": state, "meta": {"epoch": 3, "CLASSES": ("cat", "dog")}}
+    read = read_pickle(write(tmp_path / "x.pth", content, form))
+    assert read["meta"] == content["meta"]
+    assert list(read["state_dict"]) == ["a", "b", "c"]
+    for name, value in state.items():
+        assert torch.equal(read["state_dict"][name], value)
+
+
+TRAPS = {
+    "posix.system": lambda touch: Trap(os.system, f"touch {touch}"),
+    "builtins.eval": lambda touch: Trap(eval, f"open({str(touch)!r}, 'w')"),
+    "builtins.exec": lambda touch: Trap(exec, f"open({str(touch)!r}, 'w')"),
+    "io.open": lambda touch: Trap(open, str(touch), "w"),
+    "subprocess.Popen": lambda touch: Trap(subprocess.Popen, ["touch", str(touch)]),
+    "torch.hub.load": lambda touch: Trap(torch.hub.load, "x", "y"),
+    "numpy.load": lambda touch: Trap(np.load, str(touch)),
+    "builtins.__import__": lambda touch: Trap(builtins.__import__, "antigravity"),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the trap is a shell command")
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("name", TRAPS)
+def test_traps_are_refused_by_name_and_do_not_spring(tmp_path, name, form, protocol):
+    sentinel = tmp_path / "sentinel"
+    content = {"state_dict": {"a": torch.zeros(2), "b": TRAPS[name](sentinel)}}
+    path = write(tmp_path / "x.pth", content, form, protocol)
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as caught:
+        read_pickle(path)
+    assert caught.value.exit_code == 4
+    assert "weights_only" not in str(caught.value)  # never advises to read it unsafely
+    assert not sentinel.exists()
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the trap is a shell command")
+def test_the_traps_do_spring_when_read_carelessly(tmp_path):
+    """Guards the test above against traps that would never have gone off."""
+    sentinel = tmp_path / "sentinel"
+    pickle.loads(pickle.dumps(TRAPS["posix.system"](sentinel)))  # noqa: TID251
+    assert sentinel.exists()
+
+
+def test_getattr_reaches_nothing_but_inert_objects(tmp_path):
+    for owner in (torch.Tensor, collections.OrderedDict, {}, "text"):
+        path = write(tmp_path / "x.pth", {"a": Trap(getattr, owner, "__class__")}, "zip")
+        with pytest.raises(CheckpointError, match=r"builtins\.getattr"):
+            read_pickle(path)
+
+
+def test_traps_hidden_behind_stand_ins_stay_inert(tmp_path):
+    """What a stand-in is given is itself checked, and a stand-in's result cannot be called."""
+    path = write(tmp_path / "x.pth", {"a": Trap(np.dtype, "f4"), "b": Trap(os.system, "true")}, "zip")
+    with pytest.raises(CheckpointError, match="system"):
+        read_pickle(path)
+    with fake_mmengine() as (HistoryBuffer, _):
+        method = Trap(getattr, HistoryBuffer, "mean")
+        write(path, {"a": Trap(Trap, method)}, "zip")
+    with pytest.raises(CheckpointError):
+        read_pickle(path)
+
+
+def test_mmengine_checkpoint_reads_without_mmengine(tmp_path):
+    path = save_mmengine(tmp_path / "x.pth", {"w": torch.ones(2)})
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    for name in (b"mmengine.logging.history_buffer", b"ConfigDict", b"multiarray", b"getattr", b"scalar"):
+        assert name in data, "the fixture lacks what real files have"
+    read = read_pickle(path)
+    assert torch.equal(read["state_dict"]["w"], torch.ones(2))
+    assert read["meta"]["dataset_meta"]["classes"] == ("cat", "dog", "hen")
+    assert read["meta"]["hook"] == {"type": "X"}
+    assert set(read["message_hub"]) == {"log_scalars", "runtime_info", "resumed_keys"}
+    assert "mmengine" not in sys.modules
+
+
+def test_harmless_things_of_other_programs_come_through(tmp_path):
+    content = {
+        "args": argparse.Namespace(lr=1e-4),
+        "work_dir": Path("runs/x"),
+        "numpy": [np.float64(0.5), np.arange(3), np.dtype("int8")],
+        "groups": collections.defaultdict(list, {"a": [1]}),
+        "state_dict": {"w": torch.ones(1)},
+    }
+    for form in ("zip", "legacy"):
+        read = read_pickle(write(tmp_path / "x.pth", content, form))
+        assert read["groups"] == {"a": [1]}
+        assert torch.equal(read["state_dict"]["w"], torch.ones(1))
+
+
+def test_compressed_archives_give_the_right_numbers(tmp_path):
+    path = write(tmp_path / "x.pth", {"w": torch.arange(1000.0)}, "zip")
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert torch.equal(read_pickle(packed)["w"], torch.arange(1000.0))
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
+def test_cut_files_are_refused(tmp_path, form, share):
+    path = write(tmp_path / "x.pth", {"state_dict": {"w": torch.arange(4000.0)}}, form)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"x\.pth.*(again|text)"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>404</html>", "text"),
+        (b"version https://git-lfs.github.com/spec/v1", "text"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "damaged"),
+        (bytes(range(256)) * 4, "damaged"),
+        (b"\x80\x02(((((((((", "damaged"),
+        (b"\x80\x02c", "damaged"),
+        (b"PK\x03\x04" + bytes(300), "damaged"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, data, message):
+    path = tmp_path / "x.pth"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=message):
+        read_pickle(path)
+    assert forbidden_globals(path) == []
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file"):
+        read_pickle(tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_pickle(tmp_path)
