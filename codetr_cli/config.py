@@ -134,7 +134,9 @@ class DataConfig(Section):
     min_side: Positive = Field(32, description="Training images with a smaller side are left out, as published.")
     max_pixels: Positive = Field(100_000_000, description="Larger images are refused from their header.")
     max_images: Positive | None = Field(None, description="Train on the first images only, e.g. to memorise a few.")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="Processes that read and augment, per training process.")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        2, description="Processes that read and augment, per training process."
+    )
     aspect_grouping: bool = Field(True, description="Batches hold images of one orientation, as published.")
 
 
@@ -154,7 +156,9 @@ class LossConfig(Section):
     label_noise: Fraction = 0.5
     box_noise: float = 1.0
     aux_heads: bool = Field(True, description="Train the RPN, RoI and ATSS heads beside the decoder.")
-    positive_queries: bool = Field(True, description="Decode the auxiliary heads' positive boxes too (needs aux_heads).")
+    positive_queries: bool = Field(
+        True, description="Decode the auxiliary heads' positive boxes too (needs aux_heads)."
+    )
     rpn_class_weight: float = 12.0
     rpn_l1_weight: float = 12.0
     roi_class_weight: float = 12.0
@@ -191,7 +195,9 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     warmup_start: Fraction = Field(0.01, description="Share of the learning rate at the first warm-up step.")
     scale_lr: bool = Field(False, description="Multiply lr by batch_size / 16 when batch_size is changed.")
-    clip_norm: Annotated[float, Field(ge=0)] = Field(0.1, description="Largest L2 norm of all gradients; 0: no clipping.")
+    clip_norm: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="Largest L2 norm of all gradients; 0: no clipping."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
     ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Published EMA uses 1e-4; 0: no EMA.")
     seed: int = 0
@@ -392,5 +398,7 @@ def _explain(error: ValidationError) -> list[str]:
         if item["type"] == "extra_forbidden":
             sentences.append(f"unknown setting {key!r} ({nearest(key, setting_names())})")
         else:
-            sentences.append(f"{key or 'settings'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
+            sentences.append(
+                f"{key or 'settings'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+            )
     return sentences

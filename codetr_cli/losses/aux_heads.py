@@ -205,7 +205,9 @@ def atss_step(head: AtssHead, maps: Sequence[Tensor], targets: Targets, reduce_m
         flags = head.anchors.valid(shapes, target["pad_size"], maps[0].device)
         valid = torch.cat(flags)
         weights.append(valid)
-        candidates.append(_assign_image([a[f] for a, f in zip(levels, flags, strict=True)], valid, target, head.num_classes))
+        candidates.append(
+            _assign_image([a[f] for a, f in zip(levels, flags, strict=True)], valid, target, head.num_classes)
+        )
     labels = torch.stack([c.labels for c in candidates])  # (B, A)
     flat_logits = torch.cat([flatten_map(m, head.num_classes) for m in logits], 1)
     flat_deltas = torch.cat([flatten_map(m, 4) for m in deltas], 1)

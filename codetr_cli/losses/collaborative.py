@@ -22,6 +22,7 @@ from codetr_cli.losses.matcher import HungarianMatcher, Match
 from codetr_cli.losses.positive import select_positive_queries
 from codetr_cli.models.codetr import CoDETR, Encoded
 from codetr_cli.models.decoder import DecoderOutput
+from codetr_cli.models.layers import at_least_float32, full_precision
 from codetr_cli.models.proposals import Proposals
 
 
@@ -149,10 +150,9 @@ class CollaborativeObjective(nn.Module):
     def run(self, images: Tensor, padding_mask: Tensor, targets: Sequence[dict[str, Any]], draws: Draws) -> Step:
         """The forward pass with all it computed; arguments as for `forward`."""
         encoded = self.model.encode(images, padding_mask)
-        device_type = images.device.type
         step = self._decode_matching(encoded, targets, draws)
         # Costs, boxes and losses are computed in float32 whatever the precision of the network.
-        with torch.autocast(device_type, enabled=False):
+        with full_precision(images):
             self._decoder_losses(step, targets)
         if self.use_aux_heads:
             self._aux_head_losses(step, targets, draws)
@@ -185,10 +185,10 @@ class CollaborativeObjective(nn.Module):
 
     def _decoder_losses(self, step: Step, targets: Sequence[dict[str, Any]]) -> None:
         classes = self.model.num_classes
-        logits, boxes = _at_least_float32(step.logits), _at_least_float32(step.boxes)
+        logits, boxes = at_least_float32(step.logits), at_least_float32(step.boxes)
         first = step.denoising.labels.shape[1] if step.denoising else 0
         sets = [(logits[i, :, first:], boxes[i, :, first:]) for i in range(len(logits))]
-        sets.append((_at_least_float32(step.proposals.logits), _at_least_float32(step.proposals.boxes)))
+        sets.append((at_least_float32(step.proposals.logits), at_least_float32(step.proposals.boxes)))
         step.matches = self.matcher([(a.detach(), b.detach()) for a, b in sets], targets)
         factors = _factors(targets, boxes)
         num_boxes = self._mean_count(sum(len(queries) for queries, _ in step.matches[0]), boxes)
@@ -209,8 +209,8 @@ class CollaborativeObjective(nn.Module):
     def _aux_head_losses(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> None:
         heads = self.model.aux_heads
         step.aux_maps = self.model.aux_maps(step.encoded)
-        with torch.autocast(step.aux_maps[0].device.type, enabled=False):
-            maps = [_at_least_float32(m) for m in step.aux_maps]
+        with full_precision(step.aux_maps[0]):
+            maps = [at_least_float32(m) for m in step.aux_maps]
             step.rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws)
             step.roi = roi_step(heads.roi, maps, step.rpn.proposals, targets, samples=self.roi_samples, draws=draws)
             step.atss = atss_step(heads.atss, maps, targets, self.reduce_mean)
@@ -228,8 +228,8 @@ class CollaborativeObjective(nn.Module):
         for head, candidates in enumerate((step.roi.candidates, step.atss.candidates)):
             done = self._positive_pass(step.encoded, candidates, targets, head, draws)
             step.positive.append(done)
-            with torch.autocast(done.logits.device.type, enabled=False):
-                logits, boxes = _at_least_float32(done.logits), _at_least_float32(done.predicted_boxes)
+            with full_precision(done.logits):
+                logits, boxes = at_least_float32(done.logits), at_least_float32(done.predicted_boxes)
                 positives = int((done.targets.labels < self.model.num_classes).sum())
                 factors, num_boxes = _factors(targets, boxes), self._mean_count(positives, boxes)
                 for layer in range(len(logits)):
@@ -291,7 +291,3 @@ def _layer_prefix(layer: int, num_layers: int) -> str:
 def _factors(targets: Sequence[dict[str, Any]], like: Tensor) -> Tensor:
     """(B, 4) = (w, h, w, h) of each image in pixels."""
     return like.new_tensor([[w, h, w, h] for h, w in (target["norm_size"] for target in targets)])
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -31,7 +31,11 @@ class QueryTargets:
 
     @staticmethod
     def from_matches(
-        matches: Sequence[Match], targets: Sequence[dict[str, Any]], num_queries: int, num_classes: int, dtype: torch.dtype
+        matches: Sequence[Match],
+        targets: Sequence[dict[str, Any]],
+        num_queries: int,
+        num_classes: int,
+        dtype: torch.dtype,
     ) -> QueryTargets:
         """Targets of queries matched one to one; the rest is background."""
         device = targets[0]["labels"].device

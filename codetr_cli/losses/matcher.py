@@ -45,9 +45,7 @@ class HungarianMatcher:
         """
         device = predictions[0][0].device
         costs = [
-            self._cost(logits[i], boxes[i], target)
-            for logits, boxes in predictions
-            for i, target in enumerate(targets)
+            self._cost(logits[i], boxes[i], target) for logits, boxes in predictions for i, target in enumerate(targets)
         ]
         # One copy to the host for all problems: each copy would wait for the device.
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()

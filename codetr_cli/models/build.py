@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 from torch import nn
@@ -47,6 +48,7 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         **attention,
     )
     decoder = DinoDecoder(num_layers=config.decoder_layers, ffn_dim=config.ffn_dim, **attention)
+    class_head, box_head = nn.Linear(dim, config.num_classes), MLP(dim, dim, 4, 3)
     heads = range(config.decoder_layers + 1)  # the last is the proposals'
     model = CoDETR(
         backbone=backbone,
@@ -55,8 +57,9 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         ),
         encoder=encoder,
         decoder=decoder,
-        class_heads=nn.ModuleList(nn.Linear(dim, config.num_classes) for _ in heads),
-        box_heads=nn.ModuleList(MLP(dim, dim, 4, 3) for _ in heads),
+        # Parity: the branches of all layers start as copies of one, though each is trained on its own.
+        class_heads=nn.ModuleList(copy.deepcopy(class_head) for _ in heads),
+        box_heads=nn.ModuleList(copy.deepcopy(box_head) for _ in heads),
         dim=dim,
         num_queries=config.num_queries,
         num_classes=config.num_classes,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from codetr_cli.boxes import inverse_sigmoid
 from codetr_cli.models.decoder import REFERENCE_EPS, DecoderOutput, DinoDecoder
 from codetr_cli.models.encoder import DeformableEncoder, TokenLayout, describe_tokens
-from codetr_cli.models.layers import ConvNorm
+from codetr_cli.models.layers import ConvNorm, at_least_float32, full_precision
 from codetr_cli.models.position import encode_boxes
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.models.proposals import Proposals, QuerySelection
@@ -125,20 +125,27 @@ class CoDETR(nn.Module):
         """Picks the Q best tokens; query k later carries the learned content of rank k (mixed selection)."""
         return self.proposals(encoded.memory, encoded.layout, self.class_heads[-1], self.box_heads[-1])
 
-    def decode(self, queries: Tensor, references: Tensor, encoded: Encoded, blocked: Tensor | None = None) -> DecoderOutput:
+    def decode(
+        self, queries: Tensor, references: Tensor, encoded: Encoded, blocked: Tensor | None = None
+    ) -> DecoderOutput:
         """Runs the decoder; arguments as in `DinoDecoder.forward`."""
         return self.decoder(queries, references, encoded.memory, encoded.layout, self.box_heads[:-1], blocked)
 
     def predict_layers(self, decoded: DecoderOutput) -> tuple[Tensor, Tensor]:
         """Class logits (layers, B, Q, K) and boxes cxcywh in [0, 1] (layers, B, Q, 4) of every decoder layer."""
         layers = range(decoded.states.shape[0])
-        logits = torch.stack([self.class_heads[i](decoded.states[i]) for i in layers])
+        logits = torch.stack([self._logits_of_layer(decoded, i) for i in layers])
         boxes = torch.stack([self._boxes_of_layer(decoded, i) for i in layers])
         return logits, boxes
 
     def _boxes_of_layer(self, decoded: DecoderOutput, layer: int) -> Tensor:
         base = inverse_sigmoid(decoded.references[layer], REFERENCE_EPS)
-        return (self.box_heads[layer](decoded.states[layer]).to(base.dtype) + base).sigmoid()
+        with full_precision(base):
+            return (self.box_heads[layer](at_least_float32(decoded.states[layer])) + base).sigmoid()
+
+    def _logits_of_layer(self, decoded: DecoderOutput, layer: int) -> Tensor:
+        with full_precision(decoded.states):
+            return self.class_heads[layer](at_least_float32(decoded.states[layer]))
 
     def matching_queries(self, batch_size: int) -> Tensor:
         """The learned content (B, Q, C) of the queries that are matched to objects."""
@@ -166,9 +173,10 @@ class CoDETR(nn.Module):
         proposals = self.select_queries(encoded)
         queries = self.matching_queries(encoded.memory.shape[0])
         decoded = self.decode(queries, proposals.boxes.detach(), encoded)
+        last = decoded.states.shape[0] - 1
         return {
-            "pred_logits": self.class_heads[-2](decoded.states[-1]),
-            "pred_boxes": self._boxes_of_layer(decoded, decoded.states.shape[0] - 1),
+            "pred_logits": self._logits_of_layer(decoded, last),
+            "pred_boxes": self._boxes_of_layer(decoded, last),
         }
 
     def detect(
@@ -189,11 +197,13 @@ class CoDETR(nn.Module):
             outputs = self.forward(images, padding_mask)
             return postprocess(outputs["pred_logits"], outputs["pred_boxes"], metas)
         if self.aux_heads is None:
-            raise ValueError(f"head {postprocess.head!r} was asked for but this model was built without auxiliary heads")
+            raise ValueError(
+                f"head {postprocess.head!r} was asked for but this model was built without auxiliary heads"
+            )
         maps = self.aux_maps(self.encode(images, padding_mask))
         sizes = [meta["norm_size"] for meta in metas]
-        with torch.autocast(images.device.type, enabled=False):
-            maps = [m if m.dtype == torch.float64 else m.float() for m in maps]
+        with full_precision(images):
+            maps = [at_least_float32(m) for m in maps]
             if postprocess.head == "atss":
                 found = self.aux_heads.atss.detect(maps, sizes)
             else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from codetr_cli.boxes import inverse_sigmoid
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.encoder import TokenLayout
-from codetr_cli.models.layers import MLP, FeedForward, SelfAttention
+from codetr_cli.models.layers import MLP, FeedForward, SelfAttention, at_least_float32, full_precision
 from codetr_cli.models.position import encode_boxes
 
 REFERENCE_EPS = 1e-3
@@ -136,7 +136,8 @@ class DinoDecoder(nn.Module):
             x = layer(x, self.query_pos_mlp(sine), boxes, memory, layout, blocked)
             # Parity: refinement reads the raw state; the heads read the normed one. Next layer's reference is detached,
             # the one given to the heads is not.
-            refined = (box_head(x).to(references.dtype) + inverse_sigmoid(references, REFERENCE_EPS)).sigmoid()
+            with full_precision(x):
+                refined = (box_head(at_least_float32(x)) + inverse_sigmoid(references, REFERENCE_EPS)).sigmoid()
             references = refined.detach()
             states.append(self.norm(x))
             all_references.append(refined)

@@ -73,7 +73,9 @@ def cell_centres(layout: TokenLayout) -> Tensor:
     ratios = layout.valid_ratios
     centres = []
     for level, (height, width) in enumerate(layout.spatial_shapes):
-        y = (torch.arange(height, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (ratios[:, level, 1:] * height)
+        y = (torch.arange(height, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (
+            ratios[:, level, 1:] * height
+        )
         x = (torch.arange(width, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (ratios[:, level, :1] * width)
         grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], -1)
         centres.append(grid.flatten(1, 2))

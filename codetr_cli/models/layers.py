@@ -1,10 +1,20 @@
-"""Small parts shared by the networks: MLP, feed-forward layer, convolution with group norm, self-attention."""
+"""Small parts shared by the networks: MLP, feed-forward layer, convolution with group norm, self-attention, precision."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The same numbers in float32, or float64 when they already are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context that switches mixed precision off on the device of `x`: for scores, boxes and losses."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class MLP(nn.Module):

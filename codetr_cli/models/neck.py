@@ -26,7 +26,13 @@ class ChannelMapper(nn.Module):
         )
         extra = num_levels - len(in_channels)
         self.extra_convs = nn.ModuleList(
-            ConvNorm(in_channels[-1] if i == 0 else out_channels, out_channels, kernel_size=3, stride=2, norm_groups=norm_groups)
+            ConvNorm(
+                in_channels[-1] if i == 0 else out_channels,
+                out_channels,
+                kernel_size=3,
+                stride=2,
+                norm_groups=norm_groups,
+            )
             for i in range(extra)
         )
         for module in self.modules():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.models.encoder import TokenLayout
+from codetr_cli.models.layers import at_least_float32, full_precision
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,15 @@ class QuerySelection(nn.Module):
             raise ValueError(
                 f"the image gives {memory.shape[1]} tokens but the model has {self.num_queries} queries: use larger images"
             )
-        proposals = propose_boxes(layout)
-        projected = self.project(memory, proposals)
-        logits = class_head(projected)
-        indices = torch.topk(logits.max(-1)[0].float() if logits.dtype in _HALF else logits.max(-1)[0], self.num_queries, 1)[1]
-        chosen = _gather_tokens(projected, indices)
-        # The box branch runs on the selected tokens only: the others are never read.
-        boxes = (box_head(chosen).to(proposals.dtype) + _gather_tokens(proposals, indices)).sigmoid()
-        return Proposals(indices, _gather_tokens(logits, indices), boxes)
-
-
-_HALF = (torch.float16, torch.bfloat16)
+        # Half precision would tie most of the scores that the selection compares.
+        with full_precision(memory):
+            proposals = propose_boxes(layout)
+            projected = self.project(at_least_float32(memory), proposals)
+            logits = class_head(projected)
+            indices = torch.topk(logits.max(-1)[0], self.num_queries, dim=1)[1]
+            # The box branch runs on the selected tokens only: the others are never read.
+            boxes = (box_head(_gather_tokens(projected, indices)) + _gather_tokens(proposals, indices)).sigmoid()
+            return Proposals(indices, _gather_tokens(logits, indices), boxes)
 
 
 def _gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:

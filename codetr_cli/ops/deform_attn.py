@@ -92,7 +92,9 @@ def _check_shapes(
     if not torch.compiler.is_compiling() and total != tokens:
         raise ValueError(f"value has {tokens} tokens but spatial_shapes {list(spatial_shapes)} have {total} cells")
     if sampling_locations.dim() != 6 or sampling_locations.shape[-1] != 2:
-        raise ValueError(f"sampling_locations must have shape (B, Q, N, L, P, 2), got {tuple(sampling_locations.shape)}")
+        raise ValueError(
+            f"sampling_locations must have shape (B, Q, N, L, P, 2), got {tuple(sampling_locations.shape)}"
+        )
     if (sampling_locations.shape[0], *sampling_locations.shape[2:4]) != (batch, heads, len(spatial_shapes)):
         raise ValueError(
             f"sampling_locations {tuple(sampling_locations.shape)} do not fit value {tuple(value.shape)} and "

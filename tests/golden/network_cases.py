@@ -75,7 +75,8 @@ def run_eval(case: Case, report: Report) -> None:
             decoded = model.decode(queries, proposals.boxes, encoded)
         _spread(values, found)
         logits, boxes = model.predict_layers(decoded)
-        _eval_stages(values, model, encoded, proposals, queries, decoded, logits, boxes)
+        by_class = len(case.tensors.get("two_stage/topk_score", {"shape": (0,) * 3})["shape"]) == 3
+        _eval_stages(values, by_class, model, encoded, proposals, queries, decoded, logits, boxes)
         postprocess = build_postprocess(settings.test)
         plain = build_postprocess(settings.test.model_copy(update={"nms": "none"}))
         for prefix, process in (("result", postprocess), ("result_no_nms", plain)):
@@ -87,7 +88,15 @@ def run_eval(case: Case, report: Report) -> None:
 
 
 def _eval_stages(
-    values: Values, model: CoDETR, encoded: Any, proposals: Any, queries: Tensor, decoded: Any, logits: Tensor, boxes: Tensor
+    values: Values,
+    by_class: bool,
+    model: CoDETR,
+    encoded: Any,
+    proposals: Any,
+    queries: Tensor,
+    decoded: Any,
+    logits: Tensor,
+    boxes: Tensor,
 ) -> None:
     layout = encoded.layout
     for i, (level_mask, position) in enumerate(
@@ -112,7 +121,7 @@ def _eval_stages(
         "two_stage/topk_indices": proposals.indices,
         "two_stage/topk_coords": proposals.boxes,
         "two_stage/topk_coords_unact": all_boxes.gather(1, chosen),
-        "two_stage/topk_score": proposals.logits,
+        "two_stage/topk_score": proposals.logits if by_class else proposals.logits.max(-1)[0],
         "decoder/query_in": queries.transpose(0, 1),
         "decoder/reference_in": decoded.references[0],
         "decoder/states": decoded.states,
@@ -208,7 +217,9 @@ def _aux_stages(values: Values, step: Step, targets: list[dict[str, Any]], class
         wanted = candidates.objects[:positives]
         same = (wanted[:, None] == objects[None]).all(-1)
         values[f"roi/priors/{i}"] = candidates.boxes
-        values[f"roi/pos_assigned_gt_inds/{i}"] = same.to(torch.uint8).argmax(1) if len(objects) else wanted.new_zeros(0).long()
+        values[f"roi/pos_assigned_gt_inds/{i}"] = (
+            same.to(torch.uint8).argmax(1) if len(objects) else wanted.new_zeros(0).long()
+        )
         values[f"roi/pos_is_gt/{i}"] = (indices < len(objects)).to(torch.uint8)
     labels = torch.cat([c.labels for c in roi.candidates])
     objects = torch.cat([c.objects for c in roi.candidates])
@@ -323,7 +334,10 @@ def run_steps(case: Case, report: Report) -> None:
         moved = {published: parameter.detach() - start[published] for published, parameter in trained.items()}
         values[f"step/{index}/delta_norm"] = np.array([float(delta.norm()) for delta in moved.values()])
         values[f"step/{index}/delta_probe"] = np.array(
-            [float((delta.numpy() * synth.draw(salt + name, tuple(delta.shape))).sum()) for name, delta in moved.items()]
+            [
+                float((delta.numpy() * synth.draw(salt + name, tuple(delta.shape))).sum())
+                for name, delta in moved.items()
+            ]
         )
     case.compare(report, values, lambda key: GRADIENT_TOLERANCE)
 

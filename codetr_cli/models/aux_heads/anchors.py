@@ -35,6 +35,21 @@ class AnchorGrid:
         """Anchors of one cell."""
         return len(self.scales) * len(self.ratios)
 
+    def _of_cell(self, stride: int) -> list[tuple[float, float, float, float]]:
+        """Anchors around (0, 0).
+
+        Parity: assignment compares IoUs for equality, so the last bit counts: this order of operations, and the exactly
+        rounded square root of the host (torch's may be one unit off).
+        """
+        cell = []
+        for ratio in self.ratios:
+            height_ratio = math.sqrt(ratio)
+            for scale in self.scales:
+                half_w = 0.5 * (stride * (1 / height_ratio) * scale)
+                half_h = 0.5 * (stride * height_ratio * scale)
+                cell.append((-half_w, -half_h, half_w, half_h))
+        return cell
+
     def boxes(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
         """Anchors (M_i, 4) xyxy in pixels, one tensor a level; cells in row-major order, ratio before scale within a cell.
 
@@ -44,13 +59,9 @@ class AnchorGrid:
             shapes: (H, W) of each level.
             like: a tensor whose dtype and device the anchors take.
         """
-        ratios = like.new_tensor(self.ratios).sqrt()[:, None]
-        scales = like.new_tensor(self.scales)[None]
         anchors = []
         for (height, width), stride in zip(shapes, self.strides, strict=True):
-            half_w = (stride / ratios * scales).flatten() / 2  # (A,)
-            half_h = (stride * ratios * scales).flatten() / 2
-            base = torch.stack([-half_w, -half_h, half_w, half_h], -1)
+            base = like.new_tensor(self._of_cell(stride))  # (A, 4)
             x = torch.arange(width, dtype=like.dtype, device=like.device) * stride
             y = torch.arange(height, dtype=like.dtype, device=like.device) * stride
             grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")

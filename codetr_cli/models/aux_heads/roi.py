@@ -78,7 +78,12 @@ class RoiHead(nn.Module):
             index = (levels == level).nonzero()[:, 0]
             # Also without regions: so that every map keeps its place in the graph.
             regions = roi_align(
-                maps[level], rois[index].to(maps[level].dtype), self.output_size, 1 / stride, sampling_ratio=0, aligned=True
+                maps[level],
+                rois[index].to(maps[level].dtype),
+                self.output_size,
+                1 / stride,
+                sampling_ratio=0,
+                aligned=True,
             )
             pooled = pooled.index_add(0, index, regions)
         return pooled
