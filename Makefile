@@ -25,10 +25,10 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: setup ## write a synthetic data set, train a tiny Co-DINO on it, evaluate it, draw its detections
-	test -e $(DEMO)/data/annotations/instances_val2017.json || $(BIN)/codetr prepare --demo $(DEMO)/data
+	test -e $(DEMO)/data/annotations/instances_val2017.json || $(BIN)/codetr prepare --demo $(DEMO)/data --no-link
 	$(BIN)/codetr train --preset co_dino_tiny --data $(DEMO)/data --run $(DEMO)/run
 	$(BIN)/codetr eval $(WEIGHTS) --data $(DEMO)/data
-	$(BIN)/codetr predict $(DEMO)/data/val2017 --checkpoint $(WEIGHTS) --output $(DEMO)/pictures
+	$(BIN)/codetr predict $(DEMO)/data/val2017 --checkpoint $(WEIGHTS) --out $(DEMO)/pictures
 
 test: setup ## run the tests that every change must pass
 	$(BIN)/python -m pytest

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -60,8 +59,6 @@ def build_app(verbs: Sequence[str] = VERBS) -> typer.Typer:
     )
     app.callback()(_codetr)
     for verb in verbs:
-        if importlib.util.find_spec(f"codetr_cli.commands.{verb}") is None:
-            continue
         module = importlib.import_module(f"codetr_cli.commands.{verb}")
         app.command(verb, no_args_is_help=verb in ("convert", "eval", "predict"))(getattr(module, verb))
     return app

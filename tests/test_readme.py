@@ -25,7 +25,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 # `codetr` as README's reader has it, but quick: these words are added to the verb.
 QUICK = {
     "train": "--set train.max_steps=2 --set data.workers=0 --set data.max_images=8 --device cpu",
-    "eval": "--device cpu",
+    "eval": "--device cpu --max-images 8",
     "predict": "--device cpu",
 }
 
