@@ -1,0 +1,132 @@
+"""The check of a whole data set that `codetr prepare` shows: layout, list files, annotation files, image files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from codetr_cli.config import DataConfig
+from codetr_cli.data.check_annotations import AnnotationFacts, check_annotations, compare_categories, note_category_ids
+from codetr_cli.data.check_files import FileRules, check_files, default_workers
+from codetr_cli.data.findings import Finding, Findings
+from codetr_cli.data.layout import Split, find_splits, read_list, write_list
+
+Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+"""Makes a progress display from a description and a total; yields the function that advances it."""
+
+
+@dataclass
+class Report:
+    """What the check of a data set found.
+
+    Args:
+        folder: the data set.
+        splits: counts of each readable annotation file, by "train" and "val".
+        lists: what became of each list file.
+        findings: errors first.
+        seconds: how long the image files took.
+    """
+
+    folder: Path
+    splits: dict[str, AnnotationFacts] = field(default_factory=dict)
+    lists: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> int:
+        """Kinds of findings that would stop training or make its numbers wrong."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values under the names of `--json`."""
+        return {
+            "folder": str(self.folder),
+            "ok": not self.errors,
+            "splits": {name: facts.as_json() for name, facts in self.splits.items()},
+            "lists": self.lists,
+            "findings": [finding.as_json() for finding in self.findings],
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def check_dataset(
+    folder: Path, *, config: DataConfig, progress: Progress, workers: int | None = None, deep: bool = False
+) -> Report:
+    """Checks a COCO-layout folder and writes its list files where they are missing.
+
+    Args:
+        folder: the data set.
+        config: its `max_pixels` and `min_side` are applied.
+        progress: shows how far the check is.
+        workers: threads that read headers, or processes that decode; None: a good number for this machine.
+        deep: decode every image.
+
+    Returns:
+        everything found; damage within the layout is in the findings, not raised.
+
+    Raises:
+        DatasetError: there is no such folder, or it has another layout.
+        MachineError: a decoding process was killed.
+    """
+    report, findings = Report(folder), Findings()
+    for split in find_splits(folder):
+        facts = _check_split(split, findings, progress)
+        if facts is None:
+            continue
+        report.splits[split.name] = facts
+        report.lists[split.name] = _check_list(split, facts, findings)
+        rules = FileRules(
+            images_dir=split.images_dir,
+            where=f"{split.images_dir.name}/",
+            max_pixels=config.max_pixels,
+            min_side=config.min_side,
+            deep=deep,
+        )
+        started = time.monotonic()
+        with progress(f"{'decoding' if deep else 'reading headers of'} {rules.where}", len(facts.images)) as advance:
+            check_files(facts.images, rules, findings, workers=workers or default_workers(deep), advance=advance)
+        report.seconds += time.monotonic() - started
+    for facts in list(report.splits.values())[:1]:  # the other file has the same, or is reported for differing
+        note_category_ids(facts, findings, "annotations/")
+    if len(report.splits) == 2:
+        compare_categories(report.splits["train"], report.splits["val"], findings, "annotations/")
+    report.findings = findings.sorted()
+    return report
+
+
+def _check_split(split: Split, findings: Findings, progress: Progress) -> AnnotationFacts | None:
+    """The counts of a split's annotation file, None when there is nothing to count."""
+    where = f"annotations/{split.annotations_path.name}"
+    if not split.exists:
+        findings.add("no_training" if split.name == "train" else "no_validation", f"{split.images_dir.name}/")
+        return None
+    if not split.annotations_path.is_file():
+        findings.add("no_annotations", where)
+        return None
+    with progress(f"reading {where}", 1) as advance:
+        facts = check_annotations(split.annotations_path, findings, where, training=split.name == "train")
+        advance(1)
+    return facts
+
+
+def _check_list(split: Split, facts: AnnotationFacts, findings: Findings) -> str:
+    """What became of the split's list file."""
+    names = [name for name, _, _ in facts.images]
+    status = write_list(split, names)
+    if status.startswith("not written"):
+        findings.add("list_not_written", split.list_path.name, status.partition(": ")[2])
+    elif status == "present":
+        try:
+            listed = read_list(split)
+        except OSError as error:
+            return f"unreadable: {error.strerror}"
+        absent, extra = len(set(names) - listed), len(listed - set(names))
+        if absent or extra:
+            findings.add("list_differs", split.list_path.name, f"{absent:,} images not in it, {extra:,} more in it")
+            return "differs"
+    return status

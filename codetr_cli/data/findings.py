@@ -1,0 +1,256 @@
+"""What a data set check can find: every kind of damage with its severity, words and cure, and the collector of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "info"]
+SHOWN = 5
+"""Names kept for each kind."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of finding.
+
+    Args:
+        severity: "error" would stop training or make its numbers wrong, "warning" costs quality, "info" just tells.
+        text: what it is, read after a count: "3 <text>".
+        cure: what to do; empty when nothing needs doing.
+    """
+
+    severity: Severity
+    text: str
+    cure: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    # files of the layout
+    "no_annotations": Kind(
+        "error", "missing annotation file", "Put it there, e.g. by unpacking annotations_trainval2017.zip."
+    ),
+    "no_validation": Kind(
+        "warning", "validation set missing", "Train with --no-eval, or add val2017/ and its annotation file."
+    ),
+    "no_training": Kind(
+        "error", "training set missing", "Evaluation works; to train, add train2017/ and its annotation file."
+    ),
+    "no_image_folder": Kind(
+        "error", "missing image folder", "Unpack the images there or link their folder to this name."
+    ),
+    "list_differs": Kind(
+        "warning",
+        "list file that disagrees with the annotation file",
+        "codetr reads the annotation file only; delete the list and prepare again to have it rewritten.",
+    ),
+    "list_not_written": Kind("info", "list file that could not be written", "Nothing in codetr needs it."),
+    # the annotation file as a whole
+    "unreadable_json": Kind("error", "annotation file that cannot be read", "Check its permissions."),
+    "truncated_json": Kind("error", "annotation file that is cut short", "Copy, unpack or export it again."),
+    "not_json": Kind("error", "annotation file that is not JSON", "Export it again as COCO's instances JSON."),
+    "wrong_schema": Kind(
+        "error",
+        "record(s) that do not follow COCO's instances format",
+        "Mend these records or export the file again in COCO's instances format.",
+    ),
+    "no_images": Kind("error", "annotation file without images", "Export it again with its images."),
+    "no_categories": Kind("error", "annotation file without categories", "Add the class list under 'categories'."),
+    "no_objects": Kind("error", "training set without a single usable box", "Check that it is the right file."),
+    # ids
+    "duplicate_image_id": Kind("error", "image id(s) used twice", "Give every image an id of its own."),
+    "duplicate_annotation_id": Kind(
+        "warning",
+        "annotation id(s) used twice",
+        "codetr numbers annotations anew, other tools lose some: number them 1, 2, 3, ...",
+    ),
+    "no_annotation_id": Kind(
+        "info", "annotation(s) without an id", "Fine here; other tools want them numbered 1, 2, 3, ..."
+    ),
+    "zero_annotation_id": Kind(
+        "info",
+        "annotation with id 0",
+        "Fine here; pycocotools alone takes a match with id 0 for none: number from 1.",
+    ),
+    "duplicate_category_id": Kind("error", "category id(s) used twice", "Give every category an id of its own."),
+    "duplicate_category_name": Kind(
+        "warning", "category name(s) used twice", "Rename or merge them: they are trained as different classes."
+    ),
+    "duplicate_file_name": Kind("warning", "file name(s) used by two images", "Merge the records of each file."),
+    "unknown_image_id": Kind(
+        "warning",
+        "annotation(s) of an image that is not listed",
+        "They are left out: add the image to 'images' or remove them.",
+    ),
+    "unknown_category_id": Kind(
+        "error", "annotation(s) of a category that is not listed", "Add the category to 'categories' or mend the id."
+    ),
+    "category_id_holes": Kind("info", "gap(s) between category ids", "Fine: original ids come back in every output."),
+    "category_id_zero": Kind("info", "category with id 0", "Fine: ids are taken as they are and come back in outputs."),
+    "unused_category": Kind(
+        "warning",
+        "class(es) without a single annotation",
+        "They are trained as never present: remove or annotate them.",
+    ),
+    "categories_differ": Kind(
+        "error",
+        "class(es) that differ between the train and val annotation files",
+        "Give both files the same 'categories': same ids, same names.",
+    ),
+    # boxes
+    "box_not_finite": Kind("error", "box(es) with NaN or infinite numbers", "Remove or redraw these boxes."),
+    "box_negative": Kind(
+        "error", "box(es) of negative width or height", "COCO boxes are (x, y, width, height): redraw or convert them."
+    ),
+    "box_normalised": Kind(
+        "error",
+        "annotation file whose boxes all lie within 0..1",
+        "Multiply x, width by the image width, y, height likewise.",
+    ),
+    "box_corners": Kind(
+        "warning",
+        "box(es) ending far outside their image, as if they were (x1, y1, x2, y2)",
+        "COCO boxes are (x, y, width, height): convert the file if so.",
+    ),
+    "box_degenerate": Kind("warning", "box(es) thinner than a pixel", "They are left out of training; redraw them."),
+    "box_outside": Kind("warning", "box(es) wholly outside their image", "They are left out of training; redraw them."),
+    "box_beyond_edge": Kind("info", "box(es) reaching over the image's edge by more than 2 px", "They are clipped."),
+    "crowd_without_rle": Kind(
+        "warning", "crowd annotation(s) without a run-length mask", "Set iscrowd to 0 unless the box really is a group."
+    ),
+    "crowd_value": Kind("error", "annotation(s) whose iscrowd is neither 0 nor 1", "Use 0, or 1 for a group."),
+    "ignored": Kind("info", "annotation(s) marked 'ignore'", "They are left out of training."),
+    "bad_area": Kind(
+        "error", "annotation(s) whose area is not a number", "Use the number of pixels, or leave area out."
+    ),
+    "area_not_positive": Kind(
+        "warning",
+        "annotation(s) with an area of zero or less",
+        "They are left out of training: mend or leave area out.",
+    ),
+    "many_objects": Kind(
+        "warning",
+        "image(s) with more objects than the presets have queries (900)",
+        "Raise --set model.num_queries=... or cut the images into tiles.",
+    ),
+    "no_objects_image": Kind("info", "image(s) without objects", "Fine: they stay in training as background."),
+    # image files
+    "missing_file": Kind(
+        "error", "image file(s) missing", "Copy them there or remove their records from the annotation file."
+    ),
+    "unreadable_file": Kind("error", "image file(s) that cannot be opened", "Check permissions and the disk."),
+    "empty_file": Kind("error", "image file(s) of zero bytes", "Copy them again or remove their records."),
+    "truncated_file": Kind("error", "image file(s) cut short", "Copy them again or remove their records."),
+    "not_an_image": Kind("error", "file(s) that are no images", "Replace them or remove their records."),
+    "unsupported_file": Kind("error", "image(s) of a format OpenCV cannot read", "Convert them to JPEG or PNG."),
+    "too_many_pixels": Kind(
+        "error",
+        "image(s) of an absurd number of pixels",
+        "Shrink or tile them; if they are meant, raise --set data.max_pixels=...",
+    ),
+    "no_pixels": Kind("error", "image(s) of zero width or height", "Replace them or remove their records."),
+    "size_differs": Kind(
+        "error",
+        "image(s) whose size differs from the annotation file's",
+        "Put the original images back, or mend width, height and boxes of these records.",
+    ),
+    "rotation_differs": Kind(
+        "warning",
+        "image(s) that EXIF turns by 90 degrees while the annotation file has the size before turning",
+        "Their boxes probably lie wrong: turn the pixels for good (e.g. `exiftran -ai`), or mend the records.",
+    ),
+    "rotated": Kind(
+        "info", "image(s) turned by their EXIF flag on reading", "Fine when boxes were drawn on the turned image."
+    ),
+    "small_image": Kind("info", "image(s) with a side under 32 px", "They are left out of training, as published."),
+    "misnamed_file": Kind(
+        "info", "image(s) whose name's ending tells another format", "Fine: formats are told by content."
+    ),
+    "unusual_pixels": Kind(
+        "info", "image(s) not stored as 8-bit RGB (grey, palette, CMYK, alpha, 16 bits)", "Fine: read as 8-bit RGB."
+    ),
+    "decode_failed": Kind("error", "image(s) that OpenCV cannot decode", "Replace them or remove their records."),
+    "decode_complained": Kind(
+        "warning",
+        "image(s) with damaged pixels by the decoder's own words",
+        "Copy them again; they are used as they decode.",
+    ),
+    "unlisted_file": Kind("info", "image file(s) that no annotation file mentions", "They are not used."),
+}
+
+
+@dataclass
+class Finding:
+    """One kind of finding in one place.
+
+    Args:
+        kind: a key of `KINDS`.
+        where: the file or folder it was found in.
+        count: how many.
+        first: the first few offenders, with details.
+    """
+
+    kind: str
+    where: str
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return KINDS[self.kind].severity
+
+    def sentence(self) -> str:
+        """What was found, where, the first offenders and the cure, as one paragraph."""
+        kind = KINDS[self.kind]
+        names = "; ".join(self.first)
+        more = f"; and {self.count - len(self.first):,} more" if self.count > len(self.first) else ""
+        listed = f": {names}{more}" if names else ""
+        return f"{self.where}: {self.count:,} {kind.text}{listed}. {kind.cure}".strip()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values under the names of `--json`."""
+        kind = KINDS[self.kind]
+        return {
+            "kind": self.kind,
+            "severity": kind.severity,
+            "where": self.where,
+            "count": self.count,
+            "first": self.first,
+            "text": kind.text,
+            "cure": kind.cure,
+        }
+
+
+class Findings:
+    """Collects findings: counts all, keeps the first few names of each."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[tuple[str, str], Finding] = {}
+
+    def add(self, kind: str, where: str, name: str = "", count: int = 1) -> None:
+        """Adds `count` offenders of a kind, the first of them called `name`."""
+        finding = self._by_key.setdefault((kind, where), Finding(kind, where))
+        finding.count += count
+        if name and len(finding.first) < SHOWN:
+            finding.first.append(name)
+
+    def get(self, kind: str, where: str) -> Finding | None:
+        """The finding of a kind in a place, if any."""
+        return self._by_key.get((kind, where))
+
+    def merge(self, other: Findings) -> None:
+        """Adds what another collector found after this one."""
+        for (kind, where), finding in other._by_key.items():
+            for name in finding.first:
+                self.add(kind, where, name)
+            self.add(kind, where, count=finding.count - len(finding.first))
+
+    def sorted(self) -> list[Finding]:
+        """All findings, errors first, in the order of `KINDS` within a severity."""
+        severities, kinds = ["error", "warning", "info"], list(KINDS)
+        return sorted(self._by_key.values(), key=lambda f: (severities.index(f.severity), kinds.index(f.kind)))
+
+    def count(self, severity: Severity) -> int:
+        """How many findings (not offenders) of a severity there are."""
+        return sum(finding.severity == severity for finding in self._by_key.values())

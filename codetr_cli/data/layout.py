@@ -1,0 +1,292 @@
+"""Folders of data sets: the published COCO layout, what to say about any other, the list files, the link `data/coco`.
+
+<root>/annotations/instances_{train,val}2017.json    <root>/{train,val}2017/    <root>/{train,val}2017.txt
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from codetr_cli.errors import DatasetError
+
+EXPECTED = "annotations/instances_{train,val}2017.json beside the image folders train2017/ and val2017/"
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where one half of a data set lies; nothing here needs to exist.
+
+    Args:
+        name: "train" or "val".
+        root: the data set's folder.
+    """
+
+    name: str
+    root: Path
+
+    @property
+    def images_dir(self) -> Path:
+        """The folder of the split's images."""
+        return self.root / f"{self.name}2017"
+
+    @property
+    def annotations_path(self) -> Path:
+        """The split's annotation file."""
+        return self.root / "annotations" / f"instances_{self.name}2017.json"
+
+    @property
+    def list_path(self) -> Path:
+        """The text file with one image a line, relative to the root."""
+        return self.root / f"{self.name}2017.txt"
+
+    @property
+    def exists(self) -> bool:
+        """Whether any part of the split is there."""
+        return self.annotations_path.exists() or self.images_dir.is_dir()
+
+
+def find_splits(folder: Path) -> tuple[Split, Split]:
+    """The train and val splits of a folder in the published layout.
+
+    Returns:
+        both splits; at least one has its annotation file.
+
+    Raises:
+        DatasetError: the folder does not exist or has another layout; says which one, and where the right folder is
+            when it is near.
+    """
+    if not folder.is_dir():
+        raise DatasetError(_no_folder(folder))
+    splits = (Split("train", folder), Split("val", folder))
+    if any(split.annotations_path.is_file() for split in splits):
+        return splits
+    near = _near(folder)
+    if near is not None:
+        raise DatasetError(
+            f"{folder} is not the data set's folder, but {near} is (it has annotations/instances_*2017.json): "
+            f"type `codetr prepare {near}`."
+        )
+    raise DatasetError(_other_layout(folder))
+
+
+def _is_root(folder: Path) -> bool:
+    return any(Split(name, folder).annotations_path.is_file() for name in ("train", "val"))
+
+
+def _near(folder: Path) -> Path | None:
+    """A folder in the right layout one or two levels above or below the one given."""
+    above = list(folder.resolve().parents)[:2]
+    children = _folders(folder.resolve())
+    below = (grandchild for child in islice(children, 50) for grandchild in islice(_folders(child), 50))
+    return next((place for place in (*above, *children, *below) if _is_root(place)), None)
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _no_folder(folder: Path) -> str:
+    if folder.is_symlink():
+        return f"{folder} is a link to {folder.readlink()}, which does not exist: mend or remove the link."
+    if folder.is_file():
+        hint = "unpack it and give" if folder.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") else "give"
+        return f"{folder} is a file: {hint} the folder that holds {EXPECTED}."
+    parent = next(place for place in folder.absolute().parents if place.is_dir())
+    names = [child.name for child in _folders(parent)]
+    missing = folder.absolute().relative_to(parent).parts[0]
+    close = difflib.get_close_matches(missing, names, n=1, cutoff=0.6)
+    if close:
+        hint = f"did you mean {parent / close[0]}?"
+    elif names:
+        hint = f"{parent} holds the folders {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}."
+    else:
+        hint = f"{parent} holds no folders."
+    return f"there is no folder {folder}: {hint} `codetr prepare` wants the folder that holds {EXPECTED}."
+
+
+def _other_layout(folder: Path) -> str:
+    """Says what a folder holds instead of the published layout, and what to do."""
+    wanted = f"Expected: {EXPECTED}."
+    other = recognise(folder)
+    if other is not None:
+        name, evidence = other
+        return (
+            f"{folder} is a {name} data set ({evidence}). That layout is recognised but cannot be read yet: "
+            f"convert it to COCO's JSON first. {wanted}"
+        )
+    archives = [p.name for p in islice(folder.glob("*.zip"), 20) if "2017" in p.name]
+    if archives:
+        return f"{folder} holds {', '.join(archives)} still packed: unpack them there. {wanted}"
+    annotations = folder / "annotations"
+    if annotations.is_dir():
+        files = sorted(path.name for path in islice(annotations.glob("*.json"), 50))
+        if files:
+            listed = ", ".join(files[:5]) + (" ..." if len(files) > 5 else "")
+            return (
+                f"{annotations} holds {listed}, but no instances_train2017.json or instances_val2017.json: rename them "
+                f"(the image folders likewise), or pass their paths to training with --set data.train_annotations=... "
+                f"--set data.train_images=... --set data.val_annotations=... --set data.val_images=... . {wanted}"
+            )
+        return f"{annotations} has no annotation file: unpack annotations_trainval2017.zip in {folder}. {wanted}"
+    if (folder / "train2017").is_dir() or (folder / "val2017").is_dir():
+        return (
+            f"{folder} has images but no annotations/ folder: unpack annotations_trainval2017.zip there, or put "
+            f"your own annotation files into it. {wanted}"
+        )
+    names = sorted(entry.name for entry in islice(folder.iterdir(), 200))
+    found = f"it holds {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}" if names else "it is empty"
+    return f"{folder} does not have the COCO layout: {found}. {wanted}"
+
+
+# ---------------------------------------------------------------------------------------------------- other layouts
+
+
+def recognise(folder: Path) -> tuple[str, str] | None:
+    """Names another well-known layout.
+
+    Returns:
+        its name and what gave it away, or None.
+    """
+    for place in (folder, *_folders(folder)[:20]):
+        for test in (_voc, _yolo, _coco_variant):
+            found = test(place)
+            if found:
+                return found
+    return None
+
+
+def _voc(folder: Path) -> tuple[str, str] | None:
+    if (folder / "JPEGImages").is_dir() and _has(folder / "Annotations", "*.xml"):
+        return "Pascal VOC", f"{folder.name}/JPEGImages and {folder.name}/Annotations/*.xml"
+    return None
+
+
+def _yolo(folder: Path) -> tuple[str, str] | None:
+    for path in (*folder.glob("*.yaml"), *folder.glob("*.yml")):
+        text = path.read_text(encoding="utf-8", errors="replace")[:100_000]
+        if "names" in text and ("train:" in text or "nc:" in text):
+            return "YOLO", f"{path.name} with class names"
+    for labels in (folder / "labels", *folder.glob("*/labels")):
+        if _has(labels, "*.txt") or _has(labels, "*/*.txt"):
+            return "YOLO", f"text files in {labels.relative_to(folder.parent)}"
+    return None
+
+
+def _coco_variant(folder: Path) -> tuple[str, str] | None:
+    if _has(folder, "_annotations.coco.json"):
+        return "COCO with one file a folder (Roboflow export)", f"{folder.name}/_annotations.coco.json"
+    if _has(folder / "annotations", "lvis_v*.json"):
+        return "LVIS", "annotations/lvis_v*.json"
+    return None
+
+
+def _has(folder: Path, pattern: str) -> bool:
+    return folder.is_dir() and next(folder.glob(pattern), None) is not None
+
+
+# --------------------------------------------------------------------------------------------------------- list files
+
+
+def list_images(folder: Path) -> Iterator[str]:
+    """Names of the image files in a folder and its subfolders, relative to it, with forward slashes."""
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        with os.scandir(folder / prefix) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(f"{prefix}{entry.name}/")
+                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a Path a file is slow)
+                    yield prefix + entry.name
+
+
+def write_list(split: Split, file_names: Iterable[str]) -> str:
+    """Writes `<split>2017.txt` with one `<split>2017/<file name>` a line when it is missing.
+
+    Returns:
+        "written", "present" or "not written: <reason>"; nothing in codetr needs the file, so that it never fails.
+    """
+    path = split.list_path
+    if path.exists():
+        return "present"
+    if not path.parent.stat().st_mode & 0o222:
+        # The superuser could write here all the same, but whoever protects a folder means it.
+        return "not written: the folder is write-protected"
+    text = "".join(f"{split.images_dir.name}/{name}\n" for name in file_names)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        return f"not written: {error.strerror}"
+    return "written"
+
+
+def read_list(split: Split) -> set[str]:
+    """File names relative to the image folder that the split's list names; lines may carry any leading folders.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    marker = f"{split.images_dir.name}/"
+    lines = split.list_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {line.strip().rpartition(marker)[2] for line in lines if line.strip()}
+
+
+# --------------------------------------------------------------------------------------------------------------- link
+
+
+@dataclass(frozen=True)
+class Link:
+    """What became of the link that makes a data set the default one.
+
+    Args:
+        status: "linked" (made now), "present" (was there), "in_place" (the data set lies there itself), "occupied"
+            (something else is there and stays), "impossible" (the system refuses links).
+        path: where the link is or would be.
+        detail: what is there or why not, a phrase; empty when all is well.
+    """
+
+    status: Literal["linked", "present", "in_place", "occupied", "impossible"]
+    path: Path
+    detail: str = ""
+
+    @property
+    def works(self) -> bool:
+        """Whether the data set is found at `path` from now on."""
+        return self.status in ("linked", "present", "in_place")
+
+
+def link_folder(folder: Path, link: Path) -> Link:
+    """Makes `link` a symbolic link to `folder`; whatever else lies there stays as it is."""
+    target = folder.resolve()
+    if link.is_symlink():
+        if link.resolve() == target:
+            # A folder given by way of the link itself is in place as well.
+            return Link("present", link)
+        gone = "" if link.exists() else ", which does not exist"
+        return Link("occupied", link, f"is a link to {link.readlink()}{gone}")
+    if link.exists():
+        if link.resolve() == target:
+            return Link("in_place", link)
+        return Link("occupied", link, "is a folder of its own" if link.is_dir() else "is a file")
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target, target_is_directory=True)
+    except (OSError, NotImplementedError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Link("impossible", link, reason)
+    return Link("linked", link)
