@@ -70,11 +70,11 @@ class LoadReport:
             lines.append(f"Classes {known}; new, their rows start afresh: {_listed(self.new_classes) or 'none'}.")
         for what in dict.fromkeys(self.partial.values()):
             names = [name for name, share in self.partial.items() if share == what]
-            lines.append(f"Carried over in part ({what}): {_listed(names)}.")
+            lines.append(f"Carried over in part ({what}): {_listed(_layers(names))}.")
         if self.reinitialised:
-            lines.append(f"Re-initialised: {_listed(self.reinitialised)}.")
+            lines.append(f"Re-initialised: {_listed(_layers(self.reinitialised))}.")
         if self.ignored:
-            lines.append(f"Not used by this model: {_listed(self.ignored)}.")
+            lines.append(f"Not used by this model: {_listed(_layers(self.ignored))}.")
         return lines
 
 
@@ -154,9 +154,9 @@ def check_entries(*, missing: Sequence[str], unexpected: Sequence[str], differin
         CheckpointError: any of the lists has something in it; names the first of each.
     """
     faults = [
-        *([f"{len(differing)} entries differ in shape: {_listed(differing, '; ')}"] if differing else []),
-        *([f"{len(missing)} are missing: {_listed(missing)}"] if missing else []),
-        *([f"{len(unexpected)} have no place in it: {_listed(unexpected)}"] if unexpected else []),
+        *([f"{len(differing)} entries differ in shape: {_listed(differing, 3)}"] if differing else []),
+        *([f"{len(missing)} are missing: {_listed(missing, 4)}"] if missing else []),
+        *([f"{len(unexpected)} have no place in it: {_listed(unexpected, 4)}"] if unexpected else []),
     ]
     if faults:
         raise CheckpointError(
@@ -207,7 +207,8 @@ def _fit_partly(name: str, ours: Tensor, theirs: Tensor, match: _ClassMatch | No
             return ours, NOTHING
     if name == QUERY_ENTRY and same_rest and len(theirs) != len(ours):
         count = min(len(theirs), len(ours))
-        return _copy_rows(ours, theirs, list(range(count)), list(range(count))), f"{count} of {len(ours)} queries"
+        share = f"the first {count} queries of the checkpoint's {len(theirs)}; the model has {len(ours)}"
+        return _copy_rows(ours, theirs, list(range(count)), list(range(count))), share
     return _fit_exactly(ours, theirs)
 
 
@@ -239,6 +240,11 @@ def _lacks_part_of(name: str, state: Mapping[str, Tensor]) -> bool:
     return part is not None and not any(other.startswith(part) for other in state)
 
 
-def _listed(items: Sequence[str], separator: str = ", ") -> str:
-    more = f"{separator}and {len(items) - 6} more" if len(items) > 6 else ""
-    return separator.join(items[:6]) + more
+def _layers(names: Sequence[str]) -> list[str]:
+    """The layers that entries belong to, those of a list as one: `class_heads` for `class_heads.3.weight`."""
+    return list(dict.fromkeys(re.sub(r"(\.\d+)?\.\w+$", "", name) for name in names))
+
+
+def _listed(items: Sequence[str], limit: int = 12) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codetr_cli import __version__
 from codetr_cli.config import Settings, parse_settings
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
 from codetr_cli.weights.carry import LoadReport, load_into
@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 FORMAT = "codetr-1"
+# The package offers names of upper rooms; importing from it would tie this room to them.
+VERSION: str = importlib.import_module("codetr_cli").__version__
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -91,7 +93,7 @@ def save_checkpoint(
     tensors = _detached(state)
     metadata = {
         "format": FORMAT,
-        "codetr_version": __version__,
+        "codetr_version": VERSION,
         "settings": settings.model_dump_json(),
         "class_names": json.dumps(list(class_names), ensure_ascii=False),
         "category_ids": json.dumps(list(category_ids)),
@@ -123,7 +125,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     if metadata["format"] != FORMAT:
         raise CheckpointError(
             f"{path} was written by codetr {metadata.get('codetr_version')} in format {metadata['format']!r}; "
-            f"this is codetr {__version__}, which reads {FORMAT!r}. Install a newer codetr."
+            f"this is codetr {VERSION}, which reads {FORMAT!r}. Install a newer codetr."
         )
     if metadata["content_sha256"] != _content_hash(tensors, metadata):
         raise CheckpointError(
@@ -142,7 +144,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     except (KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{path} was written by codetr {metadata.get('codetr_version')} and its settings are not understood by "
-            f"codetr {__version__}: {error}"
+            f"codetr {VERSION}: {error}"
         ) from error
 
 
@@ -227,8 +229,11 @@ def replacing(path: Path, *, size: int = 0) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise _write_error(path, error, size) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise _write_error(path, cause, size) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -242,6 +247,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _system_error(error: BaseException | None) -> Exception | None:
+    """The system's error behind one of safetensors or torch, which says `unexpected pos` when a disk is full."""
+    while error is not None and not isinstance(error, OSError | SafetensorError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _write_error(path: Path, error: Exception, size: int) -> MachineError:

@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from PIL import Image
 
 from codetr_cli.cli import main
 from codetr_cli.weights.checkpoint import load_checkpoint, load_into
@@ -103,6 +104,26 @@ def test_malicious_pickle(tmp_path, capsys, as_json):
     assert not as_json or json.loads(said.out)["exit_code"] == 4
     assert not sentinel.exists()
     assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the trap is a shell command")
+def test_malicious_pickle_given_to_eval(tmp_path, capsys):
+    sentinel, path, data = tmp_path / "sentinel", tmp_path / "evil.pth", tmp_path / "data"
+    torch.save({"state_dict": {"w": Trap(f"touch {sentinel}")}}, path)
+    (data / "val2017").mkdir(parents=True)
+    (data / "annotations").mkdir()
+    Image.new("RGB", (48, 40)).save(data / "val2017" / "a.png")
+    annotations = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 48, "height": 40}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0}],
+    }
+    (data / "annotations" / "instances_val2017.json").write_text(json.dumps(annotations))
+    assert main(["eval", str(path), "--data", str(data), "--device", "cpu"]) == 4
+    said = capsys.readouterr().err
+    assert "posix.system" in said
+    assert "Traceback" not in said
+    assert not sentinel.exists()
 
 
 def test_another_architecture(tmp_path, capsys, preset):

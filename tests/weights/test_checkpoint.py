@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import struct
@@ -239,6 +240,18 @@ def test_replacing_serves_other_files_too(tmp_path):
     with replacing(tmp_path / "state.pt") as temporary:
         temporary.write_bytes(b"new")
     assert (tmp_path / "state.pt").read_bytes() == b"new"
+
+
+def test_replacing_sees_through_torch_when_the_disk_is_full(tmp_path):
+    class FullDisk(io.RawIOBase):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(MachineError, match="no space left"), replacing(tmp_path / "state.pt"):
+        torch.save({"w": torch.zeros(1000)}, FullDisk())
+    with pytest.raises(RuntimeError, match="a mistake"), replacing(tmp_path / "state.pt"):
+        raise RuntimeError("a mistake")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_open_takes_ours_and_published_files(tmp_path):
