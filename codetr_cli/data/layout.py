@@ -205,7 +205,7 @@ def list_images(folder: Path) -> Iterator[str]:
         prefix = pending.pop()
         with os.scandir(folder / prefix) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{prefix}{entry.name}/")
                 elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (a Path a file is slow)
                     yield prefix + entry.name

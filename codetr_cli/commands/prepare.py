@@ -1,0 +1,225 @@
+"""`codetr prepare`: checks a data set and this machine, and makes the data set the one that every other verb finds."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codetr_cli import console
+from codetr_cli.commands._options import JsonOption, QuietOption, SetOption
+from codetr_cli.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from codetr_cli.data.check import Report
+    from codetr_cli.data.layout import Link
+    from codetr_cli.engine.environment import Environment
+
+DEFAULT_LINK = Path("data/coco")
+
+
+def prepare(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PATH", help="COCO-layout folder. Without it: CODETR_DATA, else data/coco.", show_default=False
+        ),
+    ] = None,
+    demo: Annotated[
+        Path | None,
+        typer.Option("--demo", metavar="DIR", help="Write a small synthetic data set there and check that."),
+    ] = None,
+    link: Annotated[
+        Path, typer.Option("--link", metavar="DIR", help="Where to link the folder; other verbs look in data/coco.")
+    ] = DEFAULT_LINK,
+    no_link: Annotated[bool, typer.Option("--no-link", help="Check only, make no link.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every image instead of reading headers.")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Parallel readers; with --deep, processes.")
+    ] = None,
+    overrides: SetOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check a data set in COCO's layout and this machine, and link the data set as data/coco.
+
+    Says what is wrong, where, and how to mend it. Ends with exit code 3 if anything would stop training.
+    """
+    from codetr_cli.config import Settings, apply_overrides
+    from codetr_cli.data.check import check_dataset
+    from codetr_cli.data.layout import link_folder
+
+    console.set_mode(json=json_output, quiet=quiet)
+    settings = apply_overrides(Settings(name="prepare"), overrides or [])
+    folder = _write_demo(demo, path) if demo is not None else _folder(path)
+    report = check_dataset(folder, config=settings.data, progress=console.progress, workers=workers, deep=deep)
+    _show_report(report)
+    from codetr_cli.engine.environment import describe  # imports torch: what went before should not wait for it
+
+    environment = describe(Path.cwd(), folder)
+    _show_environment(environment)
+    made = None if no_link else link_folder(folder, link)
+    if made is not None:
+        _show_link(made, folder)
+    command = _next(report, environment, made, folder, is_demo=demo is not None)
+    console.result_json(
+        {
+            "ok": not report.errors,
+            "dataset": report.as_json(),
+            "environment": environment.as_json(),
+            "link": None if made is None else {"status": made.status, "path": made.path, "detail": made.detail},
+            "next": command,
+        }
+    )
+    if report.errors:
+        console.error(
+            f"{_kinds(report.errors, 'error')} (see above) would stop training: mend that, then prepare again."
+        )
+    console.result(f"next: {command}")
+    if report.errors:
+        raise typer.Exit(DatasetError.exit_code)
+
+
+# --------------------------------------------------------------------------------------------------------- which folder
+
+
+def _folder(path: Path | None) -> Path:
+    """The folder to check."""
+    if path is not None:
+        return path.expanduser()
+    named = os.environ.get("CODETR_DATA")
+    if named:
+        return Path(named)
+    if DEFAULT_LINK.exists():
+        return DEFAULT_LINK
+    raise ConfigError(
+        "say which folder to check: `codetr prepare PATH`. To try the program without data of your own: "
+        "`codetr prepare --demo demo/data`."
+    )
+
+
+def _write_demo(folder: Path, path: Path | None) -> Path:
+    """Writes the synthetic data set unless it is there already."""
+    from codetr_cli.data.demo import write_demo
+
+    if path is not None:
+        raise ConfigError(f"--demo {folder} and the folder {path} exclude each other: give one of them.")
+    if (folder / "annotations").is_dir():
+        console.info(f"{folder} has a data set already: it is checked as it is.")
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--demo {folder} is not an empty folder, and nothing is overwritten: name a new one.")
+    write_demo(folder)
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------------- what is shown
+
+
+def _show_report(report: Report) -> None:
+    rows = [
+        [
+            name,
+            len(facts.images),
+            facts.annotations,
+            facts.crowd,
+            f"{sum(count > 0 for count in facts.per_category.values())} of {len(facts.category_names)}",
+            facts.without_objects,
+            facts.max_objects,
+        ]
+        for name, facts in report.splits.items()
+    ]
+    columns = ["split", "images", "annotations", "crowd", "classes seen", "images without objects", "most in one image"]
+    if rows:
+        console.table(f"Data set {report.folder}", columns, rows)
+    draw = {"error": console.error, "warning": console.warn, "info": console.info}
+    for finding in report.findings:
+        draw[finding.severity](finding.sentence())
+    for name, status in report.lists.items():
+        if status == "written":
+            console.info(f"{name}2017.txt was missing and is written.")
+    checked = sum(len(facts.images) for facts in report.splits.values())
+    warnings = sum(finding.severity == "warning" for finding in report.findings)
+    console.result(
+        f"{checked:,} image files checked in {console.seconds_text(report.seconds)}: "
+        f"{_kinds(report.errors, 'error')}, {_kinds(warnings, 'warning')}."
+    )
+
+
+def _kinds(count: int, word: str) -> str:
+    return f"no {word}s" if not count else f"1 kind of {word}" if count == 1 else f"{count} kinds of {word}s"
+
+
+def _show_environment(environment: Environment) -> None:
+    size = console.bytes_text
+    rows: list[list[object]] = [
+        ["Python", f"{environment.python} on {environment.system}"],
+        ["PyTorch", f"{environment.torch}, built for {environment.built_for}"],
+        ["GPU driver", environment.driver or "none visible"],
+    ]
+    for index, gpu in enumerate(environment.gpus):
+        free = f" ({size(gpu.free_bytes)} free)" if gpu.free_bytes is not None else ""
+        bf16 = "bf16" if gpu.bf16 else "no bf16"
+        rows.append([f"GPU {index}", f"{gpu.name}, {size(gpu.memory_bytes)}{free}, {gpu.capability}, {bf16}"])
+    if environment.no_gpu:
+        rows.append(["GPU", f"none: {environment.no_gpu}"])
+    rows.append(["processes talk by", _choices(environment.transports)])
+    for kind, backend in environment.active_attention.items():
+        rows.append([f"attention on {kind}", backend])
+    rows += [[f"attention by {name}", f"no: {why}"] for name, why in environment.attention.items() if why]
+    memory = "unknown" if environment.memory_bytes is None else size(environment.memory_bytes)
+    free = "" if environment.free_memory_bytes is None else f" ({size(environment.free_memory_bytes)} free)"
+    rows += [["processors", environment.cpus], ["memory", memory + free]]
+    if environment.shared_memory_bytes is not None:
+        rows.append(["/dev/shm", size(environment.shared_memory_bytes)])
+    rows += [[f"disk of {disk.path}", f"{size(disk.free_bytes)} free"] for disk in environment.disks]
+    rows.append(
+        ["packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items() if version)]
+    )
+    console.table("This machine", ["what", "found"], rows)
+    for remark in environment.remarks:
+        console.warn(remark)
+
+
+def _choices(known: dict[str, str | None]) -> str:
+    return ", ".join(name if why is None else f"no {name} ({why})" for name, why in known.items())
+
+
+def _show_link(link: Link, folder: Path) -> None:
+    """Says what became of the link and, when it could not be made, what to type instead."""
+    instead = f"Pass --data {shlex.quote(str(folder))} to the other verbs, or set CODETR_DATA to it."
+    if link.status == "linked":
+        console.result(f"linked {link.path} -> {folder.resolve()}")
+    elif link.status == "occupied":
+        remove = (
+            f"rm {shlex.quote(str(link.path))}"
+            if link.path.is_symlink()
+            else f"mv {shlex.quote(str(link.path))} ELSEWHERE"
+        )
+        console.warn(
+            f"{link.path} {link.detail} and stays as it is. To have {folder} there: `{remove}`, then prepare again. "
+            + instead
+        )
+    elif link.status == "impossible":
+        console.warn(f"no link can be made at {link.path} ({link.detail}). {instead}")
+
+
+def _next(report: Report, environment: Environment, link: Link | None, folder: Path, *, is_demo: bool) -> str:
+    """The command to type next."""
+    if report.errors:
+        return f"codetr prepare {shlex.quote(str(folder))}"
+    words: list[Any] = [
+        "codetr",
+        "train",
+        "--preset",
+        "co_dino_r50" if environment.gpus and not is_demo else "co_dino_tiny",
+    ]
+    found = Path(os.environ.get("CODETR_DATA") or DEFAULT_LINK)
+    if link is None or not link.works or not found.is_dir() or found.resolve() != folder.resolve():
+        words += ["--data", folder]
+    if "val" not in report.splits:
+        words.append("--no-eval")
+    return shlex.join(str(word) for word in words)
