@@ -1,0 +1,282 @@
+"""`codetr eval`: a checkpoint and a data set in, COCO box AP, detections and speed out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from codetr_cli import console
+from codetr_cli.commands._options import DataOption, DeviceOption, JsonOption, QuietOption, SetOption
+from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, free_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from codetr_cli.data.coco import DataPaths
+    from codetr_cli.engine.evaluator import EvalResult
+    from codetr_cli.engine.loading import LoadedModel
+    from codetr_cli.engine.scoring import ClassScore
+
+PRECISION_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+RECALL_METRICS = ("AR1", "AR10", "AR100", "AR300", "AR1000", "ARs", "ARm", "ARl")
+DETECTIONS_NAME = "detections.json"
+
+
+def eval(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A .safetensors or published .pth file, a run folder, or a preset (random weights).",
+        ),
+    ] = None,
+    data: DataOption = None,
+    split: Annotated[Literal["val", "train"], typer.Option("--split", help="Which images of the data set.")] = "val",
+    images: Annotated[
+        str | None, typer.Option("--images", metavar="DIR", help="Folder of the images, with --ann, instead of --data.")
+    ] = None,
+    annotations: Annotated[
+        str | None, typer.Option("--ann", metavar="FILE", help="COCO annotation file, instead of --data.")
+    ] = None,
+    detections: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Score these COCO detections; no checkpoint and no images needed."),
+    ] = None,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "auto",
+    batch: Annotated[int | None, typer.Option("--batch", metavar="N", min=1, help="Images at once.")] = None,
+    max_images: Annotated[
+        int | None, typer.Option("--max-images", metavar="N", min=1, help="Evaluate on the first images only.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show the AP of every class.")] = False,
+    head: HeadOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where detections.json goes. Without it: eval/SPLIT by the checkpoint."
+        ),
+    ] = None,
+    force: ForceOption = False,
+    overrides: SetOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Evaluate a checkpoint with COCO's box metrics, by the published protocol.
+
+    AP counts 100 detections per image, as published. The data is --data, else CODETR_DATA, else data/coco.
+    """
+    from codetr_cli.errors import ConfigError
+
+    console.set_mode(json=json_output, quiet=quiet)
+    if (checkpoint is None) == (detections is None):
+        raise ConfigError(
+            "give a checkpoint to evaluate, or --from detections.json to score a file"
+            + ("; not both" if checkpoint else ": codetr eval CHECKPOINT")
+        )
+    from codetr_cli.engine.environment import choose_device
+
+    if detections is None:
+        choose_device(device)  # a missing GPU is told before anything is read
+    paths = _find_data(data, split, images, annotations, overrides or [], images_needed=detections is None)
+    if detections is not None:
+        _score_file(detections, paths, max_images, per_class=per_class)
+        return
+    chosen = [f"test.head={head}"] if head else []
+    _evaluate(
+        str(checkpoint),
+        paths,
+        split=split if annotations is None else Path(annotations).stem,
+        overrides=[*chosen, *(overrides or [])],
+        device=device,
+        precision=precision,
+        batch=batch,
+        max_images=max_images,
+        per_class=per_class,
+        out=out,
+        force=force,
+    )
+
+
+def _find_data(
+    data: str | None,
+    split: Literal["val", "train"],
+    images: str | None,
+    annotations: str | None,
+    overrides: Sequence[str],
+    *,
+    images_needed: bool,
+) -> DataPaths:
+    """Where images and annotations are; what the checkpoint was trained on plays no part in it."""
+    from codetr_cli.config import Settings, apply_overrides
+    from codetr_cli.data.coco import DataPaths, find_data
+    from codetr_cli.errors import ConfigError, DatasetError
+
+    if images and not annotations:
+        raise ConfigError(f"--images {images} needs the annotations of these images: give --ann FILE too")
+    if annotations and images_needed and not images:
+        raise ConfigError(f"--ann {annotations} needs the folder of its images: give --images DIR too")
+    if annotations:
+        paths = DataPaths(images_dir=Path(images or "."), annotations_path=Path(annotations))
+        if not paths.annotations_path.is_file() or not paths.images_dir.is_dir():
+            missing = paths.images_dir if paths.annotations_path.is_file() else paths.annotations_path
+            raise DatasetError(f"no such {'folder' if missing == paths.images_dir else 'file'}: {missing}")
+        return paths
+    relevant = [override for override in overrides if override.strip().startswith("data.")]
+    return find_data(apply_overrides(Settings(name="eval"), relevant).data, data, split)
+
+
+def _evaluate(
+    checkpoint: str,
+    paths: DataPaths,
+    *,
+    split: str,
+    overrides: Sequence[str],
+    device: str,
+    precision: str,
+    batch: int | None,
+    max_images: int | None,
+    per_class: bool,
+    out: Path | None,
+    force: bool,
+) -> None:
+    """Runs the network over the images and shows what came out."""
+    from codetr_cli.data.annotations import read_annotations
+    from codetr_cli.data.coco import CocoDataset
+    from codetr_cli.data.loader import build_eval_loader
+    from codetr_cli.data.transforms import build_transforms
+    from codetr_cli.engine.environment import choose_device
+    from codetr_cli.engine.evaluator import evaluate, match_classes
+    from codetr_cli.engine.loading import Classes, load_detector
+
+    chosen_device = choose_device(device)
+    truth = read_annotations(paths.annotations_path)
+    loaded = load_detector(checkpoint, chosen_device, overrides, classes=Classes(truth.class_names, truth.category_ids))
+    for note in loaded.notes:
+        console.warn(note)
+    where = str(paths.annotations_path)
+    match_classes(loaded.class_names, loaded.category_ids, truth.class_names, truth.category_ids, where)
+    settings = loaded.settings
+    dataset = CocoDataset(
+        images_dir=paths.images_dir,
+        annotations_path=paths.annotations_path,
+        transform=build_transforms(settings.data, settings.test, train=False),
+        training=False,
+        max_pixels=settings.data.max_pixels,
+        pad_divisor=settings.data.pad_divisor,
+        max_images=max_images or (settings.data.max_images if split == "train" else None),
+    )
+    batch_size = batch or settings.test.batch_size
+    loader = build_eval_loader(
+        dataset,
+        batch_size=batch_size,
+        workers=settings.data.workers,
+        pin_memory=chosen_device.type == "cuda",
+    )
+    folder = free_folder(out or _default_folder(loaded, checkpoint, split), DETECTIONS_NAME, force=force)
+    folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written must not cost an evaluation
+    with console.progress("evaluating", len(dataset)) as advance:
+        result = evaluate(
+            loaded.model,
+            loaded.postprocess,
+            loader,
+            settings=settings,
+            class_names=loaded.class_names,
+            category_ids=loaded.category_ids,
+            annotations_path=paths.annotations_path,
+            device=chosen_device,
+            precision=precision,
+            progress=advance,
+        )
+    facts = {
+        **result.metrics,
+        "checkpoint": str(loaded.path or checkpoint),
+        "annotations": where,
+        "images": result.images,
+        "objects": result.objects,
+        "protocol": result.protocol,
+        "speed": {
+            **asdict(result.speed),
+            "scoring_seconds": result.scoring_seconds,
+            "device": str(chosen_device),
+            "batch": batch_size,
+        },
+        "per_class": [asdict(score) for score in result.per_class],
+        "detections": str(folder / DETECTIONS_NAME),
+    }
+    _write(folder, result.detections, facts)
+    _show(result.metrics, result.per_class if per_class else [], f"{split}, {result.images} images")
+    console.result(f"Protocol: {result.protocol}.")
+    console.result(_speed_text(result, str(chosen_device), batch_size))
+    console.result(f"Detections: {folder / DETECTIONS_NAME}")
+    console.result_json(facts)
+
+
+def _default_folder(loaded: LoadedModel, name: str, split: str) -> Path:
+    """Beside the checkpoint. A run's checkpoint folders come and go, so results lie in the run folder itself."""
+    if loaded.path is None:
+        return Path("eval") / Path(name).stem / split
+    folder = loaded.path.parent
+    if folder.parent.name == "checkpoints":
+        return folder.parent.parent / "eval" / folder.name / split
+    return folder / "eval" / split
+
+
+def _write(folder: Path, detections: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+    from codetr_cli.engine.files import write_text
+
+    write_text(folder / DETECTIONS_NAME, json.dumps(detections))
+    write_text(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _score_file(detections: Path, paths: DataPaths, max_images: int | None, *, per_class: bool) -> None:
+    """Scores a file of detections."""
+    from codetr_cli.data.annotations import read_annotations
+    from codetr_cli.engine.scoring import CONVENTION, load_detections, score_detections
+
+    truth = read_annotations(paths.annotations_path)
+    records = load_detections(detections)
+    image_ids = truth.image_ids[:max_images].tolist()
+    scores = score_detections(truth, records, image_ids, where=str(paths.annotations_path))
+    _show(scores.metrics, scores.per_class if per_class else [], f"{detections.name}, {scores.images} images")
+    protocol = f"{len(records)} detections of {detections}; COCO box metrics by pycocotools: {CONVENTION}"
+    console.result(f"Protocol: {protocol}.")
+    console.result_json(
+        {
+            **scores.metrics,
+            "annotations": str(paths.annotations_path),
+            "images": scores.images,
+            "objects": scores.objects,
+            "protocol": protocol,
+            "per_class": [asdict(score) for score in scores.per_class],
+            "detections": str(detections),
+        }
+    )
+
+
+def _show(metrics: Mapping[str, float], per_class: Sequence[ClassScore], what: str) -> None:
+    for kind, names in (("precision", PRECISION_METRICS), ("recall", RECALL_METRICS)):
+        console.table(f"Box {kind} ({what})", names, [[_metric_text(metrics[name]) for name in names]])
+    if per_class:
+        rows = [
+            [score.name, score.category_id, score.objects, _metric_text(score.AP), _metric_text(score.AP50)]
+            for score in per_class
+        ]
+        console.table("By class", ["class", "category id", "objects", "AP", "AP50"], rows)
+
+
+def _metric_text(value: float) -> str:
+    """Three digits as COCO tables have them; a dash where there was nothing to find."""
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+def _speed_text(result: EvalResult, device: str, batch: int) -> str:
+    speed = result.speed
+    return (
+        f"Speed: {speed.images_per_second:.2f} images/s on {device}, batch {batch}; per image {speed.data_ms:.1f} ms "
+        f"waiting for data, {speed.model_ms:.1f} ms network, {speed.postprocess_ms:.1f} ms post-processing; "
+        f"scoring {console.seconds_text(result.scoring_seconds)}."
+    )

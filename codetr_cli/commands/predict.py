@@ -1,0 +1,204 @@
+"""`codetr predict`: images in, drawn images, COCO JSON and a table of what was found out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from codetr_cli import console
+from codetr_cli.commands._options import CheckpointOption, DeviceOption, JsonOption, QuietOption, SetOption
+from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, free_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from codetr_cli.engine.predictor import Detector, Prediction
+    from codetr_cli.engine.sources import SourceImage
+
+PREDICTIONS_NAME = "predictions.json"
+DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_ROWS = 40
+EXIT_DATA = 3
+
+
+def predict(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SRC", help="Images, folders, or quoted patterns as 'a/*.jpg'.")
+    ],
+    checkpoint: CheckpointOption = None,
+    score: Annotated[float, typer.Option("--score", metavar="S", min=0, max=1, help="Smallest score.")] = 0.3,
+    max_dets: Annotated[
+        int | None, typer.Option("--max-dets", metavar="N", min=1, help="Most detections per image.")
+    ] = None,
+    nms: Annotated[
+        Literal["none", "hard", "soft"] | None,
+        typer.Option("--nms", help="Without it: as the checkpoint's settings say."),
+    ] = None,
+    head: HeadOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where results go; DIR_2, DIR_3, ... when it is taken.")
+    ] = Path("predictions"),
+    no_draw: Annotated[bool, typer.Option("--no-draw", help="Write predictions.json only.")] = False,
+    force: ForceOption = False,
+    device: DeviceOption = "auto",
+    precision: InferencePrecisionOption = "auto",
+    overrides: SetOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find objects in images and draw them.
+
+    Without --checkpoint the newest run under runs/ is used, its best checkpoint if it has one.
+    """
+    console.set_mode(json=json_output, quiet=quiet)
+
+    from codetr_cli.engine.predictor import Detector
+    from codetr_cli.engine.sources import find_images
+
+    images = find_images(sources)
+    chosen = [f"test.head={head}"] if head else []
+    detector = Detector.load(checkpoint or _newest(), device, precision, overrides=[*chosen, *(overrides or [])])
+    for note in detector.loaded.notes:
+        console.warn(note)
+    folder = free_folder(out, PREDICTIONS_NAME, force=force)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(folder)
+    try:
+        with console.progress("predicting", len(images)) as advance:
+            for image in images:
+                _predict_one(detector, image, results, score=score, max_dets=max_dets, nms=nms, draw=not no_draw)
+                advance()
+    finally:  # what was found before an interruption stays
+        results.write()
+    _show(results, detector)
+    console.result_json(results.facts(str(detector.loaded.path or checkpoint)))
+    if results.failed:
+        console.error(_failure_text(results, len(images)))
+        raise typer.Exit(EXIT_DATA)
+
+
+def _newest() -> Path:
+    from codetr_cli.engine.loading import newest_checkpoint
+    from codetr_cli.errors import ConfigError
+
+    found = newest_checkpoint(Path("runs"))
+    if found is None:
+        raise ConfigError(
+            "which checkpoint? runs/ holds none: give one with --checkpoint FILE, train one with `codetr train`, or "
+            "convert a published one with `codetr convert`"
+        )
+    console.info(f"Using {found}")
+    return found
+
+
+@dataclass
+class Results:
+    """What was found so far.
+
+    Args:
+        folder: where it is written.
+    """
+
+    folder: Path
+    records: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, image: SourceImage, prediction: Prediction, seconds: float, drawn: Path | None) -> None:
+        """Takes one image's detections."""
+        names = dict(zip(prediction.category_ids.tolist(), prediction.class_names, strict=True))
+        self.records += [
+            {**record, "file_name": image.name, "category_name": names[record["category_id"]]}
+            for record in prediction.to_coco(image.image_id)
+        ]
+        height, width = prediction.image_size
+        self.images.append(
+            {
+                "file": str(image.path),
+                "file_name": image.name,
+                "image_id": image.image_id,
+                "height": height,
+                "width": width,
+                "objects": dict(Counter(prediction.class_names).most_common()),
+                "seconds": round(seconds, 4),
+                "drawn": None if drawn is None else str(drawn),
+            }
+        )
+
+    def write(self) -> None:
+        """Writes predictions.json."""
+        from codetr_cli.engine.files import write_text
+
+        write_text(self.folder / PREDICTIONS_NAME, json.dumps(self.records, ensure_ascii=False))
+
+    def facts(self, checkpoint: str) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "checkpoint": checkpoint,
+            "out": str(self.folder),
+            "predictions": str(self.folder / PREDICTIONS_NAME),
+            "images": self.images,
+            "detections": self.records,
+            "failed": [{"file": name, "error": error} for name, error in self.failed.items()],
+        }
+
+
+def _predict_one(
+    detector: Detector,
+    image: SourceImage,
+    results: Results,
+    *,
+    score: float,
+    max_dets: int | None,
+    nms: Literal["none", "hard", "soft"] | None,
+    draw: bool,
+) -> None:
+    """Looks at one image; a broken file is noted and the others go on."""
+    from codetr_cli.engine.predictor import to_pixels
+    from codetr_cli.errors import DatasetError
+
+    started = time.perf_counter()
+    try:
+        pixels = to_pixels(image.path, max_pixels=detector.loaded.settings.data.max_pixels)
+    except DatasetError as error:
+        results.failed[str(image.path)] = str(error)
+        console.warn(str(error))
+        return
+    prediction = detector.predict(pixels, score=score, max_dets=max_dets, nms=nms)
+    seconds = time.perf_counter() - started
+    drawn = None
+    if draw:
+        name = Path(image.name)
+        suffix = name.suffix if name.suffix.lower() in DRAWN_SUFFIXES else ".png"
+        drawn = results.folder / name.with_suffix(suffix)
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        prediction.draw(pixels).save(drawn, quality=92)
+    results.add(image, prediction, seconds, drawn)
+
+
+def _show(results: Results, detector: Detector) -> None:
+    rows: list[Sequence[object]] = []
+    for image in results.images[:MAX_ROWS]:
+        objects = ", ".join(f"{name} {count}" for name, count in image["objects"].items()) or "nothing"
+        rows.append([image["file_name"], objects, round(image["seconds"] * 1000, 1)])
+    if rows:
+        console.table(f"Objects found on {detector.device}", ["image", "objects", "time [ms]"], rows)
+    if len(results.images) > MAX_ROWS:
+        console.result(f"... and {len(results.images) - MAX_ROWS} more images.")
+    count = len(results.records)
+    console.result(f"{count} detections in {len(results.images)} images: {results.folder / PREDICTIONS_NAME}")
+
+
+def _failure_text(results: Results, total: int) -> str:
+    names = list(results.failed)
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (
+        f"{len(names)} of {total} images cannot be read: {listed}. Replace or remove them; "
+        f"the others are done, see {results.folder}"
+    )

@@ -1,0 +1,173 @@
+"""Draws detections onto images: outlines in one stable colour per class, and a chip with class and score.
+
+Chips stay inside the image and move to another edge of their box rather than cover a chip that is already there; one
+that would still hide others is left out, its box remains. Sizes follow the image: a thumbnail is as legible as a
+photograph of 50 megapixels.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+PALETTE: tuple[Colour, ...] = (
+    *((230, 57, 70), (29, 127, 216), (255, 183, 3), (42, 157, 80), (155, 81, 224), (255, 122, 26)),
+    *((0, 180, 190), (240, 98, 180), (139, 195, 50), (141, 95, 60), (96, 110, 240), (200, 30, 120)),
+)
+"""Colours of the first classes; neighbours in the list differ in hue and in lightness."""
+
+HALO: Colour = (20, 20, 20)
+MIN_FONT_PX, MAX_FONT_PX = 10, 64
+SMALL_TEXT = 0.75
+"""Share of the usual text height for boxes that their chip would dwarf."""
+MAX_COVER = 0.25
+"""A chip that would cover more than this share of its own area on others is left out."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A label on its coloured ground; `area` is (left, top, right, bottom) in pixels, right and bottom excluded."""
+
+    text: str
+    area: tuple[int, int, int, int]
+    colour: Colour
+    font: Font
+
+
+def class_colour(label: int) -> Colour:
+    """The colour of a class index: the palette first, then hues spread by the golden ratio."""
+    if label < len(PALETTE):
+        return PALETTE[label]
+    hue = (label * 0.618033988749895) % 1.0
+    lightness = (0.42, 0.55, 0.68)[label % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.75)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_detections(
+    image: NDArray[np.uint8],
+    boxes_xyxy: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+) -> Image.Image:
+    """Draws boxes and labels on a copy of the image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes_xyxy: (N, 4) in pixels of this image.
+        scores: (N,) in [0, 1].
+        labels: (N,) class indices; they choose the colours.
+        class_names: N names, one per box.
+    """
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    width, height = canvas.size
+    line = line_width(width, height)
+    pen = ImageDraw.Draw(canvas)
+    best_first = np.argsort(-np.asarray(scores), kind="stable")
+    for index in best_first[::-1]:  # the surest box is drawn last, on top
+        _outline(pen, boxes_xyxy[index], class_colour(int(labels[index])), line, canvas.size)
+    chips: list[Chip] = []
+    for index in best_first:  # and its chip gets the best place
+        text = f"{class_names[index]} {scores[index]:.2f}"
+        chip = _place(text, boxes_xyxy[index], class_colour(int(labels[index])), canvas.size, chips)
+        chips += [chip] if chip else []
+    for chip in reversed(chips):
+        _draw_chip(pen, chip)
+    return canvas
+
+
+def line_width(width: int, height: int) -> int:
+    """Outline width in pixels for an image of this size: 2 for a small photograph, 3 at 1333x800."""
+    return max(1, round(math.sqrt(width * height) / 330))
+
+
+def font_size(width: int, height: int) -> int:
+    """Text height in pixels for an image of this size."""
+    return min(max(round(math.sqrt(width * height) / 45), MIN_FONT_PX), MAX_FONT_PX)
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size)
+
+
+def _outline(
+    pen: ImageDraw.ImageDraw, box: NDArray[np.float32], colour: Colour, line: int, size: tuple[int, int]
+) -> None:
+    """A rectangle in the class's colour between two thin dark ones, so that it shows on any ground."""
+    left, top, right, bottom = _inside(box, size)
+    if line > 1:
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=HALO, width=1)
+        if right - left > 4 * line and bottom - top > 4 * line:
+            pen.rectangle((left + line, top + line, right - line, bottom - line), outline=HALO, width=1)
+    pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+
+
+def _inside(box: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box in whole pixels of an image (width, height), at least one pixel wide and high."""
+    width, height = size
+    left, right = (round(min(max(float(value), 0.0), width - 1)) for value in (box[0], box[2]))
+    top, bottom = (round(min(max(float(value), 0.0), height - 1)) for value in (box[1], box[3]))
+    return left, top, max(left, right), max(top, bottom)
+
+
+def _place(
+    text: str, box: NDArray[np.float32], colour: Colour, size: tuple[int, int], taken: Sequence[Chip]
+) -> Chip | None:
+    """The chip at the place its box likes best among the free ones; None when it would hide other chips anywhere."""
+    width, height = size
+    left, top, right, bottom = _inside(box, size)
+    text_px = font_size(width, height)
+    if min(right - left, bottom - top) < 3 * text_px:
+        text_px = max(round(SMALL_TEXT * text_px), MIN_FONT_PX)
+    font = _font(text_px)
+    chip_width, chip_height = _chip_size(text, font, line_width(width, height), size)
+    end = right - chip_width + 1
+    wishes = (
+        *((left, top - chip_height), (left, top), (left, bottom + 1), (left, bottom - chip_height + 1)),
+        *((end, top - chip_height), (end, top), (end, bottom + 1), (end, bottom - chip_height + 1)),
+    )
+    areas = []
+    for x, y in wishes:
+        x0 = min(max(x, 0), width - chip_width)
+        y0 = min(max(y, 0), height - chip_height)
+        areas.append((x0, y0, x0 + chip_width, y0 + chip_height))
+    covered = [sum(_overlap(area, chip.area) for chip in taken) for area in areas]
+    # A wish that had to be moved back into the image comes after those that fit as they are.
+    best = min(range(len(areas)), key=lambda i: (covered[i], areas[i][:2] != wishes[i], i))
+    if covered[best] > MAX_COVER * chip_width * chip_height:
+        return None
+    return Chip(text, areas[best], colour, font)
+
+
+def _chip_size(text: str, font: Font, line: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a chip in pixels; all chips of one font are equally high."""
+    left, _, right, _ = font.getbbox(text)
+    _, upper, _, lower = font.getbbox("Ag|")
+    pad = max(2, line)
+    return min(round(right - left) + 2 * pad, size[0]), min(round(lower - upper) + 2 * pad, size[1])
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    """Pixels that two areas share."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _draw_chip(pen: ImageDraw.ImageDraw, chip: Chip) -> None:
+    left, top, right, bottom = chip.area
+    pen.rectangle((left, top, right - 1, bottom - 1), fill=chip.colour)
+    red, green, blue = chip.colour
+    ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+    pen.text(((left + right) / 2, (top + bottom) / 2), chip.text, fill=ink, font=chip.font, anchor="mm")

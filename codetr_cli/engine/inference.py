@@ -1,0 +1,92 @@
+"""One way from a batch of pixels to detections, shared by evaluation, prediction and benchmarks, so that they agree."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.engine.optim import autocast_dtype
+from codetr_cli.models.codetr import CoDETR
+from codetr_cli.models.postprocess import Detections, PostProcess
+
+
+def resolve_precision(precision: str) -> str:
+    """The arithmetic to detect with: auto is fp32 on every device, because published numbers are fp32."""
+    return "fp32" if precision == "auto" else precision
+
+
+@contextlib.contextmanager
+def inference(model: CoDETR, device: torch.device, precision: str) -> Iterator[None]:
+    """Evaluation mode, no gradients, autocast as asked; the model's mode is restored afterwards.
+
+    Args:
+        model: on `device`.
+        device: where the network runs.
+        precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+
+    Raises:
+        ConfigError: fp16 without a GPU.
+    """
+    dtype = autocast_dtype(resolve_precision(precision), device)
+    was_training = model.training
+    model.eval()
+    try:
+        # Not inference_mode: a tensor that a module keeps from here must still be usable in training.
+        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def detect(
+    model: CoDETR, postprocess: PostProcess, batch: Batch, *, mean: Sequence[float], std: Sequence[float]
+) -> list[Detections]:
+    """Detections of every image of a batch in the pixels of its original image, on the batch's device.
+
+    Args:
+        model: in the `inference` context.
+        postprocess: as built from the settings.
+        batch: on the model's device.
+        mean: of each RGB channel, 0..255.
+        std: standard deviation of each RGB channel, 0..255.
+    """
+    images = normalize(batch.images, batch.padding_mask, mean, std)
+    return model.detect(images, batch.padding_mask, batch.targets, postprocess)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all it was asked to; nothing to do on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedPostProcess(PostProcess):
+    """A post-processing that notes how long it takes.
+
+    Args:
+        seconds: gets one entry a call.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def around(cls, postprocess: PostProcess) -> TimedPostProcess:
+        """The same post-processing, timed."""
+        return cls(**{name: getattr(postprocess, name) for name in PostProcess.__dataclass_fields__})
+
+    def __call__(self, logits: Tensor, boxes: Tensor, metas: Sequence[Any]) -> list[Detections]:
+        """As `PostProcess.__call__`."""
+        synchronize(logits.device)
+        started = time.perf_counter()
+        found = super().__call__(logits, boxes, metas)
+        synchronize(logits.device)
+        self.seconds.append(time.perf_counter() - started)
+        return found

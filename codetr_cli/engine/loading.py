@@ -1,0 +1,205 @@
+"""From what a person names (a checkpoint, run folder, published .pth file, preset) to a detector ready to run."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from codetr_cli.config import Settings, apply_overrides, load_preset, nearest, preset_names
+from codetr_cli.errors import CheckpointError, ConfigError
+from codetr_cli.models.build import build_model, build_postprocess
+from codetr_cli.models.codetr import CoDETR
+from codetr_cli.models.postprocess import PostProcess
+from codetr_cli.weights.carry import load_into
+from codetr_cli.weights.checkpoint import open_checkpoint
+from codetr_cli.weights.classes import COCO_CATEGORIES
+
+WEIGHTS_NAME = "model.safetensors"
+PREFERRED = ("best", "last", "previous")
+"""Folders of `checkpoints/` in the order in which a run folder offers them."""
+
+# How much of a tree is searched for checkpoints.
+MAX_FOLDERS, MAX_DEPTH = 2000, 6
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with everything needed to use it.
+
+    Attributes:
+        model: on its device, in evaluation mode.
+        postprocess: as the settings describe it.
+        settings: of the checkpoint or preset, with overrides applied.
+        class_names: by label.
+        category_ids: original category id of each label.
+        path: the file of the weights; None for a preset's random weights.
+        notes: what a person should be warned of, sentences.
+    """
+
+    model: CoDETR
+    postprocess: PostProcess
+    settings: Settings
+    class_names: list[str]
+    category_ids: list[int]
+    path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names and original category ids of the classes, by label."""
+
+    names: list[str]
+    category_ids: list[int]
+
+
+def load_detector(
+    path_or_preset: str | Path,
+    device: torch.device,
+    overrides: Sequence[str] = (),
+    *,
+    classes: Classes | None = None,
+    training: bool = False,
+) -> LoadedModel:
+    """Loads a checkpoint, or builds a preset with random weights.
+
+    Args:
+        path_or_preset: a .safetensors file, a published .pth file, a run folder, or a preset's name.
+        device: where the network is to run.
+        overrides: `key=value` settings; those under `model.` must fit the checkpoint.
+        classes: of a preset; a checkpoint brings its own. Without them a preset has COCO's.
+        training: build the auxiliary heads as well; otherwise only when `test.head` asks for one.
+
+    Raises:
+        CheckpointError: no such file, unreadable, unsafe, or of another architecture than the settings say.
+        ConfigError: neither a file nor a preset, or a wrong override.
+    """
+    path = find_checkpoint(path_or_preset)
+    if path is None:
+        return _build_preset(str(path_or_preset), device, overrides, classes, training=training)
+    checkpoint = open_checkpoint(path)
+    settings = apply_overrides(checkpoint.settings, list(overrides))
+    model = _build(settings, training=training)
+    load_into(model, checkpoint.state, source=f"{path} (preset {settings.name})")
+    return LoadedModel(
+        model=model.to(device).eval(),
+        postprocess=build_postprocess(settings.test),
+        settings=settings,
+        class_names=list(checkpoint.class_names),
+        category_ids=list(checkpoint.category_ids),
+        path=path,
+    )
+
+
+def _build(settings: Settings, *, training: bool) -> CoDETR:
+    return build_model(settings.model, aux_heads=training or settings.test.head != "decoder")
+
+
+def _build_preset(
+    name: str, device: torch.device, overrides: Sequence[str], classes: Classes | None, *, training: bool
+) -> LoadedModel:
+    settings = load_preset(name, list(overrides))
+    if classes is None:
+        classes = _preset_classes(settings.model.num_classes)
+    else:
+        settings = apply_overrides(settings, [f"model.num_classes={len(classes.names)}"])
+    return LoadedModel(
+        model=_build(settings, training=training).to(device).eval(),
+        postprocess=build_postprocess(settings.test),
+        settings=settings,
+        class_names=classes.names,
+        category_ids=classes.category_ids,
+        notes=[f"{name} is a preset: its weights are random and its detections mean nothing"],
+    )
+
+
+def _preset_classes(count: int) -> Classes:
+    """COCO's classes when there are as many, else numbered ones."""
+    if count == len(COCO_CATEGORIES):
+        return Classes(list(COCO_CATEGORIES.values()), list(COCO_CATEGORIES))
+    return Classes([f"class {label}" for label in range(count)], list(range(1, count + 1)))
+
+
+# ------------------------------------------------------------------------------------------------- what the words mean
+
+
+def find_checkpoint(path_or_preset: str | Path) -> Path | None:
+    """The file that is meant.
+
+    Args:
+        path_or_preset: a file, a run folder (its best checkpoint, else the last), or a preset.
+
+    Returns:
+        the file, or None when it is a preset's name or TOML file.
+
+    Raises:
+        CheckpointError: a path that does not exist or holds no checkpoint; names the newest one nearby.
+        ConfigError: a word that is neither a file nor a preset.
+    """
+    path = Path(path_or_preset)
+    if path.is_file():
+        return None if path.suffix == ".toml" else path
+    if path.is_dir() and str(path_or_preset) not in preset_names():
+        found = checkpoint_of_run(path)
+        if found is None:
+            raise CheckpointError(f"the folder {path} holds no checkpoint. {_hint(path)}")
+        return found
+    if str(path_or_preset) in preset_names():
+        return None
+    if path.suffix or len(path.parts) > 1:
+        raise CheckpointError(f"there is no checkpoint {path}. {_hint(path)}")
+    raise ConfigError(
+        f"{path_or_preset!r} is neither a checkpoint nor a preset: {nearest(str(path_or_preset), preset_names())}"
+    )
+
+
+def checkpoint_of_run(folder: Path) -> Path | None:
+    """The weights in a run folder, its `checkpoints` folder, or one checkpoint's folder; None when there are none."""
+    candidates = [folder / WEIGHTS_NAME]
+    candidates += [folder / "checkpoints" / name / WEIGHTS_NAME for name in PREFERRED]
+    candidates += [folder / name / WEIGHTS_NAME for name in PREFERRED]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The weights that were written last under a folder, the run's best before its last; None when there are none."""
+    files = [file for place in _folders(folder) for file in place.glob("*.safetensors")]
+    if not files:
+        return None
+    newest = max(files, key=lambda file: file.stat().st_mtime)
+    run = next((parent.parent for parent in newest.parents if parent.name == "checkpoints"), None)
+    return (checkpoint_of_run(run) if run else None) or newest
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """A folder and those under it, nearest first, without hidden ones; ends early in a huge tree."""
+    pending = deque([(root, 0)] if root.is_dir() else [])
+    for _ in range(MAX_FOLDERS):
+        if not pending:
+            return
+        folder, depth = pending.popleft()
+        yield folder
+        if depth < MAX_DEPTH:
+            with suppress(OSError), os.scandir(folder) as entries:
+                names = sorted(
+                    e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
+                )
+                pending.extend((folder / name, depth + 1) for name in names)
+
+
+def _hint(path: Path) -> str:
+    """Where the checkpoint may be instead: in the nearest folder that exists, or under runs/."""
+    nearest_folder = next(place for place in (path, *path.parents) if place.is_dir())
+    places = [Path("runs")] if nearest_folder == Path(path.anchor or "..") else [nearest_folder, Path("runs")]
+    found = next((found for found in map(newest_checkpoint, places) if found), None)
+    if found is not None:
+        return f"The newest one nearby is {found}"
+    return (
+        "`codetr train` writes them to runs/PRESET/N/checkpoints, `codetr convert` makes them of published .pth files"
+    )

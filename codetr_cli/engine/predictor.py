@@ -1,0 +1,260 @@
+"""`Detector`: an image in, detections in its own pixels out, with the numbers that evaluation would give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from codetr_cli.config import DataConfig
+from codetr_cli.data.batch import collate
+from codetr_cli.data.images import read_image
+from codetr_cli.data.transforms import Sample, build_transforms
+from codetr_cli.engine.drawing import draw_detections
+from codetr_cli.engine.environment import choose_device
+from codetr_cli.engine.inference import detect, inference
+from codetr_cli.engine.loading import LoadedModel, load_detector
+from codetr_cli.engine.scoring import coco_records
+from codetr_cli.models.postprocess import PostProcess
+
+ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
+Nms = Literal["none", "hard", "soft"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object.
+
+    Attributes:
+        box: (x1, y1, x2, y2) in pixels of the image as given.
+        score: in [0, 1].
+        label: class index, counted from 0.
+        category_id: the class's id in the annotations the model was trained on.
+        class_name: the class.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    label: int
+    category_id: int
+    class_name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The objects found in one image, best score first: columns to compute with, or `Detection`s to go through.
+
+    Attributes:
+        boxes: (N, 4) float32 xyxy in pixels of the image as given. They may reach a little beyond its edges.
+        scores: (N,) float32 in [0, 1].
+        labels: (N,) int64 class indices.
+        category_ids: (N,) int64 original category ids.
+        class_names: N names.
+        image_size: (height, width) in pixels of the image as given.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    category_ids: NDArray[np.int64]
+    class_names: list[str]
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        columns = (self.scores.tolist(), self.labels.tolist(), self.category_ids.tolist(), self.class_names)
+        for box, *rest in zip(self.boxes.tolist(), *columns, strict=True):
+            yield Detection(tuple(box), *rest)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Prediction:
+        """The chosen detections: `found[:10]`, `found[found.scores > 0.5]`."""
+        names = np.array(self.class_names, dtype=object)[rows].tolist()
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+            category_ids=self.category_ids[rows],
+            class_names=names,
+        )
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """The detections in COCO's result format, boxes as (x, y, width, height)."""
+        return coco_records(self.boxes, self.scores, self.category_ids.tolist(), image_id)
+
+    def draw(self, image: ImageInput) -> Image.Image:
+        """A copy of the image that was looked at, with boxes, classes and scores drawn on it."""
+        return draw_detections(to_pixels(image), self.boxes, self.scores, self.labels, self.class_names)
+
+
+class Detector:
+    """A network ready to find objects; `Detector.load` makes one.
+
+    Example:
+        from codetr_cli import Detector
+
+        detector = Detector.load("runs/co_dino_r50/1")
+        found = detector.predict("street.jpg", score=0.5)
+        for detection in found:
+            x1, y1, x2, y2 = detection.box
+            print(f"{detection.class_name} {detection.score:.2f}: {x1:.0f} {y1:.0f} {x2:.0f} {y2:.0f}")
+        people = found[found.labels == detector.class_names.index("person")]
+        print(len(people), "people, all boxes:", people.boxes.shape)
+        found.draw("street.jpg").save("street_detections.jpg")
+
+    Args:
+        loaded: the network with its settings and classes.
+        device: where it is.
+        precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+    """
+
+    def __init__(self, loaded: LoadedModel, *, device: torch.device, precision: str = "auto") -> None:
+        self.loaded = loaded
+        self.device = device
+        self.precision = precision
+        self.class_names = loaded.class_names
+        self.category_ids = loaded.category_ids
+        self._transform = build_transforms(loaded.settings.data, loaded.settings.test, train=False)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        overrides: Sequence[str] = (),
+    ) -> Detector:
+        """Loads a detector.
+
+        Args:
+            path: a .safetensors file, a run folder, a published .pth file, or a preset's name (random weights).
+            device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
+            precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+            overrides: settings as `key=value`, e.g. `test.short_side=640` or `test.head=atss`.
+
+        Raises:
+            CheckpointError: no such file, unreadable, unsafe or of another architecture.
+            ConfigError: a wrong override, or neither a file nor a preset.
+            MachineError: the device is not there.
+        """
+        chosen = choose_device(device)
+        return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision)
+
+    @overload
+    def predict(
+        self, image: ImageInput, *, score: float = ..., max_dets: int | None = ..., nms: Nms | None = ...
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        *,
+        score: float = ...,
+        max_dets: int | None = ...,
+        nms: Nms | None = ...,
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        image: ImageInput | list[Any] | tuple[Any, ...],
+        *,
+        score: float = 0.3,
+        max_dets: int | None = None,
+        nms: Nms | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Finds the objects in an image, or in each image of a list.
+
+        Images are looked at one by one at the size of evaluation, so that a list gives what its images give alone.
+
+        Args:
+            image: a path, a PIL image, a numpy array (H, W, 3) or (H, W) uint8 RGB, or a torch tensor (3, H, W), uint8
+                or float in [0, 1]; or a list or tuple of them.
+            score: smallest score, in [0, 1].
+            max_dets: largest number of detections; None: what the settings say.
+            nms: "none", "hard" or "soft"; None: what the settings say. The auxiliary heads keep their own NMS.
+
+        Raises:
+            DatasetError: a file that is missing, damaged or no image.
+            ValueError: an array of another shape or type.
+        """
+        if isinstance(image, list | tuple):
+            return [self.predict(single, score=score, max_dets=max_dets, nms=nms) for single in image]
+        pixels = to_pixels(image, max_pixels=self.loaded.settings.data.max_pixels)
+        sample = self._transform(Sample.from_image(pixels), np.random.default_rng(0))
+        target = sample.to_target(
+            image_id=0, orig_size=pixels.shape[:2], pad_divisor=self.loaded.settings.data.pad_divisor
+        )
+        batch = collate([(np.ascontiguousarray(sample.image), target)]).to(self.device)
+        data = self.loaded.settings.data
+        with inference(self.loaded.model, self.device, self.precision):
+            (found,) = detect(self.loaded.model, self._postprocess(max_dets, nms), batch, mean=data.mean, std=data.std)
+        found = found.cpu()
+        labels = found.labels.numpy()
+        prediction = Prediction(
+            boxes=found.boxes.float().numpy(),
+            scores=found.scores.float().numpy(),
+            labels=labels,
+            category_ids=np.array(self.category_ids, np.int64)[labels],
+            class_names=[self.class_names[label] for label in labels],
+            image_size=(pixels.shape[0], pixels.shape[1]),
+        )
+        return prediction[prediction.scores >= score][:max_dets]
+
+    def _postprocess(self, max_dets: int | None, nms: Nms | None) -> PostProcess:
+        """The settings' post-processing with another NMS, keeping more detections if more are asked for."""
+        postprocess = self.loaded.postprocess
+        if max_dets is not None:
+            postprocess = replace(postprocess, max_detections=max(max_dets, postprocess.max_detections))
+        return postprocess if nms is None else replace(postprocess, nms=nms)
+
+
+def to_pixels(image: ImageInput, *, max_pixels: int = DataConfig().max_pixels) -> NDArray[np.uint8]:
+    """Any image as (H, W, 3) uint8 RGB.
+
+    Args:
+        image: as `Detector.predict` takes it.
+        max_pixels: files that claim more are refused before decoding.
+
+    Raises:
+        DatasetError: a file that is missing, damaged, too large or no image.
+        ValueError: an array or tensor of another shape or type.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image), max_pixels=max_pixels)
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, torch.Tensor):
+        return _tensor_pixels(image)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"an image is a path, PIL image, numpy array or torch tensor, not {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)) or not image.size:
+        raise ValueError(
+            f"an image array is uint8 (H, W, 3) RGB or (H, W) grey, got {image.dtype} {image.shape}: convert it first"
+        )
+    grey_or_rgb = image if image.ndim == 3 else image[:, :, None]
+    return np.ascontiguousarray(np.broadcast_to(grey_or_rgb, (*image.shape[:2], 3)))
+
+
+def _tensor_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
+        raise ValueError(f"an image tensor is (3, H, W) RGB or (1, H, W) grey, got {tuple(image.shape)}")
+    if image.is_floating_point():
+        if image.min() < 0 or image.max() > 1:
+            raise ValueError(
+                f"a float image tensor lies in [0, 1], got {image.min().item():.4g} to {image.max().item():.4g}: "
+                "give it before normalisation, or as uint8"
+            )
+        image = (image * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise ValueError(f"an image tensor is uint8 or float in [0, 1], got {image.dtype}")
+    return image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()

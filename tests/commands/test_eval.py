@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.detectors import CLASS_NAMES, write_checkpoint, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_settings, monkeypatch) -> Path:
+    """A run folder in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/tiny/1", tiny_settings, "last")
+    return Path("runs/tiny/1")
+
+
+def perfect(data: Path, split: str = "val") -> list[dict]:
+    annotations = json.loads((data / f"annotations/instances_{split}2017.json").read_text())["annotations"]
+    return [{**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9} for a in annotations]
+
+
+def test_json_has_metrics_protocol_speed_and_detections(codetr, run, tiny_coco):
+    ran = codetr("eval", run, "--data", tiny_coco, "--json")
+    assert ran.code == 0, ran.err
+    facts = ran.json
+    assert 0 <= facts["AP"] <= 1
+    assert facts["images"] == 2
+    assert facts["objects"] == 3
+    assert "100 detections" in facts["protocol"]
+    assert facts["speed"]["images_per_second"] > 0
+    assert [score["name"] for score in facts["per_class"]] == CLASS_NAMES
+    path = Path("runs/tiny/1/eval/last/val/detections.json")
+    assert facts["detections"] == str(path)
+    detections = json.loads(path.read_text())
+    assert detections
+    assert set(detections[0]) == {"image_id", "category_id", "bbox", "score"}
+    assert {record["category_id"] for record in detections} <= {2, 3, 7}
+    assert json.loads((path.parent / "metrics.json").read_text())["AP"] == facts["AP"]
+
+
+def test_people_see_tables_protocol_and_speed(codetr, run, tiny_coco):
+    ran = codetr("eval", run, "--data", tiny_coco, "--per-class")
+    assert ran.code == 0, ran.err
+    for part in ("AP50", "AR100", "Protocol: single scale 96x160", "images/s", "disc", "category id"):
+        assert part in ran.out
+    assert "-1" not in ran.out
+
+
+def test_the_file_scores_like_the_run_that_wrote_it(codetr, run, tiny_coco):
+    first = codetr("eval", run, "--data", tiny_coco, "--json").json
+    second = codetr("eval", "--from", first["detections"], "--data", tiny_coco, "--json").json
+    assert [second[name] for name in ("AP", "AR1000", "images")] == [first[name] for name in ("AP", "AR1000", "images")]
+
+
+def test_perfect_boxes_from_a_file_give_one(codetr, tiny_coco, tmp_path, monkeypatch):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(perfect(tiny_coco)))
+    facts = codetr("eval", "--from", path, "--data", tiny_coco, "--json").json
+    assert facts["AP"] == facts["AP50"] == facts["AR100"] == 1.0
+    monkeypatch.setenv("CODETR_DATA", str(tiny_coco))
+    assert codetr("eval", "--from", path, "--json").json["AP"] == 1.0
+    annotations = tiny_coco / "annotations/instances_val2017.json"
+    assert codetr("eval", "--from", path, "--ann", annotations, "--json").json["AP"] == 1.0
+
+
+def test_results_are_not_overwritten_unless_forced(codetr, run, tiny_coco):
+    places = [codetr("eval", run, "--data", tiny_coco, "--json").json["detections"] for _ in range(3)]
+    assert [Path(place).parent.name for place in places] == ["val", "val_2", "val_3"]
+    forced = codetr("eval", run, "--data", tiny_coco, "--json", "--force").json["detections"]
+    assert forced == places[0]
+    chosen = codetr("eval", run, "--data", tiny_coco, "--json", "--out", "mine").json["detections"]
+    assert chosen == "mine/detections.json"
+
+
+def test_a_checkpoint_outside_a_run_has_its_results_beside_it(codetr, tmp_path, tiny_settings, tiny_coco):
+    path = write_checkpoint(tmp_path / "zoo/m.safetensors", tiny_settings)
+    facts = codetr("eval", path, "--data", tiny_coco, "--json", "--split", "train", "--max-images", 2).json
+    assert facts["detections"] == str(tmp_path / "zoo/eval/train/detections.json")
+    assert facts["images"] == 2
+
+
+def test_own_folders_of_images_and_annotations(codetr, run, tiny_coco):
+    options = ("--images", tiny_coco / "train2017", "--ann", tiny_coco / "annotations/instances_train2017.json")
+    facts = codetr("eval", run, *options, "--json", "--batch", 3).json
+    assert facts["images"] == 4
+    assert Path(facts["detections"]).parent.name == "instances_train2017"
+
+
+@pytest.mark.parametrize("head", ["roi", "atss"])
+def test_auxiliary_heads(codetr, run, tiny_coco, head):
+    facts = codetr("eval", run, "--data", tiny_coco, "--head", head, "--json").json
+    assert f"{head} head" in facts["protocol"]
+
+
+def test_where_the_run_was_trained_plays_no_part(codetr, tmp_path, tiny_settings, tiny_coco, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tiny_settings.data.model_copy(update={"root": "/gone", "val_annotations": "/gone.json"})
+    path = write_checkpoint(tmp_path / "m.safetensors", tiny_settings.model_copy(update={"data": data}))
+    assert codetr("eval", path, "--data", tiny_coco).code == 0
+    assert codetr("eval", path, "--set", f"data.root={tiny_coco}").code == 0
+    ran = codetr("eval", path)
+    assert ran.code == 3
+    assert "data/coco" in ran.err
+
+
+def test_a_preset_takes_the_classes_of_the_data(codetr, tmp_path, tiny_coco, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ("embed_dim=32", "ffn_dim=32", "norm_groups=8", "num_queries=20", "encoder_layers=1", "decoder_layers=1")
+    options = [word for setting in small for word in ("--set", f"model.{setting}")]
+    options += ["--set", "test.short_side=64", "--set", "data.workers=0"]
+    ran = codetr("eval", "co_dino_r50", "--data", tiny_coco, "--json", *options)
+    assert ran.code == 0, ran.err
+    assert "random" in ran.err
+    assert ran.json["detections"] == "eval/co_dino_r50/val/detections.json"
+
+
+def check(ran, code: int, *parts: object) -> None:
+    """The exit code, and one paragraph that names the culprit and shows no traceback."""
+    assert ran.code == code, ran.err
+    assert "Traceback" not in ran.err + ran.out
+    assert "unexpected" not in ran.err
+    for part in parts:
+        assert str(part) in ran.err, ran.err
+
+
+def test_wrong_usage(codetr, run, tiny_coco):
+    check(codetr("eval", "--data", tiny_coco), 2, "codetr eval CHECKPOINT")
+    check(codetr("eval", run, "--from", "x.json"), 2, "not both")
+    check(codetr("eval", run, "--images", "x"), 2, "--ann")
+    check(codetr("eval", run, "--ann", "x"), 2, "--images")
+    check(codetr("eval", run, "--data", tiny_coco, "--set", "test.nms_iuo=1"), 2, "test.nms_iou")
+    check(codetr("eval", run, "--data", tiny_coco, "--precision", "fp8"), 2, "fp8")
+    check(codetr("eval", run, "--data", tiny_coco, "--precison", "fp32"), 2, "--precision")
+    check(codetr("eval", "co_dino_r05", "--data", tiny_coco), 2, "co_dino_r50")
+
+
+def test_bad_checkpoints(codetr, run, tiny_coco, tmp_path):
+    last = run / "checkpoints/last/model.safetensors"
+    check(codetr("eval", "runs/tiny/2", "--data", tiny_coco), 4, "runs/tiny/2", last)
+    check(codetr("eval", run, "--data", tiny_coco, "--set", "model.ffn_dim=128"), 4, "another architecture")
+    content = last.read_bytes()
+    (tmp_path / "short.safetensors").write_bytes(content[: len(content) // 2])
+    check(codetr("eval", "short.safetensors", "--data", tiny_coco), 4, "short.safetensors")
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.mkdir, (tmp_path / "exploded",))
+
+    torch.save({"state_dict": {"x": Bomb()}}, tmp_path / "evil.pth")
+    check(codetr("eval", "evil.pth", "--data", tiny_coco), 4, "evil.pth")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_bad_data(codetr, run, tiny_coco):
+    check(codetr("eval", run, "--data", "nowhere"), 3, "nowhere", "--data")
+    images = sorted((tiny_coco / "val2017").glob("*.jpg"))
+    content = images[1].read_bytes()
+    images[1].write_bytes(content[: len(content) // 2])
+    check(codetr("eval", run, "--data", tiny_coco), 3, images[1].name)
+    images[1].unlink()
+    check(codetr("eval", run, "--data", tiny_coco), 3, images[1].name)
+    annotations = tiny_coco / "annotations/instances_val2017.json"
+    annotations.write_text(annotations.read_text()[:200])
+    check(codetr("eval", run, "--data", tiny_coco), 3, annotations)
+    check(codetr("eval", "--from", "none.json", "--data", tiny_coco), 3)
+
+
+def test_other_classes(codetr, run, tiny_coco):
+    annotations = tiny_coco / "annotations/instances_val2017.json"
+    table = json.loads(annotations.read_text())
+    table["categories"][0]["name"] = "cat"
+    annotations.write_text(json.dumps(table))
+    check(codetr("eval", run, "--data", tiny_coco), 4, "Only in the model: ring", "Only in the annotations: cat")
+
+
+def test_category_ids_from_zero_without_holes(codetr, run, tiny_coco):
+    """The classes are the model's, only their ids differ."""
+    annotations = tiny_coco / "annotations/instances_val2017.json"
+    table = json.loads(annotations.read_text())
+    new = {2: 0, 3: 1, 7: 2}
+    for category in table["categories"]:
+        category["id"] = new[category["id"]]
+    for annotation in table["annotations"]:
+        annotation["category_id"] = new[annotation["category_id"]]
+    before = codetr("eval", run, "--data", tiny_coco, "--json")
+    annotations.write_text(json.dumps(table))
+    ran = codetr("eval", run, "--data", tiny_coco, "--json")
+    assert ran.code == before.code == 0, ran.err
+    assert {r["category_id"] for r in json.loads(Path(ran.json["detections"]).read_text())} <= {0, 1, 2}
+
+
+def test_a_missing_gpu_is_told_first(codetr, run):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    check(codetr("eval", run, "--device", "cuda", "--data", "nowhere"), 5, "cuda")
+
+
+def test_errors_under_json_are_one_object(codetr, run):
+    ran = codetr("eval", run, "--data", "nowhere", "--json")
+    assert ran.code == 3
+    assert ran.json["exit_code"] == 3

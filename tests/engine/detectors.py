@@ -1,0 +1,60 @@
+"""Detectors for tests: a tiny checkpoint on disk, and a stand-in network that finds exactly what is annotated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from codetr_cli.config import Settings
+from codetr_cli.models.build import build_model
+from codetr_cli.models.postprocess import Detections
+from codetr_cli.weights.checkpoint import save_checkpoint
+
+CLASS_NAMES = ["disc", "bar", "ring"]
+CATEGORY_IDS = [2, 3, 7]
+
+
+def write_checkpoint(path: Path, settings: Settings) -> Path:
+    """A checkpoint with random weights and the classes of the `tiny_coco` data set."""
+    torch.manual_seed(0)
+    model = build_model(settings.model)
+    save_checkpoint(path, model.state_dict(), settings=settings, class_names=CLASS_NAMES, category_ids=CATEGORY_IDS)
+    return path
+
+
+def write_run(folder: Path, settings: Settings, *names: str) -> list[Path]:
+    """A run folder with the named checkpoints."""
+    return [write_checkpoint(folder / "checkpoints" / name / "model.safetensors", settings) for name in names]
+
+
+class Oracle(nn.Module):
+    """Detects the annotated objects of each image, with scores that fall from object to object.
+
+    Args:
+        wrong: best detections of the first image of each batch that no object is near.
+    """
+
+    def __init__(self, wrong: int = 0) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.modes: list[bool] = []
+
+    def detect(self, images, padding_mask, metas, postprocess):
+        self.modes.append(self.training)
+        return [self._one(meta, self.wrong if i == 0 else 0) for i, meta in enumerate(metas)]
+
+    def _one(self, meta, wrong):
+        boxes = meta["boxes"].double() / torch.tensor(meta["scale_factor"] * 2, dtype=torch.float64)
+        boxes = torch.cat([torch.tensor([[0.0, 0.0, 2.0, 2.0]], dtype=torch.float64).repeat(wrong, 1), boxes])
+        labels = torch.cat([torch.zeros(wrong, dtype=torch.int64), meta["labels"]])
+        return Detections(boxes, torch.linspace(0.9, 0.5, len(boxes), dtype=torch.float64), labels)
+
+
+class Blind(Oracle):
+    """Detects nothing."""
+
+    def detect(self, images, padding_mask, metas, postprocess):
+        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        return [nothing for _ in metas]

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from codetr_cli.engine.benchmark import (
+    Plan,
+    benchmark_inference,
+    benchmark_training,
+    describe_place,
+    peak_memory,
+    synthetic_batch,
+)
+from codetr_cli.models.build import build_model, build_postprocess
+
+CPU = torch.device("cpu")
+
+
+def make_plan(**changes) -> Plan:
+    usual = {
+        "size": (64, 96),
+        "batch": 1,
+        "device": CPU,
+        "precision": "auto",
+        "warmup": 1,
+        "iterations": 3,
+        "split_iterations": 2,
+    }
+    return Plan(**{**usual, **changes})
+
+
+def test_inference_is_timed_and_split(tiny_settings):
+    model = build_model(tiny_settings.model, aux_heads=False)
+    ticks = []
+    plan = make_plan(batch=2)
+    timing = benchmark_inference(
+        model, build_postprocess(tiny_settings.test), tiny_settings, plan, lambda: ticks.append(1)
+    )
+    assert len(ticks) == plan.ticks == 6
+    assert list(timing.stages_ms) == [
+        "data", "backbone", "neck", "encoder", "decoder", "heads and query selection", "post-processing",
+    ]  # fmt: skip
+    assert all(value > 0 for value in timing.stages_ms.values())
+    latency = timing.latency_ms
+    assert 0 < latency.p50 <= latency.p90 <= latency.p99
+    assert timing.images_per_second == pytest.approx(2000 / latency.mean)
+    assert timing.memory_of == "process"
+    assert timing.peak_memory_bytes > 50e6
+
+
+def test_stages_account_for_the_time_they_take(tiny_settings):
+    model = build_model(tiny_settings.model, aux_heads=False)
+    model.neck.register_forward_hook(lambda *_: time.sleep(0.05))
+    timing = benchmark_inference(model, build_postprocess(tiny_settings.test), tiny_settings, make_plan())
+    assert timing.stages_ms["neck"] > 49
+    assert timing.stages_ms["backbone"] < 49
+    within = sum(value for name, value in timing.stages_ms.items() if name != "data")
+    assert within == pytest.approx(timing.latency_ms.mean, rel=0.5)
+
+
+def test_no_instrument_stays_in_the_network(tiny_settings):
+    model = build_model(tiny_settings.model, aux_heads=False).train()
+    benchmark_inference(model, build_postprocess(tiny_settings.test), tiny_settings, make_plan())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert model.training
+
+
+def test_training_is_timed_and_trains(tiny_settings):
+    model = build_model(tiny_settings.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    timing = benchmark_training(model, tiny_settings, make_plan(iterations=1, split_iterations=1))
+    assert list(timing.stages_ms) == ["data", "forward", "backward", "optimizer"]
+    assert all(value > 0 for value in timing.stages_ms.values())
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_precision_is_told_as_it_is():
+    assert make_plan().resolved_precision(training=False) == "fp32"
+    assert make_plan().resolved_precision(training=True) == "fp32"  # auto on a CPU
+    assert make_plan(precision="bf16").resolved_precision(training=True) == "bf16"
+
+
+def test_synthetic_images_fill_the_size_and_hold_usable_objects():
+    batch = synthetic_batch(make_plan(batch=2), objects=5, num_classes=3)
+    assert batch.images.shape == (2, 3, 64, 96)
+    assert not batch.padding_mask.any()
+    for target in batch.targets:
+        boxes = target["boxes"]
+        assert boxes.shape == (5, 4)
+        assert (boxes[:, 2:] - boxes[:, :2] >= 8).all()
+        assert (boxes[:, 2] <= 96).all()
+        assert (boxes[:, 3] <= 64).all()
+        assert set(target["labels"].tolist()) <= {0, 1, 2}
+        assert target["norm_size"] == (64, 96)
+    assert torch.equal(batch.images, synthetic_batch(make_plan(batch=2), objects=0).images)
+
+
+def test_the_place_is_described():
+    place = describe_place(CPU)
+    assert place["device_type"] == "cpu"
+    assert place["device"] == place["cpu"] != ""
+    assert place["threads"] == torch.get_num_threads()
+    assert place["attention"] in place["attention_backends"]
+    assert place["versions"]["torch"]
+
+
+@pytest.mark.gpu
+def test_gpu_memory_is_the_allocators_peak():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    device = torch.device("cuda", 0)
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.zeros(10_000_000, device=device)
+    assert peak_memory(device) >= held.nbytes

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import codetr_cli
+from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.images import read_image
+from codetr_cli.data.loader import build_eval_loader
+from codetr_cli.engine.evaluator import run_detector
+from codetr_cli.engine.predictor import Detection, Detector, to_pixels
+from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, MachineError
+from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, write_checkpoint, write_run
+
+
+@pytest.fixture
+def detector(tmp_path: Path, tiny_settings) -> Detector:
+    return Detector.load(write_checkpoint(tmp_path / "m.safetensors", tiny_settings), device="cpu")
+
+
+@pytest.fixture
+def photo(tiny_coco: Path) -> Path:
+    return sorted((tiny_coco / "train2017").glob("*.jpg"))[0]
+
+
+def same(ours, theirs) -> bool:
+    columns = ("boxes", "scores", "labels", "category_ids")
+    return all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in columns)
+
+
+def test_predictions_are_typed(detector, photo):
+    found = detector.predict(photo, score=0.0)
+    assert len(found) == 20
+    assert (found.boxes.dtype, found.boxes.shape) == (np.float32, (20, 4))
+    assert (found.scores.dtype, found.labels.dtype, found.category_ids.dtype) == (np.float32, np.int64, np.int64)
+    assert found.image_size == read_image(photo, max_pixels=10**6).shape[:2]
+    assert (np.diff(found.scores) <= 0).all()
+    first = next(iter(found))
+    assert first == Detection(
+        box=tuple(found.boxes[0].tolist()),
+        score=float(found.scores[0]),
+        label=int(found.labels[0]),
+        category_id=CATEGORY_IDS[found.labels[0]],
+        class_name=CLASS_NAMES[found.labels[0]],
+    )
+    assert [d.class_name for d in found] == found.class_names
+
+
+def test_every_kind_of_image_gives_the_same_numbers(detector, photo):
+    pixels = read_image(photo, max_pixels=10**6)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = detector.predict(photo, score=0.0)
+    for image in (str(photo), pixels, pixels[:, :, ::-1][:, :, ::-1], Image.fromarray(pixels), tensor, tensor / 255):
+        assert same(detector.predict(image, score=0.0), expected), type(image)
+
+
+def test_the_numbers_are_those_of_an_evaluation(detector, tiny_coco, tiny_settings):
+    dataset = build_dataset(tiny_settings, split="train", training=False, data=str(tiny_coco))
+    loader = build_eval_loader(dataset, batch_size=1, workers=0)
+    share, _ = run_detector(
+        detector.loaded.model,
+        detector.loaded.postprocess,
+        loader,
+        settings=tiny_settings,
+        category_ids=CATEGORY_IDS,
+        device=torch.device("cpu"),
+    )
+    ours = []
+    for index, image_id in enumerate(dataset.image_ids):
+        ours += detector.predict(dataset.image_path(index), score=0.0).to_coco(image_id)
+    assert ours == share.detections
+
+
+def test_a_list_gives_what_its_images_give_alone(detector, tiny_coco):
+    photos = sorted((tiny_coco / "train2017").glob("*.jpg"))
+    together = detector.predict(photos, score=0.0)
+    assert isinstance(together, list)
+    assert all(same(one, detector.predict(path, score=0.0)) for one, path in zip(together, photos, strict=True))
+
+
+def test_score_and_number_limit_what_comes_out(detector, photo):
+    everything = detector.predict(photo, score=0.0)
+    middle = float(everything.scores[7])
+    assert len(detector.predict(photo, score=middle)) == np.count_nonzero(everything.scores >= middle)
+    assert same(detector.predict(photo, score=0.0, max_dets=5), everything[:5])
+    assert len(detector.predict(photo, score=0.0, max_dets=25)) == 25  # more than the settings' 20
+    assert len(detector.predict(photo, score=1.0)) == 0
+    assert list(detector.predict(photo, score=1.0)) == []
+
+
+def test_nms_changes_what_comes_out(detector, photo):
+    by_kind = {kind: detector.predict(photo, score=0.0, max_dets=90, nms=kind) for kind in ("none", "hard", "soft")}
+    assert len(by_kind["hard"]) <= len(by_kind["none"]) == 90
+    assert same(by_kind["soft"], detector.predict(photo, score=0.0, max_dets=90))
+
+
+def test_masks_choose_detections(detector, photo):
+    found = detector.predict(photo, score=0.0)
+    chosen = found[found.labels == found.labels[3]]
+    assert set(chosen.class_names) == {found.class_names[3]}
+    assert len(chosen) == np.count_nonzero(found.labels == found.labels[3])
+    assert found[np.array([4, 2])].class_names == [found.class_names[4], found.class_names[2]]
+
+
+@pytest.mark.parametrize("head", ["roi", "atss"])
+def test_auxiliary_heads_detect_too(tmp_path, tiny_settings, photo, head):
+    path = write_checkpoint(tmp_path / "m.safetensors", tiny_settings)
+    detector = Detector.load(path, device="cpu", overrides=[f"test.head={head}"])
+    found = detector.predict(photo, score=0.0, max_dets=10)
+    assert found.boxes.shape[1] == 4
+    assert len(found) <= 10
+
+
+def test_the_docstrings_example_runs(tmp_path, tiny_settings, photo, monkeypatch, capsys):
+    settings = tiny_settings.model_copy(update={"test": tiny_settings.test.model_copy(update={"nms": "none"})})
+    write_run(tmp_path / "runs/co_dino_r50/1", settings, "best")
+    Image.open(photo).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    text = textwrap.dedent(Detector.__doc__.split("Example:\n")[1].split("\n\n    Args:")[0])
+    assert "from codetr_cli import Detector" in text
+    exec(text.replace('"person"', '"bar"').replace("score=0.5", "score=0.01"))
+    assert "all boxes: (" in capsys.readouterr().out
+    with Image.open("street_detections.jpg") as drawn, Image.open("street.jpg") as original:
+        assert drawn.size == original.size
+
+
+def test_the_package_offers_the_detector():
+    assert codetr_cli.Detector is Detector
+
+
+def test_an_exif_rotation_is_applied_to_pil_images(photo, tmp_path):
+    with Image.open(photo) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "turned.jpg", exif=exif)
+    with Image.open(tmp_path / "turned.jpg") as turned:
+        assert to_pixels(turned).shape == to_pixels(tmp_path / "turned.jpg").shape
+        assert to_pixels(turned).shape[:2] == turned.size
+
+
+def test_grey_images_become_three_channels():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    expected = np.stack([grey] * 3, axis=2)
+    for image in (grey, grey[:, :, None], Image.fromarray(grey), torch.from_numpy(grey)[None]):
+        assert np.array_equal(to_pixels(image), expected)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((3, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        torch.zeros(4, 5, 3),
+        torch.full((3, 4, 5), 7.0),
+        torch.zeros(3, 4, 5, dtype=torch.int64),
+        7,
+    ],
+)
+def test_wrong_arrays_are_explained(image):
+    with pytest.raises(ValueError, match="image"):
+        to_pixels(image)
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "bad.jpg").write_text("no image")
+    with pytest.raises(DatasetError, match=r"bad\.jpg"):
+        to_pixels(tmp_path / "bad.jpg")
+
+
+def test_loading_explains_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        Detector.load("none.safetensors")
+    with pytest.raises(ConfigError, match="tpu"):
+        Detector.load("none.safetensors", device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(MachineError, match="cuda"):
+            Detector.load("none.safetensors", device="cuda")
