@@ -24,6 +24,7 @@ import torch
 from codetr_cli.errors import CheckpointError
 
 MAX_LISTED_PICKLE_BYTES = 64 << 20  # a larger pickle is still refused, only its forbidden names are not listed
+READ_BYTES = 1 << 20
 LEGACY_PICKLES = 5  # magic number, protocol, system facts, object, storage keys
 PYTHON_2_MODULES = {
     "__builtin__": "builtins",
@@ -112,11 +113,10 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
     try:
+        _verify_checksums(path)
         with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of other pickle protocols and of its own old storages
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))  # noqa: TID251
-    except MemoryError:
-        raise
     except Exception as error:  # a hostile or damaged file can make the reader fail in any way
         raise CheckpointError(_refusal(path, head, error)) from error
 
@@ -134,6 +134,22 @@ def forbidden_globals(path: Path) -> list[str]:
                 names.add(name)
     names -= {*INERT_NAMES, *MAPPING_NAMES, DEFAULT_DICT, GETATTR}
     return sorted(name for name in names if name.strip(".") and not ALLOWED_BY_TORCH.fullmatch(name))
+
+
+def _verify_checksums(path: Path) -> None:
+    """Compares every part of a zip checkpoint with its CRC-32, which torch does not.
+
+    Raises:
+        BadZipFile: a part is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.CRC and entry.compress_type == zipfile.ZIP_STORED:  # 0: torch can be told to leave it out
+                with archive.open(entry) as part:
+                    while part.read(READ_BYTES):
+                        pass
 
 
 def _can_be_mapped(path: Path) -> bool:
@@ -201,5 +217,7 @@ def _refusal(path: Path, head: bytes, error: Exception) -> str:
         )
     if head and head.isascii() and head.decode().isprintable():
         return f"{path} is not a checkpoint but text, {head.decode()[:30]!r} ...: download or copy the file again."
+    if isinstance(error, MemoryError):
+        return f"{path} asks for more memory than there is: it is damaged, or too large for this machine."
     what = "is empty" if not head else "cannot be read as a checkpoint: it is damaged, cut short, or something else"
     return f"{path} {what}. Download or copy the file again and compare its size."

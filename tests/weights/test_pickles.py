@@ -143,6 +143,24 @@ def test_compressed_archives_give_the_right_numbers(tmp_path):
     assert torch.equal(read_pickle(packed)["w"], torch.arange(1000.0))
 
 
+def test_one_flipped_bit_in_a_zip_checkpoint_is_found(tmp_path):
+    path = write(tmp_path / "x.pth", {"w": torch.zeros(4000)}, "zip")
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(8000)) + 4000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_pickle(path)
+
+
+def test_zip_checkpoints_without_checksums_are_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = write(tmp_path / "x.pth", {"w": torch.ones(4000)}, "zip")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_pickle(path)["w"], torch.ones(4000))
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99])
 def test_cut_files_are_refused(tmp_path, form, share):
@@ -172,6 +190,16 @@ def test_other_files_are_refused(tmp_path, data, message):
     with pytest.raises(CheckpointError, match=message):
         read_pickle(path)
     assert forbidden_globals(path) == []
+
+
+def test_a_pretended_size_does_not_end_in_a_memory_error(tmp_path, monkeypatch):
+    def greedy(*args, **kwargs):
+        raise MemoryError
+
+    path = write(tmp_path / "x.pth", {"w": torch.ones(2)}, "zip")
+    monkeypatch.setattr(torch, "load", greedy)
+    with pytest.raises(CheckpointError, match="more memory than there is"):
+        read_pickle(path)
 
 
 def test_missing_file_and_folder(tmp_path):
