@@ -1,0 +1,274 @@
+"""Batches for training and evaluation: who reads which image, in what order, in how many processes.
+
+Training order: mmdet's DistributedGroupSampler, every micro-batch of one orientation. Nothing random happens in the
+worker processes but what (seed, epoch, index) decides, so their number changes no batch, and any batch of any epoch can
+be reached without reading those before it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from codetr_cli.data.batch import Batch, Target, collate
+from codetr_cli.data.coco import CocoDataset
+from codetr_cli.errors import DatasetError
+
+Key = tuple[int, int]
+Item = tuple[np.ndarray, Target]
+
+
+class TrainLoader:
+    """One epoch of batches at a time, from any batch on.
+
+    Args:
+        dataset: what to read.
+        sampler: decides the order.
+        workers: processes that read ahead; 0 reads in this process.
+        pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
+    """
+
+    def __init__(
+        self, dataset: CocoDataset, sampler: AspectGroupedSampler, *, workers: int, pin_memory: bool = False
+    ) -> None:
+        self.sampler = sampler
+        self._loader = DataLoader(
+            _Guarded(dataset),
+            batch_sampler=sampler,
+            collate_fn=_collate_or_error,
+            num_workers=workers,
+            worker_init_fn=functools.partial(_start_worker, _leaving()) if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        return self.sampler.num_batches
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Chooses what the next iteration yields.
+
+        Args:
+            epoch: 0-based; decides the order and every augmentation.
+            start_batch: batches of this epoch that are already done.
+        """
+        self.sampler.set_epoch(epoch, start_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the chosen epoch.
+
+        Raises:
+            DatasetError: an image cannot be read.
+        """
+        return _raise_errors(self._loader)
+
+
+class AspectGroupedSampler(Sampler[list[Key]]):
+    """Order of training images: batches hold one orientation, nothing is left out, every rank has as many batches.
+
+    Each group is shuffled and filled up with its own head to a multiple of micro_batch * world_size; the groups are cut
+    into batches, the batches are shuffled, and each rank takes a contiguous part.
+
+    Args:
+        groups: (images,) int64, the group of each image; all equal for one group.
+        micro_batch: images a batch.
+        rank: of this process.
+        world_size: number of processes.
+        seed: of the order; epoch + seed seeds the generator, as published.
+    """
+
+    def __init__(self, groups: np.ndarray, *, micro_batch: int, rank: int, world_size: int, seed: int) -> None:
+        self.groups = groups
+        self.micro_batch = micro_batch
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self._epoch = 0
+        self._start_batch = 0
+        together = micro_batch * world_size
+        sizes = np.unique(groups, return_counts=True)[1]
+        self.num_batches = int((-(-sizes // together)).sum())
+
+    def __len__(self) -> int:
+        """Batches that the next iteration yields."""
+        return self.num_batches - self._start_batch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Lists of (epoch, index)."""
+        for batch in self.batches(self._epoch)[self._start_batch :]:
+            yield [(self._epoch, int(index)) for index in batch]
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Chooses the epoch and the first batch of the next iteration."""
+        self._epoch = epoch
+        self._start_batch = start_batch
+
+    def batches(self, epoch: int) -> np.ndarray:
+        """Indices (batches, micro_batch) int64 of an epoch on this rank."""
+        generator = torch.Generator().manual_seed(epoch + self.seed)
+        together = self.micro_batch * self.world_size
+        parts = []
+        for group in np.unique(self.groups):
+            members = np.flatnonzero(self.groups == group)
+            members = members[torch.randperm(len(members), generator=generator).numpy()]
+            parts.append(np.resize(members, -(-len(members) // together) * together))
+        indices = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        batches = indices.reshape(-1, self.micro_batch)
+        batches = batches[torch.randperm(len(batches), generator=generator).numpy()]
+        return batches[self.rank * self.num_batches : (self.rank + 1) * self.num_batches]
+
+
+class EvalLoader:
+    """Batches in which every image occurs once over all ranks, in order: rank r has images r, r + world_size, ...
+
+    Args:
+        dataset: what to read.
+        batch_size: images a batch; the last one may be smaller.
+        workers: processes that read ahead; 0 reads in this process.
+        rank: of this process.
+        world_size: number of processes.
+        pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        *,
+        batch_size: int,
+        workers: int,
+        rank: int,
+        world_size: int,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        indices = range(rank, len(dataset), world_size)
+        self._loader = DataLoader(
+            _Guarded(dataset),
+            batch_sampler=[list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)],
+            collate_fn=_collate_or_error,
+            num_workers=workers,
+            worker_init_fn=functools.partial(_start_worker, _leaving()) if workers else None,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of this rank.
+
+        Raises:
+            DatasetError: an image cannot be read.
+        """
+        return _raise_errors(self._loader)
+
+
+def build_train_loader(
+    dataset: CocoDataset,
+    *,
+    micro_batch: int,
+    workers: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+    aspect_grouping: bool,
+    pin_memory: bool = False,
+) -> TrainLoader:
+    """The training loader of one process.
+
+    Args:
+        dataset: what to read.
+        micro_batch: images a batch.
+        workers: processes that read ahead; 0 reads in this process.
+        seed: of the order.
+        rank: of this process.
+        world_size: number of processes.
+        aspect_grouping: batches hold images of one orientation.
+        pin_memory: deliver batches in page-locked memory.
+    """
+    groups = dataset.aspect_flags if aspect_grouping else np.zeros_like(dataset.aspect_flags)
+    sampler = AspectGroupedSampler(groups, micro_batch=micro_batch, rank=rank, world_size=world_size, seed=seed)
+    return TrainLoader(dataset, sampler, workers=workers, pin_memory=pin_memory)
+
+
+def build_eval_loader(
+    dataset: CocoDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> EvalLoader:
+    """The evaluation loader of one process; see `EvalLoader`."""
+    return EvalLoader(
+        dataset, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size, pin_memory=pin_memory
+    )
+
+
+class _Guarded(Dataset[Item | DatasetError]):
+    """Returns a data error instead of raising it.
+
+    DataLoader would re-raise it from a worker with that worker's traceback as its message.
+    """
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | Key) -> Item | DatasetError:
+        try:
+            return self.dataset[key]
+        except DatasetError as error:
+            return DatasetError(*error.args)
+
+
+def _collate_or_error(items: list[Item | DatasetError]) -> Batch | DatasetError:
+    samples: list[Item] = []
+    for item in items:
+        if isinstance(item, DatasetError):
+            return item
+        samples.append(item)
+    return collate(samples)
+
+
+def _raise_errors(loader: DataLoader[Item | DatasetError]) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, DatasetError):
+            raise batch
+        yield batch
+
+
+@functools.cache
+def _leaving() -> ctypes.c_bool:
+    """A flag shared with the workers: true once this process exits and ends them."""
+    flag = multiprocessing.RawValue(ctypes.c_bool, False)
+    atexit.register(setattr, flag, "value", True)
+    return flag
+
+
+def _start_worker(leaving: ctypes.c_bool, worker: int) -> None:
+    """Limits a worker to one thread and lets signals of strangers pass.
+
+    Ctrl-C and a cluster's SIGTERM reach every process of a job at once. The main process saves before it stops and
+    needs its workers until then, so a worker obeys SIGTERM only when the main process leaves. Its own process group
+    keeps it out of reach of the signal that torchrun sends to a whole group.
+    """
+    cv2.setNumThreads(0)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)

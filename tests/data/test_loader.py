@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codetr_cli.config import Settings
+from codetr_cli.data.batch import Batch
+from codetr_cli.data.coco import CocoDataset, build_dataset
+from codetr_cli.data.loader import AspectGroupedSampler, TrainLoader, build_eval_loader, build_train_loader
+from codetr_cli.errors import DatasetError
+
+FLAGS = np.array([1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1])
+
+
+def make_sampler(rank: int = 0, world_size: int = 1, micro_batch: int = 2, seed: int = 0) -> AspectGroupedSampler:
+    return AspectGroupedSampler(FLAGS, micro_batch=micro_batch, rank=rank, world_size=world_size, seed=seed)
+
+
+@pytest.fixture
+def dataset(mixed_coco: Path) -> CocoDataset:
+    settings = Settings.model_validate(
+        {
+            "name": "x",
+            "data": {"root": str(mixed_coco), "short_sides": (32, 40), "long_side": 64, "crop_size": (20, 30)},
+        }
+    )
+    return build_dataset(settings, split="train", training=True)
+
+
+def make_loader(dataset: CocoDataset, workers: int = 0) -> TrainLoader:
+    return build_train_loader(
+        dataset, micro_batch=2, workers=workers, seed=3, rank=0, world_size=1, aspect_grouping=True
+    )
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    return torch.equal(a.images, b.images) and [t["image_id"] for t in a.targets] == [t["image_id"] for t in b.targets]
+
+
+@pytest.mark.parametrize(("micro_batch", "world_size"), [(1, 1), (2, 1), (2, 2), (3, 4), (2, 16)])
+def test_ranks_together_cover_every_image_in_batches_of_one_orientation(micro_batch: int, world_size: int) -> None:
+    ranks = [make_sampler(rank, world_size, micro_batch) for rank in range(world_size)]
+    assert len({len(sampler) for sampler in ranks}) == 1
+    batches = np.concatenate([sampler.batches(5) for sampler in ranks])
+    assert set(batches.ravel().tolist()) == set(range(len(FLAGS)))
+    assert all(len(set(FLAGS[batch].tolist())) == 1 for batch in batches)
+    counts = Counter(batches.ravel().tolist())
+    for group in (0, 1):
+        members = [counts[int(i)] for i in np.flatnonzero(group == FLAGS)]
+        assert max(members) - min(members) <= 1
+
+
+def test_order_changes_with_epoch_and_seed_and_repeats_with_both() -> None:
+    orders = [make_sampler(seed=seed).batches(epoch).tolist() for seed in (0, 10) for epoch in (0, 1)]
+    assert len({str(order) for order in orders}) == 4
+    assert make_sampler().batches(1).tolist() == orders[1]
+
+
+def test_sampler_resumes_from_any_batch() -> None:
+    sampler = make_sampler()
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    sampler.set_epoch(2, start_batch=4)
+    assert list(sampler) == whole[4:]
+    assert len(sampler) == len(whole) - 4
+    assert all(epoch == 2 for batch in whole for epoch, _ in batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_repeat_and_resume_with_any_number_of_workers(dataset: CocoDataset, workers: int) -> None:
+    reference = make_loader(dataset)
+    loader = make_loader(dataset, workers)
+    for epoch in (0, 1):
+        reference.set_epoch(epoch)
+        loader.set_epoch(epoch)
+        expected = list(reference)
+        assert len(expected) == len(loader) == 2
+        assert all(equal(a, b) for a, b in zip(expected, loader, strict=True))
+    loader.set_epoch(1, start_batch=1)
+    (rest,) = list(loader)
+    assert equal(rest, expected[1])
+    # Leaving an epoch early and starting another must not mix the two.
+    loader.set_epoch(0)
+    next(iter(loader))
+    loader.set_epoch(1)
+    assert all(equal(a, b) for a, b in zip(expected, loader, strict=True))
+
+
+def test_without_grouping_all_images_are_one_group(dataset: CocoDataset) -> None:
+    loader = build_train_loader(dataset, micro_batch=4, workers=0, seed=0, rank=0, world_size=1, aspect_grouping=False)
+    (batch,) = list(loader)
+    assert sorted(target["image_id"] for target in batch.targets) == [7, 17, 27, 47]
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (2, 1), (3, 2), (2, 4), (1, 9)])
+def test_evaluation_gives_each_image_once_over_all_ranks(mixed_coco: Path, batch_size: int, world_size: int) -> None:
+    settings = Settings.model_validate({"name": "x", "test": {"short_side": 32, "long_side": 64}})
+    dataset = build_dataset(settings, split="val", training=False, data=str(mixed_coco))
+    seen: list[int] = []
+    for rank in range(world_size):
+        loader = build_eval_loader(dataset, batch_size=batch_size, workers=0, rank=rank, world_size=world_size)
+        batches = list(loader)
+        assert len(loader) == len(batches)
+        seen += [target["image_id"] for batch in batches for target in batch.targets]
+    assert sorted(seen) == dataset.image_ids
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_stops_training_with_its_name_only(dataset: CocoDataset, workers: int) -> None:
+    dataset.image_path(1).write_bytes(b"")
+    with pytest.raises(DatasetError, match=dataset.file_names[1]) as caught:
+        list(make_loader(dataset, workers))
+    assert "Traceback" not in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_workers_outlive_a_signal_to_all_processes(dataset: CocoDataset) -> None:
+    loader = make_loader(dataset, workers=1)
+    expected = list(loader)
+    (worker,) = loader._loader._iterator._workers
+    assert os.getpgid(worker.pid) != os.getpgid(0)
+    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, signal.SIGINT)
+    worker.join(timeout=0.3)
+    assert worker.is_alive()
+    assert all(equal(a, b) for a, b in zip(expected, loader, strict=True))
+
+
+def test_a_process_that_leaves_in_the_middle_of_an_epoch_ends_its_workers(mixed_coco: Path) -> None:
+    script = f"""
+import sys
+from codetr_cli.config import Settings
+from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.loader import build_train_loader
+settings = Settings.model_validate({{"name": "x", "data": {{"root": {str(mixed_coco)!r}}}}})
+dataset = build_dataset(settings, split="train", training=True)
+loader = build_train_loader(
+    dataset, micro_batch=1, workers=2, seed=0, rank=0, world_size=1, aspect_grouping=True
+)
+batches = iter(loader)
+next(batches)
+sys.exit(7)
+"""
+    finished = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True)
+    assert (finished.returncode, finished.stderr) == (7, b"")
