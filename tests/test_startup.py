@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import codetr_cli
 from codetr_cli.cli import VERBS
 from tests.conftest import REPOSITORY
 
@@ -39,6 +40,15 @@ def test_importing_the_package_loads_nothing_heavy():
     script = f"import sys, codetr_cli; sys.exit(', '.join(n for n in {HEAVY!r} if n in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_detector_is_there_for_python_users():
+    from codetr_cli import Detector
+    from codetr_cli.engine.predictor import Detector as Same
+
+    assert Detector is Same
+    with pytest.raises(AttributeError, match="no attribute 'Predictor'"):
+        _ = codetr_cli.Predictor
 
 
 def test_rooms_import_downwards_only():
