@@ -190,6 +190,7 @@ def _evaluate(
             device=chosen_device,
             precision=precision,
             progress=advance,
+            note=console.info,
         )
     facts = {
         **result.metrics,

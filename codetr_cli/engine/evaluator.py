@@ -19,6 +19,9 @@ from codetr_cli.errors import CheckpointError
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import PostProcess
 
+MANY_DETECTIONS = 30_000
+"""Scoring more than these takes pycocotools more than a few seconds."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -87,6 +90,7 @@ def evaluate(
     device: torch.device,
     precision: str = "auto",
     progress: Callable[[int], object] | None = None,
+    note: Callable[[str], object] | None = None,
     gather: Callable[[Share], list[Share]] = lambda share: [share],
 ) -> EvalResult:
     """Detects the objects of every image of the loader and scores them.
@@ -102,6 +106,7 @@ def evaluate(
         device: where the model is.
         precision: "auto" (fp32), "fp32", "bf16" or "fp16".
         progress: called with the number of images after each batch.
+        note: called with a sentence when scoring begins and will take long.
         gather: turns this process's share into the shares of all processes. It returns an empty list in processes that
             are not to score; those get a result without metrics. An image that several shares hold counts once.
 
@@ -124,6 +129,8 @@ def evaluate(
     if not shares:
         return EvalResult(speed=speed)
     merged = merge_shares(shares)
+    if note is not None and len(merged.detections) > MANY_DETECTIONS:
+        note(f"Scoring {len(merged.detections):,} detections with pycocotools; this takes a while")
     started = time.perf_counter()
     scores = score_detections(truth, merged.detections, merged.image_ids, where=str(annotations_path))
     return EvalResult(

@@ -177,3 +177,12 @@ def test_the_protocol_says_what_was_done(tiny_settings):
     changed = apply_overrides(tiny_settings, ['test.nms="none"', "test.short_side=640"]).test
     assert "640x160, no NMS" in describe_protocol(changed, build_postprocess(changed), "bf16")
     assert "atss head" in describe_protocol(changed, PostProcess(head="atss"), "fp32")
+
+
+def test_long_scoring_is_announced(run, monkeypatch):
+    notes: list[str] = []
+    run(Oracle(), note=notes.append)
+    assert notes == []
+    monkeypatch.setattr("codetr_cli.engine.evaluator.MANY_DETECTIONS", 6)
+    run(Oracle(), note=notes.append)
+    assert "7 detections" in notes[0]
