@@ -49,17 +49,20 @@ def reference_multi_scale_deformable_attention(
     attention_weights: Tensor,
 ) -> Tensor:
     """The definition in plain PyTorch, level by level so that only one level's samples are held. Arguments as above."""
-    batch, _, heads, channels = value.shape
-    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    batch, tokens, heads, channels = value.shape
+    queries, levels, points = sampling_locations.shape[1], len(spatial_shapes), sampling_locations.shape[4]
+    # Queries innermost: the sums over points then run along contiguous memory.
+    maps = value.permute(0, 2, 3, 1).reshape(batch * heads, channels, tokens)
     grids = (2 * sampling_locations - 1).to(value.dtype)  # grid_sample wants [-1, 1] with align_corners=False
+    grids = grids.permute(3, 0, 2, 4, 1, 5).reshape(levels, batch * heads, points, queries, 2)
+    weights = attention_weights.to(value.dtype).permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
     output = value.new_zeros(batch * heads, channels, queries)
-    levels = value.split([height * width for height, width in spatial_shapes], dim=1)
-    for level, (tokens, (height, width)) in enumerate(zip(levels, spatial_shapes, strict=True)):
-        maps = tokens.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        grid = grids[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2)
-        sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)  # (BN, D, Q, P)
-        weights = attention_weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
-        output = output + (sampled * weights.to(value.dtype)).sum(-1)
+    parts = torch.split(maps, [height * width for height, width in spatial_shapes], dim=2)
+    for size, part, grid, weight in zip(spatial_shapes, parts, grids, weights, strict=True):
+        sampled = F.grid_sample(
+            part.unflatten(2, size), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        )  # (B N, D, P, Q)
+        output = output + (sampled * weight).sum(2)
     return output.view(batch, heads * channels, queries).transpose(1, 2)
 
 
