@@ -107,11 +107,15 @@ def _write_demo(folder: Path, path: Path | None) -> Path:
 
     if path is not None:
         raise ConfigError(f"--demo {folder} and the folder {path} exclude each other: give one of them.")
-    if (folder / "annotations").is_dir():
+    if (folder / "annotations" / "instances_val2017.json").is_file():  # written last
         console.info(f"{folder} has a data set already: it is checked as it is.")
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--demo {folder} is not an empty folder, and nothing is overwritten: name a new one.")
+        raise ConfigError(
+            f"--demo {folder} is not an empty folder and holds no complete data set; nothing is overwritten: remove it "
+            "or name a new one."
+        )
+    console.info(f"writing a synthetic data set to {folder}, which takes some seconds")
     write_demo(folder)
     return folder
 
