@@ -1,0 +1,238 @@
+"""`codetr train`: trains a preset on a COCO-layout folder, or continues a training that was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codetr_cli import console
+from codetr_cli.commands._options import (
+    DataOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    QuietOption,
+    RunOption,
+    SetOption,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from codetr_cli.engine.plan import Job
+    from codetr_cli.engine.resume import Choice
+    from codetr_cli.engine.training import Outcome
+
+
+def train(
+    preset: Annotated[
+        str,
+        typer.Option("--preset", metavar="NAME", help="A preset, see `codetr presets`, or the path of a TOML file."),
+    ],
+    data: DataOption = None,
+    run: RunOption = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights", metavar="FILE", help="Fine-tune from a checkpoint, run folder or published .pth file."
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", metavar="N", min=1, help="Train on N GPUs of this machine.")
+    ] = None,
+    device: DeviceOption = "auto",
+    procs: Annotated[
+        int | None, typer.Option("--procs", metavar="N", min=1, help="Train in N processes on the CPU.")
+    ] = None,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="Never evaluate; no validation data is needed.")] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Start anew instead of continuing; an older run in the folder is moved aside."),
+    ] = False,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a detector. The same command continues a training that was stopped or killed.
+
+    Classes come from the annotations. Ctrl-C saves and stops; once more stops at once.
+    """
+    console.set_mode(json=json_output, quiet=quiet)
+    from codetr_cli.config import load_preset
+    from codetr_cli.engine.distributed import launch, was_launched
+    from codetr_cli.engine.plan import plan_job
+    from codetr_cli.engine.training import check_settings, choose_for
+
+    settings = load_preset(preset, overrides)
+    chosen, processes = _choose_processes(device, gpus, procs)
+    check_settings(settings, chosen, processes)
+    job = plan_job(settings, data=data, weights=weights, evaluate=not no_eval, run=run, fresh=fresh)
+    # Processes that a torchrun outside started must agree on the folder: the first one chooses once they are connected.
+    choice = None if was_launched() else choose_for(job)
+    if dry_run:
+        _show_plan(job, chosen, processes, choice, json_output)
+        return
+    if processes > 1 and not was_launched():
+        outcome = launch(_work, (job, chosen, choice, json_output, quiet), processes=processes)
+    else:
+        outcome = _work(job, chosen, choice, json_output, quiet)
+    _show_outcome(outcome, json_output)
+
+
+def _choose_processes(device: str, gpus: int | None, procs: int | None) -> tuple[torch.device, int]:
+    """The device and the number of processes that the options ask for.
+
+    Raises:
+        ConfigError: options that exclude each other.
+        MachineError: more GPUs than there are.
+    """
+    import torch
+
+    from codetr_cli.engine.distributed import launched_world_size
+    from codetr_cli.engine.environment import choose_device
+    from codetr_cli.errors import ConfigError, MachineError
+
+    if gpus is not None and procs is not None:
+        raise ConfigError("--gpus and --procs exclude each other: --procs is for training on the CPU")
+    if gpus is not None and device not in ("auto", "cuda"):
+        raise ConfigError(f"--gpus {gpus} and --device {device} exclude each other: leave --device out")
+    chosen = choose_device("cuda" if gpus is not None else device)
+    if procs is not None and chosen.type != "cpu":
+        raise ConfigError(f"--procs {procs} is for training on the CPU: add --device cpu, or use --gpus {procs}")
+    available = torch.cuda.device_count()
+    if gpus is not None and gpus > available:
+        raise MachineError(f"--gpus {gpus} asked for, but this machine has {available}: use --gpus {available}")
+    return chosen, launched_world_size() or gpus or procs or 1
+
+
+def _work(job: Job, device: torch.device, choice: Choice | None, json_output: bool, quiet: bool) -> Outcome:
+    """Trains in this process, alone or as one of several, and draws its progress."""
+    from codetr_cli.engine.training import run_training
+
+    console.set_mode(json=json_output, quiet=quiet)
+    with _Display() as display:
+        return run_training(job, device=device, choice=choice, report=display)
+
+
+class _Display:
+    """Shows what a training reports: a bar or lines of its steps, and one of an evaluation in between."""
+
+    def __init__(self) -> None:
+        self._shown = ExitStack()
+        self._advance: console.Advance | None = None
+        self._what = ""
+        self._done = 0
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._shown.close()
+
+    def note(self, text: str) -> None:
+        console.info(text)
+
+    def warn(self, text: str) -> None:
+        console.warn(text)
+
+    def step(self, line: Mapping[str, Any], left: int) -> None:
+        advance = self._show("training", left + 1)
+        advance(1, **_fields(line))
+
+    def evaluating(self, images: int, total: int) -> None:
+        self._show("evaluating", total)(images)
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        self._shown.close()
+        self._what = ""
+        metrics = line["metrics"]
+        shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in metrics)
+        console.info(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
+
+    def leave(self) -> None:
+        self._shown.close()
+
+    def _show(self, what: str, total: int) -> console.Advance:
+        """The progress display of one kind of work; another kind's is closed."""
+        if self._what != what or self._advance is None:
+            self._shown.close()
+            self._advance = self._shown.enter_context(console.progress(what, total))
+            self._what = what
+        return self._advance
+
+
+def _fields(line: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown beside the progress of the steps."""
+    losses = {name.replace(" ", "_"): f"{value:.3g}" for name, value in line["groups"].items()}
+    return {
+        "step": str(line["step"]),
+        "epoch": str(line["epoch"] + 1),
+        "loss": f"{line['loss']:.4g}",
+        **losses,
+        "lr": f"{line['lr']:.3g}",
+        "images/s": f"{line['images_per_s']:.2f}",
+        "data_wait": f"{line['data_wait']:.0%}",
+        "memory": console.bytes_text(line["memory_bytes"]),
+        "ETA": console.seconds_text(line["eta_s"]),
+    }
+
+
+def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | None, json_output: bool) -> None:
+    from codetr_cli.config import to_toml
+    from codetr_cli.engine.training import preview
+
+    plan = preview(job, device=device, world_size=processes)
+    where = choice.note if choice else "the run folder is chosen when training starts"
+    if json_output:
+        console.result_json(
+            {
+                "settings": job.settings.model_dump(mode="json"),
+                "class_names": job.class_names,
+                "run": choice.path if choice else None,
+                "resume": choice.resume if choice else False,
+                **plan.as_dict(),
+            }
+        )
+        return
+    console.result(to_toml(job.settings).rstrip("\n"))
+    rows: list[tuple[str, object]] = [
+        ("run", where),
+        ("images", f"{plan.images:,} of {job.origin.train_annotations}"),
+        ("validation", f"{plan.val_images:,} images" if plan.val_images is not None else "none"),
+        (
+            "classes",
+            f"{len(job.class_names)}: {', '.join(job.class_names[:8])}{' ...' if len(job.class_names) > 8 else ''}",
+        ),
+        ("batch", plan.batches.describe()),
+        ("steps", f"{plan.steps_per_epoch:,} an epoch, {plan.total_steps:,} in all"),
+        ("learning rate", f"{plan.learning_rate:g}"),
+        ("device", f"{plan.device}, {plan.precision}"),
+        ("parameters", f"{plan.parameters:,}, of them trained {plan.trained_parameters:,}"),
+        ("weights", job.origin.weights or "random"),
+    ]
+    console.table("Plan", ["what", "value"], rows)
+    for warning in job.warnings:
+        console.warn(warning)
+
+
+def _show_outcome(outcome: Outcome, json_output: bool) -> None:
+    console.result_json(
+        {
+            "run": outcome.run,
+            "steps": outcome.steps,
+            "epochs": outcome.epochs,
+            "weights": outcome.weights,
+            "metrics": outcome.metrics,
+            "best_ap": outcome.best_ap,
+            "best_weights": outcome.best_weights,
+        }
+    )
+    if json_output:
+        return
+    console.result(f"trained {outcome.steps:,} steps; newest weights: {outcome.weights}")
+    if outcome.best_ap is not None:
+        console.result(f"best AP {outcome.best_ap:.3f}: {outcome.best_weights}")

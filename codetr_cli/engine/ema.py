@@ -1,0 +1,58 @@
+"""Exponential moving average of a model's weights, by the published rule.
+
+After optimizer step i (from 0) the average moves by m = (1 - momentum) * exp(-(1 + i) / 2000) + momentum towards the
+weights: the first steps nearly copy them, later ones hardly move it. There is no bias correction. Floating parameters
+and buffers are averaged; integer entries keep the value from the start of the run (mmdet's ExpMomentumEMAHook).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+WARMUP_STEPS = 2000
+
+
+def step_momentum(step: int, momentum: float) -> float:
+    """How far the average moves towards the weights after the optimizer step of this number, counted from 0."""
+    return (1 - momentum) * math.exp(-(1 + step) / WARMUP_STEPS) + momentum
+
+
+class ModelEma:
+    """The moving average of a model's state dict, kept on the model's device.
+
+    Args:
+        model: what is averaged; its present weights are the average's start.
+        momentum: the rule's constant after the first thousands of steps, e.g. 1e-4.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float) -> None:
+        self.momentum = momentum
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves the average after optimizer step number `step`, counted from 0."""
+        momentum = step_momentum(step, self.momentum)
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value, momentum)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes an average saved earlier; names and shapes must be the model's."""
+        for name, value in self.state.items():
+            value.copy_(state[name])
+
+    @contextmanager
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
+        """The model holds the average inside the context and its own weights again after it."""
+        raw = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.state)
+        try:
+            yield
+        finally:
+            model.load_state_dict(raw)

@@ -1,0 +1,113 @@
+"""What a training reports between two log lines: averaged losses, speed, waiting for data, memory, time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GroupLosses = Callable[[dict[str, Tensor]], Mapping[str, Tensor | float]]
+
+
+class Meter:
+    """Collects a window of steps without making the GPU wait, and gives one line when asked.
+
+    Args:
+        group_losses: sums losses under the names people are shown.
+        reduce_mean: averages a tensor over all processes; called once a line, in every process.
+        world_size: processes that train images beside this one, itself included.
+        device: whose memory is reported.
+    """
+
+    def __init__(
+        self,
+        *,
+        group_losses: GroupLosses,
+        reduce_mean: Callable[[Tensor], Tensor],
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        self.group_losses, self.reduce_mean = group_losses, reduce_mean
+        self.world_size, self.device = world_size, device
+        self.seconds_per_step = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a window; also after work that is no training, so that it does not count as slow steps."""
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._micro_batches = self._images = self._steps = 0
+        self._waited = 0.0
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Times what happens inside as waiting for data."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
+        """Counts a micro batch of this process.
+
+        Args:
+            losses: scalar losses by name, the same names every time.
+            images: in the micro batch.
+        """
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        self._names = list(losses)
+        self._sums = values if self._sums is None else self._sums + values
+        self._micro_batches += 1
+        self._images += images
+
+    def step_done(self) -> None:
+        """Counts an optimizer step."""
+        self._steps += 1
+
+    def line(self, steps_left: int) -> dict[str, Any]:
+        """The window as plain numbers, and a new window. Every process must call it at the same step.
+
+        Args:
+            steps_left: optimizer steps to the end of the run.
+
+        Returns:
+            loss (their sum), groups, losses (by name), images_per_s (all processes), data_wait (share of the time,
+            0..1), memory_bytes (highest so far), eta_s.
+        """
+        if self._sums is None:
+            raise ValueError("a line needs at least one micro batch")
+        mean = self.reduce_mean(self._sums / self._micro_batches).tolist()
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        per_step = seconds / max(1, self._steps)
+        # Steps differ with the sizes of the images: the estimate follows slowly.
+        self.seconds_per_step = 0.7 * self.seconds_per_step + 0.3 * per_step if self.seconds_per_step else per_step
+        losses = dict(zip(self._names, mean, strict=True))
+        groups = self.group_losses({name: torch.tensor(value) for name, value in losses.items()})
+        line = {
+            "loss": sum(losses.values()),
+            "groups": {name: float(value) for name, value in groups.items()},
+            "losses": losses,
+            "images_per_s": self._images * self.world_size / seconds,
+            "data_wait": self._waited / seconds,
+            "memory_bytes": peak_memory_bytes(self.device),
+            "eta_s": steps_left * self.seconds_per_step,
+        }
+        self.restart()
+        return line
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory this process has held so far: of the GPU, or resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,204 @@
+"""What a training command amounts to before anything is built: classes, batch arithmetic, steps, and where from.
+
+Everything about classes comes from the annotations of the training images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.data.annotations import Annotations, read_annotations
+from codetr_cli.data.coco import find_data
+from codetr_cli.engine.loading import find_checkpoint
+from codetr_cli.engine.runs import Origin
+from codetr_cli.errors import ConfigError, DatasetError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the images of an optimizer step are spread: micro_batch * accumulation * world_size = batch_size."""
+
+    batch_size: int
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+    def describe(self) -> str:
+        """The arithmetic in words."""
+        return (
+            f"{self.batch_size} images a step = {self.world_size} process{'es' if self.world_size > 1 else ''} x "
+            f"{self.micro_batch} at once x {self.accumulation} accumulated"
+        )
+
+
+def plan_batches(batch_size: int, micro_batch: int, world_size: int) -> BatchPlan:
+    """Spreads a step's images over processes and passes.
+
+    A process that gets fewer images than `micro_batch` takes them in one pass.
+
+    Args:
+        batch_size: images of a step over all processes.
+        micro_batch: images a process takes at once.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: the numbers do not divide; names the nearest that do.
+    """
+    if batch_size % world_size:
+        sizes = _listed(_multiples_near(batch_size, world_size))
+        counts = _listed([count for count in range(1, world_size) if batch_size % count == 0][-2:])
+        raise ConfigError(
+            f"train.batch_size {batch_size} cannot be shared equally by {world_size} processes: use "
+            f"--set train.batch_size={sizes}, or another number of processes: {counts}"
+        )
+    share = batch_size // world_size
+    micro_batch = min(micro_batch, share)
+    if share % micro_batch:
+        divisors = [size for size in range(1, share + 1) if share % size == 0]
+        near = [
+            max(size for size in divisors if size < micro_batch),
+            min(size for size in divisors if size > micro_batch),
+        ]
+        raise ConfigError(
+            f"{share} images a step in each process (train.batch_size {batch_size} / {world_size}) cannot be taken "
+            f"{micro_batch} at once: use --set train.micro_batch={_listed(near)}, or --set train.batch_size="
+            f"{_listed(_multiples_near(batch_size, micro_batch * world_size))}"
+        )
+    return BatchPlan(batch_size, micro_batch, share // micro_batch, world_size)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training, decided in all that does not need the network.
+
+    Attributes:
+        settings: with the data's number of classes and folder.
+        class_names: by label.
+        category_ids: original id of each label.
+        origin: data files and weights.
+        run: the run folder that was asked for.
+        fresh: never continue a run.
+        warnings: sentences.
+    """
+
+    settings: Settings
+    class_names: list[str]
+    category_ids: list[int]
+    origin: Origin
+    run: Path | None = None
+    fresh: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+def plan_job(
+    settings: Settings,
+    *,
+    data: str | None = None,
+    weights: str | None = None,
+    evaluate: bool = True,
+    run: Path | None = None,
+    fresh: bool = False,
+) -> Job:
+    """Reads the annotations and settles classes and paths.
+
+    Args:
+        settings: of the preset and the command line.
+        data: folder given on the command line.
+        weights: checkpoint or run folder to start from.
+        evaluate: whether validation data is needed.
+        run: the run folder that was asked for.
+        fresh: never continue a run.
+
+    Raises:
+        CheckpointError: no checkpoint where `weights` says.
+        DatasetError: no data, no class with an object, or validation classes that differ from the training ones.
+    """
+    if data is not None:
+        settings = apply_overrides(settings, [f"data.root={json.dumps(str(Path(data).absolute()))}"])
+    path = find_data(settings.data, None, "train").annotations_path
+    annotations = read_annotations(path)
+    objects = annotations.usable_objects(np.arange(len(annotations.image_ids)), with_crowd=False)
+    counts = np.bincount(objects.labels, minlength=len(annotations.category_ids))
+    if not counts.any():
+        raise DatasetError(
+            f"{path} has no object of any class to learn from ({len(annotations.category_ids)} categories, "
+            f"{len(annotations.labels)} annotations): check it with `codetr prepare {path.parent.parent}`"
+        )
+    warnings = []
+    absent = [name for name, count in zip(annotations.class_names, counts, strict=True) if count == 0]
+    if absent:
+        warnings.append(
+            f"{len(absent)} of {len(counts)} classes have no object in {path} and cannot be learned: {_listed(absent)}"
+        )
+    val_path = None
+    if evaluate:
+        val_path = find_data(settings.data, None, "val").annotations_path
+        _check_same_classes(annotations, read_annotations(val_path), path, val_path)
+    return Job(
+        settings=apply_overrides(settings, [f"model.num_classes={len(counts)}"]),
+        class_names=annotations.class_names,
+        category_ids=annotations.category_ids,
+        origin=Origin(
+            train_annotations=str(path.absolute()),
+            val_annotations=str(val_path.absolute()) if val_path else None,
+            weights=_find_weights(weights),
+        ),
+        run=run,
+        fresh=fresh,
+        warnings=warnings,
+    )
+
+
+def total_steps(settings: Settings, steps_per_epoch: int) -> int:
+    """Optimizer steps of a whole run: train.max_steps where it is set, else train.epochs."""
+    return settings.train.max_steps or settings.train.epochs * steps_per_epoch
+
+
+def steps_per_epoch(micro_batches: int, accumulation: int) -> int:
+    """Optimizer steps of an epoch; the last one may hold fewer micro batches."""
+    return math.ceil(micro_batches / accumulation)
+
+
+def _find_weights(weights: str | None) -> str | None:
+    if weights is None:
+        return None
+    path = find_checkpoint(weights)
+    if path is None:
+        raise ConfigError(f"--weights {weights} is a preset, which has no weights to start from: give a checkpoint")
+    return str(path.absolute())
+
+
+def _check_same_classes(train: Annotations, val: Annotations, train_path: Path, val_path: Path) -> None:
+    """Validation must know exactly the classes that are trained, by name; ids and order may differ."""
+    unknown = [name for name in val.class_names if name not in set(train.class_names)]
+    if unknown:
+        raise DatasetError(
+            f"{val_path} has categories that {train_path} does not have, so that no model trained there can find them: "
+            f"{_listed(unknown)}. Add them to the training annotations or remove them, or train with --no-eval."
+        )
+    lacking = [name for name in train.class_names if name not in set(val.class_names)]
+    if lacking:
+        raise DatasetError(
+            f"{val_path} does not list categories that {train_path} has: {_listed(lacking)}. List the same categories "
+            "in both files (they need no objects), or train with --no-eval."
+        )
+
+
+def _multiples_near(value: int, step: int) -> list[int]:
+    """The multiples of `step` on both sides of `value` that is none; no zero."""
+    below = value // step * step
+    return [multiple for multiple in (below, below + step) if multiple > 0]
+
+
+def _listed(items: Sequence[object], limit: int = 8) -> str:
+    if len(items) == 2:
+        return f"{items[0]} or {items[1]}" if isinstance(items[0], int) else f"{items[0]}, {items[1]}"
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(str(item) for item in items[:limit]) + more

@@ -1,0 +1,67 @@
+"""The random states of a process: seeding, saving, restoring, and leaving them alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch on every device, numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of all global generators, in types that a checkpoint may hold.
+
+    Args:
+        device: whose generator is saved beside the CPU's.
+    """
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, words, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys, np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "python": [version, list(words), gauss],
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Puts back what `random_states` gave; a device without a saved state keeps its own."""
+    torch.set_rng_state(states["torch"])
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """What happens inside draws from the CPU's global generators without moving them.
+
+    A data loader draws a number when it is opened, and a resumed run opens one more often than an uninterrupted one.
+    """
+    cpu = torch.device("cpu")
+    states = random_states(cpu)
+    try:
+        yield
+    finally:
+        restore_random_states(states, cpu)

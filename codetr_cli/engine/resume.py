@@ -1,0 +1,172 @@
+"""Which run folder a training command means: a new one, or an interrupted one to continue.
+
+The same command continues what it began. Nothing is continued under other settings, and nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from codetr_cli.config import Settings
+from codetr_cli.engine.runs import Origin, RunFolder
+from codetr_cli.errors import CodetrError, ConfigError
+
+# Settings that may change within a run: they change no number of a training, only how it is watched, how fast data
+# comes and how much memory is used. With another micro batch, images come in another order: a resumed run warns of it.
+FREE = frozenset(
+    (
+        "summary",
+        "data.workers",
+        "model.encoder_checkpointing",
+        "model.backbone.checkpointing",
+        "train.micro_batch",
+        "train.log_every",
+        "train.eval_every",
+        "train.checkpoint_every",
+        "test.batch_size",
+    )
+)
+# A run may be prolonged; its beginning stays what it was.
+GROWING = frozenset(("train.epochs", "train.max_steps"))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The run folder of a command.
+
+    Attributes:
+        path: the folder.
+        resume: continue what is in it.
+        note: one sentence for the person.
+    """
+
+    path: Path
+    resume: bool
+    note: str
+
+
+def choose_run(
+    settings: Settings, origin: Origin, *, run: Path | None, root: Path = Path("runs"), fresh: bool = False
+) -> Choice:
+    """Decides between a new run folder and one to continue.
+
+    Args:
+        settings: resolved, as they would be written to the folder.
+        origin: data and weights of the command.
+        run: the folder that was asked for; None picks one below `root/<preset>`.
+        root: where run folders lie by default.
+        fresh: never continue. A folder that was asked for is moved aside if it holds a run.
+
+    Raises:
+        ConfigError: the folder holds something else, a finished run, or a run with other settings.
+    """
+    if run is None:
+        return _choose_numbered(settings, origin, root / settings.name, fresh)
+    folder = RunFolder(run)
+    status = folder.status()
+    if status == "foreign":
+        raise ConfigError(
+            f"{run} is not empty and no run folder (it has no settings.toml): give another folder with --run"
+        )
+    if status == "empty":
+        return Choice(run, False, f"new run in {run}")
+    if fresh:
+        return Choice(run, False, f"new run in {run}, the old one moved to {_move_aside(folder)}")
+    changed = differences(folder, settings, origin)
+    if changed:
+        raise ConfigError(
+            f"{run} was trained with other settings: {'; '.join(changed)}. Give the same command as before to continue "
+            "it, another folder with --run to start anew, or --fresh to move the old run aside."
+        )
+    if status == "finished" and _length(folder.settings()) == _length(settings):
+        raise ConfigError(
+            f"the run in {run} is finished and stays as it is; its weights are {folder.last / 'model.safetensors'}. "
+            "Train on with a larger --set train.epochs=... or train.max_steps=..., give another folder with --run, or "
+            "--fresh to move the old run aside."
+        )
+    return Choice(run, True, f"continuing the {'finished' if status == 'finished' else 'interrupted'} run in {run}")
+
+
+def differences(folder: RunFolder, settings: Settings, origin: Origin) -> list[str]:
+    """What a command would change in a run, one phrase each; empty when the run can be continued.
+
+    Raises:
+        ConfigError: the run's settings cannot be read.
+    """
+    old, new = dict(_flat(folder.settings())), dict(_flat(settings))
+    changed = [
+        f"{key}: {_shown(old.get(key))} there, {_shown(new.get(key))} now"
+        for key in new
+        if old.get(key) != new.get(key)
+        and key not in FREE
+        and not key.startswith("source.")
+        and not (key in GROWING and _grows(old.get(key), new.get(key)))
+    ]
+    old_origin = folder.origin()
+    if old_origin is not None:
+        for key, value in asdict(origin).items():
+            before = getattr(old_origin, key)
+            # Leaving out the validation data or the weights to start from changes nothing that was trained.
+            if value != before and value is not None and not (key == "val_annotations" and before is None):
+                changed.append(f"{key}: {_shown(before)} there, {_shown(value)} now")
+    return changed
+
+
+def _choose_numbered(settings: Settings, origin: Origin, root: Path, fresh: bool) -> Choice:
+    """The newest numbered folder when it is this very run, interrupted; else the next number."""
+    numbers = sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal() and path.is_dir())
+    if numbers and not fresh:
+        newest = RunFolder(root / str(numbers[-1]))
+        if _is_same_run(newest, settings, origin):
+            return Choice(
+                newest.path, True, f"continuing the interrupted run in {newest.path} (--fresh starts a new one)"
+            )
+    path = root / str(numbers[-1] + 1 if numbers else 1)
+    return Choice(path, False, f"new run in {path}")
+
+
+def _is_same_run(folder: RunFolder, settings: Settings, origin: Origin) -> bool:
+    try:
+        if folder.status() != "interrupted" or folder.origin() != origin or differences(folder, settings, origin):
+            return False
+        if _length(folder.settings()) != _length(settings):
+            return False
+        folder.lock().release()
+    except CodetrError:
+        return False
+    return True
+
+
+def _move_aside(folder: RunFolder) -> Path:
+    folder.lock().release()
+    number = 1
+    while (aside := folder.path.with_name(f"{folder.path.name}.old{number}")).exists():
+        number += 1
+    return folder.path.rename(aside)
+
+
+def _length(settings: Settings) -> tuple[int, int | None]:
+    return settings.train.epochs, settings.train.max_steps
+
+
+def _grows(old: Any, new: Any) -> bool:
+    """Whether a length is prolonged; None is no limit."""
+    return old is not None and (new is None or new >= old)
+
+
+def _flat(settings: Settings) -> Iterator[tuple[str, Any]]:
+    """All single settings by dotted name."""
+    pending: list[tuple[str, Any]] = [("", settings.model_dump(mode="json"))]
+    while pending:
+        prefix, value = pending.pop(0)
+        if isinstance(value, dict):
+            pending += [(f"{prefix}.{key}" if prefix else key, item) for key, item in value.items()]
+        else:
+            yield prefix, value
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)

@@ -1,0 +1,357 @@
+"""The run folder: which one a command means, what is in it, and checkpoints that survive a kill at any instant.
+
+    settings.toml      every resolved setting        origin.json   data files and weights the run started from
+    metrics.jsonl      a line a log step, a line an evaluation, one at the end
+    events.log         what happened when            plots/*.png   losses, learning rate, AP
+    checkpoints/last   newest; best: highest AP; previous: one generation older. Each is a folder of
+        model.safetensors (weights, the average's when there is one) and state.pt (all else that resuming needs)
+
+A checkpoint is written into a folder of another name, synced, and renamed into place. Whatever a kill leaves half done
+is completed or undone by `recover` when the folder is opened next.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from codetr_cli.config import Settings, load_preset, to_toml
+from codetr_cli.engine.files import FileLock, sync_folder, write_text
+from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, replacing, save_checkpoint
+
+WEIGHTS = "model.safetensors"
+STATE = "state.pt"
+# What a run folder may hold before its settings are written.
+BEGINNING = frozenset((".lock", "origin.json", ".origin.json.tmp", ".settings.toml.tmp", "plots", "checkpoints"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a run started from, beside its settings; paths are absolute.
+
+    Attributes:
+        train_annotations: annotation file of the training images.
+        val_annotations: annotation file of the validation images, None when the run never evaluates.
+        weights: the checkpoint that was fine-tuned, None for a training from scratch.
+    """
+
+    train_annotations: str
+    val_annotations: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as it was read: the weights' file and the training state."""
+
+    weights: Checkpoint
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """One run's folder and everything that is written there.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings_path = path / "settings.toml"
+        self.origin_path = path / "origin.json"
+        self.metrics_path = path / "metrics.jsonl"
+        self.events_path = path / "events.log"
+        self.plots_dir = path / "plots"
+        self.checkpoints_dir = path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint's folder."""
+        return self.checkpoints_dir / "last"
+
+    @property
+    def best(self) -> Path:
+        """The folder of the checkpoint with the highest AP so far."""
+        return self.checkpoints_dir / "best"
+
+    @property
+    def previous(self) -> Path:
+        """The folder of the checkpoint before the newest."""
+        return self.checkpoints_dir / "previous"
+
+    # ------------------------------------------------------------------------------------------------ opening, status
+
+    def status(self) -> Literal["empty", "foreign", "interrupted", "finished"]:
+        """What lies there: nothing, something else than a run, or a run that has or has not reached its end."""
+        if not self.settings_path.is_file():
+            names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+            return "foreign" if names - BEGINNING else "empty"
+        return "finished" if any(line["kind"] == "end" for line in self.metrics()) else "interrupted"
+
+    def open(self, settings: Settings, origin: Origin) -> None:
+        """Creates what is missing and writes down what the run is; earlier content stays."""
+        with space_needed(self.path):
+            self.plots_dir.mkdir(parents=True, exist_ok=True)
+            self.checkpoints_dir.mkdir(exist_ok=True)
+            write_text(self.origin_path, json.dumps(asdict(origin), indent=2) + "\n")
+            # The settings mark the folder as a run, so they come last.
+            write_text(self.settings_path, to_toml(settings))
+
+    def settings(self) -> Settings:
+        """The settings of the run.
+
+        Raises:
+            ConfigError: they cannot be read, e.g. because another version of the program wrote them.
+        """
+        return load_preset(str(self.settings_path))
+
+    def origin(self) -> Origin | None:
+        """What the run started from; None when that cannot be read."""
+        try:
+            return Origin(**json.loads(self.origin_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def lock(self, patience_s: float = 0.0) -> FileLock:
+        """Claims the folder for this process until it ends or releases the lock.
+
+        Args:
+            patience_s: how long to wait for another process that may be about to leave.
+
+        Raises:
+            ConfigError: another training writes here.
+        """
+        lock = FileLock(self.path / ".lock")
+        if not lock.acquire(patience_s):
+            raise ConfigError(
+                f"another training is writing into {self.path}: wait for it or stop it, or give another folder with "
+                "--run"
+            )
+        return lock
+
+    # ------------------------------------------------------------------------------------------------ metrics, events
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Appends a line to metrics.jsonl; its `kind` is train, eval or end."""
+        self._append(self.metrics_path, json.dumps(line) + "\n")
+
+    def event(self, text: str) -> None:
+        """Appends a line with the time to events.log."""
+        self._append(self.events_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        try:
+            text = self.metrics_path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return list(_whole_lines(text.splitlines()))
+
+    def rewind(self, step: int) -> None:
+        """Drops what was logged after a step, so that a resumed training writes no line twice, and any end mark."""
+        kept = [line for line in self.metrics() if line["step"] <= step and line["kind"] != "end"]
+        if step == 0:
+            kept = []
+        with space_needed(self.path):
+            write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _append(self, path: Path, text: str) -> None:
+        with space_needed(self.path), path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    # ---------------------------------------------------------------------------------------------------- checkpoints
+
+    def save(
+        self,
+        weights: dict[str, Tensor],
+        state: dict[str, Any],
+        *,
+        settings: Settings,
+        class_names: list[str],
+        category_ids: list[int],
+    ) -> None:
+        """Makes a new newest checkpoint; the one before it becomes `previous`.
+
+        Args:
+            weights: the model's state dict.
+            state: tensors, numbers, texts, lists and dicts only; `step` ties it to the weights.
+            settings: for the weights' file.
+            class_names: for the weights' file.
+            category_ids: for the weights' file.
+
+        Raises:
+            MachineError: no space; earlier checkpoints are as they were.
+        """
+        fresh = self.checkpoints_dir / ".fresh-last"
+        shutil.rmtree(fresh, ignore_errors=True)
+        with space_needed(self.path, cleanup=fresh):
+            fresh.mkdir()
+            save_checkpoint(
+                fresh / WEIGHTS,
+                weights,
+                settings=settings,
+                class_names=class_names,
+                category_ids=category_ids,
+                extra={"step": str(state["step"])},
+            )
+            # The state's name appears last: where it is, the checkpoint is whole.
+            with replacing(fresh / STATE) as temporary, temporary.open("wb") as file:
+                torch.save(state, file)
+        self._bring_in_last()
+
+    def mark_best(self) -> None:
+        """Makes the newest checkpoint the best one; the files are shared, not copied, where the disk can do that."""
+        fresh = self.checkpoints_dir / ".fresh-best"
+        shutil.rmtree(fresh, ignore_errors=True)
+        with space_needed(self.path, cleanup=fresh):
+            fresh.mkdir()
+            for name in (WEIGHTS, STATE):
+                _link_or_copy(self.last / name, fresh / name)
+            sync_folder(fresh)
+        self._bring_in("best")
+
+    def recover(self) -> None:
+        """Completes, or else undoes, what a kill interrupted while checkpoints were exchanged."""
+        if _is_whole(self.checkpoints_dir / ".fresh-last"):
+            self._bring_in_last()
+        for name in ("best", "last", "previous"):
+            if not (self.checkpoints_dir / name).exists():
+                for source in (f".fresh-{name}", f".retired-{name}"):
+                    if _is_whole(self.checkpoints_dir / source):
+                        (self.checkpoints_dir / source).rename(self.checkpoints_dir / name)
+                        break
+        for leftover in self.checkpoints_dir.glob(".*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def load(self) -> Saved | None:
+        """The newest checkpoint that can be read, None when there has been none; call `recover` before.
+
+        Raises:
+            CheckpointError: there are checkpoints and none can be read.
+        """
+        problems = []
+        for folder in (self.last, self.previous):
+            if not folder.exists():
+                continue
+            try:
+                return _load(folder)
+            except CheckpointError as error:
+                problems.append(str(error))
+                self.event(f"checkpoint {folder.name} cannot be used: {error}")
+        if problems:
+            raise CheckpointError(
+                f"no checkpoint of {self.path} can be read: {'; '.join(problems)}. Start again with --fresh."
+            )
+        return None
+
+    def _bring_in_last(self) -> None:
+        if self.last.exists():
+            self._retire("previous")
+            self.last.rename(self.previous)
+        (self.checkpoints_dir / ".fresh-last").rename(self.last)
+        self._clear_retired("previous")
+
+    def _bring_in(self, name: str) -> None:
+        self._retire(name)
+        (self.checkpoints_dir / f".fresh-{name}").rename(self.checkpoints_dir / name)
+        self._clear_retired(name)
+
+    def _retire(self, name: str) -> None:
+        """Moves a checkpoint aside; it is deleted when its successor is in place."""
+        old = self.checkpoints_dir / name
+        if old.exists():
+            shutil.rmtree(self.checkpoints_dir / f".retired-{name}", ignore_errors=True)
+            old.rename(self.checkpoints_dir / f".retired-{name}")
+
+    def _clear_retired(self, name: str) -> None:
+        sync_folder(self.checkpoints_dir)
+        shutil.rmtree(self.checkpoints_dir / f".retired-{name}", ignore_errors=True)
+
+
+@contextmanager
+def space_needed(folder: Path, cleanup: Path | None = None) -> Iterator[None]:
+    """Turns a full disk inside the context into an error that says so.
+
+    Args:
+        folder: where the writing happens.
+        cleanup: a half-written folder to delete.
+
+    Raises:
+        MachineError: the disk is full or a quota is used up.
+    """
+    try:
+        yield
+    except Exception as error:
+        if cleanup is not None:
+            shutil.rmtree(cleanup, ignore_errors=True)
+        # PyTorch and safetensors report a full disk with errors of their own, as text only.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full:
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise MachineError(
+            f"no space left on the disk of {folder} ({free:.0f} MiB free): what was saved before is intact. Free some "
+            "space, then start the same command again to continue."
+        ) from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads a training state; nothing in it is executed.
+
+    Raises:
+        CheckpointError: missing, damaged, or something else than a training state.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        int(state["step"])
+    except Exception as error:
+        raise CheckpointError(f"cannot read the training state {path}: {error}") from error
+    return state
+
+
+def _load(folder: Path) -> Saved:
+    """Reads both files of a checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or not of the same step as the other.
+    """
+    weights, state = load_checkpoint(folder / WEIGHTS), read_state(folder / STATE)
+    if weights.extra.get("step") != str(state["step"]):
+        raise CheckpointError(
+            f"{folder} holds weights of step {weights.extra.get('step')} and a state of step {state['step']}"
+        )
+    return Saved(weights, state)
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / STATE).is_file() and (folder / WEIGHTS).is_file()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.copy2(source, target)
+
+
+def _whole_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict) and {"kind", "step"} <= value.keys():
+            yield value

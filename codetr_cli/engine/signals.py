@@ -1,0 +1,81 @@
+"""Ctrl-C and SIGTERM as a wish to stop soon: the loop asks, saves and leaves; a second signal leaves at once.
+
+A thread reads the signal numbers that the interpreter writes to a pipe the moment they arrive, so that both the answer
+to the first one and the exit at the second come even while the main thread is deep in a long computation.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+# A launcher repeats the terminal's signal to its children: what comes this soon is the same wish, not a second one.
+SAME_WISH_SECONDS = 1.0
+END = b"\0"
+
+
+class StopRequest:
+    """Whether a signal has asked the program to stop; a context manager that restores the handlers it replaces.
+
+    Outside the main thread, where Python allows no signal handlers, it never sees one.
+
+    Args:
+        on_first: called with the signal's number when the first arrives, from another thread.
+        on_second: called before the process ends at the second, from another thread, e.g. to mend the terminal.
+
+    Attributes:
+        number: the first signal's number, None as long as none has come.
+    """
+
+    def __init__(self, on_first: Callable[[int], None], on_second: Callable[[], None]) -> None:
+        self.number: int | None = None
+        self._on_first, self._on_second = on_first, on_second
+        self._restore: list[Callable[[], object]] = []
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, _arrived) or signal.SIG_DFL for number in STOPPING}
+        watcher = threading.Thread(target=self._watch, args=(reader,), name="stop-request", daemon=True)
+        watcher.start()
+        self._restore = [
+            *(lambda n=number, h=handler: signal.signal(n, h) for number, handler in handlers.items()),
+            lambda: signal.set_wakeup_fd(previous),
+            # Closing the pipe would not end the watcher: processes forked meanwhile hold the writing end too.
+            lambda: os.write(writer, END),
+            watcher.join,
+            lambda: os.close(writer),
+            lambda: os.close(reader),
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for undo in self._restore:
+            undo()
+        self._restore = []
+
+    def _watch(self, reader: int) -> None:
+        first_at = 0.0
+        while (arrived := os.read(reader, 1)) != END:
+            if arrived[0] not in STOPPING:
+                continue
+            if self.number is None:
+                self.number, first_at = arrived[0], time.monotonic()
+                self._on_first(self.number)
+            elif time.monotonic() - first_at > SAME_WISH_SECONDS:
+                self._on_second()
+                os._exit(128 + self.number)
+
+
+def _arrived(number: int, frame: FrameType | None) -> None:
+    """Keeps Python from ending the process; the watcher has the number already."""

@@ -1,0 +1,397 @@
+"""The training loop: steps, checkpoints, evaluations, stopping, and continuing exactly where a run was left.
+
+A run that is stopped and continued computes what an uninterrupted one does, to the last bit on a CPU: every source of
+randomness is either a function of seed, epoch and image, or its state is part of the checkpoint of each process.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from codetr_cli.config import Settings
+from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.engine import distributed
+from codetr_cli.engine.ema import ModelEma
+from codetr_cli.engine.meter import Meter
+from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
+from codetr_cli.engine.plots import draw_plots
+from codetr_cli.engine.randomness import random_states, restore_random_states, untouched_randomness
+from codetr_cli.engine.report import Report
+from codetr_cli.engine.runs import RunFolder, Saved
+from codetr_cli.engine.signals import StopRequest
+from codetr_cli.errors import DivergedError, MachineError, StoppedError
+
+SAVE_SECONDS = 600.0  # between checkpoints within an epoch, unless the settings count steps
+PLOT_SECONDS = 60.0
+SIGNAL_NAMES = {2: "Ctrl-C", 15: "SIGTERM"}
+
+
+class Loader(Protocol):
+    """Micro batches for this process, one epoch at a time."""
+
+    def __len__(self) -> int:
+        """Micro batches of a whole epoch."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Chooses the epoch and how many of its micro batches are skipped."""
+
+
+@dataclass
+class Position:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: being trained, from 0.
+        batch: micro batches of it that this process has used.
+        best: highest AP so far, -1 before the first evaluation.
+        evaluated_step: step of the newest evaluation, -1 before the first.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = -1.0
+    evaluated_step: int = -1
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Everything a run works with, built and on its device.
+
+    Attributes:
+        settings: of the run; model.num_classes is that of the data.
+        class_names: by label, for the checkpoints.
+        category_ids: by label, for the checkpoints.
+        objective: images, padding mask and targets in, losses by name out; wrapped for several processes.
+        model: the detector inside the objective, as it is saved.
+        optimizer: over the model's parameters.
+        schedule: of the learning rate.
+        scaler: of fp16 gradients; switched off for other arithmetic.
+        ema: average of the weights, None without.
+        dtype: of autocast, None for float32.
+        device: of this process.
+        loader: of this process.
+        micro_batch: images per process and forward pass.
+        accumulation: micro batches per process and step.
+        total_steps: optimizer steps of the whole run.
+        run: the folder; only the process of rank 0 writes there.
+        evaluate: AP and other numbers of the model as it is, in every process; None never evaluates.
+        meter: collects what is logged.
+        stop: whether a signal asked to stop.
+        report: whom to tell.
+        position: how far the run is.
+        newest_line: of training in metrics.jsonl.
+        saved_at: monotonic time of the newest checkpoint.
+        drawn_at: monotonic time of the newest plots.
+    """
+
+    settings: Settings
+    class_names: list[str]
+    category_ids: list[int]
+    objective: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    ema: ModelEma | None
+    dtype: torch.dtype | None
+    device: torch.device
+    loader: Loader
+    micro_batch: int
+    accumulation: int
+    total_steps: int
+    run: RunFolder
+    evaluate: Callable[[], dict[str, float]] | None
+    meter: Meter
+    stop: StopRequest
+    report: Report
+    position: Position = field(default_factory=Position)
+    newest_line: dict[str, Any] = field(default_factory=dict)
+    saved_at: float = field(default_factory=time.monotonic)
+    drawn_at: float = field(default_factory=time.monotonic)
+
+
+def train(training: Training) -> None:
+    """Trains to the end of the run, from wherever it is.
+
+    Raises:
+        StoppedError: a signal came; the work is saved.
+        DivergedError: a loss or gradient is not finite; checkpoints are as they were.
+        MachineError: out of memory, or no space left to save.
+    """
+    position = training.position
+    _evaluate_if_due(training)  # one that a kill cut short is made up for
+    while position.step < training.total_steps:
+        train_one_epoch(training)
+        _evaluate_if_due(training)
+    if distributed.is_main():
+        training.run.log({"kind": "end", "step": position.step, "epoch": position.epoch})
+        training.run.event(f"finished at step {position.step}")
+        _draw(training)
+
+
+def train_one_epoch(training: Training) -> None:
+    """Trains from the position in an epoch to its end, or to the end of the run, and saves a checkpoint there.
+
+    Raises:
+        StoppedError: a signal came; a checkpoint of the newest step is saved.
+    """
+    position, epoch = training.position, training.position.epoch
+    training.loader.set_epoch(epoch, position.batch)
+    left = len(training.loader) - position.batch
+    batches = iter(training.loader)
+    training.objective.train()
+    training.meter.restart()
+    while left > 0 and position.step < training.total_steps:
+        size = min(training.accumulation, left)
+        set_learning_rate(training.optimizer, training.schedule.factor(position.step, epoch))
+        norm = _step(training, batches, size)
+        left -= size
+        position.step += 1
+        position.batch += size
+        _report_step(training, norm)
+        if left == 0:
+            position.epoch, position.batch = epoch + 1, 0
+        stopping, due = distributed.any_process(training.stop.number is not None, _is_save_due(training))
+        if stopping or due or left == 0 or position.step == training.total_steps:
+            save(training)
+        if stopping:
+            raise _stopped(training)
+
+
+def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
+    """One optimizer step over `size` micro batches.
+
+    Returns:
+        the norm of the gradients before clipping.
+
+    Raises:
+        DivergedError: a loss or a gradient of any process is not finite; the weights are as before the step.
+    """
+    training.optimizer.zero_grad(set_to_none=True)
+    seen: list[tuple[dict[str, Tensor], list[int]]] = []
+    for index in range(size):
+        with training.meter.waiting(), untouched_randomness():
+            batch = next(batches)
+        losses = _forward_backward(training, batch, size, last=index == size - 1)
+        image_ids = [int(target["image_id"]) for target in batch.targets]
+        training.meter.add(losses, len(image_ids))
+        seen.append((losses, image_ids))
+    training.scaler.unscale_(training.optimizer)
+    parameters = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
+    norm = clip_gradients(parameters, training.settings.train.clip_norm)
+    finite = torch.stack([value for losses, _ in seen for value in losses.values()]).isfinite().all()
+    # fp16 gradients overflow now and then: the scaler leaves such a step out and lowers its factor.
+    wrong = not bool(finite if training.scaler.is_enabled() else finite & norm.isfinite())
+    (diverged,) = distributed.any_process(wrong)
+    if diverged:
+        raise _diverged(training, seen)
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    if training.ema is not None:
+        training.ema.update(training.model, training.position.step)
+    training.meter.step_done()
+    return float(norm)
+
+
+def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool) -> dict[str, Tensor]:
+    """Adds the gradients of one micro batch, which counts 1 / size; processes exchange them with the last one."""
+    data = training.settings.data
+    batch = batch.to(training.device)
+    images = normalize(batch.images, batch.padding_mask, data.mean, data.std)
+    try:
+        with nullcontext() if last else distributed.without_sync(training.objective):
+            with torch.autocast(training.device.type, dtype=training.dtype, enabled=training.dtype is not None):
+                losses: dict[str, Tensor] = training.objective(images, batch.padding_mask, batch.targets)
+            total = torch.stack(list(losses.values())).sum()
+            torch.autograd.backward(training.scaler.scale(total / size))
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            f"out of GPU memory in step {training.position.step + 1} with {len(batch.targets)} images of "
+            f"{images.shape[2]}x{images.shape[3]} pixels: lower --set train.micro_batch=1, raise "
+            "--set model.encoder_checkpointing=6, --set model.backbone.checkpointing=true, or use smaller images "
+            "(data.short_sides, data.long_side). The same command continues from the newest checkpoint."
+        ) from error
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def save(training: Training) -> None:
+    """Makes a checkpoint of the position; every process takes part.
+
+    Raises:
+        MachineError: no space; earlier checkpoints are as they were.
+    """
+    randomness = distributed.gather_objects(random_states(training.device))
+    if distributed.is_main():
+        raw = training.model.state_dict()
+        state = {
+            "step": training.position.step,
+            "position": asdict(training.position),
+            "world_size": distributed.world_size(),
+            "micro_batch": training.micro_batch,
+            "optimizer": training.optimizer.state_dict(),
+            "scaler": training.scaler.state_dict(),
+            "randomness": randomness,
+            # Without an average the weights' file already holds them.
+            "weights": None if training.ema is None else dict(raw),
+        }
+        training.run.save(
+            dict(raw if training.ema is None else training.ema.state),
+            state,
+            settings=training.settings,
+            class_names=training.class_names,
+            category_ids=training.category_ids,
+        )
+        training.run.event(f"checkpoint of step {training.position.step}")
+    distributed.barrier()
+    training.saved_at = time.monotonic()
+
+
+def restore(training: Training, saved: Saved) -> None:
+    """Puts the run where a checkpoint left it; every process does so for itself."""
+    state, weights = saved.state, saved.weights.state
+    training.model.load_state_dict(weights if state["weights"] is None else state["weights"])
+    if training.ema is not None:
+        training.ema.load(weights)
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.scaler.load_state_dict(state["scaler"])
+    position = training.position = Position(**state["position"])
+    before, now = (state["world_size"], state["micro_batch"]), (distributed.world_size(), training.micro_batch)
+    if before == now:
+        restore_random_states(state["randomness"][distributed.rank()], training.device)
+    else:
+        position.batch = position.batch * math.prod(before) // math.prod(now)
+        if position.batch >= len(training.loader):
+            position.epoch, position.batch = position.epoch + 1, 0
+        training.report.warn(
+            f"the run was trained by {before[0]} processes with {before[1]} images at once and goes on with {now[0]} "
+            f"and {now[1]}: its numbers will not be exactly those of an uninterrupted run"
+        )
+    for line in training.run.metrics():
+        if line["step"] > position.step:
+            continue
+        if line["kind"] == "train":
+            training.newest_line = line
+        # Evaluations come after the checkpoint of their step: the metrics know of more of them than the checkpoint.
+        if line["kind"] == "eval":
+            position.evaluated_step = line["step"]
+            position.best = max(position.best, line["metrics"].get("AP", -1.0))
+
+
+def _is_save_due(training: Training) -> bool:
+    every = training.settings.train.checkpoint_every
+    if every is not None:
+        return training.position.step % every == 0
+    return distributed.is_main() and time.monotonic() - training.saved_at > SAVE_SECONDS
+
+
+def _report_step(training: Training, norm: float) -> None:
+    """Logs a line when one is due, and tells the caller of the step."""
+    step, left = training.position.step, training.total_steps - training.position.step
+    if step % training.settings.train.log_every == 0 or left == 0 or not training.newest_line:
+        training.newest_line = {
+            "kind": "train",
+            "step": step,
+            "epoch": training.position.epoch,
+            "lr": training.optimizer.param_groups[-1]["lr"],
+            "grad_norm": norm if math.isfinite(norm) else None,
+            **training.meter.line(left),
+        }
+        if distributed.is_main():
+            training.run.log(training.newest_line)
+            if time.monotonic() - training.drawn_at > PLOT_SECONDS:
+                _draw(training)
+                training.meter.restart()  # the window is empty, and drawing is no slow step
+    training.report.step({**training.newest_line, "step": step}, left)
+
+
+def _evaluate_if_due(training: Training) -> None:
+    """Evaluates after every so many epochs and at the end, once a step, and keeps the best checkpoint."""
+    position, every = training.position, training.settings.train.eval_every
+    due = position.step == training.total_steps or (position.batch == 0 and position.epoch % every == 0)
+    if training.evaluate is None or not due or position.step in (0, position.evaluated_step):
+        return
+    started = time.monotonic()
+    averaged = nullcontext() if training.ema is None else training.ema.swapped_into(training.model)
+    with untouched_randomness(), averaged:
+        metrics = training.evaluate()
+    position.evaluated_step = position.step
+    if distributed.is_main():
+        if metrics["AP"] > position.best:
+            position.best = metrics["AP"]
+            training.run.mark_best()
+        line = {
+            "kind": "eval",
+            "step": position.step,
+            "epoch": position.epoch,
+            "metrics": metrics,
+            "seconds": time.monotonic() - started,
+        }
+        training.run.log(line)
+        training.run.event(f"evaluation of step {position.step}: AP {metrics['AP']:.4f}, best {position.best:.4f}")
+        training.report.evaluated(line)
+    distributed.barrier()
+
+
+def _draw(training: Training) -> None:
+    draw_plots(training.run.metrics(), training.run.plots_dir)
+    training.drawn_at = time.monotonic()
+
+
+def _stopped(training: Training) -> StoppedError:
+    number = training.stop.number or 15  # the signal reached another process only
+    step = training.position.step
+    if distributed.is_main():
+        training.run.event(f"stopped by {SIGNAL_NAMES[number]} after step {step}")
+    return StoppedError(
+        f"stopped by {SIGNAL_NAMES[number]} after step {step} of {training.total_steps}, saved in {training.run.path}: "
+        "start the same command again to continue.",
+        number,
+    )
+
+
+def _diverged(training: Training, seen: Sequence[tuple[dict[str, Tensor], list[int]]]) -> DivergedError:
+    """Says which losses of which images are not finite, in any process."""
+    found = [
+        (f"{name} = {float(value)}", ids)
+        for losses, ids in seen
+        for name, value in losses.items()
+        if not bool(value.isfinite())
+    ]
+    everywhere = distributed.from_main([item for items in distributed.gather_objects(found) for item in items])
+    if everywhere:
+        names = list(dict.fromkeys(name for name, _ in everywhere))
+        image_ids = sorted({image_id for _, ids in everywhere for image_id in ids})
+        what = f"{_listed(names)} on the images with id {_listed(image_ids)}"
+    else:
+        parameters = [
+            name
+            for name, parameter in training.model.named_parameters()
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ]
+        image_ids = sorted(image_id for _, ids in seen for image_id in ids)
+        what = f"gradients of {_listed(parameters)} are not finite on the images with id {_listed(image_ids)}"
+    text = (
+        f"training diverged in step {training.position.step + 1} (epoch {training.position.epoch + 1}): {what}. "
+        f"Nothing of this step was saved; the checkpoints in {training.run.checkpoints_dir} are as they were. Look at "
+        "these images and their annotations, lower train.lr, or try --set train.precision=fp32."
+    )
+    if distributed.is_main():
+        training.run.event(text)
+    return DivergedError(text)
+
+
+def _listed(items: Sequence[object], limit: int = 8) -> str:
+    more = len(items) - limit
+    return ", ".join(str(item) for item in items[:limit]) + (f" and {more} more" if more > 0 else "")

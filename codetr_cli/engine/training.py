@@ -1,0 +1,348 @@
+"""From a planned job to a running training: builds data, network and optimizer and hands them to the loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from codetr_cli.config import Settings
+from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.loader import TrainLoader, build_eval_loader, build_train_loader
+from codetr_cli.engine import distributed
+from codetr_cli.engine.ema import ModelEma
+from codetr_cli.engine.evaluator import Share, evaluate
+from codetr_cli.engine.meter import Meter
+from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
+from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
+from codetr_cli.engine.randomness import seed_all
+from codetr_cli.engine.report import Report, Silence
+from codetr_cli.engine.resume import Choice, choose_run
+from codetr_cli.engine.runs import WEIGHTS, RunFolder
+from codetr_cli.engine.signals import StopRequest
+from codetr_cli.engine.trainer import Training, restore, train
+from codetr_cli.errors import StoppedError
+from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
+from codetr_cli.models.build import build_model, build_postprocess
+from codetr_cli.models.codetr import CoDETR
+from codetr_cli.weights.checkpoint import load_into, open_checkpoint
+
+LOCK_PATIENCE_S = 20.0  # processes of a killed launcher save before they leave
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training left.
+
+    Attributes:
+        run: the folder.
+        steps: optimizer steps of the whole run.
+        epochs: epochs completed.
+        metrics: of the newest evaluation, empty without one.
+        best_ap: highest AP, None without an evaluation.
+        weights: file of the newest weights.
+        best_weights: file of the weights with the highest AP, None without an evaluation.
+    """
+
+    run: Path
+    steps: int
+    epochs: int
+    weights: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_ap: float | None = None
+    best_weights: Path | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a training would do, for `--dry-run`."""
+
+    images: int
+    val_images: int | None
+    batches: BatchPlan
+    steps_per_epoch: int
+    total_steps: int
+    device: str
+    precision: str
+    learning_rate: float
+    parameters: int
+    trained_parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+
+def run_training(job: Job, *, device: torch.device, choice: Choice | None, report: Report) -> Outcome:
+    """Trains a job to its end in this process, which may be one of several.
+
+    Args:
+        job: as planned.
+        device: as chosen for the whole training; each process of several takes its own GPU.
+        choice: the run folder; None lets the process of rank 0 choose.
+        report: whom to tell; only the process of rank 0 does.
+
+    Raises:
+        StoppedError: a signal came; the work is saved.
+        CodetrError: anything a person can mend.
+    """
+    device = distributed.local_device(device)
+    with distributed.process_group(device), ExitStack() as stack:
+        report = report if distributed.is_main() else Silence()
+        stop = stack.enter_context(StopRequest(lambda number: _announce(number, report), report.leave))
+        if choice is None:
+            choice = distributed.from_main(choose_for(job) if distributed.is_main() else None)
+        folder = RunFolder(choice.path)
+        if distributed.is_main():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.callback(folder.lock(LOCK_PATIENCE_S).release)
+            folder.open(job.settings, job.origin)
+            folder.recover()
+            report.note(choice.note)
+            for warning in job.warnings:
+                report.warn(warning)
+        distributed.barrier()
+        training = build_training(job, folder, device=device, resume=choice.resume, stop=stop, report=report)
+        train(training)
+        return _outcome(training)
+
+
+def check_settings(settings: Settings, device: torch.device, world_size: int) -> None:
+    """Refuses early what a training could not do, before data is read and a run folder made.
+
+    Raises:
+        ConfigError: batch sizes that do not divide, or a precision that the device does not have.
+    """
+    plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
+    autocast_dtype(settings.train.precision, device)
+
+
+def choose_for(job: Job) -> Choice:
+    """The run folder that the job means; see `choose_run`."""
+    return choose_run(job.settings, job.origin, run=job.run, fresh=job.fresh)
+
+
+def build_training(
+    job: Job, folder: RunFolder, *, device: torch.device, resume: bool, stop: StopRequest, report: Report
+) -> Training:
+    """Builds everything a run works with and puts it where the run was left.
+
+    Args:
+        job: as planned.
+        folder: opened.
+        device: of this process.
+        resume: continue from the folder's newest checkpoint, if it has one yet.
+        stop: asked after every step.
+        report: whom to tell.
+    """
+    settings = job.settings
+    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, distributed.world_size())
+    _prepare_torch(settings)
+    loader = _train_loader(settings, batches, device)
+    seed_all(settings.train.seed)  # the same weights in every process
+    model = build_model(settings.model)
+    saved = folder.load() if resume else None
+    if saved is None:
+        _start_weights(model, job, report)
+    objective = CollaborativeObjective(
+        model.to(device), **settings.train.loss.model_dump(), reduce_mean=distributed.reduce_mean
+    )
+    seed_all(settings.train.seed + distributed.rank())  # other draws in each
+    steps = total_steps(settings, steps_per_epoch(len(loader), batches.accumulation))
+    dtype = autocast_dtype(settings.train.precision, device)
+    training = Training(
+        settings=settings,
+        class_names=job.class_names,
+        category_ids=job.category_ids,
+        objective=distributed.wrap_ddp(objective, device),
+        model=model,
+        optimizer=build_optimizer(model, settings.train),
+        schedule=build_schedule(settings.train, steps),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        ema=ModelEma(model, settings.train.ema_momentum) if settings.train.ema_momentum else None,
+        dtype=dtype,
+        device=device,
+        loader=loader,
+        micro_batch=batches.micro_batch,
+        accumulation=batches.accumulation,
+        total_steps=steps,
+        run=folder,
+        evaluate=None,
+        meter=Meter(
+            group_losses=group_losses,
+            reduce_mean=distributed.reduce_mean,
+            world_size=batches.world_size,
+            device=device,
+        ),
+        stop=stop,
+        report=report,
+    )
+    if job.origin.val_annotations is not None:
+        training.evaluate = _evaluation(training, model)
+    if saved is not None:
+        restore(training, saved)
+        report.note(f"resumed after step {training.position.step} of {steps}")
+    if distributed.is_main():
+        folder.rewind(training.position.step)
+        folder.event(f"training from step {training.position.step} to {steps}: {batches.describe()}, {device}")
+    distributed.barrier()
+    return training
+
+
+def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
+    """What a training would do, without doing it.
+
+    Args:
+        job: as planned.
+        device: it would run on.
+        world_size: number of processes.
+    """
+    settings = job.settings
+    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
+    dataset = build_dataset(settings, split="train", training=True)
+    loader = build_train_loader(
+        dataset,
+        micro_batch=batches.micro_batch,
+        workers=0,
+        seed=settings.train.seed,
+        rank=0,
+        world_size=world_size,
+        aspect_grouping=settings.data.aspect_grouping,
+    )
+    per_epoch = steps_per_epoch(len(loader), batches.accumulation)
+    evaluating = job.origin.val_annotations is not None
+    objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump())
+    dtype = autocast_dtype(settings.train.precision, device)
+    return Preview(
+        images=len(dataset),
+        val_images=len(build_dataset(settings, split="val", training=False)) if evaluating else None,
+        batches=batches,
+        steps_per_epoch=per_epoch,
+        total_steps=total_steps(settings, per_epoch),
+        device=str(device),
+        precision="fp32" if dtype is None else str(dtype).removeprefix("torch."),
+        learning_rate=base_learning_rate(settings.train),
+        parameters=_count(objective, trained=False),
+        trained_parameters=_count(objective, trained=True),
+    )
+
+
+def _prepare_torch(settings: Settings) -> None:
+    if settings.train.deterministic:
+        # cuBLAS reads it when it starts; some operations have no repeatable version and only warn.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _train_loader(settings: Settings, batches: BatchPlan, device: torch.device) -> TrainLoader:
+    return build_train_loader(
+        build_dataset(settings, split="train", training=True),
+        micro_batch=batches.micro_batch,
+        workers=settings.data.workers,
+        seed=settings.train.seed,
+        rank=distributed.rank(),
+        world_size=batches.world_size,
+        aspect_grouping=settings.data.aspect_grouping,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _start_weights(model: CoDETR, job: Job, report: Report) -> None:
+    """Loads the weights to fine-tune, as far as they fit, and says what became of them."""
+    path = job.origin.weights
+    if path is None:
+        if job.settings.model.backbone.norm == "frozen_batch":
+            report.warn(
+                f"training {job.settings.name} from random weights: its batch norms are frozen and expect a pretrained "
+                "backbone. Start from a checkpoint with --weights."
+            )
+        return
+    checkpoint = open_checkpoint(path, preset=job.settings.name)
+    loaded = load_into(
+        model,
+        checkpoint.state,
+        strict=False,
+        class_names=job.class_names,
+        checkpoint_class_names=checkpoint.class_names,
+        source=path,
+    )
+    report.note(f"weights from {path}:")
+    for line in loaded.lines():
+        report.note(f"  {line}")
+
+
+def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, float]]:
+    """Scores the model on the validation images, each process its share of them."""
+    settings = training.settings
+    dataset = build_dataset(settings, split="val", training=False)
+    loader = build_eval_loader(
+        dataset,
+        batch_size=settings.test.batch_size,
+        workers=settings.data.workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=training.device.type == "cuda",
+    )
+    share = len(range(distributed.rank(), len(dataset), distributed.world_size()))
+    postprocess = build_postprocess(settings.test)
+
+    def gather(found: Share) -> list[Share]:
+        return distributed.gather_objects(found)
+
+    def show(images: int) -> None:
+        training.report.evaluating(images, share)
+        if training.stop.number is not None:
+            if distributed.is_main():
+                training.run.event(f"stopped during the evaluation of step {training.position.step}")
+            raise StoppedError(
+                f"stopped during the evaluation after step {training.position.step}, which is saved in "
+                f"{training.run.path}: start the same command again to continue.",
+                training.stop.number,
+            )
+
+    def score() -> dict[str, float]:
+        training.report.evaluating(0, share)
+        return evaluate(
+            model,
+            postprocess,
+            loader,
+            settings=settings,
+            class_names=training.class_names,
+            category_ids=training.category_ids,
+            annotations_path=dataset.annotations_path,
+            device=training.device,
+            progress=show,
+            gather=gather,
+        ).metrics
+
+    return score
+
+
+def _outcome(training: Training) -> Outcome:
+    folder, position = training.run, training.position
+    evaluations = [line for line in folder.metrics() if line["kind"] == "eval"]
+    return Outcome(
+        run=folder.path,
+        steps=position.step,
+        epochs=position.epoch,
+        weights=folder.last / WEIGHTS,
+        metrics=evaluations[-1]["metrics"] if evaluations else {},
+        best_ap=max((line["metrics"]["AP"] for line in evaluations), default=None),
+        best_weights=folder.best / WEIGHTS if evaluations else None,
+    )
+
+
+def _announce(number: int, report: Report) -> None:
+    word = "Ctrl-C" if number == 2 else "SIGTERM"
+    report.note(f"{word}: finishing this step and saving; once more stops at once")
+
+
+def _count(module: nn.Module, *, trained: bool) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trained)

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from codetr_cli.config import TrainConfig
+from codetr_cli.engine.ema import ModelEma, step_momentum
+from codetr_cli.engine.optim import (
+    Schedule,
+    autocast_dtype,
+    base_learning_rate,
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+    parameter_groups,
+    set_learning_rate,
+)
+from codetr_cli.errors import ConfigError
+from tests.golden import synth
+from tests.golden.optimizer_case import run_optimizer
+
+CPU = torch.device("cpu")
+
+
+def small_model() -> nn.Module:
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    model.neck = nn.Linear(4, 2)
+    model.backbone[1].requires_grad_(False)
+    return model
+
+
+def test_groups_hold_each_trainable_parameter_once_and_decay_all_of_them():
+    model = small_model()
+    groups = parameter_groups(model, lr=1.0, backbone_lr_scale=0.1, weight_decay=0.3)
+    assert [(g["name"], g["lr"], g["weight_decay"], len(g["params"])) for g in groups] == [
+        ("backbone", 0.1, 0.3, 2),
+        ("others", 1.0, 0.3, 2),
+    ]
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for g in groups for p in g["params"]} == trained
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    model = small_model().requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        build_optimizer(model, TrainConfig())
+
+
+def test_learning_rate_is_scaled_to_the_batch_only_when_asked():
+    assert base_learning_rate(TrainConfig(lr=2e-4, batch_size=4)) == 2e-4
+    assert base_learning_rate(TrainConfig(lr=2e-4, batch_size=4, scale_lr=True)) == pytest.approx(5e-5)
+
+
+def test_step_schedule_is_that_of_torch():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 5], gamma=0.1)
+    ours = build_schedule(TrainConfig(lr_milestones=(2, 5)), total_steps=80)
+    for epoch in range(8):
+        assert ours.factor(step=epoch * 10, epoch=epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+
+
+def test_cosine_schedule_falls_from_one_to_zero():
+    schedule = Schedule(kind="cosine", milestones=(), gamma=0.1, warmup_steps=0, warmup_start=1.0, total_steps=10)
+    factors = [schedule.factor(step, epoch=0) for step in range(11)]
+    assert factors[0] == 1.0
+    assert factors[5] == pytest.approx(0.5)
+    assert factors[10] == pytest.approx(0.0)
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_warmup_is_the_published_line():
+    schedule = build_schedule(TrainConfig(warmup_steps=500, warmup_start=0.01), total_steps=1000)
+    for step in (0, 1, 250, 499):
+        assert schedule.factor(step, epoch=0) == pytest.approx(1 - (1 - step / 500) * 0.99)
+    assert schedule.factor(500, epoch=0) == 1.0
+
+
+def test_setting_the_rate_keeps_the_ratio_of_the_groups():
+    optimizer = build_optimizer(small_model(), TrainConfig(lr=2e-4, backbone_lr_scale=0.1))
+    set_learning_rate(optimizer, 0.5)
+    set_learning_rate(optimizer, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2e-6, 2e-5])
+
+
+def test_gradients_are_clipped_together():
+    a, b = torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)
+    a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    assert clip_gradients([a, b], 0.5) == pytest.approx(5.0)
+    assert torch.cat([a.grad, b.grad]).norm() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_zero_clips_nothing_and_a_nan_shows_in_the_norm():
+    a = torch.zeros(2, requires_grad=True)
+    a.grad = torch.tensor([30.0, 40.0])
+    assert clip_gradients([a], 0.0) == pytest.approx(50.0)
+    assert a.grad.tolist() == [30.0, 40.0]
+    a.grad = torch.tensor([math.nan, 1.0])
+    assert not clip_gradients([a], 0.1).isfinite()
+
+
+def test_precision_on_a_cpu():
+    assert autocast_dtype("auto", CPU) is None
+    assert autocast_dtype("fp32", CPU) is None
+    assert autocast_dtype("bf16", CPU) is torch.bfloat16
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA GPU"):
+        autocast_dtype("fp16", CPU)
+
+
+# ----------------------------------------------------------------------------------------------------------------- EMA
+
+
+def test_average_copies_at_first_and_leaves_integers_alone():
+    model = nn.BatchNorm1d(2)
+    ema = ModelEma(model, momentum=1e-4)
+    with torch.no_grad():
+        model.weight.fill_(5.0)
+        model.num_batches_tracked.fill_(7)
+    ema.update(model, step=0)
+    assert ema.state["weight"].tolist() == pytest.approx([1 + 4 * step_momentum(0, 1e-4)] * 2)
+    assert ema.state["num_batches_tracked"] == 0
+
+
+def test_swapping_shows_the_average_and_restores_the_weights():
+    model = nn.Linear(2, 1)
+    ema = ModelEma(model, momentum=1e-4)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    with ema.swapped_into(model):
+        assert torch.equal(model.weight, start)
+    assert torch.equal(model.weight, start + 1.0)
+    with suppress(KeyboardInterrupt), ema.swapped_into(model):
+        raise KeyboardInterrupt
+    assert torch.equal(model.weight, start + 1.0)
+
+
+@pytest.mark.parity
+def test_average_equals_the_published_hook(shared_dir: Path):
+    case = shared_dir / "golden/cases/vit_l_optimizer"
+    facts = json.loads((case / "case.json").read_text())["facts"]["ema"]
+    recorded = load_file(case / "tensors.safetensors")
+    model = nn.Module()
+    model.register_buffer("table", torch.zeros(2, 3))
+    model.conv, model.bn, model.fc = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2)
+    model.double()
+
+    def fill(salt: str, count: int) -> None:
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(torch.from_numpy(synth.parameter(name, tuple(value.shape), salt)))
+            else:
+                value.fill_(count)
+
+    fill("ema/init/", 0)
+    ema = ModelEma(model, facts["momentum"])
+    for step, momentum in enumerate(facts["momenta"]):
+        assert step_momentum(step, facts["momentum"]) == pytest.approx(momentum, rel=1e-12)
+        fill(f"ema/{step}/", step + 1)
+        ema.update(model, step)
+        for name, value in ema.state.items():
+            theirs = recorded[f"ema/{step}/{name.replace('.', '/')}"]
+            np.testing.assert_allclose(value.numpy(), theirs.numpy(), rtol=0, atol=1e-12)
+    for step, momentum in facts["momentum_at_iter"].items():
+        assert step_momentum(int(step), facts["momentum"]) == pytest.approx(momentum, rel=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------- published groups
+
+
+@pytest.mark.parity
+def test_published_recipe(shared_dir: Path):
+    compared = []
+
+    def report(key: str, ours: object, recorded: object, tolerance: float = 1e-9, exact: bool = False) -> None:
+        compared.append(key)
+        if exact:
+            assert np.array_equal(ours, recorded), key
+        else:
+            np.testing.assert_allclose(ours, recorded, rtol=tolerance, err_msg=key)
+
+    run_optimizer(shared_dir / "golden/cases/optimizer", report)
+    assert {"groups/co_dino_5scale_r50_8xb2_1x_coco.py/lr", "preset/co_dino_r50/clip_norm"} <= set(compared)

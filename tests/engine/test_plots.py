@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from codetr_cli.engine.plots import draw_plots
+
+
+def line(step: int, loss: float = 3.0, **groups: float) -> dict[str, Any]:
+    return {"kind": "train", "step": step, "lr": 1e-4 / step, "loss": loss, "groups": groups or {"decoder": loss}}
+
+
+def evaluation(step: int, **metrics: float) -> dict[str, Any]:
+    return {"kind": "eval", "step": step, "metrics": metrics}
+
+
+def test_each_kind_of_line_has_its_picture(tmp_path: Path):
+    lines = [line(1), line(2, 2.5), evaluation(2, AP=0.1, AP50=0.2, APl=-1.0), {"kind": "end", "step": 2}]
+    written = draw_plots(lines, tmp_path)
+    assert [path.name for path in written] == ["losses.png", "learning_rate.png", "ap.png"]
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+    for path in written:
+        image = cv2.imread(str(path))
+        assert image.shape[0] > 300
+        assert image.std() > 5  # something is drawn
+
+
+def test_a_picture_changes_with_its_numbers(tmp_path: Path):
+    draw_plots([line(1), line(2)], tmp_path)
+    before = (tmp_path / "losses.png").read_bytes()
+    draw_plots([line(1), line(2), line(3, 1.0)], tmp_path)
+    assert (tmp_path / "losses.png").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [evaluation(1, AP=-1.0)],
+        [line(1, 0.0)],
+        [line(1, 1.0, decoder=1.0), line(2, 1.0, decoder=0.5, roi=0.5)],
+    ],
+    ids=["nothing", "no value", "zero loss", "a group that comes later"],
+)
+def test_odd_runs_can_be_drawn(tmp_path: Path, lines: list[dict[str, Any]]):
+    assert len(draw_plots(lines, tmp_path)) == len({x["kind"] for x in lines}) * (
+        2 if lines and "loss" in lines[0] else 1
+    )

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.engine import files
+from codetr_cli.engine.resume import choose_run, differences
+from codetr_cli.engine.runs import Origin, RunFolder, read_state
+from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+
+ORIGIN = Origin(train_annotations="/data/train.json", val_annotations="/data/val.json")
+NAMES, IDS = ["a", "b", "c"], [2, 3, 7]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing handles it."""
+
+
+def weights(step: int) -> dict[str, Tensor]:
+    return {"layer.weight": torch.full((3, 2), float(step))}
+
+
+def save(folder: RunFolder, settings: Settings, step: int) -> None:
+    folder.save(
+        weights(step),
+        {"step": step, "optimizer": {"x": [1, 2.5]}},
+        settings=settings,
+        class_names=NAMES,
+        category_ids=IDS,
+    )
+
+
+def reopened(folder: RunFolder) -> RunFolder:
+    again = RunFolder(folder.path)
+    again.recover()
+    return again
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_settings: Settings) -> RunFolder:
+    run = RunFolder(tmp_path / "runs" / "tiny" / "1")
+    run.open(tiny_settings, ORIGIN)
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------------- contents
+
+
+def test_a_new_folder_remembers_settings_and_origin(folder: RunFolder, tiny_settings: Settings):
+    assert folder.status() == "interrupted"
+    assert RunFolder(folder.path).settings() == tiny_settings
+    assert RunFolder(folder.path).origin() == ORIGIN
+
+
+def test_status_of_other_folders(tmp_path: Path, folder: RunFolder):
+    assert RunFolder(tmp_path / "nothing").status() == "empty"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    assert RunFolder(tmp_path / "other").status() == "foreign"
+    folder.log({"kind": "end", "step": 4})
+    assert folder.status() == "finished"
+
+
+def test_a_folder_killed_before_its_settings_were_written_counts_as_empty(folder: RunFolder):
+    folder.settings_path.unlink()
+    assert folder.status() == "empty"
+
+
+def test_rewinding_drops_later_lines_the_end_mark_and_half_a_line(folder: RunFolder):
+    for step in (1, 2, 3):
+        folder.log({"kind": "train", "step": step})
+    folder.log({"kind": "eval", "step": 2, "metrics": {}})
+    folder.log({"kind": "end", "step": 2})
+    with folder.metrics_path.open("a") as file:
+        file.write('{"kind": "train", "st')
+    folder.rewind(2)
+    assert [(line["kind"], line["step"]) for line in folder.metrics()] == [("train", 1), ("train", 2), ("eval", 2)]
+    folder.log({"kind": "train", "step": 3})
+    assert len(folder.metrics_path.read_text().splitlines()) == 4
+
+
+def test_rewinding_to_the_start_empties_the_metrics(folder: RunFolder):
+    folder.log({"kind": "train", "step": 1})
+    folder.rewind(0)
+    assert folder.metrics() == []
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_without_a_checkpoint_there_is_nothing_to_load(folder: RunFolder):
+    assert reopened(folder).load() is None
+
+
+def test_a_checkpoint_comes_back_whole(folder: RunFolder, tiny_settings: Settings):
+    save(folder, tiny_settings, 1)
+    saved = folder.load()
+    assert saved is not None
+    assert torch.equal(saved.weights.state["layer.weight"], weights(1)["layer.weight"])
+    assert saved.weights.class_names == NAMES
+    assert saved.state == {"step": 1, "optimizer": {"x": [1, 2.5]}}
+
+
+def test_generations(folder: RunFolder, tiny_settings: Settings):
+    for step in (1, 2, 3):
+        save(folder, tiny_settings, step)
+        if step == 2:
+            folder.mark_best()
+    steps = {name: read_state(folder.checkpoints_dir / name / "state.pt")["step"] for name in
+             ("last", "previous", "best")}  # fmt: skip
+    assert steps == {"last": 3, "previous": 2, "best": 2}
+    assert sorted(p.name for p in folder.checkpoints_dir.iterdir()) == ["best", "last", "previous"]
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_previous(folder: RunFolder, tiny_settings: Settings):
+    save(folder, tiny_settings, 1)
+    save(folder, tiny_settings, 2)
+    state = folder.last / "state.pt"
+    state.write_bytes(state.read_bytes()[:-40])
+    saved = folder.load()
+    assert saved is not None
+    assert saved.state["step"] == 1
+    assert "cannot be used" in folder.events_path.read_text()
+
+
+def test_no_readable_checkpoint_is_an_error(folder: RunFolder, tiny_settings: Settings):
+    save(folder, tiny_settings, 1)
+    (folder.last / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="--fresh"):
+        folder.load()
+
+
+def test_weights_and_state_of_different_steps_are_refused(folder: RunFolder, tiny_settings: Settings):
+    save(folder, tiny_settings, 1)
+    save(folder, tiny_settings, 2)
+    shutil.copy(folder.previous / "state.pt", folder.last / "state.pt")
+    saved = folder.load()
+    assert saved is not None
+    assert saved.state["step"] == 1
+
+
+def test_a_malicious_state_is_not_executed(folder: RunFolder, tiny_settings: Settings, tmp_path: Path):
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    save(folder, tiny_settings, 1)
+    torch.save({"step": 1, "optimizer": Evil()}, folder.last / "state.pt")
+    with pytest.raises(CheckpointError):
+        folder.load()
+    assert not (tmp_path / "executed").exists()
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, instant: int) -> Callable[[], int]:
+    """Makes the file operation of that number end the process, so to say; returns how many there were."""
+    count = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == instant:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return run
+
+    for owner, name in (
+        *((Path, n) for n in ("rename", "replace", "mkdir", "hardlink_to")),
+        (os, "fsync"), (shutil, "rmtree"), (torch, "save"),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    return lambda: count
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_kill_at_any_instant_leaves_the_newest_whole_checkpoint(
+    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: int
+):
+    """Kills saving checkpoint number `steps` at each of its file operations in turn."""
+    for instant in range(1, 100):
+        run = RunFolder(tmp_path / str(instant))
+        run.open(tiny_settings, ORIGIN)
+        for step in range(1, steps):
+            save(run, tiny_settings, step)
+            run.mark_best()
+        with monkeypatch.context() as patch:
+            operations = kill_at(patch, instant)
+            try:
+                save(run, tiny_settings, steps)
+                run.mark_best()
+            except Killed:
+                pass
+        again = reopened(run)
+        saved = again.load()
+        found = saved.state["step"] if saved else 0
+        assert found in (steps - 1, steps), instant
+        assert (read_state(again.best / "state.pt")["step"] if again.best.exists() else 0) in (
+            steps - 1,
+            steps,
+        ), instant
+        assert not list(again.checkpoints_dir.glob(".*"))
+        save(again, tiny_settings, steps + 1)  # and work goes on
+        resumed = again.load()
+        assert resumed is not None
+        assert resumed.state["step"] == steps + 1
+        if operations() < instant:
+            assert found == steps
+            break
+    assert instant > 10
+
+
+def test_recovery_can_be_killed_too(folder: RunFolder, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    save(folder, tiny_settings, 1)
+    save(folder, tiny_settings, 2)
+    folder.last.rename(folder.checkpoints_dir / ".fresh-last")
+    folder.previous.rename(folder.last)
+    pristine = folder.path.with_name("pristine")
+    shutil.copytree(folder.path, pristine)
+    for instant in range(1, 100):
+        shutil.rmtree(folder.path)
+        shutil.copytree(pristine, folder.path)
+        with monkeypatch.context() as patch:
+            operations = kill_at(patch, instant)
+            with suppress(Killed):
+                folder.recover()
+        saved = reopened(folder).load()
+        assert saved is not None
+        assert saved.state["step"] == 2
+        if operations() < instant:
+            break
+
+
+# ------------------------------------------------------------------------------------------------------------- no space
+
+
+@pytest.mark.parametrize("where", ["weights", "state", "best"])
+def test_a_full_disk_says_so_and_leaves_the_checkpoints(
+    folder: RunFolder, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    save(folder, tiny_settings, 1)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == "weights":
+            patch.setattr("codetr_cli.weights.checkpoint.save_file", full)
+        elif where == "state":
+            patch.setattr(torch, "save", full)
+        else:
+            patch.setattr(Path, "hardlink_to", full)
+        with pytest.raises(MachineError, match="no space left"):
+            folder.mark_best() if where == "best" else save(folder, tiny_settings, 2)
+    saved = reopened(folder).load()
+    assert saved is not None
+    assert saved.state["step"] == 1
+    assert not list(folder.checkpoints_dir.glob(".*"))
+
+
+def test_a_disk_without_hard_links_gets_copies(
+    folder: RunFolder, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(*args: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    save(folder, tiny_settings, 1)
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    folder.mark_best()
+    assert (folder.best / "state.pt").read_bytes() == (folder.last / "state.pt").read_bytes()
+
+
+def test_no_space_for_a_log_line(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(MachineError, match=r"no space left.*same command"):
+        folder.log({"kind": "train", "step": 1})
+
+
+# ---------------------------------------------------------------------------------------------------------------- locks
+
+
+def test_two_processes_do_not_share_a_folder(folder: RunFolder):
+    lock = folder.lock()
+    script = (
+        "import sys; from pathlib import Path; from codetr_cli.engine.files import FileLock; "
+        "sys.exit(0 if FileLock(Path(sys.argv[1])).acquire() else 9)"
+    )
+    command = [sys.executable, "-c", script, str(folder.path / ".lock")]
+    assert subprocess.run(command, check=False).returncode == 9
+    lock.release()
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_held_lock_names_the_folder(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "_try_lock", lambda file: False)
+    with pytest.raises(ConfigError, match="another training is writing"):
+        folder.lock()
+
+
+# ------------------------------------------------------------------------------------------------ which folder is meant
+
+
+def changed(settings: Settings, *overrides: str) -> Settings:
+    return apply_overrides(settings, list(overrides))
+
+
+def numbered(root: Path, settings: Settings, number: int = 1, origin: Origin = ORIGIN) -> RunFolder:
+    run = RunFolder(root / settings.name / str(number))
+    run.open(settings, origin)
+    return run
+
+
+def test_without_run_the_first_number_is_taken(tmp_path: Path, tiny_settings: Settings):
+    choice = choose_run(tiny_settings, ORIGIN, run=None, root=tmp_path)
+    assert (choice.path, choice.resume) == (tmp_path / "tiny" / "1", False)
+
+
+def test_the_newest_interrupted_run_is_continued(tmp_path: Path, tiny_settings: Settings):
+    numbered(tmp_path, tiny_settings, 9)
+    numbered(tmp_path, tiny_settings, 10)
+    choice = choose_run(tiny_settings, ORIGIN, run=None, root=tmp_path)
+    assert (choice.path, choice.resume) == (tmp_path / "tiny" / "10", True)
+    assert "continuing" in choice.note
+
+
+@pytest.mark.parametrize("case", ["finished", "settings", "length", "data", "weights", "fresh", "unreadable"])
+def test_otherwise_a_new_number_is_taken(tmp_path: Path, tiny_settings: Settings, case: str):
+    run = numbered(tmp_path, tiny_settings)
+    settings, origin = tiny_settings, ORIGIN
+    if case == "finished":
+        run.log({"kind": "end", "step": 3})
+    elif case == "settings":
+        settings = changed(settings, "train.lr=1e-3")
+    elif case == "length":
+        settings = changed(settings, "train.epochs=9")
+    elif case == "data":
+        origin = Origin(train_annotations="/elsewhere/train.json", val_annotations=ORIGIN.val_annotations)
+    elif case == "weights":
+        origin = Origin(**{**ORIGIN.__dict__, "weights": "/w.safetensors"})
+    elif case == "unreadable":
+        run.settings_path.write_text("[nonsense]\nx = 1\n")
+    choice = choose_run(settings, origin, run=None, root=tmp_path, fresh=case == "fresh")
+    assert (choice.path, choice.resume) == (tmp_path / "tiny" / "2", False)
+
+
+def test_a_given_folder_is_made_or_continued(tmp_path: Path, tiny_settings: Settings):
+    path = tmp_path / "mine"
+    assert choose_run(tiny_settings, ORIGIN, run=path).resume is False
+    RunFolder(path).open(tiny_settings, ORIGIN)
+    assert choose_run(tiny_settings, ORIGIN, run=path).resume is True
+
+
+def test_other_settings_are_listed(folder: RunFolder, tiny_settings: Settings):
+    settings = changed(
+        tiny_settings, "train.lr=1e-3", "train.loss.aux_heads=false", "train.loss.positive_queries=false"
+    )
+    with pytest.raises(ConfigError) as error:
+        choose_run(settings, ORIGIN, run=folder.path)
+    text = str(error.value)
+    assert "train.lr: 0.0002 there, 0.001 now" in text
+    assert "train.loss.aux_heads: True there, False now" in text
+    assert "--run" in text
+
+
+def test_other_data_is_another_run(folder: RunFolder, tiny_settings: Settings):
+    origin = Origin(train_annotations="/elsewhere.json")
+    with pytest.raises(ConfigError, match=r"train_annotations: /data/train.json there, /elsewhere.json now"):
+        choose_run(tiny_settings, origin, run=folder.path)
+
+
+def test_what_changes_no_number_may_change(folder: RunFolder, tiny_settings: Settings):
+    settings = changed(tiny_settings, "data.workers=3", "train.log_every=7", "model.encoder_checkpointing=1")
+    assert differences(folder, settings, ORIGIN) == []
+
+
+def test_a_run_may_grow_and_not_shrink(folder: RunFolder, tiny_settings: Settings):
+    assert choose_run(changed(tiny_settings, "train.epochs=5"), ORIGIN, run=folder.path).resume
+    folder.open(changed(tiny_settings, "train.epochs=5", "train.max_steps=8"), ORIGIN)
+    assert choose_run(changed(tiny_settings, "train.epochs=5"), ORIGIN, run=folder.path).resume
+    with pytest.raises(ConfigError, match=r"train.max_steps: 8 there, 7 now"):
+        choose_run(changed(tiny_settings, "train.epochs=5", "train.max_steps=7"), ORIGIN, run=folder.path)
+
+
+def test_a_finished_run_stays_unless_it_grows(folder: RunFolder, tiny_settings: Settings):
+    folder.log({"kind": "end", "step": 3})
+    with pytest.raises(ConfigError, match="is finished and stays as it is"):
+        choose_run(tiny_settings, ORIGIN, run=folder.path)
+    assert choose_run(changed(tiny_settings, "train.epochs=2"), ORIGIN, run=folder.path).resume
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, tiny_settings: Settings):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="no run folder"):
+        choose_run(tiny_settings, ORIGIN, run=tmp_path, fresh=True)
+
+
+def test_fresh_moves_the_old_run_aside(folder: RunFolder, tiny_settings: Settings):
+    old = folder.path.with_name("1.old1")
+    old.mkdir()
+    choice = choose_run(changed(tiny_settings, "train.lr=1"), ORIGIN, run=folder.path, fresh=True)
+    assert not choice.resume
+    assert not folder.path.exists()
+    assert json.loads((folder.path.with_name("1.old2") / "origin.json").read_text())["weights"] is None
