@@ -1,7 +1,8 @@
 """Every setting of the program, its default, its range and its meaning; presets and `--set` overrides.
 
-A resolved value is either in the preset's TOML file or here: presets hold only what differs from the defaults, which are
-those of the published Co-DINO R50, 5 scales, 12 epochs (Sense-X/Co-DETR, projects/configs/co_dino/co_dino_5scale_r50_1x_coco.py).
+A resolved value is either in the preset's TOML file or here: presets hold only what differs from the defaults, which
+are those of the published Co-DINO R50, 5 scales, 12 epochs (Sense-X/Co-DETR,
+projects/configs/co_dino/co_dino_5scale_r50_1x_coco.py).
 Sizes are (height, width) in pixels unless a name says otherwise. This module never imports torch.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -144,7 +145,7 @@ class DataConfig(Section):
 
 
 class LossConfig(Section):
-    """Weights and switches of the collaborative objective, as published (num_dec_layer * lambda_2 = 12 multiplied in)."""
+    """Weights and switches of the collaborative objective, as published: num_dec_layer * lambda_2 = 12 is in them."""
 
     class_weight: float = 1.0
     l1_weight: float = 5.0
@@ -323,12 +324,12 @@ def apply_overrides(settings: Settings, overrides: list[str]) -> Settings:
         node = table
         for parent in parents:
             node = node[parent]
-        node[leaf] = _parse_value(text.strip())
+        node[leaf] = _parse_value(text.strip(), optional=_is_optional(key.strip()))
     return parse_settings(table, where="--set") if overrides else settings
 
 
 def to_toml(settings: Settings) -> str:
-    """The complete settings as TOML text that `load_preset` reads back to an equal object (None values are left out)."""
+    """The complete settings, without None values, as TOML text that `load_preset` reads back to an equal object."""
     lines: list[str] = []
     _write_table(settings.model_dump(mode="json", exclude_none=True), [], lines)
     return "\n".join(lines).strip() + "\n"
@@ -354,8 +355,8 @@ def _toml_value(value: Any) -> str:
     return repr(value)
 
 
-def _parse_value(text: str) -> Any:
-    if text.lower() in ("none", "null"):
+def _parse_value(text: str, *, optional: bool) -> Any:
+    if optional and text.lower() in ("none", "null"):
         return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -377,6 +378,18 @@ def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list
     for name, child in _fields(section).items():
         names += setting_names(child, f"{prefix}{name}.") if child else [prefix + name]
     return names
+
+
+def _is_optional(key: str) -> bool:
+    """Whether the setting may be absent, so that the word none means that and not a choice of this name."""
+    section: type[BaseModel] = Settings
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = _fields(section)[parent]
+        if child is None:
+            return False
+        section = child
+    return type(None) in get_args(section.model_fields[leaf].annotation)
 
 
 def _check_key(key: str) -> None:

@@ -159,3 +159,9 @@ def test_every_setting_can_be_overridden_by_name(settings: Settings):
 def test_settings_from_a_checkpoint_name_it_when_wrong():
     with pytest.raises(ConfigError, match=r"wrong settings in ckpt\.safetensors"):
         parse_settings({"name": "x", "model": {"num_classes": 0}}, where="ckpt.safetensors")
+
+
+def test_the_word_none_is_a_choice_where_there_is_one_and_absence_elsewhere():
+    settings = load_preset("co_dino_tiny", ["test.nms=none", "train.max_steps=none"])
+    assert settings.test.nms == "none"
+    assert settings.train.max_steps is None
