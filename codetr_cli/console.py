@@ -101,7 +101,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     out = _console(stderr=_mode.json)
     if title:
         _print(out, Text(title, "title"))  # not the table's own title, which is wrapped to the table's width
-    out.print(drawn)
+    with out.capture() as captured:
+        out.print(drawn)
+    out.file.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
 
 
 def result_json(obj: dict[str, Any]) -> None:
@@ -220,7 +222,7 @@ class _Lines:
         self.fields: dict[str, Any] = {}
         self.started = time.monotonic()
         self.next_line = self.started + QUIET_SECONDS
-        self.lines = 0
+        self.told: int | None = None  # what the last line said was done
 
     def advance(self, n: int = 1, **fields: Any) -> None:
         self.done += n
@@ -230,11 +232,11 @@ class _Lines:
             self.next_line = time.monotonic() + PLAIN_SECONDS
 
     def close(self) -> None:
-        if self.lines:
+        if self.told is not None and self.told != self.done:
             self._line()
 
     def _line(self) -> None:
-        self.lines += 1
+        self.told = self.done
         elapsed = time.monotonic() - self.started
         parts = [f"{self.description}: {self.done:,}"]
         if self.total:

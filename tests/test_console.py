@@ -75,6 +75,7 @@ def test_table_without_a_terminal_is_never_cut(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(long in line and line.rstrip().endswith("1,234") for line in lines)
     assert any("latency [ms]" in line for line in lines)
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_short_work_shows_no_progress(capsys):
@@ -95,6 +96,7 @@ def test_long_work_shows_lines_without_a_terminal(capsys, monkeypatch):
     assert lines[0].startswith("reading: 2/40 (5%), ")
     assert lines[0].endswith("left, data wait 0.01")
     assert lines[-1].startswith("reading: 40/40 (100%), took ")
+    assert len(set(lines)) == len(lines)
 
 
 def test_progress_of_unknown_length(capsys, monkeypatch):
@@ -144,3 +146,15 @@ def test_bytes(count: int, text: str):
 )
 def test_seconds(seconds: float, text: str):
     assert console.seconds_text(seconds) == text
+
+
+def test_work_that_ends_between_two_lines_still_gets_its_last(capsys, monkeypatch):
+    clock = iter([0.0, 3.0, 3.0, 3.0, 4.0, 4.0, 4.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("reading", 2) as advance:
+        advance()
+        advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 1/2 (50%), 3.00 s left",
+        "reading: 2/2 (100%), took 4.00 s",
+    ]
