@@ -29,8 +29,8 @@ def assign_by_iou(
         objects: (G, 4) xyxy pixels.
         positive_iou: boxes from this IoU on are positive.
         negative_iou: boxes below are background; between the two they are ignored.
-        min_best_iou: each object also takes all boxes that overlap it as much as its best one does, when that is at least
-            this; later objects overwrite earlier ones. None: no such rule.
+        min_best_iou: each object also takes all boxes that overlap it as much as its best one does, when that is at
+            least this; later objects overwrite earlier ones. None: no such rule.
     """
     if len(objects) == 0 or len(boxes) == 0:
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
@@ -50,9 +50,9 @@ def assign_by_iou(
 
 @torch.no_grad()
 def assign_atss(anchors_of_level: Sequence[Tensor], objects: Tensor, top_k: int = 9) -> Tensor:
-    """Adaptive selection: per object the closest anchors of each level, kept above the mean plus deviation of their IoU.
+    """Per object the closest anchors of each level, kept from the mean plus the deviation of their IoU on.
 
-    Section 3.2 of arXiv 1912.02424.
+    Adaptive training sample selection, section 3.2 of arXiv 1912.02424.
 
     Args:
         anchors_of_level: per level (A_i, 4) xyxy pixels.

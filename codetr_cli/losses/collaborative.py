@@ -1,8 +1,8 @@
 """What makes it Co-DETR: one-to-many heads train the encoder, and their positive boxes train the decoder.
 
 Sections 3.2 and 3.3 of arXiv 2211.12860; behaviour of Sense-X/Co-DETR, projects/models/co_detr.py and co_dino_head.py.
-The total is the sum of the decoder's losses, of the auxiliary heads' (lambda_2, multiplied into their weights) and of the
-positive queries' (lambda_1). Shape letters: B batch, D denoising queries, K classes, Q matching queries.
+The total is the sum of the decoder's losses, of the auxiliary heads' (lambda_2, multiplied into their weights) and of
+the positive queries' (lambda_1). Shape letters: B batch, D denoising queries, K classes, Q matching queries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from codetr_cli.losses.denoising import DenoisingQueries, make_denoising_queries
 from codetr_cli.losses.draws import Draws
 from codetr_cli.losses.matcher import HungarianMatcher, Match
 from codetr_cli.losses.positive import select_positive_queries
-from codetr_cli.models.codetr import CoDETR, Encoded
+from codetr_cli.models.codetr import AuxHeads, CoDETR, Encoded
 from codetr_cli.models.decoder import DecoderOutput
 from codetr_cli.models.layers import at_least_float32, full_precision
 from codetr_cli.models.proposals import Proposals
@@ -124,15 +124,21 @@ class CollaborativeObjective(nn.Module):
         self._leave_out_unused()
 
     def _leave_out_unused(self) -> None:
-        """Parameters that the chosen losses never reach are not trained: each trained one has a gradient in every step."""
+        """Stops training the parameters that the chosen losses never reach: the rest have a gradient in every step."""
         model = self.model
         if not self.use_aux_heads:
-            for module in (model.aux_heads, model.downsample):
-                module.requires_grad_(False)
+            self._heads.requires_grad_(False)
+            model.downsample.requires_grad_(False)
         if not self.use_positive_queries:
             model.positive_queries.requires_grad_(False)
         if not self.denoising_queries:
             model.label_embed.requires_grad_(False)
+
+    @property
+    def _heads(self) -> AuxHeads:
+        heads = self.model.aux_heads
+        assert heads is not None  # the constructor has refused such a model
+        return heads
 
     def forward(
         self, images: Tensor, padding_mask: Tensor, targets: Sequence[dict[str, Any]], draws: Draws | None = None
@@ -207,7 +213,7 @@ class CollaborativeObjective(nn.Module):
             step.losses.update({f"{prefix}dn_loss_{name}": value for name, value in terms.items()})
 
     def _aux_head_losses(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> None:
-        heads = self.model.aux_heads
+        heads = self._heads
         step.aux_maps = self.model.aux_maps(step.encoded)
         with full_precision(step.aux_maps[0]):
             maps = [at_least_float32(m) for m in step.aux_maps]

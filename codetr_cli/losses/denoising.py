@@ -1,6 +1,7 @@
-"""Contrastive denoising: noisy copies of the objects that the decoder must restore or reject (arXiv 2203.03605, section 3.3).
+"""Contrastive denoising: noisy copies of the objects that the decoder must restore or reject.
 
-Behaviour of mmdet's CdnQueryGenerator. Shape letters: B batch, C channels, D denoising queries, G objects, Q matching queries.
+Section 3.3 of arXiv 2203.03605; behaviour of mmdet's CdnQueryGenerator.
+Shape letters: B batch, C channels, D denoising queries, G objects, Q matching queries.
 The D queries are `groups` groups of [max G positives, max G negatives].
 """
 

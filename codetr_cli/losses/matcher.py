@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -49,10 +50,13 @@ class HungarianMatcher:
         ]
         # One copy to the host for all problems: each copy would wait for the device.
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
-        host = [part.view(cost.shape) for part, cost in zip(flat.split([c.numel() for c in costs]), costs, strict=True)]
-        pairs = [tuple(torch.from_numpy(index).to(device) for index in linear_sum_assignment(cost)) for cost in host]
+        parts = torch.split(flat, [cost.numel() for cost in costs])
+        pairs = [linear_sum_assignment(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)]
+        # One copy back, for the same reason.
+        indices = torch.from_numpy(np.concatenate([np.stack(pair) for pair in pairs], axis=1)).to(device)
+        matches = [(part[0], part[1]) for part in torch.split(indices, [len(pair[0]) for pair in pairs], dim=1)]
         images = len(targets)
-        return [pairs[start : start + images] for start in range(0, len(pairs), images)]  # type: ignore[misc]
+        return [matches[start : start + images] for start in range(0, len(matches), images)]
 
     def _cost(self, logits: Tensor, boxes: Tensor, target: dict[str, Any]) -> Tensor:
         """Cost (Q, G) of giving each object to each query of one image."""

@@ -1,6 +1,7 @@
 """Customised positive queries: boxes of the auxiliary heads' positives, decoded beside the learned queries.
 
-Section 3.3 of arXiv 2211.12860; behaviour of co_dino_head.py (get_aux_targets). Shape letters: B batch, K classes, Q queries.
+Section 3.3 of arXiv 2211.12860; behaviour of co_dino_head.py (get_aux_targets).
+Shape letters: B batch, K classes, Q queries.
 """
 
 from __future__ import annotations

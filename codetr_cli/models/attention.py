@@ -85,6 +85,6 @@ class MultiScaleDeformableAttention(nn.Module):
             sizes = reference_points.new_tensor([(w, h) for h, w in spatial_shapes])  # (L, 2)
             locations = reference_points[:, :, None, :, None] + offsets / sizes[:, None]
         else:
-            centres, sides = reference_points[:, :, None, :, None].split(2, dim=-1)
+            centres, sides = torch.split(reference_points[:, :, None, :, None], 2, dim=-1)
             locations = centres + offsets / points * sides * 0.5
         return self.output_proj(multi_scale_deformable_attention(value, spatial_shapes, locations, weights))

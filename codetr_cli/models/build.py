@@ -8,6 +8,7 @@ import math
 from torch import nn
 
 from codetr_cli.config import ModelConfig, TestConfig
+from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.aux_heads.anchors import AnchorGrid
 from codetr_cli.models.aux_heads.atss import AtssHead
 from codetr_cli.models.aux_heads.roi import RoiHead
@@ -49,6 +50,9 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
     )
     decoder = DinoDecoder(num_layers=config.decoder_layers, ffn_dim=config.ffn_dim, **attention)
     class_head, box_head = nn.Linear(dim, config.num_classes), MLP(dim, dim, 4, 3)
+    nn.init.constant_(class_head.bias, -math.log(99))
+    for parameter in box_head.layers[-1].parameters():
+        nn.init.zeros_(parameter)
     heads = range(config.decoder_layers + 1)  # the last is the proposals'
     model = CoDETR(
         backbone=backbone,
@@ -57,7 +61,8 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         ),
         encoder=encoder,
         decoder=decoder,
-        # Parity: the branches of all layers start as copies of one, though each is trained on its own.
+        # Parity: the branches of all layers start as copies of one, though each is trained on its own: with a class
+        # prior of 0.01 and boxes that stay put (CoDINOHead.init_weights).
         class_heads=nn.ModuleList(copy.deepcopy(class_head) for _ in heads),
         box_heads=nn.ModuleList(copy.deepcopy(box_head) for _ in heads),
         dim=dim,
@@ -111,9 +116,9 @@ def _build_aux_heads(config: ModelConfig) -> AuxHeads:
 
 
 def _initialise_transformer(model: CoDETR) -> None:
-    """Xavier for every matrix of the transformer, N(0, 1) for embeddings, a prior of 0.01 for classes, boxes that stay put.
+    """Xavier for every matrix of the transformer and N(0, 1) for embeddings; attention keeps its directional offsets.
 
-    Attention keeps its own directional offsets. Behaviour of CoDinoTransformer.init_weights and CoDINOHead.init_weights.
+    Behaviour of CoDinoTransformer.init_weights.
     """
     parts: list[nn.Module] = [model.encoder, model.decoder, model.proposals]
     if model.aux_heads is not None:
@@ -123,15 +128,10 @@ def _initialise_transformer(model: CoDETR) -> None:
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
         for module in part.modules():
-            if hasattr(module, "sampling_offsets"):
+            if isinstance(module, MultiScaleDeformableAttention):
                 module.reset_parameters()
     nn.init.normal_(model.encoder.level_embed)
     nn.init.normal_(model.query_embed.weight)
-    for class_head in model.class_heads:
-        nn.init.constant_(class_head.bias, -math.log(99))
-    for box_head in model.box_heads:
-        nn.init.zeros_(box_head.layers[-1].weight)
-        nn.init.zeros_(box_head.layers[-1].bias)
 
 
 def build_postprocess(config: TestConfig) -> PostProcess:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.boxes import inverse_sigmoid
+from codetr_cli.models.aux_heads.atss import AtssHead
+from codetr_cli.models.aux_heads.roi import RoiHead
+from codetr_cli.models.aux_heads.rpn import RpnHead
 from codetr_cli.models.decoder import REFERENCE_EPS, DecoderOutput, DinoDecoder
 from codetr_cli.models.encoder import DeformableEncoder, TokenLayout, describe_tokens
 from codetr_cli.models.layers import ConvNorm, at_least_float32, full_precision
@@ -49,7 +52,7 @@ class PositiveQueries(nn.Module):
         # Parity: the embedding is of the sigmoid of the clamped logit (eps 1e-5), in the order cx, cy, w, h.
         clamped = inverse_sigmoid(boxes_cxcywh, 1e-5).sigmoid()
         sine = encode_boxes(clamped, dim=self.dim // 2, order="xywh")
-        return self.norms[head](self.projections[head](sine.to(self.projections[head].weight.dtype)))
+        return self.norms[head](self.projections[head](sine))
 
 
 class AuxHeads(nn.Module):
@@ -61,7 +64,7 @@ class AuxHeads(nn.Module):
         atss: one-stage head.
     """
 
-    def __init__(self, *, rpn: nn.Module, roi: nn.Module, atss: nn.Module) -> None:
+    def __init__(self, *, rpn: RpnHead, roi: RoiHead, atss: AtssHead) -> None:
         super().__init__()
         self.rpn, self.roi, self.atss = rpn, roi, atss
 
@@ -179,6 +182,7 @@ class CoDETR(nn.Module):
             "pred_boxes": self._boxes_of_layer(decoded, last),
         }
 
+    @torch.no_grad()
     def detect(
         self, images: Tensor, padding_mask: Tensor, metas: Sequence[dict[str, Any]], postprocess: PostProcess
     ) -> list[Detections]:

@@ -1,6 +1,7 @@
 """Deformable encoder: maps of all levels become one sequence of tokens that attend to each other (arXiv 2010.04159).
 
-Behaviour of Sense-X/Co-DETR, projects/models/transformer.py. Shape letters: B batch, C channels, L levels, S tokens of all levels.
+Behaviour of Sense-X/Co-DETR, projects/models/transformer.py.
+Shape letters: B batch, C channels, L levels, S tokens of all levels.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class TokenLayout:
 
     def split_levels(self, tokens: Tensor) -> list[Tensor]:
         """Turns tokens (B, S, C) back into maps (B, C, H, W), one a level."""
-        parts = tokens.split([height * width for height, width in self.spatial_shapes], dim=1)
+        parts = torch.split(tokens, [height * width for height, width in self.spatial_shapes], dim=1)
         return [
             part.transpose(1, 2).reshape(part.shape[0], -1, height, width)
             for part, (height, width) in zip(parts, self.spatial_shapes, strict=True)

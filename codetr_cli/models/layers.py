@@ -1,6 +1,8 @@
-"""Small parts shared by the networks: MLP, feed-forward layer, convolution with group norm, self-attention, precision."""
+"""Small parts that the networks share: precision, MLP, feed-forward layer, normed convolution, self-attention."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,13 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def init_conv(conv: nn.Conv2d, *, std: float, bias: float = 0.0) -> None:
+    """Normal weights of the given deviation and a constant bias, where there is one."""
+    nn.init.normal_(conv.weight, std=std)
+    if conv.bias is not None:
+        nn.init.constant_(conv.bias, bias)
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them.
 
@@ -30,7 +39,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in_dim) to (..., out_dim)."""
@@ -117,8 +126,8 @@ class SelfAttention(nn.Module):
             (B, Q, C), without the residual.
         """
         batch, queries, dim = x.shape
-        weight_qk, weight_v = self.in_proj_weight.split([2 * dim, dim])
-        bias_qk, bias_v = self.in_proj_bias.split([2 * dim, dim])
+        weight_qk, weight_v = torch.split(self.in_proj_weight, [2 * dim, dim])
+        bias_qk, bias_v = torch.split(self.in_proj_bias, [2 * dim, dim])
         q, k = F.linear(x + pos, weight_qk, bias_qk).chunk(2, dim=-1)
         v = F.linear(x, weight_v, bias_v)
         q, k, v = (t.view(batch, queries, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))  # (B, N, Q, D)

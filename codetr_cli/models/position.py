@@ -1,7 +1,7 @@
 """Sine encodings of cells and boxes.
 
-Parity: three orders and two temperatures live side by side in the published model. Cells: y then x, temperature 20 (Co-DINO).
-The decoder's query position: y, x, w, h, temperature 10000. Positive queries: cx, cy, w, h, temperature 10000.
+Parity: three orders and two temperatures live side by side in the published model. Cells: y then x, temperature 20
+(Co-DINO). The decoder's query position: y, x, w, h, temperature 10000. Positive queries: x, y, w, h, temperature 10000.
 """
 
 from __future__ import annotations

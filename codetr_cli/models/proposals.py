@@ -34,8 +34,8 @@ def propose_boxes(layout: TokenLayout) -> Tensor:
     """One box before the sigmoid per token: centred on its cell, 5 % of the image wide at the finest level, doubling.
 
     Returns:
-        (B, S, 4) logits of cxcywh relative to the valid size; +inf where the token is padding or any of the four values is
-        not strictly inside (0.01, 0.99).
+        (B, S, 4) logits of cxcywh relative to the valid size; +inf where the token is padding or any of the four values
+        is not strictly inside (0.01, 0.99).
     """
     dtype, device = layout.valid_ratios.dtype, layout.valid_ratios.device
     boxes = []
@@ -83,7 +83,8 @@ class QuerySelection(nn.Module):
         """
         if memory.shape[1] < self.num_queries:
             raise ValueError(
-                f"the image gives {memory.shape[1]} tokens but the model has {self.num_queries} queries: use larger images"
+                f"the image gives {memory.shape[1]} tokens but the model has {self.num_queries} queries: "
+                "use larger images"
             )
         # Half precision would tie most of the scores that the selection compares.
         with full_precision(memory):

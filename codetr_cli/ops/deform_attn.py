@@ -1,8 +1,9 @@
 """Multi-scale deformable attention: the one seam between the network and the kernels that can run it.
 
-The operator of Deformable DETR (arXiv 2010.04159, Eq. 2 and 3) after its linear projections: every query samples each level
-at a few points, bilinearly with zeros outside the map, and sums the samples by weight. `mmcv.ops.multi_scale_deform_attn`
-has the same definition. Callers never branch on hardware: they call `multi_scale_deformable_attention`.
+The operator of Deformable DETR (arXiv 2010.04159, Eq. 2 and 3) after its linear projections: every query samples each
+level at a few points, bilinearly with zeros outside the map, and sums the samples by weight.
+`mmcv.ops.multi_scale_deform_attn` has the same definition. Callers never branch on hardware: they call
+`multi_scale_deformable_attention`.
 
 Shape letters: B batch, S tokens over all levels, Q queries, N heads, D channels of a head, L levels, P points.
 """
@@ -55,12 +56,14 @@ def reference_multi_scale_deformable_attention(
     maps = value.permute(0, 2, 3, 1).reshape(batch * heads, channels, tokens)
     grids = (2 * sampling_locations - 1).to(value.dtype)  # grid_sample wants [-1, 1] with align_corners=False
     grids = grids.permute(3, 0, 2, 4, 1, 5).reshape(levels, batch * heads, points, queries, 2)
-    weights = attention_weights.to(value.dtype).permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
+    weights = (
+        attention_weights.to(value.dtype).permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
+    )
     output = value.new_zeros(batch * heads, channels, queries)
     parts = torch.split(maps, [height * width for height, width in spatial_shapes], dim=2)
     for size, part, grid, weight in zip(spatial_shapes, parts, grids, weights, strict=True):
         sampled = F.grid_sample(
-            part.unflatten(2, size), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+            part.view(batch * heads, channels, *size), grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )  # (B N, D, P, Q)
         output = output + (sampled * weight).sum(2)
     return output.view(batch, heads * channels, queries).transpose(1, 2)

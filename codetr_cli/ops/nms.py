@@ -85,8 +85,8 @@ def _soft_nms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Soft-NMS on one class-shifted set.
 
-    Parity: candidates live in an array that the published operator permutes in place (the pick is swapped to the front, a
-    dropped box is overwritten by the last one), and the first maximum wins: so exact ties are resolved as there.
+    Parity: candidates live in an array that the published operator permutes in place (the pick is swapped to the front,
+    a dropped box is overwritten by the last one), and the first maximum wins: so exact ties are resolved as there.
     """
     order = np.arange(len(boxes))
     boxes, scores = boxes.copy(), scores.copy()

@@ -51,8 +51,9 @@ class AnchorGrid:
         return cell
 
     def boxes(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
-        """Anchors (M_i, 4) xyxy in pixels, one tensor a level; cells in row-major order, ratio before scale within a cell.
+        """Anchors (M_i, 4) xyxy in pixels, one tensor a level.
 
+        Cells come in row-major order; within a cell the ratio is the outer loop and the scale the inner one.
         Parity: a cell's anchors are centred on its top left corner, not on its middle.
 
         Args:
@@ -70,7 +71,7 @@ class AnchorGrid:
         return anchors
 
     def valid(self, shapes: Sequence[tuple[int, int]], pad_size: tuple[int, int], device: torch.device) -> list[Tensor]:
-        """Per level bool (M_i,): whether the anchor's cell starts inside the image's own padded size (height, width)."""
+        """Per level bool (M_i,): whether the anchor's cell starts inside the image's own padded size (h, w)."""
         flags = []
         for (height, width), stride in zip(shapes, self.strides, strict=True):
             rows = torch.arange(height, device=device) < math.ceil(pad_size[0] / stride)

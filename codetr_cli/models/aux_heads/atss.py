@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, flatten_map
 from codetr_cli.models.aux_heads.roi import select_detections
-from codetr_cli.models.layers import ConvNorm
+from codetr_cli.models.layers import ConvNorm, init_conv
 from codetr_cli.models.postprocess import Detections
 
 
@@ -55,10 +55,7 @@ class AtssHead(nn.Module):
         self.scales = nn.ParameterList(torch.tensor(1.0) for _ in anchors.strides)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.constant_(self.class_head.bias, -math.log(99))
+                init_conv(module, std=0.01, bias=-math.log(99) if module is self.class_head else 0.0)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level class logits (B, K, H, W), deltas (B, 4, H, W) and centerness logits (B, 1, H, W)."""

@@ -50,14 +50,15 @@ class RoiHead(nn.Module):
         self.num_classes, self.strides, self.output_size = num_classes, tuple(strides), output_size
         self.finest_scale, self.target_stds = finest_scale, tuple(target_stds)
         self.nms_iou, self.max_detections = nms_iou, max_detections
-        self.fcs = nn.ModuleList([nn.Linear(dim * output_size**2, fc_dim), nn.Linear(fc_dim, fc_dim)])
+        fcs = [nn.Linear(dim * output_size**2, fc_dim), nn.Linear(fc_dim, fc_dim)]
+        self.fcs = nn.ModuleList(fcs)
         self.class_head = nn.Linear(fc_dim, num_classes + 1)
         self.box_head = nn.Linear(fc_dim, 4 * num_classes)
-        for layer in self.fcs:
+        for layer in fcs:
             nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(self.class_head.weight, std=0.01)
         nn.init.normal_(self.box_head.weight, std=0.001)
-        for layer in (*self.fcs, self.class_head, self.box_head):
+        for layer in (*fcs, self.class_head, self.box_head):
             nn.init.zeros_(layer.bias)
 
     def pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
@@ -113,7 +114,7 @@ class RoiHead(nn.Module):
         logits, deltas = self.forward(self.pool(maps, [boxes for boxes, _ in proposals]))
         found = []
         for (boxes, _), image_logits, image_deltas, size in zip(
-            proposals, logits.split(counts), deltas.split(counts), sizes, strict=True
+            proposals, torch.split(logits, counts), torch.split(deltas, counts), sizes, strict=True
         ):
             scores = image_logits.softmax(-1)[:, : self.num_classes]
             corners = decode_deltas(boxes[:, None], image_deltas.view(-1, self.num_classes, 4), self.target_stds, size)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, flatten_map
+from codetr_cli.models.layers import init_conv
 from codetr_cli.ops.nms import batched_nms
 
 DELTA_STDS = (1.0, 1.0, 1.0, 1.0)
@@ -44,8 +45,7 @@ class RpnHead(nn.Module):
         self.objectness = nn.Conv2d(dim, anchors.per_cell, 1)
         self.box_deltas = nn.Conv2d(dim, anchors.per_cell * 4, 1)
         for module in (self.conv, self.objectness, self.box_deltas):
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
+            init_conv(module, std=0.01)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level logits (B, A, H, W) and deltas (B, 4 A, H, W)."""

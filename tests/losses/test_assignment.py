@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from codetr_cli.losses.assigners import BACKGROUND, IGNORED, assign_atss, assign_by_iou, sample_balanced
+from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.matcher import HungarianMatcher
+
+MATCHER = HungarianMatcher(class_cost=2.0, l1_cost=5.0, giou_cost=2.0)
+
+
+def make_predictions(batch=2, queries=12, classes=4):
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(batch, queries, classes, generator=generator),
+        torch.rand(batch, queries, 4, generator=generator) * 0.4 + 0.2,
+    )
+
+
+def make_targets(counts=(3, 2)):
+    generator = torch.Generator().manual_seed(5)
+    targets = []
+    for count in counts:
+        corner = torch.rand(count, 2, generator=generator) * 50
+        targets.append(
+            {
+                "boxes": torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 40 + 5], 1),
+                "labels": torch.randint(4, (count,), generator=generator),
+                "norm_size": (90, 110),
+            }
+        )
+    return targets
+
+
+def test_matching_a_batch_equals_matching_each_image():
+    logits, boxes = make_predictions()
+    targets = make_targets()
+    (together,) = MATCHER([(logits, boxes)], targets)
+    for i, target in enumerate(targets):
+        ((alone,),) = MATCHER([(logits[i : i + 1], boxes[i : i + 1])], [target])
+        assert all(torch.equal(a, b) for a, b in zip(alone, together[i], strict=True))
+
+
+def test_the_order_of_the_objects_does_not_matter():
+    logits, boxes = make_predictions(batch=1)
+    (target,) = make_targets((5,))
+    order = torch.tensor([4, 2, 0, 1, 3])
+    shuffled = {**target, "boxes": target["boxes"][order], "labels": target["labels"][order]}
+    (((queries, objects),),) = MATCHER([(logits, boxes)], [target])
+    (((queries_2, objects_2),),) = MATCHER([(logits, boxes)], [shuffled])
+    assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == dict(
+        zip(queries_2.tolist(), order[objects_2].tolist(), strict=True)
+    )
+
+
+def test_the_perfect_query_wins():
+    logits, boxes = make_predictions(batch=1)
+    (target,) = make_targets((1,))
+    x1, y1, x2, y2 = target["boxes"][0].tolist()
+    boxes[0, 7] = torch.tensor([(x1 + x2) / 220, (y1 + y2) / 180, (x2 - x1) / 110, (y2 - y1) / 90])
+    logits[0, 7] = torch.where(torch.arange(4) == target["labels"][0], 6.0, -6.0)
+    ((match,),) = MATCHER([(logits, boxes)], [target])
+    assert match[0].tolist() == [7]
+
+
+def test_images_without_objects_and_more_objects_than_queries():
+    logits, boxes = make_predictions(queries=3)
+    (none, many) = MATCHER([(logits, boxes)], make_targets((0, 6)))[0]
+    assert len(none[0]) == len(none[1]) == 0
+    assert sorted(many[0].tolist()) == [0, 1, 2]
+
+
+def test_numbers_that_are_not_finite_reach_the_loss_not_the_solver():
+    logits, boxes = make_predictions(batch=1)
+    logits[0, 0], boxes[0, 1] = float("nan"), float("inf")
+    ((match,),) = MATCHER([(logits, boxes)], make_targets((2,)))
+    assert len(match[0]) == 2
+
+
+def test_max_iou_assignment_knows_positive_ignored_and_background():
+    objects = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+    boxes = torch.tensor([[0.0, 0, 10, 9], [0, 0, 10, 5], [30, 30, 40, 40], [50, 50, 60, 53.5]])
+    plain = assign_by_iou(boxes, objects, positive_iou=0.7, negative_iou=0.3, min_best_iou=None)
+    assert plain.tolist() == [0, IGNORED, BACKGROUND, IGNORED]
+    rescued = assign_by_iou(boxes, objects, positive_iou=0.7, negative_iou=0.3, min_best_iou=0.3)
+    assert rescued.tolist() == [0, IGNORED, BACKGROUND, 1], "the best box of an object is its own, from IoU 0.3"
+
+
+def test_the_last_of_two_objects_takes_the_box_both_like_best():
+    objects = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]])
+    assigned = assign_by_iou(
+        torch.tensor([[0.0, 0, 10, 9.5]]), objects, positive_iou=0.7, negative_iou=0.3, min_best_iou=0.3
+    )
+    assert assigned.tolist() == [1]
+
+
+@pytest.mark.parametrize("assign", [lambda b, o: assign_atss([b], o), lambda b, o: assign_by_iou(
+    b, o, positive_iou=0.5, negative_iou=0.5, min_best_iou=None)])  # fmt: skip
+def test_without_objects_all_is_background(assign):
+    assert assign(torch.rand(4, 4), torch.zeros(0, 4)).tolist() == [BACKGROUND] * 4
+
+
+def test_atss_picks_anchors_inside_the_object_above_its_own_threshold():
+    x = torch.arange(8) * 8.0
+    anchors = torch.stack([x - 16, x * 0 - 16, x + 16, x * 0 + 16], 1)
+    objects = torch.tensor([[0.0, -16, 34, 16]])
+    assigned = assign_atss([anchors], objects)
+    positive = (assigned == 0).nonzero()[:, 0]
+    assert positive.tolist() == [2], "only the anchor at 16 exceeds mean plus deviation"
+
+
+def test_sampling_limits_positives_and_fills_with_negatives():
+    assigned = torch.tensor([0] * 10 + [BACKGROUND] * 30 + [IGNORED] * 5)
+    positives, negatives = sample_balanced(assigned, count=16, positive_fraction=0.25, draws=Draws())
+    assert (len(positives), len(negatives)) == (4, 12)
+    assert int(positives.max()) < 10 <= int(negatives.min())
+    assert int(negatives.max()) < 40
+    assert positives.tolist() == sorted(positives.tolist())
+
+
+def test_sampling_draws_nothing_when_all_fit():
+    class NoDraws(Draws):
+        def permutation(self, count, like):
+            raise AssertionError("nothing to choose")
+
+    positives, negatives = sample_balanced(
+        torch.tensor([0, BACKGROUND, BACKGROUND]), count=16, positive_fraction=0.5, draws=NoDraws()
+    )
+    assert positives.tolist() == [0]
+    assert negatives.tolist() == [1, 2]

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from codetr_cli.config import apply_overrides
+from codetr_cli.losses.aux_heads import Candidates
+from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
+from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
+from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.functional import focal_loss, quality_focal_loss
+from codetr_cli.losses.positive import MIN_QUERIES, select_positive_queries
+from codetr_cli.models.build import build_model
+
+
+def make_objective(settings, *overrides):
+    settings = apply_overrides(settings, list(overrides))
+    model = build_model(settings.model)
+    return CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
+
+
+def make_batch(counts):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(len(counts), 3, 96, 96, generator=generator)
+    targets = []
+    for count in counts:
+        corner = torch.rand(count, 2, generator=generator) * 50
+        targets.append(
+            {
+                "boxes": torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 30 + 10], 1),
+                "labels": torch.randint(3, (count,), generator=generator),
+                "norm_size": (96, 96),
+                "pad_size": (96, 96),
+            }
+        )
+    return images, torch.zeros(len(counts), 96, 96, dtype=torch.bool), targets
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (4, 0), (0, 0), (60, 1)])
+def test_every_trained_parameter_gets_a_finite_gradient(tiny_settings, counts):
+    """Also without objects, and with more objects than queries: data-parallel training relies on it."""
+    objective = make_objective(tiny_settings)
+    losses = objective(*make_batch(counts))
+    assert len(losses) == 6 + 3 + 6 + 7 + 12
+    torch.stack(list(losses.values())).sum().backward()
+    without = [n for n, p in objective.model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(bool(p.grad.isfinite().all()) for p in objective.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gone"),
+    [
+        (["train.loss.positive_queries=false"], ["aux0", "aux1"]),
+        (["train.loss.denoising_queries=0"], ["dn_loss"]),
+    ],
+)
+def test_switches_leave_out_losses_and_their_parameters(tiny_settings, overrides, gone):
+    objective = make_objective(tiny_settings, *overrides)
+    losses = objective(*make_batch((3, 2)))
+    assert not [name for name in losses if any(part in name for part in gone)]
+    torch.stack(list(losses.values())).sum().backward()
+    assert [n for n, p in objective.model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_without_the_aux_heads_the_decoder_alone_is_trained(tiny_settings):
+    settings = tiny_settings.model_copy(
+        update={
+            "train": tiny_settings.train.model_copy(
+                update={
+                    "loss": tiny_settings.train.loss.model_copy(update={"aux_heads": False, "positive_queries": False})
+                }
+            )
+        }
+    )
+    objective = make_objective(settings)
+    losses = objective(*make_batch((3, 2)))
+    assert set(group_losses(losses)) == {"decoder", "denoising", "proposals"}
+    torch.stack(list(losses.values())).sum().backward()
+    assert [n for n, p in objective.model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_groups_add_up_to_the_total(tiny_settings):
+    losses = make_objective(tiny_settings)(*make_batch((3, 2)))
+    groups = group_losses(losses)
+    assert set(groups) == {"decoder", "proposals", "denoising", "rpn", "roi", "atss", "positive queries"}
+    torch.testing.assert_close(torch.stack(list(groups.values())).sum(), torch.stack(list(losses.values())).sum())
+
+
+def test_the_seed_decides_the_losses(tiny_settings):
+    objective, batch = make_objective(tiny_settings), make_batch((3, 2))
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append([float(v.detach()) for v in objective(*batch).values()])
+    assert results[0] == results[1] != results[2]
+
+
+def test_mixed_precision_losses_are_float32_and_close(tiny_settings):
+    objective, batch = make_objective(tiny_settings, "train.loss.denoising_queries=0"), make_batch((3, 2))
+    torch.manual_seed(0)
+    full = objective(*batch)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = objective(*batch)
+    assert {v.dtype for v in mixed.values()} == {torch.float32}
+    for name in ("loss_rpn_cls", "loss_cls0", "enc_loss_cls"):
+        torch.testing.assert_close(mixed[name], full[name], rtol=0.1, atol=0.05)
+
+
+def test_perfect_queries_cost_nothing():
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.1, 0.1]]])
+    logits = torch.tensor([[[30.0, -30.0], [-30.0, -30.0]]])
+    targets = QueryTargets(torch.tensor([[0, 2]]), boxes)
+    criterion = QueryCriterion(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
+    terms = criterion(logits, boxes, targets, torch.tensor([[100.0, 100, 100, 100]]), torch.tensor(1.0))
+    assert all(float(v) == pytest.approx(0, abs=1e-5) for v in terms.values())
+
+
+def test_focal_losses_follow_their_equations():
+    logits = torch.tensor([[0.3, -1.0]], dtype=torch.float64)
+    p = logits.sigmoid()
+    focal = focal_loss(logits, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    assert float(focal[0, 0]) == pytest.approx(float(-0.25 * (1 - p[0, 0]) ** 2 * p[0, 0].log()))
+    assert float(focal[0, 1]) == pytest.approx(float(-0.75 * p[0, 1] ** 2 * (1 - p[0, 1]).log()))
+    quality = quality_focal_loss(logits, torch.tensor([0]), torch.tensor([0.6], dtype=torch.float64))
+    first = -((0.6 - p[0, 0]) ** 2) * (0.6 * p[0, 0].log() + 0.4 * (1 - p[0, 0]).log())
+    second = -(p[0, 1] ** 2) * (1 - p[0, 1]).log()
+    assert float(quality) == pytest.approx(float(first + second))
+
+
+def make_candidates(positives, total, classes=5):
+    labels = torch.full((total,), classes)
+    labels[:positives] = torch.arange(positives) % classes
+    boxes = torch.arange(total)[:, None] + torch.tensor([0.0, 0.0, 5.0, 5.0])
+    return Candidates(boxes, labels, boxes * (labels < classes)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("positives", "expected"),
+    [((3, 1), MIN_QUERIES), ((30, 2), 30), ((90, 40), 50), ((0, 0), MIN_QUERIES)],
+)
+def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expected):
+    candidates = [make_candidates(n, 200) for n in positives]
+    targets = [{"norm_size": (100, 100)}] * 2
+    boxes, wanted = select_positive_queries(candidates, targets, num_classes=5, max_queries=50, draws=Draws())
+    assert boxes.shape == (2, expected, 4)
+    for image, n in enumerate(positives):
+        assert int((wanted.labels[image] < 5).sum()) == min(n, expected)
+    background = wanted.labels == 5
+    assert float(wanted.boxes[background].abs().sum()) == 0.0
+
+
+def test_too_few_candidates_repeat():
+    boxes, _ = select_positive_queries(
+        [make_candidates(2, 3)], [{"norm_size": (9, 9)}], num_classes=5, max_queries=50, draws=Draws()
+    )
+    assert boxes.shape == (1, MIN_QUERIES, 4)

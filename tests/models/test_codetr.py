@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from codetr_cli.config import apply_overrides, load_preset
+from codetr_cli.models.build import build_model, build_postprocess
+from codetr_cli.models.decoder import DinoDecoder
+from codetr_cli.models.postprocess import PostProcess
+
+
+def make_batch(height=96, width=128, valid=(96, 112)):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, height, width, generator=generator)
+    mask = torch.zeros(2, height, width, dtype=torch.bool)
+    mask[1, valid[0] :], mask[1, :, valid[1] :] = True, True
+    images = images.masked_fill(mask[:, None], 0.0)
+    metas = [
+        {"norm_size": (height, width), "scale_factor": (0.5, 0.5)},
+        {"norm_size": valid, "scale_factor": (2.0, 1.0)},
+    ]
+    return images, mask, metas
+
+
+@pytest.fixture
+def model(tiny_settings):
+    return build_model(tiny_settings.model).eval()
+
+
+def test_published_sizes():
+    with torch.device("meta"):
+        model = build_model(load_preset("co_dino_r50").model)
+    parameters = list(model.parameters())
+    assert len(parameters) == 515
+    assert sum(p.numel() for p in parameters) == 65_204_005
+    assert sum(p.numel() for p in parameters if p.requires_grad) == 64_928_485
+
+
+def test_outputs_have_the_promised_shapes(model, tiny_settings):
+    images, mask, _ = make_batch()
+    outputs = model(images, mask)
+    queries = tiny_settings.model.num_queries
+    assert outputs["pred_logits"].shape == (2, queries, 3)
+    assert outputs["pred_boxes"].shape == (2, queries, 4)
+    assert bool(((outputs["pred_boxes"] >= 0) & (outputs["pred_boxes"] <= 1)).all())
+
+
+def test_nothing_that_lies_in_the_padding_changes_the_memory_of_the_image(model):
+    images, mask, _ = make_batch()
+    encoded = model.encode(images, mask)
+    again = model.encoder(
+        [
+            m.masked_fill(p[:, None], 7.0)
+            for m, p in zip(model.neck(model.backbone(images)), encoded.layout.level_masks, strict=True)
+        ],
+        encoded.layout,
+    )
+    inside = ~encoded.layout.padding_mask
+    torch.testing.assert_close(again[inside], encoded.memory[inside])
+
+
+def test_leaving_out_the_aux_heads_changes_no_detection(model, tiny_settings):
+    lean = build_model(tiny_settings.model, aux_heads=False).eval()
+    lean.load_state_dict({k: v for k, v in model.state_dict().items() if k in lean.state_dict()})
+    images, mask, metas = make_batch()
+    postprocess = build_postprocess(tiny_settings.test)
+    for a, b in zip(
+        model.detect(images, mask, metas, postprocess), lean.detect(images, mask, metas, postprocess), strict=True
+    ):
+        assert torch.equal(a.boxes, b.boxes)
+        assert torch.equal(a.scores, b.scores)
+    with pytest.raises(ValueError, match="auxiliary"):
+        lean.detect(images, mask, metas, dataclasses.replace(postprocess, head="atss"))
+
+
+@pytest.mark.parametrize("head", ["decoder", "roi", "atss"])
+def test_every_head_detects_inside_its_image(model, head):
+    images, mask, metas = make_batch()
+    for found, meta in zip(model.detect(images, mask, metas, PostProcess(head=head)), metas, strict=True):
+        height, width = meta["norm_size"]
+        scale_x, scale_y = meta["scale_factor"]
+        assert len(found) > 0
+        assert bool((found.scores.diff() <= 0).all()), "best first"
+        assert float(found.boxes[:, [0, 2]].max()) <= width / scale_x + 1e-3
+        assert float(found.boxes[:, [1, 3]].max()) <= height / scale_y + 1e-3
+        assert int(found.labels.max()) < 3
+
+
+def test_both_published_candidate_rules_differ_as_described():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 40, 3, generator=generator, dtype=torch.float64)
+    boxes = torch.rand(1, 40, 4, generator=generator, dtype=torch.float64) * 0.1 + 0.4
+    meta = [{"norm_size": (100, 100), "scale_factor": (1.0, 1.0)}]
+    mmdet = PostProcess(max_detections=20, candidates="max_detections", nms_iou=0.3)(logits, boxes, meta)[0]
+    sensex = PostProcess(max_detections=20, candidates="num_queries", nms_iou=0.3)(logits, boxes, meta)[0]
+    plain = PostProcess(max_detections=20, nms="none")(logits, boxes, meta)[0]
+    best = logits.sigmoid().flatten().sort(descending=True)[0]
+    torch.testing.assert_close(plain.scores, best[:20])
+    assert len(mmdet) < len(sensex) <= 20, "more candidates survive when all queries compete"
+    assert float(mmdet.scores[0]) == float(sensex.scores[0])
+
+
+def test_too_small_an_image_says_so(tiny_settings):
+    model = build_model(apply_overrides(tiny_settings, ["model.num_queries=4000"]).model).eval()
+    images, mask, _ = make_batch()
+    with pytest.raises(ValueError, match="4000 queries"):
+        model(images, mask)
+
+
+def test_checkpointing_changes_memory_not_numbers(tiny_settings):
+    images, mask, _ = make_batch()
+    gradients = []
+    for overrides in (
+        ["model.encoder_checkpointing=0"],
+        ["model.encoder_checkpointing=2", "model.backbone.checkpointing=true"],
+    ):
+        torch.manual_seed(0)
+        model = build_model(apply_overrides(tiny_settings, overrides).model).train()
+        sum(v.sum() for v in model(images, mask).values()).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_decoder_refines_from_the_raw_state_but_predicts_from_the_normed_one(model):
+    """Parity: the refined reference and the predicted box of one layer differ although one head makes both."""
+    images, mask, _ = make_batch()
+    encoded = model.encode(images, mask)
+    for head in model.box_heads:
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.5)
+    torch.nn.init.uniform_(model.decoder.norm.weight, 0.5, 2.0)
+    decoded = model.decode(model.matching_queries(2), model.select_queries(encoded).boxes, encoded)
+    _, boxes = model.predict_layers(decoded)
+    assert isinstance(model.decoder, DinoDecoder)
+    assert not torch.allclose(boxes[0], decoded.references[1])
+
+
+def test_autocast_keeps_scores_and_boxes_in_float32(model):
+    images, mask, metas = make_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(images, mask)
+        found = model.detect(images, mask, metas, PostProcess())
+    assert outputs["pred_logits"].dtype == outputs["pred_boxes"].dtype == torch.float32
+    assert found[0].boxes.dtype == torch.float32

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from codetr_cli.boxes import box_iou
+from codetr_cli.ops.nms import batched_nms, batched_soft_nms
+
+
+def make_boxes(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 60
+    side = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 40 + 5
+    scores = torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.cat([corner, corner + side], 1), scores, torch.randint(3, (count,), generator=generator)
+
+
+def soft_nms_by_definition(boxes, scores, labels, iou_threshold, min_score):
+    """The paper's loop without any array tricks."""
+    alive, kept = {i: float(s) for i, s in enumerate(scores)}, []
+    iou = box_iou(boxes, boxes)
+    while alive:
+        best = max(alive, key=alive.__getitem__)
+        kept.append((best, alive.pop(best)))
+        for i in list(alive):
+            if labels[i] == labels[best] and iou[best, i] >= iou_threshold:
+                alive[i] *= 1 - float(iou[best, i])
+            if alive[i] < min_score:
+                del alive[i]
+    return kept
+
+
+def test_soft_nms_equals_the_papers_loop():
+    boxes, scores, labels = make_boxes(60)
+    keep, decayed = batched_soft_nms(boxes, scores, labels, iou_threshold=0.3, min_score=0.05)
+    expected = soft_nms_by_definition(boxes, scores, labels, 0.3, 0.05)
+    assert keep.tolist() == [i for i, _ in expected]
+    torch.testing.assert_close(decayed, torch.tensor([s for _, s in expected], dtype=torch.float64))
+    assert len(keep) < 60, "the case must drop boxes"
+
+
+def test_soft_nms_stops_at_the_limit():
+    boxes, scores, labels = make_boxes(60)
+    full, _ = batched_soft_nms(boxes, scores, labels, iou_threshold=0.3)
+    some, _ = batched_soft_nms(boxes, scores, labels, iou_threshold=0.3, max_detections=7)
+    assert some.tolist() == full[:7].tolist()
+
+
+def test_hard_nms_keeps_classes_apart():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9]])
+    keep = batched_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1]), 0.5)
+    assert keep.tolist() == [0, 2]
+
+
+def test_nothing_in_nothing_out():
+    boxes, scores, labels = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    assert [len(t) for t in batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)] == [0, 0]
+    assert len(batched_nms(boxes, scores, labels, 0.5)) == 0
+
+
+def test_half_precision_scores_come_back_as_they_went_in():
+    boxes, scores, labels = make_boxes(5)
+    _, decayed = batched_soft_nms(boxes.half(), scores.half(), labels, iou_threshold=0.5)
+    assert decayed.dtype == torch.float16
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="quadratic"):
+        batched_soft_nms(*make_boxes(2), iou_threshold=0.5, method="quadratic")
