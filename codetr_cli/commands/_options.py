@@ -7,13 +7,10 @@ square brackets.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A .safetensors file, a run folder, or a preset's name.")
-]
 CheckpointOption = Annotated[
     str | None,
     typer.Option("--checkpoint", metavar="FILE", help="Weights to use: a .safetensors file or a run folder."),
@@ -35,11 +32,6 @@ RunOption = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, or one GPU as cuda:1. auto: a GPU if any.")
-]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-PrecisionOption = Annotated[
-    Precision,
-    typer.Option("--precision", help="Arithmetic of the network. auto: bf16 on GPUs that have it, else fp32."),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads. Without it: PyTorch's choice.")
