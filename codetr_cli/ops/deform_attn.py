@@ -40,6 +40,8 @@ def multi_scale_deformable_attention(
         ValueError: shapes that contradict each other, with the argument's name.
     """
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    if _gathers(value, sampling_locations, attention_weights):
+        return _gathered_multi_scale_deformable_attention(value, spatial_shapes, sampling_locations, attention_weights)
     return reference_multi_scale_deformable_attention(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -67,6 +69,65 @@ def reference_multi_scale_deformable_attention(
         )  # (B N, D, P, Q)
         output = output + (sampled * weight).sum(2)
     return output.view(batch, heads * channels, queries).transpose(1, 2)
+
+
+def _gathers(*tensors: Tensor) -> bool:
+    """Whether the gathering formulation suits: on a CPU, at inference, in float32 or float64."""
+    return (
+        not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and not torch.compiler.is_compiling()
+        and tensors[0].device.type == "cpu"
+        and tensors[0].dtype in (torch.float32, torch.float64)
+    )
+
+
+QUERIES_AT_ONCE = 1024
+"""Chunk of the gathering formulation: its indices stay in the cache and no large temporary is made."""
+
+
+def _gathered_multi_scale_deformable_attention(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """The same sums as bags of weighted rows: all levels and corners of a query in one pass, three times as fast.
+
+    Forward only. Arguments as for `multi_scale_deformable_attention`.
+    """
+    batch, tokens, heads, channels = value.shape
+    queries = sampling_locations.shape[1]
+    rows = value.reshape(-1, channels)  # row (b * S + s) * N + n
+    starts = [0]
+    for height, width in spatial_shapes[:-1]:
+        starts.append(starts[-1] + height * width)
+    heights, widths = (torch.tensor([size[axis] for size in spatial_shapes])[:, None] for axis in (0, 1))  # (L, 1)
+    sizes = torch.stack([widths, heights], -1).to(sampling_locations.dtype)  # (L, 1, 2)
+    first = torch.tensor(starts)[:, None] + (torch.arange(batch) * tokens)[:, None, None, None, None]
+    head = torch.arange(heads)[:, None, None]
+    output = value.new_empty(batch, queries, heads * channels)
+    for begin in range(0, queries, QUERIES_AT_ONCE):
+        part = slice(begin, begin + QUERIES_AT_ONCE)
+        places = sampling_locations[:, part] * sizes - 0.5
+        corner = places.floor()
+        share_x, share_y = (places - corner).to(value.dtype).unbind(-1)  # (B, q, N, L, P)
+        # Far outside, integers would overflow: everything beyond one cell outside has weight zero anyway.
+        left, top = corner.clamp(min=-2).minimum(sizes + 1).long().unbind(-1)
+        weights = attention_weights[:, part].to(value.dtype)
+        indices, shares = [], []
+        for down, of_row in ((0, 1 - share_y), (1, share_y)):
+            y = top + down
+            row_weight = of_row * weights * ((y >= 0) & (y < heights))
+            row_start = y.clamp(min=0).minimum(heights - 1) * widths + first
+            for right, of_column in ((0, 1 - share_x), (1, share_x)):
+                x = left + right
+                indices.append((row_start + x.clamp(min=0).minimum(widths - 1)) * heads + head)
+                shares.append(row_weight * of_column * ((x >= 0) & (x < widths)))
+        bags = torch.stack(indices, -1).flatten(3).flatten(0, 2)  # (B q N, L P 4)
+        bag_weights = torch.stack(shares, -1).flatten(3).flatten(0, 2)
+        sums = F.embedding_bag(bags, rows, per_sample_weights=bag_weights, mode="sum")  # (B q N, D)
+        output[:, part] = sums.view(batch, -1, heads * channels)
+    return output
 
 
 def available_backends() -> dict[str, str | None]:

@@ -43,6 +43,16 @@ def test_equals_the_definition_also_outside_the_map():
     torch.testing.assert_close(ours, by_definition(value, SHAPES, locations, weights), rtol=0, atol=1e-12)
 
 
+def test_inference_and_training_formulations_agree_also_far_outside():
+    value, locations, weights = make_inputs(queries=2500, low=-3.0, high=4.0)
+    locations[0, 0] = 1e12
+    locations[0, 1] = -1e12
+    with torch.no_grad():
+        inference = multi_scale_deformable_attention(value, SHAPES, locations, weights)
+    training = multi_scale_deformable_attention(value.requires_grad_(), SHAPES, locations, weights)
+    torch.testing.assert_close(inference, training.detach(), rtol=0, atol=1e-12)
+
+
 def test_gradients_are_those_of_the_output():
     inputs = [t.requires_grad_() for t in make_inputs(queries=2, low=0.1, high=0.9)]
     assert torch.autograd.gradcheck(lambda v, x, w: multi_scale_deformable_attention(v, SHAPES, x, w), inputs)
