@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from codetr_cli.engine.plan import Job
     from codetr_cli.engine.resume import Choice
     from codetr_cli.engine.training import Outcome
+
+
+LINE_SECONDS = 20.0  # between two lines of losses on a terminal
 
 
 def train(
@@ -63,7 +68,7 @@ def train(
     """
     console.set_mode(json=json_output, quiet=quiet)
     from codetr_cli.config import load_preset
-    from codetr_cli.engine.distributed import launch, was_launched
+    from codetr_cli.engine.distributed import launch, launched_rank, was_launched
     from codetr_cli.engine.plan import plan_job
     from codetr_cli.engine.training import check_settings, choose_for
 
@@ -80,7 +85,8 @@ def train(
         outcome = launch(_work, (job, chosen, choice, json_output, quiet), processes=processes)
     else:
         outcome = _work(job, chosen, choice, json_output, quiet)
-    _show_outcome(outcome, json_output)
+    if launched_rank() == 0:
+        _show_outcome(outcome, json_output)
 
 
 def _choose_processes(device: str, gpus: int | None, procs: int | None) -> tuple[torch.device, int]:
@@ -119,63 +125,76 @@ def _work(job: Job, device: torch.device, choice: Choice | None, json_output: bo
 
 
 class _Display:
-    """Shows what a training reports: a bar or lines of its steps, and one of an evaluation in between."""
+    """Shows what a training reports.
+
+    On a terminal a line of losses now and then, and a bar of the steps below it; elsewhere lines of both together.
+    """
 
     def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
         self._shown = ExitStack()
         self._advance: console.Advance | None = None
         self._what = ""
-        self._done = 0
+        self._next_line = 0.0
 
     def __enter__(self) -> _Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._shown.close()
+        self.leave()
 
     def note(self, text: str) -> None:
+        self.leave()
         console.info(text)
 
     def warn(self, text: str) -> None:
+        self.leave()
         console.warn(text)
 
     def step(self, line: Mapping[str, Any], left: int) -> None:
-        advance = self._show("training", left + 1)
-        advance(1, **_fields(line))
+        fields = _fields(line, left)
+        if not self._terminal:
+            self._show("training", left + 1)(1, **fields)
+            return
+        if time.monotonic() >= self._next_line:
+            self.note(", ".join(f"{name} {value}" for name, value in fields.items()))
+            self._next_line = time.monotonic() + LINE_SECONDS
+        beside = {name: fields[name] for name in ("loss", "images/s", "data wait")}
+        self._show("training", line["step"] + left, done=line["step"] - 1)(1, **beside)
 
     def evaluating(self, images: int, total: int) -> None:
         self._show("evaluating", total)(images)
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
-        self._shown.close()
-        self._what = ""
         metrics = line["metrics"]
         shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in metrics)
-        console.info(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
+        self.note(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
 
     def leave(self) -> None:
+        """Takes the progress off the terminal; the next step brings it back."""
         self._shown.close()
+        self._what = ""
 
-    def _show(self, what: str, total: int) -> console.Advance:
-        """The progress display of one kind of work; another kind's is closed."""
+    def _show(self, what: str, total: int, done: int = 0) -> console.Advance:
+        """The progress of one kind of work; another kind's is taken off."""
         if self._what != what or self._advance is None:
-            self._shown.close()
+            self.leave()
             self._advance = self._shown.enter_context(console.progress(what, total))
+            self._advance(done)
             self._what = what
         return self._advance
 
 
-def _fields(line: Mapping[str, Any]) -> dict[str, str]:
-    """What is shown beside the progress of the steps."""
-    losses = {name.replace(" ", "_"): f"{value:.3g}" for name, value in line["groups"].items()}
+def _fields(line: Mapping[str, Any], left: int) -> dict[str, str]:
+    """What is shown of a step, by name."""
     return {
-        "step": str(line["step"]),
+        "step": f"{line['step']}/{line['step'] + left}",
         "epoch": str(line["epoch"] + 1),
         "loss": f"{line['loss']:.4g}",
-        **losses,
+        **{name: f"{value:.3g}" for name, value in line["groups"].items()},
         "lr": f"{line['lr']:.3g}",
         "images/s": f"{line['images_per_s']:.2f}",
-        "data_wait": f"{line['data_wait']:.0%}",
+        "data wait": f"{line['data_wait']:.0%}",
         "memory": console.bytes_text(line["memory_bytes"]),
         "ETA": console.seconds_text(line["eta_s"]),
     }

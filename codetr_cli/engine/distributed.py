@@ -62,6 +62,11 @@ def launched_world_size() -> int | None:
     return int(os.environ["WORLD_SIZE"]) if was_launched() else None
 
 
+def launched_rank() -> int:
+    """This process's number among those started together, also while they are not connected."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def local_device(device: torch.device) -> torch.device:
     """The device of this process: each process of a machine has its own GPU, all share the CPU."""
     if device.type != "cuda" or not was_launched():

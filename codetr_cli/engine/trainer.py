@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.engine import distributed
+from codetr_cli.engine.divergence import Seen, explain_divergence, has_finite_outputs, on_images
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
@@ -180,7 +181,7 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
         DivergedError: a loss or a gradient of any process is not finite; the weights are as before the step.
     """
     training.optimizer.zero_grad(set_to_none=True)
-    seen: list[tuple[dict[str, Tensor], list[int]]] = []
+    seen: Seen = []
     for index in range(size):
         with training.meter.waiting(), untouched_randomness():
             batch = next(batches)
@@ -196,7 +197,7 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
     wrong = not bool(finite if training.scaler.is_enabled() else finite & norm.isfinite())
     (diverged,) = distributed.any_process(wrong)
     if diverged:
-        raise _diverged(training, seen)
+        raise _diverged(training, explain_divergence(training.model, seen))
     training.scaler.step(training.optimizer)
     training.scaler.update()
     if training.ema is not None:
@@ -223,6 +224,12 @@ def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool
             "--set model.encoder_checkpointing=6, --set model.backbone.checkpointing=true, or use smaller images "
             "(data.short_sides, data.long_side). The same command continues from the newest checkpoint."
         ) from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        # Matching and sampling may fail on outputs that are not finite before there is a loss to look at.
+        if has_finite_outputs(training.model, images, batch.padding_mask):
+            raise
+        ids = on_images([target["image_id"] for target in batch.targets])
+        raise _diverged(training, f"the outputs of the network are not finite {ids}") from error
     return {name: value.detach() for name, value in losses.items()}
 
 
@@ -361,27 +368,7 @@ def _stopped(training: Training) -> StoppedError:
     )
 
 
-def _diverged(training: Training, seen: Sequence[tuple[dict[str, Tensor], list[int]]]) -> DivergedError:
-    """Says which losses of which images are not finite, in any process."""
-    found = [
-        (f"{name} = {float(value)}", ids)
-        for losses, ids in seen
-        for name, value in losses.items()
-        if not bool(value.isfinite())
-    ]
-    everywhere = distributed.from_main([item for items in distributed.gather_objects(found) for item in items])
-    if everywhere:
-        names = list(dict.fromkeys(name for name, _ in everywhere))
-        image_ids = sorted({image_id for _, ids in everywhere for image_id in ids})
-        what = f"{_listed(names)} on the images with id {_listed(image_ids)}"
-    else:
-        parameters = [
-            name
-            for name, parameter in training.model.named_parameters()
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-        ]
-        image_ids = sorted(image_id for _, ids in seen for image_id in ids)
-        what = f"gradients of {_listed(parameters)} are not finite on the images with id {_listed(image_ids)}"
+def _diverged(training: Training, what: str) -> DivergedError:
     text = (
         f"training diverged in step {training.position.step + 1} (epoch {training.position.epoch + 1}): {what}. "
         f"Nothing of this step was saved; the checkpoints in {training.run.checkpoints_dir} are as they were. Look at "
@@ -390,8 +377,3 @@ def _diverged(training: Training, seen: Sequence[tuple[dict[str, Tensor], list[i
     if distributed.is_main():
         training.run.event(text)
     return DivergedError(text)
-
-
-def _listed(items: Sequence[object], limit: int = 8) -> str:
-    more = len(items) - limit
-    return ", ".join(str(item) for item in items[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -242,6 +242,15 @@ def test_a_class_without_objects_is_warned_of(train: Callable[..., Ran], tmp_pat
     assert "cube" in ran.err
 
 
+def test_a_learning_rate_that_is_far_too_high_diverges(train: Callable[..., Ran], tmp_path: Path):
+    run = tmp_path / "run"
+    ran = train("--run", run, "--no-eval", "--set", "train.lr=1e30", "--set", "train.checkpoint_every=1")
+    assert ran.code == 6
+    assert "diverged in step 2" in ran.err
+    assert "not finite on the images with id" in ran.err
+    assert read_state(run / "checkpoints/last/state.pt")["step"] == 1
+
+
 def test_a_broken_image_names_the_file_and_keeps_the_run(train: Callable[..., Ran], tmp_path: Path, tiny_coco: Path):
     image = sorted((tiny_coco / "train2017").iterdir())[0]
     image.write_bytes(image.read_bytes()[:100])
