@@ -7,10 +7,10 @@ be reached without reading those before it.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 from collections.abc import Iterator
@@ -256,7 +256,8 @@ def _raise_errors(loader: DataLoader[Item | DatasetError]) -> Iterator[Batch]:
 def _leaving() -> ctypes.c_bool:
     """A flag shared with the workers: true once this process exits and ends them."""
     flag = multiprocessing.RawValue(ctypes.c_bool, False)
-    atexit.register(setattr, flag, "value", True)
+    # Not atexit: a process that multiprocessing itself started ends without those and waits for its workers for ever.
+    multiprocessing.util.Finalize(None, setattr, args=(flag, "value", True), exitpriority=100)
     return flag
 
 
