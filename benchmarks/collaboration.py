@@ -90,7 +90,7 @@ def summarise(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict
     return {
         "command": "python benchmarks/collaboration.py " + " ".join(f"--set {text}" for text in arguments.overrides),
         "preset": "co_dino_tiny",
-        "data": "codetr prepare --demo (240 training, 60 validation images, 4 classes)",
+        "data": "codetr prepare --demo (400 training, 60 validation images, 4 classes)",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads_per_run": 1, "jobs": arguments.jobs},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

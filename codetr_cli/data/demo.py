@@ -29,7 +29,7 @@ _JPEG_QUALITY = 95
 Rng = np.random.Generator
 
 
-def write_demo(folder: Path, *, train: int = 240, val: int = 60, size: int = 256, seed: int = 0) -> None:
+def write_demo(folder: Path, *, train: int = 400, val: int = 60, size: int = 256, seed: int = 0) -> None:
     """Writes the data set: images, annotations, list files. Files of the same name are overwritten.
 
     Args:
