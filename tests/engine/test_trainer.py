@@ -255,6 +255,19 @@ def test_a_run_killed_between_checkpoints_repeats_the_lost_steps(tmp_path: Path,
     assert losses_of(resumed) == losses_of(straight)
 
 
+def test_an_evaluation_that_is_not_repeated_changes_nothing(tmp_path: Path, tiny_settings: Settings):
+    straight = begin(tmp_path / "straight", tiny_settings, "train.epochs=2", evaluate=Scores(0.1, 0.2))
+    train(straight)
+    killed = begin(tmp_path / "b", tiny_settings, "train.epochs=2", evaluate=Scores(0.1))
+    killed.report.step = lambda line, left: (_ for _ in ()).throw(KeyboardInterrupt) if line["step"] == 7 else None
+    with pytest.raises(KeyboardInterrupt):
+        train(killed)
+    resumed = begin(tmp_path / "b", tiny_settings, "train.epochs=2", evaluate=Scores(0.2))
+    assert resumed.position.step == resumed.position.evaluated_step == 5
+    train(resumed)
+    assert_same(resumed, straight)
+
+
 def test_another_number_of_images_at_once_continues_in_the_same_epoch_with_a_warning(
     tmp_path: Path, tiny_settings: Settings
 ):
@@ -337,6 +350,8 @@ def test_accumulated_micro_batches_are_averaged(tmp_path: Path, tiny_settings: S
     for batch in batches:
         images = (batch.images.float() - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(data.std).view(3, 1, 1)
         (sum(theirs.objective(images, batch.padding_mask, batch.targets).values()) / 2).backward()
+    norm = torch.cat([parameter.grad.flatten() for parameter in theirs.model.parameters()]).norm()
+    assert training.run.metrics()[0]["grad_norm"] == pytest.approx(norm.item())
     theirs.optimizer.step()
     for name, value in training.model.state_dict().items():
         torch.testing.assert_close(value, theirs.model.state_dict()[name], rtol=1e-6, atol=1e-8)
