@@ -79,8 +79,11 @@ def eval(
         )
     from codetr_cli.engine.environment import choose_device
 
-    if detections is None:
-        choose_device(device)  # a missing GPU is told before anything is read
+    if checkpoint is not None:
+        from codetr_cli.engine.loading import find_checkpoint
+
+        choose_device(device)  # a missing GPU or checkpoint is told before any data is read
+        find_checkpoint(checkpoint)
     paths = _find_data(data, split, images, annotations, overrides or [], images_needed=detections is None)
     if detections is not None:
         _score_file(detections, paths, max_images, per_class=per_class)

@@ -202,3 +202,9 @@ def test_errors_under_json_are_one_object(codetr, run):
     ran = codetr("eval", run, "--data", "nowhere", "--json")
     assert ran.code == 3
     assert ran.json["exit_code"] == 3
+
+
+def test_a_missing_checkpoint_is_told_before_missing_data(codetr, tmp_path):
+    outcome = codetr("eval", tmp_path / "none.safetensors", "--data", tmp_path / "none")
+    assert outcome.code == 4
+    assert "none.safetensors" in outcome.err
