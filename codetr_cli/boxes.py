@@ -55,11 +55,13 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of broadcastable corner boxes, the union at least IOU_EPS."""
-    top_left = torch.maximum(a[..., :2], b[..., :2])
-    bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
-    sides = (bottom_right - top_left).clamp(min=0)
-    intersection = sides[..., 0] * sides[..., 1]
+    """Intersection and union of broadcastable corner boxes, the union at least IOU_EPS.
+
+    One coordinate at a time: against the million anchors of a large image no temporary is larger than the result.
+    """
+    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
+    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
+    intersection = width * height
     union = (box_area(a) + box_area(b) - intersection).clamp(min=IOU_EPS)
     return intersection, union
 

@@ -46,10 +46,14 @@ class Candidates:
 
 @dataclass(frozen=True)
 class RpnStep:
-    """Outputs of the RPN and what was made of them; losses are sums over levels."""
+    """Outputs of the RPN and what was made of them; losses are sums over levels.
+
+    `assigned` is the assignment of each image's valid anchors, before sampling.
+    """
 
     logits: list[Tensor]
     deltas: list[Tensor]
+    assigned: list[Tensor]
     proposals: list[tuple[Tensor, Tensor]]
     class_loss: Tensor
     box_loss: Tensor
@@ -71,10 +75,12 @@ def rpn_step(head: RpnHead, maps: Sequence[Tensor], targets: Targets, *, samples
     flat_logits = torch.cat([flatten_map(m, 1)[..., 0] for m in logits], 1)  # (B, A)
     flat_deltas = torch.cat([flatten_map(m, 4) for m in deltas], 1)  # (B, A, 4)
     class_sum, box_sum, normaliser = maps[0].new_zeros(()), maps[0].new_zeros(()), 0
+    assignments = []
     for i, target in enumerate(targets):
         valid = torch.cat(head.anchors.valid(shapes, target["pad_size"], maps[0].device)).nonzero()[:, 0]
         objects = target["boxes"].to(anchors.dtype)
         assigned = assign_by_iou(anchors[valid], objects, positive_iou=0.7, negative_iou=0.3, min_best_iou=0.3)
+        assignments.append(assigned)
         positive, negative = sample_balanced(assigned, count=samples, positive_fraction=0.5, draws=draws)
         wanted = encode_deltas(anchors[valid[positive]], objects[assigned[positive]], DELTA_STDS)
         chosen = flat_logits[i, valid[torch.cat([positive, negative])]]
@@ -87,7 +93,8 @@ def rpn_step(head: RpnHead, maps: Sequence[Tensor], targets: Targets, *, samples
         [m.detach() for m in logits], [m.detach() for m in deltas], [target["norm_size"] for target in targets]
     )
     box_sum = box_sum + 0.0 * flat_deltas.sum()
-    return RpnStep(logits, deltas, proposals, average(class_sum, normaliser), average(box_sum, normaliser))
+    class_loss, box_loss = average(class_sum, normaliser), average(box_sum, normaliser)
+    return RpnStep(logits, deltas, assignments, proposals, class_loss, box_loss)
 
 
 # ----------------------------------------------------------------------------------------------------------------- RoI
@@ -176,12 +183,16 @@ def _sample_regions(
 
 @dataclass(frozen=True)
 class AtssStep:
-    """Outputs of the ATSS head and its targets; losses are sums over levels."""
+    """Outputs of the ATSS head and its targets; losses are sums over levels.
+
+    `valid` says of each image's anchors which lie in its padded size: the others are background without a loss.
+    """
 
     logits: list[Tensor]
     deltas: list[Tensor]
     centerness: list[Tensor]
     candidates: list[Candidates]
+    valid: list[Tensor]
     class_loss: Tensor
     box_loss: Tensor
     centerness_loss: Tensor
@@ -200,23 +211,21 @@ def atss_step(head: AtssHead, maps: Sequence[Tensor], targets: Targets, reduce_m
     shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
     levels = head.anchors.boxes(shapes, maps[0])
     anchors = torch.cat(levels)
-    weights, candidates = [], []
+    valid, candidates = [], []
     for target in targets:
         flags = head.anchors.valid(shapes, target["pad_size"], maps[0].device)
-        valid = torch.cat(flags)
-        weights.append(valid)
-        candidates.append(
-            _assign_image([a[f] for a, f in zip(levels, flags, strict=True)], valid, target, head.num_classes)
-        )
+        inside = [a[f] for a, f in zip(levels, flags, strict=True)]
+        valid.append(torch.cat(flags))
+        candidates.append(_assign_image(inside, valid[-1], target, head.num_classes))
     labels = torch.stack([c.labels for c in candidates])  # (B, A)
     flat_logits = torch.cat([flatten_map(m, head.num_classes) for m in logits], 1)
     flat_deltas = torch.cat([flatten_map(m, 4) for m in deltas], 1)
     flat_centerness = torch.cat([flatten_map(m, 1)[..., 0] for m in centerness], 1)
     # Parity: an image without positives still counts one.
-    normaliser = sum(max(int((c.labels < head.num_classes).sum()), 1) for c in candidates)
-    num_samples = reduce_mean(maps[0].new_tensor(float(normaliser))).clamp(min=1)
+    normaliser = (labels < head.num_classes).sum(1).clamp(min=1).sum()
+    num_samples = reduce_mean(normaliser.to(maps[0].dtype)).clamp(min=1)
     target_classes = one_hot(labels.flatten(), head.num_classes, flat_logits.dtype)
-    class_sum = (focal_loss(flat_logits.flatten(0, 1), target_classes).sum(1) * torch.stack(weights).flatten()).sum()
+    class_sum = (focal_loss(flat_logits.flatten(0, 1), target_classes).sum(1) * torch.cat(valid)).sum()
     image, cell = (labels < head.num_classes).nonzero().unbind(-1)
     wanted = torch.stack([c.objects for c in candidates])[image, cell]
     ideal = _centerness(anchors[cell], wanted)
@@ -230,6 +239,7 @@ def atss_step(head: AtssHead, maps: Sequence[Tensor], targets: Targets, reduce_m
         deltas,
         centerness,
         candidates,
+        valid,
         average(class_sum, num_samples),
         average(box_sum, 1.0) / total_ideal,
         average(centerness_sum + 0.0 * flat_centerness.sum(), num_samples),

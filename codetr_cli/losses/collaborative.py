@@ -71,7 +71,7 @@ class CollaborativeObjective(nn.Module):
         denoising_queries: pairs wanted; 0 switches denoising off.
         label_noise, box_noise: of denoising.
         aux_heads: train the RPN, RoI and ATSS heads.
-        positive_queries: decode their positive boxes.
+        positive_queries: decode their positive boxes; only together with `aux_heads`.
         rpn_class_weight, rpn_l1_weight, roi_class_weight, roi_giou_weight: of the RPN's and RoI head's losses.
         atss_class_weight, atss_giou_weight, atss_centerness_weight: of the ATSS head's losses.
         positive_queries_weight: lambda_1.
@@ -115,7 +115,7 @@ class CollaborativeObjective(nn.Module):
         self.criterion = QueryCriterion(class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
         self.matcher = HungarianMatcher(class_cost=class_cost, l1_cost=l1_cost, giou_cost=giou_cost)
         self.denoising_queries, self.label_noise, self.box_noise = denoising_queries, label_noise, box_noise
-        self.use_aux_heads, self.use_positive_queries = aux_heads, positive_queries
+        self.use_aux_heads, self.use_positive_queries = aux_heads, aux_heads and positive_queries
         self.rpn_weights = (rpn_class_weight, rpn_l1_weight)
         self.roi_weights = (roi_class_weight, roi_giou_weight)
         self.atss_weights = (atss_class_weight, atss_giou_weight, atss_centerness_weight)
@@ -161,15 +161,16 @@ class CollaborativeObjective(nn.Module):
         with full_precision(images):
             self._decoder_losses(step, targets)
         if self.use_aux_heads:
-            self._aux_head_losses(step, targets, draws)
+            roi, atss = self._aux_head_losses(step, targets, draws)
             if self.use_positive_queries:
-                self._positive_losses(step, targets, draws)
+                for head, candidates in enumerate((roi.candidates, atss.candidates)):
+                    self._positive_losses(step, candidates, targets, head, draws)
         return step
 
     def _decode_matching(self, encoded: Encoded, targets: Sequence[dict[str, Any]], draws: Draws) -> Step:
-        model, batch = self.model, len(targets)
+        model = self.model
         proposals = model.select_queries(encoded)
-        queries, references, blocked = model.matching_queries(batch), proposals.boxes.detach(), None
+        queries, references, blocked = model.matching_queries(proposals), proposals.boxes.detach(), None
         denoising = None
         if self.denoising_queries:
             denoising = make_denoising_queries(
@@ -212,37 +213,43 @@ class CollaborativeObjective(nn.Module):
             prefix = _layer_prefix(layer, len(logits))
             step.losses.update({f"{prefix}dn_loss_{name}": value for name, value in terms.items()})
 
-    def _aux_head_losses(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> None:
+    def _aux_head_losses(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> tuple[RoiStep, AtssStep]:
         heads = self._heads
         step.aux_maps = self.model.aux_maps(step.encoded)
         with full_precision(step.aux_maps[0]):
             maps = [at_least_float32(m) for m in step.aux_maps]
-            step.rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws)
-            step.roi = roi_step(heads.roi, maps, step.rpn.proposals, targets, samples=self.roi_samples, draws=draws)
-            step.atss = atss_step(heads.atss, maps, targets, self.reduce_mean)
-        step.losses["loss_rpn_cls"] = step.rpn.class_loss * self.rpn_weights[0]
-        step.losses["loss_rpn_bbox"] = step.rpn.box_loss * self.rpn_weights[1]
-        step.losses["loss_cls0"] = step.roi.class_loss * self.roi_weights[0]
-        step.losses["loss_bbox0"] = step.roi.box_loss * self.roi_weights[1]
-        step.losses["loss_cls1"] = step.atss.class_loss * self.atss_weights[0]
-        step.losses["loss_bbox1"] = step.atss.box_loss * self.atss_weights[1]
-        step.losses["loss_centerness1"] = step.atss.centerness_loss * self.atss_weights[2]
+            rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws)
+            roi = roi_step(heads.roi, maps, rpn.proposals, targets, samples=self.roi_samples, draws=draws)
+            atss = atss_step(heads.atss, maps, targets, self.reduce_mean)
+        step.rpn, step.roi, step.atss = rpn, roi, atss
+        step.losses["loss_rpn_cls"] = rpn.class_loss * self.rpn_weights[0]
+        step.losses["loss_rpn_bbox"] = rpn.box_loss * self.rpn_weights[1]
+        step.losses["loss_cls0"] = roi.class_loss * self.roi_weights[0]
+        step.losses["loss_bbox0"] = roi.box_loss * self.roi_weights[1]
+        step.losses["loss_cls1"] = atss.class_loss * self.atss_weights[0]
+        step.losses["loss_bbox1"] = atss.box_loss * self.atss_weights[1]
+        step.losses["loss_centerness1"] = atss.centerness_loss * self.atss_weights[2]
+        return roi, atss
 
-    def _positive_losses(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> None:
-        if step.roi is None or step.atss is None:
-            return
-        for head, candidates in enumerate((step.roi.candidates, step.atss.candidates)):
-            done = self._positive_pass(step.encoded, candidates, targets, head, draws)
-            step.positive.append(done)
-            with full_precision(done.logits):
-                logits, boxes = at_least_float32(done.logits), at_least_float32(done.predicted_boxes)
-                positives = int((done.targets.labels < self.model.num_classes).sum())
-                factors, num_boxes = _factors(targets, boxes), self._mean_count(positives, boxes)
-                for layer in range(len(logits)):
-                    terms = self.criterion(logits[layer], boxes[layer], done.targets, factors, num_boxes)
-                    prefix = _layer_prefix(layer, len(logits))
-                    for name, value in terms.items():
-                        step.losses[f"{prefix}loss_{name}_aux{head}"] = value * self.positive_queries_weight
+    def _positive_losses(
+        self,
+        step: Step,
+        candidates: Sequence[Candidates],
+        targets: Sequence[dict[str, Any]],
+        head: int,
+        draws: Draws,
+    ) -> None:
+        done = self._positive_pass(step.encoded, candidates, targets, head, draws)
+        step.positive.append(done)
+        with full_precision(done.logits):
+            logits, boxes = at_least_float32(done.logits), at_least_float32(done.predicted_boxes)
+            positives = (done.targets.labels < self.model.num_classes).sum().to(boxes.dtype)
+            factors, num_boxes = _factors(targets, boxes), self.reduce_mean(positives).clamp(min=1)
+            for layer in range(len(logits)):
+                terms = self.criterion(logits[layer], boxes[layer], done.targets, factors, num_boxes)
+                prefix = _layer_prefix(layer, len(logits))
+                for name, value in terms.items():
+                    step.losses[f"{prefix}loss_{name}_aux{head}"] = value * self.positive_queries_weight
 
     def _positive_pass(
         self,

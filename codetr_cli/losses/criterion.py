@@ -75,18 +75,15 @@ class QueryCriterion:
         Returns:
             cls, bbox, iou.
         """
-        classes = logits.shape[-1]
-        labels = targets.labels.flatten()
-        positive = (labels != classes).nonzero()[:, 0]
-        predicted, wanted = boxes.flatten(0, 1)[positive], targets.boxes.flatten(0, 1)[positive]
-        quality = boxes.new_zeros(len(labels))
-        quality[positive] = paired_iou(cxcywh_to_xyxy(predicted.detach()), cxcywh_to_xyxy(wanted))
+        # Background queries are weighted with zero, not left out: picking the others would wait for the device.
+        positive = (targets.labels != logits.shape[-1]).to(boxes.dtype)  # (B, Q)
+        predicted, wanted = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes)
+        quality = paired_iou(predicted.detach(), wanted)
+        qfl = quality_focal_loss(logits.flatten(0, 1), targets.labels.flatten(), quality.flatten())
         # Parity: the class loss is divided by this process's own positives, not by their mean over processes.
-        class_loss = average(quality_focal_loss(logits.flatten(0, 1), labels, quality), max(len(positive), 1))
-        # Without positives both sums are an exact zero attached to the graph.
-        l1 = (predicted - wanted).abs().sum() + 0.0 * boxes.sum()
-        scale = factors[positive // boxes.shape[1]]
-        giou = giou_loss(cxcywh_to_xyxy(predicted) * scale, cxcywh_to_xyxy(wanted) * scale).sum() + 0.0 * boxes.sum()
+        class_loss = average(qfl, positive.sum().clamp(min=1))
+        l1 = ((boxes - targets.boxes).abs().sum(-1) * positive).sum()
+        giou = (giou_loss(predicted * factors[:, None], wanted * factors[:, None]) * positive).sum()
         return {
             "cls": class_loss * self.class_weight,
             "bbox": average(l1, num_boxes) * self.l1_weight,

@@ -85,11 +85,12 @@ def make_denoising_queries(
     content_slots = content.new_zeros(batch, size, content.shape[-1]) + 0.0 * label_embed.weight.sum()
     content_slots = content_slots.index_put((image, slot), content)
     reference_slots = references.new_zeros(batch, size, 4).index_put((image, slot), references)
-    restore = block % 2 == 0
+    # Every other block restores its objects.
+    restore = torch.arange(len(labels), device=device).view(2 * groups, sum(counts))[::2].flatten()
     label_slots = labels.new_full((batch, size), label_embed.num_embeddings)
     label_slots[image[restore], slot[restore]] = labels[restore]
     box_slots = references.new_zeros(batch, size, 4)
-    box_slots[image[restore], slot[restore]] = xyxy_to_cxcywh(corners).repeat(2 * groups, 1)[restore]
+    box_slots[image[restore], slot[restore]] = xyxy_to_cxcywh(corners).repeat(groups, 1)
     blocked = _blocked(largest * 2, groups, num_matching, device)
     return DenoisingQueries(content_slots, reference_slots, blocked, label_slots, box_slots, sum(counts) * groups)
 

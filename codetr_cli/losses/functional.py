@@ -22,7 +22,7 @@ def average(total: Tensor, normaliser: Tensor | float) -> Tensor:
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Rows (N, K) with a 1 at each label (N,); label K (background) gives a row of zeros."""
-    return F.one_hot(labels, num_classes + 1)[:, :num_classes].to(dtype)
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(dtype)
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:

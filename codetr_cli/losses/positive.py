@@ -45,6 +45,9 @@ def select_positive_queries(
     """
     # Parity: images are cut to the smallest number of candidates before anything is counted.
     shared = min(len(c.labels) for c in candidates)
+    if shared == 0:  # a network that has diverged proposes nothing: its loss must say so
+        blank = candidates[0].boxes.new_zeros(len(candidates), MIN_QUERIES, 4)
+        return blank, QueryTargets(torch.full(blank.shape[:2], num_classes, device=blank.device), blank)
     positives = [(c.labels[:shared] < num_classes).nonzero()[:, 0] for c in candidates]
     count = max(min(max(len(p) for p in positives), max_queries), MIN_QUERIES)
     boxes, labels, objects = [], [], []

@@ -150,9 +150,10 @@ class CoDETR(nn.Module):
         with full_precision(decoded.states):
             return self.class_heads[layer](at_least_float32(decoded.states[layer]))
 
-    def matching_queries(self, batch_size: int) -> Tensor:
-        """The learned content (B, Q, C) of the queries that are matched to objects."""
-        return self.query_embed.weight[None].expand(batch_size, -1, -1)
+    def matching_queries(self, proposals: Proposals) -> Tensor:
+        """The learned content (B, Q, C) of the queries that are matched to objects, one row a rank."""
+        batch, count = proposals.indices.shape
+        return self.query_embed.weight[None, :count].expand(batch, -1, -1)
 
     def aux_maps(self, encoded: Encoded) -> list[Tensor]:
         """The maps the auxiliary heads read: the memory's L levels and one coarser level made from the last."""
@@ -169,13 +170,11 @@ class CoDETR(nn.Module):
         Returns:
             pred_logits (B, Q, K) and pred_boxes (B, Q, 4) as cxcywh in [0, 1] relative to the valid image.
         """
-        encoded = self.encode(images, padding_mask)
-        return self._decode_final(encoded)
+        return self._decode_final(self.encode(images, padding_mask))
 
     def _decode_final(self, encoded: Encoded) -> dict[str, Tensor]:
         proposals = self.select_queries(encoded)
-        queries = self.matching_queries(encoded.memory.shape[0])
-        decoded = self.decode(queries, proposals.boxes.detach(), encoded)
+        decoded = self.decode(self.matching_queries(proposals), proposals.boxes.detach(), encoded)
         last = decoded.states.shape[0] - 1
         return {
             "pred_logits": self._logits_of_layer(decoded, last),
@@ -197,16 +196,23 @@ class CoDETR(nn.Module):
         Raises:
             ValueError: an auxiliary head is asked for and this model was built without them.
         """
+        return self.detect_encoded(self.encode(images, padding_mask), metas, postprocess)
+
+    @torch.no_grad()
+    def detect_encoded(
+        self, encoded: Encoded, metas: Sequence[dict[str, Any]], postprocess: PostProcess
+    ) -> list[Detections]:
+        """Detections of images that have been encoded; arguments as for `detect`."""
         if postprocess.head == "decoder":
-            outputs = self.forward(images, padding_mask)
+            outputs = self._decode_final(encoded)
             return postprocess(outputs["pred_logits"], outputs["pred_boxes"], metas)
         if self.aux_heads is None:
             raise ValueError(
                 f"head {postprocess.head!r} was asked for but this model was built without auxiliary heads"
             )
-        maps = self.aux_maps(self.encode(images, padding_mask))
+        maps = self.aux_maps(encoded)
         sizes = [meta["norm_size"] for meta in metas]
-        with full_precision(images):
+        with full_precision(encoded.memory):
             maps = [at_least_float32(m) for m in maps]
             if postprocess.head == "atss":
                 found = self.aux_heads.atss.detect(maps, sizes)

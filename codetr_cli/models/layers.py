@@ -63,7 +63,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., dim) to (..., dim)."""
-        return x + self.linear2(F.relu(self.linear1(x)))
+        # In place: the hidden tensor of a large image's tokens is the largest of the whole network.
+        return x + self.linear2(F.relu(self.linear1(x), inplace=True))
 
 
 class ConvNorm(nn.Module):

@@ -55,5 +55,5 @@ def encode_boxes(boxes_cxcywh: Tensor, *, dim: int, order: str, temperature: flo
     Returns:
         (..., 4 * dim).
     """
-    columns = boxes_cxcywh[..., ["xywh".index(letter) for letter in order]]
+    columns = torch.stack([boxes_cxcywh[..., "xywh".index(letter)] for letter in order], -1)
     return _sin_cos(columns * (2 * math.pi), dim, temperature).flatten(-2)

@@ -76,22 +76,14 @@ class QuerySelection(nn.Module):
         return self.memory_norm(self.memory_proj(memory.masked_fill(invalid, 0.0)))
 
     def forward(self, memory: Tensor, layout: TokenLayout, class_head: nn.Module, box_head: nn.Module) -> Proposals:
-        """Selects the tokens with the highest class logit.
-
-        Raises:
-            ValueError: the maps have fewer tokens than queries.
-        """
-        if memory.shape[1] < self.num_queries:
-            raise ValueError(
-                f"the image gives {memory.shape[1]} tokens but the model has {self.num_queries} queries: "
-                "use larger images"
-            )
+        """Selects the tokens with the highest class logit; all of them in images with fewer tokens than queries."""
+        count = min(self.num_queries, memory.shape[1])
         # Half precision would tie most of the scores that the selection compares.
         with full_precision(memory):
             proposals = propose_boxes(layout)
             projected = self.project(at_least_float32(memory), proposals)
             logits = class_head(projected)
-            indices = torch.topk(logits.max(-1)[0], self.num_queries, dim=1)[1]
+            indices = torch.topk(logits.max(-1)[0], count, dim=1)[1]
             # The box branch runs on the selected tokens only: the others are never read.
             boxes = (box_head(_gather_tokens(projected, indices)) + _gather_tokens(proposals, indices)).sigmoid()
             return Proposals(indices, _gather_tokens(logits, indices), boxes)

@@ -51,24 +51,26 @@ def reference_multi_scale_deformable_attention(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """The definition in plain PyTorch, level by level so that only one level's samples are held. Arguments as above."""
+    """The definition in plain PyTorch, level by level so that only one level's samples are held. Arguments as above.
+
+    Samples are taken in the locations' precision: half precision would move them by whole cells on large maps.
+    """
     batch, tokens, heads, channels = value.shape
     queries, levels, points = sampling_locations.shape[1], len(spatial_shapes), sampling_locations.shape[4]
     # Queries innermost: the sums over points then run along contiguous memory.
-    maps = value.permute(0, 2, 3, 1).reshape(batch * heads, channels, tokens)
-    grids = (2 * sampling_locations - 1).to(value.dtype)  # grid_sample wants [-1, 1] with align_corners=False
+    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
+    maps = value.to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, channels, tokens)
+    grids = (2 * sampling_locations - 1).to(dtype)  # grid_sample wants [-1, 1] with align_corners=False
     grids = grids.permute(3, 0, 2, 4, 1, 5).reshape(levels, batch * heads, points, queries, 2)
-    weights = (
-        attention_weights.to(value.dtype).permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
-    )
-    output = value.new_zeros(batch * heads, channels, queries)
+    weights = attention_weights.to(dtype).permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
+    output = maps.new_zeros(batch * heads, channels, queries)
     parts = torch.split(maps, [height * width for height, width in spatial_shapes], dim=2)
     for size, part, grid, weight in zip(spatial_shapes, parts, grids, weights, strict=True):
         sampled = F.grid_sample(
             part.view(batch * heads, channels, *size), grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )  # (B N, D, P, Q)
         output = output + (sampled * weight).sum(2)
-    return output.view(batch, heads * channels, queries).transpose(1, 2)
+    return output.to(value.dtype).view(batch, heads * channels, queries).transpose(1, 2)
 
 
 def _gathers(*tensors: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from safetensors.numpy import load_file
 
 TOLERANCE = 1e-9
 GRADIENT_TOLERANCE = 1e-7
+
+
+class UnsupportedCaseError(ValueError):
+    """A case whose kind or network is not part of this version; the message says what is missing."""
 
 
 @dataclass
@@ -107,22 +112,32 @@ class Case:
         return entries
 
     @property
+    def publisher(self) -> str:
+        """Whose names, layouts and post-processing the case has: mmdet3 or sensex."""
+        publisher: str = self.description["published_by"]
+        return publisher
+
+    @cached_property
     def manifest(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Published name, shape and dtype of every entry of the model."""
         entries = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
         return [(name, tuple(shape), dtype) for name, shape, dtype in entries]
 
-    def compare(
-        self, report: Report, ours: Mapping[str, Any | Callable[[], Any]], tolerance_of: Callable[[str], float]
-    ) -> None:
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Published name -> shape of every floating entry."""
+        return {name: shape for name, shape, dtype in self.manifest if dtype.startswith("float")}
+
+    def compare(self, report: Report, ours: Mapping[str, Any], tolerance_of: Callable[[str], float]) -> None:
         """Compares every stored tensor, in recorded order; a tensor that we do not compute is a failure."""
         for key, entry in self.tensors.items():
             if key not in self.recorded:
+                report.fail(key, "listed in case.json, missing in tensors.safetensors")
                 continue
-            if key not in ours:
+            if ours.get(key) is None:
                 report.fail(key, "not computed by this runner")
                 continue
-            value = ours[key]
-            value = _array(value() if callable(value) else value)
+            value = _array(ours[key])
             if list(value.shape) != list(entry["shape"]):
                 report.fail(key, f"shape {list(value.shape)} instead of {entry['shape']}")
                 continue

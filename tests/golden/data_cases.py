@@ -228,10 +228,11 @@ def _slice(image: np.ndarray) -> np.ndarray:
 
 
 def run_sampler(case_dir: Path, report: Report) -> None:
-    """Compares orientation flags and the order of images of every rank and epoch."""
+    """Compares the order of images of every rank and epoch; with the data set at hand, the orientation flags too."""
     facts = Case.load(case_dir).facts
-    dataset = _dataset_of(facts["dataset"])
-    report("flags", dataset.aspect_flags, np.array(facts["flags"], np.int64), 0.0, exact=True)
+    if shared_dir().is_dir():
+        flags = _dataset_of(facts["dataset"]).aspect_flags
+        report("flags", flags, np.array(facts["flags"], np.int64), 0.0, exact=True)
     for run in facts["runs"]:
         sampler = AspectGroupedSampler(
             np.array(facts["flags"]),

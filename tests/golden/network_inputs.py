@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,63 +17,118 @@ from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.draws import Draws
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.weights.names import rename
+from codetr_cli.weights.names import find_naming, rename, to_ours
 from tests.golden import synth
-from tests.golden.case import Case
+from tests.golden.case import Case, UnsupportedCaseError
 
 GREY = (114.0 - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
+NUM_HEADS = 8  # the only size that shapes do not tell
+
+# ------------------------------------------------------------------------------------------------------------- settings
 
 
-def settings_of(case: Case) -> Settings:
-    """The published Co-DINO R50 with the sizes that the case's parameter shapes tell."""
-    shapes = {name: shape for name, shape, _ in case.manifest}
+def published_names(shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Published name -> ours, strictly.
 
-    prefix = "query_head.transformer."
+    Raises:
+        UnsupportedCaseError: a name that no network of this version has.
+    """
+    naming = find_naming(shapes)
+    names = {name: to_ours(name, naming) for name in shapes}
+    unknown = [name for name, ours in names.items() if ours is None]
+    if unknown:
+        raise UnsupportedCaseError(
+            f"its network is not part of this version: {len(unknown)} of {len(names)} parameters are unknown, "
+            f"the first is {unknown[0]}"
+        )
+    return {name: ours for name, ours in names.items() if ours is not None}
 
-    def count(part: str) -> int:
-        pattern = re.escape(prefix + part) + r"(\d+)"
-        return 1 + max(int(match[1]) for name in shapes if (match := re.match(pattern, name)))
 
-    num_queries, dim = shapes[prefix + "query_embed.weight"]
-    levels = shapes[prefix + "level_embeds"][0]
-    points = shapes[prefix + "encoder.layers.0.attentions.0.attention_weights.bias"][0] // (8 * levels)
-    query_test = case.facts.get("query_test_cfg") or case.facts.get("test_cfg") or {}
-    nms = query_test.get("nms") or {}
+def settings_of(case: Case, shapes: Mapping[str, Sequence[int]]) -> Settings:
+    """The published Co-DINO R50 with the sizes that the parameters' shapes tell and the case's test settings."""
+    ours = {name: shapes[published] for published, name in published_names(shapes).items()}
+
+    def count(prefix: str) -> int:
+        return 1 + max(int(match[1]) for name in ours if (match := re.match(re.escape(prefix) + r"(\d+)\.", name)))
+
+    levels, dim = ours["encoder.level_embed"]
+    samples = ours["encoder.layers.0.self_attn.attention_weights.bias"][0]
     return apply_overrides(
         load_preset("co_dino_r50"),
         [
-            f"model.num_classes={shapes['query_head.cls_branches.0.weight'][0]}",
+            f"model.num_classes={ours['class_heads.0.weight'][0]}",
             f"model.embed_dim={dim}",
-            f"model.num_queries={num_queries}",
+            f"model.num_heads={NUM_HEADS}",
+            f"model.num_points={samples // (NUM_HEADS * levels)}",
             f"model.num_levels={levels}",
-            f"model.num_points={points}",
+            f"model.num_queries={ours['query_embed.weight'][0]}",
             f"model.encoder_layers={count('encoder.layers.')}",
+            "model.encoder_checkpointing=0",
             f"model.decoder_layers={count('decoder.layers.')}",
-            f"model.ffn_dim={shapes[prefix + 'encoder.layers.0.ffns.0.layers.0.0.weight'][0]}",
-            f"test.max_detections={query_test.get('max_per_img', 300)}",
-            f"test.nms={'soft' if nms.get('type', 'soft_nms') == 'soft_nms' else 'hard'}",
-            f"test.nms_iou={nms.get('iou_threshold', 0.8)}",
-            f"test.candidates={'max_detections' if case.description['published_by'] == 'mmdet3' else 'num_queries'}",
+            f"model.ffn_dim={ours['encoder.layers.0.ffn.linear1.weight'][0]}",
+            f"model.roi.fc_dim={ours['aux_heads.roi.fcs.0.weight'][0]}",
+            f"model.backbone.block={'bottleneck' if 'backbone.layer1.0.conv3.weight' in ours else 'basic'}",
+            f"model.backbone.layers={[count(f'backbone.layer{stage}.') for stage in (1, 2, 3, 4)]}",
+            f"model.backbone.width={ours['backbone.conv1.weight'][0]}",
+            *_test_overrides(case),
         ],
     )
 
 
-def published_state(case: Case) -> dict[str, Tensor]:
-    """The case's weights under the published names, float64."""
-    salt = case.description.get("salt", "")
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(synth.parameter(name, shape, salt)))
-        for name, shape, dtype in case.manifest
-        if dtype.startswith("float")
-    }
+def _test_overrides(case: Case) -> list[str]:
+    published = {"max_per_img": 300, "nms": {"type": "soft_nms", "iou_threshold": 0.8}}
+    test = case.facts.get("query_test_cfg") or case.facts.get("test_cfg") or published
+    nms = test.get("nms") or {"type": "none"}
+    kinds = {"none": "none", "nms": "hard", "soft_nms": "soft"}
+    overrides = [
+        f"test.max_detections={test['max_per_img']}",
+        f"test.candidates={'max_detections' if case.publisher == 'mmdet3' else 'num_queries'}",
+        f"test.nms={kinds[nms['type']]}",
+        f"test.nms_iou={nms.get('iou_threshold', 0.8)}",
+        f"test.nms_min_score={nms.get('min_score', 1e-3)}",
+    ]
+    aux = case.facts.get("aux_test_cfg") or {}
+    if "rpn" in aux:
+        overrides += [
+            f"model.rpn.proposals_pre_nms_test={aux['rpn']['nms_pre']}",
+            f"model.rpn.num_proposals={aux['rpn']['max_per_img']}",
+            f"model.rpn.nms_iou={aux['rpn']['nms']['iou_threshold']}",
+        ]
+    for theirs, ours in (("rcnn", "roi"), ("atss", "atss")):
+        if theirs in aux:
+            overrides += [
+                f"model.{ours}.nms_iou={aux[theirs]['nms']['iou_threshold']}",
+                f"model.{ours}.max_detections={aux[theirs]['max_per_img']}",
+            ]
+    if "atss" in aux:
+        overrides.append(f"model.atss.pre_nms={aux['atss']['nms_pre']}")
+    return overrides
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
 
 
 def build_case_model(case: Case, config: ModelConfig) -> CoDETR:
     """Our model with the case's weights, strictly, in float64."""
     model = build_model(config).double()
-    ours = rename(published_state(case)).state
-    model.load_state_dict(ours, strict=True)
+    state = rename(dict(_published_state(tuple(case.manifest), case.description.get("salt", "")))).state
+    model.load_state_dict(state, strict=True)
     return model
+
+
+@lru_cache(maxsize=1)
+def _published_state(
+    manifest: tuple[tuple[str, tuple[int, ...], str], ...], salt: str
+) -> tuple[tuple[str, Tensor], ...]:
+    """The weights under the published names, float64."""
+    return tuple(
+        (name, torch.from_numpy(np.ascontiguousarray(synth.parameter(name, shape, salt))))
+        for name, shape, dtype in manifest
+        if dtype.startswith("float")
+    )
+
+
+# -------------------------------------------------------------------------------------------------- images and objects
 
 
 def batch_of(case: Case) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
@@ -87,7 +145,7 @@ def batch_of(case: Case) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
         images[index, :, :h, :w] = synth.image(entry["key"], h, w)
         valid_h, valid_w = entry["valid_size"]
         mask[index, :valid_h, :valid_w] = False
-        targets.append(_target(entry, case.description.get("classes", 80)))
+        targets.append(_target(entry, case.description["classes"]))
     return torch.from_numpy(images), mask, targets
 
 
@@ -109,27 +167,56 @@ def objective_of(model: CoDETR, settings: Settings) -> CollaborativeObjective:
     return CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
 
 
+# --------------------------------------------------------------------------------------------------------- random draws
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One random number call of the published code: where, which function, its shape and the key of its values."""
+
+    name: str
+    function: str
+    shape: tuple[int, ...]
+    key: str
+
+
+def listed_draws(facts: Mapping[str, Any]) -> list[Draw]:
+    """The draws of a case or of one of its steps, in order, permutations (which are the identity) left out."""
+    draws = []
+    for entry in facts.get("random_draws") or facts.get("draws") or []:
+        function = entry.get("kind") or entry["function"]
+        if function != "randperm":
+            # Sense-X cases write the rule behind the key.
+            key = entry["key"] if "key" in entry else entry["values"].split(" -> ")[0]
+            draws.append(Draw(f"draw/{entry['index']}/{entry['site']}", function, tuple(entry["shape"]), key))
+    return draws
+
+
 class RecordedDraws(Draws):
     """Gives the recorded random numbers in the published order; permutations are the identity.
 
     Args:
-        listed: the case's `random_draws`: kind, shape and key of each.
+        draws: of the case.
     """
 
-    def __init__(self, listed: list[dict[str, Any]]) -> None:
-        self.pending = [draw for draw in listed if draw["kind"] != "randperm"]
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self.pending = list(draws)
+        self.given: dict[str, np.ndarray] = {}
 
-    def _next(self, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _next(self, integers: bool, shape: tuple[int, ...], high: int = 1) -> Tensor:
         draw = self.pending.pop(0)
-        if not draw["kind"].startswith(kind) or tuple(draw["shape"]) != tuple(shape):
-            raise ValueError(f"the case records {draw['kind']} {draw['shape']} next, asked for {kind} {list(shape)}")
-        return synth.uniform(draw["key"], tuple(shape))
+        if integers != draw.function.startswith("randint") or draw.shape != tuple(shape):
+            asked = f"{'integers' if integers else 'uniform numbers'} of shape {list(shape)}"
+            raise ValueError(f"the case records {draw.function} {list(draw.shape)} next, our code asks for {asked}")
+        values = synth.uniform(draw.key, draw.shape)
+        self.given[draw.name] = np.floor(high * values).astype(np.int64) if integers else values
+        return torch.from_numpy(self.given[draw.name].copy())
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return torch.from_numpy(self._next("rand_like", shape)).to(like.dtype)
+        return self._next(False, shape).to(like.dtype)
 
     def integers(self, high: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return torch.from_numpy(np.floor(high * self._next("randint", shape)).astype(np.int64))
+        return self._next(True, shape, high)
 
     def permutation(self, count: int, like: Tensor) -> Tensor:
         return torch.arange(count)

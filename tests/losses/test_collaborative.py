@@ -49,6 +49,54 @@ def test_every_trained_parameter_gets_a_finite_gradient(tiny_settings, counts):
 
 
 @pytest.mark.parametrize(
+    "box", [[10.0, 20, 10, 50], [10, 20, 40, 20], [30, 30, 30, 30], [95, 95, 96, 96], [0, 0, 96, 96]]
+)
+def test_degenerate_boxes_give_finite_losses_and_gradients(tiny_settings, box):
+    objective = make_objective(tiny_settings)
+    images, mask, targets = make_batch((2,))
+    targets[0]["boxes"][0] = torch.tensor(box)
+    total = torch.stack(list(objective(images, mask, targets).values())).sum()
+    total.backward()
+    assert bool(total.isfinite())
+    assert all(bool(p.grad.isfinite().all()) for p in objective.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("size", "boxes"), [((32, 32), 1), ((16, 48), 0)])
+def test_tiny_images_train(tiny_settings, size, boxes):
+    """The coarsest maps have one cell, and there are fewer tokens than queries."""
+    objective = make_objective(tiny_settings, "model.num_queries=100")
+    images, mask, targets = make_batch((boxes,))
+    targets[0] |= {"boxes": targets[0]["boxes"].clamp(max=min(size)) * 0.5, "norm_size": size, "pad_size": size}
+    losses = objective(images[..., : size[0], : size[1]], mask[:, : size[0], : size[1]], targets)
+    assert all(bool(value.isfinite()) for value in losses.values())
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 0)])
+def test_a_diverged_network_reports_it_by_its_loss(tiny_settings, counts):
+    objective = make_objective(tiny_settings)
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.fill_(float("nan"))
+    losses = objective(*make_batch(counts))
+    assert not bool(torch.stack(list(losses.values())).sum().isfinite())
+
+
+def test_background_boxes_are_never_read():
+    generator = torch.Generator().manual_seed(0)
+    logits, boxes = torch.randn(2, 5, 3, generator=generator), torch.rand(2, 5, 4, generator=generator)
+    labels = torch.tensor([[0, 3, 3, 1, 3], [3, 3, 2, 3, 3]])
+    wanted = torch.rand(2, 5, 4, generator=generator)
+    criterion = QueryCriterion(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
+    factors, count = torch.tensor([[90.0, 60, 90, 60], [50, 70, 50, 70]]), torch.tensor(3.0)
+    terms = criterion(logits, boxes, QueryTargets(labels, wanted), factors, count)
+    other = criterion(logits, boxes, QueryTargets(labels, wanted * (labels < 3)[..., None]), factors, count)
+    assert all(torch.equal(terms[name], other[name]) for name in terms)
+    positive = labels < 3
+    expected = 5 * (boxes[positive] - wanted[positive]).abs().sum() / 3
+    torch.testing.assert_close(terms["bbox"], expected)
+
+
+@pytest.mark.parametrize(
     ("overrides", "gone"),
     [
         (["train.loss.positive_queries=false"], ["aux0", "aux1"]),
@@ -149,6 +197,15 @@ def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expecte
         assert int((wanted.labels[image] < 5).sum()) == min(n, expected)
     background = wanted.labels == 5
     assert float(wanted.boxes[background].abs().sum()) == 0.0
+
+
+def test_no_candidates_give_background_queries():
+    boxes, wanted = select_positive_queries(
+        [make_candidates(0, 0), make_candidates(2, 3)], [{"norm_size": (9, 9)}] * 2, num_classes=5, max_queries=50,
+        draws=Draws(),
+    )  # fmt: skip
+    assert boxes.shape == (2, MIN_QUERIES, 4)
+    assert set(wanted.labels.flatten().tolist()) == {5}
 
 
 def test_too_few_candidates_repeat():

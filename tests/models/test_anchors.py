@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, encode_deltas
-from codetr_cli.models.aux_heads.roi import RoiHead, select_detections
+from codetr_cli.models.aux_heads.roi import RoiHead, suppress
+from codetr_cli.models.postprocess import Detections
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 
@@ -49,6 +50,8 @@ def test_regions_are_pooled_from_the_map_that_suits_their_size():
     assert head.pool(maps, [boxes])[:, 0, 0, 0].tolist() == [1.0, 2.0, 2.0]
 
 
-def test_selection_takes_every_class_of_a_box():
-    found = select_detections(torch.tensor([[[0.0, 0, 9, 9]]]), torch.tensor([[0.2, 0.9, 0.0]]), 0.5, 10)
+def test_suppression_is_within_each_class_and_drops_scores_of_zero():
+    boxes = torch.tensor([[0.0, 0, 9, 9]]).expand(4, 4)
+    found = suppress(Detections(boxes, torch.tensor([0.2, 0.9, 0.0, 0.1]), torch.tensor([0, 1, 2, 0])), 0.5, 10)
     assert found.labels.tolist() == [1, 0]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.2])

@@ -102,11 +102,12 @@ def test_both_published_candidate_rules_differ_as_described():
     assert float(mmdet.scores[0]) == float(sensex.scores[0])
 
 
-def test_too_small_an_image_says_so(tiny_settings):
+def test_images_with_fewer_tokens_than_queries_use_all_tokens(tiny_settings):
     model = build_model(apply_overrides(tiny_settings, ["model.num_queries=4000"]).model).eval()
-    images, mask, _ = make_batch()
-    with pytest.raises(ValueError, match="4000 queries"):
-        model(images, mask)
+    images, mask, metas = make_batch()
+    tokens = sum((96 // stride) * (128 // stride) for stride in (4, 8, 16, 32))
+    assert model(images, mask)["pred_logits"].shape == (2, tokens, 3)
+    assert len(model.detect(images, mask, metas, PostProcess(max_detections=7))[0]) == 7
 
 
 def test_checkpointing_changes_memory_not_numbers(tiny_settings):
@@ -131,7 +132,8 @@ def test_decoder_refines_from_the_raw_state_but_predicts_from_the_normed_one(mod
     for head in model.box_heads:
         torch.nn.init.normal_(head.layers[-1].weight, std=0.5)
     torch.nn.init.uniform_(model.decoder.norm.weight, 0.5, 2.0)
-    decoded = model.decode(model.matching_queries(2), model.select_queries(encoded).boxes, encoded)
+    proposals = model.select_queries(encoded)
+    decoded = model.decode(model.matching_queries(proposals), proposals.boxes, encoded)
     _, boxes = model.predict_layers(decoded)
     assert isinstance(model.decoder, DinoDecoder)
     assert not torch.allclose(boxes[0], decoded.references[1])

@@ -69,6 +69,16 @@ def test_half_precision_value_keeps_its_dtype():
     assert output.dtype == torch.bfloat16
 
 
+def test_half_precision_values_are_sampled_where_the_locations_say():
+    """Rounding a location of a wide map to bfloat16 would move it by most of a cell."""
+    width = 500
+    value = (torch.arange(width) % 2).bfloat16().view(1, width, 1, 1)
+    centres = (torch.arange(width) + 0.5) / width
+    locations = torch.stack([centres, torch.full_like(centres, 0.5)], -1).view(1, width, 1, 1, 1, 2)
+    output = multi_scale_deformable_attention(value, [(1, width)], locations, torch.ones(1, width, 1, 1, 1).bfloat16())
+    torch.testing.assert_close(output.flatten(), value.flatten(), rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize(
     ("argument", "change"),
     [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, flatten_map
-from codetr_cli.models.aux_heads.roi import select_detections
+from codetr_cli.models.aux_heads.roi import suppress
 from codetr_cli.models.layers import ConvNorm, init_conv
 from codetr_cli.models.postprocess import Detections
 
@@ -84,17 +84,15 @@ class AtssHead(nn.Module):
         ]
         found = []
         for image, size in enumerate(sizes):
-            boxes, scores = [], []
+            boxes, scores, labels = [], [], []
             for class_scores, moves, weights, level_anchors in per_level:
                 cell, label, score = self._best_cells(class_scores[image])
                 # The centerness joins after the selection, which is by class score alone.
-                dense = score.new_zeros(len(cell), self.num_classes)
-                dense[torch.arange(len(cell), device=dense.device), label] = score * weights[image, cell, 0]
-                scores.append(dense)
+                scores.append(score * weights[image, cell, 0])
                 boxes.append(decode_deltas(level_anchors[cell], moves[image, cell], self.target_stds, size))
-            found.append(
-                select_detections(torch.cat(boxes)[:, None], torch.cat(scores), self.nms_iou, self.max_detections)
-            )
+                labels.append(label)
+            candidates = Detections(torch.cat(boxes), torch.cat(scores), torch.cat(labels))
+            found.append(suppress(candidates, self.nms_iou, self.max_detections))
         return found
 
     def _best_cells(self, class_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -118,21 +118,20 @@ class RoiHead(nn.Module):
         ):
             scores = image_logits.softmax(-1)[:, : self.num_classes]
             corners = decode_deltas(boxes[:, None], image_deltas.view(-1, self.num_classes, 4), self.target_stds, size)
-            found.append(select_detections(corners, scores, self.nms_iou, self.max_detections))
+            # Every class of a region is a candidate of its own.
+            labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
+            candidates = Detections(corners.flatten(0, 1), scores.flatten(), labels.flatten())
+            found.append(suppress(candidates, self.nms_iou, self.max_detections))
         return found
 
 
-def select_detections(boxes: Tensor, scores: Tensor, nms_iou: float, max_detections: int) -> Detections:
-    """NMS within each class over every box and every class with a positive score.
+def suppress(candidates: Detections, nms_iou: float, max_detections: int) -> Detections:
+    """NMS within each class over the candidates with a positive score.
 
     Args:
-        boxes: (R, K, 4) or (R, 1, 4) xyxy pixels.
-        scores: (R, K).
+        candidates: in any order.
         nms_iou: threshold.
         max_detections: kept.
     """
-    region, label = (scores > 0).nonzero().unbind(-1)
-    candidates = boxes.expand(-1, scores.shape[1], -1)[region, label]
-    values = scores[region, label]
-    keep = batched_nms(candidates, values, label, nms_iou)[:max_detections]
-    return Detections(candidates[keep], values[keep], label[keep])
+    candidates = candidates[candidates.scores > 0]
+    return candidates[batched_nms(candidates.boxes, candidates.scores, candidates.labels, nms_iou)[:max_detections]]
