@@ -27,7 +27,7 @@ def test_detection_is_the_default(codetr, checkpoint):
     assert list(report["inference"]["stages_ms"]) == STAGES
     assert set(report["inference"]["latency_ms"]) == {"mean", "p50", "p90", "p99"}
     assert report["machine"]["threads"] == 1
-    assert report["command"].startswith("codetr ")
+    assert report["command"].startswith("codetr")
     assert report["date"]
 
 
