@@ -8,6 +8,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SHARED := $(or $(CODETR_SHARED),../shared)
+CASES = $(or $(wildcard $(SHARED)/golden/cases/*/case.json),$(wildcard tests/golden/cases/*/case.json))
 WEIGHTS := $(DEMO)/run/checkpoints/last/model.safetensors
 
 .DEFAULT_GOAL := help
@@ -48,8 +50,8 @@ format: setup ## put the code into shape
 type: setup ## check the types
 	$(BIN)/mypy
 
-parity: setup ## compare with the numbers recorded from the published code (CODETR_SHARED, else ../shared)
-	$(BIN)/python -m pytest -m parity
+parity: setup ## compare every stage with the numbers recorded from the published code (CODETR_SHARED, else ../shared)
+	$(BIN)/python -m tests.golden --quiet --skip-unsupported $(dir $(CASES))
 
 bench: setup ## measure speed here
 	$(BIN)/codetr bench
