@@ -94,6 +94,7 @@ def summarise(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads_per_run": 1, "jobs": arguments.jobs},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "note": "AP at equal steps is compared; `seconds` are of a machine that may have had other work",
         "final": final,
         "median_final_AP": {name: statistics.median(values["AP"]) for name, values in final.items()},
         "runs": runs,
