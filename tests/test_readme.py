@@ -48,7 +48,12 @@ def blocks(document: str) -> list[Block]:
 
 def commands(document: str) -> list[str]:
     """Every `codetr ...` of a document's shell blocks and of its inline code."""
-    lines = [line for block in blocks(document) if block.language == "bash" for line in block.text.splitlines()]
+    lines = [
+        line
+        for block in blocks(document)
+        if block.language == "bash"
+        for line in block.text.replace("\\\n", " ").splitlines()
+    ]
     prose = re.sub(r"^```.*?^```$", "", (REPOSITORY / document).read_text(encoding="utf-8"), flags=re.M | re.S)
     lines += re.findall(r"`(codetr [^`]+)`", prose)
     return [line.split("#")[0].strip() for line in lines if re.match(r"codetr \w", line)]
