@@ -277,6 +277,7 @@ def run_steps(case: Case, report: Report) -> None:
     names, parameters = published_names(case.shapes), dict(model.named_parameters())
     trained = {published: parameters[names[published]] for published in case.facts["trainable"]}
     start = {published: parameter.detach().clone() for published, parameter in trained.items()}
+    probes = {name: torch.from_numpy(synth.draw(f"probe/{name}", tuple(p.shape))) for name, p in trained.items()}
     values: Values = {}
     for index, facts in enumerate(case.facts["steps"]):
         step = objective.run(images, mask, targets, RecordedDraws(listed_draws(facts)))
@@ -291,10 +292,5 @@ def run_steps(case: Case, report: Report) -> None:
         optimizer.step()
         moved = {published: parameter.detach() - start[published] for published, parameter in trained.items()}
         values[f"step/{index}/delta_norm"] = np.array([float(delta.norm()) for delta in moved.values()])
-        values[f"step/{index}/delta_probe"] = np.array([_probe(name, delta) for name, delta in moved.items()])
+        values[f"step/{index}/delta_probe"] = np.array([float((moved[name] * probes[name]).sum()) for name in moved])
     case.compare(report, values, lambda key: GRADIENT_TOLERANCE)
-
-
-def _probe(name: str, delta: Tensor) -> float:
-    """The dot product of a change with random numbers drawn from the parameter's name."""
-    return float((delta.numpy() * synth.draw(f"probe/{name}", tuple(delta.shape))).sum())
