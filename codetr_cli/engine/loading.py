@@ -15,6 +15,7 @@ from codetr_cli.config import Settings, apply_overrides, load_preset, nearest, p
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.models.lean import lean_for_inference
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.weights.carry import load_into
 from codetr_cli.weights.checkpoint import open_checkpoint
@@ -66,6 +67,7 @@ def load_detector(
     *,
     classes: Classes | None = None,
     training: bool = False,
+    lean: bool = True,
 ) -> LoadedModel:
     """Loads a checkpoint, or builds a preset with random weights.
 
@@ -75,6 +77,7 @@ def load_detector(
         overrides: `key=value` settings; those under `model.` must fit the checkpoint.
         classes: of a preset; a checkpoint brings its own. Without them a preset has COCO's.
         training: build the auxiliary heads as well; otherwise only when `test.head` asks for one.
+        lean: unless it is for training, make the network one that only detects, faster (`lean_for_inference`).
 
     Raises:
         CheckpointError: no such file, unreadable, unsafe, or of another architecture than the settings say.
@@ -82,13 +85,13 @@ def load_detector(
     """
     path = find_checkpoint(path_or_preset)
     if path is None:
-        return _build_preset(str(path_or_preset), device, overrides, classes, training=training)
+        return _build_preset(str(path_or_preset), device, overrides, classes, training=training, lean=lean)
     checkpoint = open_checkpoint(path)
     settings = apply_overrides(checkpoint.settings, list(overrides))
     model = _build(settings, training=training)
     load_into(model, checkpoint.state, source=f"{path} (preset {settings.name})")
     return LoadedModel(
-        model=model.to(device).eval(),
+        model=_ready(model, device, lean=lean and not training),
         postprocess=build_postprocess(settings.test),
         settings=settings,
         class_names=list(checkpoint.class_names),
@@ -101,8 +104,14 @@ def _build(settings: Settings, *, training: bool) -> CoDETR:
     return build_model(settings.model, aux_heads=training or settings.test.head != "decoder")
 
 
+def _ready(model: CoDETR, device: torch.device, *, lean: bool) -> CoDETR:
+    """The network with its weights, put where it is to run."""
+    model = model.to(device).eval()
+    return lean_for_inference(model) if lean else model
+
+
 def _build_preset(
-    name: str, device: torch.device, overrides: Sequence[str], classes: Classes | None, *, training: bool
+    name: str, device: torch.device, overrides: Sequence[str], classes: Classes | None, *, training: bool, lean: bool
 ) -> LoadedModel:
     settings = load_preset(name, list(overrides))
     if classes is None:
@@ -110,7 +119,7 @@ def _build_preset(
     else:
         settings = apply_overrides(settings, [f"model.num_classes={len(classes.names)}"])
     return LoadedModel(
-        model=_build(settings, training=training).to(device).eval(),
+        model=_ready(_build(settings, training=training), device, lean=lean and not training),
         postprocess=build_postprocess(settings.test),
         settings=settings,
         class_names=classes.names,

@@ -113,12 +113,12 @@ class CoDETR(nn.Module):
             self.downsample = ConvNorm(dim, dim, kernel_size=3, stride=2, norm_groups=norm_groups, bias=True)
             self.positive_queries = PositiveQueries(dim=dim, num_heads=2)
 
-    def encode(self, images: Tensor, padding_mask: Tensor) -> Encoded:
+    def encode(self, images: Tensor, padding_mask: Tensor | None) -> Encoded:
         """Runs backbone, neck and encoder.
 
         Args:
             images: (B, 3, H, W) normalised, zero in the padding.
-            padding_mask: bool (B, H, W), True = padding.
+            padding_mask: bool (B, H, W), True = padding; None: there is none, which saves time and memory.
         """
         maps = self.neck(self.backbone(images))
         layout = describe_tokens(maps, padding_mask)
@@ -160,12 +160,12 @@ class CoDETR(nn.Module):
         maps = encoded.layout.split_levels(encoded.memory)
         return [*maps, self.downsample(maps[-1])]
 
-    def forward(self, images: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Tensor]:
         """Predicts boxes and classes of every query.
 
         Args:
             images: (B, 3, H, W) normalised, zero in the padding.
-            padding_mask: bool (B, H, W), True = padding.
+            padding_mask: bool (B, H, W), True = padding; None: there is none.
 
         Returns:
             pred_logits (B, Q, K) and pred_boxes (B, Q, 4) as cxcywh in [0, 1] relative to the valid image.
@@ -183,13 +183,13 @@ class CoDETR(nn.Module):
 
     @torch.no_grad()
     def detect(
-        self, images: Tensor, padding_mask: Tensor, metas: Sequence[dict[str, Any]], postprocess: PostProcess
+        self, images: Tensor, padding_mask: Tensor | None, metas: Sequence[dict[str, Any]], postprocess: PostProcess
     ) -> list[Detections]:
         """Detections in the pixels of the original images.
 
         Args:
             images: (B, 3, H, W) normalised, zero in the padding.
-            padding_mask: bool (B, H, W), True = padding.
+            padding_mask: bool (B, H, W), True = padding; None: there is none.
             metas: per image `norm_size` (h, w) that boxes are normalised by and `scale_factor` (w, h) of the resize.
             postprocess: turns outputs into detections; its `head` says whose.
 

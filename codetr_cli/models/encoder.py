@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codetr_cli.models.attention import MultiScaleDeformableAttention
-from codetr_cli.models.layers import FeedForward
-from codetr_cli.models.position import encode_cells
+from codetr_cli.models.layers import FeedForward, chunks_of, runs_in_chunks
+from codetr_cli.models.position import encode_cells, encode_unpadded_cells
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class TokenLayout:
 
     Attributes:
         spatial_shapes: (H, W) of each level.
-        level_masks: per level bool (B, H, W), True = padding.
-        padding_mask: bool (B, S), True = padding.
+        level_masks: per level bool (B, H, W), True = padding; empty without padding.
+        padding_mask: bool (B, S), True = padding; None: there is none.
         valid_ratios: (B, L, 2) unpadded share of each level as (w, h).
     """
 
     spatial_shapes: list[tuple[int, int]]
     level_masks: list[Tensor]
-    padding_mask: Tensor
+    padding_mask: Tensor | None
     valid_ratios: Tensor
 
     def split_levels(self, tokens: Tensor) -> list[Tensor]:
@@ -44,16 +45,18 @@ class TokenLayout:
         ]
 
 
-def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor) -> TokenLayout:
+def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor | None) -> TokenLayout:
     """Derives the layout from the neck's maps and the image's padding.
 
     Args:
         maps: (B, C, H, W) of each level.
-        padding_mask: bool (B, H_image, W_image), True = padding.
+        padding_mask: bool (B, H_image, W_image), True = padding; None: there is none.
     """
     # The geometry stays in float32 (or float64) whatever precision the maps have under autocast.
     dtype = maps[0].dtype if maps[0].dtype == torch.float64 else torch.float32
     shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
+    if padding_mask is None:
+        return TokenLayout(shapes, [], None, maps[0].new_ones(len(maps[0]), len(maps), 2, dtype=dtype))
     # Parity: the mask is resized to each level with nearest interpolation, not by a ceiling division.
     full = padding_mask[:, None].to(dtype)
     masks = [F.interpolate(full, size=shape, mode="nearest")[:, 0].bool() for shape in shapes]
@@ -72,15 +75,31 @@ def cell_centres(layout: TokenLayout) -> Tensor:
         valid ratio.
     """
     ratios = layout.valid_ratios
+    if layout.padding_mask is None:
+        centres = _unpadded_centres(tuple(layout.spatial_shapes), ratios.dtype, ratios.device)
+        return centres.expand(len(ratios), -1, ratios.shape[1], -1)
+    return _centres(layout.spatial_shapes, ratios)[:, :, None] * ratios[:, None]
+
+
+def _centres(spatial_shapes: Sequence[tuple[int, int]], ratios: Tensor) -> Tensor:
+    """Centre (B, S, 2) of every token relative to the valid size of its level, whose share is in `ratios` (B, L, 2)."""
     centres = []
-    for level, (height, width) in enumerate(layout.spatial_shapes):
+    for level, (height, width) in enumerate(spatial_shapes):
         y = (torch.arange(height, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (
             ratios[:, level, 1:] * height
         )
         x = (torch.arange(width, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (ratios[:, level, :1] * width)
         grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], -1)
         centres.append(grid.flatten(1, 2))
-    return torch.cat(centres, 1)[:, :, None] * ratios[:, None]
+    return torch.cat(centres, 1)  # (B, S, 2)
+
+
+@lru_cache(maxsize=16)
+def _unpadded_centres(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Centre (1, S, 1, 2) of every token of maps without padding; kept for the sizes seen last."""
+    # Kept tensors must also serve training: none may be born in inference mode.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        return _centres(spatial_shapes, torch.ones(1, len(spatial_shapes), 2, dtype=dtype, device=device))[:, :, None]
 
 
 class EncoderLayer(nn.Module):
@@ -92,10 +111,16 @@ class EncoderLayer(nn.Module):
         num_levels: maps.
         num_points: sampling points per head and level.
         ffn_dim: hidden channels of the feed-forward layer.
+
+    Attributes:
+        chunk_tokens: about how many tokens pass the feed-forward layer at once when no gradient is recorded; 0: all.
+            The hidden numbers of a chunk stay in the cache, and those of a large image's tokens, the largest tensor of
+            the whole network, are never held together.
     """
 
     def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int) -> None:
         super().__init__()
+        self.chunk_tokens = 0
         self.self_attn = MultiScaleDeformableAttention(
             dim=dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
         )
@@ -109,12 +134,19 @@ class EncoderLayer(nn.Module):
         pos: Tensor,
         reference_points: Tensor,
         spatial_shapes: list[tuple[int, int]],
-        padding_mask: Tensor,
+        padding_mask: Tensor | None,
     ) -> Tensor:
         """Maps tokens (B, S, C) to the same shape; see `MultiScaleDeformableAttention.forward` for the arguments."""
         attended = self.self_attn(tokens, pos, tokens, reference_points, spatial_shapes, padding_mask)
-        tokens = self.self_attn_norm(tokens + attended)
-        return self.ffn_norm(self.ffn(tokens))
+        if not runs_in_chunks(self.chunk_tokens) or attended.dtype != tokens.dtype:
+            return self._finish(tokens, attended)
+        # The rest looks at one token at a time: it overwrites what the attention gave.
+        for own, out in chunks_of(self.chunk_tokens, tokens, attended):
+            out.copy_(self._finish(own, out))
+        return attended
+
+    def _finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        return self.ffn_norm(self.ffn(self.self_attn_norm(tokens + attended)))
 
 
 class DeformableEncoder(nn.Module):
@@ -152,22 +184,34 @@ class DeformableEncoder(nn.Module):
         )
 
     def encode_positions(self, layout: TokenLayout) -> list[Tensor]:
-        """Sine encoding (B, H, W, C) of every level, before the level embedding."""
+        """Sine encoding (B, H, W, C) of every level of a layout with padding, before the level embedding."""
         return [
             encode_cells(m, dim=self.dim, temperature=self.position_temperature, dtype=layout.valid_ratios.dtype)
             for m in layout.level_masks
         ]
 
-    def forward(self, maps: Sequence[Tensor], layout: TokenLayout) -> Tensor:
-        """Maps the levels (B, C, H, W) to the memory (B, S, C)."""
+    def positions(self, layout: TokenLayout) -> Tensor:
+        """Sine encoding of every token plus its level's embedding, (B, S, C); (1, S, C) without padding."""
+        if layout.padding_mask is not None:
+            encodings = self.encode_positions(layout)
+            parts = [e.flatten(1, 2) + embed for e, embed in zip(encodings, self.level_embed, strict=True)]
+            return torch.cat(parts, 1)
+        half, dtype, device = self.dim // 2, layout.valid_ratios.dtype, layout.valid_ratios.device
+        parts = []
+        for (height, width), embed in zip(layout.spatial_shapes, self.level_embed, strict=True):
+            rows, columns = encode_unpadded_cells(
+                height, width, dim=self.dim, temperature=self.position_temperature, dtype=dtype, device=device
+            )
+            rows = (rows + embed[:half])[:, None].expand(-1, width, -1)
+            columns = (columns + embed[half:])[None].expand(height, -1, -1)
+            parts.append(torch.cat([rows, columns], -1).flatten(0, 1))
+        return torch.cat(parts)[None]
+
+    def forward(self, maps: list[Tensor], layout: TokenLayout) -> Tensor:
+        """Maps the levels (B, C, H, W) to the memory (B, S, C); empties the list, so that the maps can be freed."""
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, C)
-        pos = torch.cat(
-            [
-                encoding.flatten(1, 2) + embed
-                for encoding, embed in zip(self.encode_positions(layout), self.level_embed, strict=True)
-            ],
-            1,
-        ).to(tokens.dtype)
+        maps.clear()
+        pos = self.positions(layout).to(tokens.dtype)
         references = cell_centres(layout)
         for index, layer in enumerate(self.layers):
             arguments = (tokens, pos, references, layout.spatial_shapes, layout.padding_mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,22 @@ def at_least_float32(x: Tensor) -> Tensor:
 def full_precision(x: Tensor) -> torch.autocast:
     """A context that switches mixed precision off on the device of `x`: for scores, boxes and losses."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+def runs_in_chunks(chunk_tokens: int) -> bool:
+    """Whether work that is cut into chunks of this size may be: eagerly and without gradients."""
+    return chunk_tokens > 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def chunks_of(chunk_tokens: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same tokens of several tensors (B, S, C), image after image and chunk after chunk, as views (tokens, C).
+
+    All chunks are about equally long: a short remainder would take another path through the matrix product and round
+    differently. On one thread of a CPU a token's numbers are then the same to the last bit however the rest is cut.
+    """
+    for image in zip(*tensors, strict=True):
+        pieces = max(1, -(-len(image[0]) // chunk_tokens))
+        yield from zip(*(tokens.tensor_split(pieces) for tokens in image), strict=True)
 
 
 def init_conv(conv: nn.Conv2d, *, std: float, bias: float = 0.0) -> None:

@@ -7,6 +7,7 @@ Parity: three orders and two temperatures live side by side in the published mod
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -41,6 +42,26 @@ def encode_cells(
     y = (y + offset) / (y[:, -1:, :] + eps) * scale
     x = (x + offset) / (x[:, :, -1:] + eps) * scale
     return torch.cat([_sin_cos(y, dim // 2, temperature), _sin_cos(x, dim // 2, temperature)], dim=-1)
+
+
+@lru_cache(maxsize=64)
+def encode_unpadded_cells(
+    height: int, width: int, *, dim: int, temperature: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`encode_cells` of a map without padding, to the last bit, as the two parts it is made of.
+
+    The parts are small and depend on the size alone, so they are kept for the sizes seen last.
+
+    Returns:
+        what every cell of a row says (height, dim / 2) and what every cell of a column says (width, dim / 2).
+    """
+    # Kept tensors must also serve training: none may be born in inference mode.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        tall = torch.zeros(1, height, 1, dtype=torch.bool, device=device)
+        wide = torch.zeros(1, 1, width, dtype=torch.bool, device=device)
+        rows = encode_cells(tall, dim=dim, temperature=temperature, dtype=dtype)[0, :, 0, : dim // 2].clone()
+        columns = encode_cells(wide, dim=dim, temperature=temperature, dtype=dtype)[0, 0, :, dim // 2 :].clone()
+    return rows, columns
 
 
 def encode_boxes(boxes_cxcywh: Tensor, *, dim: int, order: str, temperature: float = 10000.0) -> Tensor:

@@ -6,13 +6,15 @@ Shape letters: B batch, C channels, K classes, Q queries, S tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from codetr_cli.models.encoder import TokenLayout
-from codetr_cli.models.layers import at_least_float32, full_precision
+from codetr_cli.models.layers import at_least_float32, chunks_of, full_precision, runs_in_chunks
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,17 @@ def propose_boxes(layout: TokenLayout) -> Tensor:
         is not strictly inside (0.01, 0.99).
     """
     dtype, device = layout.valid_ratios.dtype, layout.valid_ratios.device
+    if layout.padding_mask is None:
+        logits = _propose_unpadded(tuple(layout.spatial_shapes), dtype, device)
+        return logits.expand(len(layout.valid_ratios), -1, -1)
+    logits = _propose(layout.level_masks, dtype, device)
+    return logits.masked_fill(layout.padding_mask[..., None], float("inf"))
+
+
+def _propose(level_masks: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The boxes' logits (B, S, 4) of levels whose padding is given, +inf where not inside (0.01, 0.99)."""
     boxes = []
-    for level, mask in enumerate(layout.level_masks):
+    for level, mask in enumerate(level_masks):
         height, width = mask.shape[1:]
         valid_h = (~mask[:, :, 0]).sum(1).to(dtype)[:, None, None]
         valid_w = (~mask[:, 0, :]).sum(1).to(dtype)[:, None, None]
@@ -49,8 +60,16 @@ def propose_boxes(layout: TokenLayout) -> Tensor:
         boxes.append(torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width), side, side], -1).flatten(1, 2))
     proposals = torch.cat(boxes, 1)
     inside = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
-    logits = torch.log(proposals / (1 - proposals))
-    return logits.masked_fill((layout.padding_mask | ~inside)[..., None], float("inf"))
+    return torch.log(proposals / (1 - proposals)).masked_fill(~inside[..., None], float("inf"))
+
+
+@lru_cache(maxsize=16)
+def _propose_unpadded(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The boxes' logits (1, S, 4) of levels without padding; kept for the sizes seen last."""
+    # Kept tensors must also serve training: none may be born in inference mode.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        masks = [torch.zeros(1, *shape, dtype=torch.bool, device=device) for shape in spatial_shapes]
+        return _propose(masks, dtype, device)
 
 
 class QuerySelection(nn.Module):
@@ -59,10 +78,14 @@ class QuerySelection(nn.Module):
     Args:
         dim: channels.
         num_queries: tokens kept.
+
+    Attributes:
+        chunk_tokens: about how many tokens are scored at once when no gradient is recorded; 0: all.
     """
 
     def __init__(self, *, dim: int, num_queries: int) -> None:
         super().__init__()
+        self.chunk_tokens = 0
         self.num_queries = num_queries
         self.memory_proj = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
@@ -81,12 +104,25 @@ class QuerySelection(nn.Module):
         # Half precision would tie most of the scores that the selection compares.
         with full_precision(memory):
             proposals = propose_boxes(layout)
+            if runs_in_chunks(self.chunk_tokens):
+                indices = torch.topk(self._best_logits(memory, proposals, class_head), count, dim=1)[1]
+                anchors = _gather_tokens(proposals, indices)
+                projected = self.project(at_least_float32(_gather_tokens(memory, indices)), anchors)
+                return Proposals(indices, class_head(projected), (box_head(projected) + anchors).sigmoid())
             projected = self.project(at_least_float32(memory), proposals)
             logits = class_head(projected)
             indices = torch.topk(logits.max(-1)[0], count, dim=1)[1]
             # The box branch runs on the selected tokens only: the others are never read.
             boxes = (box_head(_gather_tokens(projected, indices)) + _gather_tokens(proposals, indices)).sigmoid()
             return Proposals(indices, _gather_tokens(logits, indices), boxes)
+
+    def _best_logits(self, memory: Tensor, proposals: Tensor, class_head: nn.Module) -> Tensor:
+        """Highest class logit (B, S) of every token, chunk by chunk: all classes of all tokens are never held."""
+        best = [
+            class_head(self.project(at_least_float32(tokens), boxes)).amax(-1)
+            for tokens, boxes in chunks_of(self.chunk_tokens, memory, proposals)
+        ]
+        return torch.cat(best).view(memory.shape[:2])
 
 
 def _gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:

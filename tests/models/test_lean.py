@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from codetr_cli.config import apply_overrides
+from codetr_cli.models.backbones.resnet import FrozenBatchNorm2d
+from codetr_cli.models.build import build_model
+from codetr_cli.models.encoder import EncoderLayer
+from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.models.proposals import QuerySelection
+from tests.models.test_codetr import make_batch
+
+
+def chunk(model, tokens):
+    for module in model.modules():
+        if isinstance(module, EncoderLayer | QuerySelection):
+            module.chunk_tokens = tokens
+    return model
+
+
+@pytest.fixture(params=["basic", "bottleneck"])
+def model(request, tiny_settings):
+    """A network whose batch norms have seen something and whose heads say different things."""
+    overrides = ['model.backbone.norm="frozen_batch"', f'model.backbone.block="{request.param}"']
+    model = build_model(apply_overrides(tiny_settings, overrides).model).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for norm in model.modules():
+            if isinstance(norm, FrozenBatchNorm2d):
+                for value, low, high in (
+                    (norm.weight, 0.5, 1.5), (norm.bias, -1, 1), (norm.running_mean, -1, 1), (norm.running_var, 0.5, 2),
+                ):  # fmt: skip
+                    value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
+        for head in (*model.class_heads, *(head.layers[-1] for head in model.box_heads)):
+            torch.nn.init.normal_(head.weight, std=0.3, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_lean_network_predicts_what_the_plain_one_does(model, dtype, tolerance, padded):
+    images, mask, _ = make_batch()
+    images, mask = images.to(dtype), mask if padded else torch.zeros_like(mask)
+    model = model.to(dtype)
+    with torch.no_grad():
+        plain = model(images, mask)
+        lean = chunk(lean_for_inference(copy.deepcopy(model)), 100)
+        found = lean(images, mask if padded else None)
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in lean.modules())
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in model.modules()), "the plain one is untouched"
+    for name, wanted in plain.items():
+        error = (found[name] - wanted).abs().max() / wanted.abs().max()
+        assert float(error) < tolerance, f"{name} differs by {float(error):.2e}"
+
+
+def test_lean_weights_stand_with_channels_innermost(model):
+    lean = lean_for_inference(model)
+    for part in (lean.backbone, lean.neck):
+        for module in part.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                assert module.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any(parameter.requires_grad for parameter in lean.parameters())
+
+
+@pytest.mark.parametrize("tokens", [300, 2047, 2048, 2049, 4100, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_encoders_chunks_change_no_bit_on_one_thread(tokens, dtype):
+    torch.manual_seed(tokens)
+    layer = EncoderLayer(dim=64, num_heads=4, num_levels=1, num_points=2, ffn_dim=256).to(dtype)
+    x, pos = torch.randn(2, tokens, 64, dtype=dtype), torch.randn(2, tokens, 64, dtype=dtype)
+    references = torch.rand(2, tokens, 1, 2, dtype=dtype)
+    with torch.no_grad():
+        whole = layer(x, pos, references, [(1, tokens)], None)
+        layer.chunk_tokens = 2048
+        chunked = layer(x, pos, references, [(1, tokens)], None)
+    assert torch.equal(chunked, whole)
+
+
+def test_with_gradients_nothing_runs_in_chunks(tiny_settings):
+    model = chunk(build_model(tiny_settings.model).eval(), 50)
+    images, mask, _ = make_batch()
+    model(images, mask)["pred_logits"].sum().backward()
+    assert model.encoder.layers[0].ffn.linear1.weight.grad is not None
+
+
+def test_a_layout_without_padding_equals_one_whose_mask_is_empty(tiny_settings):
+    model = build_model(tiny_settings.model).eval()
+    images, mask, _ = make_batch()
+    empty = torch.zeros_like(mask)
+    with torch.no_grad():
+        ours, theirs = model(images, None), model(images, empty)
+        layouts = [model.encode(images, m).layout for m in (None, empty)]
+        positions = [model.encoder.positions(layout) for layout in layouts]
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert torch.equal(positions[0].expand_as(positions[1]), positions[1])
+
+
+def test_what_is_kept_from_inference_mode_serves_training(tiny_settings):
+    model = build_model(tiny_settings.model)
+    images, _, _ = make_batch(height=64, width=96)
+    with torch.inference_mode():
+        model.eval()(images, None)
+    model.train()(images, None)["pred_boxes"].sum().backward()
+    assert model.encoder.level_embed.grad is not None
