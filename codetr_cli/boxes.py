@@ -6,6 +6,9 @@ dtype and device of its input and is differentiable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +42,14 @@ def size_scale(size: tuple[int, int], like: Tensor) -> Tensor:
         like: a tensor whose dtype and device the factor takes.
     """
     height, width = size
-    return like.new_tensor([width, height, width, height])
+    return host_values([width, height, width, height], like)
+
+
+def host_values(values: Sequence[Any], like: Tensor) -> Tensor:
+    """Numbers of the host, nested or not, as a tensor with the dtype and device of `like`, without waiting for the device."""
+    if like.device.type != "cuda":
+        return like.new_tensor(values)
+    return torch.tensor(values, dtype=like.dtype).pin_memory().to(like.device, non_blocking=True)
 
 
 def clip_boxes(boxes_xyxy: Tensor, size: tuple[int, int]) -> Tensor:

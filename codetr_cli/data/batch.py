@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codetr_cli.boxes import host_values
+
 Target = dict[str, Any]
 """What is known of one image; see `codetr_cli.data.coco` for the keys."""
 
@@ -86,6 +88,6 @@ def normalize(images: Tensor, padding_mask: Tensor, mean: Sequence[float], std: 
     """
     shape = (1, 3, 1, 1)
     values = images.to(torch.float32, copy=True)
-    values.sub_(torch.tensor(mean, dtype=torch.float32, device=images.device).view(shape))
-    values.div_(torch.tensor(std, dtype=torch.float32, device=images.device).view(shape))
+    values.sub_(host_values(mean, values).view(shape))
+    values.div_(host_values(std, values).view(shape))
     return values.masked_fill_(padding_mask[:, None], 0.0)

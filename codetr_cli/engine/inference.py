@@ -24,7 +24,9 @@ def resolve_precision(precision: str) -> str:
 
 @contextlib.contextmanager
 def inference(model: CoDETR, device: torch.device, precision: str) -> Iterator[None]:
-    """Evaluation mode, no gradients, autocast as asked; the model's mode is restored afterwards.
+    """Evaluation mode, inference mode, autocast as asked; the model's own mode is restored afterwards.
+
+    What a module keeps from here must be made under `torch.inference_mode(mode=False)`, or training cannot use it.
 
     Args:
         model: on `device`.
@@ -38,8 +40,7 @@ def inference(model: CoDETR, device: torch.device, precision: str) -> Iterator[N
     was_training = model.training
     model.eval()
     try:
-        # Not inference_mode: a tensor that a module keeps from here must still be usable in training.
-        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             yield
     finally:
         model.train(was_training)

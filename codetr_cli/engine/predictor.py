@@ -194,7 +194,8 @@ class Detector:
         target = sample.to_target(
             image_id=0, orig_size=pixels.shape[:2], pad_divisor=self.loaded.settings.data.pad_divisor
         )
-        batch = collate([(np.ascontiguousarray(sample.image), target)]).to(self.device)
+        batch = collate([(np.ascontiguousarray(sample.image), target)])
+        batch = (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device)
         data = self.loaded.settings.data
         with inference(self.loaded.model, self.device, self.precision):
             (found,) = detect(self.loaded.model, self._postprocess(max_dets, nms), batch, mean=data.mean, std=data.std)

@@ -84,6 +84,9 @@ class CoDETR(nn.Module):
         num_classes: K.
         norm_groups: groups of the norm of the auxiliary heads' extra level.
         aux_heads: the one-to-many heads; None leaves them and all that only training needs out.
+
+    Attributes:
+        lean: changed by `lean_for_inference`.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class CoDETR(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.lean = False
         self.backbone, self.neck, self.encoder, self.decoder = backbone, neck, encoder, decoder
         self.class_heads, self.box_heads = class_heads, box_heads
         self.proposals = QuerySelection(dim=dim, num_queries=num_queries)
@@ -190,12 +194,16 @@ class CoDETR(nn.Module):
         Args:
             images: (B, 3, H, W) normalised, zero in the padding.
             padding_mask: bool (B, H, W), True = padding; None: there is none.
-            metas: per image `norm_size` (h, w) that boxes are normalised by and `scale_factor` (w, h) of the resize.
+            metas: per image `norm_size` (h, w) that boxes are normalised by and `scale_factor` (w, h) of the resize;
+                `size` (h, w), where known, is the part of the input that is no padding.
             postprocess: turns outputs into detections; its `head` says whose.
 
         Raises:
             ValueError: an auxiliary head is asked for and this model was built without them.
         """
+        # The metas tell without asking the device whether there is padding at all.
+        if self.lean and all(meta.get("size") == tuple(images.shape[-2:]) for meta in metas):
+            padding_mask = None
         return self.detect_encoded(self.encode(images, padding_mask), metas, postprocess)
 
     @torch.no_grad()

@@ -34,6 +34,7 @@ def lean_for_inference(model: CoDETR) -> CoDETR:
         the same network, in evaluation mode and without gradients.
     """
     model.eval().requires_grad_(False)
+    model.lean = True
     fold_batch_norms(model.backbone)
     for part in (model.backbone, model.neck):
         part.to(memory_format=torch.channels_last)

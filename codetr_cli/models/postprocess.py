@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codetr_cli.boxes import clip_boxes, cxcywh_to_xyxy, size_scale
-from codetr_cli.ops.nms import batched_nms, batched_soft_nms
+from codetr_cli.boxes import clip_boxes, cxcywh_to_xyxy, host_values, size_scale
+from codetr_cli.ops.nms import batched_nms, batched_soft_nms, parallel_soft_nms
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PostProcess:
     head: str = "decoder"
 
     def __call__(self, logits: Tensor, boxes: Tensor, metas: Sequence[Mapping[str, Any]]) -> list[Detections]:
-        """Finds each image's detections.
+        """Finds each image's detections; with soft or no NMS they come back in host memory, by one copy a batch.
 
         Args:
             logits: (B, Q, K).
@@ -71,16 +71,48 @@ class PostProcess:
             metas: per image `norm_size` (h, w) and `scale_factor` (w, h).
         """
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        probabilities = logits.to(dtype).sigmoid()
+        probabilities, boxes = logits.to(dtype).sigmoid(), boxes.to(dtype)
+        if boxes.device.type != "cpu" and self.nms != "hard":
+            return self.at_once(probabilities, boxes, metas)
         return [
             self._single(scores, image_boxes, meta)
-            for scores, image_boxes, meta in zip(probabilities, boxes.to(dtype), metas, strict=True)
+            for scores, image_boxes, meta in zip(probabilities, boxes, metas, strict=True)
         ]
 
-    def _single(self, probabilities: Tensor, boxes: Tensor, meta: Mapping[str, Any]) -> Detections:
-        queries, classes = probabilities.shape
+    def at_once(self, probabilities: Tensor, boxes: Tensor, metas: Sequence[Mapping[str, Any]]) -> list[Detections]:
+        """The detections of a whole batch together on its device, with soft or no NMS.
+
+        Args:
+            probabilities: (B, Q, K).
+            boxes: (B, Q, 4) cxcywh in [0, 1].
+            metas: as for `__call__`.
+        """
+        scores, flat = probabilities.flatten(1).topk(self._count(probabilities), dim=1)  # (B, N)
+        labels, query = flat % probabilities.shape[2], flat // probabilities.shape[2]
+        sizes = [(w, h, w, h) for h, w in (meta["norm_size"] for meta in metas)]
+        scales = [(*meta["scale_factor"], *meta["scale_factor"]) for meta in metas]
+        limits, factors = host_values([sizes, scales], boxes)[:, :, None]  # (B, 1, 4) each
+        corners = cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4))) * limits
+        corners = corners.clamp(min=0).minimum(limits) / factors
+        if self.nms == "soft":
+            scores = parallel_soft_nms(
+                corners, scores, labels, iou_threshold=self.nms_iou, min_score=self.nms_min_score
+            )
+        scores, best = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
+        corners, labels = corners.gather(1, best[..., None].expand(-1, -1, 4)), labels.gather(1, best)
+        host = torch.cat([corners, scores[..., None], labels[..., None].to(corners.dtype)], -1).cpu()
+        kept = [image[image[:, 4] >= 0] for image in host]
+        return [Detections(image[:, :4], image[:, 4], image[:, 5].long()) for image in kept]
+
+    def _count(self, probabilities: Tensor) -> int:
+        """How many scores of an image (..., Q, K) enter NMS."""
+        queries, classes = probabilities.shape[-2:]
         count = self.max_detections if self.nms == "none" or self.candidates == "max_detections" else queries
-        scores, flat = probabilities.flatten().topk(min(count, queries * classes))
+        return min(count, queries * classes)
+
+    def _single(self, probabilities: Tensor, boxes: Tensor, meta: Mapping[str, Any]) -> Detections:
+        classes = probabilities.shape[1]
+        scores, flat = probabilities.flatten().topk(self._count(probabilities))
         size = meta["norm_size"]
         corners = clip_boxes(cxcywh_to_xyxy(boxes[flat // classes]) * size_scale(size, boxes), size)
         return self._suppress(self.to_original(Detections(corners, scores, flat % classes), meta))
@@ -88,7 +120,7 @@ class PostProcess:
     def to_original(self, detections: Detections, meta: Mapping[str, Any]) -> Detections:
         """Divides boxes by the resize factor (w, h). Parity: they are not clipped to the original size."""
         width_scale, height_scale = meta["scale_factor"]
-        factor = detections.boxes.new_tensor([width_scale, height_scale, width_scale, height_scale])
+        factor = host_values([width_scale, height_scale, width_scale, height_scale], detections.boxes)
         return Detections(detections.boxes / factor, detections.scores, detections.labels)
 
     def _suppress(self, found: Detections) -> Detections:

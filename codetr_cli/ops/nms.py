@@ -74,6 +74,73 @@ def batched_soft_nms(
     return torch.from_numpy(keep).to(labels.device), torch.from_numpy(decayed).to(scores.device, scores.dtype)
 
 
+ROUNDS_AT_ONCE = 8
+"""Rounds of `parallel_soft_nms` between two questions to the device whether it is done; few images need more."""
+
+
+def parallel_soft_nms(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    iou_threshold: float,
+    min_score: float = 1e-3,
+    method: str = "linear",
+    sigma: float = 0.5,
+) -> Tensor:
+    """`batched_soft_nms` of several images at once, on their device, without a loop over boxes.
+
+    A box that scores higher than every undecided box it overlaps will be picked before any of them, whatever happens
+    elsewhere: all such boxes are picked together and decay the others, round after round. The scores are those of
+    picking one by one up to the rounding of products in another order; of equal scores the first box goes first.
+
+    Args:
+        boxes_xyxy: (B, N, 4) pixels, float32 or float64.
+        scores: (B, N) in [0, 1].
+        labels: (B, N) int64.
+        iou_threshold: as for `batched_soft_nms`.
+        min_score: likewise.
+        method: likewise.
+        sigma: likewise.
+
+    Returns:
+        (B, N) decayed scores; -1 where the box is dropped.
+    """
+    factors = _decay_factors(boxes_xyxy, labels, iou_threshold, sigma if method == "gaussian" else None)
+    linked = factors != 1  # (B, N, N)
+    index = torch.arange(scores.shape[1], device=scores.device)
+    earlier = index[:, None] < index
+    is_first = index == scores.argmax(1, keepdim=True)  # picked even when it scores below the limit
+    undecided, picked = is_first | (scores >= min_score), torch.zeros_like(is_first)
+    for done in range(1, scores.shape[1] + 1):
+        before = (scores[:, :, None] > scores[:, None]) | ((scores[:, :, None] == scores[:, None]) & earlier)
+        waits = (undecided[:, :, None] & linked & before).any(1)
+        ready = undecided & ~waits
+        decay = torch.where(ready[:, :, None], factors, 1).prod(1)
+        picked |= ready
+        undecided = undecided & waits
+        scores = torch.where(undecided, scores * decay, scores)
+        undecided &= scores >= min_score
+        if done % ROUNDS_AT_ONCE == 0 and not bool(undecided.any()):
+            break
+    return torch.where(picked, scores, -1)
+
+
+def _decay_factors(boxes: Tensor, labels: Tensor, iou_threshold: float, gaussian_sigma: float | None) -> Tensor:
+    """What the score of box j is multiplied by when box i is picked, (B, N, N) indexed [image, i, j]."""
+    boxes = boxes + (labels.to(boxes.dtype) * (boxes.amax((1, 2))[:, None] + 1))[..., None]  # classes never overlap
+    areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    a, b = boxes[:, :, None], boxes[:, None]
+    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    iou = intersection / (areas[:, :, None] + areas[:, None] - intersection)
+    if gaussian_sigma is None:
+        factors = torch.where(iou >= iou_threshold, 1 - iou, 1)
+    else:
+        factors = torch.exp(-(iou * iou) / gaussian_sigma)
+    return factors.masked_fill_(torch.eye(factors.shape[1], dtype=torch.bool, device=boxes.device), 1)
+
+
 def _soft_nms(
     boxes: np.ndarray,
     scores: np.ndarray,

@@ -102,6 +102,25 @@ def test_both_published_candidate_rules_differ_as_described():
     assert float(mmdet.scores[0]) == float(sensex.scores[0])
 
 
+@pytest.mark.parametrize("nms", ["soft", "none"])
+@pytest.mark.parametrize("candidates", ["num_queries", "max_detections"])
+def test_detections_of_a_batch_at_once_are_those_of_its_images(nms, candidates):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(2, 40, 3, generator=generator, dtype=torch.float64)
+    boxes = torch.rand(2, 40, 4, generator=generator, dtype=torch.float64) * 0.3 + 0.4
+    metas = [
+        {"norm_size": (100, 140), "scale_factor": (0.5, 0.4)},
+        {"norm_size": (80, 90), "scale_factor": (2.0, 1.0)},
+    ]
+    post = PostProcess(max_detections=20, nms=nms, candidates=candidates, nms_iou=0.3)
+    one_by_one = post(probabilities.logit(), boxes, metas)
+    assert nms == "none" or any(len(found) < 40 for found in one_by_one)
+    for ours, theirs in zip(post.at_once(probabilities, boxes, metas), one_by_one, strict=True):
+        torch.testing.assert_close(ours.boxes, theirs.boxes)
+        torch.testing.assert_close(ours.scores, theirs.scores)
+        assert ours.labels.tolist() == theirs.labels.tolist()
+
+
 def test_images_with_fewer_tokens_than_queries_use_all_tokens(tiny_settings):
     model = build_model(apply_overrides(tiny_settings, ["model.num_queries=4000"]).model).eval()
     images, mask, metas = make_batch()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codetr_cli.boxes import box_iou
-from codetr_cli.ops.nms import batched_nms, batched_soft_nms
+from codetr_cli.ops.nms import batched_nms, batched_soft_nms, parallel_soft_nms
 
 
 def make_boxes(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -67,3 +67,28 @@ def test_half_precision_scores_come_back_as_they_went_in():
 def test_unknown_method_is_refused():
     with pytest.raises(ValueError, match="quadratic"):
         batched_soft_nms(*make_boxes(2), iou_threshold=0.5, method="quadratic")
+
+
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+@pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("min_score", [1e-3, 0.3, 2.0])
+def test_picking_boxes_together_equals_picking_them_one_by_one(method, iou_threshold, min_score):
+    images = [make_boxes(80), make_boxes(80)]
+    images[1] = (images[1][0].flip(0), images[1][1], images[1][2] * 0)  # one class: the longest chains
+    arguments = {"iou_threshold": iou_threshold, "min_score": min_score, "method": method}
+    together = parallel_soft_nms(*(torch.stack(parts) for parts in zip(*images, strict=True)), **arguments)
+    for (boxes, scores, labels), found in zip(images, together, strict=True):
+        keep, decayed = batched_soft_nms(boxes, scores, labels, **arguments)
+        best, order = found.sort(descending=True)
+        assert order[: len(keep)].tolist() == keep.tolist()
+        torch.testing.assert_close(best[: len(keep)], decayed, rtol=1e-12, atol=0)
+        assert bool((best[len(keep) :] == -1).all())
+
+
+def test_the_first_of_equal_scores_goes_first():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
+    scores, labels = torch.tensor([0.5, 0.5, 0.5]), torch.zeros(3, dtype=torch.int64)
+    together = parallel_soft_nms(boxes[None], scores[None], labels[None], iou_threshold=0.5)[0]
+    keep, decayed = batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)
+    assert float(together[0]) == 0.5
+    torch.testing.assert_close(together[keep], decayed)
