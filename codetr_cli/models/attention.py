@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from codetr_cli.ops.deform_attn import multi_scale_deformable_attention
+from codetr_cli.ops.deform_attn import fused_multi_scale_deformable_attention
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -20,10 +19,12 @@ class MultiScaleDeformableAttention(nn.Module):
         num_heads: heads; divides `dim`.
         num_levels: maps the memory consists of.
         num_points: points per head and level.
+        backend: of the sampling: "auto" or a name of `ops.deform_attn.BACKENDS`.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+    def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int, backend: str = "auto") -> None:
         super().__init__()
+        self.backend = backend
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
@@ -47,44 +48,47 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
+    def project_value(self, memory: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Values (B, S, N, D) of the memory (B, S, C), zero where `padding_mask` (B, S) is True."""
+        value = self.value_proj(memory)
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask[..., None], 0.0)
+        return value.unflatten(-1, (self.num_heads, -1))
+
     def forward(
         self,
         query: Tensor,
         query_pos: Tensor,
-        memory: Tensor,
+        memory: Tensor | None,
         reference_points: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         padding_mask: Tensor | None,
+        value: Tensor | None = None,
     ) -> Tensor:
         """Samples the memory around the reference of each query.
 
         Args:
             query: (B, Q, C) content.
             query_pos: (B, Q, C) position, added to the query only.
-            memory: (B, S, C) tokens that values are made of.
+            memory: (B, S, C) tokens that values are made of; not read when `value` is given.
             reference_points: (B, Q, L, 2) points or (B, Q, L, 4) cxcywh boxes, normalised, per level.
             spatial_shapes: (H, W) of each level.
             padding_mask: bool (B, S), True = padding: their values are zero. None: no padding.
+            value: (B, S, N, D) as `project_value` gives it, for callers that have it already.
 
         Returns:
             (B, Q, C), without the residual.
         """
-        batch, queries, _ = query.shape
-        heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        value = self.value_proj(memory)
-        if padding_mask is not None:
-            value = value.masked_fill(padding_mask[..., None], 0.0)
-        value = value.view(batch, -1, heads, value.shape[-1] // heads)
+        if value is None:
+            if memory is None:
+                raise ValueError("memory or value must be given")
+            value = self.project_value(memory, padding_mask)
+        shape = (self.num_heads, self.num_levels, self.num_points)
         query = query + query_pos
-        offsets = self.sampling_offsets(query).view(batch, queries, heads, levels, points, 2)
-        logits = self.attention_weights(query).view(batch, queries, heads, levels * points)
-        weights = F.softmax(logits, -1).view(batch, queries, heads, levels, points)
-        # Locations keep the references' precision: half precision would move them by whole cells on large maps.
-        offsets = offsets.to(reference_points.dtype)
-        if reference_points.shape[-1] == 2:
-            sizes = reference_points.new_tensor([(w, h) for h, w in spatial_shapes])  # (L, 2)
-            locations = reference_points[:, :, None, :, None] + offsets / sizes[:, None]
-        else:
-            centres, sides = torch.split(reference_points[:, :, None, :, None], 2, dim=-1)
-            locations = centres + offsets / points * sides * 0.5
-        return self.output_proj(multi_scale_deformable_attention(value, spatial_shapes, locations, weights))
+        offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))
+        logits = self.attention_weights(query).unflatten(-1, shape)
+        return self.output_proj(
+            fused_multi_scale_deformable_attention(
+                value, spatial_shapes, reference_points, offsets, logits, backend=self.backend
+            )
+        )

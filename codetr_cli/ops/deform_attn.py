@@ -2,20 +2,51 @@
 
 The operator of Deformable DETR (arXiv 2010.04159, Eq. 2 and 3) after its linear projections: every query samples each
 level at a few points, bilinearly with zeros outside the map, and sums the samples by weight.
-`mmcv.ops.multi_scale_deform_attn` has the same definition. Callers never branch on hardware: they call
-`multi_scale_deformable_attention`.
+`mmcv.ops.multi_scale_deform_attn` has the same definition. Callers never branch on hardware: they call one of the two
+entries. Kernels are reached through `torch.library` operators, so that torch.compile, torch.export and activation
+checkpointing see one operator with shapes and gradients, and only the inputs are kept for the backward pass.
+
+Autocast has no rule for the operators on purpose: values keep the half precision that autocast gave them, positions
+keep their own, and every backend sums in float32.
 
 Shape letters: B batch, S tokens over all levels, Q queries, N heads, D channels of a head, L levels, P points.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from codetr_cli.ops import deform_attn_torch
+from codetr_cli.ops.deform_attn_backends import (
+    BACKENDS,
+    COMPILED,
+    active_backend,
+    available_backends,
+    backend_module,
+    choose_backend,
+    use_backend,
+)
+from codetr_cli.ops.deform_attn_torch import (
+    reference_fused_multi_scale_deformable_attention,
+    reference_multi_scale_deformable_attention,
+)
+
+__all__ = [
+    "BACKENDS",
+    "active_backend",
+    "available_backends",
+    "fused_multi_scale_deformable_attention",
+    "multi_scale_deformable_attention",
+    "reference_fused_multi_scale_deformable_attention",
+    "reference_multi_scale_deformable_attention",
+    "use_backend",
+]
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def multi_scale_deformable_attention(
@@ -23,6 +54,8 @@ def multi_scale_deformable_attention(
     spatial_shapes: Sequence[tuple[int, int]],
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Samples every level of `value` at the given locations and sums by weight.
 
@@ -32,145 +65,211 @@ def multi_scale_deformable_attention(
         sampling_locations: (B, Q, N, L, P, 2) as (x, y) in units of the map's size: [0, 1] covers the map, values
             outside read zeros.
         attention_weights: (B, Q, N, L, P), summing to 1 over levels and points as the caller's softmax leaves them.
+        backend: "auto" or one of `BACKENDS`.
 
     Returns:
         (B, Q, N * D), the dtype of `value`.
 
     Raises:
-        ValueError: shapes that contradict each other, with the argument's name.
+        ValueError: shapes, dtypes or devices that contradict each other, with the argument's name.
+        MachineError: a backend was asked for that cannot run here.
     """
-    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
-    if _gathers(value, sampling_locations, attention_weights):
-        return _gathered_multi_scale_deformable_attention(value, spatial_shapes, sampling_locations, attention_weights)
-    return reference_multi_scale_deformable_attention(value, spatial_shapes, sampling_locations, attention_weights)
+    _check(value, spatial_shapes, None, sampling_locations, attention_weights, "sampling_locations attention_weights")
+    return _dispatch(value, spatial_shapes, None, sampling_locations, attention_weights, backend)
 
 
-def reference_multi_scale_deformable_attention(
+def fused_multi_scale_deformable_attention(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
-    """The definition in plain PyTorch, level by level so that only one level's samples are held. Arguments as above.
+    """The same from what the projections give: softmax and the arithmetic of locations happen in the kernel.
 
-    Samples are taken in the locations' precision: half precision would move them by whole cells on large maps.
+    Args:
+        value: (B, S, N, D), the levels' tokens in row-major order, one level after the other.
+        spatial_shapes: (H, W) of each level; their areas add up to S.
+        reference_points: (B, Q, L, 2) points or (B, Q, L, 4) cxcywh boxes, normalised.
+        sampling_offsets: (B, Q, N, L, P, 2) raw: in cells of the level around points, in half sides over P around the
+            centres of boxes.
+        attention_logits: (B, Q, N, L, P), softmaxed over levels and points together.
+        backend: "auto" or one of `BACKENDS`.
+
+    Returns:
+        (B, Q, N * D), the dtype of `value`.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that contradict each other, with the argument's name.
+        MachineError: a backend was asked for that cannot run here.
     """
-    batch, tokens, heads, channels = value.shape
-    queries, levels, points = sampling_locations.shape[1], len(spatial_shapes), sampling_locations.shape[4]
-    # Queries innermost: the sums over points then run along contiguous memory.
-    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
-    maps = value.to(dtype).permute(0, 2, 3, 1).reshape(batch * heads, channels, tokens)
-    grids = (2 * sampling_locations - 1).to(dtype)  # grid_sample wants [-1, 1] with align_corners=False
-    grids = grids.permute(3, 0, 2, 4, 1, 5).reshape(levels, batch * heads, points, queries, 2)
-    weights = attention_weights.to(dtype).permute(3, 0, 2, 4, 1).reshape(levels, batch * heads, 1, points, queries)
-    output = maps.new_zeros(batch * heads, channels, queries)
-    parts = torch.split(maps, [height * width for height, width in spatial_shapes], dim=2)
-    for size, part, grid, weight in zip(spatial_shapes, parts, grids, weights, strict=True):
-        sampled = F.grid_sample(
-            part.view(batch * heads, channels, *size), grid, mode="bilinear", padding_mode="zeros", align_corners=False
-        )  # (B N, D, P, Q)
-        output = output + (sampled * weight).sum(2)
-    return output.to(value.dtype).view(batch, heads * channels, queries).transpose(1, 2)
+    names = "sampling_offsets attention_logits"
+    _check(value, spatial_shapes, reference_points, sampling_offsets, attention_logits, names)
+    return _dispatch(value, spatial_shapes, reference_points, sampling_offsets, attention_logits, backend)
 
 
-def _gathers(*tensors: Tensor) -> bool:
-    """Whether the gathering formulation suits: on a CPU, at inference, in float32 or float64."""
+def _dispatch(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: Tensor | None,
+    sampling: Tensor,
+    scores: Tensor,
+    backend: str,
+) -> Tensor:
+    name = _choose(backend, value.device.type)
+    if name == "cpu" and scores.shape[3] * scores.shape[4] > backend_module("cpu").MAX_SAMPLES:
+        name = "torch"
+    if name in COMPILED:
+        flat_shapes = [side for shape in spatial_shapes for side in shape]
+        return _forward_operator(value, flat_shapes, reference_points, sampling, scores, name)
+    gather = name == "torch"
+    return deform_attn_torch.forward(value, spatial_shapes, reference_points, sampling, scores, gather=gather)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _choose(backend: str, device_type: str) -> str:
+    # An exported program must run where this package's kernels are not: it holds the plain formulation, unless asked.
+    if backend == "auto" and torch.compiler.is_exporting():
+        return "reference"
+    return choose_backend(backend, device_type)
+
+
+# ----------------------------------------------------------------------------------------------------------- operators
+
+
+@torch.library.custom_op("codetr::deform_attn", mutates_args=())
+def _forward_operator(
+    value: Tensor,
+    flat_shapes: Sequence[int],
+    reference_points: Tensor | None,
+    sampling: Tensor,
+    scores: Tensor,
+    backend: str,
+) -> Tensor:
+    return backend_module(backend).forward(value, _pairs(flat_shapes), reference_points, sampling, scores)
+
+
+@_forward_operator.register_fake
+def _(
+    value: Tensor,
+    flat_shapes: Sequence[int],
+    reference_points: Tensor | None,
+    sampling: Tensor,
+    scores: Tensor,
+    backend: str,
+) -> Tensor:
+    return value.new_empty(value.shape[0], sampling.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op("codetr::deform_attn_backward", mutates_args=())
+def _backward_operator(
+    grad_output: Tensor,
+    value: Tensor,
+    flat_shapes: Sequence[int],
+    reference_points: Tensor | None,
+    sampling: Tensor,
+    scores: Tensor,
+    backend: str,
+    needs_reference: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_value, grad_reference, grad_sampling, grad_scores = backend_module(backend).backward(
+        grad_output, value, _pairs(flat_shapes), reference_points, sampling, scores, needs_reference=needs_reference
+    )
+    if grad_reference is None:  # an operator returns tensors only
+        grad_reference = value.new_empty(0)
+    return grad_value, grad_reference, grad_sampling, grad_scores
+
+
+@_backward_operator.register_fake
+def _(
+    grad_output: Tensor,
+    value: Tensor,
+    flat_shapes: Sequence[int],
+    reference_points: Tensor | None,
+    sampling: Tensor,
+    scores: Tensor,
+    backend: str,
+    needs_reference: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted = needs_reference and reference_points is not None
+    grad_reference = torch.empty_like(reference_points) if wanted and reference_points is not None else None
     return (
-        not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and not torch.compiler.is_compiling()
-        and tensors[0].device.type == "cpu"
-        and tensors[0].dtype in (torch.float32, torch.float64)
+        _empty_like(value),
+        value.new_empty(0) if grad_reference is None else grad_reference,
+        _empty_like(sampling),
+        _empty_like(scores),
     )
 
 
-QUERIES_AT_ONCE = 1024
-"""Chunk of the gathering formulation: its indices stay in the cache and no large temporary is made."""
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-def _gathered_multi_scale_deformable_attention(
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.flat_shapes, reference_points, sampling, scores, ctx.backend = inputs
+    ctx.save_for_backward(value, reference_points, sampling, scores)
+
+
+def _differentiate(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    value, reference_points, sampling, scores = ctx.saved_tensors
+    needs_reference = ctx.needs_input_grad[2]
+    grad_value, grad_reference, grad_sampling, grad_scores = _backward_operator(
+        grad_output, value, ctx.flat_shapes, reference_points, sampling, scores, ctx.backend, needs_reference
+    )
+    return grad_value, None, grad_reference if needs_reference else None, grad_sampling, grad_scores, None
+
+
+_forward_operator.register_autograd(_differentiate, setup_context=_keep_inputs)
+
+
+def _pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+def _check(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    """The same sums as bags of weighted rows: all levels and corners of a query in one pass, three times as fast.
-
-    Forward only. Arguments as for `multi_scale_deformable_attention`.
-    """
-    batch, tokens, heads, channels = value.shape
-    queries = sampling_locations.shape[1]
-    rows = value.reshape(-1, channels)  # row (b * S + s) * N + n
-    starts = [0]
-    for height, width in spatial_shapes[:-1]:
-        starts.append(starts[-1] + height * width)
-    heights, widths = (torch.tensor([size[axis] for size in spatial_shapes])[:, None] for axis in (0, 1))  # (L, 1)
-    sizes = torch.stack([widths, heights], -1).to(sampling_locations.dtype)  # (L, 1, 2)
-    first = torch.tensor(starts)[:, None] + (torch.arange(batch) * tokens)[:, None, None, None, None]
-    head = torch.arange(heads)[:, None, None]
-    output = value.new_empty(batch, queries, heads * channels)
-    for begin in range(0, queries, QUERIES_AT_ONCE):
-        part = slice(begin, begin + QUERIES_AT_ONCE)
-        places = sampling_locations[:, part] * sizes - 0.5
-        corner = places.floor()
-        share_x, share_y = (places - corner).to(value.dtype).unbind(-1)  # (B, q, N, L, P)
-        # Far outside, integers would overflow: everything beyond one cell outside has weight zero anyway.
-        left, top = corner.clamp(min=-2).minimum(sizes + 1).long().unbind(-1)
-        weights = attention_weights[:, part].to(value.dtype)
-        indices, shares = [], []
-        for down, of_row in ((0, 1 - share_y), (1, share_y)):
-            y = top + down
-            row_weight = of_row * weights * ((y >= 0) & (y < heights))
-            row_start = y.clamp(min=0).minimum(heights - 1) * widths + first
-            for right, of_column in ((0, 1 - share_x), (1, share_x)):
-                x = left + right
-                indices.append((row_start + x.clamp(min=0).minimum(widths - 1)) * heads + head)
-                shares.append(row_weight * of_column * ((x >= 0) & (x < widths)))
-        bags = torch.stack(indices, -1).flatten(3).flatten(0, 2)  # (B q N, L P 4)
-        bag_weights = torch.stack(shares, -1).flatten(3).flatten(0, 2)
-        sums = F.embedding_bag(bags, rows, per_sample_weights=bag_weights, mode="sum")  # (B q N, D)
-        output[:, part] = sums.view(batch, -1, heads * channels)
-    return output
-
-
-def available_backends() -> dict[str, str | None]:
-    """Every known backend, fastest first: None where it can run here, else one sentence that says why not."""
-    return {"mmcv": _why_not_mmcv(), "torch": None}
-
-
-def active_backend(device_type: str = "cpu") -> str:
-    """The name of the backend that calls on `device_type` ("cpu", "cuda") use."""
-    del device_type  # one backend serves every device
-    return "torch"
-
-
-def _why_not_mmcv() -> str:
-    if importlib.util.find_spec("mmcv") is None:
-        return "mmcv is not installed (it is optional; its operators run on CUDA only)."
-    if importlib.util.find_spec("mmcv._ext") is None:
-        return "mmcv is installed without its compiled operators (mmcv._ext is missing), so it offers nothing faster."
-    return "mmcv's compiled operator is present but this version of codetr does not call it."
-
-
-def _check_shapes(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+    reference_points: Tensor | None,
+    sampling: Tensor,
+    scores: Tensor,
+    names: str,
 ) -> None:
+    """Refuses what a kernel would read wrongly: it trusts shapes, dtypes and devices blindly."""
+    sampling_name, scores_name = names.split()
+    tensors = {"value": value, sampling_name: sampling, scores_name: scores}
+    if reference_points is not None:
+        tensors["reference_points"] = reference_points
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} must be a floating point tensor of 16, 32 or 64 bits, got {tensor.dtype}")
+        if tensor.device != value.device:
+            raise ValueError(f"{name} is on {tensor.device} but value is on {value.device}")
     if value.dim() != 4:
         raise ValueError(f"value must have shape (B, S, N, D), got {tuple(value.shape)}")
     batch, tokens, heads, _ = value.shape
+    if any(len(shape) != 2 or shape[0] < 1 or shape[1] < 1 for shape in spatial_shapes):
+        raise ValueError(f"spatial_shapes must be (H, W) of at least 1 x 1 for each level, got {list(spatial_shapes)}")
     total = sum(height * width for height, width in spatial_shapes)
-    if not torch.compiler.is_compiling() and total != tokens:
+    if total != tokens:
         raise ValueError(f"value has {tokens} tokens but spatial_shapes {list(spatial_shapes)} have {total} cells")
-    if sampling_locations.dim() != 6 or sampling_locations.shape[-1] != 2:
+    if sampling.dim() != 6 or sampling.shape[-1] != 2:
+        raise ValueError(f"{sampling_name} must have shape (B, Q, N, L, P, 2), got {tuple(sampling.shape)}")
+    if (sampling.shape[0], *sampling.shape[2:4]) != (batch, heads, len(spatial_shapes)) or sampling.shape[4] < 1:
         raise ValueError(
-            f"sampling_locations must have shape (B, Q, N, L, P, 2), got {tuple(sampling_locations.shape)}"
-        )
-    if (sampling_locations.shape[0], *sampling_locations.shape[2:4]) != (batch, heads, len(spatial_shapes)):
-        raise ValueError(
-            f"sampling_locations {tuple(sampling_locations.shape)} do not fit value {tuple(value.shape)} and "
+            f"{sampling_name} {tuple(sampling.shape)} do not fit value {tuple(value.shape)} and "
             f"{len(spatial_shapes)} levels"
         )
-    if attention_weights.shape != sampling_locations.shape[:-1]:
-        raise ValueError(
-            f"attention_weights {tuple(attention_weights.shape)} do not fit sampling_locations "
-            f"{tuple(sampling_locations.shape)}"
-        )
+    if scores.shape != sampling.shape[:-1]:
+        raise ValueError(f"{scores_name} {tuple(scores.shape)} do not fit {sampling_name} {tuple(sampling.shape)}")
+    if reference_points is not None:
+        expected = (batch, sampling.shape[1], len(spatial_shapes))
+        if reference_points.shape[:-1] != expected or reference_points.shape[-1] not in (2, 4):
+            raise ValueError(
+                f"reference_points must have shape {(*expected, 2)} or {(*expected, 4)}, "
+                f"got {tuple(reference_points.shape)}"
+            )

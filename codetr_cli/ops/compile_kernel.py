@@ -1,0 +1,98 @@
+"""Compiles deform_attn.c to a library beside it: run by the build of the wheel and of an editable install.
+
+Nothing but the standard library is needed. `python codetr_cli/ops/compile_kernel.py` does the same by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("deform_attn.c")
+
+LIBRARY = SOURCE.with_name("libcodetr_deform_attn.so")
+"""The same name on every system: Python opens it by path."""
+
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+
+X86_SETS = {
+    "avx2": ("-mavx2", "-mfma"),
+    "avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"),
+}
+"""Instruction sets beyond the compiler's default one, with the flags that allow them."""
+
+
+class CompilerError(Exception):
+    """No compiler, or one that cannot compile the kernel; the text says which and what it printed."""
+
+
+def source_digest() -> str:
+    """Digest of the kernel's source; a library that was made from another source is not used."""
+    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+
+
+def find_compiler() -> list[str]:
+    """The command of the C compiler: the environment's CC, else cc, gcc or clang.
+
+    Raises:
+        CompilerError: none of them is installed.
+    """
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
+    raise CompilerError("no C compiler was found (cc, gcc, clang or the environment's CC)")
+
+
+def compile_kernel(library: Path = LIBRARY, extra_flags: tuple[str, ...] = ()) -> Path:
+    """Compiles the kernel for every instruction set of this kind of machine and links one library.
+
+    Args:
+        library: file to write; replaced in one step when all went well.
+        extra_flags: for the compiler and the linker, for example a sanitizer's.
+
+    Raises:
+        CompilerError: there is no compiler, or it failed.
+    """
+    compiler = [*find_compiler(), *FLAGS, *extra_flags]
+    sets = {"base": ()} | (X86_SETS if _machine() in ("x86_64", "amd64") else {})
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".kernel-") as folder:
+        objects = [Path(folder) / f"{name}.o" for name in (*sets, "entry")]
+        for (name, flags), target in zip(sets.items(), objects, strict=False):
+            _run([*compiler, *flags, f"-DVARIANT={name}", "-c", str(SOURCE), "-o", str(target)])
+        have = [f"-DHAVE_{name.upper()}" for name in sets]
+        _run([*compiler, *have, f'-DSOURCE="{source_digest()}"', "-c", str(SOURCE), "-o", str(objects[-1])])
+        built = Path(folder) / library.name
+        _run([*compiler, "-shared", *map(str, objects), "-o", str(built), "-lm"])
+        built.replace(library)
+    return library
+
+
+def _machine() -> str:
+    # A 32-bit Python on a 64-bit processor builds for itself, not for the processor.
+    return platform.machine().lower() if sys.maxsize > 2**32 else sysconfig.get_platform()
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CompilerError(f"{command[0]} could not be started: {error}") from error
+    if done.returncode:
+        raise CompilerError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+
+
+if __name__ == "__main__":
+    try:
+        compile_kernel()
+    except CompilerError as error:
+        sys.exit(str(error))

@@ -1,0 +1,155 @@
+"""Which backend of multi-scale deformable attention runs: the fastest that can run here and is proven equal here.
+
+Backends, fastest first: `triton` (GPUs), `cpu` (the compiled kernel), `mmcv` (when the user has it with its operators),
+`torch` (plain PyTorch, with a gathering formulation at inference on a CPU) and `reference` (plain PyTorch, always
+level by level, as published code without its operator does it; never chosen unless asked for).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+from codetr_cli.errors import ConfigError, MachineError
+from codetr_cli.ops import deform_attn_torch
+
+COMPILED = ("triton", "cpu", "mmcv")
+"""Backends with kernels of their own, fastest first: modules ops/deform_attn_<name>.py."""
+
+BACKENDS = (*COMPILED, "torch", "reference")
+
+VARIABLE = "CODETR_DEFORM_ATTN"
+"""Environment variable that forces a backend."""
+
+_forced = "auto"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces a backend for all calls inside, in all threads; "auto" leaves the choice to the machine.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    global _forced
+    before, _forced = _forced, _known(name, "use_backend")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def available_backends(device_type: str = "cpu") -> dict[str, str | None]:
+    """Every backend, fastest first: None where it can run on `device_type`, else one sentence that says why not."""
+    return {name: _why_not(name, device_type) for name in BACKENDS}
+
+
+def active_backend(device_type: str = "cpu") -> str:
+    """The name of the backend that calls on `device_type` ("cpu", "cuda") use.
+
+    Raises:
+        MachineError: one is forced that cannot run there.
+        ConfigError: the environment names one that does not exist.
+    """
+    return choose_backend("auto", device_type)
+
+
+def choose_backend(wanted: str, device_type: str) -> str:
+    """The backend to use: `wanted` unless it is "auto", else the forced one, else the fastest that can run.
+
+    "torch" when the chosen one does not give the reference's numbers here.
+
+    Args:
+        wanted: a setting: a name or "auto".
+        device_type: "cpu" or "cuda" (ROCm calls itself that too).
+
+    Raises:
+        MachineError: the one asked for cannot run there.
+        ConfigError: there is no backend of that name.
+    """
+    name, source = wanted, "attention_backend"
+    if name == "auto":
+        name, source = (_forced, "use_backend") if _forced != "auto" else (os.environ.get(VARIABLE, "auto"), VARIABLE)
+    if _known(name, source) == "auto":
+        name = _fastest(device_type)
+    reason = _why_not(name, device_type)
+    if reason is not None:
+        raise MachineError(f"{source} asks for the deformable attention of {name!r}: {reason} Use 'auto' instead.")
+    return name if name not in COMPILED or proven(name, device_type) else "torch"
+
+
+def backend_module(name: str) -> ModuleType:
+    """The module of a backend with kernels of its own; imported when first asked for."""
+    return importlib.import_module(f"codetr_cli.ops.deform_attn_{name}")
+
+
+@functools.cache
+def proven(name: str, device_type: str) -> bool:
+    """Whether a backend gives the reference's numbers on this machine; tried once, on a problem of a few milliseconds.
+
+    A backend that does not is warned about and not used again.
+    """
+    # In a thread of its own, where no autocast, inference mode or tracing of the caller reaches.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        difference = thread.submit(_difference, name, device_type).result()
+    if difference is not None:
+        warnings.warn(
+            f"the deformable attention of {name!r} is not used on this machine: {difference}. Plain PyTorch is used "
+            "instead, which is slower; `codetr bench --ops` compares all of them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return difference is None
+
+
+@functools.cache
+def _fastest(device_type: str) -> str:
+    return next(name for name in BACKENDS if _why_not(name, device_type) is None)
+
+
+@functools.cache
+def _why_not(name: str, device_type: str) -> str | None:
+    return None if name not in COMPILED else backend_module(name).why_not(device_type)
+
+
+def _known(name: str, source: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ConfigError(
+            f"{source} asks for the deformable attention of {name!r}; there are auto, {', '.join(BACKENDS)}"
+        )
+    return name
+
+
+def _difference(name: str, device_type: str) -> str | None:
+    """What a backend does differently from the reference, None when all is equal up to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5, 7), (3, 4), (1, 1)]
+    value = torch.randn(1, 48, 2, 32, generator=generator)
+    references = torch.rand(1, 6, 3, 4, generator=generator)
+    offsets = 2 * torch.randn(1, 6, 2, 3, 4, 2, generator=generator)
+    logits = torch.randn(1, 6, 2, 3, 4, generator=generator)
+    grad = torch.randn(1, 6, 64, generator=generator)
+    exact = [tensor.double().requires_grad_() for tensor in (value, references, offsets, logits)]
+    expected = deform_attn_torch.reference_fused_multi_scale_deformable_attention(exact[0], shapes, *exact[1:])
+    expected_grads = torch.autograd.grad(expected, exact, grad.double())
+    inputs = [tensor.to(device_type) for tensor in (value, references, offsets, logits)]
+    try:
+        module = backend_module(name)
+        output = module.forward(inputs[0], shapes, *inputs[1:])
+        grads = module.backward(grad.to(device_type), inputs[0], shapes, *inputs[1:], needs_reference=True)
+    except Exception as error:  # whatever a broken build or driver throws: the reference still works
+        return f"it failed with {type(error).__name__}: {error}"
+    names = ("output", "gradient of value", "gradient of reference points", "gradient of offsets", "gradient of logits")
+    for what, ours, theirs in zip(names, (output, *grads), (expected.detach(), *expected_grads), strict=True):
+        off = float((ours.detach().double().cpu() - theirs).abs().max() / theirs.abs().max())
+        if not off < 1e-4:  # also when it is not a number
+            return f"its {what} differs from the reference by {off:.1e} of the largest value"
+    return None
