@@ -34,11 +34,14 @@ MIN_TRITON = (3, 6)
 MIN_CAPABILITY = (7, 0)
 """The oldest CUDA device that Triton generates code for."""
 
-BLOCKS = ((8, 2), (16, 2), (16, 4), (32, 4), (32, 8), (64, 8))
+BLOCKS = ((8, 2), (8, 4), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8))
 """Tuning candidates: queries of a block, warps. Large channel counts and odd point counts use fewer of them."""
 
-DEFAULT_BLOCK = (16, 4)
+DEFAULT_BLOCK = (8, 4)
 """Used where nothing may be timed: inside a CUDA graph capture before tuning, and for the deterministic backward."""
+
+COMPILER_OPTIONS = {"enable_fp_fusion": True}
+"""Fused multiply-adds are asked for, because the default is about to change and Triton warns about that."""
 
 INTERPRETED_BLOCK_Q = 64
 """Triton's interpreter takes as long for a large block as for a small one."""
@@ -100,7 +103,7 @@ def forward(
         call.query_class,
         *call.strides,
     )
-    with torch.cuda.device_of(value):
+    with torch.cuda.device(value.get_device()):
         _launch("forward", call, arguments, call.constants)
     return output
 
@@ -134,7 +137,7 @@ def backward(
     grad_sampling = torch.empty(sampling.shape, dtype=sampling.dtype, device=value.device)
     grad_scores = torch.empty(scores.shape, dtype=scores.dtype, device=value.device)
     parts = call.accumulator(call.heads, *reference_points.shape) if reference_points is not None else None
-    with torch.cuda.device_of(value):
+    with torch.cuda.device(value.get_device()):
         if call.batch * call.queries * call.heads * call.channels * sampling.numel() == 0:
             grad_value = value.new_zeros(value.shape)
             grad_sampling.zero_()
@@ -220,6 +223,7 @@ def _ordered_backward(
             **{name: constants[name] for name in ("HEADS", "CHANNELS", "LEVELS", "POINTS", "CHANNELS_PAD", "ACC")},
             BLOCK=16,
             num_warps=1,
+            **COMPILER_OPTIONS,
         )
     return grad_value
 
@@ -255,8 +259,13 @@ class _Call(NamedTuple):
 
     def of_image(self, image: int) -> _Call:
         """The same call for one image of the batch."""
-        tensors = (tensor[image : image + 1] for tensor in self[:4])
-        return _Call(*tensors, self.spatial_shapes, self.reference_numbers)
+        part = slice(image, image + 1)
+        return self._replace(
+            value=self.value[part],
+            reference=self.reference[part],
+            sampling=self.sampling[part],
+            scores=self.scores[part],
+        )
 
     @property
     def batch(self) -> int:
@@ -442,10 +451,10 @@ def _launch(
     if block is None and torch.cuda.is_current_stream_capturing():
         block = _fixed_block(constants)  # nothing can be timed in a capture
     if block is not None:
-        kernels.plain[name][grid](*arguments, **constants, **block)
+        kernels.plain[name][grid](*arguments, **constants, **block, **COMPILER_OPTIONS)
         return
     with _tuning:
-        kernels.tuners[name][grid](*arguments, **constants)
+        kernels.tuners[name][grid](*arguments, **constants, **COMPILER_OPTIONS)
         _chosen[key] = kernels.tuners[name].best_config.all_kwargs()
 
 

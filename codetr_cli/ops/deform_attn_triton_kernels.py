@@ -12,6 +12,7 @@ mode: `sampling` holds locations and `scores` weights), 2 or 4 (fused mode: offs
 """
 
 # ruff: noqa: N803 - capitals mark compile-time constants, as everywhere in Triton.
+# mypy: disallow-untyped-decorators=False
 # Of the annotations Triton reads only `tl.constexpr`.
 from __future__ import annotations
 
@@ -28,14 +29,13 @@ def _softmax_terms(
     TERMS_PAD: tl.constexpr,
     ACC: tl.constexpr,
 ) -> tl.tensor:
-    """Largest logit and sum of exponentials over the TERMS logits at each of `rows` (BLOCK_Q,)."""
+    """Largest of the TERMS logits at each of `rows` (BLOCK_Q,), and one over the sum of their exponentials."""
     terms = tl.arange(0, TERMS_PAD)
     present = terms[None, :] < TERMS
     logits = tl.load(scores + rows[:, None] + terms[None, :], mask=live[:, None] & present, other=0.0).to(ACC)
     logits = tl.where(present, logits, float("-inf"))
     peak = tl.max(logits, axis=1)
-    total = tl.sum(tl.exp(logits - peak[:, None]), axis=1)
-    return peak, total
+    return peak, 1.0 / tl.sum(tl.exp(logits - peak[:, None]), axis=1)
 
 
 @triton.jit
@@ -44,14 +44,14 @@ def _weights(
     places: tl.tensor,
     live: tl.tensor,
     peak: tl.tensor,
-    total: tl.tensor,
+    scale: tl.tensor,
     REFERENCE: tl.constexpr,
     ACC: tl.constexpr,
 ) -> tl.tensor:
     """Attention weights (BLOCK_Q, POINTS_PAD) of one level, zero where not `live`."""
     weight = tl.load(scores + places, mask=live, other=0.0).to(ACC)
     if REFERENCE != 0:
-        weight = tl.exp(weight - peak[:, None]) / total[:, None]
+        weight = tl.exp(weight - peak[:, None]) * scale[:, None]
     return tl.where(live, weight, 0.0)
 
 
@@ -158,9 +158,9 @@ def forward_kernel(
     scores_rows = query.to(INDEX) * scores_query_stride + head * (LEVELS * POINTS)
     reference_rows = query.to(INDEX) * reference_query_stride
     peak = tl.zeros((BLOCK_Q,), dtype=ACC)
-    total = peak
+    scale = peak
     if REFERENCE != 0:
-        peak, total = _softmax_terms(scores, scores_rows, in_block, LEVELS * POINTS, TERMS_PAD, ACC)
+        peak, scale = _softmax_terms(scores, scores_rows, in_block, LEVELS * POINTS, TERMS_PAD, ACC)
 
     sums = tl.zeros((BLOCK_Q, POINTS_PAD, CHANNELS_PAD), dtype=ACC)
     for level in range(LEVELS):
@@ -168,7 +168,7 @@ def forward_kernel(
         width = tl.load(levels + level * 4 + 1)
         start = tl.load(levels + level * 4 + 2)
         places = level * POINTS + point[None, :]
-        weight = _weights(scores, scores_rows[:, None] + places, live, peak, total, REFERENCE, ACC)
+        weight = _weights(scores, scores_rows[:, None] + places, live, peak, scale, REFERENCE, ACC)
         x, _raw, _side = _pixel(
             sampling + sampling_rows[:, None],
             places,
@@ -305,9 +305,9 @@ def backward_kernel(
         other=0.0,
     ).to(ACC)  # (BLOCK_Q, 1, CHANNELS_PAD)
     peak = tl.zeros((BLOCK_Q,), dtype=ACC)
-    total = peak
+    scale = peak
     if REFERENCE != 0:
-        peak, total = _softmax_terms(scores, scores_rows, in_block, LEVELS * POINTS, TERMS_PAD, ACC)
+        peak, scale = _softmax_terms(scores, scores_rows, in_block, LEVELS * POINTS, TERMS_PAD, ACC)
 
     level_index = tl.arange(0, LEVELS_PAD)[None, :, None]
     grad_weights = tl.zeros((BLOCK_Q, LEVELS_PAD, POINTS_PAD), dtype=ACC)
@@ -316,7 +316,7 @@ def backward_kernel(
         width = tl.load(levels + level * 4 + 1)
         start = tl.load(levels + level * 4 + 2)
         places = level * POINTS + point[None, :]
-        weight = _weights(scores, scores_rows[:, None] + places, live, peak, total, REFERENCE, ACC)
+        weight = _weights(scores, scores_rows[:, None] + places, live, peak, scale, REFERENCE, ACC)
         x, raw_x, side_x = _pixel(
             sampling + sampling_rows[:, None],
             places,
@@ -439,7 +439,7 @@ def backward_kernel(
         places = level_index * POINTS + point[None, None, :]
         exists = in_block[:, None, None] & (level_index < LEVELS) & (point < POINTS)[None, None, :]
         logits = tl.load(scores + scores_rows[:, None, None] + places, mask=exists, other=0.0).to(ACC)
-        weights = tl.where(exists, tl.exp(logits - peak[:, None, None]) / total[:, None, None], 0.0)
+        weights = tl.where(exists, tl.exp(logits - peak[:, None, None]) * scale[:, None, None], 0.0)
         mean = tl.sum(tl.sum(weights * grad_weights, axis=2), axis=1)
         grad_logits = weights * (grad_weights - mean[:, None, None])
         slots = samples[:, None, None] + places
@@ -492,7 +492,8 @@ def ordered_value_kernel(
         first = tl.load(bounds + cell)
         middle = tl.load(bounds + cell + 1)
         end = tl.load(bounds + cell + 2)
-        for begin in range(first, end, BLOCK):
+        begin = first
+        while begin < end:
             slot = begin + tl.arange(0, BLOCK)
             present = slot < end
             sample = tl.load(order + slot, mask=present, other=0)
@@ -509,5 +510,6 @@ def ordered_value_kernel(
                 other=0.0,
             ).to(ACC)
             sums += tl.sum(grad * weight[:, None], axis=0)
+            begin += BLOCK
     rows = (token.to(tl.int64) * HEADS + head) * CHANNELS
     tl.store(grad_value + rows + channel, sums.to(grad_value.dtype.element_ty), mask=has_channel)
