@@ -1,4 +1,4 @@
-"""`codetr bench`: how fast this machine detects and trains, and where the time goes."""
+"""`codetr bench`: how fast this machine detects and trains, where the time goes, and what makes it faster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from codetr_cli import console
+from codetr_cli.commands import _bench_tables as tables
 from codetr_cli.commands._options import (
     CheckpointOption,
     DeviceOption,
@@ -30,15 +31,34 @@ if TYPE_CHECKING:
 
     import torch
 
+    from codetr_cli.engine.benchmark import Plan, Run
+    from codetr_cli.engine.loading import LoadedModel
+    from codetr_cli.engine.operator_inputs import Shape
+
 DEFAULT_PRESET = "co_dino_r50"
+DEFAULT_OPERATOR_SIZE = (800, 1333)
+DEFAULT_LEVELS = 5
 # Warm-up runs, runs that count, runs for the split into stages.
 CPU_RUNS = (1, 3, 1)
 GPU_RUNS = (10, 50, 10)
+DTYPES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16": "float16"}
+NETWORK_OPTIONS = ("fps", "train", "preset", "checkpoint", "compare", "objects", "set")
+OPERATOR_OPTIONS = ("backend", "shape", "levels", "dtype", "classic")
 
 
 def bench(
     fps: Annotated[bool, typer.Option("--fps", help="Time detection; the default.")] = False,
     train: Annotated[bool, typer.Option("--train", help="Time training steps.")] = False,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="Time deformable attention alone: every backend, beside the machine's limits.")
+    ] = False,
+    compare: Annotated[
+        Literal["torch"] | None,
+        typer.Option(
+            "--compare",
+            help="torch: time the network in turn with and without what makes it fast, i.e. in plain PyTorch.",
+        ),
+    ] = None,
     preset: PresetOption = None,
     checkpoint: CheckpointOption = None,
     size: Annotated[
@@ -49,6 +69,29 @@ def bench(
         int | None,
         typer.Option("--batch", metavar="N", min=1, help="Images at once. Without it: 1; the preset's to train."),
     ] = None,
+    objects: Annotated[
+        int | None,
+        typer.Option("--objects", metavar="N", min=1, help="Boxes in each training image. Without it: 7, as in COCO."),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", metavar="NAME", help="With --ops: this one beside the reference. May be repeated."),
+    ] = None,
+    shape: Annotated[
+        Literal["encoder", "decoder", "both"] | None,
+        typer.Option("--shape", help="With --ops: whose call; without it both."),
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option("--levels", metavar="N", min=1, max=8, help="With --ops: feature levels, 5.")
+    ] = None,
+    dtype: Annotated[
+        Literal["fp32", "fp64", "bf16", "fp16"] | None,
+        typer.Option("--dtype", help="With --ops: numbers of value, offsets and logits; without it fp32."),
+    ] = None,
+    classic: Annotated[
+        bool,
+        typer.Option("--classic", help="With --ops: the entry that takes locations and weights, not the fused one."),
+    ] = False,
     device: DeviceOption = "auto",
     precision: InferencePrecisionOption = "auto",
     threads: ThreadsOption = None,
@@ -67,11 +110,13 @@ def bench(
 
     Images are synthetic and a preset's weights are random: neither changes the speed.
     """
-    from codetr_cli.errors import ConfigError
-
     console.set_mode(json=json_output, quiet=quiet)
-    if preset and checkpoint:
-        raise ConfigError("give --preset or --checkpoint, not both: a checkpoint brings its own settings")
+    given = {
+        **{"fps": fps, "train": train, "preset": preset, "checkpoint": checkpoint, "compare": compare},
+        **{"objects": objects, "set": overrides, "precision": precision if precision != "auto" else None},
+        **{"backend": backend, "shape": shape, "levels": levels, "dtype": dtype, "classic": classic},
+    }
+    _check(ops, given)
     wanted_size = _parse_size(size) if size else None
 
     import torch
@@ -81,20 +126,51 @@ def bench(
     chosen_device = choose_device(device)
     if threads:
         torch.set_num_threads(threads)
-    target = checkpoint or preset or DEFAULT_PRESET
     runs = _runs(chosen_device.type, warmup, iterations)
+    target = None if ops else checkpoint or preset or DEFAULT_PRESET
     report = _facts(target, chosen_device)
-    for kind, wanted in (("inference", fps or not train), ("training", train)):
-        if wanted:
-            report[kind] = _measure(
-                kind, target, overrides or [], size=wanted_size, batch=batch, device=chosen_device, precision=precision,
-                runs=runs,
-            )  # fmt: skip
-            _show(kind, report[kind], report["machine"])
-    console.result(_place_text(report["machine"]))
+    if ops:
+        shapes: list[Shape] = ["encoder", "decoder"] if shape is None or shape == "both" else [shape]
+        report["operators"] = _measure_operators(
+            shapes, backend, size=wanted_size or DEFAULT_OPERATOR_SIZE, levels=levels or DEFAULT_LEVELS,
+            batch=batch or 1, device=chosen_device, dtype=dtype or "fp32", classic=classic, runs=runs,
+            machine=report["machine"],
+        )  # fmt: skip
+    for kind, wanted in (("inference", fps or not (train or ops)), ("training", train)):
+        if wanted and target:
+            network = _Network(kind, target, overrides or [], chosen_device)
+            plan = network.plan(size=wanted_size, batch=batch, precision=precision, objects=objects, runs=runs)
+            report[kind] = network.compare(plan) if compare else network.measure(plan)
+            show = tables.show_comparison if compare else tables.show_timing
+            show(kind, report[kind], report["machine"])
+    console.result(tables.place_text(report["machine"]))
+    report = tables.without_folders(report)
     if out is not None:
         _write(free_file(out, force=force), report)
     console.result_json(report)
+
+
+def _check(ops: bool, given: Mapping[str, Any]) -> None:
+    """Refuses options that say nothing about what is measured.
+
+    Raises:
+        ConfigError: names one of them.
+    """
+    from codetr_cli.errors import ConfigError
+
+    if given["preset"] and given["checkpoint"]:
+        raise ConfigError("give --preset or --checkpoint, not both: a checkpoint brings its own settings")
+    names = (*NETWORK_OPTIONS, "precision") if ops else OPERATOR_OPTIONS
+    culprit = next((name for name in names if given[name]), None)
+    if culprit and ops:
+        hint = " (there it is --dtype)" if culprit == "precision" else ""
+        raise ConfigError(
+            f"--{culprit} is about the whole network, --ops about one operator{hint}: leave one of them out"
+        )
+    if culprit:
+        raise ConfigError(f"--{culprit} is about the operator alone: add --ops, or leave it out")
+    if given["objects"] and not given["train"]:
+        raise ConfigError("--objects is about training images: add --train, or leave it out")
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -123,95 +199,178 @@ def _runs(device_type: str, warmup: int | None, iterations: int | None) -> tuple
     return usual[0] if warmup is None else warmup, counted, min(usual[2], counted)
 
 
-def _facts(target: str, device: torch.device) -> dict[str, Any]:
+def _facts(target: str | None, device: torch.device) -> dict[str, Any]:
     """What a reader of the numbers must know to repeat them."""
-    from codetr_cli.engine.benchmark import describe_place
+    from codetr_cli.engine.environment import describe_place
 
     return {
         "command": shlex.join(["codetr", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "weights": target,
+        **({"weights": target} if target else {}),
         "machine": describe_place(device),
     }
 
 
-def _measure(
-    kind: str,
-    target: str,
-    overrides: Sequence[str],
+class _Network:
+    """The whole network: what is measured of it, and with what.
+
+    Args:
+        kind: "inference" or "training".
+        target: checkpoint or preset.
+        overrides: settings.
+        device: where it runs.
+    """
+
+    def __init__(self, kind: str, target: str, overrides: Sequence[str], device: torch.device) -> None:
+        self.training, self.target, self.overrides, self.device = kind == "training", target, overrides, device
+        loaded = self._load(self.overrides, lean=True)
+        self.settings = loaded.settings
+        self.parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+        self.loaded: LoadedModel | None = loaded
+
+    def plan(
+        self,
+        *,
+        size: tuple[int, int] | None,
+        batch: int | None,
+        precision: str,
+        objects: int | None,
+        runs: tuple[int, int, int],
+    ) -> Plan:
+        """What to measure with; what is not given is the settings'."""
+        from codetr_cli.engine.benchmark import TRAINING_OBJECTS, Plan
+
+        settings = self.settings
+        return Plan(
+            size=size or (settings.test.short_side, settings.test.long_side),
+            batch=batch or (settings.train.micro_batch if self.training else 1),
+            device=self.device,
+            precision=precision,
+            warmup=runs[0],
+            iterations=runs[1],
+            split_iterations=runs[2],
+            objects=objects or TRAINING_OBJECTS,
+        )
+
+    def measure(self, plan: Plan) -> dict[str, Any]:
+        """Times the network."""
+        from codetr_cli.engine.benchmark import measure
+
+        with console.progress(f"timing {'training' if self.training else 'inference'}", plan.ticks) as advance:
+            timing = measure(self._ours(plan), plan, advance)
+        return {**self._facts(plan), **asdict(timing)}
+
+    def compare(self, plan: Plan) -> dict[str, Any]:
+        """Times the network with all savings and without, in turn."""
+        from codetr_cli.engine.benchmark_compare import compare, compare_ticks
+
+        with console.progress("timing ours and plain in turn", compare_ticks(plan)) as advance:
+            found = compare(lambda: self._ours(plan), lambda: self._plain(plan), plan, advance)
+        return {**self._facts(plan), **asdict(found)}
+
+    def _ours(self, plan: Plan) -> Run:
+        """The network as every other verb uses it; kept by nobody else."""
+        loaded, self.loaded = self.loaded or self._load(self.overrides, lean=True), None
+        return self._run(loaded, plan)
+
+    def _plain(self, plan: Plan) -> Run:
+        """The network without what makes it fast, apart from the operator, which is chosen around its runs."""
+        # A backend that the settings name would stand above the plain way's.
+        named = hasattr(self.settings.model, "attention_backend")
+        overrides = [*self.overrides, *(["model.attention_backend=auto"] if named else [])]
+        return self._run(self._load(overrides, lean=False), plan)
+
+    def _load(self, overrides: Sequence[str], *, lean: bool) -> LoadedModel:
+        """The network; a preset's random weights are the same every time."""
+        import torch
+
+        from codetr_cli.engine.loading import load_detector
+
+        torch.manual_seed(0)
+        return load_detector(self.target, self.device, overrides, training=self.training, lean=lean)
+
+    def _run(self, loaded: LoadedModel, plan: Plan) -> Run:
+        from codetr_cli.engine.benchmark import DetectionRun, TrainingRun
+
+        if self.training:
+            return TrainingRun(loaded.model, loaded.settings, plan)
+        return DetectionRun(loaded.model, loaded.postprocess, loaded.settings, plan)
+
+    def _facts(self, plan: Plan) -> dict[str, Any]:
+        return {
+            "name": self.settings.name,
+            "size": list(plan.size),
+            "batch": plan.batch,
+            "precision": plan.resolved_precision(training=self.training),
+            "warmup": plan.warmup,
+            "iterations": plan.iterations,
+            "split_iterations": plan.split_iterations,
+            **({"objects": plan.objects} if self.training else {}),
+            "parameters": self.parameters,
+        }
+
+
+def _measure_operators(
+    shapes: Sequence[Shape],
+    backends: Sequence[str] | None,
     *,
-    size: tuple[int, int] | None,
-    batch: int | None,
+    size: tuple[int, int],
+    levels: int,
+    batch: int,
     device: torch.device,
-    precision: str,
+    dtype: str,
+    classic: bool,
     runs: tuple[int, int, int],
+    machine: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Builds the network, times it and tells with what."""
-    from codetr_cli.engine.benchmark import Plan, benchmark_inference, benchmark_training
-    from codetr_cli.engine.loading import load_detector
+    """Times deformable attention alone, after what the machine can do at best."""
+    import torch
 
-    training = kind == "training"
-    loaded = load_detector(target, device, overrides, training=training)
-    settings = loaded.settings
-    plan = Plan(
-        size=size or (settings.test.short_side, settings.test.long_side),
-        batch=batch or (settings.train.micro_batch if training else 1),
-        device=device,
-        precision=precision,
-        warmup=runs[0],
-        iterations=runs[1],
-        split_iterations=runs[2],
-    )
-    with console.progress(f"timing {kind}", plan.ticks) as advance:
-        if training:
-            timing = benchmark_training(loaded.model, settings, plan, advance)
-        else:
-            timing = benchmark_inference(loaded.model, loaded.postprocess, settings, plan, advance)
-    return {
-        "name": settings.name,
-        "size": list(plan.size),
-        "batch": plan.batch,
-        "precision": plan.resolved_precision(training=training),
-        "warmup": plan.warmup,
-        "iterations": plan.iterations,
-        "split_iterations": plan.split_iterations,
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        **asdict(timing),
-    }
+    from codetr_cli.engine.benchmark_ops import OperatorPlan, benchmark_operator, contenders, report_table
+    from codetr_cli.engine.machine_limits import measure_limits
+    from codetr_cli.engine.operator_inputs import OperatorShape
 
-
-def _show(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-    height, width = numbers["size"]
-    latency = numbers["latency_ms"]
-    memory = numbers["peak_memory_bytes"]
-    console.table(
-        f"{'Detection' if kind == 'inference' else 'Training step'}: {numbers['name']} at {height}x{width}, "
-        f"batch {numbers['batch']}, {numbers['precision']}, {machine['device']}",
-        ["images/s", "mean [ms]", "p50 [ms]", "p90 [ms]", "p99 [ms]", f"peak memory of the {numbers['memory_of']}"],
-        [
-            [
-                round(numbers["images_per_second"], 3),
-                *(round(latency[name], 1) for name in ("mean", "p50", "p90", "p99")),
-                None if memory is None else console.bytes_text(memory),
-            ]
-        ],
-    )
-    stages = numbers["stages_ms"]
-    within = sum(milliseconds for name, milliseconds in stages.items() if name != "data")
-    rows = [
-        [name, round(value, 1), "beside the network" if name == "data" else f"{value / max(within, 1e-9):.0%}"]
-        for name, value in stages.items()
+    plans = [
+        OperatorPlan(
+            shape=OperatorShape(name=name, size=size, levels=levels, batch=batch),
+            device=device,
+            dtype=getattr(torch, DTYPES[dtype]),
+            classic=classic,
+            backends=_known_backends(backends, device.type),
+            warmup=runs[0],
+            rounds=runs[1],
+        )
+        for name in shapes
     ]
-    console.table("", ["stage", "time [ms]", "share"], rows)
+    limits = measure_limits(device, plans[0].dtype)
+    tables.show_limits(limits)
+    found = []
+    for plan in plans:
+        ticks = plan.ticks(len(contenders(plan)[0]))
+        with console.progress(f"timing the {plan.shape.name}'s operator", ticks) as advance:
+            report = benchmark_operator(plan, limits, advance)
+        tables.show_operator(report, machine)
+        found.append(report_table(report))
+    return {"limits": asdict(limits), "shapes": found}
 
 
-def _place_text(machine: Mapping[str, Any]) -> str:
-    reasons = [f"{name}: {reason}" for name, reason in machine["attention_backends"].items() if reason]
-    text = (
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}; "
-        f"deformable attention by {machine['attention']}"
-    )
-    return text + (f". Not usable here: {' '.join(reasons)}" if reasons else "")
+def _known_backends(names: Sequence[str] | None, device_type: str) -> tuple[str, ...] | None:
+    """The names as given.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
+    from codetr_cli.config import nearest
+    from codetr_cli.engine.benchmark_ops import contender_names
+    from codetr_cli.errors import ConfigError
+
+    if not names:
+        return None
+    known = contender_names(device_type)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--backend {name!r} is unknown: {nearest(name, known)}")
+    return tuple(names)
 
 
 def _write(file: Path, report: Mapping[str, Any]) -> None:

@@ -171,9 +171,7 @@ def _show_environment(environment: Environment) -> None:
     if environment.no_gpu:
         rows.append(["GPU", f"none: {environment.no_gpu}"])
     rows.append(["processes talk by", _choices(environment.transports)])
-    for kind, backend in environment.active_attention.items():
-        rows.append([f"attention on {kind}", backend])
-    rows += [[f"attention by {name}", f"no: {why}"] for name, why in environment.attention.items() if why]
+    rows += [[f"attention on {kind}", note] for kind, note in environment.attention_notes.items()]
     memory = "unknown" if environment.memory_bytes is None else size(environment.memory_bytes)
     free = "" if environment.free_memory_bytes is None else f" ({size(environment.free_memory_bytes)} free)"
     rows += [["processors", environment.cpus], ["memory", memory + free]]

@@ -6,49 +6,28 @@ any instrument inside the network; the split into stages comes from runs of its 
 
 from __future__ import annotations
 
-import platform
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from codetr_cli import __version__
 from codetr_cli.config import Settings
-from codetr_cli.data.batch import Batch, collate, normalize
-from codetr_cli.data.images import read_image
-from codetr_cli.data.transforms import AnyTransform, ResizeShortLong, Sample, build_transforms
-from codetr_cli.engine.environment import describe
-from codetr_cli.engine.inference import TimedPostProcess, inference, resolve_precision, synchronize
+from codetr_cli.data.batch import normalize
+from codetr_cli.data.transforms import ResizeShortLong, build_transforms
+from codetr_cli.engine.clocks import Tick, in_turn, peak_memory, reset_peak_memory, seconds_of, timed_children
+from codetr_cli.engine.inference import TimedPostProcess, inference, resolve_precision
 from codetr_cli.engine.optim import autocast_dtype, build_optimizer, clip_gradients
+from codetr_cli.engine.synthetic import data_seconds, synthetic_batch
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.models.postprocess import PostProcess
-from codetr_cli.ops.deform_attn import active_backend
-
-try:
-    import resource
-except ImportError:  # Windows does not tell a process its peak memory this way
-    resource = None  # type: ignore[assignment]
+from codetr_cli.models.postprocess import Detections, PostProcess
 
 STAGES = ("backbone", "neck", "encoder", "decoder")
 """Children of the network that are timed by name; the rest is query selection, heads and position encodings."""
 
 TRAINING_OBJECTS = 7
 """Objects per synthetic training image: COCO has 7.3 on average."""
-
-SOURCE_SHORT_SIDE = 480
-"""Short side of the photograph that the data stage reads; most of COCO's have 427 or 480."""
-
-Tick = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +42,7 @@ class Plan:
         warmup: runs before anything counts.
         iterations: runs that count for throughput and latency.
         split_iterations: runs that count for the split into stages.
+        objects: boxes in each training image.
     """
 
     size: tuple[int, int]
@@ -72,6 +52,7 @@ class Plan:
     warmup: int
     iterations: int
     split_iterations: int
+    objects: int = TRAINING_OBJECTS
 
     def resolved_precision(self, *, training: bool) -> str:
         """The arithmetic that is used: training chooses by the device, detection is fp32 unless told otherwise."""
@@ -103,7 +84,8 @@ class Timing:
         latency_ms: of a batch, from normalised images on the device to detections, or of a training step without data.
         stages_ms: mean time of each stage for a batch; `data` is one process reading, resizing, batching, copying and
             normalising, which in practice happens beside the network.
-        peak_memory_bytes: highest memory in use: of the GPU's allocator, or of the whole process on a CPU.
+        peak_memory_bytes: highest memory in use while the counted runs went on: of the GPU's allocator, or of the whole
+            process on a CPU; None where unknown.
         memory_of: "gpu" or "process".
     """
 
@@ -126,35 +108,7 @@ def benchmark_inference(
         plan: what to measure with.
         tick: called after each run.
     """
-    batch = synthetic_batch(plan, objects=0).to(plan.device)
-    images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
-
-    def run(chosen: PostProcess) -> None:
-        found = model.detect(images, batch.padding_mask, batch.targets, chosen)
-        _ = [detections.cpu() for detections in found]  # waits for the device
-
-    with inference(model, plan.device, plan.precision):
-        for _ in range(plan.warmup):
-            run(postprocess)
-            tick()
-        reset_peak_memory(plan.device)
-        latencies = [_seconds(lambda: run(postprocess), plan.device, tick) for _ in range(plan.iterations)]
-        peak = peak_memory(plan.device)
-        stages = _split_inference(model, postprocess, run, plan, tick)
-    transform = ResizeShortLong(short_sides=(min(plan.size),), long_side=max(plan.size))
-    return _timing(latencies, {"data": _data_seconds(settings, transform, plan), **stages}, plan, peak)
-
-
-def _split_inference(
-    model: CoDETR, postprocess: PostProcess, run: Callable[[PostProcess], None], plan: Plan, tick: Tick
-) -> dict[str, float]:
-    """Mean seconds of each stage of the network and of the post-processing."""
-    timed = TimedPostProcess.around(postprocess)
-    with _timed_children(model, plan.device) as seconds:
-        total = sum(_seconds(lambda: run(timed), plan.device, tick) for _ in range(plan.split_iterations))
-    seconds = {**seconds, "heads and query selection": 0.0, "post-processing": sum(timed.seconds)}
-    seconds["heads and query selection"] = max(0.0, total - sum(seconds.values()))
-    return {name: value / plan.split_iterations for name, value in seconds.items()}
+    return measure(DetectionRun(model, postprocess, settings, plan), plan, tick)
 
 
 def benchmark_training(model: CoDETR, settings: Settings, plan: Plan, tick: Tick = lambda: None) -> Timing:
@@ -166,52 +120,115 @@ def benchmark_training(model: CoDETR, settings: Settings, plan: Plan, tick: Tick
         plan: what to measure with; its `batch` is one micro batch, and one micro batch is a step.
         tick: called after each step.
     """
-    batch = synthetic_batch(plan, objects=TRAINING_OBJECTS, num_classes=settings.model.num_classes).to(plan.device)
-    images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
-    step = _TrainingStep(model, settings, plan)
-    model.train()
-    for _ in range(plan.warmup):
-        step.run(images, batch)
-        tick()
-    reset_peak_memory(plan.device)
-    latencies = [_seconds(lambda: step.run(images, batch), plan.device, tick) for _ in range(plan.iterations)]
-    peak = peak_memory(plan.device)
-    totals = dict.fromkeys(step.STAGES, 0.0)
-    for _ in range(plan.split_iterations):
-        for name, part in zip(step.STAGES, step.parts(images, batch), strict=True):
-            totals[name] += _seconds(part, plan.device)
-        tick()
-    stages = {name: seconds / plan.split_iterations for name, seconds in totals.items()}
-    transform = build_transforms(settings.data, settings.test, train=True)
-    return _timing(latencies, {"data": _data_seconds(settings, transform, plan), **stages}, plan, peak)
+    return measure(TrainingRun(model, settings, plan), plan, tick)
 
 
-class _TrainingStep:
-    """Forward, backward and optimizer of one micro batch."""
+class DetectionRun:
+    """Detection of one batch of synthetic images, again and again.
+
+    Args:
+        model: on the plan's device.
+        postprocess: as built from the settings.
+        settings: mean and std of the input.
+        plan: what to measure with.
+
+    Attributes:
+        result: the last run's detections, on the CPU.
+    """
+
+    STAGES = (*STAGES, "heads and query selection", "post-processing")
+    SETTLED = 1  # runs after which memory no longer grows
+
+    def __init__(self, model: CoDETR, postprocess: PostProcess, settings: Settings, plan: Plan) -> None:
+        self.model, self.postprocess, self.settings, self.plan = model, postprocess, settings, plan
+        self.batch = synthetic_batch(plan.size, plan.batch, objects=0).to(plan.device)
+        self.images = normalize(self.batch.images, self.batch.padding_mask, settings.data.mean, settings.data.std)
+        self.result: list[Detections] = []
+
+    def once(self) -> float:
+        """Seconds from normalised images on the device to detections on the CPU."""
+        with inference(self.model, self.plan.device, self.plan.precision):
+            return seconds_of(lambda: self._detect(self.postprocess), self.plan.device)
+
+    def split(self) -> dict[str, float]:
+        """Seconds of each stage of one run."""
+        timed = TimedPostProcess.around(self.postprocess)
+        with (
+            inference(self.model, self.plan.device, self.plan.precision),
+            timed_children(self.model, STAGES, self.plan.device) as seconds,
+        ):
+            total = seconds_of(lambda: self._detect(timed), self.plan.device)
+        rest = total - sum(seconds.values()) - sum(timed.seconds)
+        return {**seconds, "heads and query selection": max(0.0, rest), "post-processing": sum(timed.seconds)}
+
+    def data_seconds(self) -> float:
+        """Seconds that one process needs to prepare the batch."""
+        size = self.plan.size
+        transform = ResizeShortLong(short_sides=(min(size),), long_side=max(size))
+        return data_seconds(self.settings, transform, size, self.plan.batch, self.plan.device)
+
+    def _detect(self, postprocess: PostProcess) -> None:
+        found = self.model.detect(self.images, self.batch.padding_mask, self.batch.targets, postprocess)
+        self.result = [detections.cpu() for detections in found]  # waits for the device
+
+
+class TrainingRun:
+    """Training steps on one batch of synthetic images: forward, backward and optimizer.
+
+    Args:
+        model: on the plan's device, built with its auxiliary heads; its weights change.
+        settings: of the objective and the optimizer.
+        plan: what to measure with.
+
+    Attributes:
+        result: the last step's total loss.
+    """
 
     STAGES = ("forward", "backward", "optimizer")
+    SETTLED = 2  # the first step ends with the optimizer's states, which the second has from its start
 
     def __init__(self, model: CoDETR, settings: Settings, plan: Plan) -> None:
-        self.device = plan.device
+        self.model, self.settings, self.plan = model.train(), settings, plan
+        num_classes = settings.model.num_classes
+        batch = synthetic_batch(plan.size, plan.batch, objects=plan.objects, num_classes=num_classes)
+        self.batch = batch.to(plan.device)
+        self.images = normalize(self.batch.images, self.batch.padding_mask, settings.data.mean, settings.data.std)
         self.dtype = autocast_dtype(plan.precision, plan.device)
         self.objective = CollaborativeObjective(model, **settings.train.loss.model_dump())
         self.optimizer = build_optimizer(model, settings.train)
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=self.dtype is torch.float16)
-        self.clip_norm = settings.train.clip_norm
         self.total = torch.zeros(())
 
-    def run(self, images: Tensor, batch: Batch) -> None:
-        """The whole step."""
-        for part in self.parts(images, batch):
-            part()
+    @property
+    def result(self) -> float:
+        """The last step's total loss."""
+        return float(self.total)
 
-    def parts(self, images: Tensor, batch: Batch) -> tuple[Callable[[], None], ...]:
+    def once(self) -> float:
+        """Seconds of a step."""
+
+        def step() -> None:
+            for part in self._parts():
+                part()
+
+        return seconds_of(step, self.plan.device)
+
+    def split(self) -> dict[str, float]:
+        """Seconds of each stage of one step."""
+        return {name: seconds_of(part, self.plan.device) for name, part in zip(self.STAGES, self._parts(), strict=True)}
+
+    def data_seconds(self) -> float:
+        """Seconds that one process needs to prepare the batch."""
+        transform = build_transforms(self.settings.data, self.settings.test, train=True)
+        return data_seconds(self.settings, transform, self.plan.size, self.plan.batch, self.plan.device)
+
+    def _parts(self) -> tuple[Callable[[], None], ...]:
         """The step's stages, to be called in this order."""
-        return lambda: self._forward(images, batch), self._backward, self._update
+        return self._forward, self._backward, self._update
 
-    def _forward(self, images: Tensor, batch: Batch) -> None:
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            losses = self.objective(images, batch.padding_mask, batch.targets)
+    def _forward(self) -> None:
+        with torch.autocast(self.plan.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            losses = self.objective(self.images, self.batch.padding_mask, self.batch.targets)
         self.total = torch.stack(list(losses.values())).sum()
 
     def _backward(self) -> None:
@@ -221,169 +238,46 @@ class _TrainingStep:
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
-        clip_gradients([p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        clip_gradients(parameters, self.settings.train.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
 
-# -------------------------------------------------------------------------------------------------------------- inputs
+Run = DetectionRun | TrainingRun
 
 
-def synthetic_batch(plan: Plan, *, objects: int, num_classes: int = 1) -> Batch:
-    """Images of the plan's size without padding, with random objects of at least 8 pixels."""
-    height, width = plan.size
-    generator = np.random.default_rng(0)
-    image = _photograph(height, width, generator)
-    samples = []
-    for image_id in range(plan.batch):
-        corner = generator.random((objects, 2)) * np.array([width, height]) * 0.5
-        sides = 8 + generator.random((objects, 2)) * np.array([width, height]) * 0.4
-        sample = Sample(
-            image=image,
-            boxes=np.concatenate([corner, np.minimum(corner + sides, [width, height])], axis=1).astype(np.float32),
-            labels=generator.integers(0, num_classes, objects),
-            iscrowd=np.zeros(objects, np.int64),
-            area=sides.prod(axis=1).astype(np.float32),
-        )
-        samples.append((image, sample.to_target(image_id=image_id, orig_size=plan.size, pad_divisor=1)))
-    return collate(samples)
+def measure(run: Run, plan: Plan, tick: Tick = lambda: None) -> Timing:
+    """Times a run; arguments as for `benchmark_inference`."""
+    for _ in range(plan.warmup):
+        run.once()
+        tick()
+    reset_peak_memory(plan.device)
+    latencies = in_turn({"run": run.once}, plan.iterations, tick)["run"]
+    peak = peak_memory(plan.device)
+    splits = in_turn({"run": run.split}, plan.split_iterations, tick)["run"]
+    return timing_of(run, latencies, splits, peak, data_seconds=run.data_seconds())
 
 
-def _photograph(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """Smooth colours with some noise, (h, w, 3) uint8: as hard to decode as a photograph."""
-    coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-    return np.clip(smooth + generator.integers(-12, 13, (height, width, 3)), 0, 255).astype(np.uint8)
+def timing_of(
+    run: Run, latencies: list[float], splits: list[dict[str, float]], peak: int | None, *, data_seconds: float
+) -> Timing:
+    """Sums up what was measured of a run.
 
-
-def _data_seconds(settings: Settings, transform: AnyTransform, plan: Plan, repeats: int = 3) -> float:
-    """Seconds that one process needs to read, transform, batch, copy and normalise a batch; the median of a few."""
-    short = min(plan.size)
-    height, width = (max(1, round(side * SOURCE_SHORT_SIDE / short)) for side in plan.size)
-    generator = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(prefix="codetr-") as folder:
-        path = Path(folder) / "photograph.jpg"
-        cv2.imwrite(str(path), _photograph(height, width, generator))
-
-        def prepare() -> None:
-            samples = []
-            for image_id in range(plan.batch):
-                image = read_image(path, max_pixels=settings.data.max_pixels)
-                sample = transform(Sample.from_image(image), generator)
-                target = sample.to_target(image_id=image_id, orig_size=(height, width), pad_divisor=1)
-                samples.append((np.ascontiguousarray(sample.image), target))
-            batch = collate(samples).to(plan.device)
-            normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
-
-        prepare()
-        return float(np.median([_seconds(prepare, plan.device) for _ in range(repeats)]))
-
-
-# ----------------------------------------------------------------------------------------------------------- the place
-
-
-def describe_place(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on beside the network: machine, versions, threads and the attention that runs."""
-    machine = describe()
-    packages = ("torch", "torchvision", "numpy", "opencv-python-headless", "triton")
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "device_type": device.type,
-        "threads": torch.get_num_threads(),
-        "attention": active_backend(device.type),
-        "attention_backends": machine.attention,
-        "system": machine.system,
-        "cpu": cpu_name(),
-        "cpus": machine.cpus,
-        "memory_bytes": machine.memory_bytes,
-        "gpus": [gpu.name for gpu in machine.gpus],
-        "built_for": machine.built_for,
-        "versions": {
-            "codetr": __version__,
-            "python": machine.python,
-            **{name: machine.packages[name] for name in packages},
-        },
-    }
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-# ------------------------------------------------------------------------------------------------------ clocks, memory
-
-
-def _seconds(function: Callable[[], None], device: torch.device, tick: Tick = lambda: None) -> float:
-    """Wall time of a call, with the device idle before and after."""
-    synchronize(device)
-    started = time.perf_counter()
-    function()
-    synchronize(device)
-    seconds = time.perf_counter() - started
-    tick()
-    return seconds
-
-
-@contextmanager
-def _timed_children(model: nn.Module, device: torch.device) -> Iterator[dict[str, float]]:
-    """Adds up the seconds spent in each stage of the network while the context lasts."""
-    seconds = dict.fromkeys(STAGES, 0.0)
-    started: dict[str, float] = {}
-
-    def before(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            synchronize(device)
-            started[name] = time.perf_counter()
-
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            synchronize(device)
-            seconds[name] += time.perf_counter() - started[name]
-
-        return hook
-
-    handles = []
-    for name in STAGES:
-        child = getattr(model, name)
-        handles += [child.register_forward_pre_hook(before(name)), child.register_forward_hook(after(name))]
-    try:
-        yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new measurement of a GPU's peak memory; a process's own peak cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes: the GPU allocator's peak since the reset, or the process's peak resident size; None where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
-
-
-def _timing(latencies: list[float], stages: dict[str, float], plan: Plan, peak: int | None) -> Timing:
+    Args:
+        run: what ran.
+        latencies: seconds of each run that counts.
+        splits: seconds of the stages of each run that was split.
+        peak: highest memory in use, bytes.
+        data_seconds: that preparing the batch takes.
+    """
     milliseconds = np.array(latencies) * 1000
     p50, p90, p99 = np.percentile(milliseconds, (50, 90, 99)).tolist()
+    stages = {name: float(np.mean([split[name] for split in splits])) for name in run.STAGES}
     return Timing(
-        images_per_second=plan.batch * 1000 / float(milliseconds.mean()),
+        images_per_second=run.plan.batch * 1000 / float(milliseconds.mean()),
         latency_ms=Latency(mean=float(milliseconds.mean()), p50=p50, p90=p90, p99=p99),
-        stages_ms={name: seconds * 1000 for name, seconds in stages.items()},
+        stages_ms={name: seconds * 1000 for name, seconds in {"data": data_seconds, **stages}.items()},
         peak_memory_bytes=peak,
-        memory_of="gpu" if plan.device.type == "cuda" else "process",
+        memory_of="gpu" if run.plan.device.type == "cuda" else "process",
     )

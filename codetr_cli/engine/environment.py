@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import platform
 import re
 import shutil
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import Any
 
 import torch
 
+from codetr_cli import __version__
 from codetr_cli.config import nearest
-from codetr_cli.errors import ConfigError, MachineError
+from codetr_cli.errors import CodetrError, ConfigError, MachineError
 from codetr_cli.ops.deform_attn import active_backend, available_backends
 
 PACKAGES = (
@@ -76,8 +79,9 @@ class Environment:
         free_memory_bytes: of it, not in use; None when unknown.
         shared_memory_bytes: size of /dev/shm, through which loader processes hand over images; None without one.
         disks: free space of the given folders.
-        attention: deformable-attention backends, fastest first, name -> None (runs) or why not.
-        active_attention: device type -> backend that is used.
+        attention: device type -> deformable-attention backends, fastest first: name -> None (runs) or why not.
+        active_attention: device type -> backend that is used; None when the one that is asked for cannot run.
+        attention_notes: device type -> one sentence: what is used, and why nothing faster is.
         packages: name -> version, None for absent.
         remarks: what should be mended or minded, sentences.
     """
@@ -95,8 +99,9 @@ class Environment:
     free_memory_bytes: int | None
     shared_memory_bytes: int | None
     disks: list[Disk]
-    attention: dict[str, str | None]
-    active_attention: dict[str, str]
+    attention: dict[str, dict[str, str | None]]
+    active_attention: dict[str, str | None]
+    attention_notes: dict[str, str]
     packages: dict[str, str | None]
     remarks: list[str] = field(default_factory=list)
 
@@ -113,6 +118,9 @@ def describe(*folders: Path) -> Environment:
     """
     gpus = list_gpus()
     free_memory, memory = _memory()
+    kinds = ("cuda", "cpu") if gpus else ("cpu",)
+    attention = {kind: available_backends(kind) for kind in kinds}
+    active, warned = _active_attention(kinds)
     facts = Environment(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
@@ -127,12 +135,42 @@ def describe(*folders: Path) -> Environment:
         free_memory_bytes=free_memory,
         shared_memory_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         disks=_disks(folders),
-        attention=available_backends(),
-        active_attention={kind: active_backend(kind) for kind in ("cuda", "cpu") if gpus or kind == "cpu"},
+        attention=attention,
+        active_attention=active,
+        attention_notes={kind: attention_note(active[kind], attention[kind]) for kind in kinds},
         packages={name: _version(name) for name in PACKAGES},
     )
-    facts.remarks.extend(_remarks(facts))
+    facts.remarks.extend([*warned, *_remarks(facts)])
     return facts
+
+
+def describe_place(device: torch.device) -> dict[str, Any]:
+    """What a benchmark's numbers depend on beside the network: machine, versions, threads and the attention that runs.
+
+    Neither the machine's name nor any path of it: results are published.
+    """
+    machine = describe()
+    packages = ("torch", "torchvision", "numpy", "opencv-python-headless", "triton")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "attention": machine.active_attention.get(device.type),
+        "attention_backends": machine.attention.get(device.type, {}),
+        "attention_note": machine.attention_notes.get(device.type, ""),
+        "system": machine.system,
+        "cpu": cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpus": machine.cpus,
+        "memory_bytes": machine.memory_bytes,
+        "gpus": [gpu.name for gpu in machine.gpus],
+        "built_for": machine.built_for,
+        "versions": {
+            "codetr": __version__,
+            "python": machine.python,
+            **{name: machine.packages[name] for name in packages},
+        },
+    }
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -175,6 +213,58 @@ def cpu_count() -> int:
     if len(quota) == 2 and quota[0].isdigit():
         count = min(count, max(1, math.ceil(int(quota[0]) / int(quota[1]))))
     return count
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    named = (line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if "model name" in line)
+    return next(named, platform.processor() or platform.machine())
+
+
+# ------------------------------------------------------------------------------------------------- deformable attention
+
+
+def attention_note(active: str | None, backends: Mapping[str, str | None]) -> str:
+    """One sentence: the backend in use, and for each faster one why it is not.
+
+    Args:
+        active: the backend in use; None when the one that is asked for cannot run.
+        backends: fastest first, name -> None (runs) or why not.
+    """
+    if active is None:
+        return "none: the one that is asked for cannot run here (see below)"
+    names = list(backends)
+    faster = names[: names.index(active)]
+    why = [f"{name}: {(backends[name] or 'it runs, but is not chosen').rstrip('.')}" for name in faster]
+    return f"{active} (not {'; not '.join(why)})" if why else active
+
+
+def _active_attention(kinds: Iterable[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The backend of each device type, and what a person should know about the choice."""
+    active: dict[str, str | None] = {}
+    remarks: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for kind in kinds:
+            try:
+                active[kind] = active_backend(kind)
+            except CodetrError as error:  # the environment asks for one that cannot run or does not exist
+                active[kind] = None
+                remarks.append(f"{error}.")
+    remarks += [f"{warning.message}." for warning in caught]
+    if _mmcv_without_operators():
+        remarks.append(
+            "mmcv is installed without its compiled operators (mmcv._ext), which pip does silently when it finds no "
+            "wheel for this PyTorch: it makes nothing faster here, and nothing of it is needed."
+        )
+    return active, remarks
+
+
+def _mmcv_without_operators() -> bool:
+    """Whether there is an mmcv that lacks its extension module; looks at its files, imports nothing."""
+    spec = importlib.util.find_spec("mmcv")
+    places = (spec.submodule_search_locations or []) if spec else []
+    return spec is not None and not any(list(Path(place).glob("_ext*")) for place in places)
 
 
 # ----------------------------------------------------------------------------------------------------------------- GPUs

@@ -5,14 +5,7 @@ import time
 import pytest
 import torch
 
-from codetr_cli.engine.benchmark import (
-    Plan,
-    benchmark_inference,
-    benchmark_training,
-    describe_place,
-    peak_memory,
-    synthetic_batch,
-)
+from codetr_cli.engine.benchmark import Plan, benchmark_inference, benchmark_training
 from codetr_cli.models.build import build_model, build_postprocess
 
 CPU = torch.device("cpu")
@@ -80,37 +73,3 @@ def test_the_precision_is_told_as_it_is():
     assert make_plan().resolved_precision(training=False) == "fp32"
     assert make_plan().resolved_precision(training=True) == "fp32"  # auto on a CPU
     assert make_plan(precision="bf16").resolved_precision(training=True) == "bf16"
-
-
-def test_synthetic_images_fill_the_size_and_hold_usable_objects():
-    batch = synthetic_batch(make_plan(batch=2), objects=5, num_classes=3)
-    assert batch.images.shape == (2, 3, 64, 96)
-    assert not batch.padding_mask.any()
-    for target in batch.targets:
-        boxes = target["boxes"]
-        assert boxes.shape == (5, 4)
-        assert (boxes[:, 2:] - boxes[:, :2] >= 8).all()
-        assert (boxes[:, 2] <= 96).all()
-        assert (boxes[:, 3] <= 64).all()
-        assert set(target["labels"].tolist()) <= {0, 1, 2}
-        assert target["norm_size"] == (64, 96)
-    assert torch.equal(batch.images, synthetic_batch(make_plan(batch=2), objects=0).images)
-
-
-def test_the_place_is_described():
-    place = describe_place(CPU)
-    assert place["device_type"] == "cpu"
-    assert place["device"] == place["cpu"] != ""
-    assert place["threads"] == torch.get_num_threads()
-    assert place["attention"] in place["attention_backends"]
-    assert place["versions"]["torch"]
-
-
-@pytest.mark.gpu
-def test_gpu_memory_is_the_allocators_peak():
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
-    device = torch.device("cuda", 0)
-    torch.cuda.reset_peak_memory_stats(device)
-    held = torch.zeros(10_000_000, device=device)
-    assert peak_memory(device) >= held.nbytes

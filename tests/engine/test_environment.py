@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import collections
 import json
-import sys
+import platform
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from codetr_cli.engine import environment
-from codetr_cli.engine.environment import choose_device, cpu_count, describe, why_no_gpu
+from codetr_cli.engine.environment import attention_note, choose_device, cpu_count, describe, describe_place, why_no_gpu
 from codetr_cli.errors import ConfigError, MachineError
+from codetr_cli.ops.deform_attn import available_backends
 
 SYSTEM_FILES = {
     "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release\n",
@@ -43,13 +45,17 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, free_share: float 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (int(size * free_share), size))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cuda, "device", lambda index: torch.device("cpu"))
+    backends = {"triton": "It needs triton.", "mmcv": "It is not installed.", "torch": None}
+    monkeypatch.setattr(environment, "available_backends", lambda kind: backends)
+    monkeypatch.setattr(environment, "active_backend", lambda kind: "torch")
 
 
 def test_facts_are_there_and_plain(tmp_path: Path) -> None:
     facts = describe(tmp_path, tmp_path / "not" / "there")
     assert facts.torch == torch.__version__
     assert facts.cpus >= 1
-    assert facts.attention[facts.active_attention["cpu"]] is None
+    assert facts.attention["cpu"][facts.active_attention["cpu"]] is None
+    assert facts.attention_notes["cpu"].startswith(facts.active_attention["cpu"])
     assert set(facts.transports) == {"nccl", "gloo"}
     assert facts.packages["torch"]
     assert len(facts.disks) == 1
@@ -58,23 +64,54 @@ def test_facts_are_there_and_plain(tmp_path: Path) -> None:
     assert json.loads(json.dumps(facts.as_json()))["cpus"] == facts.cpus
 
 
-def test_every_backend_that_is_not_used_says_why(tmp_path: Path) -> None:
-    facts = describe(tmp_path)
-    for name, reason in facts.attention.items():
-        assert name in facts.active_attention.values() or reason or name == "torch"
+def test_every_faster_backend_says_why_it_is_not_used() -> None:
+    backends = {"triton": "No GPU is here.", "cpu": None, "mmcv": "It is not installed.", "torch": None}
+    assert attention_note("cpu", backends) == "cpu (not triton: No GPU is here)"
+    assert attention_note("torch", backends) == (
+        "torch (not triton: No GPU is here; not cpu: it runs, but is not chosen; not mmcv: It is not installed)"
+    )
+    assert attention_note("cpu", {"cpu": None, "torch": None}) == "cpu"
+    assert "none" in attention_note(None, backends)
+
+
+def test_a_backend_that_is_asked_for_and_cannot_run_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODETR_DEFORM_ATTN", "triton")
+    reason = available_backends("cpu")["triton"]
+    if reason is None:
+        pytest.skip("Triton runs on this CPU")
+    facts = describe()
+    assert facts.active_attention["cpu"] is None
+    assert "CODETR_DEFORM_ATTN" in " ".join(facts.remarks)
+    assert reason in " ".join(facts.remarks)
+
+
+def test_a_backend_that_fails_its_check_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(kind: str) -> str:
+        warnings.warn("its output differs", RuntimeWarning, stacklevel=2)
+        return "torch"
+
+    monkeypatch.setattr(environment, "active_backend", check)
+    assert "its output differs." in describe().remarks
 
 
 def test_mmcv_without_compiled_operators_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "mmcv"
     package.mkdir()
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    try:
-        reason = describe(tmp_path).attention["mmcv"]
-    finally:
-        sys.modules.pop("mmcv", None)
-    assert reason is not None
-    assert "without its compiled operators" in reason
+    assert "mmcv is installed without its compiled operators" in " ".join(describe(tmp_path).remarks)
+    (package / "_ext.cpython-311-x86_64-linux-gnu.so").write_text("")
+    assert "mmcv" not in " ".join(describe(tmp_path).remarks)
+
+
+def test_the_place_of_a_benchmark_names_no_machine() -> None:
+    place = describe_place(torch.device("cpu"))
+    assert place["device_type"] == "cpu"
+    assert place["device"] == place["cpu"] != ""
+    assert place["threads"] == torch.get_num_threads()
+    assert place["attention"] in place["attention_backends"]
+    assert place["versions"]["torch"]
+    assert (platform.node() or "no name") not in json.dumps(place)
 
 
 def test_gpus_are_listed_with_memory_and_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

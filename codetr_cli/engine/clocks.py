@@ -1,0 +1,172 @@
+"""Time and memory of a call, measured alike by every benchmark: the device idle around it, contenders in turn."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from codetr_cli.engine.inference import synchronize
+
+try:
+    import resource
+except ImportError:  # Windows does not tell a process its peak memory this way
+    resource = None  # type: ignore[assignment]
+
+Tick = Callable[[], object]
+Measured = TypeVar("Measured")
+
+RESET_PEAK = "5"
+"""What Linux wants written to clear_refs to start the peak resident size anew, see proc(5)."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+
+def seconds_of(function: Callable[[], object], device: torch.device, tick: Tick = lambda: None) -> float:
+    """Wall time of a call, with the device idle before and after."""
+    synchronize(device)
+    started = time.perf_counter()
+    function()
+    synchronize(device)
+    seconds = time.perf_counter() - started
+    tick()
+    return seconds
+
+
+def in_turn(
+    contenders: Mapping[str, Callable[[], Measured]], rounds: int, tick: Tick = lambda: None
+) -> dict[str, list[Measured]]:
+    """Lets contenders measure themselves in turn, A B C A B C, so that whatever else the machine does hits all alike.
+
+    Args:
+        contenders: name -> one measurement.
+        rounds: measurements of each.
+        tick: called after each measurement.
+
+    Returns:
+        name -> its measurements, in the order of the rounds.
+    """
+    measured: dict[str, list[Measured]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, measure in contenders.items():
+            measured[name].append(measure())
+            tick()
+    return measured
+
+
+@contextmanager
+def timed_children(model: nn.Module, names: Sequence[str], device: torch.device) -> Iterator[dict[str, float]]:
+    """Adds up the seconds spent in the named children of a network while the context lasts."""
+    seconds = dict.fromkeys(names, 0.0)
+    started: dict[str, float] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            synchronize(device)
+            started[name] = time.perf_counter()
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            synchronize(device)
+            seconds[name] += time.perf_counter() - started[name]
+
+        return hook
+
+    handles = []
+    for name in names:
+        child = getattr(model, name)
+        handles += [child.register_forward_pre_hook(before(name)), child.register_forward_hook(after(name))]
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Starts a new measurement of the peak memory.
+
+    Freed memory is given back to the system before, so that it does not pass for a call's own.
+
+    Returns:
+        whether `peak_memory` will tell the peak since now: True for a GPU and on Linux; elsewhere a process's peak
+        cannot be reset and is that since its start.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    _return_freed_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text(RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: the GPU allocator's peak, or the process's peak resident size, since the reset; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = _status_bytes("VmHWM")
+    if peak is not None or resource is None:
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes: what the GPU's allocator has handed out, or the process's resident size now; None where unknown."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
+
+
+def extra_peak_memory(function: Callable[[], Sequence[torch.Tensor]], device: torch.device) -> int | None:
+    """Peak memory of a call above what was there before and what it returns, in bytes; None where unknown.
+
+    The call should have run before: first calls load libraries.
+
+    Args:
+        function: returns the tensors it makes.
+        device: where it runs.
+    """
+    synchronize(device)
+    if not reset_peak_memory(device):
+        return None
+    before = memory_in_use(device)
+    returned = function()
+    synchronize(device)
+    peak = peak_memory(device)
+    if before is None or peak is None:
+        return None
+    return max(0, peak - before - sum(tensor.nbytes for tensor in returned))
+
+
+def _return_freed_memory() -> None:
+    """Asks glibc to give freed memory back to the system; other libraries are left as they are."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def _status_bytes(field: str) -> int | None:
+    """A size of this process as Linux tells it; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)

@@ -1,0 +1,86 @@
+"""Images and objects to measure with: what they show does not change the work, how large and how many does."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from codetr_cli.config import Settings
+from codetr_cli.data.batch import Batch, collate, normalize
+from codetr_cli.data.images import read_image
+from codetr_cli.data.transforms import AnyTransform, Sample
+from codetr_cli.engine.clocks import seconds_of
+
+SOURCE_SHORT_SIDE = 480
+"""Short side of the photograph that the data stage reads; most of COCO's have 427 or 480."""
+
+
+def synthetic_batch(size: tuple[int, int], images: int, *, objects: int, num_classes: int = 1) -> Batch:
+    """Images without padding, with random objects of at least 8 pixels.
+
+    Args:
+        size: (height, width) in pixels.
+        images: how many.
+        objects: boxes in each image.
+        num_classes: labels are below.
+    """
+    height, width = size
+    generator = np.random.default_rng(0)
+    image = _photograph(height, width, generator)
+    samples = []
+    for image_id in range(images):
+        corner = generator.random((objects, 2)) * np.array([width, height]) * 0.5
+        sides = 8 + generator.random((objects, 2)) * np.array([width, height]) * 0.4
+        sample = Sample(
+            image=image,
+            boxes=np.concatenate([corner, np.minimum(corner + sides, [width, height])], axis=1).astype(np.float32),
+            labels=generator.integers(0, num_classes, objects),
+            iscrowd=np.zeros(objects, np.int64),
+            area=sides.prod(axis=1).astype(np.float32),
+        )
+        samples.append((image, sample.to_target(image_id=image_id, orig_size=size, pad_divisor=1)))
+    return collate(samples)
+
+
+def data_seconds(
+    settings: Settings, transform: AnyTransform, size: tuple[int, int], images: int, device: torch.device
+) -> float:
+    """Seconds that one process needs to read, transform, batch, copy and normalise a batch; the median of three.
+
+    Args:
+        settings: of the data.
+        transform: from a file's pixels to the network's.
+        size: (height, width) of the network's input in pixels; the file's image has its shape.
+        images: in a batch.
+        device: where the batch goes.
+    """
+    short = min(size)
+    height, width = (max(1, round(side * SOURCE_SHORT_SIDE / short)) for side in size)
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(prefix="codetr-") as folder:
+        path = Path(folder) / "photograph.jpg"
+        cv2.imwrite(str(path), _photograph(height, width, generator))
+
+        def prepare() -> None:
+            samples = []
+            for image_id in range(images):
+                image = read_image(path, max_pixels=settings.data.max_pixels)
+                sample = transform(Sample.from_image(image), generator)
+                target = sample.to_target(image_id=image_id, orig_size=(height, width), pad_divisor=1)
+                samples.append((np.ascontiguousarray(sample.image), target))
+            batch = collate(samples).to(device)
+            normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
+
+        prepare()
+        return float(np.median([seconds_of(prepare, device) for _ in range(3)]))
+
+
+def _photograph(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Smooth colours with some noise, (h, w, 3) uint8: as hard to decode as a photograph."""
+    coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    return np.clip(smooth + generator.integers(-12, 13, (height, width, 3)), 0, 255).astype(np.uint8)
