@@ -175,7 +175,7 @@ def contenders(plan: OperatorPlan) -> tuple[list[Contender], dict[str, str]]:
             else:
                 absent[name] = reason
     if plan.wants(PACKAGE):
-        if importlib.util.find_spec(PACKAGE_MODULE) is not None:
+        if _installed(PACKAGE_MODULE):
             found.append(Contender(PACKAGE, _package_call(plan.device), classic=True))
         elif plan.backends is not None:
             absent[PACKAGE] = "It is not installed."
@@ -369,6 +369,10 @@ def _forced(name: str) -> Call:
     return call
 
 
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
 def _package_call(device: torch.device) -> Call:
     """The package's operator; its small tables of levels are part of the call."""
     package = importlib.import_module(PACKAGE_MODULE)
@@ -376,8 +380,9 @@ def _package_call(device: torch.device) -> Call:
     def call(inputs: OperatorInputs) -> Tensor:
         shapes = torch.tensor(inputs.spatial_shapes, device=device)
         areas = shapes.prod(1)
+        dtype = inputs.value.dtype  # the package wants one for all
         output: Tensor = package.ms_deform_attn(
-            inputs.value, shapes, areas.cumsum(0) - areas, inputs.sampling, inputs.scores.to(inputs.value.dtype)
+            inputs.value, shapes, areas.cumsum(0) - areas, inputs.sampling.to(dtype), inputs.scores.to(dtype)
         )
         return output
 

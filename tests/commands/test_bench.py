@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from codetr_cli.commands._bench_tables import without_folders
+from codetr_cli.engine import loading, machine_limits
+from codetr_cli.ops.deform_attn import BACKENDS
 from tests.engine.detectors import write_checkpoint
 
 STAGES = ["data", "backbone", "neck", "encoder", "decoder", "heads and query selection", "post-processing"]
@@ -70,6 +75,109 @@ def test_a_preset_with_changes(codetr, checkpoint):
     assert ran.json["inference"]["name"] == "co_dino_r50"
 
 
+SMALL_OPS = ("bench", "--ops", "--size", "64x96", "--levels", 2, "--iterations", 1, "--warmup", 0, "--device", "cpu")
+SMALL_RUN = ("--size", "64x96", "--iterations", 2, "--warmup", 0, "--device", "cpu")
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    """Measures the machine's limits on small tensors."""
+    real = machine_limits.measure_limits
+    monkeypatch.setattr(machine_limits, "measure_limits", lambda device, dtype: real(device, dtype, scale=0.05))
+
+
+def test_every_backend_of_the_operator(codetr, small_limits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = codetr(*SMALL_OPS, "--json", "--out", tmp_path / "results" / "ops.json", "--threads", 1)
+    assert ran.code == 0, ran.err
+    report = ran.json
+    assert "weights" not in report
+    assert set(report["operators"]["limits"]) == {
+        "copy_bytes_per_second", "cache_bytes_per_second", "flops_per_second", "cache_bytes", "dtype",
+    }  # fmt: skip
+    shapes = report["operators"]["shapes"]
+    assert [shape["shape"]["name"] for shape in shapes] == ["encoder", "decoder"]
+    assert [shape["shape"]["queries"] for shape in shapes] == [480, 900]
+    for shape in shapes:
+        assert shape["entry"] == "fused"
+        assert {row["name"] for row in shape["rows"]} == set(BACKENDS)
+        assert set(shape["forward_bounds_ms"]) == {"copy bandwidth", "cache bandwidth", "matrix rate"}
+    written = Path("results/ops.json").read_text()
+    assert json.loads(written) == report
+    assert str(tmp_path) not in written
+    assert str(Path.home()) not in written
+
+
+def test_one_backend_of_the_classic_entry_for_people(codetr, small_limits):
+    ran = codetr(*SMALL_OPS, "--shape", "decoder", "--backend", "torch", "--classic", "--dtype", "fp64", "--batch", 2)
+    assert ran.code == 0, ran.err
+    assert "Deformable attention, classic entry: decoder of 64x96, batch 2, 900 queries, 2 levels, float64" in ran.out
+    rows = [line.split()[0] for line in ran.out.splitlines() if re.match(r"(torch|reference|cpu) +[\d.,]+ ", line)]
+    assert rows == ["torch", "reference"] * 2
+    assert "limit of a backward pass" in ran.out
+    assert "GFLOP/s" in ran.out
+    assert "encoder of" not in ran.out
+
+
+def test_reasons_stand_below_the_table(codetr, small_limits):
+    ran = codetr(*SMALL_OPS, "--shape", "encoder", "--backend", "torch-ms-deform-attn")
+    if find_spec("torch_ms_deform_attn"):
+        pytest.skip("torch-ms-deform-attn is installed")
+    assert ran.code == 0, ran.err
+    assert "torch-ms-deform-attn is not measured: It is not installed." in ran.out
+
+
+def test_detection_beside_the_plain_way(codetr, checkpoint):
+    ran = codetr("bench", "--fps", "--compare", "torch", "--checkpoint", checkpoint, *SMALL_RUN, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json["inference"]
+    assert found["order"] == ["ours", "plain"] * 2
+    assert found["attention"]["plain"] == "reference"
+    assert list(found["ours"]["stages_ms"]) == list(found["plain"]["stages_ms"]) == STAGES
+    assert found["agreement"]["detections_ours"] == 20
+    assert found["agreement"]["unmatched"] == 0
+    assert "times as fast as plain" in ran.err
+    assert "20 of 20 detections are the same" in ran.err
+
+
+def test_training_beside_the_plain_way(codetr, checkpoint):
+    words = ("--train", "--compare", "torch", "--checkpoint", checkpoint, "--batch", 1, "--objects", 5)
+    ran = codetr("bench", *words, *SMALL_RUN, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json["training"]
+    assert "inference" not in ran.json
+    assert (found["batch"], found["objects"]) == (1, 5)
+    assert list(found["plain"]["stages_ms"]) == ["data", "forward", "backward", "optimizer"]
+    assert found["agreement"]["relative_difference"] < 1e-4
+
+
+def test_plain_is_not_lean(codetr, checkpoint, monkeypatch):
+    asked = []
+    real = loading.load_detector
+
+    def load(*arguments, **options):
+        asked.append(options["lean"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loading, "load_detector", load)
+    assert codetr("bench", "--compare", "torch", "--checkpoint", checkpoint, *SMALL_RUN).code == 0
+    assert asked == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ("/home/someone/runs/1/best.safetensors", "best.safetensors"),
+        ("codetr bench --out ~/deep/r.json --size 64x96", "codetr bench --out r.json --size 64x96"),
+        ("codetr bench --out='/tmp/x/r.json'", "codetr bench --out='r.json'"),
+        ("images/s, runs/1, see https://example.org/a/b", "images/s, runs/1, see https://example.org/a/b"),
+        ("C:\\Users\\me\\r.json", "r.json"),
+    ],
+)
+def test_reports_tell_no_folders(text, published):
+    assert without_folders({"a": [text, 1, None]}) == {"a": [published, 1, None]}
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
@@ -79,6 +187,20 @@ def test_a_preset_with_changes(codetr, checkpoint):
         (["--checkpoint", "gone.safetensors"], 4, "gone.safetensors"),
         (["--preset", "co_dino_r50", "--checkpoint", "m.safetensors"], 2, "not both"),
         (["--device", "cuda:77"], 5, "cuda"),
+        (["--ops", "--fps"], 2, "--fps"),
+        (["--ops", "--preset", "co_dino_r50"], 2, "--preset"),
+        (["--ops", "--compare", "torch"], 2, "--compare"),
+        (["--ops", "--precision", "bf16"], 2, "--dtype"),
+        (["--ops", "--set", "train.lr=1"], 2, "--set"),
+        (["--ops", "--backend", "cpy"], 2, "cpu"),
+        (["--ops", "--shape", "encodr"], 2, "encodr"),
+        (["--ops", "--dtype", "fp8"], 2, "fp8"),
+        (["--ops", "--levels", "9"], 2, "--levels"),
+        (["--backend", "cpu"], 2, "--backend"),
+        (["--fps", "--classic"], 2, "--classic"),
+        (["--levels", "5"], 2, "--levels"),
+        (["--fps", "--objects", "5"], 2, "--objects"),
+        (["--compare", "tensorflow"], 2, "tensorflow"),
         (["--precision", "fp16", "--device", "cpu", "--checkpoint", "m.safetensors", "--size", "64x64"], 2, "fp16"),
     ],
 )
