@@ -21,7 +21,7 @@ import pytest
 from codetr_cli.cli import VERBS
 from tests.conftest import REPOSITORY
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
 # `codetr` as README's reader has it, but quick: these words are added to the verb.
 SMALL = "--device cpu --set test.short_side=96 --set test.long_side=96"
 QUICK = {

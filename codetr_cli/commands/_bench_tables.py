@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from codetr_cli.engine.benchmark_ops import OperatorReport
     from codetr_cli.engine.machine_limits import MachineLimits
 
+PACKAGE = "torch-ms-deform-attn"
+
 FOLDERS = re.compile(r"(?<![\w.:/])~?/(?:[^/\s'\"]+/)+|[A-Za-z]:\\(?:[^\\\s'\"]+\\)+")
 """The folders of an absolute path, on Linux, macOS and Windows."""
 
@@ -133,6 +135,8 @@ def show_operator(report: OperatorReport, machine: Mapping[str, Any]) -> None:
             + ", ".join(f"{name} {value:.2f} ms" for name, value in bounds.items() if name != largest)
             + ")"
         )
+    if report.entry == "fused" and any(row.name == PACKAGE for row in measured):
+        console.result(f"{PACKAGE} has no fused entry: it gets locations and weights that are computed already")
     for row in report.rows:
         if row.reason is not None:
             console.result(f"{row.name} is not measured: {row.reason}")
