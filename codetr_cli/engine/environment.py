@@ -232,7 +232,7 @@ def attention_note(active: str | None, backends: Mapping[str, str | None]) -> st
         backends: fastest first, name -> None (runs) or why not.
     """
     if active is None:
-        return "none: the one that is asked for cannot run here (see below)"
+        return "none: the one that is asked for cannot run here"
     names = list(backends)
     faster = names[: names.index(active)]
     why = [f"{name}: {(backends[name] or 'it runs, but is not chosen').rstrip('.')}" for name in faster]
@@ -250,8 +250,8 @@ def _active_attention(kinds: Iterable[str]) -> tuple[dict[str, str | None], list
                 active[kind] = active_backend(kind)
             except CodetrError as error:  # the environment asks for one that cannot run or does not exist
                 active[kind] = None
-                remarks.append(f"{error}.")
-    remarks += [f"{warning.message}." for warning in caught]
+                remarks.append(f"{str(error).rstrip('.')}.")
+    remarks += [f"{str(warning.message).rstrip('.')}." for warning in caught]
     if _mmcv_without_operators():
         remarks.append(
             "mmcv is installed without its compiled operators (mmcv._ext), which pip does silently when it finds no "
