@@ -31,6 +31,9 @@ from torch import Tensor
 MIN_TRITON = (3, 6)
 """What the oldest supported torch brings."""
 
+INT32_REACH = 2**31
+"""Offsets inside one image from here on are computed with 64 bits."""
+
 MIN_CAPABILITY = (7, 0)
 """The oldest CUDA device that Triton generates code for."""
 
@@ -193,7 +196,7 @@ def _ordered_backward(
     base_cells = torch.empty(samples, dtype=torch.int32, device=grad.device)
     shares = call.accumulator(3, samples)
     per_head = sum((height + 1) * (width + 1) for height, width in call.spatial_shapes)
-    if call.heads * per_head >= 2**31:
+    if call.heads * per_head > torch.iinfo(base_cells.dtype).max:
         raise ValueError(f"value has too many cells for the deterministic backward: {call.heads * per_head} over heads")
     first_of_cell = torch.arange(call.heads * per_head + 1, dtype=torch.int32, device=grad.device)
     grad_value = torch.empty(call.value.shape, dtype=call.value.dtype, device=grad.device)
@@ -328,7 +331,7 @@ class _Call(NamedTuple):
             "TERMS_PAD": _power_of_two(levels * points),
             "REFERENCE": self.reference_numbers,
             "ACC": tl.float64 if self.arithmetic == torch.float64 else tl.float32,
-            "INDEX": tl.int64 if reach >= 2**31 else tl.int32,
+            "INDEX": tl.int64 if reach >= INT32_REACH else tl.int32,
         }
 
     def levels(self) -> Tensor:
@@ -394,7 +397,7 @@ def _kernels() -> _Kernels:
     interpreted = not isinstance(kernels.forward_kernel, triton.JITFunction)
     tuners = {}
     if not interpreted:
-        key = ["query_class", "HEADS", "CHANNELS", "LEVELS", "POINTS", "REFERENCE", "INDEX"]
+        key = ["query_class", "HEADS", "CHANNELS", "LEVELS", "POINTS", "REFERENCE"]  # dtypes come by themselves
         for name, kernel in plain.items():
             tuners[name] = triton.autotune(
                 configs=[triton.Config({"BLOCK_Q": block}, num_warps=warps, num_stages=1) for block, warps in BLOCKS],
