@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from codetr_cli.config import Settings, apply_overrides, load_preset, nearest, preset_names
+from codetr_cli.engine.allocator import return_large_blocks
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
@@ -83,6 +84,8 @@ def load_detector(
         CheckpointError: no such file, unreadable, unsafe, or of another architecture than the settings say.
         ConfigError: neither a file nor a preset, or a wrong override.
     """
+    if training:
+        return_large_blocks()
     path = find_checkpoint(path_or_preset)
     if path is None:
         return _build_preset(str(path_or_preset), device, overrides, classes, training=training, lean=lean)

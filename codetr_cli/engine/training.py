@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from codetr_cli.config import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import TrainLoader, build_eval_loader, build_train_loader
 from codetr_cli.engine import distributed
+from codetr_cli.engine.allocator import return_large_blocks
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.evaluator import Share, evaluate
 from codetr_cli.engine.meter import Meter
@@ -31,6 +33,7 @@ from codetr_cli.errors import StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.models.lean import lean_for_inference
 from codetr_cli.weights.checkpoint import load_into, open_checkpoint
 
 LOCK_PATIENCE_S = 20.0  # processes of a killed launcher save before they leave
@@ -143,6 +146,7 @@ def build_training(
     """
     settings = job.settings
     batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, distributed.world_size())
+    return_large_blocks()
     _prepare_torch(settings)
     loader = _train_loader(settings, batches, device)
     seed_all(settings.train.seed)  # the same weights in every process
@@ -310,7 +314,7 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
     def score() -> dict[str, float]:
         training.report.evaluating(0, share)
         return evaluate(
-            model,
+            lean_for_inference(copy.deepcopy(model)),
             postprocess,
             loader,
             settings=settings,

@@ -156,6 +156,8 @@ class CollaborativeObjective(nn.Module):
     def run(self, images: Tensor, padding_mask: Tensor, targets: Sequence[dict[str, Any]], draws: Draws) -> Step:
         """The forward pass with all it computed; arguments as for `forward`."""
         encoded = self.model.encode(images, padding_mask)
+        if self.use_positive_queries:
+            encoded = self.model.with_values(encoded)  # three passes read the same memory
         step = self._decode_matching(encoded, targets, draws)
         # Costs, boxes and losses are computed in float32 whatever the precision of the network.
         with full_precision(images):

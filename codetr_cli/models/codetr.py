@@ -7,7 +7,7 @@ Shape letters: B batch, C channels, K classes, L levels, Q queries, S tokens of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,10 +27,17 @@ from codetr_cli.models.proposals import Proposals, QuerySelection
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoder's result and where its tokens lie."""
+    """The encoder's result.
+
+    Attributes:
+        memory: (B, S, C).
+        layout: where its tokens lie.
+        values: what each decoder layer samples, (B, S, N, D); None: the layers make their own.
+    """
 
     memory: Tensor
     layout: TokenLayout
+    values: list[Tensor] | None = None
 
 
 class PositiveQueries(nn.Module):
@@ -136,7 +143,13 @@ class CoDETR(nn.Module):
         self, queries: Tensor, references: Tensor, encoded: Encoded, blocked: Tensor | None = None
     ) -> DecoderOutput:
         """Runs the decoder; arguments as in `DinoDecoder.forward`."""
-        return self.decoder(queries, references, encoded.memory, encoded.layout, self.box_heads[:-1], blocked)
+        return self.decoder(
+            queries, references, encoded.memory, encoded.layout, self.box_heads[:-1], blocked, encoded.values
+        )
+
+    def with_values(self, encoded: Encoded) -> Encoded:
+        """The same with the values of all decoder layers, which several passes then share."""
+        return replace(encoded, values=self.decoder.project_values(encoded.memory, encoded.layout))
 
     def predict_layers(self, decoded: DecoderOutput) -> tuple[Tensor, Tensor]:
         """Class logits (layers, B, Q, K) and boxes cxcywh in [0, 1] (layers, B, Q, 4) of every decoder layer."""
@@ -178,6 +191,8 @@ class CoDETR(nn.Module):
 
     def _decode_final(self, encoded: Encoded) -> dict[str, Tensor]:
         proposals = self.select_queries(encoded)
+        if self.lean and encoded.memory.device.type != "cpu":
+            encoded = self.with_values(encoded)
         decoded = self.decode(self.matching_queries(proposals), proposals.boxes.detach(), encoded)
         last = decoded.states.shape[0] - 1
         return {

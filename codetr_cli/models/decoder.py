@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codetr_cli.boxes import inverse_sigmoid
 from codetr_cli.models.attention import MultiScaleDeformableAttention
@@ -20,6 +21,15 @@ from codetr_cli.models.position import encode_boxes
 
 REFERENCE_EPS = 1e-3
 """Parity: DINO's floor of the inverse sigmoid of reference boxes (1e-5 elsewhere)."""
+
+
+ONE_PRODUCT_BYTES = 2**31
+"""Values of all layers up to this size are made by one matrix product on a GPU."""
+
+
+def shares_one_product(memory: Tensor, num_layers: int) -> bool:
+    """Whether the values of all layers are made together: on a GPU, where they fit easily."""
+    return memory.device.type != "cpu" and num_layers * memory.numel() * memory.itemsize <= ONE_PRODUCT_BYTES
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         layout: TokenLayout,
         blocked: Tensor | None,
+        value: Tensor | None = None,
     ) -> Tensor:
         """Maps queries (B, Q, C) to the same shape.
 
@@ -76,9 +87,10 @@ class DecoderLayer(nn.Module):
             memory: (B, S, C).
             layout: of the memory's tokens.
             blocked: bool (Q, Q), True where the row's query must not see the column's.
+            value: (B, S, N, D), the layer's own of `DinoDecoder.project_values`; None: made here.
         """
         x = self.self_attn_norm(x + self.self_attn(x, pos, blocked))
-        attended = self.cross_attn(x, pos, memory, reference_boxes, layout.spatial_shapes, layout.padding_mask)
+        attended = self.cross_attn(x, pos, memory, reference_boxes, layout.spatial_shapes, layout.padding_mask, value)
         x = self.cross_attn_norm(x + attended)
         return self.ffn_norm(self.ffn(x))
 
@@ -107,6 +119,24 @@ class DinoDecoder(nn.Module):
         self.query_pos_mlp = MLP(2 * dim, dim, dim, 2)
         self.norm = nn.LayerNorm(dim)
 
+    def project_values(self, memory: Tensor, layout: TokenLayout) -> list[Tensor]:
+        """What the layers sample, (B, S, N, D) each: for several runs over one memory, and faster on a GPU.
+
+        Args:
+            memory: (B, S, C) encoder output.
+            layout: of the memory's tokens.
+        """
+        attentions = [module for module in self.modules() if isinstance(module, MultiScaleDeformableAttention)]
+        if not shares_one_product(memory, len(attentions)):
+            return [attention.project_value(memory, layout.padding_mask) for attention in attentions]
+        weight = torch.cat([attention.value_proj.weight for attention in attentions])
+        bias = torch.cat([attention.value_proj.bias for attention in attentions])
+        values = F.linear(memory, weight, bias)
+        if layout.padding_mask is not None:
+            values = values.masked_fill(layout.padding_mask[..., None], 0.0)
+        heads = attentions[0].num_heads
+        return list(values.view(*memory.shape[:2], len(attentions), heads, -1).unbind(2))
+
     def forward(
         self,
         queries: Tensor,
@@ -115,6 +145,7 @@ class DinoDecoder(nn.Module):
         layout: TokenLayout,
         box_heads: Sequence[nn.Module],
         blocked: Tensor | None = None,
+        values: Sequence[Tensor] | None = None,
     ) -> DecoderOutput:
         """Decodes one set of queries.
 
@@ -125,15 +156,17 @@ class DinoDecoder(nn.Module):
             layout: of the memory's tokens.
             box_heads: one per layer, shared with the heads outside.
             blocked: bool (Q, Q), True where the row's query must not see the column's; None: all see all.
+            values: `project_values` of the memory, where they are there already.
         """
         ratios = torch.cat([layout.valid_ratios, layout.valid_ratios], -1)[:, None]  # (B, 1, L, 4)
         states, all_references = [], [references]
         x = queries
-        for layer, box_head in zip(self.layers, box_heads, strict=True):
+        given = [None] * len(self.layers) if values is None else values
+        for layer, box_head, value in zip(self.layers, box_heads, given, strict=True):
             boxes = references[:, :, None] * ratios  # (B, Q, L, 4)
             # Parity: the query position reads the reference in units of level 0's padded size, in the order y, x, w, h.
             sine = encode_boxes(boxes[:, :, 0], dim=self.dim // 2, order="yxwh").to(x.dtype)
-            x = layer(x, self.query_pos_mlp(sine), boxes, memory, layout, blocked)
+            x = layer(x, self.query_pos_mlp(sine), boxes, memory, layout, blocked, value)
             # Parity: refinement reads the raw state; the heads read the normed one. Next layer's reference is detached,
             # the one given to the heads is not.
             with full_precision(x):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from codetr_cli.config import apply_overrides, load_preset
+from codetr_cli.models import decoder as decoder_module
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.decoder import DinoDecoder
 from codetr_cli.models.postprocess import PostProcess
@@ -119,6 +120,22 @@ def test_detections_of_a_batch_at_once_are_those_of_its_images(nms, candidates):
         torch.testing.assert_close(ours.boxes, theirs.boxes)
         torch.testing.assert_close(ours.scores, theirs.scores)
         assert ours.labels.tolist() == theirs.labels.tolist()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_values_made_before_are_those_that_the_layers_make(model, at_once, monkeypatch):
+    images, mask, _ = make_batch()
+    encoded = model.encode(images, mask)
+    if at_once:  # as on a GPU: the device is all that keeps a CPU from it
+        monkeypatch.setattr(decoder_module, "shares_one_product", lambda *_: True)
+    shared = model.with_values(encoded)
+    proposals = model.select_queries(encoded)
+    arguments = (model.matching_queries(proposals), proposals.boxes.detach())
+    ours, theirs = model.decode(*arguments, shared).states, model.decode(*arguments, encoded).states
+    torch.testing.assert_close(ours, theirs)
+    weight = model.decoder.layers[0].cross_attn.value_proj.weight
+    gradients = [torch.autograd.grad(x.square().sum(), weight, retain_graph=True)[0] for x in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_images_with_fewer_tokens_than_queries_use_all_tokens(tiny_settings):
