@@ -285,9 +285,13 @@ class _Network:
         import torch
 
         from codetr_cli.engine.loading import load_detector
+        from codetr_cli.engine.synthetic import stir
 
         torch.manual_seed(0)
-        return load_detector(self.target, self.device, overrides, training=self.training, lean=lean)
+        loaded = load_detector(self.target, self.device, overrides, training=self.training, lean=lean)
+        if loaded.path is None:
+            stir(loaded.model)
+        return loaded
 
     def _run(self, loaded: LoadedModel, plan: Plan) -> Run:
         from codetr_cli.engine.benchmark import DetectionRun, TrainingRun

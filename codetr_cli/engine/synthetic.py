@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, collate, normalize
@@ -77,6 +80,23 @@ def data_seconds(
 
         prepare()
         return float(np.median([seconds_of(prepare, device) for _ in range(3)]))
+
+
+@torch.no_grad()
+def stir(model: nn.Module) -> None:
+    """Gives numbers to the matrices of a new network that start as zeros, as training would.
+
+    With zeros, every query looks at the same whole cells around it and every box stays its proposal: memory would be
+    read in better order than in use, and a comparison of results would miss what is wrong in between.
+
+    Args:
+        model: changed in place; the numbers depend on the parameters' names only.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and not parameter.any():
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            numbers = torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[1])
+            parameter.copy_(numbers)
 
 
 def _photograph(height: int, width: int, generator: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 
 from codetr_cli.engine.benchmark import DetectionRun, Plan, TrainingRun
 from codetr_cli.engine.benchmark_compare import compare, compare_detections, compare_ticks
+from codetr_cli.engine.synthetic import stir
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops import deform_attn
@@ -20,6 +21,7 @@ PLAN = Plan(
 def make_run(settings, *, training: bool, change=lambda model: None):
     torch.manual_seed(0)
     model = build_model(settings.model, aux_heads=training).eval()
+    stir(model)
     change(model)
     if training:
         return TrainingRun(model, settings, PLAN)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from codetr_cli.engine.synthetic import synthetic_batch
+from codetr_cli.engine.synthetic import stir, synthetic_batch
+from codetr_cli.models.build import build_model
 
 
 def test_synthetic_images_fill_the_size_and_hold_usable_objects():
@@ -18,3 +19,16 @@ def test_synthetic_images_fill_the_size_and_hold_usable_objects():
         assert set(target["labels"].tolist()) <= {0, 1, 2}
         assert target["norm_size"] == (64, 96)
     assert torch.equal(batch.images, synthetic_batch((64, 96), 2, objects=0).images)
+
+
+def test_a_new_network_is_stirred_alike_whatever_it_is_built_for(tiny_settings):
+    small, whole = (build_model(tiny_settings.model, aux_heads=heads) for heads in (False, True))
+    assert not small.box_heads[0].layers[-1].weight.any()
+    kept = small.encoder.layers[0].self_attn.value_proj.weight.clone()
+    for model in (small, whole):
+        stir(model)
+    for name in ("box_heads.0.layers.2.weight", "encoder.layers.0.self_attn.sampling_offsets.weight"):
+        numbers = small.get_parameter(name)
+        assert numbers.std() > 0.1
+        assert torch.equal(numbers, whole.get_parameter(name))
+    assert torch.equal(small.encoder.layers[0].self_attn.value_proj.weight, kept)
