@@ -37,8 +37,11 @@ INT32_REACH = 2**31
 MIN_CAPABILITY = (7, 0)
 """The oldest CUDA device that Triton generates code for."""
 
-BLOCKS = ((8, 2), (8, 4), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8))
-"""Tuning candidates: queries of a block, warps. Large channel counts and odd point counts use fewer of them."""
+BLOCKS = ((8, 1), (8, 2), (8, 4), (16, 2), (16, 4), (32, 4), (64, 8))
+"""Tuning candidates: queries of a block, warps. Large channel counts and odd point counts use fewer of them.
+
+Many queries to a warp share the arithmetic of locations among threads, few leave registers for more warps.
+"""
 
 DEFAULT_BLOCK = (8, 4)
 """Used where nothing may be timed: inside a CUDA graph capture before tuning, and for the deterministic backward."""
