@@ -194,8 +194,9 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
     norm = clip_gradients(parameters, training.settings.train.clip_norm)
     finite = torch.stack([value for losses, _ in seen for value in losses.values()]).isfinite().all()
     # fp16 gradients overflow now and then: the scaler leaves such a step out and lowers its factor.
-    wrong = not bool(finite if training.scaler.is_enabled() else finite & norm.isfinite())
-    (diverged,) = distributed.any_process(wrong)
+    fine = finite if training.scaler.is_enabled() else finite & norm.isfinite()
+    fine_value, norm_value = torch.stack([fine.to(norm.dtype), norm]).tolist()  # the one wait for the device
+    (diverged,) = distributed.any_process(fine_value == 0)
     if diverged:
         raise _diverged(training, explain_divergence(training.model, seen))
     training.scaler.step(training.optimizer)
@@ -203,7 +204,7 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
     if training.ema is not None:
         training.ema.update(training.model, training.position.step)
     training.meter.step_done()
-    return float(norm)
+    return float(norm_value)
 
 
 def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool) -> dict[str, Tensor]:

@@ -36,10 +36,9 @@ def assign_by_iou(
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
     iou = box_iou(objects, boxes)  # (G, A)
     best_iou, best_object = iou.max(0)
-    assigned = torch.full_like(best_object, IGNORED)
-    assigned[best_iou < negative_iou] = BACKGROUND
-    positive = best_iou >= positive_iou
-    assigned[positive] = best_object[positive]
+    # No boolean indices here and below: they wait for the device.
+    assigned = torch.where(best_iou < negative_iou, BACKGROUND, IGNORED)
+    assigned = torch.where(best_iou >= positive_iou, best_object, assigned)
     if min_best_iou is not None:
         best_of_object = iou.max(1)[0]
         shared = (iou == best_of_object[:, None]) & (best_of_object >= min_best_iou)[:, None]

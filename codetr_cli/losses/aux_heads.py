@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def rpn_step(head: RpnHead, maps: Sequence[Tensor], targets: Targets, *, samples
     class_sum, box_sum, normaliser = maps[0].new_zeros(()), maps[0].new_zeros(()), 0
     assignments = []
     for i, target in enumerate(targets):
-        valid = torch.cat(head.anchors.valid(shapes, target["pad_size"], maps[0].device)).nonzero()[:, 0]
+        valid = torch.cat(head.anchors.valid(shapes, target["pad_size"], maps[0].device))
         objects = target["boxes"].to(anchors.dtype)
         assigned = assign_by_iou(anchors[valid], objects, positive_iou=0.7, negative_iou=0.3, min_best_iou=0.3)
         assignments.append(assigned)
@@ -211,12 +212,14 @@ def atss_step(head: AtssHead, maps: Sequence[Tensor], targets: Targets, reduce_m
     shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
     levels = head.anchors.boxes(shapes, maps[0])
     anchors = torch.cat(levels)
+    starts = [0, *accumulate(len(level) for level in levels[:-1])]
     valid, candidates = [], []
     for target in targets:
-        flags = head.anchors.valid(shapes, target["pad_size"], maps[0].device)
-        inside = [a[f] for a, f in zip(levels, flags, strict=True)]
-        valid.append(torch.cat(flags))
-        candidates.append(_assign_image(inside, valid[-1], target, head.num_classes))
+        rows = head.anchors.valid(shapes, target["pad_size"], maps[0].device)
+        inside = [a[level_rows - start] for a, level_rows, start in zip(levels, rows, starts, strict=True)]
+        index = torch.cat(rows)
+        valid.append(torch.zeros(len(anchors), dtype=torch.bool, device=index.device).index_fill(0, index, True))
+        candidates.append(_assign_image(inside, index, len(anchors), target, head.num_classes))
     labels = torch.stack([c.labels for c in candidates])  # (B, A)
     flat_logits = torch.cat([flatten_map(m, head.num_classes) for m in logits], 1)
     flat_deltas = torch.cat([flatten_map(m, 4) for m in deltas], 1)
@@ -246,18 +249,21 @@ def atss_step(head: AtssHead, maps: Sequence[Tensor], targets: Targets, reduce_m
     )
 
 
-def _assign_image(levels: list[Tensor], valid: Tensor, target: dict[str, Any], num_classes: int) -> Candidates:
-    """Targets of every anchor of one image. Parity: anchors in the padding are zeros with the label of background."""
+def _assign_image(
+    levels: list[Tensor], valid: Tensor, count: int, target: dict[str, Any], num_classes: int
+) -> Candidates:
+    """Targets of all `count` anchors of one image, of which those at the indices `valid` stand in `levels`.
+
+    Parity: anchors in the padding are zeros with the label of background.
+    """
     objects = target["boxes"].to(levels[0].dtype)
-    assigned = torch.full((len(valid),), BACKGROUND, device=valid.device)
+    assigned = torch.full((count,), BACKGROUND, device=valid.device)
     assigned[valid] = assign_atss(levels, objects)
-    boxes = objects.new_zeros(len(valid), 4)
+    boxes = objects.new_zeros(count, 4)
     boxes[valid] = torch.cat(levels)
-    positive = assigned >= 0
-    labels = torch.full_like(assigned, num_classes)
-    labels[positive] = target["labels"][assigned[positive]]
-    wanted = objects.new_zeros(len(valid), 4)
-    wanted[positive] = objects[assigned[positive]]
+    # One more row for background: choosing the positives would wait for the device.
+    labels = torch.cat([target["labels"], target["labels"].new_full((1,), num_classes)])[assigned]
+    wanted = torch.cat([objects, objects.new_zeros(1, 4)])[assigned]
     return Candidates(boxes, labels, wanted)
 
 

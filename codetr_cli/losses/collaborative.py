@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codetr_cli.boxes import host_values
 from codetr_cli.losses.aux_heads import AtssStep, Candidates, RoiStep, RpnStep, atss_step, roi_step, rpn_step
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.denoising import DenoisingQueries, make_denoising_queries
@@ -24,6 +25,9 @@ from codetr_cli.models.codetr import AuxHeads, CoDETR, Encoded
 from codetr_cli.models.decoder import DecoderOutput
 from codetr_cli.models.layers import at_least_float32, full_precision
 from codetr_cli.models.proposals import Proposals
+
+Sets = Sequence[tuple[Tensor, Tensor]]
+"""Logits (B, Q, K) and boxes (B, Q, 4) of several layers."""
 
 
 @dataclass
@@ -161,11 +165,16 @@ class CollaborativeObjective(nn.Module):
         step = self._decode_matching(encoded, targets, draws)
         # Costs, boxes and losses are computed in float32 whatever the precision of the network.
         with full_precision(images):
-            self._decoder_losses(step, targets)
-        if self.use_aux_heads:
-            roi, atss = self._aux_head_losses(step, targets, draws)
+            sets, matches = self._start_matching(step, targets)
+        if self.use_aux_heads:  # while a thread solves the matching
+            self._run_aux_heads(step, targets, draws)
+        with full_precision(images):
+            step.matches = matches()
+            self._decoder_losses(step, sets, targets)
+        if step.rpn and step.roi and step.atss:
+            self._aux_head_losses(step, step.rpn, step.roi, step.atss)
             if self.use_positive_queries:
-                for head, candidates in enumerate((roi.candidates, atss.candidates)):
+                for head, candidates in enumerate((step.roi.candidates, step.atss.candidates)):
                     self._positive_losses(step, candidates, targets, head, draws)
         return step
 
@@ -192,13 +201,19 @@ class CollaborativeObjective(nn.Module):
         logits, boxes = model.predict_layers(decoded)
         return Step(encoded, denoising, proposals, decoded, logits, boxes, matches=[], losses={})
 
-    def _decoder_losses(self, step: Step, targets: Sequence[dict[str, Any]]) -> None:
-        classes = self.model.num_classes
+    def _start_matching(
+        self, step: Step, targets: Sequence[dict[str, Any]]
+    ) -> tuple[Sets, Callable[[], list[list[Match]]]]:
+        """Logits and boxes of the matching queries, one pair a layer and last the proposals', and their matches."""
         logits, boxes = at_least_float32(step.logits), at_least_float32(step.boxes)
         first = step.denoising.labels.shape[1] if step.denoising else 0
         sets = [(logits[i, :, first:], boxes[i, :, first:]) for i in range(len(logits))]
         sets.append((at_least_float32(step.proposals.logits), at_least_float32(step.proposals.boxes)))
-        step.matches = self.matcher([(a.detach(), b.detach()) for a, b in sets], targets)
+        return sets, self.matcher.start([(a.detach(), b.detach()) for a, b in sets], targets)
+
+    def _decoder_losses(self, step: Step, sets: Sets, targets: Sequence[dict[str, Any]]) -> None:
+        classes = self.model.num_classes
+        logits, boxes = at_least_float32(step.logits), at_least_float32(step.boxes)
         factors = _factors(targets, boxes)
         num_boxes = self._mean_count(sum(len(queries) for queries, _ in step.matches[0]), boxes)
         for layer, ((set_logits, set_boxes), matches) in enumerate(zip(sets, step.matches, strict=True)):
@@ -208,6 +223,7 @@ class CollaborativeObjective(nn.Module):
             step.losses.update({f"{prefix}loss_{name}": value for name, value in terms.items()})
         if step.denoising is None:
             return
+        first = step.denoising.labels.shape[1]
         wanted = QueryTargets(step.denoising.labels, step.denoising.boxes)
         num_boxes = self._mean_count(step.denoising.num_positives, boxes)
         for layer in range(len(logits)):
@@ -215,15 +231,16 @@ class CollaborativeObjective(nn.Module):
             prefix = _layer_prefix(layer, len(logits))
             step.losses.update({f"{prefix}dn_loss_{name}": value for name, value in terms.items()})
 
-    def _aux_head_losses(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> tuple[RoiStep, AtssStep]:
+    def _run_aux_heads(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> None:
         heads = self._heads
         step.aux_maps = self.model.aux_maps(step.encoded)
         with full_precision(step.aux_maps[0]):
             maps = [at_least_float32(m) for m in step.aux_maps]
-            rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws)
-            roi = roi_step(heads.roi, maps, rpn.proposals, targets, samples=self.roi_samples, draws=draws)
-            atss = atss_step(heads.atss, maps, targets, self.reduce_mean)
-        step.rpn, step.roi, step.atss = rpn, roi, atss
+            step.rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws)
+            step.roi = roi_step(heads.roi, maps, step.rpn.proposals, targets, samples=self.roi_samples, draws=draws)
+            step.atss = atss_step(heads.atss, maps, targets, self.reduce_mean)
+
+    def _aux_head_losses(self, step: Step, rpn: RpnStep, roi: RoiStep, atss: AtssStep) -> None:
         step.losses["loss_rpn_cls"] = rpn.class_loss * self.rpn_weights[0]
         step.losses["loss_rpn_bbox"] = rpn.box_loss * self.rpn_weights[1]
         step.losses["loss_cls0"] = roi.class_loss * self.roi_weights[0]
@@ -231,7 +248,6 @@ class CollaborativeObjective(nn.Module):
         step.losses["loss_cls1"] = atss.class_loss * self.atss_weights[0]
         step.losses["loss_bbox1"] = atss.box_loss * self.atss_weights[1]
         step.losses["loss_centerness1"] = atss.centerness_loss * self.atss_weights[2]
-        return roi, atss
 
     def _positive_losses(
         self,
@@ -275,7 +291,7 @@ class CollaborativeObjective(nn.Module):
         return PositivePass(boxes, wanted, queries, logits, predicted)
 
     def _mean_count(self, count: int, like: Tensor) -> Tensor:
-        return self.reduce_mean(like.new_tensor(float(count))).clamp(min=1)
+        return self.reduce_mean(like.new_full((), count)).clamp(min=1)
 
 
 def group_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -305,4 +321,4 @@ def _layer_prefix(layer: int, num_layers: int) -> str:
 
 def _factors(targets: Sequence[dict[str, Any]], like: Tensor) -> Tensor:
     """(B, 4) = (w, h, w, h) of each image in pixels."""
-    return like.new_tensor([[w, h, w, h] for h, w in (target["norm_size"] for target in targets)])
+    return host_values([[w, h, w, h] for h, w in (target["norm_size"] for target in targets)], like)

@@ -5,7 +5,9 @@ Shape letters: B batch, G objects, K classes, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,6 @@ class HungarianMatcher:
     def __init__(self, *, class_cost: float, l1_cost: float, giou_cost: float) -> None:
         self.class_cost, self.l1_cost, self.giou_cost = class_cost, l1_cost, giou_cost
 
-    @torch.no_grad()
     def __call__(
         self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Sequence[dict[str, Any]]
     ) -> list[list[Match]]:
@@ -44,19 +45,32 @@ class HungarianMatcher:
         Returns:
             Per set and image a `Match`, on the device of the predictions.
         """
+        return self.start(predictions, targets)()
+
+    @torch.no_grad()
+    def start(
+        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Sequence[dict[str, Any]]
+    ) -> Callable[[], list[list[Match]]]:
+        """As calling the matcher, in a thread of its own; what comes back waits for the matches and gives them."""
         device = predictions[0][0].device
         costs = [
             self._cost(logits[i], boxes[i], target) for logits, boxes in predictions for i, target in enumerate(targets)
         ]
-        # One copy to the host for all problems: each copy would wait for the device.
-        flat = torch.cat([cost.flatten() for cost in costs]).cpu()
-        parts = torch.split(flat, [cost.numel() for cost in costs])
-        pairs = [linear_sum_assignment(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)]
-        # One copy back, for the same reason.
-        indices = torch.from_numpy(np.concatenate([np.stack(pair) for pair in pairs], axis=1)).to(device)
-        matches = [(part[0], part[1]) for part in torch.split(indices, [len(pair[0]) for pair in pairs], dim=1)]
-        images = len(targets)
-        return [matches[start : start + images] for start in range(0, len(matches), images)]
+        # One copy to the host for all problems, and only the thread waits for it.
+        flat, arrived = _to_host(torch.cat([cost.flatten() for cost in costs]))
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="matching")
+        pending = pool.submit(_solve, flat, [tuple(cost.shape) for cost in costs], arrived)
+        pool.shutdown(wait=False)
+
+        def matches() -> list[list[Match]]:
+            pairs = pending.result()
+            # One copy back, for the same reason.
+            indices = _to_device(np.concatenate([np.stack(pair) for pair in pairs], axis=1), device)
+            parts = torch.split(indices, [len(pair[0]) for pair in pairs], dim=1)
+            found = [(part[0], part[1]) for part in parts]
+            return [found[first : first + len(targets)] for first in range(0, len(found), len(targets))]
+
+        return matches
 
     def _cost(self, logits: Tensor, boxes: Tensor, target: dict[str, Any]) -> Tensor:
         """Cost (Q, G) of giving each object to each query of one image."""
@@ -71,3 +85,29 @@ class HungarianMatcher:
         cost = self.class_cost * (positive - negative) + self.l1_cost * l1 - self.giou_cost * giou
         # A diverging model must be reported by its loss, not by the solver.
         return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
+
+
+def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The values in host memory once the event has happened; at once without an event."""
+    if values.device.type != "cuda":
+        return values.cpu(), None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return host, event
+
+
+def _to_device(indices: np.ndarray, device: torch.device) -> Tensor:
+    host = torch.from_numpy(indices)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def _solve(
+    flat: Tensor, shapes: Sequence[tuple[int, ...]], arrived: torch.cuda.Event | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The cheapest pairs of every cost matrix; the matrices lie in `flat` one after the other."""
+    if arrived is not None:
+        arrived.synchronize()
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes])
+    return [linear_sum_assignment(part.view(shape).numpy()) for part, shape in zip(parts, shapes, strict=True)]

@@ -54,6 +54,20 @@ def test_the_order_of_the_objects_does_not_matter():
     )
 
 
+def test_matches_that_were_started_come_when_asked_for():
+    logits, boxes = make_predictions()
+    targets = make_targets()
+    first = MATCHER.start([(logits, boxes)], targets)
+    second = MATCHER.start([(logits.flip(1), boxes.flip(1))], targets)
+    for found, wanted in (
+        (second(), MATCHER([(logits.flip(1), boxes.flip(1))], targets)),
+        (first(), MATCHER([(logits, boxes)], targets)),
+    ):
+        for (queries, objects), (queries_2, objects_2) in zip(found[0], wanted[0], strict=True):
+            assert queries.tolist() == queries_2.tolist()
+            assert objects.tolist() == objects_2.tolist()
+
+
 def test_the_perfect_query_wins():
     logits, boxes = make_predictions(batch=1)
     (target,) = make_targets((1,))

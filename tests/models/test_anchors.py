@@ -21,9 +21,12 @@ def test_anchors_are_centred_on_cell_corners_ratio_before_scale():
 
 
 def test_cells_that_start_in_the_padding_are_not_valid():
-    grid = AnchorGrid(strides=[8], scales=[1.0], ratios=[1.0])
-    (valid,) = grid.valid([(3, 4)], (9, 17), LIKE.device)
-    assert valid.view(3, 4).tolist() == [[True, True, True, False]] * 2 + [[False] * 4]
+    grid = AnchorGrid(strides=[8, 16], scales=[1.0], ratios=[1.0])
+    fine, coarse = grid.valid([(3, 4), (2, 2)], (9, 17), LIKE.device)
+    assert fine.tolist() == [0, 1, 2, 4, 5, 6]
+    assert coarse.tolist() == [12, 13]
+    two = AnchorGrid(strides=[8], scales=[1.0, 2.0], ratios=[1.0])
+    assert two.valid([(2, 2)], (16, 8), LIKE.device)[0].tolist() == [0, 1, 4, 5]
 
 
 def test_deltas_round_trip():

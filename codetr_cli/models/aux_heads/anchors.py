@@ -71,13 +71,20 @@ class AnchorGrid:
         return anchors
 
     def valid(self, shapes: Sequence[tuple[int, int]], pad_size: tuple[int, int], device: torch.device) -> list[Tensor]:
-        """Per level bool (M_i,): whether the anchor's cell starts inside the image's own padded size (h, w)."""
-        flags = []
+        """Per level the anchors whose cell starts inside the image's own padded size (h, w).
+
+        Returns:
+            ascending int64 indices among the anchors of all levels, one tensor a level; the device is not asked.
+        """
+        indices, start = [], 0
         for (height, width), stride in zip(shapes, self.strides, strict=True):
-            rows = torch.arange(height, device=device) < math.ceil(pad_size[0] / stride)
-            columns = torch.arange(width, device=device) < math.ceil(pad_size[1] / stride)
-            flags.append((rows[:, None] & columns).flatten().repeat_interleave(self.per_cell))
-        return flags
+            rows = torch.arange(min(height, math.ceil(pad_size[0] / stride)), device=device)
+            columns = torch.arange(min(width, math.ceil(pad_size[1] / stride)), device=device)
+            of_cell = torch.arange(self.per_cell, device=device)
+            cells = rows[:, None] * width + columns
+            indices.append((cells[..., None] * self.per_cell + of_cell).flatten() + start)
+            start += height * width * self.per_cell
+        return indices
 
 
 def encode_deltas(anchors: Tensor, boxes: Tensor, stds: Sequence[float]) -> Tensor:
