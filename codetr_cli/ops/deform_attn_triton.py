@@ -23,6 +23,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -364,8 +365,12 @@ def _level_rows(spatial_shapes: tuple[tuple[int, int], ...]) -> list[tuple[int, 
 
 @functools.lru_cache(maxsize=1024)
 def _level_table(spatial_shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(_level_rows(spatial_shapes), dtype=torch.int32, device=device)
+    """Made in a thread of its own: what this thread allocates may belong to a CUDA graph.
+
+    torch.compile warms its graphs up with the thread's allocations sent to their memory pool, where nothing may stay.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(torch.tensor, _level_rows(spatial_shapes), dtype=torch.int32, device=device).result()
 
 
 def _captured_level_table(spatial_shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
