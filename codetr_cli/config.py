@@ -89,6 +89,9 @@ class ModelConfig(Section):
     embed_dim: Positive = 256
     num_heads: Positive = 8
     num_points: Positive = Field(4, description="Sampling points per head and level of deformable attention.")
+    attention_backend: Literal["auto", "triton", "cpu", "mmcv", "torch", "reference"] = Field(
+        "auto", description="Kernel of deformable attention; auto takes the fastest that gives the reference's numbers."
+    )
     num_levels: Annotated[int, Field(ge=4)] = Field(5, description="Encoder maps: backbone's four plus strided ones.")
     norm_groups: Positive = Field(32, description="Groups of the group norms in the neck and the auxiliary heads.")
     ffn_dim: Positive = 2048
@@ -97,6 +100,10 @@ class ModelConfig(Section):
         4, description="First encoder layers recomputed in the backward pass to save memory; no effect on numbers."
     )
     decoder_layers: Positive = 6
+    decoder_checkpointing: bool = Field(False, description="Recompute each decoder layer in the backward pass.")
+    aux_checkpointing: bool = Field(
+        False, description="Recompute the auxiliary heads' convolutions in the backward pass."
+    )
     num_queries: Positive = 900
     position_temperature: float = 20.0
     rpn: RpnConfig = RpnConfig()
@@ -201,6 +208,7 @@ class TrainConfig(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
     ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Published EMA uses 1e-4; 0: no EMA.")
+    compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
     seed: int = 0
     deterministic: bool = False
     log_every: Positive = Field(50, description="Optimizer steps between lines of metrics.jsonl.")
@@ -223,6 +231,7 @@ class TestConfig(Section):
     nms_iou: Fraction = 0.8
     nms_min_score: Fraction = Field(1e-3, description="Soft-NMS drops boxes whose decayed score falls below.")
     head: Literal["decoder", "roi", "atss"] = Field("decoder", description="Which head's detections to give.")
+    compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
 
 
 class SourceConfig(Section):

@@ -276,8 +276,7 @@ class _Network:
     def _plain(self, plan: Plan) -> Run:
         """The network without what makes it fast, apart from the operator, which is chosen around its runs."""
         # A backend that the settings name would stand above the plain way's.
-        named = hasattr(self.settings.model, "attention_backend")
-        overrides = [*self.overrides, *(["model.attention_backend=auto"] if named else [])]
+        overrides = [*self.overrides, "model.attention_backend=auto"]
         return self._run(self._load(overrides, lean=False), plan)
 
     def _load(self, overrides: Sequence[str], *, lean: bool) -> LoadedModel:

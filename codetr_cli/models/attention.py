@@ -19,12 +19,12 @@ class MultiScaleDeformableAttention(nn.Module):
         num_heads: heads; divides `dim`.
         num_levels: maps the memory consists of.
         num_points: points per head and level.
-        backend: of the sampling: "auto" or a name of `ops.deform_attn.BACKENDS`.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int, backend: str = "auto") -> None:
+    def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
-        self.backend = backend
+        self.backend = "auto"
+        """Of the sampling: "auto" or a name of `ops.deform_attn.BACKENDS`."""
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)

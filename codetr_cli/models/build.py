@@ -48,7 +48,12 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         checkpointing=config.encoder_checkpointing,
         **attention,
     )
-    decoder = DinoDecoder(num_layers=config.decoder_layers, ffn_dim=config.ffn_dim, **attention)
+    decoder = DinoDecoder(
+        num_layers=config.decoder_layers,
+        ffn_dim=config.ffn_dim,
+        checkpointing=config.decoder_checkpointing,
+        **attention,
+    )
     class_head, box_head = nn.Linear(dim, config.num_classes), MLP(dim, dim, 4, 3)
     nn.init.constant_(class_head.bias, -math.log(99))
     for parameter in box_head.layers[-1].parameters():
@@ -71,6 +76,9 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         norm_groups=config.norm_groups,
         aux_heads=_build_aux_heads(config) if aux_heads else None,
     )
+    for module in model.modules():
+        if isinstance(module, MultiScaleDeformableAttention):
+            module.backend = config.attention_backend
     _initialise_transformer(model)
     return model
 
@@ -112,6 +120,7 @@ def _build_aux_heads(config: ModelConfig) -> AuxHeads:
             nms_iou=config.atss.nms_iou,
             max_detections=config.atss.max_detections,
         ),
+        checkpointing=config.aux_checkpointing,
     )
 
 

@@ -82,6 +82,8 @@ typedef struct {
     const int64_t *shapes;      /* (L, 2) heights and widths */
     int64_t batch, tokens, heads, channels, queries, levels, points;
     int64_t reference_size;     /* 0: locations and weights are given; 2: points; 4: boxes cxcywh */
+    int64_t value_stride;       /* numbers between the tokens of value: at least N * D */
+    int64_t grad_value_stride;  /* the same of grad_value */
     int64_t heads_at_once;      /* of one task of the backward pass; divides heads */
     int64_t next_task;          /* shared by the threads that work on this call */
 } Problem;
@@ -241,11 +243,28 @@ static void NAME(place)(const Problem *p, const NAME(Levels) *levels, int64_t qu
     }
 }
 
-INLINE REAL NAME(sum)(VECTOR x) {
-    REAL total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
-}
+/* Every lane becomes the sum, or the largest, of all: log2(LANES) steps instead of LANES. */
+#if LANES == 16
+#define FOLD(x, JOIN)                                                                                                 \
+    x = JOIN(x, SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));                                 \
+    x = JOIN(x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));                                 \
+    x = JOIN(x, SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));                                 \
+    x = JOIN(x, SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+#elif LANES == 8
+#define FOLD(x, JOIN)                                                                                                 \
+    x = JOIN(x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3));                                                               \
+    x = JOIN(x, SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5));                                                               \
+    x = JOIN(x, SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6));
+#elif LANES == 4
+#define FOLD(x, JOIN)                                                                                                 \
+    x = JOIN(x, SHUFFLE(x, x, 2, 3, 0, 1));                                                                           \
+    x = JOIN(x, SHUFFLE(x, x, 1, 0, 3, 2));
+#else
+#define FOLD(x, JOIN) x = JOIN(x, SHUFFLE(x, x, 1, 0));
+#endif
+#define PLUS(a, b) ((a) + (b))
+
+INLINE VECTOR NAME(larger)(VECTOR a, VECTOR b) { return CHOOSE(a > b, a, b); }
 
 /* exp of numbers that are not positive. In float, numbers below -87 give 1e-38. */
 INLINE VECTOR NAME(exponential)(VECTOR x) {
@@ -271,19 +290,14 @@ INLINE VECTOR NAME(exponential)(VECTOR x) {
 /* Softmax over the samples, in place; the padding becomes zero. */
 INLINE void NAME(softmax)(REAL *scores, int samples, int padded) {
     for (int i = samples; i < padded; i++) scores[i] = scores[0];
-    VECTOR highest_of = LOAD(scores);
-    for (int i = LANES; i < padded; i += LANES) {
-        const VECTOR x = LOAD(scores + i);
-        highest_of = CHOOSE(x > highest_of, x, highest_of);
-    }
-    REAL highest = highest_of[0];
-    for (int i = 1; i < LANES; i++) highest = highest_of[i] > highest ? highest_of[i] : highest;
+    VECTOR highest = LOAD(scores), total = {0};
+    for (int i = LANES; i < padded; i += LANES) highest = NAME(larger)(highest, LOAD(scores + i));
+    FOLD(highest, NAME(larger))
     for (int i = 0; i < padded; i += LANES) STORE(scores + i, NAME(exponential)(LOAD(scores + i) - highest));
     for (int i = samples; i < padded; i++) scores[i] = 0;
-    VECTOR total = LOAD(scores);
-    for (int i = LANES; i < padded; i += LANES) total += LOAD(scores + i);
-    const REAL scale = 1 / NAME(sum)(total);
-    for (int i = 0; i < padded; i += LANES) STORE(scores + i, LOAD(scores + i) * scale);
+    for (int i = 0; i < padded; i += LANES) total += LOAD(scores + i);
+    FOLD(total, PLUS)
+    for (int i = 0; i < padded; i += LANES) STORE(scores + i, LOAD(scores + i) / total);
 }
 
 /* Splits a position into its cell, clamped to just outside of the map, and the share of the next cell. */
@@ -335,16 +349,15 @@ INLINE void NAME(prepare)(
         *(VECTOR_INT *)(s->token[1] + i) = from_upper + column_right;
         *(VECTOR_INT *)(s->token[2] + i) = from_lower + column_left;
         *(VECTOR_INT *)(s->token[3] + i) = from_lower + column_right;
-        /* A position that is not a number must not vanish as one outside of the map does. */
-        const VECTOR attention = LOAD(s->attention + i) + (x * 0 + y * 0);
+        const VECTOR attention = LOAD(s->attention + i);
         const VECTOR part_upper = (1 - share_y) * attention, part_lower = share_y * attention;
-        STORE(s->weight[0] + i, KEEP(in_upper & in_left, part_upper * (1 - share_x)));
+        /* A position that is not a number must not vanish as one outside of the map does: hence the zeros. */
+        STORE(s->weight[0] + i, KEEP(in_upper & in_left, part_upper * (1 - share_x)) + (x * 0 + y * 0));
         STORE(s->weight[1] + i, KEEP(in_upper & in_right, part_upper * share_x));
         STORE(s->weight[2] + i, KEEP(in_lower & in_left, part_lower * (1 - share_x)));
         STORE(s->weight[3] + i, KEEP(in_lower & in_right, part_lower * share_x));
         if (backward) {
             const VECTOR one = (VECTOR){0} + 1;
-            STORE(s->attention + i, attention);
             STORE(s->share_x + i, share_x);
             STORE(s->share_y + i, share_y);
             STORE(s->inside[0] + i, KEEP(in_upper & in_left, one));
@@ -414,7 +427,7 @@ INLINE void NAME(sum_four)(VECTOR a, VECTOR b, VECTOR c, VECTOR d, REAL *sums) {
     const VECTOR x = SHUFFLE(ab, cd, 0, 2, 4, 6) + SHUFFLE(ab, cd, 1, 3, 5, 7);
     for (int k = 0; k < 4; k++) sums[k] = x[k];
 #else
-    sums[0] = NAME(sum)(a), sums[1] = NAME(sum)(b), sums[2] = NAME(sum)(c), sums[3] = NAME(sum)(d);
+    sums[0] = a[0] + a[1], sums[1] = b[0] + b[1], sums[2] = c[0] + c[1], sums[3] = d[0] + d[1];
 #endif
 }
 
@@ -427,11 +440,12 @@ INLINE void NAME(sum_four)(VECTOR a, VECTOR b, VECTOR c, VECTOR d, REAL *sums) {
             VECTOR dot[4];                                                                                            \
             UNROLL for (int corner = 0; corner < 4; corner++) {                                                       \
                 const int64_t row = s->token[corner][j] * stride + c;                                                 \
+                const int64_t grad_row = s->token[corner][j] * grad_stride + c;                                       \
                 const REAL w = s->weight[corner][j];                                                                  \
                 VECTOR total = {0};                                                                                   \
                 UNROLL for (int k = 0; k < COUNT; k++) {                                                              \
                     total += g[k] * LOAD(value + row + k * LANES);                                                    \
-                    STORE(grad_value + row + k * LANES, LOAD(grad_value + row + k * LANES) + w * g[k]);               \
+                    STORE(grad_value + grad_row + k * LANES, LOAD(grad_value + grad_row + k * LANES) + w * g[k]);     \
                 }                                                                                                     \
                 dot[corner] = total;                                                                                  \
             }                                                                                                         \
@@ -443,7 +457,7 @@ INLINE void NAME(sum_four)(VECTOR a, VECTOR b, VECTOR c, VECTOR d, REAL *sums) {
 
 INLINE void NAME(spread_rows)(
     NAME(Samples) *s, int samples, const REAL *value, int64_t stride, int channels, const REAL *grad,
-    REAL *grad_value) {
+    REAL *grad_value, int64_t grad_stride) {
     memset(s->dot, 0, sizeof(s->dot));
     int c = 0;
     SPREAD_ROWS(BLOCK)
@@ -453,7 +467,7 @@ INLINE void NAME(spread_rows)(
             const int64_t row = s->token[corner][j] * stride;
             for (int k = c; k < channels; k++) {
                 s->dot[corner][j] += grad[k] * value[row + k];
-                grad_value[row + k] += s->weight[corner][j] * grad[k];
+                grad_value[s->token[corner][j] * grad_stride + k] += s->weight[corner][j] * grad[k];
             }
         }
 }
@@ -477,9 +491,9 @@ INLINE void NAME(differentiate)(
         expected += attention * by_score;
     }
     if (p->reference_size) { /* through the softmax */
-        const REAL mean = NAME(sum)(expected);
+        FOLD(expected, PLUS)
         for (int i = 0; i < padded; i += LANES)
-            STORE(s->by_score + i, LOAD(s->attention + i) * (LOAD(s->by_score + i) - mean));
+            STORE(s->by_score + i, LOAD(s->attention + i) * (LOAD(s->by_score + i) - expected));
     }
     memcpy(grad_scores, s->by_score, (size_t)samples * sizeof(REAL));
     if (grad_pixels)
@@ -490,20 +504,37 @@ INLINE void NAME(differentiate)(
     }
 }
 
+/* Has the second cache fetch memory that is needed soon: the heads are visited one after the other, in steps that the
+ * processor does not foresee. */
+#define ANNOUNCE(start, count, for_writing)                                                                           \
+    do {                                                                                                              \
+        const char *at_ = (const char *)(start), *end_ = at_ + (count) * (int64_t)sizeof(REAL);                       \
+        for (; at_ < end_; at_ += 64) __builtin_prefetch(at_, for_writing, 2);                                        \
+    } while (0)
+
 /* Everything of one tile and a range of heads. `backward` and `channels` are constants wherever this is inlined. */
 INLINE void NAME(visit)(
     const Problem *p, NAME(Scratch) *scratch, int64_t image, Tile tile, int64_t first_head, int64_t last_head,
     const int channels, const int backward) {
-    const int64_t heads = p->heads, stride = heads * channels, samples = scratch->levels.samples;
+    const int64_t heads = p->heads, samples = scratch->levels.samples;
+    const int64_t stride = p->value_stride, grad_stride = p->grad_value_stride;
     const int64_t first_query = image * p->queries + tile.first;
     const int shared = p->reference_size == 0; /* without references all queries are placed alike */
     for (int row = 0, n = 0; row < tile.rows; row++)
         for (int column = 0; column < tile.columns; column++, n++)
             if (!shared || n == 0)
                 NAME(place)(p, &scratch->levels, first_query + row * tile.stride + column, &scratch->placements[n]);
+    for (int row = 0; row < tile.rows; row++) {
+        const int64_t at = (first_query + row * tile.stride) * heads + first_head;
+        const int64_t count = (tile.columns - 1) * heads + last_head - first_head;
+        ANNOUNCE((const REAL *)p->sampling + 2 * at * samples, 2 * count * samples, 0);
+        ANNOUNCE((const REAL *)p->scores + at * samples, count * samples, 0);
+        if (backward) ANNOUNCE((const REAL *)p->grad_output + at * channels, count * channels, 0);
+        else ANNOUNCE((REAL *)p->output + at * channels, count * channels, 1);
+    }
     for (int64_t head = first_head; head < last_head; head++) {
-        const int64_t map = image * p->tokens * stride + head * channels;
-        const REAL *value = (const REAL *)p->value + map;
+        const REAL *value = (const REAL *)p->value + image * p->tokens * stride + head * channels;
+        REAL *grad_value = (REAL *)p->grad_value + image * p->tokens * grad_stride + head * channels;
         for (int row = 0, n = 0; row < tile.rows; row++)
             for (int column = 0; column < tile.columns; column++, n++) {
                 const int64_t at = (first_query + row * tile.stride + column) * heads + head;
@@ -518,7 +549,7 @@ INLINE void NAME(visit)(
                 }
                 NAME(spread_rows)(
                     &scratch->samples, (int)samples, value, stride, channels,
-                    (const REAL *)p->grad_output + at * channels, (REAL *)p->grad_value + map);
+                    (const REAL *)p->grad_output + at * channels, grad_value, grad_stride);
                 NAME(differentiate)(
                     p, &scratch->levels, placement, &scratch->samples, (REAL *)p->grad_sampling + 2 * at * samples,
                     (REAL *)p->grad_scores + at * samples,
@@ -575,6 +606,9 @@ int NAME(codetr_backward)(Problem *p) {
 #undef STORE
 #undef CHOOSE
 #undef KEEP
+#undef ANNOUNCE
+#undef FOLD
+#undef PLUS
 #undef SPLIT
 #undef CLAMP
 #undef SUM_ROWS

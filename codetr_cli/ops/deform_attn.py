@@ -118,9 +118,7 @@ def _dispatch(
     scores: Tensor,
     backend: str,
 ) -> Tensor:
-    name = _choose(backend, value.device.type)
-    if name == "cpu" and scores.shape[3] * scores.shape[4] > backend_module("cpu").MAX_SAMPLES:
-        name = "torch"
+    name = _choose(backend, value.device.type, scores.shape[3] * scores.shape[4])
     if name in COMPILED:
         flat_shapes = [side for shape in spatial_shapes for side in shape]
         return _forward_operator(value, flat_shapes, reference_points, sampling, scores, name)
@@ -129,11 +127,13 @@ def _dispatch(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _choose(backend: str, device_type: str) -> str:
+def _choose(backend: str, device_type: str, samples: int) -> str:
     # An exported program must run where this package's kernels are not: it holds the plain formulation, unless asked.
     if backend == "auto" and torch.compiler.is_exporting():
         return "reference"
-    return choose_backend(backend, device_type)
+    name = choose_backend(backend, device_type)
+    # The kernel's buffers hold so many samples of a query and head; published networks have 20 at most.
+    return "torch" if name == "cpu" and samples > backend_module("cpu").MAX_SAMPLES else name
 
 
 # ----------------------------------------------------------------------------------------------------------- operators

@@ -35,7 +35,8 @@ class _Problem(ctypes.Structure):
             "grad_scores", "grad_pixels", "shapes",
         )),
         *((name, ctypes.c_int64) for name in (
-            "batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size", "heads_at_once",
+            "batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size",
+            "value_stride", "grad_value_stride", "heads_at_once",
             "next_task",
         )),
     )  # fmt: skip
@@ -50,11 +51,6 @@ def why_not(device_type: str) -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def fits(value: Tensor, scores: Tensor) -> bool:
-    """Whether the kernel can take these: any shapes but more than `MAX_SAMPLES` samples for a query and head."""
-    return value.device.type == "cpu" and scores.shape[3] * scores.shape[4] <= MAX_SAMPLES
 
 
 def instruction_set() -> str:
@@ -89,7 +85,7 @@ def forward(
     batch, queries, heads = sampling.shape[:3]
     output = torch.empty(batch, queries, heads * value.shape[3], dtype=dtype)
     points = None if reference_points is None else _plain(reference_points, dtype)
-    inputs = _plain(value, dtype), points, _plain(sampling, dtype), _plain(scores, dtype)
+    inputs = _rows(value, dtype), points, _plain(sampling, dtype), _plain(scores, dtype)
     _run("forward", _describe(spatial_shapes, *inputs), dtype, output=output)
     return output.to(value.dtype)
 
@@ -107,8 +103,12 @@ def backward(
     """Gradients of value, reference points (None unless asked for), sampling and scores; arguments as in `forward`."""
     dtype = _working_dtype(value, reference_points, sampling)
     points = None if reference_points is None else _plain(reference_points, dtype)
-    rows, places, marks = _plain(value, dtype), _plain(sampling, dtype), _plain(scores, dtype)
-    grad_value, grad_sampling, grad_scores = torch.zeros_like(rows), torch.empty_like(places), torch.empty_like(marks)
+    rows, places, marks = _rows(value, dtype), _plain(sampling, dtype), _plain(scores, dtype)
+    grad_value, grad_sampling, grad_scores = (
+        torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format),
+        torch.empty_like(places),
+        torch.empty_like(marks),
+    )
     # By the position in pixels: the gradient of references is a sum of it over heads and points.
     grad_pixels = torch.empty_like(places) if needs_reference and points is not None else None
     _run(
@@ -139,6 +139,17 @@ def _working_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def _rows(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """`value` in the given dtype, the channels of a token in one piece and the tokens evenly apart."""
+    value = value.detach().to(dtype)
+    batch, tokens, heads, channels = value.shape
+    stride = value.stride(1)
+    even = batch == 1 or value.stride(0) == tokens * stride
+    if even and stride >= heads * channels and value.stride()[2:] == (channels, 1):
+        return value
+    return value.contiguous()
+
+
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype).contiguous()
 
@@ -155,7 +166,8 @@ def _describe(
     problem = _Problem(
         batch=batch, tokens=value.shape[1], heads=heads, channels=value.shape[3], queries=queries, levels=levels,
         points=points, reference_size=0 if reference_points is None else reference_points.shape[3],
-        heads_at_once=_heads_at_once(batch, heads), next_task=0, shapes=ctypes.addressof(shapes),
+        value_stride=value.stride(1), heads_at_once=_heads_at_once(batch, heads), next_task=0,
+        shapes=ctypes.addressof(shapes),
     )  # fmt: skip
     problem.keep_alive = (shapes, value, reference_points, sampling, scores)
     problem.value, problem.sampling, problem.scores = value.data_ptr(), sampling.data_ptr(), scores.data_ptr()
@@ -172,6 +184,8 @@ def _heads_at_once(batch: int, heads: int) -> int:
 
 def _run(name: str, problem: _Problem, dtype: torch.dtype, **tensors: Tensor | None) -> None:
     """Has every thread work on the problem until no task is left."""
+    if (grad_value := tensors.get("grad_value")) is not None:
+        problem.grad_value_stride = grad_value.stride(1)
     for field, tensor in tensors.items():
         setattr(problem, field, None if tensor is None else tensor.data_ptr())
     samples = problem.batch * problem.queries * problem.heads * problem.levels * problem.points
