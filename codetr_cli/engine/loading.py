@@ -13,9 +13,10 @@ import torch
 
 from codetr_cli.config import Settings, apply_overrides, load_preset, nearest, preset_names
 from codetr_cli.engine.allocator import return_large_blocks
-from codetr_cli.errors import CheckpointError, ConfigError
+from codetr_cli.errors import CheckpointError, ConfigError, MachineError
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.models.compiled import compile_static_parts, why_not_compile
 from codetr_cli.models.lean import lean_for_inference
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.weights.carry import load_into
@@ -83,6 +84,7 @@ def load_detector(
     Raises:
         CheckpointError: no such file, unreadable, unsafe, or of another architecture than the settings say.
         ConfigError: neither a file nor a preset, or a wrong override.
+        MachineError: `test.compile` is set and there is no compiler.
     """
     if training:
         return_large_blocks()
@@ -94,7 +96,7 @@ def load_detector(
     model = _build(settings, training=training)
     load_into(model, checkpoint.state, source=f"{path} (preset {settings.name})")
     return LoadedModel(
-        model=_ready(model, device, lean=lean and not training),
+        model=_ready(model, device, settings, lean=lean, training=training),
         postprocess=build_postprocess(settings.test),
         settings=settings,
         class_names=list(checkpoint.class_names),
@@ -107,10 +109,26 @@ def _build(settings: Settings, *, training: bool) -> CoDETR:
     return build_model(settings.model, aux_heads=training or settings.test.head != "decoder")
 
 
-def _ready(model: CoDETR, device: torch.device, *, lean: bool) -> CoDETR:
+def _ready(model: CoDETR, device: torch.device, settings: Settings, *, lean: bool, training: bool) -> CoDETR:
     """The network with its weights, put where it is to run."""
     model = model.to(device).eval()
+    if training:
+        return model
+    if settings.test.compile:
+        compile_for(model, device, "test.compile")
     return lean_for_inference(model) if lean else model
+
+
+def compile_for(model: CoDETR, device: torch.device, setting: str) -> None:
+    """Compiles the network's static parts because a setting asks for it.
+
+    Raises:
+        MachineError: there is no compiler for the device.
+    """
+    reason = why_not_compile(device.type)
+    if reason is not None:
+        raise MachineError(f"{setting}=true, but: {reason} Install one, or leave the setting at false.")
+    compile_static_parts(model)
 
 
 def _build_preset(
@@ -122,7 +140,7 @@ def _build_preset(
     else:
         settings = apply_overrides(settings, [f"model.num_classes={len(classes.names)}"])
     return LoadedModel(
-        model=_ready(_build(settings, training=training), device, lean=lean and not training),
+        model=_ready(_build(settings, training=training), device, settings, lean=lean, training=training),
         postprocess=build_postprocess(settings.test),
         settings=settings,
         class_names=classes.names,

@@ -20,6 +20,7 @@ from codetr_cli.engine import distributed
 from codetr_cli.engine.allocator import return_large_blocks
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.evaluator import Share, evaluate
+from codetr_cli.engine.loading import compile_for
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
@@ -154,6 +155,8 @@ def build_training(
     saved = folder.load() if resume else None
     if saved is None:
         _start_weights(model, job, report)
+    if settings.train.compile:
+        compile_for(model, device, "train.compile")
     objective = CollaborativeObjective(
         model.to(device), **settings.train.loss.model_dump(), reduce_mean=distributed.reduce_mean
     )

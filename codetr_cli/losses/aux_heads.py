@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from codetr_cli.losses.assigners import BACKGROUND, assign_atss, assign_by_iou, sample_balanced
 from codetr_cli.losses.draws import Draws
@@ -60,7 +61,15 @@ class RpnStep:
     box_loss: Tensor
 
 
-def rpn_step(head: RpnHead, maps: Sequence[Tensor], targets: Targets, *, samples: int, draws: Draws) -> RpnStep:
+def rpn_step(
+    head: RpnHead,
+    maps: Sequence[Tensor],
+    targets: Targets,
+    *,
+    samples: int,
+    draws: Draws,
+    checkpointing: bool = False,
+) -> RpnStep:
     """Runs the RPN, its losses (unweighted) and its proposals.
 
     Args:
@@ -69,8 +78,9 @@ def rpn_step(head: RpnHead, maps: Sequence[Tensor], targets: Targets, *, samples
         targets: per image `boxes`, `norm_size` for the proposals, `pad_size` for the anchors' validity.
         samples: anchors per image that are trained on, half of them positive at most.
         draws: source of the samples.
+        checkpointing: recompute the network in the backward pass.
     """
-    logits, deltas = head(maps)
+    logits, deltas = checkpoint(head, maps, use_reentrant=False) if checkpointing else head(maps)
     shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
     anchors = torch.cat(head.anchors.boxes(shapes, maps[0]))
     flat_logits = torch.cat([flatten_map(m, 1)[..., 0] for m in logits], 1)  # (B, A)
@@ -199,7 +209,14 @@ class AtssStep:
     centerness_loss: Tensor
 
 
-def atss_step(head: AtssHead, maps: Sequence[Tensor], targets: Targets, reduce_mean: ReduceMean) -> AtssStep:
+def atss_step(
+    head: AtssHead,
+    maps: Sequence[Tensor],
+    targets: Targets,
+    reduce_mean: ReduceMean,
+    *,
+    checkpointing: bool = False,
+) -> AtssStep:
     """Runs the ATSS head and its losses (unweighted).
 
     Args:
@@ -207,8 +224,9 @@ def atss_step(head: AtssHead, maps: Sequence[Tensor], targets: Targets, reduce_m
         maps: per level (B, C, H, W).
         targets: per image `boxes`, `labels`, `pad_size` for the anchors' validity.
         reduce_mean: averages a normaliser over processes.
+        checkpointing: recompute the network in the backward pass.
     """
-    logits, deltas, centerness = head(maps)
+    logits, deltas, centerness = checkpoint(head, maps, use_reentrant=False) if checkpointing else head(maps)
     shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
     levels = head.anchors.boxes(shapes, maps[0])
     anchors = torch.cat(levels)

@@ -236,9 +236,10 @@ class CollaborativeObjective(nn.Module):
         step.aux_maps = self.model.aux_maps(step.encoded)
         with full_precision(step.aux_maps[0]):
             maps = [at_least_float32(m) for m in step.aux_maps]
-            step.rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws)
+            again = heads.checkpointing
+            step.rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws, checkpointing=again)
             step.roi = roi_step(heads.roi, maps, step.rpn.proposals, targets, samples=self.roi_samples, draws=draws)
-            step.atss = atss_step(heads.atss, maps, targets, self.reduce_mean)
+            step.atss = atss_step(heads.atss, maps, targets, self.reduce_mean, checkpointing=again)
 
     def _aux_head_losses(self, step: Step, rpn: RpnStep, roi: RoiStep, atss: AtssStep) -> None:
         step.losses["loss_rpn_cls"] = rpn.class_loss * self.rpn_weights[0]

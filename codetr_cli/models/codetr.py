@@ -69,11 +69,13 @@ class AuxHeads(nn.Module):
         rpn: region proposal network.
         roi: box head on the proposals.
         atss: one-stage head.
+        checkpointing: recompute the convolutions of the RPN and the one-stage head in the backward pass.
     """
 
-    def __init__(self, *, rpn: RpnHead, roi: RoiHead, atss: AtssHead) -> None:
+    def __init__(self, *, rpn: RpnHead, roi: RoiHead, atss: AtssHead, checkpointing: bool = False) -> None:
         super().__init__()
         self.rpn, self.roi, self.atss = rpn, roi, atss
+        self.checkpointing = checkpointing
 
 
 class CoDETR(nn.Module):

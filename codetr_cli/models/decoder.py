@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from codetr_cli.boxes import inverse_sigmoid
 from codetr_cli.models.attention import MultiScaleDeformableAttention
@@ -105,13 +106,22 @@ class DinoDecoder(nn.Module):
         num_levels: maps of the memory.
         num_points: sampling points per head and level.
         ffn_dim: hidden channels of the feed-forward layers.
+        checkpointing: recompute the layers in the backward pass.
     """
 
     def __init__(
-        self, *, num_layers: int, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int
+        self,
+        *,
+        num_layers: int,
+        dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        ffn_dim: int,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.checkpointing = dim, checkpointing
         self.layers = nn.ModuleList(
             DecoderLayer(dim=dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points, ffn_dim=ffn_dim)
             for _ in range(num_layers)
@@ -166,7 +176,11 @@ class DinoDecoder(nn.Module):
             boxes = references[:, :, None] * ratios  # (B, Q, L, 4)
             # Parity: the query position reads the reference in units of level 0's padded size, in the order y, x, w, h.
             sine = encode_boxes(boxes[:, :, 0], dim=self.dim // 2, order="yxwh").to(x.dtype)
-            x = layer(x, self.query_pos_mlp(sine), boxes, memory, layout, blocked, value)
+            arguments = (x, self.query_pos_mlp(sine), boxes, memory, layout, blocked, value)
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
             # Parity: refinement reads the raw state; the heads read the normed one. Next layer's reference is detached,
             # the one given to the heads is not.
             with full_precision(x):

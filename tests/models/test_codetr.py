@@ -151,7 +151,7 @@ def test_checkpointing_changes_memory_not_numbers(tiny_settings):
     gradients = []
     for overrides in (
         ["model.encoder_checkpointing=0"],
-        ["model.encoder_checkpointing=2", "model.backbone.checkpointing=true"],
+        ["model.encoder_checkpointing=2", "model.backbone.checkpointing=true", "model.decoder_checkpointing=true"],
     ):
         torch.manual_seed(0)
         model = build_model(apply_overrides(tiny_settings, overrides).model).train()
