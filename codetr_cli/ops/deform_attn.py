@@ -126,7 +126,6 @@ def _dispatch(
     return deform_attn_torch.forward(value, spatial_shapes, reference_points, sampling, scores, gather=gather)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _choose(backend: str, device_type: str, samples: int) -> str:
     # An exported program must run where this package's kernels are not: it holds the plain formulation, unless asked.
     if backend == "auto" and torch.compiler.is_exporting():
@@ -134,6 +133,10 @@ def _choose(backend: str, device_type: str, samples: int) -> str:
     name = choose_backend(backend, device_type)
     # The kernel's buffers hold so many samples of a query and head; published networks have 20 at most.
     return "torch" if name == "cpu" and samples > backend_module("cpu").MAX_SAMPLES else name
+
+
+# All that torch.compiler.assume_constant_result does, without loading the compiler into every process (a second).
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # ----------------------------------------------------------------------------------------------------------- operators
