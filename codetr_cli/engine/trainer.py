@@ -222,7 +222,8 @@ def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool
         raise MachineError(
             f"out of GPU memory in step {training.position.step + 1} with {len(batch.targets)} images of "
             f"{images.shape[2]}x{images.shape[3]} pixels: lower --set train.micro_batch=1, raise "
-            "--set model.encoder_checkpointing=6, --set model.backbone.checkpointing=true, or use smaller images "
+            "--set model.encoder_checkpointing=6, switch --set model.backbone.checkpointing=true, "
+            "model.decoder_checkpointing and model.aux_checkpointing on, or use smaller images "
             "(data.short_sides, data.long_side). The same command continues from the newest checkpoint."
         ) from error
     except (RuntimeError, ValueError, IndexError) as error:

@@ -48,6 +48,19 @@ def test_every_trained_parameter_gets_a_finite_gradient(tiny_settings, counts):
     assert all(bool(p.grad.isfinite().all()) for p in objective.parameters() if p.grad is not None)
 
 
+def test_recomputing_changes_memory_not_gradients(tiny_settings):
+    gradients = []
+    for again in ("false", "true"):
+        torch.manual_seed(0)
+        objective = make_objective(
+            tiny_settings, f"model.aux_checkpointing={again}", f"model.decoder_checkpointing={again}"
+        )
+        torch.stack(list(objective(*make_batch((3, 2))).values())).sum().backward()
+        gradients.append([p.grad for p in objective.parameters() if p.grad is not None])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(
     "box", [[10.0, 20, 10, 50], [10, 20, 40, 20], [30, 30, 30, 30], [95, 95, 96, 96], [0, 0, 96, 96]]
 )

@@ -65,6 +65,28 @@ def test_lean_weights_stand_with_channels_innermost(model):
     assert not any(parameter.requires_grad for parameter in lean.parameters())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_norms_multiplied_into_trained_weights_give_the_same_maps_and_gradients(model, checkpointing):
+    backbone = model.double().train().backbone
+    backbone.checkpointing = checkpointing
+    images = make_batch()[0].double()
+    with torch.no_grad():
+        plain = backbone(images)
+    kept = backbone(images)
+    for ours, theirs in zip(kept, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    weight = backbone.layer2[0].conv1.weight
+    (grad,) = torch.autograd.grad(sum(m.square().sum() for m in kept), weight)
+    step = 1e-6 * torch.randn_like(weight)
+    with torch.no_grad():
+        sums = []
+        for sign in (1, -1):
+            weight += sign * step
+            sums.append(sum(m.square().sum() for m in backbone(images)))
+            weight -= sign * step
+    torch.testing.assert_close((grad * step).sum(), (sums[0] - sums[1]) / 2, rtol=1e-4, atol=1e-8)
+
+
 @pytest.mark.parametrize("tokens", [300, 2047, 2048, 2049, 4100, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_encoders_chunks_change_no_bit_on_one_thread(tokens, dtype):

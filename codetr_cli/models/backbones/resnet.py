@@ -96,13 +96,44 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps normalised images (B, 3, H, W) to four maps of strides 4, 8, 16 and 32."""
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), kernel_size=3, stride=2, padding=1)
+        stem = _conv_norm(self.conv1, self.bn1, images)
+        x = F.max_pool2d(F.relu(stem, inplace=True), kernel_size=3, stride=2, padding=1)
         outputs = []
         for index in range(1, 5):
             stage = getattr(self, f"layer{index}")
             if self.checkpointing and self.training and index > self.frozen_stages:
-                x = checkpoint(stage, x, use_reentrant=False)
+                x = checkpoint(_run_stage, stage, x, use_reentrant=False)
             else:
-                x = stage(x)
+                x = _run_stage(stage, x)
             outputs.append(x)
         return outputs
+
+
+def _run_stage(stage: nn.Sequential, x: Tensor) -> Tensor:
+    """The blocks of a stage, whose forward is torchvision's but for `_conv_norm`."""
+    for block in stage:
+        assert isinstance(block, BasicBlock | Bottleneck)
+        shortcut = x
+        if block.downsample is not None:
+            conv, norm = block.downsample.children()
+            shortcut = _conv_norm(conv, norm, x)
+        x = F.relu(_conv_norm(block.conv1, block.bn1, x), inplace=True)
+        x = _conv_norm(block.conv2, block.bn2, x)
+        if isinstance(block, Bottleneck):
+            x = _conv_norm(block.conv3, block.bn3, F.relu(x, inplace=True))
+        x = F.relu(x + shortcut, inplace=True)
+    return x
+
+
+def _conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """A convolution and its norm.
+
+    In training a frozen batch norm is multiplied into the weights: nothing between the two is kept for the backward
+    pass then, and no pass over the map is spent on it.
+    """
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d) and torch.is_grad_enabled()):
+        return norm(conv(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = conv.weight * scale[:, None, None, None]
+    shift = norm.bias - norm.running_mean * scale
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
