@@ -82,8 +82,7 @@ typedef struct {
     const int64_t *shapes;      /* (L, 2) heights and widths */
     int64_t batch, tokens, heads, channels, queries, levels, points;
     int64_t reference_size;     /* 0: locations and weights are given; 2: points; 4: boxes cxcywh */
-    int64_t value_stride;       /* numbers between the tokens of value: at least N * D */
-    int64_t grad_value_stride;  /* the same of grad_value */
+    int64_t value_stride;       /* numbers between the tokens of value: N * D, or more in the forward pass */
     int64_t heads_at_once;      /* of one task of the backward pass; divides heads */
     int64_t next_task;          /* shared by the threads that work on this call */
 } Problem;
@@ -189,7 +188,7 @@ typedef struct {
 
 /* All samples of one query and head. Corners: upper left, upper right, lower left, lower right. */
 typedef struct {
-    INTEGER token[4][MAX_SAMPLES] ALIGNED; /* row of the value, clamped into the map */
+    INTEGER row[4][MAX_SAMPLES] ALIGNED;   /* where the value's row starts; clamped into the map */
     REAL weight[4][MAX_SAMPLES] ALIGNED;   /* bilinear share times attention, zero outside */
     REAL attention[MAX_SAMPLES] ALIGNED;
     REAL share_x[MAX_SAMPLES] ALIGNED, share_y[MAX_SAMPLES] ALIGNED; /* of the right and lower corners */
@@ -324,6 +323,7 @@ INLINE void NAME(prepare)(
     const Problem *p, const NAME(Levels) *levels, const NAME(Placement) *at, const REAL *sampling, const REAL *scores,
     NAME(Samples) *s, const int backward) {
     const int samples = levels->samples, padded = levels->padded;
+    const INTEGER stride = (INTEGER)p->value_stride;
     REAL at_x[MAX_SAMPLES] ALIGNED, at_y[MAX_SAMPLES] ALIGNED;
     for (int i = 0; i < samples; i++) at_x[i] = sampling[2 * i], at_y[i] = sampling[2 * i + 1];
     memcpy(s->attention, scores, (size_t)samples * sizeof(REAL));
@@ -345,10 +345,10 @@ INLINE void NAME(prepare)(
         const VECTOR_INT from_upper = start + CLAMP(upper, rows) * columns;
         const VECTOR_INT from_lower = start + CLAMP(lower, rows) * columns;
         const VECTOR_INT column_left = CLAMP(left, columns), column_right = CLAMP(right, columns);
-        *(VECTOR_INT *)(s->token[0] + i) = from_upper + column_left;
-        *(VECTOR_INT *)(s->token[1] + i) = from_upper + column_right;
-        *(VECTOR_INT *)(s->token[2] + i) = from_lower + column_left;
-        *(VECTOR_INT *)(s->token[3] + i) = from_lower + column_right;
+        *(VECTOR_INT *)(s->row[0] + i) = (from_upper + column_left) * stride;
+        *(VECTOR_INT *)(s->row[1] + i) = (from_upper + column_right) * stride;
+        *(VECTOR_INT *)(s->row[2] + i) = (from_lower + column_left) * stride;
+        *(VECTOR_INT *)(s->row[3] + i) = (from_lower + column_right) * stride;
         const VECTOR attention = LOAD(s->attention + i);
         const VECTOR part_upper = (1 - share_y) * attention, part_lower = share_y * attention;
         /* A position that is not a number must not vanish as one outside of the map does: hence the zeros. */
@@ -370,13 +370,13 @@ INLINE void NAME(prepare)(
 
 /* out = sum of weighted rows, for as many channels from `c` on as fill `COUNT` vectors. */
 #define SUM_ROWS(TYPE, TYPE_ANYWHERE, COUNT)                                                                          \
-    for (; c + COUNT * (int)(sizeof(TYPE) / sizeof(REAL)) <= channels; c += COUNT * (int)(sizeof(TYPE) / sizeof(REAL))) { \
+    for (const int step = COUNT * (int)(sizeof(TYPE) / sizeof(REAL)); c + step <= channels; c += step) {              \
         TYPE upper[COUNT] = {{0}}, lower[COUNT] = {{0}}; /* two chains of additions hide their latency */             \
         for (int j = 0; j < samples; j++) {                                                                           \
-            const TYPE_ANYWHERE *r0 = (const void *)(value + s->token[0][j] * stride + c);                            \
-            const TYPE_ANYWHERE *r1 = (const void *)(value + s->token[1][j] * stride + c);                            \
-            const TYPE_ANYWHERE *r2 = (const void *)(value + s->token[2][j] * stride + c);                            \
-            const TYPE_ANYWHERE *r3 = (const void *)(value + s->token[3][j] * stride + c);                            \
+            const TYPE_ANYWHERE *r0 = (const void *)(value + s->row[0][j] + c);                            \
+            const TYPE_ANYWHERE *r1 = (const void *)(value + s->row[1][j] + c);                            \
+            const TYPE_ANYWHERE *r2 = (const void *)(value + s->row[2][j] + c);                            \
+            const TYPE_ANYWHERE *r3 = (const void *)(value + s->row[3][j] + c);                            \
             const REAL w0 = s->weight[0][j], w1 = s->weight[1][j], w2 = s->weight[2][j], w3 = s->weight[3][j];        \
             UNROLL for (int k = 0; k < COUNT; k++) {                                                                  \
                 upper[k] += w0 * r0[k];                                                                               \
@@ -389,7 +389,7 @@ INLINE void NAME(prepare)(
     }
 
 INLINE void NAME(sum_rows)(
-    const NAME(Samples) *s, int samples, const REAL *value, int64_t stride, int channels, REAL *restrict out) {
+    const NAME(Samples) *s, int samples, const REAL *value, int channels, REAL *restrict out) {
     int c = 0;
     SUM_ROWS(VECTOR, ANYWHERE, BLOCK)
     SUM_ROWS(VECTOR, ANYWHERE, 1)
@@ -398,7 +398,7 @@ INLINE void NAME(sum_rows)(
         REAL total = 0;
         for (int j = 0; j < samples; j++)
             for (int corner = 0; corner < 4; corner++)
-                total += s->weight[corner][j] * value[s->token[corner][j] * stride + c];
+                total += s->weight[corner][j] * value[s->row[corner][j] + c];
         out[c] = total;
     }
 }
@@ -439,13 +439,12 @@ INLINE void NAME(sum_four)(VECTOR a, VECTOR b, VECTOR c, VECTOR d, REAL *sums) {
         for (int j = 0; j < samples; j++) {                                                                           \
             VECTOR dot[4];                                                                                            \
             UNROLL for (int corner = 0; corner < 4; corner++) {                                                       \
-                const int64_t row = s->token[corner][j] * stride + c;                                                 \
-                const int64_t grad_row = s->token[corner][j] * grad_stride + c;                                       \
+                const int64_t row = s->row[corner][j] + c;                                                            \
                 const REAL w = s->weight[corner][j];                                                                  \
                 VECTOR total = {0};                                                                                   \
                 UNROLL for (int k = 0; k < COUNT; k++) {                                                              \
                     total += g[k] * LOAD(value + row + k * LANES);                                                    \
-                    STORE(grad_value + grad_row + k * LANES, LOAD(grad_value + grad_row + k * LANES) + w * g[k]);     \
+                    STORE(grad_value + row + k * LANES, LOAD(grad_value + row + k * LANES) + w * g[k]);               \
                 }                                                                                                     \
                 dot[corner] = total;                                                                                  \
             }                                                                                                         \
@@ -456,18 +455,17 @@ INLINE void NAME(sum_four)(VECTOR a, VECTOR b, VECTOR c, VECTOR d, REAL *sums) {
     }
 
 INLINE void NAME(spread_rows)(
-    NAME(Samples) *s, int samples, const REAL *value, int64_t stride, int channels, const REAL *grad,
-    REAL *grad_value, int64_t grad_stride) {
+    NAME(Samples) *s, int samples, const REAL *value, int channels, const REAL *grad, REAL *grad_value) {
     memset(s->dot, 0, sizeof(s->dot));
     int c = 0;
     SPREAD_ROWS(BLOCK)
     SPREAD_ROWS(1)
     for (int j = 0; j < samples && c < channels; j++)
         for (int corner = 0; corner < 4; corner++) {
-            const int64_t row = s->token[corner][j] * stride;
+            const int64_t row = s->row[corner][j];
             for (int k = c; k < channels; k++) {
                 s->dot[corner][j] += grad[k] * value[row + k];
-                grad_value[s->token[corner][j] * grad_stride + k] += s->weight[corner][j] * grad[k];
+                grad_value[row + k] += s->weight[corner][j] * grad[k];
             }
         }
 }
@@ -479,8 +477,10 @@ INLINE void NAME(differentiate)(
     const int samples = levels->samples, padded = levels->padded;
     VECTOR expected = {0};
     for (int i = 0; i < padded; i += LANES) {
-        const VECTOR d0 = LOAD(s->dot[0] + i) * LOAD(s->inside[0] + i), d1 = LOAD(s->dot[1] + i) * LOAD(s->inside[1] + i);
-        const VECTOR d2 = LOAD(s->dot[2] + i) * LOAD(s->inside[2] + i), d3 = LOAD(s->dot[3] + i) * LOAD(s->inside[3] + i);
+        const VECTOR d0 = LOAD(s->dot[0] + i) * LOAD(s->inside[0] + i);
+        const VECTOR d1 = LOAD(s->dot[1] + i) * LOAD(s->inside[1] + i);
+        const VECTOR d2 = LOAD(s->dot[2] + i) * LOAD(s->inside[2] + i);
+        const VECTOR d3 = LOAD(s->dot[3] + i) * LOAD(s->inside[3] + i);
         const VECTOR share_x = LOAD(s->share_x + i), share_y = LOAD(s->share_y + i), attention = LOAD(s->attention + i);
         const VECTOR by_x_upper = d1 - d0, by_x_lower = d3 - d2;
         const VECTOR upper = d0 + share_x * by_x_upper, lower = d2 + share_x * by_x_lower;
@@ -516,8 +516,7 @@ INLINE void NAME(differentiate)(
 INLINE void NAME(visit)(
     const Problem *p, NAME(Scratch) *scratch, int64_t image, Tile tile, int64_t first_head, int64_t last_head,
     const int channels, const int backward) {
-    const int64_t heads = p->heads, samples = scratch->levels.samples;
-    const int64_t stride = p->value_stride, grad_stride = p->grad_value_stride;
+    const int64_t heads = p->heads, stride = p->value_stride, samples = scratch->levels.samples;
     const int64_t first_query = image * p->queries + tile.first;
     const int shared = p->reference_size == 0; /* without references all queries are placed alike */
     for (int row = 0, n = 0; row < tile.rows; row++)
@@ -534,7 +533,7 @@ INLINE void NAME(visit)(
     }
     for (int64_t head = first_head; head < last_head; head++) {
         const REAL *value = (const REAL *)p->value + image * p->tokens * stride + head * channels;
-        REAL *grad_value = (REAL *)p->grad_value + image * p->tokens * grad_stride + head * channels;
+        REAL *grad_value = (REAL *)p->grad_value + image * p->tokens * stride + head * channels;
         for (int row = 0, n = 0; row < tile.rows; row++)
             for (int column = 0; column < tile.columns; column++, n++) {
                 const int64_t at = (first_query + row * tile.stride + column) * heads + head;
@@ -544,12 +543,12 @@ INLINE void NAME(visit)(
                     (const REAL *)p->scores + at * samples, &scratch->samples, backward);
                 if (!backward) {
                     NAME(sum_rows)(
-                        &scratch->samples, (int)samples, value, stride, channels, (REAL *)p->output + at * channels);
+                        &scratch->samples, (int)samples, value, channels, (REAL *)p->output + at * channels);
                     continue;
                 }
                 NAME(spread_rows)(
-                    &scratch->samples, (int)samples, value, stride, channels,
-                    (const REAL *)p->grad_output + at * channels, grad_value, grad_stride);
+                    &scratch->samples, (int)samples, value, channels, (const REAL *)p->grad_output + at * channels,
+                    grad_value);
                 NAME(differentiate)(
                     p, &scratch->levels, placement, &scratch->samples, (REAL *)p->grad_sampling + 2 * at * samples,
                     (REAL *)p->grad_scores + at * samples,
@@ -574,7 +573,8 @@ INLINE void NAME(backward_tasks)(Problem *p, NAME(Scratch) *scratch, const int c
     }
 }
 
-/* Works on the call's tasks until none is left; called by every thread with the same problem. 0, or 1: no memory. */
+/* Works on the call's tasks until none is left; called by every thread with the same problem. The result is 0, or 1
+ * when there is no memory. In float, the numbers of an image's value are counted in 32 bits: the caller sees to that. */
 int NAME(codetr_forward)(Problem *p) {
     NAME(Scratch) *scratch = aligned_alloc(64, (sizeof(*scratch) + 63) / 64 * 64);
     if (!scratch) return 1;

@@ -36,7 +36,7 @@ class _Problem(ctypes.Structure):
         )),
         *((name, ctypes.c_int64) for name in (
             "batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size",
-            "value_stride", "grad_value_stride", "heads_at_once",
+            "value_stride", "heads_at_once",
             "next_task",
         )),
     )  # fmt: skip
@@ -103,7 +103,7 @@ def backward(
     """Gradients of value, reference points (None unless asked for), sampling and scores; arguments as in `forward`."""
     dtype = _working_dtype(value, reference_points, sampling)
     points = None if reference_points is None else _plain(reference_points, dtype)
-    rows, places, marks = _rows(value, dtype), _plain(sampling, dtype), _plain(scores, dtype)
+    rows, places, marks = _plain(value, dtype), _plain(sampling, dtype), _plain(scores, dtype)
     grad_value, grad_sampling, grad_scores = (
         torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format),
         torch.empty_like(places),
@@ -162,6 +162,8 @@ def _describe(
     scores: Tensor,
 ) -> _Problem:
     batch, queries, heads, levels, points = scores.shape
+    if value.shape[1] * value.stride(1) >= 2**31:
+        raise ValueError(f"value {tuple(value.shape)} has 2**31 numbers or more in an image: use the backend 'torch'")
     shapes = (ctypes.c_int64 * (2 * levels))(*(side for shape in spatial_shapes for side in shape))
     problem = _Problem(
         batch=batch, tokens=value.shape[1], heads=heads, channels=value.shape[3], queries=queries, levels=levels,
@@ -184,8 +186,6 @@ def _heads_at_once(batch: int, heads: int) -> int:
 
 def _run(name: str, problem: _Problem, dtype: torch.dtype, **tensors: Tensor | None) -> None:
     """Has every thread work on the problem until no task is left."""
-    if (grad_value := tensors.get("grad_value")) is not None:
-        problem.grad_value_stride = grad_value.stride(1)
     for field, tensor in tensors.items():
         setattr(problem, field, None if tensor is None else tensor.data_ptr())
     samples = problem.batch * problem.queries * problem.heads * problem.levels * problem.points

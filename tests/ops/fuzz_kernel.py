@@ -17,7 +17,7 @@ POINTERS = (
 )  # fmt: skip
 NUMBERS = (
     "batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size", "value_stride",
-    "grad_value_stride", "heads_at_once", "next_task",
+    "heads_at_once", "next_task",
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def random_problem(
     inputs["shapes"] = np.ascontiguousarray(shapes, np.int64)
     problem = Problem(
         batch=batch, tokens=tokens, heads=heads, channels=channels, queries=queries, levels=levels, points=points,
-        reference_size=size, value_stride=heads * channels, grad_value_stride=heads * channels,
+        reference_size=size, value_stride=heads * channels,
         heads_at_once=heads if generator.random() < 0.5 else 1,
     )  # fmt: skip
     for name, array in (inputs | outputs).items():
