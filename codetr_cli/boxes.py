@@ -46,7 +46,7 @@ def size_scale(size: tuple[int, int], like: Tensor) -> Tensor:
 
 
 def host_values(values: Sequence[Any], like: Tensor) -> Tensor:
-    """Numbers of the host, nested or not, as a tensor with the dtype and device of `like`, without waiting for the device."""
+    """Numbers of the host, nested or not, as a tensor like `like` (dtype, device), without waiting for the device."""
     if like.device.type != "cuda":
         return like.new_tensor(values)
     return torch.tensor(values, dtype=like.dtype).pin_memory().to(like.device, non_blocking=True)

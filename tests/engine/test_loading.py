@@ -130,3 +130,15 @@ def test_an_unsafe_pickle_is_refused(tmp_path):
     with pytest.raises(CheckpointError):
         load_detector(path, CPU)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_detectors_are_lean_unless_told_otherwise(tiny_settings, tmp_path):
+    path = write_checkpoint(tmp_path / "model.safetensors", tiny_settings)
+    image = torch.rand(1, 3, 64, 96)
+    lean, plain = load_detector(path, CPU).model, load_detector(path, CPU, lean=False).model
+    assert lean.lean
+    assert not plain.lean
+    assert not load_detector(path, CPU, training=True).model.lean
+    assert not any(parameter.requires_grad for parameter in lean.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(lean(image, None), plain(image, None), rtol=1e-4, atol=1e-4)
