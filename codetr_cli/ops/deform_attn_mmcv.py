@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from codetr_cli.ops.deform_attn_torch import place_samples
+from codetr_cli.ops.deform_attn_torch import place_samples, wants_fixed_order
 
 FUNCTIONS = ("ms_deform_attn_forward", "ms_deform_attn_backward")
 
@@ -40,6 +40,11 @@ def why_not(device_type: str) -> str | None:
         )
     if device_type != "cuda":
         return f"mmcv has no deformable attention kernel for the device {device_type}: it runs on CUDA only."
+    if wants_fixed_order():
+        return (
+            "mmcv's operator adds gradients in no fixed order, and a fixed one is asked for "
+            "(torch.use_deterministic_algorithms, or CODETR_DETERMINISTIC=1)."
+        )
     if not torch.cuda.is_available():
         return "torch finds no CUDA GPU on this machine."
     try:

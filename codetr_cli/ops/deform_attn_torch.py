@@ -5,6 +5,7 @@ Shape letters: B batch, S tokens over all levels, Q queries, N heads, D channels
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -85,6 +86,11 @@ def reference_fused_multi_scale_deformable_attention(
     return reference_multi_scale_deformable_attention(value, spatial_shapes, locations, weights)
 
 
+def wants_fixed_order() -> bool:
+    """Whether sums must be made in a fixed order: torch's setting, or CODETR_DETERMINISTIC=1."""
+    return torch.are_deterministic_algorithms_enabled() or os.environ.get("CODETR_DETERMINISTIC") == "1"
+
+
 def forward(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
@@ -136,6 +142,9 @@ def gathered_multi_scale_deformable_attention(
     """
     batch, tokens, heads, channels = value.shape
     queries = sampling_locations.shape[1]
+    output = value.new_empty(batch, queries, heads * channels)
+    if output.numel() == 0:
+        return output
     rows = value.reshape(-1, channels)  # row (b * S + s) * N + n
     starts = [0]
     for height, width in spatial_shapes[:-1]:
@@ -144,7 +153,6 @@ def gathered_multi_scale_deformable_attention(
     sizes = torch.stack([widths, heights], -1).to(sampling_locations.dtype)  # (L, 1, 2)
     first = torch.tensor(starts)[:, None] + (torch.arange(batch) * tokens)[:, None, None, None, None]
     head = torch.arange(heads)[:, None, None]
-    output = value.new_empty(batch, queries, heads * channels)
     for begin in range(0, queries, QUERIES_AT_ONCE):
         part = slice(begin, begin + QUERIES_AT_ONCE)
         places = sampling_locations[:, part] * sizes - 0.5

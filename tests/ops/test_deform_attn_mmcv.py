@@ -81,6 +81,12 @@ def forget():
         del sys.modules[name]
 
 
+@pytest.fixture(autouse=True)
+def any_order(monkeypatch):
+    """Whoever runs the tests may want a fixed order."""
+    monkeypatch.delenv("CODETR_DETERMINISTIC", raising=False)
+
+
 @pytest.fixture
 def mmcv(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, OPERATORS)
@@ -180,6 +186,19 @@ def test_runs_on_cuda_only(tmp_path, monkeypatch):
     assert "mmcv" not in sys.modules, "asking must not import mmcv"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert deform_attn_mmcv.why_not("cuda") is None
+
+
+def test_is_left_out_where_sums_need_a_fixed_order(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, OPERATORS)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert "no fixed order" in deform_attn_mmcv.why_not("cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert deform_attn_mmcv.why_not("cuda") is None
+    monkeypatch.setenv("CODETR_DETERMINISTIC", "1")
+    assert "no fixed order" in deform_attn_mmcv.why_not("cuda")
 
 
 @pytest.mark.parametrize(
