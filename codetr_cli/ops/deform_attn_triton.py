@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from codetr_cli.ops.deform_attn_torch import wants_fixed_order
+
 MIN_TRITON = (3, 6)
 """What the oldest supported torch brings."""
 
@@ -143,19 +145,21 @@ def backward(
     needs_reference = needs_reference and reference_points is not None
     grad_sampling = torch.empty(sampling.shape, dtype=sampling.dtype, device=value.device)
     grad_scores = torch.empty(scores.shape, dtype=scores.dtype, device=value.device)
-    parts = call.accumulator(call.heads, *reference_points.shape) if reference_points is not None else None
+    parts = None
+    if needs_reference and reference_points is not None:
+        parts = call.accumulator(call.heads, *reference_points.shape)
     with torch.cuda.device(value.get_device()):
         if call.batch * call.queries * call.heads * call.channels * sampling.numel() == 0:
             grad_value = value.new_zeros(value.shape)
             grad_sampling.zero_()
             grad_scores.zero_()
             parts = parts.zero_() if parts is not None else None
-        elif _deterministic():
+        elif wants_fixed_order():
             grad_value = _ordered_backward(grad_output, call, parts, grad_sampling, grad_scores, needs_reference)
         else:
             grad_value = _atomic_backward(grad_output, call, parts, grad_sampling, grad_scores, needs_reference)
     grad_reference = None
-    if needs_reference and parts is not None and reference_points is not None:
+    if parts is not None and reference_points is not None:
         grad_reference = parts.sum(0).to(reference_points.dtype)
     return grad_value, grad_reference, grad_sampling, grad_scores
 
@@ -321,7 +325,11 @@ class _Call(NamedTuple):
         import triton.language as tl
 
         levels, points = self.sampling.shape[3:5]
-        reach = max(self.tokens * self.value.stride(1), self.tokens * self.heads * self.channels)
+        reach = max(
+            self.tokens * self.value.stride(1),
+            self.heads * self.value.stride(2),
+            self.tokens * self.heads * self.channels,
+        )
         for tensor in (self.reference, self.sampling, self.scores):
             reach = max(reach, (self.queries + max(block for block, _ in BLOCKS)) * tensor.stride(1))
         return {
@@ -481,7 +489,3 @@ def _inner_contiguous(tensor: Tensor) -> Tensor:
 
 def _power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
-
-
-def _deterministic() -> bool:
-    return torch.are_deterministic_algorithms_enabled() or os.environ.get("CODETR_DETERMINISTIC") == "1"

@@ -69,10 +69,10 @@ def _pixel(
     REFERENCE: tl.constexpr,
     ACC: tl.constexpr,
 ) -> tl.tensor:
-    """Sampled pixel coordinate along one axis (0 = x), its raw input, and the side of the 4-d reference (or 1).
+    """Sampled pixel coordinate along one axis (0 = x), its raw input, the side of the 4-d reference (or 1), and a zero.
 
     The coordinate is held within two cells of the map: beyond one cell all corners lie outside, and an integer could
-    not hold it.
+    not hold it. That hides one that is not a number, so the zero is NaN then, for the caller to add to the weight.
     """
     raw = tl.load(sampling + places * 2 + AXIS, mask=live, other=0.0).to(ACC)
     side = raw * 0.0 + 1.0
@@ -85,7 +85,7 @@ def _pixel(
         else:
             side = tl.load(reference + reference_rows + 2 + AXIS, mask=in_block, other=0.0).to(ACC)[:, None]
             pixel = (centre + raw * side / (2 * POINTS)) * cells - 0.5
-    return tl.minimum(tl.maximum(pixel, -2.0), cells + 1.0), raw, side
+    return tl.minimum(tl.maximum(pixel, -2.0), cells + 1.0), raw, side, pixel * 0.0
 
 
 @triton.jit
@@ -150,7 +150,7 @@ def forward_kernel(
     point = tl.arange(0, POINTS_PAD)
     in_block = query < queries
     live = in_block[:, None] & (point < POINTS)[None, :]
-    value += image * value_batch_stride + head * value_head_stride
+    value += image * value_batch_stride + head.to(INDEX) * value_head_stride
     sampling += image * sampling_batch_stride
     scores += image * scores_batch_stride
     reference += image * reference_batch_stride
@@ -169,7 +169,7 @@ def forward_kernel(
         start = tl.load(levels + level * 4 + 2)
         places = level * POINTS + point[None, :]
         weight = _weights(scores, scores_rows[:, None] + places, live, peak, scale, REFERENCE, ACC)
-        x, _raw, _side = _pixel(
+        x, _raw, _side, zero_x = _pixel(
             sampling + sampling_rows[:, None],
             places,
             live,
@@ -182,7 +182,7 @@ def forward_kernel(
             REFERENCE,
             ACC,
         )
-        y, _raw, _side = _pixel(
+        y, _raw, _side, zero_y = _pixel(
             sampling + sampling_rows[:, None],
             places,
             live,
@@ -195,6 +195,7 @@ def forward_kernel(
             REFERENCE,
             ACC,
         )
+        weight += zero_x + zero_y
         left = tl.floor(x)
         top = tl.floor(y)
         share_x = x - left
@@ -288,7 +289,7 @@ def backward_kernel(
     channel = tl.arange(0, CHANNELS_PAD)
     in_block = query < queries
     live = in_block[:, None] & (point < POINTS)[None, :]
-    value += image * value_batch_stride + head * value_head_stride
+    value += image * value_batch_stride + head.to(INDEX) * value_head_stride
     sampling += image * sampling_batch_stride
     scores += image * scores_batch_stride
     reference += image * reference_batch_stride
@@ -317,7 +318,7 @@ def backward_kernel(
         start = tl.load(levels + level * 4 + 2)
         places = level * POINTS + point[None, :]
         weight = _weights(scores, scores_rows[:, None] + places, live, peak, scale, REFERENCE, ACC)
-        x, raw_x, side_x = _pixel(
+        x, raw_x, side_x, zero_x = _pixel(
             sampling + sampling_rows[:, None],
             places,
             live,
@@ -330,7 +331,7 @@ def backward_kernel(
             REFERENCE,
             ACC,
         )
-        y, raw_y, side_y = _pixel(
+        y, raw_y, side_y, zero_y = _pixel(
             sampling + sampling_rows[:, None],
             places,
             live,
@@ -343,6 +344,7 @@ def backward_kernel(
             REFERENCE,
             ACC,
         )
+        weight += zero_x + zero_y
         left = tl.floor(x)
         top = tl.floor(y)
         share_x = x - left

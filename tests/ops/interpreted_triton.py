@@ -167,19 +167,53 @@ def test_offsets_beyond_32_bits_use_64(monkeypatch):
     check(inputs)
 
 
-def test_reference_points_get_no_gradient_unless_asked_for():
-    inputs = make_inputs(4)
+def test_heads_far_apart_use_64_bits(monkeypatch):
+    value, references, sampling, scores = make_inputs(2, heads=2)
+    apart = torch.zeros(1, 2, 1000, 8, dtype=torch.float64)
+    apart[:, :, : value.shape[1]] = value.transpose(1, 2)
+    value = apart[:, :, : value.shape[1]].transpose(1, 2)
+    call = deform_attn_triton._Call.of(value, SHAPES, references, sampling, scores)
+    assert value.stride(2) == 8000
+    monkeypatch.setattr(deform_attn_triton, "INT32_REACH", 16001)
+    assert str(call.constants["INDEX"]) == "int32"
+    monkeypatch.setattr(deform_attn_triton, "INT32_REACH", 16000)
+    assert str(call.constants["INDEX"]) == "int64"
+    check((value, references, sampling, scores))
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["x", "y"])
+@pytest.mark.parametrize("numbers", [0, 2, 4], ids=["classic", "points", "boxes"])
+def test_positions_that_are_no_numbers_do_not_vanish(numbers, axis):
+    value, references, sampling, scores = make_inputs(numbers)
+    sampling[:, 1, :, 0, 2, axis] = float("nan")
+    output = deform_attn_triton.forward(value, SHAPES, references, sampling, scores)
+    assert output[:, 1].isnan().all()
+    assert not output[:, [0, 2, 3, 4]].isnan().any()
+    grads = deform_attn_triton.backward(
+        torch.ones_like(output), value, SHAPES, references, sampling, scores, needs_reference=True
+    )
+    assert grads[2][:, 1].isnan().any()
+    assert not grads[2][:, [0, 2, 3, 4]].isnan().any()
+
+
+def test_reference_points_get_no_gradient_unless_asked_for(monkeypatch):
+    inputs, made = make_inputs(4), []
+    accumulator = deform_attn_triton._Call.accumulator
+    monkeypatch.setattr(
+        deform_attn_triton._Call, "accumulator", lambda call, *shape: made.append(shape) or accumulator(call, *shape)
+    )
     grads = deform_attn_triton.backward(torch.ones(1, 5, 8), inputs[0], SHAPES, *inputs[1:], needs_reference=False)
     assert grads[1] is None
+    assert not any(shape[-1] == 4 for shape in made), "nor is memory set aside for it"
 
 
 def test_torch_can_ask_for_a_fixed_order(order, monkeypatch):
     monkeypatch.delenv("CODETR_DETERMINISTIC")
-    assert not deform_attn_triton._deterministic()
+    assert not deform_attn_triton.wants_fixed_order()
     if order == "1":
         torch.use_deterministic_algorithms(True)
         try:
-            assert deform_attn_triton._deterministic()
+            assert deform_attn_triton.wants_fixed_order()
             check(make_inputs(2))
         finally:
             torch.use_deterministic_algorithms(False)
