@@ -13,8 +13,9 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ GPU_SECONDS = 0.02
 """Calls on a GPU are repeated until they take this long together: a single one is mostly waiting for the clock."""
 
 Call = Callable[[OperatorInputs], Tensor]
+Stage = TypeVar("Stage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,10 @@ def contenders(plan: OperatorPlan) -> tuple[list[Contender], dict[str, str]]:
                 absent[name] = reason
     if plan.wants(PACKAGE):
         if _installed(PACKAGE_MODULE):
-            found.append(Contender(PACKAGE, _package_call(plan.device), classic=True))
+            try:
+                found.append(Contender(PACKAGE, _package_call(plan.device), classic=True))
+            except Exception as error:  # one built for another torch fails in many ways
+                absent[PACKAGE] = f"It cannot be imported: {_first_line(error)}"
         elif plan.backends is not None:
             absent[PACKAGE] = "It is not installed."
     return [*found, Contender(REFERENCE, _forced(REFERENCE))], absent
@@ -207,25 +212,22 @@ def benchmark_operator(plan: OperatorPlan, limits: MachineLimits, tick: Tick = l
     clocks: dict[str, _Clock] = {}
     for contender in runnable:
         own = ready[contender.classic or plan.classic]
-        try:
-            clocks[contender.name] = _Clock(contender, own, plan)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            absent[contender.name] = f"it fails with these inputs: {str(error).splitlines()[0]}"
+        clock = _attempt(contender.name, partial(_Clock, contender, own, plan), absent)
+        if clock is not None:
+            clocks[contender.name] = clock
         tick()
-    forward = in_turn({name: clock.forward for name, clock in clocks.items()}, plan.rounds, tick)
-    backward = in_turn({name: clock.backward for name, clock in clocks.items()}, plan.rounds, tick)
+    forward, backward = (
+        in_turn({name: partial(_attempt, name, stage, absent) for name, stage in stages.items()}, plan.rounds, tick)
+        for stages in (
+            {name: clock.forward for name, clock in clocks.items()},
+            {name: clock.backward for name, clock in clocks.items()},
+        )
+    )
     rows = []
     for name, clock in clocks.items():
-        rows.append(
-            OperatorTiming(
-                name=name,
-                forward_ms=_spread(forward[name]),
-                backward_ms=_spread(backward[name]),
-                forward_extra_bytes=clock.forward_memory(),
-                training_extra_bytes=clock.training_memory(),
-                errors=largest_errors(clock.contender, plan),
-            )
-        )
+        row = _attempt(name, partial(_row, clock, forward[name], backward[name], plan), absent)
+        if row is not None:
+            rows.append(row)
         tick()
     works = operator_work(ready[plan.classic], plan.shape)
     bounds = [work.bounds_ms(limits) for work in works]
@@ -238,6 +240,35 @@ def benchmark_operator(plan: OperatorPlan, limits: MachineLimits, tick: Tick = l
         forward_bounds_ms=bounds[0],
         backward_bounds_ms=bounds[1],
         rows=rows + [OperatorTiming(name=name, reason=reason) for name, reason in absent.items()],
+    )
+
+
+def _attempt(name: str, stage: Callable[[], Stage], absent: dict[str, str]) -> Stage | None:
+    """What a contender's stage gives; None once one has failed, and the reason stands in `absent`."""
+    if name in absent:
+        return None
+    try:
+        return stage()
+    except Exception as error:  # whatever a broken build or driver throws: the others are still measured
+        absent[name] = f"it fails with these inputs: {_first_line(error)}"
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _row(
+    clock: _Clock, forward: Sequence[float | None], backward: Sequence[float | None], plan: OperatorPlan
+) -> OperatorTiming:
+    """All that was measured of a contender whose timing never failed, and what is left to measure."""
+    return OperatorTiming(
+        name=clock.contender.name,
+        forward_ms=_spread(forward),
+        backward_ms=_spread(backward),
+        forward_extra_bytes=clock.forward_memory(),
+        training_extra_bytes=clock.training_memory(),
+        errors=largest_errors(clock.contender, plan),
     )
 
 
@@ -392,7 +423,8 @@ def _package_call(device: torch.device) -> Call:
 # ----------------------------------------------------------------------------------------------------------- judgement
 
 
-def _spread(seconds: Sequence[float]) -> Spread:
+def _spread(measured: Sequence[float | None]) -> Spread:
+    seconds = [second for second in measured if second is not None]
     return Spread(median=median(seconds) * 1000, minimum=min(seconds) * 1000)
 
 

@@ -130,6 +130,47 @@ def test_a_backend_that_fails_costs_only_its_row(package, monkeypatch):
     assert report.rows[1].reason == "it fails with these inputs: out of luck"
 
 
+@pytest.mark.parametrize("stage", ["forward", "backward", "forward_memory", "training_memory"])
+def test_a_backend_that_fails_late_costs_only_its_row(package, monkeypatch, stage):
+    real, calls = getattr(benchmark_ops._Clock, stage), []
+
+    def broken(clock):
+        calls.append(clock.contender.name)
+        if clock.contender.name == PACKAGE and (calls.count(PACKAGE) == 3 or "memory" in stage):
+            raise LookupError
+        return real(clock)
+
+    monkeypatch.setattr(benchmark_ops._Clock, stage, broken)
+    report = benchmark_operator(make_plan(backends=(PACKAGE,), rounds=3), LIMITS)
+    assert [row.name for row in report.rows] == [REFERENCE, PACKAGE]
+    assert report.rows[1].reason == "it fails with these inputs: LookupError"
+    assert report.rows[1].forward_ms is None
+
+
+def test_a_backend_whose_errors_cannot_be_found_costs_only_its_row(package, monkeypatch):
+    real = benchmark_ops.largest_errors
+
+    def broken(contender, plan):
+        if contender.name == PACKAGE:
+            raise MemoryError("no room")
+        return real(contender, plan)
+
+    monkeypatch.setattr(benchmark_ops, "largest_errors", broken)
+    report = benchmark_operator(make_plan(backends=(PACKAGE,)), LIMITS)
+    assert [(row.name, row.reason) for row in report.rows] == [
+        (REFERENCE, None),
+        (PACKAGE, "it fails with these inputs: no room"),
+    ]
+
+
+def test_a_package_that_cannot_be_imported_costs_only_its_row(monkeypatch, tmp_path):
+    (tmp_path / "torch_ms_deform_attn.py").write_text("raise OSError('undefined symbol\\nmore lines')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found, absent = contenders(make_plan(backends=(PACKAGE,)))
+    assert [contender.name for contender in found] == [REFERENCE]
+    assert absent == {PACKAGE: "It cannot be imported: undefined symbol"}
+
+
 def test_a_backend_with_wrong_numbers_is_not_measured_under_its_name(monkeypatch):
     monkeypatch.setattr(benchmark_ops, "available_backends", lambda kind: {"cpu": None, "reference": None})
     monkeypatch.setattr(benchmark_ops, "proven", lambda name, kind: False)
