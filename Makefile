@@ -20,7 +20,7 @@ help: ## list the targets
 
 setup: $(INSTALLED) ## create the environment (.venv, or VENV=...) and install the program and the developers' tools
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml hatch_build.py codetr_cli/ops/deform_attn.c codetr_cli/ops/compile_kernel.py
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH: name one with make PYTHON=/path/to/python"; exit 5; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"

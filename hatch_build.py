@@ -6,7 +6,9 @@ Without a compiler the wheel is pure Python and plain PyTorch takes the kernel's
 from __future__ import annotations
 
 import importlib.util
+import platform
 import sysconfig
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,19 +19,48 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Adds the compiled kernel to the wheel and names the platform that it is for."""
 
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    """Holds the kernel until it is in the wheel."""
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Called before the files are collected; `version` is "standard" or "editable"."""
+        """Called before the files are collected; `version` is "standard" or "editable".
+
+        An editable install gets its kernel beside the source, where Python will look for it, and keeps the one that it
+        has when there can be no other. For a wheel nothing is written to the source tree, and no kernel that lies there
+        is taken (pyproject.toml excludes it): it may be of another source or machine.
+        """
         compiler = _load(Path(self.root) / "codetr_cli" / "ops" / "compile_kernel.py")
         try:
-            library = compiler.compile_kernel()
-        except compiler.CompilerError as error:
-            compiler.LIBRARY.unlink(missing_ok=True)  # never ship one of another source or machine
+            if version == "editable":
+                compiler.compile_kernel()
+                return
+            self.folder = tempfile.TemporaryDirectory(prefix="codetr-kernel-")
+            library = compiler.compile_kernel(Path(self.folder.name) / compiler.LIBRARY.name)
+        except (compiler.CompilerError, OSError) as error:
             self.app.display_warning(f"codetr: the CPU kernel is left out, PyTorch takes its place: {error}")
             return
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform}"  # opened by path: fits every Python
-        build_data["artifacts"].append(str(library.relative_to(self.root)))
+        build_data["tag"] = f"py3-none-{platform_tag()}"  # opened by path: fits every Python
+        build_data["force_include"][str(library)] = f"codetr_cli/ops/{library.name}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Called when the wheel is written."""
+        if self.folder is not None:
+            self.folder.cleanup()
+
+
+def platform_tag() -> str:
+    """The platform of what the compiler makes here, as names of wheels say it."""
+    name = sysconfig.get_platform()
+    if name.startswith("macosx-"):
+        # A Python for both kinds of Mac says "universal2", but the compiler makes the library for this one alone.
+        # From macOS 11 on pip counts whole releases only, and Macs with Apple's own processors begin there.
+        machine = platform.machine()
+        major, minor = (int(number) for number in f"{name.split('-')[1]}.0".split(".")[:2])
+        if major > 10 or machine == "arm64":
+            major, minor = max(major, 11), 0
+        name = f"macosx-{major}-{minor}-{machine}"
+    return name.replace("-", "_").replace(".", "_")
 
 
 def _load(path: Path) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Compiles deform_attn.c to a library beside it: run by the build of the wheel and of an editable install.
+"""Compiles deform_attn.c to a library: beside it for an editable install, in a temporary folder for a wheel.
 
 Nothing but the standard library is needed. `python codetr_cli/ops/compile_kernel.py` does the same by hand.
 """
@@ -35,8 +35,8 @@ class CompilerError(Exception):
 
 
 def source_digest() -> str:
-    """Digest of the kernel's source; a library that was made from another source is not used."""
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    """Digest of the kernel's source and of how it is compiled; a library that was made otherwise is not used."""
+    return hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, X86_SETS)).encode()).hexdigest()[:16]
 
 
 def find_compiler() -> list[str]:
@@ -61,9 +61,17 @@ def compile_kernel(library: Path = LIBRARY, extra_flags: tuple[str, ...] = ()) -
         extra_flags: for the compiler and the linker, for example a sanitizer's.
 
     Raises:
-        CompilerError: there is no compiler, or it failed.
+        CompilerError: there is no compiler, it failed, or the library cannot be written.
     """
     compiler = [*find_compiler(), *FLAGS, *extra_flags]
+    try:
+        _compile(compiler, library)
+    except OSError as error:
+        raise CompilerError(f"{library} cannot be written: {error}") from error
+    return library
+
+
+def _compile(compiler: list[str], library: Path) -> None:
     sets = {"base": ()} | (X86_SETS if _machine() in ("x86_64", "amd64") else {})
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".kernel-") as folder:
         objects = [Path(folder) / f"{name}.o" for name in (*sets, "entry")]
@@ -74,7 +82,6 @@ def compile_kernel(library: Path = LIBRARY, extra_flags: tuple[str, ...] = ()) -
         built = Path(folder) / library.name
         _run([*compiler, "-shared", *map(str, objects), "-o", str(built), "-lm"])
         built.replace(library)
-    return library
 
 
 def _machine() -> str:
