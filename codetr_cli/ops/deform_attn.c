@@ -82,7 +82,6 @@ typedef struct {
     const int64_t *shapes;      /* (L, 2) heights and widths */
     int64_t batch, tokens, heads, channels, queries, levels, points;
     int64_t reference_size;     /* 0: locations and weights are given; 2: points; 4: boxes cxcywh */
-    int64_t value_stride;       /* numbers between the tokens of value: N * D, or more in the forward pass */
     int64_t heads_at_once;      /* of one task of the backward pass; divides heads */
     int64_t next_task;          /* shared by the threads that work on this call */
 } Problem;
@@ -224,21 +223,33 @@ static void NAME(describe_levels)(const Problem *p, NAME(Levels) *levels) {
     }
 }
 
-static void NAME(place)(const Problem *p, const NAME(Levels) *levels, int64_t query, NAME(Placement) *out) {
-    const REAL half = (REAL)0.5;
-    const int64_t size = p->reference_size;
-    const REAL *reference = (const REAL *)p->reference + query * p->levels * size;
-    for (int i = 0; i < levels->padded; i++) {
+/* The same number for all points of a level. */
+INLINE void NAME(repeat)(REAL *out, REAL x, int points) {
+    if (points == 4) out[0] = out[1] = out[2] = out[3] = x; /* one store of a vector */
+    else for (int i = 0; i < points; i++) out[i] = x;
+}
+
+/* Where the samples of one query lie. What is the same for all queries is set once: see place_all. */
+INLINE void NAME(place)(const Problem *p, const NAME(Levels) *levels, int64_t query, NAME(Placement) *out) {
+    const REAL half = (REAL)0.5, share = half / (REAL)p->points;
+    const int points = (int)p->points, size = (int)p->reference_size;
+    const REAL *point = (const REAL *)p->reference + query * p->levels * size;
+    for (int level = 0, i = 0; level < p->levels; level++, i += points, point += size) {
         const REAL width = levels->width[i], height = levels->height[i];
-        if (size == 0) {
-            out->base_x[i] = out->base_y[i] = -half;
-            out->scale_x[i] = width, out->scale_y[i] = height;
-            continue;
-        }
-        const REAL *point = reference + levels->level[i] * size;
-        out->base_x[i] = point[0] * width - half, out->base_y[i] = point[1] * height - half;
-        out->scale_x[i] = size == 2 ? 1 : point[2] * half / (REAL)p->points * width;
-        out->scale_y[i] = size == 2 ? 1 : point[3] * half / (REAL)p->points * height;
+        NAME(repeat)(out->base_x + i, point[0] * width - half, points);
+        NAME(repeat)(out->base_y + i, point[1] * height - half, points);
+        if (size != 4) continue;
+        NAME(repeat)(out->scale_x + i, point[2] * share * width, points);
+        NAME(repeat)(out->scale_y + i, point[3] * share * height, points);
+    }
+}
+
+/* Placement of all queries without references, and what the others start from. */
+static void NAME(place_all)(const Problem *p, const NAME(Levels) *levels, NAME(Placement) *out) {
+    for (int i = 0; i < levels->padded; i++) {
+        out->base_x[i] = out->base_y[i] = (REAL)-0.5;
+        out->scale_x[i] = p->reference_size ? 1 : levels->width[i];
+        out->scale_y[i] = p->reference_size ? 1 : levels->height[i];
     }
 }
 
@@ -321,9 +332,8 @@ INLINE void NAME(softmax)(REAL *scores, int samples, int padded) {
 /* Corners, shares and weights of all samples of one query and head. */
 INLINE void NAME(prepare)(
     const Problem *p, const NAME(Levels) *levels, const NAME(Placement) *at, const REAL *sampling, const REAL *scores,
-    NAME(Samples) *s, const int backward) {
+    NAME(Samples) *s, const INTEGER stride, const int backward) {
     const int samples = levels->samples, padded = levels->padded;
-    const INTEGER stride = (INTEGER)p->value_stride;
     REAL at_x[MAX_SAMPLES] ALIGNED, at_y[MAX_SAMPLES] ALIGNED;
     for (int i = 0; i < samples; i++) at_x[i] = sampling[2 * i], at_y[i] = sampling[2 * i + 1];
     memcpy(s->attention, scores, (size_t)samples * sizeof(REAL));
@@ -516,13 +526,13 @@ INLINE void NAME(differentiate)(
 INLINE void NAME(visit)(
     const Problem *p, NAME(Scratch) *scratch, int64_t image, Tile tile, int64_t first_head, int64_t last_head,
     const int channels, const int backward) {
-    const int64_t heads = p->heads, stride = p->value_stride, samples = scratch->levels.samples;
+    const int64_t heads = p->heads, samples = scratch->levels.samples;
+    const int64_t stride = heads * channels;
     const int64_t first_query = image * p->queries + tile.first;
     const int shared = p->reference_size == 0; /* without references all queries are placed alike */
-    for (int row = 0, n = 0; row < tile.rows; row++)
+    for (int row = 0, n = 0; row < tile.rows && !shared; row++)
         for (int column = 0; column < tile.columns; column++, n++)
-            if (!shared || n == 0)
-                NAME(place)(p, &scratch->levels, first_query + row * tile.stride + column, &scratch->placements[n]);
+            NAME(place)(p, &scratch->levels, first_query + row * tile.stride + column, &scratch->placements[n]);
     for (int row = 0; row < tile.rows; row++) {
         const int64_t at = (first_query + row * tile.stride) * heads + first_head;
         const int64_t count = (tile.columns - 1) * heads + last_head - first_head;
@@ -532,15 +542,16 @@ INLINE void NAME(visit)(
         else ANNOUNCE((REAL *)p->output + at * channels, count * channels, 1);
     }
     for (int64_t head = first_head; head < last_head; head++) {
-        const REAL *value = (const REAL *)p->value + image * p->tokens * stride + head * channels;
-        REAL *grad_value = (REAL *)p->grad_value + image * p->tokens * stride + head * channels;
+        const int64_t map = (image * p->tokens * heads + head) * channels;
+        const REAL *value = (const REAL *)p->value + map;
+        REAL *grad_value = (REAL *)p->grad_value + map;
         for (int row = 0, n = 0; row < tile.rows; row++)
             for (int column = 0; column < tile.columns; column++, n++) {
                 const int64_t at = (first_query + row * tile.stride + column) * heads + head;
                 const NAME(Placement) *placement = &scratch->placements[shared ? 0 : n];
                 NAME(prepare)(
                     p, &scratch->levels, placement, (const REAL *)p->sampling + 2 * at * samples,
-                    (const REAL *)p->scores + at * samples, &scratch->samples, backward);
+                    (const REAL *)p->scores + at * samples, &scratch->samples, (INTEGER)stride, backward);
                 if (!backward) {
                     NAME(sum_rows)(
                         &scratch->samples, (int)samples, value, channels, (REAL *)p->output + at * channels);
@@ -574,26 +585,20 @@ INLINE void NAME(backward_tasks)(Problem *p, NAME(Scratch) *scratch, const int c
 }
 
 /* Works on the call's tasks until none is left; called by every thread with the same problem. The result is 0, or 1
- * when there is no memory. In float, the numbers of an image's value are counted in 32 bits: the caller sees to that. */
-int NAME(codetr_forward)(Problem *p) {
-    NAME(Scratch) *scratch = aligned_alloc(64, (sizeof(*scratch) + 63) / 64 * 64);
-    if (!scratch) return 1;
-    NAME(describe_levels)(p, &scratch->levels);
-    if (p->channels == 32) NAME(forward_tasks)(p, scratch, 32);
-    else NAME(forward_tasks)(p, scratch, (int)p->channels);
-    free(scratch);
+ * when there is no memory. In float, the numbers of an image are counted in 32 bits: the caller sees to that. */
+#define WORK(tasks)                                                                                                   \
+    NAME(Scratch) *scratch = aligned_alloc(64, (sizeof(*scratch) + 63) / 64 * 64);                                    \
+    if (!scratch) return 1;                                                                                           \
+    NAME(describe_levels)(p, &scratch->levels);                                                                       \
+    for (int n = 0; n < TILE_QUERIES; n++) NAME(place_all)(p, &scratch->levels, &scratch->placements[n]);             \
+    if (p->channels == 32) tasks(p, scratch, 32);                                                                     \
+    else tasks(p, scratch, (int)p->channels);                                                                         \
+    free(scratch);                                                                                                    \
     return 0;
-}
 
-int NAME(codetr_backward)(Problem *p) {
-    NAME(Scratch) *scratch = aligned_alloc(64, (sizeof(*scratch) + 63) / 64 * 64);
-    if (!scratch) return 1;
-    NAME(describe_levels)(p, &scratch->levels);
-    if (p->channels == 32) NAME(backward_tasks)(p, scratch, 32);
-    else NAME(backward_tasks)(p, scratch, (int)p->channels);
-    free(scratch);
-    return 0;
-}
+int NAME(codetr_forward)(Problem *p) { WORK(NAME(forward_tasks)) }
+
+int NAME(codetr_backward)(Problem *p) { WORK(NAME(backward_tasks)) }
 
 #undef VECTOR
 #undef VECTOR_INT
@@ -606,6 +611,7 @@ int NAME(codetr_backward)(Problem *p) {
 #undef STORE
 #undef CHOOSE
 #undef KEEP
+#undef WORK
 #undef ANNOUNCE
 #undef FOLD
 #undef PLUS

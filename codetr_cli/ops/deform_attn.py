@@ -6,6 +6,8 @@ level at a few points, bilinearly with zeros outside the map, and sums the sampl
 entries. Kernels are reached through `torch.library` operators, so that torch.compile, torch.export and activation
 checkpointing see one operator with shapes and gradients, and only the inputs are kept for the backward pass.
 
+A compiled function keeps the backend that was chosen when it was traced. Gradients of gradients are not supported.
+
 Autocast has no rule for the operators on purpose: values keep the half precision that autocast gave them, positions
 keep their own, and every backend sums in float32.
 
@@ -24,6 +26,7 @@ from codetr_cli.ops import deform_attn_torch
 from codetr_cli.ops.deform_attn_backends import (
     BACKENDS,
     COMPILED,
+    CPU_SAMPLES,
     active_backend,
     available_backends,
     backend_module,
@@ -118,7 +121,9 @@ def _dispatch(
     scores: Tensor,
     backend: str,
 ) -> Tensor:
-    name = _choose(backend, value.device.type, scores.shape[3] * scores.shape[4])
+    name = _choose(backend, value.device.type)
+    if name == "cpu" and scores.shape[3] * scores.shape[4] > CPU_SAMPLES:
+        name = "torch"
     if name in COMPILED:
         flat_shapes = [side for shape in spatial_shapes for side in shape]
         return _forward_operator(value, flat_shapes, reference_points, sampling, scores, name)
@@ -126,13 +131,11 @@ def _dispatch(
     return deform_attn_torch.forward(value, spatial_shapes, reference_points, sampling, scores, gather=gather)
 
 
-def _choose(backend: str, device_type: str, samples: int) -> str:
+def _choose(backend: str, device_type: str) -> str:
     # An exported program must run where this package's kernels are not: it holds the plain formulation, unless asked.
     if backend == "auto" and torch.compiler.is_exporting():
         return "reference"
-    name = choose_backend(backend, device_type)
-    # The kernel's buffers hold so many samples of a query and head; published networks have 20 at most.
-    return "torch" if name == "cpu" and samples > backend_module("cpu").MAX_SAMPLES else name
+    return choose_backend(backend, device_type)
 
 
 # All that torch.compiler.assume_constant_result does, without loading the compiler into every process (a second).
@@ -197,7 +200,7 @@ def _(
     needs_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wanted = needs_reference and reference_points is not None
-    grad_reference = torch.empty_like(reference_points) if wanted and reference_points is not None else None
+    grad_reference = _empty_like(reference_points) if wanted and reference_points is not None else None
     return (
         _empty_like(value),
         value.new_empty(0) if grad_reference is None else grad_reference,
@@ -255,8 +258,10 @@ def _check(
     if value.dim() != 4:
         raise ValueError(f"value must have shape (B, S, N, D), got {tuple(value.shape)}")
     batch, tokens, heads, _ = value.shape
-    if any(len(shape) != 2 or shape[0] < 1 or shape[1] < 1 for shape in spatial_shapes):
-        raise ValueError(f"spatial_shapes must be (H, W) of at least 1 x 1 for each level, got {list(spatial_shapes)}")
+    if any(not _is_size(shape) for shape in spatial_shapes):
+        raise ValueError(
+            f"spatial_shapes must be whole (H, W) of at least 1 x 1 for each level, got {list(spatial_shapes)}"
+        )
     total = sum(height * width for height, width in spatial_shapes)
     if total != tokens:
         raise ValueError(f"value has {tokens} tokens but spatial_shapes {list(spatial_shapes)} have {total} cells")
@@ -276,3 +281,8 @@ def _check(
                 f"reference_points must have shape {(*expected, 2)} or {(*expected, 4)}, "
                 f"got {tuple(reference_points.shape)}"
             )
+
+
+def _is_size(shape: Any) -> bool:
+    whole = (int, torch.SymInt)
+    return isinstance(shape, Sequence) and len(shape) == 2 and all(isinstance(n, whole) and n >= 1 for n in shape)

@@ -26,6 +26,9 @@ COMPILED = ("triton", "cpu", "mmcv")
 
 BACKENDS = (*COMPILED, "torch", "reference")
 
+CPU_SAMPLES = 128
+"""Most levels * points that the compiled kernel has room for (MAX_SAMPLES in deform_attn.c); published networks: 20."""
+
 VARIABLE = "CODETR_DEFORM_ATTN"
 """Environment variable that forces a backend."""
 
@@ -97,9 +100,11 @@ def proven(name: str, device_type: str) -> bool:
 
     A backend that does not is warned about and not used again.
     """
+    # A thread has a current GPU of its own: it must be told which one this process uses.
+    device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else device_type
     # In a thread of its own, where no autocast, inference mode or tracing of the caller reaches.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        difference = thread.submit(_difference, name, device_type).result()
+        difference = thread.submit(_difference, name, torch.device(device)).result()
     if difference is not None:
         warnings.warn(
             f"the deformable attention of {name!r} is not used on this machine: {difference}. Plain PyTorch is used "
@@ -128,7 +133,7 @@ def _known(name: str, source: str) -> str:
     return name
 
 
-def _difference(name: str, device_type: str) -> str | None:
+def _difference(name: str, device: torch.device) -> str | None:
     """What a backend does differently from the reference, None when all is equal up to rounding."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(5, 7), (3, 4), (1, 1)]
@@ -140,11 +145,11 @@ def _difference(name: str, device_type: str) -> str | None:
     exact = [tensor.double().requires_grad_() for tensor in (value, references, offsets, logits)]
     expected = deform_attn_torch.reference_fused_multi_scale_deformable_attention(exact[0], shapes, *exact[1:])
     expected_grads = torch.autograd.grad(expected, exact, grad.double())
-    inputs = [tensor.to(device_type) for tensor in (value, references, offsets, logits)]
+    inputs = [tensor.to(device) for tensor in (value, references, offsets, logits)]
     try:
         module = backend_module(name)
         output = module.forward(inputs[0], shapes, *inputs[1:])
-        grads = module.backward(grad.to(device_type), inputs[0], shapes, *inputs[1:], needs_reference=True)
+        grads = module.backward(grad.to(device), inputs[0], shapes, *inputs[1:], needs_reference=True)
     except Exception as error:  # whatever a broken build or driver throws: the reference still works
         return f"it failed with {type(error).__name__}: {error}"
     names = ("output", "gradient of value", "gradient of reference points", "gradient of offsets", "gradient of logits")

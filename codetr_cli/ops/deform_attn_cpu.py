@@ -10,15 +10,13 @@ import ctypes
 import functools
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
 
 from codetr_cli.ops.compile_kernel import LIBRARY, source_digest
-
-MAX_SAMPLES = 128
-"""Most levels * points of the kernel's buffers (MAX_SAMPLES in deform_attn.c)."""
+from codetr_cli.ops.deform_attn_backends import CPU_SAMPLES
 
 SAMPLES_PER_THREAD = 20_000
 """Below this many samples a thread, waking it costs more than it saves."""
@@ -26,20 +24,20 @@ SAMPLES_PER_THREAD = 20_000
 NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
+POINTERS = (
+    "value", "reference", "sampling", "scores", "grad_output", "output", "grad_value", "grad_sampling", "grad_scores",
+    "grad_pixels", "shapes",
+)  # fmt: skip
+NUMBERS = (
+    "batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size", "heads_at_once",
+    "next_task",
+)  # fmt: skip
+
+
 class _Problem(ctypes.Structure):
     """`Problem` of deform_attn.c, field by field."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in (
-            "value", "reference", "sampling", "scores", "grad_output", "output", "grad_value", "grad_sampling",
-            "grad_scores", "grad_pixels", "shapes",
-        )),
-        *((name, ctypes.c_int64) for name in (
-            "batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size",
-            "value_stride", "heads_at_once",
-            "next_task",
-        )),
-    )  # fmt: skip
+    _fields_ = (*((name, ctypes.c_void_p) for name in POINTERS), *((name, ctypes.c_int64) for name in NUMBERS))
 
 
 def why_not(device_type: str) -> str | None:
@@ -81,12 +79,9 @@ def forward(
     Returns:
         (B, Q, N * D) in the dtype of `value`; half precision is summed in float32.
     """
-    dtype = _working_dtype(value, reference_points, sampling)
-    batch, queries, heads = sampling.shape[:3]
-    output = torch.empty(batch, queries, heads * value.shape[3], dtype=dtype)
-    points = None if reference_points is None else _plain(reference_points, dtype)
-    inputs = _rows(value, dtype), points, _plain(sampling, dtype), _plain(scores, dtype)
-    _run("forward", _describe(spatial_shapes, *inputs), dtype, output=output)
+    call = _Call(value, spatial_shapes, reference_points, sampling, scores)
+    output = call.give("output", call.empty(sampling.shape[0], sampling.shape[1], value.shape[2] * value.shape[3]))
+    call.run("forward")
     return output.to(value.dtype)
 
 
@@ -101,24 +96,19 @@ def backward(
     needs_reference: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of value, reference points (None unless asked for), sampling and scores; arguments as in `forward`."""
-    dtype = _working_dtype(value, reference_points, sampling)
-    points = None if reference_points is None else _plain(reference_points, dtype)
-    rows, places, marks = _plain(value, dtype), _plain(sampling, dtype), _plain(scores, dtype)
-    grad_value, grad_sampling, grad_scores = (
-        torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format),
-        torch.empty_like(places),
-        torch.empty_like(marks),
-    )
-    # By the position in pixels: the gradient of references is a sum of it over heads and points.
-    grad_pixels = torch.empty_like(places) if needs_reference and points is not None else None
-    _run(
-        "backward", _describe(spatial_shapes, rows, points, places, marks), dtype,
-        grad_output=_plain(grad_output, dtype), grad_value=grad_value, grad_sampling=grad_sampling,
-        grad_scores=grad_scores, grad_pixels=grad_pixels,
-    )  # fmt: skip
+    call = _Call(value, spatial_shapes, reference_points, sampling, scores)
+    call.give("grad_output", grad_output.detach().to(call.dtype).contiguous())
+    grad_value = call.give("grad_value", torch.zeros(value.shape, dtype=call.dtype))
+    grad_sampling = call.give("grad_sampling", call.empty(*sampling.shape))
+    grad_scores = call.give("grad_scores", call.empty(*scores.shape))
     grad_reference = None
-    if grad_pixels is not None and reference_points is not None:
-        grad_reference = _sum_reference(grad_pixels, places, spatial_shapes, reference_points)
+    if needs_reference and reference_points is not None:
+        # By the position in pixels: the gradient of references is a sum of it over heads and points.
+        grad_pixels = call.give("grad_pixels", call.empty(*sampling.shape))
+        call.run("backward")
+        grad_reference = _sum_reference(grad_pixels, call.tensors["sampling"], spatial_shapes, reference_points)
+    else:
+        call.run("backward")
     return grad_value.to(value.dtype), grad_reference, grad_sampling.to(sampling.dtype), grad_scores.to(scores.dtype)
 
 
@@ -134,47 +124,110 @@ def _sum_reference(
     return torch.cat([centres, sides], -1).to(reference_points.dtype)
 
 
-def _working_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """Float64 when any of the tensors is, else float32, whatever the others are."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+class _Call:
+    """One call of the kernel: its tensors, in the working precision and contiguous, and their addresses.
+
+    Args: as for `forward`.
+
+    Raises:
+        ValueError: shapes that contradict each other or exceed the kernel's buffers: it would write anywhere.
+    """
+
+    def __init__(
+        self,
+        value: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        reference_points: Tensor | None,
+        sampling: Tensor,
+        scores: Tensor,
+    ) -> None:
+        _check(value, spatial_shapes, reference_points, sampling, scores)
+        inputs = {"value": value, "sampling": sampling, "scores": scores}
+        if reference_points is not None:
+            inputs["reference"] = reference_points
+        doubles = any(tensor.dtype == torch.float64 for tensor in inputs.values())
+        self.dtype = torch.float64 if doubles else torch.float32
+        batch, queries, heads, levels, points = scores.shape
+        self.problem = _Problem(
+            batch=batch, tokens=value.shape[1], heads=heads, channels=value.shape[3], queries=queries, levels=levels,
+            points=points, reference_size=0 if reference_points is None else reference_points.shape[3],
+            heads_at_once=_heads_at_once(batch, heads),
+        )  # fmt: skip
+        # The kernel works on memory that these references keep.
+        self.tensors: dict[str, Tensor] = {}
+        for name, tensor in inputs.items():
+            self.give(name, tensor.detach().to(self.dtype).contiguous())
+        self.shapes = (ctypes.c_int64 * (2 * levels))(*(side for shape in spatial_shapes for side in shape))
+        self.problem.shapes = ctypes.addressof(self.shapes)
+
+    def empty(self, *shape: int) -> Tensor:
+        """An uninitialised tensor in the working precision."""
+        return torch.empty(shape, dtype=self.dtype)
+
+    def give(self, name: str, tensor: Tensor) -> Tensor:
+        """Makes a tensor the problem's field `name`, and returns it."""
+        self.tensors[name] = tensor
+        setattr(self.problem, name, tensor.data_ptr())
+        return tensor
+
+    def run(self, name: str) -> None:
+        """Runs "forward" or "backward": has every thread work on the problem until no task is left."""
+        problem = self.problem
+        samples = problem.batch * problem.queries * problem.heads * problem.levels * problem.points
+        if samples == 0 or problem.channels == 0:
+            for result in ("output", "grad_value", "grad_sampling", "grad_scores", "grad_pixels"):
+                if result in self.tensors:
+                    self.tensors[result].zero_()
+            return
+        function = getattr(_library(), f"codetr_{name}_{NAMES[self.dtype]}_{instruction_set()}")
+        helpers: list[Future[int]] = []
+        try:
+            for _ in range(min(torch.get_num_threads(), samples // SAMPLES_PER_THREAD) - 1):
+                try:
+                    helpers.append(_threads().submit(function, ctypes.byref(problem)))
+                except RuntimeError:  # the interpreter is about to exit: this thread does all
+                    break
+            failed = bool(function(ctypes.byref(problem)))
+        finally:
+            # Also after Ctrl-C: nobody may still write when the tensors are given back.
+            started = [helper for helper in helpers if not helper.cancel()]
+            wait(started)
+        if failed or any(helper.result() for helper in started):
+            raise MemoryError("no memory for the buffers of the deformable attention kernel")
 
 
-def _rows(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """`value` in the given dtype, the channels of a token in one piece and the tokens evenly apart."""
-    value = value.detach().to(dtype)
-    batch, tokens, heads, channels = value.shape
-    stride = value.stride(1)
-    even = batch == 1 or value.stride(0) == tokens * stride
-    if even and stride >= heads * channels and value.stride()[2:] == (channels, 1):
-        return value
-    return value.contiguous()
-
-
-def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype).contiguous()
-
-
-def _describe(
-    spatial_shapes: Sequence[tuple[int, int]],
+def _check(
     value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
     reference_points: Tensor | None,
     sampling: Tensor,
     scores: Tensor,
-) -> _Problem:
+) -> None:
+    """Refuses what would have the kernel read or write elsewhere, whoever calls it.
+
+    Raises:
+        ValueError: with what does not fit.
+    """
     batch, queries, heads, levels, points = scores.shape
-    if value.shape[1] * value.stride(1) >= 2**31:
+    if levels * points > CPU_SAMPLES:
+        raise ValueError(f"scores {tuple(scores.shape)} have more than {CPU_SAMPLES} samples for a query and head")
+    fits = (
+        sampling.shape == (*scores.shape, 2)
+        and value.shape[0] == batch
+        and value.shape[2] == heads
+        and len(spatial_shapes) == levels
+        and sum(height * width for height, width in spatial_shapes) == value.shape[1]
+        and all(height > 0 and width > 0 for height, width in spatial_shapes)
+    )
+    if reference_points is not None:
+        fits = fits and reference_points.shape in ((batch, queries, levels, 2), (batch, queries, levels, 4))
+    if not fits:
+        raise ValueError(
+            f"value {tuple(value.shape)}, spatial_shapes {list(spatial_shapes)}, sampling {tuple(sampling.shape)} and "
+            f"scores {tuple(scores.shape)} do not fit each other"
+        )
+    if value.shape[1] * heads * value.shape[3] >= 2**31:
         raise ValueError(f"value {tuple(value.shape)} has 2**31 numbers or more in an image: use the backend 'torch'")
-    shapes = (ctypes.c_int64 * (2 * levels))(*(side for shape in spatial_shapes for side in shape))
-    problem = _Problem(
-        batch=batch, tokens=value.shape[1], heads=heads, channels=value.shape[3], queries=queries, levels=levels,
-        points=points, reference_size=0 if reference_points is None else reference_points.shape[3],
-        value_stride=value.stride(1), heads_at_once=_heads_at_once(batch, heads), next_task=0,
-        shapes=ctypes.addressof(shapes),
-    )  # fmt: skip
-    problem.keep_alive = (shapes, value, reference_points, sampling, scores)
-    problem.value, problem.sampling, problem.scores = value.data_ptr(), sampling.data_ptr(), scores.data_ptr()
-    problem.reference = None if reference_points is None else reference_points.data_ptr()
-    return problem
 
 
 def _heads_at_once(batch: int, heads: int) -> int:
@@ -182,24 +235,6 @@ def _heads_at_once(batch: int, heads: int) -> int:
     threads = torch.get_num_threads()
     choices = [count for count in range(heads, 0, -1) if heads % count == 0]
     return next((count for count in choices if batch * (heads // count) % threads == 0), 1)
-
-
-def _run(name: str, problem: _Problem, dtype: torch.dtype, **tensors: Tensor | None) -> None:
-    """Has every thread work on the problem until no task is left."""
-    for field, tensor in tensors.items():
-        setattr(problem, field, None if tensor is None else tensor.data_ptr())
-    samples = problem.batch * problem.queries * problem.heads * problem.levels * problem.points
-    if samples == 0 or problem.channels == 0:
-        for tensor in tensors.values():
-            if tensor is not None:
-                tensor.zero_()
-        return
-    work = getattr(_library(), f"codetr_{name}_{NAMES[dtype]}_{instruction_set()}")
-    threads = max(1, min(torch.get_num_threads(), samples // SAMPLES_PER_THREAD))
-    others = [_threads().submit(work, ctypes.byref(problem)) for _ in range(threads - 1)]
-    results = [work(ctypes.byref(problem)), *(other.result() for other in others)]
-    if any(results):
-        raise MemoryError("no memory for the buffers of the deformable attention kernel")
 
 
 @functools.cache

@@ -16,8 +16,8 @@ POINTERS = (
     "grad_pixels", "shapes",
 )  # fmt: skip
 NUMBERS = (
-    "batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size", "value_stride",
-    "heads_at_once", "next_task",
+    "batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size", "heads_at_once",
+    "next_task",
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ class Problem(ctypes.Structure):
 def random_problem(
     generator: np.random.Generator, dtype: type
 ) -> tuple[Problem, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    levels, points = int(generator.integers(1, 6)), int(generator.integers(1, 9))
+    levels, points = int(generator.integers(1, 9)), int(generator.integers(1, 17))
     shapes = generator.integers(1, 20, (levels, 2))
     tokens = int(shapes.prod(1).sum())
     batch, heads = (int(n) for n in generator.integers(1, 4, 2))
@@ -59,8 +59,7 @@ def random_problem(
     inputs["shapes"] = np.ascontiguousarray(shapes, np.int64)
     problem = Problem(
         batch=batch, tokens=tokens, heads=heads, channels=channels, queries=queries, levels=levels, points=points,
-        reference_size=size, value_stride=heads * channels,
-        heads_at_once=heads if generator.random() < 0.5 else 1,
+        reference_size=size, heads_at_once=heads if generator.random() < 0.5 else 1,
     )  # fmt: skip
     for name, array in (inputs | outputs).items():
         setattr(problem, name, array.ctypes.data)

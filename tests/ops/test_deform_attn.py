@@ -163,6 +163,21 @@ def test_views_of_larger_tensors(backend: str):
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_one_token_with_any_strides(backend: str, batch: int):
+    """Torch calls such a tensor contiguous whatever its strides say."""
+    problem = make_problem(shapes=[(1, 1)], batch=batch, queries=3)
+    expected = output_and_gradients(problem, "reference")
+    turned = torch.randn(1, batch, 2, 32, dtype=torch.float64).transpose(0, 1).copy_(problem.value)
+    far = torch.zeros(batch, 5000, 2, 32, dtype=torch.float64)[:, 4000:4001].copy_(problem.value)
+    for value in (turned, far):
+        leaves = [value.detach().requires_grad_(), *problem.leaves()[1:]]
+        output = attend(problem, leaves, backend)
+        weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        for ours, theirs in zip([output, *torch.autograd.grad(output, leaves, weights)], expected, strict=True):
+            torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_single(backend: str, half: torch.dtype):
     problem = make_problem(shapes=SHAPES, dtype=torch.float32)
@@ -212,6 +227,8 @@ def test_more_samples_than_the_kernel_has_room_for():
         ({"value": torch.zeros(2, 74, 2, 32, dtype=torch.int64)}, "value must be a floating point tensor"),
         ({"shapes": [(6, 9), (3, 5), (2, 2)]}, "value has 74 tokens but spatial_shapes"),
         ({"shapes": [(6, 9), (3, 5), (2, 2), (0, 1)]}, "at least 1 x 1"),
+        ({"shapes": [(6, 9), (3, 5), (2, 2), (1.0, 1)]}, "spatial_shapes must be whole"),
+        ({"shapes": [6, 9, 3, 5]}, "spatial_shapes must be whole"),
         ({"sampling": torch.zeros(2, 4, 2, 4, 4, 3)}, "sampling_offsets must have shape"),
         ({"sampling": torch.zeros(2, 4, 3, 4, 4, 2)}, "sampling_offsets .* do not fit value"),
         ({"scores": torch.zeros(2, 4, 2, 4, 3)}, "attention_logits .* do not fit sampling_offsets"),
@@ -253,9 +270,11 @@ def test_the_operator_keeps_the_rules_of_torch(reference: int):
     torch.library.opcheck(torch.ops.codetr.deform_attn.default, arguments, test_utils=tests)
 
 
-def test_compiles_in_one_graph(backend: str):
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_in_one_graph(backend: str, dynamic: bool | None):
+    torch.compiler.reset()
     problem = make_problem(shapes=SHAPES)
-    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     leaves = problem.leaves()
     output = compiled(problem, leaves, backend)
     ours = [output.detach(), *torch.autograd.grad(output.sum(), leaves)]

@@ -6,14 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from codetr_cli.ops import compile_kernel, deform_attn_cpu
+from codetr_cli.ops import compile_kernel, deform_attn, deform_attn_cpu  # noqa: F401 (registers the operator)
 from tests.ops.deform_attn_inputs import Problem, make_problem
 
 SHAPES = [(19, 23), (9, 11), (4, 5), (1, 2)]
@@ -85,6 +88,65 @@ def test_a_forked_child_starts_threads_of_its_own(monkeypatch: pytest.MonkeyPatc
     if child == 0:
         os._exit(0 if torch.equal(deform_attn_cpu.forward(*inputs), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@kernel
+def test_many_callers_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(deform_attn_cpu, "SAMPLES_PER_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    problems = [make_problem(shapes=SHAPES, seed=seed) for seed in range(6)]
+    expected = [run(problem) for problem in problems]
+    with ThreadPoolExecutor(max_workers=6) as callers:
+        found = list(callers.map(run, problems))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@kernel
+def test_an_interrupted_call_waits_for_its_threads(monkeypatch: pytest.MonkeyPatch):
+    """Their tensors would be given back while they still write."""
+    monkeypatch.setattr(deform_attn_cpu, "SAMPLES_PER_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    started, finished = threading.Event(), threading.Event()
+    main = threading.current_thread()
+
+    class Library:
+        def __getattr__(self, name: str) -> Callable[[object], int]:
+            def work(_: object) -> int:
+                if threading.current_thread() is main:
+                    started.wait()
+                    raise KeyboardInterrupt
+                started.set()
+                time.sleep(0.2)
+                finished.set()
+                return 0
+
+            return work
+
+    monkeypatch.setattr(deform_attn_cpu, "instruction_set", lambda: "base")
+    monkeypatch.setattr(deform_attn_cpu, "_library", Library)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_problem(shapes=SHAPES))
+    assert finished.is_set()
+
+
+@kernel
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": 40}, "more than 128 samples"),
+        ({"flat": [2000, 3000, 9, 11, 4, 5, 1, 2]}, "do not fit each other"),
+        ({"flat": [19, 23, 9, 11, 4, 5]}, "do not fit each other"),
+        ({"queries": 7}, "do not fit each other"),
+    ],
+)
+def test_the_operator_itself_refuses_what_does_not_fit(change: dict, message: str):
+    """An exported program calls it without the checks of the entries."""
+    problem = make_problem(shapes=SHAPES, queries=5, points=change.get("points", 4))
+    flat = change.get("flat", [side for shape in SHAPES for side in shape])
+    sampling = make_problem(shapes=SHAPES, queries=change.get("queries", 5), points=change.get("points", 4)).sampling
+    with pytest.raises(ValueError, match=message):
+        torch.ops.codetr.deform_attn(problem.value, flat, problem.reference_points, sampling, problem.scores, "cpu")
 
 
 def test_without_the_library_it_says_what_to_do(other_library: Path):
