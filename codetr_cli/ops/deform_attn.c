@@ -98,7 +98,7 @@ INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int queries_are_tokens(const Problem *p) { return p->queries == p->tokens; }
 
 static int64_t count_tiles(const Problem *p) {
-    if (!queries_are_tokens(p)) return (p->queries + TILE_QUERIES - 1) / TILE_QUERIES;
+    if (!queries_are_tokens(p)) return p->queries;
     int64_t tiles = 0;
     for (int64_t level = 0; level < p->levels; level++)
         tiles += ((p->shapes[2 * level] + TILE - 1) / TILE) * ((p->shapes[2 * level + 1] + TILE - 1) / TILE);
@@ -108,8 +108,8 @@ static int64_t count_tiles(const Problem *p) {
 static Tile find_tile(const Problem *p, int64_t index) {
     Tile tile = {0, 0, 1, 0};
     if (!queries_are_tokens(p)) {
-        tile.first = index * TILE_QUERIES;
-        tile.columns = (int)minimum(TILE_QUERIES, p->queries - tile.first);
+        tile.first = index; /* queries anywhere share nothing, but the heads of one share the pages of its samples */
+        tile.columns = 1;
         return tile;
     }
     for (int64_t level = 0; level < p->levels; level++) {

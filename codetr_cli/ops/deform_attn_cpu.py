@@ -6,8 +6,11 @@ the kernel hands out tasks itself, and ctypes lets go of Python's lock while it 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -98,7 +101,7 @@ def backward(
     """Gradients of value, reference points (None unless asked for), sampling and scores; arguments as in `forward`."""
     call = _Call(value, spatial_shapes, reference_points, sampling, scores)
     call.give("grad_output", grad_output.detach().to(call.dtype).contiguous())
-    grad_value = call.give("grad_value", torch.zeros(value.shape, dtype=call.dtype))
+    grad_value = call.give("grad_value", _zeros(value.shape, call.dtype))
     grad_sampling = call.give("grad_sampling", call.empty(*sampling.shape))
     grad_scores = call.give("grad_scores", call.empty(*scores.shape))
     grad_reference = None
@@ -110,6 +113,21 @@ def backward(
     else:
         call.run("backward")
     return grad_value.to(value.dtype), grad_reference, grad_sampling.to(sampling.dtype), grad_scores.to(scores.dtype)
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Zeros; large ones are the system's zero pages, which cost nothing until somebody writes to them.
+
+    A decoder's queries write to a part of the map only.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < 2**20:
+        return torch.zeros(shape, dtype=dtype)
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system that has none
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _sum_reference(
