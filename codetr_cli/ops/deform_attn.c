@@ -8,7 +8,7 @@
  *   samples lie close together and stay in the first caches while all of its queries and heads use them.
  * - Positions, softmax, corners and weights of all samples of a query are computed side by side in vectors, then the
  *   rows are summed with the channels of a head in vectors. Corners outside are clamped into the map with weight zero:
- *   there is no branch per sample.
+ *   there is no branch per sample. (So a row that holds an infinity can spread NaN to samples just outside of the map.)
  * - Forward work is shared out by tile and backward work by head, so that no two threads ever write to one place: no
  *   atomic operations, and the same bits at any number of threads.
  *
@@ -176,7 +176,6 @@ typedef struct {
     int samples, padded;
     REAL width[MAX_SAMPLES] ALIGNED, height[MAX_SAMPLES] ALIGNED;
     INTEGER columns[MAX_SAMPLES] ALIGNED, rows[MAX_SAMPLES] ALIGNED, start[MAX_SAMPLES] ALIGNED;
-    int level[MAX_SAMPLES];
 } NAME(Levels);
 
 /* Position in pixels = base + scale * sampling, for one query. */
@@ -212,14 +211,14 @@ static void NAME(describe_levels)(const Problem *p, NAME(Levels) *levels) {
         for (int i = level * points; i < (level + 1) * points; i++) {
             levels->width[i] = (REAL)width, levels->height[i] = (REAL)height;
             levels->columns[i] = (INTEGER)width, levels->rows[i] = (INTEGER)height;
-            levels->start[i] = (INTEGER)start, levels->level[i] = level;
+            levels->start[i] = (INTEGER)start;
         }
         start += height * width;
     }
     for (int i = levels->samples; i < levels->padded; i++) { /* on the first token, with weight zero */
         levels->width[i] = levels->height[i] = 1;
         levels->columns[i] = levels->rows[i] = 1;
-        levels->start[i] = 0, levels->level[i] = 0;
+        levels->start[i] = 0;
     }
 }
 

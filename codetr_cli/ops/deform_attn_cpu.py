@@ -271,7 +271,10 @@ def _library() -> ctypes.CDLL:
     Raises:
         OSError: there is none, or it is not of this source; the text is one sentence that says what to do.
     """
-    again = "install codetr again with a C compiler present (pip install --force-reinstall --no-deps)"
+    again = (
+        "install codetr again with a C compiler present (pip install --force-reinstall --no-deps --no-cache-dir; in a "
+        "checkout that is installed editable, python codetr_cli/ops/compile_kernel.py)"
+    )
     if not LIBRARY.is_file():
         raise OSError(f"The compiled kernel is not in this installation: no C compiler was there; {again}.")
     try:
