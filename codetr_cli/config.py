@@ -11,9 +11,10 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from codetr_cli.errors import ConfigError
 
@@ -30,7 +31,7 @@ class Section(BaseModel):
 # ---------------------------------------------------------------------------------------------------------------- model
 
 
-class BackboneConfig(Section):
+class ResNetConfig(Section):
     """A residual network of torchvision's naming (arXiv 1512.03385)."""
 
     kind: Literal["resnet"] = "resnet"
@@ -45,6 +46,48 @@ class BackboneConfig(Section):
         1, description="Stages whose weights stay fixed, the stem included; 0 trains everything."
     )
     checkpointing: bool = Field(False, description="Recompute each stage in the backward pass to save memory.")
+
+
+class SwinConfig(Section):
+    """A hierarchical transformer with shifted windows (arXiv 2103.14030); the defaults are Swin-T."""
+
+    kind: Literal["swin"] = "swin"
+    width: Positive = Field(96, description="Channels of the first stage; they double from stage to stage.")
+    layers: tuple[Positive, Positive, Positive, Positive] = Field((2, 2, 6, 2), description="Blocks of each stage.")
+    num_heads: tuple[Positive, Positive, Positive, Positive] = (3, 6, 12, 24)
+    window_size: Positive = Field(7, description="Side of a window in tokens.")
+    drop_path: Fraction = Field(0.2, description="Share of residual branches left out of the last block in training.")
+    checkpointing: bool = Field(False, description="Recompute each block in the backward pass to save memory.")
+
+
+class ViTConfig(Section):
+    """A plain transformer with rotary positions, window and global blocks (EVA-02, arXiv 2303.11331); ViT-L."""
+
+    kind: Literal["vit"] = "vit"
+    width: Positive = 1024
+    depth: Positive = 24
+    num_heads: Positive = 16
+    hidden_dim: Positive = Field(2730, description="Channels inside the gated feed-forward layers.")
+    patch_size: Positive = 16
+    window_size: Positive = Field(24, description="Side of a window in tokens.")
+    global_blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (3, 7, 11, 15, 19, 23), description="Blocks that attend to the whole image, 0-based; the others to windows."
+    )
+    pretrain_size: Positive = Field(512, description="Image side that the position table was trained for.")
+    fixed_size: Positive | None = Field(
+        None, description="The only image side that fixed rotary tables serve; absent: they follow the image."
+    )
+    drop_path: Fraction = Field(0.4, description="Share of residual branches left out of the last block in training.")
+    checkpointing: bool = Field(True, description="Recompute each block in the backward pass to save memory.")
+
+
+def _default_kind(table: Any) -> Any:
+    return {"kind": "resnet", **table} if isinstance(table, dict) else table
+
+
+BackboneConfig = Annotated[
+    ResNetConfig | SwinConfig | ViTConfig, Field(discriminator="kind"), BeforeValidator(_default_kind)
+]
 
 
 class RpnConfig(Section):
@@ -83,16 +126,17 @@ class AtssConfig(Section):
 class ModelConfig(Section):
     """The network. Changing any value here needs a checkpoint trained with it."""
 
-    family: Literal["co_dino"] = "co_dino"
+    family: Literal["co_dino", "co_deformable"] = "co_dino"
     num_classes: Positive = Field(80, description="Set from the annotations by `train`; presets keep COCO's 80.")
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = ResNetConfig()
     embed_dim: Positive = 256
     num_heads: Positive = 8
     num_points: Positive = Field(4, description="Sampling points per head and level of deformable attention.")
     attention_backend: Literal["auto", "triton", "cpu", "mmcv", "torch", "reference"] = Field(
         "auto", description="Kernel of deformable attention; auto takes the fastest that gives the reference's numbers."
     )
-    num_levels: Annotated[int, Field(ge=4)] = Field(5, description="Encoder maps: backbone's four plus strided ones.")
+    finest_stride: Literal[4, 8] = Field(4, description="Pixels per cell of the finest map the encoder sees.")
+    num_levels: Annotated[int, Field(ge=4)] = Field(5, description="Encoder maps: the backbone's plus strided ones.")
     norm_groups: Positive = Field(32, description="Groups of the group norms in the neck and the auxiliary heads.")
     ffn_dim: Positive = 2048
     encoder_layers: Positive = 6
@@ -106,6 +150,7 @@ class ModelConfig(Section):
     )
     num_queries: Positive = 900
     position_temperature: float = 20.0
+    position_offset: float = Field(0.0, description="Added to a cell's row and column before they are encoded.")
     rpn: RpnConfig = RpnConfig()
     roi: RoiConfig = RoiConfig()
     atss: AtssConfig = AtssConfig()
@@ -333,7 +378,10 @@ def apply_overrides(settings: Settings, overrides: list[str]) -> Settings:
         node = table
         for parent in parents:
             node = node[parent]
-        node[leaf] = _parse_value(text.strip(), optional=_is_optional(key.strip()))
+        value = _parse_value(text.strip(), optional=_is_optional(key.strip()))
+        if leaf == "kind" and node.get("kind") != value:
+            node.clear()  # the other kind's settings mean nothing here: this one starts from its defaults
+        node[leaf] = value
     return parse_settings(table, where="--set") if overrides else settings
 
 
@@ -373,32 +421,35 @@ def _parse_value(text: str, *, optional: bool) -> Any:
         return text
 
 
-def _fields(section: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
-    """Field names of a section, each with its own section class when it is a table."""
-    return {
-        name: info.annotation if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel) else None
-        for name, info in section.model_fields.items()
-    }
+def _fields(section: type[BaseModel]) -> dict[str, list[type[BaseModel]]]:
+    """Field names of a section, each with its section classes when it is a table: several for tables with a `kind`."""
+    return {name: _sections(info.annotation) for name, info in section.model_fields.items()}
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    choices = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+    return [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
 
 
 def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
     """Dotted names of every single setting, in the order of definition."""
     names: list[str] = []
-    for name, child in _fields(section).items():
-        names += setting_names(child, f"{prefix}{name}.") if child else [prefix + name]
+    for name, children in _fields(section).items():
+        for child in children:
+            names += [known for known in setting_names(child, f"{prefix}{name}.") if known not in names]
+        if not children:
+            names.append(prefix + name)
     return names
 
 
 def _is_optional(key: str) -> bool:
     """Whether the setting may be absent, so that the word none means that and not a choice of this name."""
-    section: type[BaseModel] = Settings
+    sections: list[type[BaseModel]] = [Settings]
     *parents, leaf = key.split(".")
     for parent in parents:
-        child = _fields(section)[parent]
-        if child is None:
-            return False
-        section = child
-    return type(None) in get_args(section.model_fields[leaf].annotation)
+        sections = [child for section in sections for child in _fields(section).get(parent, [])]
+    annotations = [section.model_fields[leaf].annotation for section in sections if leaf in section.model_fields]
+    return any(type(None) in get_args(annotation) for annotation in annotations)
 
 
 def _check_key(key: str) -> None:
@@ -416,9 +467,13 @@ def _explain(error: ValidationError) -> list[str]:
     """One sentence a wrong field: its dotted name, what is wrong, and the nearest name for an unknown one."""
     sentences = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        # Of a table that comes in kinds, the place names the kind too.
+        places = [str(part) for part in item["loc"]]
+        key = ".".join(part for before, part in zip(["", *places], places, strict=False) if before != "backbone")
         if item["type"] == "extra_forbidden":
-            sentences.append(f"unknown setting {key!r} ({nearest(key, setting_names())})")
+            known = setting_names()
+            hint = "it is one of another kind of backbone" if key in known else nearest(key, known)
+            sentences.append(f"unknown setting {key!r} ({hint})")
         else:
             sentences.append(
                 f"{key or 'settings'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"

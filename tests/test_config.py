@@ -8,6 +8,7 @@ import pytest
 
 from codetr_cli.config import (
     Settings,
+    SwinConfig,
     apply_overrides,
     load_preset,
     nearest,
@@ -28,6 +29,14 @@ def value_of(settings: Settings, name: str) -> object:
     for part in name.split("."):
         node = getattr(node, part)
     return node
+
+
+def has_value(settings: Settings, name: str) -> bool:
+    try:
+        value_of(settings, name)
+    except AttributeError:
+        return False
+    return True
 
 
 def test_defaults_are_those_of_the_published_recipe(settings: Settings):
@@ -152,8 +161,16 @@ def test_settings_never_change(settings: Settings):
 def test_every_setting_can_be_overridden_by_name(settings: Settings):
     names = setting_names()
     assert len(names) == len(set(names)) > 80
+    kinds = [apply_overrides(settings, [f"model.backbone.kind={kind}"]) for kind in ("resnet", "swin", "vit")]
     for name in names:
-        value_of(settings, name)
+        assert any(has_value(choice, name) for choice in kinds), name
+
+
+def test_another_kind_of_backbone_starts_from_its_defaults(settings: Settings):
+    changed = apply_overrides(settings, ["model.backbone.kind=swin", "model.backbone.window_size=12"])
+    assert changed.model.backbone == SwinConfig(window_size=12)
+    with pytest.raises(ConfigError, match="another kind of backbone"):
+        apply_overrides(settings, ["model.backbone.window_size=12"])
 
 
 def test_settings_from_a_checkpoint_name_it_when_wrong():

@@ -265,7 +265,7 @@ def _start_weights(model: CoDETR, job: Job, report: Report) -> None:
     """Loads the weights to fine-tune, as far as they fit, and says what became of them."""
     path = job.origin.weights
     if path is None:
-        if job.settings.model.backbone.norm == "frozen_batch":
+        if getattr(job.settings.model.backbone, "norm", None) == "frozen_batch":
             report.warn(
                 f"training {job.settings.name} from random weights: its batch norms are frozen and expect a pretrained "
                 "backbone. Start from a checkpoint with --weights."

@@ -7,7 +7,7 @@ import math
 
 from torch import nn
 
-from codetr_cli.config import ModelConfig, TestConfig
+from codetr_cli.config import ModelConfig, ResNetConfig, TestConfig
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.aux_heads.anchors import AnchorGrid
 from codetr_cli.models.aux_heads.atss import AtssHead
@@ -32,14 +32,7 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         aux_heads: False leaves out the one-to-many heads and whatever else only training needs.
     """
     dim, levels = config.embed_dim, config.num_levels
-    backbone = ResNet(
-        block=config.backbone.block,
-        layers=config.backbone.layers,
-        width=config.backbone.width,
-        norm=config.backbone.norm,
-        frozen_stages=config.backbone.frozen_stages,
-        checkpointing=config.backbone.checkpointing,
-    )
+    backbone, neck = _build_backbone(config)
     attention = {"dim": dim, "num_heads": config.num_heads, "num_levels": levels, "num_points": config.num_points}
     encoder = DeformableEncoder(
         num_layers=config.encoder_layers,
@@ -61,9 +54,7 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
     heads = range(config.decoder_layers + 1)  # the last is the proposals'
     model = CoDETR(
         backbone=backbone,
-        neck=ChannelMapper(
-            in_channels=backbone.out_channels, out_channels=dim, num_levels=levels, norm_groups=config.norm_groups
-        ),
+        neck=neck,
         encoder=encoder,
         decoder=decoder,
         # Parity: the branches of all layers start as copies of one, though each is trained on its own: with a class
@@ -81,6 +72,29 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
             module.backend = config.attention_backend
     _initialise_transformer(model)
     return model
+
+
+def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
+    """The backbone and the neck that brings its maps to the encoder's levels."""
+    settings = config.backbone
+    if isinstance(settings, ResNetConfig):
+        backbone = ResNet(
+            block=settings.block,
+            layers=settings.layers,
+            width=settings.width,
+            norm=settings.norm,
+            frozen_stages=settings.frozen_stages,
+            checkpointing=settings.checkpointing,
+        )
+    else:
+        raise NotImplementedError(settings.kind)
+    neck = ChannelMapper(
+        in_channels=backbone.out_channels,
+        out_channels=config.embed_dim,
+        num_levels=config.num_levels,
+        norm_groups=config.norm_groups,
+    )
+    return backbone, neck
 
 
 def _build_aux_heads(config: ModelConfig) -> AuxHeads:

@@ -1,4 +1,4 @@
-"""Published checkpoint names and ours: one literal table, `{}` standing for an index, read in both directions.
+"""Published checkpoint names and ours: literal tables, `{}` standing for an index, read in both directions.
 
 The published code exists twice, and each copy writes its own names: `mmdet3` is MMDetection 3.3 (projects/CO-DETR),
 `sensex` is Sense-X/Co-DETR. A family of networks is a table; a naming is the families' tables plus what this publisher
@@ -17,138 +17,15 @@ from functools import cache
 from typing import Generic, Literal, TypeVar
 
 from codetr_cli.errors import CheckpointError
+from codetr_cli.weights.tables.aux_heads import AUX_HEADS
+from codetr_cli.weights.tables.necks import CHANNEL_MAPPER
+from codetr_cli.weights.tables.resnet import RESNET
+from codetr_cli.weights.tables.transformer import CO_DINO
 
 Naming = Literal["mmdet3", "sensex"]
 T = TypeVar("T")
 
 NAMING_TITLES: dict[Naming, str] = {"mmdet3": "MMDetection 3", "sensex": "Sense-X/Co-DETR"}
-
-RESNET = {
-    "backbone.conv1.weight": "backbone.conv1.weight",
-    "backbone.bn1.weight": "backbone.bn1.weight",
-    "backbone.bn1.bias": "backbone.bn1.bias",
-    "backbone.bn1.running_mean": "backbone.bn1.running_mean",
-    "backbone.bn1.running_var": "backbone.bn1.running_var",
-    "backbone.layer{}.{}.conv{}.weight": "backbone.layer{}.{}.conv{}.weight",
-    "backbone.layer{}.{}.bn{}.weight": "backbone.layer{}.{}.bn{}.weight",
-    "backbone.layer{}.{}.bn{}.bias": "backbone.layer{}.{}.bn{}.bias",
-    "backbone.layer{}.{}.bn{}.running_mean": "backbone.layer{}.{}.bn{}.running_mean",
-    "backbone.layer{}.{}.bn{}.running_var": "backbone.layer{}.{}.bn{}.running_var",
-    "backbone.layer{}.{}.downsample.0.weight": "backbone.layer{}.{}.downsample.0.weight",
-    "backbone.layer{}.{}.downsample.1.weight": "backbone.layer{}.{}.downsample.1.weight",
-    "backbone.layer{}.{}.downsample.1.bias": "backbone.layer{}.{}.downsample.1.bias",
-    "backbone.layer{}.{}.downsample.1.running_mean": "backbone.layer{}.{}.downsample.1.running_mean",
-    "backbone.layer{}.{}.downsample.1.running_var": "backbone.layer{}.{}.downsample.1.running_var",
-}
-
-CHANNEL_MAPPER = {
-    "neck.convs.{}.conv.weight": "neck.convs.{}.conv.weight",
-    "neck.convs.{}.gn.weight": "neck.convs.{}.norm.weight",
-    "neck.convs.{}.gn.bias": "neck.convs.{}.norm.bias",
-    "neck.extra_convs.{}.conv.weight": "neck.extra_convs.{}.conv.weight",
-    "neck.extra_convs.{}.gn.weight": "neck.extra_convs.{}.norm.weight",
-    "neck.extra_convs.{}.gn.bias": "neck.extra_convs.{}.norm.bias",
-}
-
-_ENCODER = "query_head.transformer.encoder.layers.{}."
-_DECODER = "query_head.transformer.decoder.layers.{}."
-
-CO_DINO = {
-    "query_head.transformer.level_embeds": "encoder.level_embed",
-    _ENCODER + "attentions.0.sampling_offsets.weight": "encoder.layers.{}.self_attn.sampling_offsets.weight",
-    _ENCODER + "attentions.0.sampling_offsets.bias": "encoder.layers.{}.self_attn.sampling_offsets.bias",
-    _ENCODER + "attentions.0.attention_weights.weight": "encoder.layers.{}.self_attn.attention_weights.weight",
-    _ENCODER + "attentions.0.attention_weights.bias": "encoder.layers.{}.self_attn.attention_weights.bias",
-    _ENCODER + "attentions.0.value_proj.weight": "encoder.layers.{}.self_attn.value_proj.weight",
-    _ENCODER + "attentions.0.value_proj.bias": "encoder.layers.{}.self_attn.value_proj.bias",
-    _ENCODER + "attentions.0.output_proj.weight": "encoder.layers.{}.self_attn.output_proj.weight",
-    _ENCODER + "attentions.0.output_proj.bias": "encoder.layers.{}.self_attn.output_proj.bias",
-    _ENCODER + "ffns.0.layers.0.0.weight": "encoder.layers.{}.ffn.linear1.weight",
-    _ENCODER + "ffns.0.layers.0.0.bias": "encoder.layers.{}.ffn.linear1.bias",
-    _ENCODER + "ffns.0.layers.1.weight": "encoder.layers.{}.ffn.linear2.weight",
-    _ENCODER + "ffns.0.layers.1.bias": "encoder.layers.{}.ffn.linear2.bias",
-    _ENCODER + "norms.0.weight": "encoder.layers.{}.self_attn_norm.weight",
-    _ENCODER + "norms.0.bias": "encoder.layers.{}.self_attn_norm.bias",
-    _ENCODER + "norms.1.weight": "encoder.layers.{}.ffn_norm.weight",
-    _ENCODER + "norms.1.bias": "encoder.layers.{}.ffn_norm.bias",
-    _DECODER + "attentions.0.attn.in_proj_weight": "decoder.layers.{}.self_attn.in_proj_weight",
-    _DECODER + "attentions.0.attn.in_proj_bias": "decoder.layers.{}.self_attn.in_proj_bias",
-    _DECODER + "attentions.0.attn.out_proj.weight": "decoder.layers.{}.self_attn.out_proj.weight",
-    _DECODER + "attentions.0.attn.out_proj.bias": "decoder.layers.{}.self_attn.out_proj.bias",
-    _DECODER + "attentions.1.sampling_offsets.weight": "decoder.layers.{}.cross_attn.sampling_offsets.weight",
-    _DECODER + "attentions.1.sampling_offsets.bias": "decoder.layers.{}.cross_attn.sampling_offsets.bias",
-    _DECODER + "attentions.1.attention_weights.weight": "decoder.layers.{}.cross_attn.attention_weights.weight",
-    _DECODER + "attentions.1.attention_weights.bias": "decoder.layers.{}.cross_attn.attention_weights.bias",
-    _DECODER + "attentions.1.value_proj.weight": "decoder.layers.{}.cross_attn.value_proj.weight",
-    _DECODER + "attentions.1.value_proj.bias": "decoder.layers.{}.cross_attn.value_proj.bias",
-    _DECODER + "attentions.1.output_proj.weight": "decoder.layers.{}.cross_attn.output_proj.weight",
-    _DECODER + "attentions.1.output_proj.bias": "decoder.layers.{}.cross_attn.output_proj.bias",
-    _DECODER + "ffns.0.layers.0.0.weight": "decoder.layers.{}.ffn.linear1.weight",
-    _DECODER + "ffns.0.layers.0.0.bias": "decoder.layers.{}.ffn.linear1.bias",
-    _DECODER + "ffns.0.layers.1.weight": "decoder.layers.{}.ffn.linear2.weight",
-    _DECODER + "ffns.0.layers.1.bias": "decoder.layers.{}.ffn.linear2.bias",
-    _DECODER + "norms.0.weight": "decoder.layers.{}.self_attn_norm.weight",
-    _DECODER + "norms.0.bias": "decoder.layers.{}.self_attn_norm.bias",
-    _DECODER + "norms.1.weight": "decoder.layers.{}.cross_attn_norm.weight",
-    _DECODER + "norms.1.bias": "decoder.layers.{}.cross_attn_norm.bias",
-    _DECODER + "norms.2.weight": "decoder.layers.{}.ffn_norm.weight",
-    _DECODER + "norms.2.bias": "decoder.layers.{}.ffn_norm.bias",
-    "query_head.transformer.decoder.ref_point_head.0.weight": "decoder.query_pos_mlp.layers.0.weight",
-    "query_head.transformer.decoder.ref_point_head.0.bias": "decoder.query_pos_mlp.layers.0.bias",
-    "query_head.transformer.decoder.ref_point_head.2.weight": "decoder.query_pos_mlp.layers.1.weight",
-    "query_head.transformer.decoder.ref_point_head.2.bias": "decoder.query_pos_mlp.layers.1.bias",
-    "query_head.transformer.decoder.norm.weight": "decoder.norm.weight",
-    "query_head.transformer.decoder.norm.bias": "decoder.norm.bias",
-    "query_head.transformer.enc_output.weight": "proposals.memory_proj.weight",
-    "query_head.transformer.enc_output.bias": "proposals.memory_proj.bias",
-    "query_head.transformer.enc_output_norm.weight": "proposals.memory_norm.weight",
-    "query_head.transformer.enc_output_norm.bias": "proposals.memory_norm.bias",
-    "query_head.transformer.query_embed.weight": "query_embed.weight",
-    "query_head.transformer.aux_pos_trans.{}.weight": "positive_queries.projections.{}.weight",
-    "query_head.transformer.aux_pos_trans.{}.bias": "positive_queries.projections.{}.bias",
-    "query_head.transformer.aux_pos_trans_norm.{}.weight": "positive_queries.norms.{}.weight",
-    "query_head.transformer.aux_pos_trans_norm.{}.bias": "positive_queries.norms.{}.bias",
-    "query_head.cls_branches.{}.weight": "class_heads.{}.weight",
-    "query_head.cls_branches.{}.bias": "class_heads.{}.bias",
-    "query_head.reg_branches.{}.0.weight": "box_heads.{}.layers.0.weight",
-    "query_head.reg_branches.{}.0.bias": "box_heads.{}.layers.0.bias",
-    "query_head.reg_branches.{}.2.weight": "box_heads.{}.layers.1.weight",
-    "query_head.reg_branches.{}.2.bias": "box_heads.{}.layers.1.bias",
-    "query_head.reg_branches.{}.4.weight": "box_heads.{}.layers.2.weight",
-    "query_head.reg_branches.{}.4.bias": "box_heads.{}.layers.2.bias",
-    "query_head.downsample.0.weight": "downsample.conv.weight",
-    "query_head.downsample.0.bias": "downsample.conv.bias",
-    "query_head.downsample.1.weight": "downsample.norm.weight",
-    "query_head.downsample.1.bias": "downsample.norm.bias",
-}
-
-AUX_HEADS = {
-    "rpn_head.rpn_conv.weight": "aux_heads.rpn.conv.weight",
-    "rpn_head.rpn_conv.bias": "aux_heads.rpn.conv.bias",
-    "rpn_head.rpn_cls.weight": "aux_heads.rpn.objectness.weight",
-    "rpn_head.rpn_cls.bias": "aux_heads.rpn.objectness.bias",
-    "rpn_head.rpn_reg.weight": "aux_heads.rpn.box_deltas.weight",
-    "rpn_head.rpn_reg.bias": "aux_heads.rpn.box_deltas.bias",
-    "roi_head.0.bbox_head.shared_fcs.{}.weight": "aux_heads.roi.fcs.{}.weight",
-    "roi_head.0.bbox_head.shared_fcs.{}.bias": "aux_heads.roi.fcs.{}.bias",
-    "roi_head.0.bbox_head.fc_cls.weight": "aux_heads.roi.class_head.weight",
-    "roi_head.0.bbox_head.fc_cls.bias": "aux_heads.roi.class_head.bias",
-    "roi_head.0.bbox_head.fc_reg.weight": "aux_heads.roi.box_head.weight",
-    "roi_head.0.bbox_head.fc_reg.bias": "aux_heads.roi.box_head.bias",
-    "bbox_head.0.cls_convs.0.conv.weight": "aux_heads.atss.class_tower.conv.weight",
-    "bbox_head.0.cls_convs.0.gn.weight": "aux_heads.atss.class_tower.norm.weight",
-    "bbox_head.0.cls_convs.0.gn.bias": "aux_heads.atss.class_tower.norm.bias",
-    "bbox_head.0.reg_convs.0.conv.weight": "aux_heads.atss.box_tower.conv.weight",
-    "bbox_head.0.reg_convs.0.gn.weight": "aux_heads.atss.box_tower.norm.weight",
-    "bbox_head.0.reg_convs.0.gn.bias": "aux_heads.atss.box_tower.norm.bias",
-    "bbox_head.0.atss_cls.weight": "aux_heads.atss.class_head.weight",
-    "bbox_head.0.atss_cls.bias": "aux_heads.atss.class_head.bias",
-    "bbox_head.0.atss_reg.weight": "aux_heads.atss.box_head.weight",
-    "bbox_head.0.atss_reg.bias": "aux_heads.atss.box_head.bias",
-    "bbox_head.0.atss_centerness.weight": "aux_heads.atss.centerness_head.weight",
-    "bbox_head.0.atss_centerness.bias": "aux_heads.atss.centerness_head.bias",
-    "bbox_head.0.scales.{}.scale": "aux_heads.atss.scales.{}",
-}
 
 SHARED = {**RESNET, **CHANNEL_MAPPER, **CO_DINO, **AUX_HEADS}
 

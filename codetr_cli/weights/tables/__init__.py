@@ -1,0 +1,1 @@
+"""Published entry names and ours, one table a part of the network, `{}` standing for an index."""
