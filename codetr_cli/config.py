@@ -123,6 +123,31 @@ class AtssConfig(Section):
     max_detections: Positive = 100
 
 
+class MaskConfig(Section):
+    """Instance masks: none, a small network in the RoI head (fcn), or one that refines the decoder's detections.
+
+    fcn: arXiv 1703.06870; refine: arXiv 2104.08569 with the scores of arXiv 1903.00241.
+    """
+
+    kind: Literal["none", "fcn", "refine"] = "none"
+    dim: Positive = Field(256, description="Channels; refine halves them at each of its stages.")
+    pooled_size: Positive = Field(14, description="Side of a pooled region in cells; refine's masks have 8 times it.")
+    finest_scale: Positive = Field(56, description="Regions up to this many pixels (square root of area) use level 0.")
+    num_convs: Positive = Field(4, description="Convolutions of fcn on each region.")
+    instance_convs: Positive = Field(1, description="Convolutions of refine on each region.")
+    semantic_convs: Positive = Field(2, description="Convolutions of refine on the finest map of the whole image.")
+    dilations: tuple[Positive, Positive, Positive] = Field((1, 3, 5), description="Of refine's parallel convolutions.")
+    iou_convs: Positive = Field(2, description="Convolutions of refine's estimate of the mask's quality.")
+    iou_fc_dim: Positive = Field(1024, description="Channels of its fully connected layer.")
+    regions_per_chunk: Positive = Field(150, description="Regions whose masks are computed at once in detection.")
+
+    @model_validator(mode="after")
+    def _can_be_halved(self) -> MaskConfig:
+        if self.kind == "refine" and (self.dim % 8 or self.pooled_size % 2):
+            raise ValueError(f"refine needs dim {self.dim} to divide by 8 and pooled_size {self.pooled_size} by 2")
+        return self
+
+
 class ModelConfig(Section):
     """The network. Changing any value here needs a checkpoint trained with it."""
 
@@ -149,11 +174,13 @@ class ModelConfig(Section):
         False, description="Recompute the auxiliary heads' convolutions in the backward pass."
     )
     num_queries: Positive = 900
-    position_temperature: float = 20.0
-    position_offset: float = Field(0.0, description="Added to a cell's row and column before they are encoded.")
+    position_temperature: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Base of the cells' sine encoding; absent: the family's, 20 or 10000."
+    )
     rpn: RpnConfig = RpnConfig()
     roi: RoiConfig = RoiConfig()
     atss: AtssConfig = AtssConfig()
+    mask: MaskConfig = MaskConfig()
 
     @model_validator(mode="after")
     def _divisible(self) -> ModelConfig:
@@ -169,20 +196,37 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where images come from and how they are resized and augmented. Sides are in pixels."""
 
-    root: str | None = Field(None, description="COCO-layout folder; absent: CODETR_DATA, else data/coco.")
-    train_images: str | None = Field(None, description="Overrides <root>/train2017.")
+    dataset: Literal["coco", "lvis", "objects365"] = Field(
+        "coco", description="Whose files are looked for in the folder; coco is the layout of every other set too."
+    )
+    root: str | None = Field(None, description="Folder of the data set; absent: CODETR_DATA, else data/<dataset>.")
+    train_images: str | None = Field(None, description="Overrides <root>/train2017 (coco).")
     train_annotations: str | None = Field(None, description="Overrides <root>/annotations/instances_train2017.json.")
-    val_images: str | None = Field(None, description="Overrides <root>/val2017.")
+    val_images: str | None = Field(None, description="Overrides <root>/val2017 (coco).")
     val_annotations: str | None = Field(None, description="Overrides <root>/annotations/instances_val2017.json.")
+    filter_empty: bool = Field(False, description="Leave images without any annotation out of training.")
+    oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Classes in a smaller share of the images have theirs repeated; 0.001 for LVIS as published."
+    )
     mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="RGB mean, 0..255.")
     std: tuple[float, float, float] = Field((58.395, 57.12, 57.375), description="RGB standard deviation, 0..255.")
-    augmentation: Literal["detr", "none"] = Field("detr", description="detr: flip, multi-scale, random crop.")
+    augmentation: Literal["detr", "lsj", "none"] = Field(
+        "detr", description="detr: flip, multi-scale, random crop; lsj: large-scale jittering on a square canvas."
+    )
     short_sides: tuple[Positive, ...] = tuple(range(480, 801, 32))
     long_side: Positive = 1333
     crop_short_sides: tuple[Positive, ...] = Field((400, 500, 600), description="First resize of the cropping policy.")
     crop_long_side: Positive = 4200
     crop_size: tuple[Positive, Positive] = Field((384, 600), description="Crop sides are drawn from this range.")
     flip_probability: Fraction = 0.5
+    canvas: Positive | None = Field(None, description="lsj: side of the square that training images are padded to.")
+    lsj_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        (0.1, 2.0), description="lsj: the long side becomes the canvas times a factor drawn from this range."
+    )
+    copy_paste: Literal["none", "masks", "boxes"] = Field(
+        "none", description="lsj: paste objects of a second image, cut out by their masks, or as whole boxes."
+    )
+    max_pasted: Positive = Field(100, description="Fewer objects than this are pasted into an image.")
     pad_divisor: Positive = Field(1, description="Each image is padded to a multiple of this.")
     min_side: Positive = Field(32, description="Training images with a smaller side are left out, as published.")
     max_pixels: Positive = Field(100_000_000, description="Larger images are refused from their header.")
@@ -191,6 +235,18 @@ class DataConfig(Section):
         2, description="Processes that read and augment, per training process."
     )
     aspect_grouping: bool = Field(True, description="Batches hold images of one orientation, as published.")
+
+    @model_validator(mode="after")
+    def _augmentation_is_complete(self) -> DataConfig:
+        if self.augmentation == "lsj" and self.canvas is None:
+            raise ValueError("augmentation 'lsj' needs a canvas: set data.canvas, e.g. to 1024")
+        if self.augmentation != "lsj" and self.copy_paste != "none":
+            raise ValueError(
+                f"copy_paste {self.copy_paste!r} needs augmentation 'lsj': set data.copy_paste to \"none\" too"
+            )
+        if self.lsj_ratio[0] > self.lsj_ratio[1]:
+            raise ValueError(f"lsj_ratio {self.lsj_ratio} has its larger factor first")
+        return self
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -205,7 +261,9 @@ class LossConfig(Section):
     class_cost: float = 2.0
     l1_cost: float = 5.0
     giou_cost: float = 2.0
-    denoising_queries: Annotated[int, Field(ge=0)] = Field(100, description="About this many pairs; 0 switches it off.")
+    denoising_queries: Annotated[int, Field(ge=0)] = Field(
+        100, description="About this many pairs; 0 switches it off. Co-DINO only: the other family has none."
+    )
     label_noise: Fraction = 0.5
     box_noise: float = 1.0
     aux_heads: bool = Field(True, description="Train the RPN, RoI and ATSS heads beside the decoder.")
@@ -223,6 +281,14 @@ class LossConfig(Section):
     max_positive_queries: Positive = 300
     rpn_samples: Positive = 256
     roi_samples: Positive = 512
+    roi_mask_weight: float = Field(12.0, description="Of the RoI head's masks (model.mask.kind fcn).")
+    mask_weight: float = Field(15.96, description="Of the refined masks (model.mask.kind refine): 1.33 x 12.")
+    mask_stage_weights: tuple[float, float, float, float] = Field(
+        (0.5, 0.75, 0.75, 1.0), description="Of the refined masks' four sizes."
+    )
+    mask_iou_weight: float = Field(6.0, description="Of the refined masks' quality.")
+    mask_candidates: Positive = Field(1000, description="Best detections per image that refined masks train on.")
+    mask_samples: Positive = Field(512, description="Of these, drawn per image; a quarter positive at most is used.")
 
     @model_validator(mode="after")
     def _queries_need_heads(self) -> LossConfig:
@@ -234,13 +300,25 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The optimisation recipe."""
 
+    backbone_weights: str | None = Field(
+        "auto",
+        description="Pretrained backbone to start from without --weights: a name of `codetr download`, a preset, file or "
+        "URL. auto: the one that belongs to the backbone, if it was downloaded; none: random weights.",
+    )
     epochs: Positive = 12
     max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps, whatever the epoch.")
     batch_size: Positive = Field(16, description="Images per optimizer step over all processes.")
     micro_batch: Positive = Field(2, description="Images per process and forward pass; the rest is accumulated.")
     lr: Annotated[float, Field(gt=0)] = 2e-4
     backbone_lr_scale: Annotated[float, Field(ge=0)] = 0.1
+    offsets_lr_scale: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Share of lr for the attention's sampling offsets; published Co-Deformable-DETR uses 0.1."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Factor of lr from each block of a ViT to the one before it; the published ViT-L uses 0.8."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norms: bool = Field(True, description="Decay norms and biases too, as most published recipes do.")
     betas: tuple[float, float] = (0.9, 0.999)
     lr_milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field((11,), description="Epochs (0-based) that lower lr.")
     lr_gamma: float = 0.1
@@ -267,6 +345,9 @@ class TestConfig(Section):
 
     short_side: Positive = 800
     long_side: Positive = 1333
+    canvas: Positive | None = Field(
+        None, description="Side of a square: the long side becomes it, the rest is padded; short and long do not count."
+    )
     batch_size: Positive = 1
     max_detections: Positive = Field(300, description="Detections per image.")
     candidates: Literal["max_detections", "num_queries"] = Field(
@@ -283,8 +364,11 @@ class SourceConfig(Section):
     """Where a preset's weights and published numbers come from."""
 
     config: str | None = None
-    url: str | None = None
-    sha256: str | None = None
+    url: str | None = Field(None, description="Address that gives the published file itself; `codetr download` uses it.")
+    page: str | None = Field(None, description="Page or folder where a person finds the published file.")
+    filename: str | None = Field(None, description="The published file's name; absent: the end of the URL.")
+    bytes: Positive | None = Field(None, description="The published file's exact size.")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="Of the published file.")
     licence: str | None = None
     box_ap: float | None = None
     protocol: str | None = None
@@ -300,6 +384,27 @@ class Settings(Section):
     train: TrainConfig = TrainConfig()
     test: TestConfig = TestConfig()
     source: SourceConfig = SourceConfig()
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether training needs the objects' outlines: the network learns masks, or objects are pasted by them."""
+        return self.learns_masks or self.data.copy_paste == "masks"
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether the network has a mask head to train."""
+        mask: Any = getattr(self.model, "mask", None)
+        return mask is not None and mask.kind != "none"
+
+    @model_validator(mode="after")
+    def _canvas_fits_the_divisor(self) -> Settings:
+        for name, canvas in (("data", self.data.canvas), ("test", self.test.canvas)):
+            if canvas is not None and canvas % self.data.pad_divisor:
+                raise ValueError(
+                    f"{name}.canvas {canvas} is not a multiple of data.pad_divisor {self.data.pad_divisor}: "
+                    "a canvas is the padded size"
+                )
+        return self
 
 
 # -------------------------------------------------------------------------------------------------- presets, overrides
