@@ -98,17 +98,23 @@ class RpnConfig(Section):
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     proposals_pre_nms_train: Positive = Field(4000, description="Best anchors kept per level before NMS.")
     proposals_pre_nms_test: Positive = 1000
-    num_proposals: Positive = Field(1000, description="Proposals kept per image after NMS.")
-    nms_iou: Fraction = 0.7
+    num_proposals: Positive = Field(1000, description="Proposals kept per image after NMS while training.")
+    num_proposals_test: Positive = Field(1000, description="The same in detection.")
+    nms_iou: Fraction = Field(0.7, description="Threshold of the NMS while training.")
+    nms_iou_test: Fraction = Field(0.7, description="The same in detection.")
 
 
 class RoiConfig(Section):
     """Box head on pooled regions of the encoder's maps."""
 
+    num_convs: Annotated[int, Field(ge=0)] = Field(0, description="Normed 3x3 convolutions on each pooled region.")
+    num_fcs: Positive = Field(2, description="Fully connected layers after them.")
     fc_dim: Positive = 1024
+    class_agnostic: bool = Field(False, description="One box for all classes of a region instead of one for each.")
     output_size: Positive = 7
     finest_scale: Positive = Field(56, description="Regions up to this many pixels (square root of area) use level 0.")
     target_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    nms: Literal["hard", "soft"] = "hard"
     nms_iou: Fraction = 0.5
     max_detections: Positive = 100
 
@@ -119,6 +125,7 @@ class AtssConfig(Section):
     octave_base_scale: float = 8.0
     target_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
     pre_nms: Positive = 1000
+    nms: Literal["hard", "soft"] = "hard"
     nms_iou: Fraction = 0.6
     max_detections: Positive = 100
 
@@ -300,7 +307,7 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The optimisation recipe."""
 
-    backbone_weights: str | None = Field(
+    backbone_weights: str = Field(
         "auto",
         description="Pretrained backbone to start from without --weights: a name of `codetr download`, a preset, file or "
         "URL. auto: the one that belongs to the backbone, if it was downloaded; none: random weights.",
@@ -364,7 +371,7 @@ class SourceConfig(Section):
     """Where a preset's weights and published numbers come from."""
 
     config: str | None = None
-    url: str | None = Field(None, description="Address that gives the published file itself; `codetr download` uses it.")
+    url: str | None = Field(None, description="Address of the published file itself, for `codetr download`.")
     page: str | None = Field(None, description="Page or folder where a person finds the published file.")
     filename: str | None = Field(None, description="The published file's name; absent: the end of the URL.")
     bytes: Positive | None = Field(None, description="The published file's exact size.")
@@ -393,8 +400,7 @@ class Settings(Section):
     @property
     def learns_masks(self) -> bool:
         """Whether the network has a mask head to train."""
-        mask: Any = getattr(self.model, "mask", None)
-        return mask is not None and mask.kind != "none"
+        return self.model.mask.kind != "none"
 
     @model_validator(mode="after")
     def _canvas_fits_the_divisor(self) -> Settings:

@@ -70,10 +70,11 @@ def _repeatable() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of the person who runs the tests must not reach them."""
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The settings and the cache of the person who runs the tests must not reach them."""
     for name in ("CODETR_DATA", "CODETR_DEBUG"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CODETR_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
