@@ -376,9 +376,15 @@ class SourceConfig(Section):
     filename: str | None = Field(None, description="The published file's name; absent: the end of the URL.")
     bytes: Positive | None = Field(None, description="The published file's exact size.")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="Of the published file.")
-    licence: str | None = None
-    box_ap: float | None = None
-    protocol: str | None = None
+    licence: str | None = Field(None, description="Of the published weights.")
+    recipe: Literal["published", "reasoned"] = Field(
+        "published", description="reasoned: only the network was published; the file's comments tell why it trains so."
+    )
+    box_ap: float | None = Field(None, description="Published box AP at a single scale.")
+    mask_ap: float | None = Field(None, description="Published mask AP at a single scale.")
+    box_ap_tta: float | None = Field(None, description="Published box AP with test-time augmentation.")
+    mask_ap_tta: float | None = Field(None, description="Published mask AP with test-time augmentation.")
+    protocol: str | None = Field(None, description="How these were measured.")
 
 
 class Settings(Section):

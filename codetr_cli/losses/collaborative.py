@@ -1,6 +1,7 @@
 """What makes it Co-DETR: one-to-many heads train the encoder, and their positive boxes train the decoder.
 
-Sections 3.2 and 3.3 of arXiv 2211.12860; behaviour of Sense-X/Co-DETR, projects/models/co_detr.py and co_dino_head.py.
+Sections 3.2 and 3.3 of arXiv 2211.12860; behaviour of Sense-X/Co-DETR, projects/models/co_detr.py, co_dino_head.py and
+co_deformable_detr_head.py.
 The total is the sum of the decoder's losses, of the auxiliary heads' (lambda_2, multiplied into their weights) and of
 the positive queries' (lambda_1). Shape letters: B batch, D denoising queries, K classes, Q matching queries.
 """
@@ -25,6 +26,9 @@ from codetr_cli.models.codetr import AuxHeads, CoDETR, Encoded
 from codetr_cli.models.decoder import DecoderOutput
 from codetr_cli.models.layers import at_least_float32, full_precision
 from codetr_cli.models.proposals import Proposals
+from codetr_cli.models.queries import Queries
+
+Targets = Sequence[dict[str, Any]]
 
 Sets = Sequence[tuple[Tensor, Tensor]]
 """Logits (B, Q, K) and boxes (B, Q, 4) of several layers."""
@@ -36,9 +40,10 @@ class PositivePass:
 
     boxes: Tensor
     targets: QueryTargets
-    queries: Tensor
+    queries: Queries
     logits: Tensor
     predicted_boxes: Tensor
+    chosen: Tensor
 
 
 @dataclass
@@ -72,7 +77,7 @@ class CollaborativeObjective(nn.Module):
         reduce_mean: averages a normaliser over processes; the default is for one process.
         class_weight, l1_weight, giou_weight: of the decoder's losses.
         class_cost, l1_cost, giou_cost: of the matching.
-        denoising_queries: pairs wanted; 0 switches denoising off.
+        denoising_queries: pairs wanted; 0 switches denoising off, which the family without it has anyway.
         label_noise, box_noise: of denoising.
         aux_heads: train the RPN, RoI and ATSS heads.
         positive_queries: decode their positive boxes; only together with `aux_heads`.
@@ -81,6 +86,10 @@ class CollaborativeObjective(nn.Module):
         positive_queries_weight: lambda_1.
         max_positive_queries: upper limit per pass.
         rpn_samples, roi_samples: anchors and regions per image that are trained on.
+        roi_mask_weight: of the RoI head's masks, where it has some.
+        mask_weight, mask_iou_weight: of the refined masks and their quality, where the model has a mask branch.
+        mask_stage_weights: of the refined masks' sizes.
+        mask_candidates, mask_samples: detections per image that refined masks are trained on, before and after drawing.
     """
 
     def __init__(
@@ -109,6 +118,12 @@ class CollaborativeObjective(nn.Module):
         max_positive_queries: int,
         rpn_samples: int,
         roi_samples: int,
+        roi_mask_weight: float = 12.0,
+        mask_weight: float = 15.96,
+        mask_stage_weights: Sequence[float] = (0.5, 0.75, 0.75, 1.0),
+        mask_iou_weight: float = 6.0,
+        mask_candidates: int = 1000,
+        mask_samples: int = 512,
         reduce_mean: Callable[[Tensor], Tensor] = _same,
     ) -> None:
         super().__init__()
@@ -116,15 +131,24 @@ class CollaborativeObjective(nn.Module):
             raise ValueError("training needs a model that was built with its auxiliary heads")
         self.model = model
         self.reduce_mean = reduce_mean
-        self.criterion = QueryCriterion(class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight)
+        self.criterion = QueryCriterion(
+            class_loss=model.family.class_loss,
+            class_weight=class_weight,
+            l1_weight=l1_weight,
+            giou_weight=giou_weight,
+        )
         self.matcher = HungarianMatcher(class_cost=class_cost, l1_cost=l1_cost, giou_cost=giou_cost)
-        self.denoising_queries, self.label_noise, self.box_noise = denoising_queries, label_noise, box_noise
+        self.denoising_queries = denoising_queries if model.family.denoising else 0
+        self.label_noise, self.box_noise = label_noise, box_noise
         self.use_aux_heads, self.use_positive_queries = aux_heads, aux_heads and positive_queries
         self.rpn_weights = (rpn_class_weight, rpn_l1_weight)
         self.roi_weights = (roi_class_weight, roi_giou_weight)
         self.atss_weights = (atss_class_weight, atss_giou_weight, atss_centerness_weight)
         self.positive_queries_weight, self.max_positive_queries = positive_queries_weight, max_positive_queries
         self.rpn_samples, self.roi_samples = rpn_samples, roi_samples
+        self.roi_mask_weight, self.mask_weight = roi_mask_weight, mask_weight
+        self.mask_stage_weights, self.mask_iou_weight = tuple(mask_stage_weights), mask_iou_weight
+        self.mask_candidates, self.mask_samples = mask_candidates, mask_samples
         self._leave_out_unused()
 
     def _leave_out_unused(self) -> None:
@@ -135,7 +159,7 @@ class CollaborativeObjective(nn.Module):
             model.downsample.requires_grad_(False)
         if not self.use_positive_queries:
             model.positive_queries.requires_grad_(False)
-        if not self.denoising_queries:
+        if not self.denoising_queries and model.label_embed is not None:
             model.label_embed.requires_grad_(False)
 
     @property
@@ -145,7 +169,7 @@ class CollaborativeObjective(nn.Module):
         return heads
 
     def forward(
-        self, images: Tensor, padding_mask: Tensor, targets: Sequence[dict[str, Any]], draws: Draws | None = None
+        self, images: Tensor, padding_mask: Tensor, targets: Targets, draws: Draws | None = None
     ) -> dict[str, Tensor]:
         """All losses, weighted, under their published names; the total is their sum.
 
@@ -157,7 +181,7 @@ class CollaborativeObjective(nn.Module):
         """
         return self.run(images, padding_mask, targets, draws or Draws()).losses
 
-    def run(self, images: Tensor, padding_mask: Tensor, targets: Sequence[dict[str, Any]], draws: Draws) -> Step:
+    def run(self, images: Tensor, padding_mask: Tensor, targets: Targets, draws: Draws) -> Step:
         """The forward pass with all it computed; arguments as for `forward`."""
         encoded = self.model.encode(images, padding_mask)
         if self.use_positive_queries:
@@ -175,51 +199,66 @@ class CollaborativeObjective(nn.Module):
             self._aux_head_losses(step, step.rpn, step.roi, step.atss)
             if self.use_positive_queries:
                 for head, candidates in enumerate((step.roi.candidates, step.atss.candidates)):
-                    self._positive_losses(step, candidates, targets, head, draws)
+                    features = self._features_of_candidates(step, head)
+                    self._positive_losses(step, candidates, features, targets, head, draws)
         return step
 
-    def _decode_matching(self, encoded: Encoded, targets: Sequence[dict[str, Any]], draws: Draws) -> Step:
+    def _decode_matching(self, encoded: Encoded, targets: Targets, draws: Draws) -> Step:
         model = self.model
-        proposals = model.select_queries(encoded)
-        queries, references, blocked = model.matching_queries(proposals), proposals.boxes.detach(), None
-        denoising = None
+        proposals = model.select_queries(encoded, all_tokens=model.family.supervises == "all_tokens")
+        queries, blocked, denoising = model.matching_queries(proposals), None, None
         if self.denoising_queries:
+            assert model.label_embed is not None
             denoising = make_denoising_queries(
                 targets,
                 label_embed=model.label_embed,
-                num_matching=queries.shape[1],
+                num_matching=queries.content.shape[1],
                 num_queries=self.denoising_queries,
                 label_noise=self.label_noise,
                 box_noise=self.box_noise,
-                dtype=references.dtype,
+                dtype=queries.references.dtype,
                 draws=draws,
             )
-            queries = torch.cat([denoising.content.to(queries.dtype), queries], 1)
-            references = torch.cat([denoising.reference_logits.sigmoid(), references], 1)
+            queries = Queries(
+                torch.cat([denoising.content.to(queries.content.dtype), queries.content], 1),
+                torch.cat([denoising.reference_logits.sigmoid(), queries.references], 1),
+            )
             blocked = denoising.blocked
-        decoded = model.decode(queries, references, encoded, blocked)
+        decoded = model.decode(queries, encoded, blocked)
         logits, boxes = model.predict_layers(decoded)
         return Step(encoded, denoising, proposals, decoded, logits, boxes, matches=[], losses={})
 
-    def _start_matching(
-        self, step: Step, targets: Sequence[dict[str, Any]]
-    ) -> tuple[Sets, Callable[[], list[list[Match]]]]:
+    def _start_matching(self, step: Step, targets: Targets) -> tuple[Sets, Callable[[], list[list[Match]]]]:
         """Logits and boxes of the matching queries, one pair a layer and last the proposals', and their matches."""
         logits, boxes = at_least_float32(step.logits), at_least_float32(step.boxes)
         first = step.denoising.labels.shape[1] if step.denoising else 0
         sets = [(logits[i, :, first:], boxes[i, :, first:]) for i in range(len(logits))]
-        sets.append((at_least_float32(step.proposals.logits), at_least_float32(step.proposals.boxes)))
-        return sets, self.matcher.start([(a.detach(), b.detach()) for a, b in sets], targets)
+        proposed = step.proposals
+        if proposed.all_logits is not None and proposed.all_boxes is not None:
+            sets.append((proposed.all_logits, proposed.all_boxes))
+        else:
+            sets.append((at_least_float32(proposed.logits), at_least_float32(proposed.boxes)))
+        wanted = [targets] * len(logits) + [self._wanted_proposals(targets)]
+        return sets, self.matcher.start([(a.detach(), b.detach()) for a, b in sets], wanted)
 
-    def _decoder_losses(self, step: Step, sets: Sets, targets: Sequence[dict[str, Any]]) -> None:
+    def _wanted_proposals(self, targets: Targets) -> Targets:
+        """The objects as proposals should say them: all of class 0 where tokens are selected by that class."""
+        if self.model.family.token_score == "best_class":
+            return targets
+        return [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
+
+    def _decoder_losses(self, step: Step, sets: Sets, targets: Targets) -> None:
         classes = self.model.num_classes
         logits, boxes = at_least_float32(step.logits), at_least_float32(step.boxes)
         factors = _factors(targets, boxes)
         num_boxes = self._mean_count(sum(len(queries) for queries, _ in step.matches[0]), boxes)
+        num_classified = num_boxes if self.model.family.mean_class_normaliser else None
         for layer, ((set_logits, set_boxes), matches) in enumerate(zip(sets, step.matches, strict=True)):
-            wanted = QueryTargets.from_matches(matches, targets, set_logits.shape[1], classes, boxes.dtype)
-            terms = self.criterion(set_logits, set_boxes, wanted, factors, num_boxes)
-            prefix = "enc_" if layer == len(logits) else _layer_prefix(layer, len(logits))
+            proposed = layer == len(logits)
+            objects = self._wanted_proposals(targets) if proposed else targets
+            wanted = QueryTargets.from_matches(matches, objects, set_logits.shape[1], classes, boxes.dtype)
+            terms = self.criterion(set_logits, set_boxes, wanted, factors, num_boxes, num_classified)
+            prefix = "enc_" if proposed else _layer_prefix(layer, len(logits))
             step.losses.update({f"{prefix}loss_{name}": value for name, value in terms.items()})
         if step.denoising is None:
             return
@@ -231,7 +270,7 @@ class CollaborativeObjective(nn.Module):
             prefix = _layer_prefix(layer, len(logits))
             step.losses.update({f"{prefix}dn_loss_{name}": value for name, value in terms.items()})
 
-    def _run_aux_heads(self, step: Step, targets: Sequence[dict[str, Any]], draws: Draws) -> None:
+    def _run_aux_heads(self, step: Step, targets: Targets, draws: Draws) -> None:
         heads = self._heads
         step.aux_maps = self.model.aux_maps(step.encoded)
         with full_precision(step.aux_maps[0]):
@@ -254,18 +293,20 @@ class CollaborativeObjective(nn.Module):
         self,
         step: Step,
         candidates: Sequence[Candidates],
-        targets: Sequence[dict[str, Any]],
+        features: Sequence[Tensor] | None,
+        targets: Targets,
         head: int,
         draws: Draws,
     ) -> None:
-        done = self._positive_pass(step.encoded, candidates, targets, head, draws)
+        done = self._positive_pass(step.encoded, candidates, features, targets, head, draws)
         step.positive.append(done)
         with full_precision(done.logits):
             logits, boxes = at_least_float32(done.logits), at_least_float32(done.predicted_boxes)
             positives = (done.targets.labels < self.model.num_classes).sum().to(boxes.dtype)
             factors, num_boxes = _factors(targets, boxes), self.reduce_mean(positives).clamp(min=1)
+            num_classified = num_boxes if self.model.family.mean_class_normaliser else None
             for layer in range(len(logits)):
-                terms = self.criterion(logits[layer], boxes[layer], done.targets, factors, num_boxes)
+                terms = self.criterion(logits[layer], boxes[layer], done.targets, factors, num_boxes, num_classified)
                 prefix = _layer_prefix(layer, len(logits))
                 for name, value in terms.items():
                     step.losses[f"{prefix}loss_{name}_aux{head}"] = value * self.positive_queries_weight
@@ -274,22 +315,36 @@ class CollaborativeObjective(nn.Module):
         self,
         encoded: Encoded,
         candidates: Sequence[Candidates],
-        targets: Sequence[dict[str, Any]],
+        features: Sequence[Tensor] | None,
+        targets: Targets,
         head: int,
         draws: Draws,
     ) -> PositivePass:
         """Decodes one head's positive boxes: no mask, so that all queries of an image see each other."""
-        boxes, wanted = select_positive_queries(
+        boxes, wanted, chosen = select_positive_queries(
             candidates,
             targets,
             num_classes=self.model.num_classes,
             max_queries=self.max_positive_queries,
             draws=draws,
         )
-        queries = self.model.positive_queries(boxes, head)
-        decoded = self.model.decode(queries, boxes, encoded)
+        seen = None
+        if features is not None:
+            seen = torch.stack([of_image[index] for of_image, index in zip(features, chosen, strict=True)])
+        queries = self.model.positive_queries(boxes, head, seen)
+        decoded = self.model.decode(queries, encoded)
         logits, predicted = self.model.predict_layers(decoded)
-        return PositivePass(boxes, wanted, queries, logits, predicted)
+        return PositivePass(boxes, wanted, queries, logits, predicted, chosen)
+
+    def _features_of_candidates(self, step: Step, head: int) -> Sequence[Tensor] | None:
+        """What was seen in each candidate of a head, (A, C) an image: the mean of a region, the token of an anchor."""
+        if not self.model.positive_queries.uses_features:
+            return None
+        if head == 0:
+            assert step.roi is not None
+            counts = [len(candidates.labels) for candidates in step.roi.candidates]
+            return torch.split(step.roi.pooled.mean((2, 3)), counts)
+        return torch.cat([m.flatten(2).transpose(1, 2) for m in step.aux_maps], 1).unbind(0)
 
     def _mean_count(self, count: int, like: Tensor) -> Tensor:
         return self.reduce_mean(like.new_full((), count)).clamp(min=1)
@@ -320,6 +375,6 @@ def _layer_prefix(layer: int, num_layers: int) -> str:
     return "" if layer == num_layers - 1 else f"d{layer}."
 
 
-def _factors(targets: Sequence[dict[str, Any]], like: Tensor) -> Tensor:
+def _factors(targets: Targets, like: Tensor) -> Tensor:
     """(B, 4) = (w, h, w, h) of each image in pixels."""
     return host_values([[w, h, w, h] for h, w in (target["norm_size"] for target in targets)], like)

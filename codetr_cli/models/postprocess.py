@@ -5,8 +5,8 @@ Behaviour of co_dino_head.py (`_get_bboxes_single`). Shape letters: B batch, K c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,21 +24,31 @@ class Detections:
         boxes: (N, 4) xyxy in pixels of the original image.
         scores: (N,) in [0, 1].
         labels: (N,) int64 class indices.
+        masks: (N, M, M) probability of each cell of a grid over the box; `models.masks.paste_masks` makes them pixels.
+            None: the network has no masks.
+        mask_scores: (N,) scores of the masks; None: they have the scores of their boxes.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    masks: Tensor | None = None
+    mask_scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, index: Tensor | slice) -> Detections:
-        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+        return self._map(lambda column: column[index])
 
     def cpu(self) -> Detections:
         """The same detections in host memory."""
-        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
+        return self._map(lambda column: column.cpu())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Detections:
+        masks = None if self.masks is None else change(self.masks)
+        mask_scores = None if self.mask_scores is None else change(self.mask_scores)
+        return Detections(change(self.boxes), change(self.scores), change(self.labels), masks, mask_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +131,7 @@ class PostProcess:
         """Divides boxes by the resize factor (w, h). Parity: they are not clipped to the original size."""
         width_scale, height_scale = meta["scale_factor"]
         factor = host_values([width_scale, height_scale, width_scale, height_scale], detections.boxes)
-        return Detections(detections.boxes / factor, detections.scores, detections.labels)
+        return replace(detections, boxes=detections.boxes / factor)
 
     def _suppress(self, found: Detections) -> Detections:
         if self.nms == "soft":

@@ -1,0 +1,59 @@
+"""Masks of detections as COCO's run lengths, one at a time from the part of the image their box covers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from codetr_cli.models.masks import paste_crops
+from codetr_cli.models.postprocess import Detections
+
+
+def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The masks of one image in COCO's compressed run-length format, ready for JSON.
+
+    Args:
+        detections: with masks, in pixels of the original image.
+        size: (height, width) of the original image.
+
+    Returns:
+        per detection `{"size": [height, width], "counts": text}`; an empty list without masks.
+    """
+    if detections.masks is None:
+        return []
+    return [
+        encode_crop(pasted.pixels.cpu().numpy(), pasted.top, pasted.left, size)
+        for pasted in paste_crops(detections.masks, detections.boxes.to(detections.masks.device), size)
+    ]
+
+
+def encode_crop(pixels: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """The run lengths of a mask that is background outside a part of its image.
+
+    Args:
+        pixels: bool (h, w), the part.
+        top: row of its first pixel.
+        left: column of its first pixel.
+        size: (height, width) of the image.
+    """
+    height, width = size
+    part_height, part_width = pixels.shape
+    # COCO counts down the columns. A row of background above and below each column lets its runs begin and end there.
+    framed = np.zeros((part_width, part_height + 2), np.int8)
+    framed[:, 1:-1] = pixels.T
+    column, row = np.nonzero(np.diff(framed, axis=1))
+    edges = (left + column).astype(np.int64) * height + top + row  # run after run: its first pixel, the one after it
+    starts, ends = edges[::2], edges[1::2]
+    # A run to the bottom goes on at the top of the next column.
+    apart = starts[1:] != ends[:-1]
+    starts = starts[np.concatenate([[True], apart])] if len(starts) else starts
+    ends = ends[np.concatenate([apart, [True]])] if len(ends) else ends
+    edges = np.stack([starts, ends], 1).ravel()
+    counts = np.diff(np.concatenate([[0], edges, [height * width]]))
+    if len(counts) > 1 and counts[-1] == 0:  # the mask reaches the last pixel
+        counts = counts[:-1]
+    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

@@ -1,0 +1,101 @@
+"""Masks on a grid over their box: their boundaries, and their way into the pixels of an image.
+
+Behaviour of mmdet's FCNMaskHead (`_do_paste_mask`) and RefineMask's `generate_block_target`.
+Shape letters: M cells along a mask's side, N masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MASK_THRESHOLD = 0.5
+BOUNDARY_SHARE = 0.1
+"""A cell lies on the boundary when more than this share of its window is of the other kind."""
+
+
+def boundary(masks: Tensor, width: int) -> Tensor:
+    """The cells of both kinds that have enough of the other kind around them.
+
+    Args:
+        masks: bool (N, M, M). What lies beyond the edge counts as background.
+        width: how far around a cell its square window reaches.
+
+    Returns:
+        bool (N, M, M).
+    """
+    side = 2 * width + 1
+    cells = masks[:, None].to(torch.get_default_dtype())
+    foreground = F.avg_pool2d(cells, side, stride=1, padding=width, divisor_override=1)[:, 0]
+    other = torch.where(masks, side**2 - foreground, foreground)
+    return other > BOUNDARY_SHARE * side**2
+
+
+def enlarge(values: Tensor, size: int) -> Tensor:
+    """Bilinear values (N, 1, size, size) of maps (N, 1, M, M) whose corner cells stay at the corners."""
+    return F.interpolate(values, size=(size, size), mode="bilinear", align_corners=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- pasting
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """A mask in an image: `pixels` bool (h, w), whose first one lies at (`top`, `left`); all others are background."""
+
+    top: int
+    left: int
+    pixels: Tensor
+
+
+def paste_crops(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Pasted]:
+    """Every mask as the part of the image that its box covers, one after the other.
+
+    Bilinear samples at the pixels' centres with zero beyond the grid, compared with 0.5: a pixel outside the box never
+    belongs to the mask. The two axes are interpolated one after the other, as the grid is parallel to the pixels.
+
+    Args:
+        probabilities: (N, M, M) in [0, 1].
+        boxes: (N, 4) xyxy in pixels of the image; they may reach beyond it.
+        size: (height, width) of the image.
+    """
+    height, width = size
+    dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
+    probabilities, boxes = probabilities.to(dtype), boxes.to(dtype)
+    for cells, box, (x1, y1, x2, y2) in zip(probabilities, boxes, boxes.tolist(), strict=True):
+        left, right = _covered(x1, x2, width)
+        top, bottom = _covered(y1, y2, height)
+        rows = _interpolation(box[1], box[3], top, bottom, len(cells))  # (h, M)
+        columns = _interpolation(box[0], box[2], left, right, len(cells))  # (w, M)
+        yield Pasted(top, left, rows @ cells @ columns.T >= MASK_THRESHOLD)
+
+
+def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The masks as bool (N, height, width); arguments as for `paste_crops`. Large: give it a chunk at a time."""
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=probabilities.device)
+    for mask, pasted in zip(masks, paste_crops(probabilities, boxes, size), strict=True):
+        height, width = pasted.pixels.shape
+        mask[pasted.top : pasted.top + height, pasted.left : pasted.left + width] = pasted.pixels
+    return masks
+
+
+def _covered(low: float, high: float, limit: int) -> tuple[int, int]:
+    """First pixel and the one after the last whose centres can lie between two coordinates, inside [0, limit]."""
+    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+        return 0, 0
+    first = min(max(math.floor(low), 0), limit)
+    return first, min(max(math.ceil(high), first), limit)
+
+
+def _interpolation(low: Tensor, high: Tensor, first: int, end: int, cells: int) -> Tensor:
+    """The weight (end - first, cells) of each cell of a row between two coordinates, for each pixel's centre."""
+    centres = torch.arange(first, end, device=low.device, dtype=low.dtype) + 0.5
+    # Parity: by way of [-1, 1], so that pixels exactly between two cells are rounded as published.
+    position = (((centres - low) / (high - low) * 2 - 1 + 1) * cells - 1) / 2  # in cells, 0 = centre of the first one
+    distance = (position[:, None] - torch.arange(cells, device=low.device, dtype=low.dtype)).abs()
+    return (1 - distance).clamp(min=0)
