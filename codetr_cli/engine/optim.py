@@ -1,13 +1,17 @@
 """The optimizer's side of the recipe: parameter groups, learning rate, clipping and arithmetic.
 
-The published recipe is AdamW with one tenth of the learning rate for the backbone and the same weight decay for every
-parameter, norms and biases included, a step schedule by epoch, and gradients clipped together by their L2 norm
-(Sense-X/Co-DETR and MMDetection 3.3 projects/CO-DETR, co_dino_5scale_r50_1x_coco). Frozen parameters are left out.
+The published recipes are AdamW with a step schedule by epoch and gradients clipped together by their L2 norm
+(Sense-X/Co-DETR, projects/configs). What a parameter's learning rate and decay are is read off its name:
+- the backbone learns at one tenth of the rate; in Co-Deformable-DETR so do the attention's sampling offsets;
+- ViT-L on COCO learns at 0.8**(25 - i) of the rate in block i, its embeddings being block 0 and its end block 25, and
+  norms and biases are not decayed; all other recipes decay every parameter.
+Frozen parameters are left out.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,43 +24,91 @@ from codetr_cli.errors import ConfigError
 
 PUBLISHED_BATCH = 16  # images per step that the published learning rates are for
 
+BACKBONE = re.compile(r"backbone\.")
+SAMPLING_OFFSETS = re.compile(r".*\.sampling_offsets\.")
+FIRST_LAYER = re.compile(r"backbone\.(pos_embed$|patch_embed\.)")
+BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
+
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, backbone_lr_scale: float, weight_decay: float
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    backbone_lr_scale: float = 1.0,
+    offsets_lr_scale: float = 1.0,
+    layer_decay: float = 1.0,
+    decay_norms: bool = True,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate: the backbone's, then all others.
+    """Trainable parameters, those of one learning rate and decay together; the full rate comes last.
 
     Args:
         model: its backbone's parameters are named `backbone.*`.
         lr: learning rate before the schedule.
-        backbone_lr_scale: the backbone's share of it.
-        weight_decay: decoupled decay of every parameter.
+        weight_decay: decoupled decay.
+        backbone_lr_scale: the backbone's share of the rate.
+        offsets_lr_scale: the share of deformable attention's sampling offsets.
+        layer_decay: factor from each block of the backbone to the one before it; 1 for none.
+        decay_norms: False leaves vectors, which are norms and biases, without decay.
 
     Returns:
         groups for an optimizer. `base_lr` stays as given here while the schedule changes `lr`.
+
+    Raises:
+        ConfigError: a layer decay for a backbone that is no row of blocks.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    backbone = [parameter for name, parameter in trainable if name.startswith("backbone.")]
-    others = [parameter for name, parameter in trainable if not name.startswith("backbone.")]
-    scaled = [("backbone", backbone, lr * backbone_lr_scale), ("others", others, lr)]
+    blocks = _count_blocks(name for name, _ in trainable)
+    if layer_decay != 1.0 and not blocks:
+        raise ConfigError(
+            f"train.layer_decay {layer_decay} needs a backbone that is a row of blocks (model.backbone.kind vit): "
+            "use --set train.layer_decay=1"
+        )
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable:
+        scale = (
+            (backbone_lr_scale if BACKBONE.match(name) else 1.0)
+            * (offsets_lr_scale if SAMPLING_OFFSETS.match(name) else 1.0)
+            * layer_decay ** _layers_above(name, blocks)
+        )
+        decayed = decay_norms or parameter.dim() != 1  # every bias is a vector; single numbers are decayed
+        groups.setdefault((scale, weight_decay if decayed else 0.0), []).append(parameter)
+    ordered = sorted(groups, key=lambda group: (group[0] == 1.0, *group))
     return [
-        {"name": name, "params": parameters, "lr": rate, "base_lr": rate, "weight_decay": weight_decay}
-        for name, parameters, rate in scaled
-        if parameters
+        {"params": groups[scale, decay], "lr": lr * scale, "base_lr": lr * scale, "weight_decay": decay}
+        for scale, decay in ordered
     ]
+
+
+def _count_blocks(names: Iterable[str]) -> int:
+    return max((int(match[1]) + 1 for match in map(BLOCK.match, names) if match), default=0)
+
+
+def _layers_above(name: str, blocks: int) -> int:
+    """Layers between a parameter and the network's end: 0 outside the row of blocks, blocks + 1 for the embeddings.
+
+    Parity: the backbone's last norm counts as the end, not as the last block (LayerDecayOptimizerConstructor).
+    """
+    if FIRST_LAYER.match(name):
+        return blocks + 1
+    block = BLOCK.match(name)
+    return blocks - int(block[1]) if block else 0
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the model's parameter groups, fused where PyTorch has a fused step for their device.
 
     Raises:
-        ConfigError: no parameter is trainable.
+        ConfigError: no parameter is trainable, or the backbone cannot have the layer decay of the settings.
     """
     groups = parameter_groups(
         model,
         lr=base_learning_rate(config),
-        backbone_lr_scale=config.backbone_lr_scale,
         weight_decay=config.weight_decay,
+        backbone_lr_scale=config.backbone_lr_scale,
+        offsets_lr_scale=config.offsets_lr_scale,
+        layer_decay=config.layer_decay,
+        decay_norms=config.decay_norms,
     )
     if not groups:
         raise ConfigError("nothing to train: every parameter of the model is frozen")

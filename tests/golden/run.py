@@ -24,7 +24,7 @@ def run_case(case: Case) -> Report:
 
         is_nms = isinstance(facts["configurations"], dict)
         (operator_cases.run_nms if is_nms else operator_cases.run_deform_attn)(case, report)
-    elif "groups" in facts:
+    elif "configs" in facts:
         from tests.golden.optimizer_case import run_optimizer
 
         run_optimizer(case.folder, report)
