@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from codetr_cli.errors import ConfigError
 
@@ -309,7 +309,7 @@ class TrainConfig(Section):
 
     backbone_weights: str = Field(
         "auto",
-        description="Pretrained backbone to start from without --weights: a name of `codetr download`, a preset, file or "
+        description="Pretrained backbone to start from without --weights: a name of `codetr download`, preset, file or "
         "URL. auto: the one that belongs to the backbone, if it was downloaded; none: random weights.",
     )
     epochs: Positive = 12
@@ -347,6 +347,19 @@ class TrainConfig(Section):
     loss: LossConfig = LossConfig()
 
 
+def _check_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
+    wrong = [f"{scale:g}" for scale in scales if not (0 < scale <= 4 or scale >= 32)]
+    if wrong or not scales:
+        raise ValueError(
+            "give at least one scale, each a factor (up to 4) or a short side in pixels (from 32 on)"
+            + (f"; {', '.join(wrong)} is neither" if wrong else "")
+        )
+    return scales
+
+
+TtaScales = Annotated[tuple[float, ...], AfterValidator(_check_scales)]
+
+
 class TestConfig(Section):
     """How detections are made from the network's outputs."""
 
@@ -364,6 +377,12 @@ class TestConfig(Section):
     nms_iou: Fraction = 0.8
     nms_min_score: Fraction = Field(1e-3, description="Soft-NMS drops boxes whose decayed score falls below.")
     head: Literal["decoder", "roi", "atss"] = Field("decoder", description="Which head's detections to give.")
+    tta_scales: TtaScales = Field(
+        (0.75, 1.0, 1.25),
+        description="Sizes that --tta looks at: up to 4, times short_side, long_side and canvas; from 32 on, the short "
+        "side in pixels.",
+    )
+    tta_flip: bool = Field(True, description="--tta also looks at each size mirrored left to right.")
     compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
 
 
