@@ -112,7 +112,9 @@ class RoiConfig(Section):
     fc_dim: Positive = 1024
     class_agnostic: bool = Field(False, description="One box for all classes of a region instead of one for each.")
     output_size: Positive = 7
-    finest_scale: Positive = Field(56, description="Regions up to this many pixels (square root of area) use level 0.")
+    finest_scale: Positive | None = Field(
+        None, description="Regions up to this many pixels (root of the area) use level 0; absent: 14 of its cells."
+    )
     target_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
     nms: Literal["hard", "soft"] = "hard"
     nms_iou: Fraction = 0.5
@@ -139,7 +141,9 @@ class MaskConfig(Section):
     kind: Literal["none", "fcn", "refine"] = "none"
     dim: Positive = Field(256, description="Channels; refine halves them at each of its stages.")
     pooled_size: Positive = Field(14, description="Side of a pooled region in cells; refine's masks have 8 times it.")
-    finest_scale: Positive = Field(56, description="Regions up to this many pixels (square root of area) use level 0.")
+    finest_scale: Positive | None = Field(
+        None, description="Regions up to this many pixels (root of the area) use level 0; absent: 14 of its cells."
+    )
     num_convs: Positive = Field(4, description="Convolutions of fcn on each region.")
     instance_convs: Positive = Field(1, description="Convolutions of refine on each region.")
     semantic_convs: Positive = Field(2, description="Convolutions of refine on the finest map of the whole image.")
