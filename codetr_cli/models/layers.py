@@ -1,4 +1,4 @@
-"""Small parts that the networks share: precision, MLP, feed-forward layer, normed convolution, self-attention."""
+"""Small parts that the networks share: precision, MLP, feed-forward layer, norms, self-attention, drop path."""
 
 from __future__ import annotations
 
@@ -151,3 +151,38 @@ class SelfAttention(nn.Module):
         q, k, v = (t.view(batch, queries, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))  # (B, N, Q, D)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=None if blocked is None else ~blocked)
         return self.out_proj(attended.transpose(1, 2).reshape(batch, queries, dim))
+
+
+class DropPath(nn.Module):
+    """Leaves a residual branch out for some images in training (arXiv 1603.09382).
+
+    Args:
+        rate: share of images, in [0, 1].
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Zeroes images of (B, ...) at random and scales the others so that the mean stays."""
+        if self.rate == 0 or not self.training:
+            return branch
+        kept = branch.new_empty(len(branch), *[1] * (branch.dim() - 1)).bernoulli_(1 - self.rate)
+        return branch * (kept / max(1 - self.rate, 1e-6))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of each cell of a map.
+
+    Args:
+        channels: C.
+        eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to the same shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -24,7 +24,8 @@ from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.carry import check_entries, shape_text
 from codetr_cli.weights.checkpoint import Checkpoint, file_sha256, is_safetensors, read_safetensors
 from codetr_cli.weights.classes import COCO_CATEGORIES, is_coco
-from codetr_cli.weights.names import REASON_RAW_COPY, Naming, rename
+from codetr_cli.weights.layouts import to_our_state
+from codetr_cli.weights.names import REASON_RAW_COPY, Naming
 from codetr_cli.weights.pickles import read_pickle
 
 ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
@@ -108,8 +109,8 @@ def convert_file(
     path = Path(path)
     source = _read(path)
     try:
-        renamed = rename(source.entries)
-        facts = describe(renamed.state)
+        renamed = to_our_state(source.entries)
+        facts = describe(renamed.state, source.entries)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     sha256 = file_sha256(path)

@@ -18,29 +18,40 @@ from typing import Generic, Literal, TypeVar
 
 from codetr_cli.errors import CheckpointError
 from codetr_cli.weights.tables.aux_heads import AUX_HEADS
+from codetr_cli.weights.tables.masks import MASK_HEADS
 from codetr_cli.weights.tables.necks import CHANNEL_MAPPER
 from codetr_cli.weights.tables.resnet import RESNET
-from codetr_cli.weights.tables.transformer import CO_DINO
+from codetr_cli.weights.tables.swin import SWIN, SWIN_MMDET3, SWIN_SENSEX
+from codetr_cli.weights.tables.transformer import CO_DEFORMABLE, CO_DINO, TRANSFORMER
+from codetr_cli.weights.tables.vit import ROTARY_TABLES, VIT
 
 Naming = Literal["mmdet3", "sensex"]
 T = TypeVar("T")
 
 NAMING_TITLES: dict[Naming, str] = {"mmdet3": "MMDetection 3", "sensex": "Sense-X/Co-DETR"}
 
-SHARED = {**RESNET, **CHANNEL_MAPPER, **CO_DINO, **AUX_HEADS}
+SHARED = {**RESNET, **SWIN, **CHANNEL_MAPPER, **TRANSFORMER, **AUX_HEADS, **MASK_HEADS}
+
+FAMILIES = {"co_dino": CO_DINO, "co_deformable": CO_DEFORMABLE}
+"""Names that belong to one family; two of them may be published for the same entry of ours."""
 
 SPELLINGS: dict[Naming, dict[str, str]] = {
-    "mmdet3": {"query_head.dn_generator.label_embedding.weight": "label_embed.weight"},
-    "sensex": {"query_head.label_embedding.weight": "label_embed.weight"},
+    "mmdet3": {**SWIN_MMDET3, "query_head.dn_generator.label_embedding.weight": "label_embed.weight"},
+    "sensex": {**SWIN_SENSEX, **VIT, "query_head.label_embedding.weight": "label_embed.weight"},
 }
 
 REASON_BATCH_COUNTER = "batch counters of the batch norms, which are frozen"
+REASON_ROTARY_TABLE = "tables of rotary positions, which follow from sizes"
+REASON_WINDOW_INDEX = "indices of relative positions, which follow from the size of a window"
 REASON_RAW_COPY = "second set of weights kept by weight averaging; the plain names already hold the averages"
 
 DROPPED = {
     "backbone.bn1.num_batches_tracked": REASON_BATCH_COUNTER,
     "backbone.layer{}.{}.bn{}.num_batches_tracked": REASON_BATCH_COUNTER,
     "backbone.layer{}.{}.downsample.1.num_batches_tracked": REASON_BATCH_COUNTER,
+    "backbone.layers.{}.blocks.{}.attn.relative_position_index": REASON_WINDOW_INDEX,
+    "backbone.stages.{}.blocks.{}.attn.w_msa.relative_position_index": REASON_WINDOW_INDEX,
+    **dict.fromkeys(ROTARY_TABLES, REASON_ROTARY_TABLE),
 }
 
 
@@ -111,9 +122,14 @@ def to_ours(name: str, naming: Naming) -> str | None:
     return _translate(name, _rules(naming))
 
 
-def to_published(name: str, naming: Naming) -> str | None:
+def to_published(name: str, naming: Naming, family: str = "co_dino") -> str | None:
     """The published name of one of our entries, or None when it is in no table."""
-    return _translate(name, _rules(naming, reverse=True))
+    return _translate(name, _rules(naming, reverse=True, family=family))
+
+
+def matches(name: str, templates: Iterable[str]) -> bool:
+    """Whether an entry's name is one of the templates."""
+    return any(_pattern(template).fullmatch(name) for template in templates)
 
 
 def drop_reason(name: str) -> str | None:
@@ -121,9 +137,10 @@ def drop_reason(name: str) -> str | None:
     return next((reason for template, reason in DROPPED.items() if _pattern(template).fullmatch(name)), None)
 
 
-def table(naming: Naming) -> dict[str, str]:
-    """The whole table of one publisher: published template -> our template."""
-    return {**SHARED, **SPELLINGS[naming]}
+def table(naming: Naming, family: str | None = None) -> dict[str, str]:
+    """The whole table of one publisher, for one family or for all: published template -> our template."""
+    families = FAMILIES.values() if family is None else [FAMILIES[family]]
+    return {**SHARED, **SPELLINGS[naming], **{k: v for names in families for k, v in names.items()}}
 
 
 def _translate(name: str, rules: dict[str, list[tuple[re.Pattern[str], str]]]) -> str | None:
@@ -135,10 +152,10 @@ def _translate(name: str, rules: dict[str, list[tuple[re.Pattern[str], str]]]) -
 
 
 @cache
-def _rules(naming: Naming, reverse: bool = False) -> dict[str, list[tuple[re.Pattern[str], str]]]:
+def _rules(naming: Naming, reverse: bool = False, family: str | None = None) -> dict[str, list[tuple[re.Pattern[str], str]]]:
     """The table, grouped by its templates with every number taken out: a name is tried against one or two of them."""
     rules: dict[str, list[tuple[re.Pattern[str], str]]] = defaultdict(list)
-    for published, ours in table(naming).items():
+    for published, ours in table(naming, family).items():
         source, target = (ours, published) if reverse else (published, ours)
         rules[_digits_out(source)].append((_pattern(source), target))
     return dict(rules)
