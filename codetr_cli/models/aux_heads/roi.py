@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
-from codetr_cli.boxes import box_area
 from codetr_cli.models.aux_heads.anchors import decode_deltas
+from codetr_cli.models.mask_heads.fcn import FcnMaskHead
+from codetr_cli.models.pooling import RegionPooling, number_regions
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops.nms import batched_nms
 
@@ -31,6 +31,7 @@ class RoiHead(nn.Module):
         target_stds: what box deltas are divided by.
         nms_iou: threshold of the NMS of `detect`.
         max_detections: kept per image by `detect`.
+        mask_head: draws the masks of `detect`'s boxes; None: they have none.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class RoiHead(nn.Module):
         target_stds: Sequence[float],
         nms_iou: float,
         max_detections: int,
+        mask_head: FcnMaskHead | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.strides, self.output_size = num_classes, tuple(strides), output_size
-        self.finest_scale, self.target_stds = finest_scale, tuple(target_stds)
+        self.num_classes, self.target_stds = num_classes, tuple(target_stds)
+        self.pooling = RegionPooling(strides=strides, output_size=output_size, finest_scale=finest_scale)
         self.nms_iou, self.max_detections = nms_iou, max_detections
         fcs = [nn.Linear(dim * output_size**2, fc_dim), nn.Linear(fc_dim, fc_dim)]
         self.fcs = nn.ModuleList(fcs)
@@ -60,6 +62,7 @@ class RoiHead(nn.Module):
         nn.init.normal_(self.box_head.weight, std=0.001)
         for layer in (*fcs, self.class_head, self.box_head):
             nn.init.zeros_(layer.bias)
+        self.mask_head = mask_head
 
     def pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Pools each region from the map that suits its size.
@@ -71,23 +74,7 @@ class RoiHead(nn.Module):
         Returns:
             (R, C, output_size, output_size), images one after the other.
         """
-        rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], -1) for i, b in enumerate(boxes)])
-        scale = box_area(rois[:, 1:]).sqrt()
-        levels = torch.floor(torch.log2(scale / self.finest_scale + 1e-6)).clamp(0, len(self.strides) - 1)
-        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], self.output_size, self.output_size)
-        for level, stride in enumerate(self.strides):
-            index = (levels == level).nonzero()[:, 0]
-            # Also without regions: so that every map keeps its place in the graph.
-            regions = roi_align(
-                maps[level],
-                rois[index].to(maps[level].dtype),
-                self.output_size,
-                1 / stride,
-                sampling_ratio=0,
-                aligned=True,
-            )
-            pooled = pooled.index_add(0, index, regions)
-        return pooled
+        return self.pooling(maps, number_regions(boxes))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Maps pooled regions (R, C, s, s) to logits (R, K + 1) and class-specific deltas (R, 4 K)."""
@@ -122,7 +109,7 @@ class RoiHead(nn.Module):
             labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
             candidates = Detections(corners.flatten(0, 1), scores.flatten(), labels.flatten())
             found.append(suppress(candidates, self.nms_iou, self.max_detections))
-        return found
+        return found if self.mask_head is None else self.mask_head.detect(maps, found)
 
 
 def suppress(candidates: Detections, nms_iou: float, max_detections: int) -> Detections:

@@ -1,0 +1,1 @@
+"""Networks that draw the mask of a region."""

@@ -1,0 +1,86 @@
+"""A mask per class of every region (Mask R-CNN, arXiv 1703.06870). Behaviour of mmdet's FCNMaskHead.
+
+Shape letters: C channels, K classes, N detections, R regions, s cells along a pooled region's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codetr_cli.models.pooling import RegionPooling, number_regions
+from codetr_cli.models.postprocess import Detections
+
+
+class FcnMaskHead(nn.Module):
+    """Convolutions on pooled regions, enlarged to twice their size.
+
+    Args:
+        in_dim: channels of the maps.
+        dim: C.
+        num_convs: convolutions before the enlargement.
+        num_classes: K.
+        pooling: cuts out the regions.
+        regions_per_chunk: regions whose masks `detect` computes at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        dim: int,
+        num_convs: int,
+        num_classes: int,
+        pooling: RegionPooling,
+        regions_per_chunk: int,
+    ) -> None:
+        super().__init__()
+        self.pooling, self.regions_per_chunk = pooling, regions_per_chunk
+        self.convs = nn.ModuleList(nn.Conv2d(in_dim if i == 0 else dim, dim, 3, padding=1) for i in range(num_convs))
+        self.upsample = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        self.logits = nn.Conv2d(dim, num_classes, 1)
+        init_mask_convs(self)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Maps pooled regions (R, in_dim, s, s) to logits (R, K, 2 s, 2 s)."""
+        x = pooled
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return self.logits(F.relu(self.upsample(x)))
+
+    @torch.no_grad()
+    def detect(self, maps: Sequence[Tensor], found: Sequence[Detections]) -> list[Detections]:
+        """The same detections with masks.
+
+        Args:
+            maps: (B, in_dim, H, W) of every level.
+            found: per image, boxes in pixels of the network's input.
+        """
+        regions = number_regions([detections.boxes for detections in found])
+        labels = torch.cat([detections.labels for detections in found])
+        masks = []
+        for chunk, chunk_labels in zip(
+            regions.split(self.regions_per_chunk), labels.split(self.regions_per_chunk), strict=True
+        ):
+            logits = self.forward(self.pooling(maps, chunk))
+            masks.append(of_class(logits, chunk_labels)[:, 0].sigmoid())
+        of_images = torch.cat(masks).split([len(detections) for detections in found])
+        return [replace(detections, masks=own) for detections, own in zip(found, of_images, strict=True)]
+
+
+def of_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """The channel (R, 1, s, s) of each region's class, out of (R, K, s, s)."""
+    return logits[torch.arange(len(labels), device=labels.device), labels][:, None]
+
+
+def init_mask_convs(module: nn.Module) -> None:
+    """Normal weights by fan-out and zero biases for all convolutions, as every mask head starts."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
