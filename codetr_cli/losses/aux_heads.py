@@ -113,11 +113,16 @@ def rpn_step(
 
 @dataclass(frozen=True)
 class RoiStep:
-    """Sampled regions and the box head's outputs on them, images one after the other."""
+    """Sampled regions and the box head's outputs on them, images one after the other.
+
+    `object_indices` are the places of each image's positives among its objects and, after them, its proposals;
+    `matched_objects` the objects they belong to.
+    """
 
     candidates: list[Candidates]
     num_positives: list[int]
     object_indices: list[Tensor]
+    matched_objects: list[Tensor]
     pooled: Tensor
     logits: Tensor
     deltas: Tensor
@@ -144,19 +149,20 @@ def roi_step(
         samples: regions per image, a quarter of them positive at most.
         draws: source of the samples.
     """
-    candidates, counts, indices = [], [], []
+    candidates, counts, indices, matched = [], [], [], []
     for (boxes, _), target in zip(proposals, targets, strict=True):
-        regions, count, objects = _sample_regions(boxes, target, head.num_classes, samples, draws)
+        regions, chosen, objects = sample_regions(boxes, target, head.num_classes, samples, draws)
         candidates.append(regions)
-        counts.append(count)
-        indices.append(objects)
+        counts.append(len(chosen))
+        indices.append(chosen)
+        matched.append(objects)
     regions_of_image = [c.boxes for c in candidates]
     pooled = head.pool(maps, regions_of_image)
     logits, deltas = head(pooled)
     labels = torch.cat([c.labels for c in candidates])
     class_sum = F.cross_entropy(logits, labels, reduction="sum")
     positive = (labels < head.num_classes).nonzero()[:, 0]
-    own = deltas.view(len(labels), head.num_classes, 4)[positive, labels[positive]]
+    own = head.deltas_of(deltas[positive], labels[positive])
     decoded = decode_deltas(torch.cat(regions_of_image)[positive], own, head.target_stds)
     box_sum = giou_loss(decoded, torch.cat([c.objects for c in candidates])[positive]).sum() + 0.0 * deltas.sum()
     # Parity: the box loss too is divided by all sampled regions, not by the positives.
@@ -164,6 +170,7 @@ def roi_step(
         candidates,
         counts,
         indices,
+        matched,
         pooled,
         logits,
         deltas,
@@ -172,10 +179,21 @@ def roi_step(
     )
 
 
-def _sample_regions(
+def sample_regions(
     proposals: Tensor, target: dict[str, Any], num_classes: int, samples: int, draws: Draws
-) -> tuple[Candidates, int, Tensor]:
-    """Regions of one image, positives first; the objects themselves stand in front of the proposals."""
+) -> tuple[Candidates, Tensor, Tensor]:
+    """Draws regions of one image; the objects themselves stand in front of the proposals.
+
+    Args:
+        proposals: (P, 4) xyxy pixels.
+        target: `boxes`, `labels`.
+        num_classes: the label of background.
+        samples: regions, a quarter of them positive at most.
+        draws: source of the samples.
+
+    Returns:
+        The regions, positives first; the positives' indices among objects and proposals; the objects they belong to.
+    """
     objects = target["boxes"].to(proposals.dtype)
     assigned = assign_by_iou(proposals, objects, positive_iou=0.5, negative_iou=0.5, min_best_iou=None)
     boxes = torch.cat([objects, proposals])
@@ -186,7 +204,7 @@ def _sample_regions(
     labels[: len(positive)] = target["labels"][assigned[positive]]
     wanted = boxes.new_zeros(len(chosen), 4)
     wanted[: len(positive)] = objects[assigned[positive]]
-    return Candidates(boxes[chosen], labels, wanted), len(positive), positive
+    return Candidates(boxes[chosen], labels, wanted), positive, assigned[positive]
 
 
 # ---------------------------------------------------------------------------------------------------------------- ATSS

@@ -1,0 +1,297 @@
+"""Targets and losses of both kinds of masks.
+
+Behaviour of mmdet's FCNMaskHead and MaskIoUHead, and of Sense-X/Co-DETR's SimpleRefineMaskHead with
+BARCrossEntropyLoss. Shape letters: B images, G objects, P positive regions, S cells along a mask's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from codetr_cli.boxes import clip_boxes, cxcywh_to_xyxy, size_scale
+from codetr_cli.losses.aux_heads import RoiStep, sample_regions
+from codetr_cli.losses.draws import Draws
+from codetr_cli.models.mask_heads.branch import MaskBranch, RegionMasks
+from codetr_cli.models.mask_heads.fcn import FcnMaskHead, of_class
+from codetr_cli.models.masks import MASK_THRESHOLD, boundary, enlarge
+from codetr_cli.models.pooling import number_regions, pool_map
+
+Targets = Sequence[dict[str, Any]]
+
+LOSS_BOUNDARY_WIDTH = 2
+FIRST_BOUNDARY_STAGE = 2
+"""Masks from this size on are trained at boundaries only."""
+AREA_EPS = 1e-7
+OBJECTS_AT_ONCE = 16
+"""Bitmaps that are held as floating numbers together: those of a large image take 15 MB each."""
+
+
+# --------------------------------------------------------------------------------------------------------- the targets
+
+
+@torch.no_grad()
+def mask_targets(target: dict[str, Any], boxes: Tensor, objects: Tensor, size: int) -> Tensor:
+    """The part of each region's object that lies in the region, as zeros and ones.
+
+    Args:
+        target: `masks` uint8 (G, h, w) of the image's padded size.
+        boxes: (P, 4) xyxy pixels.
+        objects: (P,) index of each region's object.
+        size: S.
+
+    Returns:
+        (P, S, S) with the dtype of the boxes.
+    """
+    masks = target["masks"]
+    boxes = clip_boxes(boxes, (masks.shape[1], masks.shape[2]))
+    shares = boxes.new_zeros(len(boxes), size, size)
+    for first in range(0, len(masks), OBJECTS_AT_ONCE):
+        rows = ((objects >= first) & (objects < first + OBJECTS_AT_ONCE)).nonzero()[:, 0]
+        regions = torch.cat([(objects[rows] - first)[:, None].to(boxes.dtype), boxes[rows]], 1)
+        bitmaps = masks[first : first + OBJECTS_AT_ONCE, None].to(boxes.dtype)  # objects in the place of images
+        shares[rows] = pool_map(bitmaps, regions, size=size, stride=1)[:, 0]
+    return (shares >= MASK_THRESHOLD).to(boxes.dtype)
+
+
+@torch.no_grad()
+def visible_shares(target: dict[str, Any], boxes: Tensor, objects: Tensor) -> Tensor:
+    """The share (P,) of each region's object that lies in the region, counted in whole pixels.
+
+    Args:
+        target: `masks` uint8 (G, h, w).
+        boxes: (P, 4) xyxy pixels.
+        objects: (P,) index of each region's object.
+    """
+    masks = target["masks"]
+    height, width = masks.shape[1:]
+    corners = clip_boxes(boxes.trunc(), (height, width)).long().tolist()
+    # Parity: a region has at least one pixel, unless it lies beyond the edge.
+    inside = [
+        masks[index, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].sum()
+        for index, (x1, y1, x2, y2) in zip(objects.tolist(), corners, strict=True)
+    ]
+    if not inside:
+        return boxes.new_zeros(0)
+    return torch.stack(inside).to(boxes.dtype) / (masks.sum((1, 2))[objects].to(boxes.dtype) + AREA_EPS)
+
+
+# ------------------------------------------------------------------------------------------------------ the RoI head's
+
+
+@dataclass(frozen=True)
+class RoiMaskStep:
+    """The RoI head's masks of its positive regions, images one after the other.
+
+    Attributes:
+        regions: (P, 5) image number and xyxy pixels.
+        labels: (P,) classes.
+        targets: (P, S, S).
+        pooled: (P, C, S / 2, S / 2).
+        logits: (P, K, S, S).
+        loss: unweighted.
+    """
+
+    regions: Tensor
+    labels: Tensor
+    targets: Tensor
+    pooled: Tensor
+    logits: Tensor
+    loss: Tensor
+
+
+def roi_mask_step(head: FcnMaskHead, maps: Sequence[Tensor], roi: RoiStep, targets: Targets) -> RoiMaskStep:
+    """Draws the masks of the positive regions that the RoI head was trained on; there are no further random numbers.
+
+    Args:
+        head: the network.
+        maps: per level (B, C, H, W).
+        roi: the RoI head's sample.
+        targets: per image `masks`.
+    """
+    boxes = [c.boxes[:count] for c, count in zip(roi.candidates, roi.num_positives, strict=True)]
+    labels = torch.cat([c.labels[:count] for c, count in zip(roi.candidates, roi.num_positives, strict=True)])
+    regions = number_regions(boxes)
+    pooled = head.pooling(maps, regions)
+    logits = head(pooled)
+    wanted = torch.cat(
+        [
+            mask_targets(target, own, objects, int(logits.shape[-1]))
+            for target, own, objects in zip(targets, boxes, roi.matched_objects, strict=True)
+        ]
+    )
+    own_class = of_class(logits, labels)[:, 0]
+    return RoiMaskStep(regions, labels, wanted, pooled, logits, _mean_cross_entropy(own_class, wanted))
+
+
+def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Zero, and still a part of the graph, without any region."""
+    total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return total / max(targets.numel(), 1)
+
+
+# -------------------------------------------------------------------------------------------------- the refined masks
+
+
+@dataclass(frozen=True)
+class MaskStep:
+    """Refined masks of positive detections, images one after the other.
+
+    Attributes:
+        candidates: per image, the detections (A, 4) xyxy pixels that regions were drawn from, and their scores (A,).
+        regions: (P, 5) image number and xyxy pixels.
+        labels: (P,) classes.
+        objects: (P,) index of the object among those of its image.
+        targets: of each size, (P, S, S).
+        drawn: the network's outputs.
+        boundaries: bool (P, S, S), where the third and the fourth size were trained.
+        stage_losses: of each size, unweighted.
+        iou_targets: (P,) IoU of each mask with its whole object.
+        iou_loss: unweighted.
+    """
+
+    candidates: list[tuple[Tensor, Tensor]]
+    regions: Tensor
+    labels: Tensor
+    objects: Tensor
+    targets: list[Tensor]
+    drawn: RegionMasks
+    boundaries: list[Tensor]
+    stage_losses: list[Tensor]
+    iou_targets: Tensor
+    iou_loss: Tensor
+
+
+def mask_step(
+    branch: MaskBranch,
+    maps: Sequence[Tensor],
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    *,
+    candidates: int,
+    samples: int,
+    draws: Draws,
+) -> MaskStep:
+    """Draws the masks of detections that overlap an object, and of the objects' own boxes.
+
+    Parity: denoising queries detect too; the detections' classes do not matter.
+
+    Args:
+        branch: the network.
+        maps: per level (B, C, H, W).
+        logits: (B, Q, K) of the last decoder layer, denoising queries included.
+        boxes: (B, Q, 4) cxcywh in [0, 1] of the same queries.
+        targets: per image `boxes`, `labels`, `masks`, `norm_size`.
+        candidates: best detections of an image that take part.
+        samples: regions drawn per image; the quarter of them that may be positive is used.
+        draws: source of the samples.
+    """
+    found = [
+        best_boxes(*outputs, t["norm_size"], candidates) for *outputs, t in zip(logits, boxes, targets, strict=True)
+    ]
+    regions_of_image, labels_of_image, objects_of_image = [], [], []
+    for (own, _), target in zip(found, targets, strict=True):
+        sampled, _, objects = sample_regions(own, target, logits.shape[-1], samples, draws)
+        regions_of_image.append(sampled.boxes[: len(objects)])
+        labels_of_image.append(sampled.labels[: len(objects)])
+        objects_of_image.append(objects)
+    regions, labels = number_regions(regions_of_image), torch.cat(labels_of_image)
+    drawn = branch(maps, branch.head.semantic_maps(maps[0]), regions, labels)
+    images = list(zip(targets, regions_of_image, objects_of_image, strict=True))
+    wanted = [torch.cat([mask_targets(*image, int(m.shape[-1])) for image in images]) for m in drawn.logits]
+    stage_losses, boundaries = boundary_losses([m[:, 0] for m in drawn.logits], wanted)
+    shares = torch.cat([visible_shares(*image) for image in images])
+    iou_targets = mask_iou(drawn.logits[1][:, 0], wanted[1], shares)
+    return MaskStep(
+        found,
+        regions,
+        labels,
+        torch.cat(objects_of_image),
+        wanted,
+        drawn,
+        boundaries,
+        stage_losses,
+        iou_targets,
+        _iou_loss(drawn.iou, iou_targets),
+    )
+
+
+@torch.no_grad()
+def best_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
+    """The best detections of an image over queries and classes, without suppression, and their scores.
+
+    Args:
+        logits: (Q, K).
+        boxes: (Q, 4) cxcywh in [0, 1].
+        size: (height, width) in pixels.
+        count: largest number.
+
+    Returns:
+        (A, 4) xyxy pixels inside the image and (A,), best first.
+    """
+    scores, flat = logits.sigmoid().flatten().topk(min(count, logits.numel()))
+    chosen = cxcywh_to_xyxy(boxes[flat // logits.shape[1]]) * size_scale(size, boxes)
+    kept = scores > 0
+    return clip_boxes(chosen, size)[kept], scores[kept]
+
+
+def boundary_losses(masks: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Cross-entropy of every size: over all cells of the first two, at the boundaries of the others.
+
+    A boundary is that of the prediction so far or that of the next smaller target. The prediction so far takes a finer
+    size's cells at its own boundary, as the final mask does.
+
+    Args:
+        masks: logits (P, S, S), coarse to fine.
+        targets: (P, S, S) zeros and ones.
+
+    Returns:
+        The losses and, of the sizes that are trained at boundaries, these as bool (P, S, S).
+    """
+    losses = [_mean_cross_entropy(m, t) for m, t in zip(masks[:2], targets[:2], strict=True)]
+    boundaries = []
+    predicted = masks[1].detach().sigmoid() >= MASK_THRESHOLD
+    for stage in range(FIRST_BOUNDARY_STAGE, len(masks)):
+        mask, size = masks[stage], masks[stage].shape[-1]
+        of_both = boundary(predicted, LOSS_BOUNDARY_WIDTH) | boundary(targets[stage - 1] > 0, LOSS_BOUNDARY_WIDTH)
+        region = _enlarged_region(of_both, size, mask.dtype)
+        boundaries.append(region)
+        per_cell = F.binary_cross_entropy_with_logits(mask, targets[stage], reduction="none")
+        losses.append((per_cell * region).sum() / region.sum().clamp(min=1))
+        # Parity: a cell exactly between boundary and inside is taken from the finer size here, not in detection.
+        finer = _enlarged_region(boundary(predicted, 1), size, mask.dtype)
+        coarse = enlarge(masks[stage - 1].detach()[:, None], size)[:, 0]
+        predicted = torch.where(finer, mask.detach(), coarse).sigmoid() >= MASK_THRESHOLD
+    return losses, boundaries
+
+
+def _enlarged_region(region: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    return enlarge(region[:, None].to(dtype), size)[:, 0] >= 0.5
+
+
+@torch.no_grad()
+def mask_iou(logits: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
+    """IoU (P,) of each mask with its whole object, of which only a share lies in the region.
+
+    Args:
+        logits: (P, S, S).
+        targets: (P, S, S) zeros and ones.
+        shares: (P,) of `visible_shares`.
+    """
+    predicted = (logits.sigmoid() > MASK_THRESHOLD).to(targets.dtype)
+    overlap = (predicted * targets).sum((1, 2))
+    whole = targets.sum((1, 2)) / (shares + AREA_EPS)
+    return overlap / (predicted.sum((1, 2)) + whole - overlap)
+
+
+def _iou_loss(estimated: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error over the masks that overlap their object; zero without any, and still a part of the graph."""
+    counts = targets > 0
+    squared = torch.where(counts, estimated - targets, torch.zeros_like(estimated)) ** 2
+    return squared.sum() / counts.sum().clamp(min=1)
