@@ -1,5 +1,6 @@
-"""COCO annotation files into arrays, with an error that names the entry, and the published choice of objects.
+"""Annotation files of COCO's kind into arrays, with an error that names the entry, and the published choice of objects.
 
+LVIS and Objects365 differ in where an image's name stands, and LVIS knows more of images and classes.
 Behaviour of the choice: mmdet's CocoDataset with filter_empty_gt=False. Sizes are (height, width) in pixels.
 Shape letters: I images of a file, N its objects, M chosen images.
 """
@@ -9,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from codetr_cli.data.layout import image_name
+from codetr_cli.data.masks import Outlines
 from codetr_cli.errors import DatasetError
 
 
@@ -22,7 +25,8 @@ from codetr_cli.errors import DatasetError
 class Objects:
     """Objects grouped by image: those of image i are rows offsets[i] to offsets[i + 1].
 
-    `boxes` (N, 4) float32 xyxy, `labels` and `iscrowd` (N,) int64, `area` (N,) float32, `offsets` (images + 1,) int64.
+    `boxes` (N, 4) float32 xyxy, `labels` and `iscrowd` (N,) int64, `area` (N,) float32, `offsets` (images + 1,) int64,
+    `rows` (N,) int64 of the objects in their `Annotations`.
     """
 
     boxes: np.ndarray
@@ -30,6 +34,7 @@ class Objects:
     iscrowd: np.ndarray
     area: np.ndarray
     offsets: np.ndarray
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Annotations:
         area: (N,) float64.
         iscrowd: (N,) int64.
         ignore: (N,) bool.
+        outlines: of the objects, if they were asked for.
+        frequencies: LVIS only: "r", "c" or "f" (in few, some or many images) for each class.
+        neg_category_ids: LVIS only: for each image, categories that are certainly not in it.
+        not_exhaustive_category_ids: LVIS only: for each image, categories of which not every object is annotated.
     """
 
     class_names: list[str]
@@ -61,6 +70,19 @@ class Annotations:
     area: np.ndarray
     iscrowd: np.ndarray
     ignore: np.ndarray
+    outlines: Outlines | None = None
+    frequencies: list[str] = field(default_factory=list)
+    neg_category_ids: list[list[int]] = field(default_factory=list)
+    not_exhaustive_category_ids: list[list[int]] = field(default_factory=list)
+
+    @property
+    def is_lvis(self) -> bool:
+        """Whether the file says what only LVIS says: which classes an image was searched for."""
+        return bool(self.neg_category_ids)
+
+    def annotated_images(self) -> np.ndarray:
+        """Which images have any annotation at all, crowds and ignored ones included, (I,) bool."""
+        return np.bincount(self.image_rows, minlength=len(self.image_ids)) > 0
 
     def usable_objects(self, rows: np.ndarray, *, with_crowd: bool) -> Objects:
         """Objects of some images that are worth learning or detecting, by the published rules.
@@ -89,20 +111,44 @@ class Annotations:
             iscrowd=self.iscrowd[order],
             area=self.area[order].astype(np.float32),
             offsets=np.concatenate([[0], np.cumsum(counts)]),
+            rows=order,
         )
 
 
-def read_annotations(path: Path) -> Annotations:
-    """Reads a COCO JSON file.
+def check_kind(annotations: Annotations, dataset: Literal["coco", "lvis", "objects365"], path: Path) -> None:
+    """Makes sure that an annotation file is of the data set that the settings name.
+
+    Raises:
+        DatasetError: LVIS annotations with settings for another data set, or the reverse.
+    """
+    if annotations.is_lvis and dataset != "lvis":
+        raise DatasetError(
+            f"{path} is an LVIS annotation file, but the settings are for {dataset} (data.dataset={dataset}). Take an "
+            "LVIS preset and its checkpoint, e.g. co_dino_r50_lvis, or say --set data.dataset=lvis"
+        )
+    if dataset == "lvis" and not annotations.is_lvis:
+        raise DatasetError(
+            f"{path} is not an LVIS annotation file (its images have no neg_category_ids), but the settings are for "
+            "LVIS (data.dataset=lvis). Give lvis_v1_train.json or lvis_v1_val.json, or take a preset that is not for "
+            "LVIS, e.g. co_dino_r50, or say --set data.dataset=coco"
+        )
+
+
+def read_annotations(path: Path, *, with_outlines: bool = False) -> Annotations:
+    """Reads a JSON file of COCO's kind.
 
     `area` may be missing (width times height then), and `iscrowd` and `ignore` (0). Objects of images that the file
     does not list are left out, as pycocotools does.
+
+    Args:
+        path: the file.
+        with_outlines: keep the objects' outlines too, undecoded: about the size of the file in memory.
 
     Raises:
         DatasetError: unreadable, not JSON, not COCO's schema, ids not unique or unknown, boxes with NaN or a negative
             side; names the entry.
     """
-    content = _read_json(path)
+    content, outlines = _read_json(path, with_outlines=with_outlines)
     tables = {name: _table(content, name, path) for name in ("categories", "images", "annotations")}
     categories = sorted(
         zip(
@@ -135,7 +181,7 @@ def read_annotations(path: Path) -> Annotations:
         class_names=[name for _, name in categories],
         category_ids=category_ids.tolist(),
         image_ids=image_ids,
-        file_names=_strings(tables["images"], "file_name", path, "images"),
+        file_names=_file_names(tables["images"], path),
         sizes=sizes,
         image_rows=image_rows[known],
         labels=labels[known],
@@ -143,25 +189,72 @@ def read_annotations(path: Path) -> Annotations:
         area=area[known],
         iscrowd=iscrowd[known],
         ignore=ignore[known] != 0,
+        outlines=_outlines(objects, known, outlines) if outlines is not None else None,
+        **_lvis_columns(tables, [category_id for category_id, _ in categories], path),
     )
 
 
-_SEGMENTATION = re.compile(rb'"segmentation":\s*(?:\[[\[\]\d\s.,eE+-]*\]|\{[^{}]*\})')
+def _lvis_columns(tables: dict[str, list[dict[str, Any]]], category_ids: list[int], path: Path) -> dict[str, Any]:
+    """What only LVIS says of classes and images; nothing for other files."""
+    images = tables["images"]
+    if not images or not all("neg_category_ids" in image for image in images):
+        return {}
+    frequency = {entry["id"]: entry.get("frequency", "f") for entry in tables["categories"]}
+    columns: dict[str, Any] = {"frequencies": [str(frequency[category_id]) for category_id in category_ids]}
+    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        column = [image.get(key, []) for image in images]
+        for index, ids in enumerate(column):
+            if not isinstance(ids, list) or not all(isinstance(category_id, int) for category_id in ids):
+                raise _refusal(path, "images", index, f"{key} = {ids!r:.80} instead of a list of ids")
+        columns[key] = column
+    return columns
 
 
-def _read_json(path: Path) -> Any:
-    """Parses an annotation file without its outlines, which are most of the text: COCO needs 4 s instead of 20."""
+_SEGMENTATION = re.compile(rb'"segmentation":\s*(\[[\[\]\d\s.,eE+-]*\]|\{[^{}]*\})')
+Spans = tuple[bytes, list[tuple[int, int]]]
+"""A text, and from where to where in it each outline lies."""
+
+
+def _outlines(objects: list[dict[str, Any]], known: np.ndarray, found: Spans) -> Outlines:
+    """The outlines of the objects that are kept."""
+    text, spans = found
+    column = [_span_of(entry.get("segmentation"), spans) for entry in objects]
+    empty = [end - start <= 2 for start, end in column]  # [] and {}
+    array = np.array(column, np.int64).reshape(-1, 2)
+    array[empty] = 0
+    return Outlines(text=text, spans=array[known], entries=np.flatnonzero(known))
+
+
+def _span_of(mark: Any, spans: list[tuple[int, int]]) -> tuple[int, int]:
+    """Where the outline lies that `_read_json` replaced by a mark, [number]."""
+    return spans[mark[0]] if isinstance(mark, list) and len(mark) == 1 and isinstance(mark[0], int) else (0, 0)
+
+
+def _read_json(path: Path, *, with_outlines: bool) -> tuple[Any, Spans | None]:
+    """Parses an annotation file without its outlines, which are most of the text: COCO needs 4 s instead of 20.
+
+    Returns:
+        the content, in which an outline is replaced by the list of one number that is its index in the second value.
+    """
+    spans: list[tuple[int, int]] = []
+
+    def mark(match: re.Match[bytes]) -> bytes:
+        spans.append(match.span(1))
+        return b'"segmentation":[%d]' % (len(spans) - 1)
+
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"cannot read annotations {path}: {error.strerror}") from error
     try:
-        return json.loads(_SEGMENTATION.sub(b'"segmentation":0', content))
+        if not with_outlines:
+            return json.loads(_SEGMENTATION.sub(b'"segmentation":0', content)), None
+        return json.loads(_SEGMENTATION.sub(mark, content)), (content, spans)
     except (ValueError, RecursionError):
         pass
     try:
         # The whole text decides, and gives the right position of the error.
-        return json.loads(content)
+        table = json.loads(content)
     except json.JSONDecodeError as error:
         truncated = error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg
         raise DatasetError(
@@ -170,6 +263,23 @@ def _read_json(path: Path) -> Any:
         ) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not a JSON text: copy or download it again") from error
+    return table, _taken_out(table) if with_outlines else None
+
+
+def _taken_out(content: Any) -> Spans:
+    """Replaces the outlines of a parsed file by marks, as `_read_json` does with their text."""
+    pieces: list[bytes] = []
+    spans: list[tuple[int, int]] = []
+    end = 0
+    objects = content.get("annotations") if isinstance(content, dict) else None
+    for entry in objects if isinstance(objects, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("segmentation"), (list, dict)):
+            piece = json.dumps(entry["segmentation"]).encode()
+            entry["segmentation"] = [len(spans)]
+            pieces.append(piece)
+            spans.append((end, end + len(piece)))
+            end += len(piece)
+    return b"".join(pieces), spans
 
 
 def _table(content: Any, name: str, path: Path) -> list[dict[str, Any]]:
@@ -225,6 +335,15 @@ def _strings(table: list[dict[str, Any]], key: str, path: Path, name: str) -> li
         if not isinstance(entry.get(key), str):
             raise _refusal(path, name, index, f"{key} = {entry.get(key)!r:.80} instead of a text")
     return [entry[key] for entry in table]
+
+
+def _file_names(table: list[dict[str, Any]], path: Path) -> list[str]:
+    """Names of the image files, relative to the folder of images."""
+    names = [image_name(entry) for entry in table]
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise _refusal(path, "images", index, f"file_name = {name!r:.80} instead of a text")
+    return names
 
 
 def _boxes(table: list[dict[str, Any]], path: Path) -> np.ndarray:

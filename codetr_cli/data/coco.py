@@ -1,4 +1,4 @@
-"""COCO annotations and images as a dataset, read as they lie and filtered as published.
+"""Annotations and images of COCO, LVIS and Objects365 as a dataset, read as they lie and filtered as published.
 
 A target is a dict with these keys; sizes are (height, width) in pixels, G is the number of objects:
     boxes (G, 4) float32     xyxy in pixels of the resized image
@@ -9,12 +9,15 @@ A target is a dict with these keys; sizes are (height, width) in pixels, G is th
     norm_size                by which boxes are normalised; equals `size` here
     pad_size                 the image's own padded size; a batch may be larger
     scale_factor (w, h)      exact new / old side of the last resize
+    masks (G, h, w) uint8    bitmaps of 0 and 1 of `pad_size`, only where the network learns masks
+On a canvas (large-scale jittering and its test images) the padding belongs to the image: `size`, `norm_size` and
+`pad_size` are the canvas.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,21 +26,28 @@ from torch.utils.data import Dataset
 
 from codetr_cli.config import DataConfig, Settings
 from codetr_cli.data.annotations import Annotations as Annotations
+from codetr_cli.data.annotations import check_kind
 from codetr_cli.data.annotations import read_annotations as read_annotations
 from codetr_cli.data.batch import Target
+from codetr_cli.data.copy_paste import CopyPaste
 from codetr_cli.data.images import read_image
-from codetr_cli.data.transforms import AnyTransform, Sample, build_transforms
+from codetr_cli.data.layout import LAYOUTS, default_root
+from codetr_cli.data.layout import Split as SplitPlace
+from codetr_cli.data.oversampling import repeated_images
+from codetr_cli.data.transforms import AnyTransform, DroppedSampleError, Sample, build_transforms
 from codetr_cli.errors import DatasetError
 
 Split = Literal["train", "val"]
-DEFAULT_ROOT = Path("data/coco")
+TRIES = 100
+"""Images that are tried in place of one that lost all its objects."""
 
 
 class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
     """Images of one annotation file with their objects.
 
-    An item is addressed by its index or by (epoch, index). Its random choices depend on seed, epoch and index only, so
-    the order of reading and the number of processes change nothing.
+    An item is addressed by its index or by (epoch, index). Its random choices, those of a second image that is pasted
+    included, depend on seed, epoch and index only, so the order of reading and the number of processes change nothing.
+    With oversampling an image has several indices, each with random choices of its own.
 
     Args:
         images_dir: folder that the file names of the annotations are relative to.
@@ -49,15 +59,23 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         max_pixels: files with more are refused from their header.
         pad_divisor: images count as padded to multiples of this.
         max_images: keep only the first images.
+        dataset: "coco", "lvis" or "objects365", of which the annotations have to be; absent: any.
+        masks: read the objects' masks and take them through the transform.
+        mask_targets: hand them over in the targets.
+        copy_paste: pastes objects of a second image, which goes through the transform as well.
+        filter_empty: leave out images without any annotation (training only).
+        oversample_threshold: repeat images of classes that fewer images have, see `repeated_images` (training only).
 
     Attributes:
         class_names: names in the order of the labels.
         category_ids: original id of each label, ascending.
-        image_ids: id of each image, in the order of the file.
+        image_ids: id of the image of each index, in the order of the file.
+        file_names: of each index.
         aspect_flags: int64, 1 for images wider than high, else 0, judged by the annotation file.
 
     Raises:
-        DatasetError: unusable annotations, or no object at all to train on.
+        DatasetError: unusable annotations, those of another data set, no object at all to train on, or objects without
+            masks where masks are needed.
     """
 
     def __init__(
@@ -72,6 +90,12 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         max_pixels: int = 100_000_000,
         pad_divisor: int = 1,
         max_images: int | None = None,
+        dataset: Literal["coco", "lvis", "objects365"] | None = None,
+        masks: bool = False,
+        mask_targets: bool = False,
+        copy_paste: CopyPaste | None = None,
+        filter_empty: bool = False,
+        oversample_threshold: float | None = None,
     ) -> None:
         self.images_dir = images_dir
         self.annotations_path = annotations_path
@@ -79,24 +103,56 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         self.seed = seed
         self.max_pixels = max_pixels
         self.pad_divisor = pad_divisor
-        annotations = read_annotations(annotations_path)
+        self.mask_targets = mask_targets
+        self.copy_paste = copy_paste
+        annotations = read_annotations(annotations_path, with_outlines=masks)
+        if dataset is not None:
+            check_kind(annotations, dataset, annotations_path)
         self.class_names = annotations.class_names
         self.category_ids = annotations.category_ids
 
         rows = np.arange(len(annotations.image_ids))
         if training:
             rows = rows[annotations.sizes.min(axis=1, initial=min_side) >= min_side]
+            if filter_empty:
+                rows = rows[annotations.annotated_images()[rows]]
         rows = rows[:max_images]
-        self.image_ids = annotations.image_ids[rows].tolist()
-        self.file_names = [annotations.file_names[row] for row in rows]
-        heights, widths = annotations.sizes[rows].T
+        self._positions = np.arange(len(rows))
+        if training and oversample_threshold is not None:
+            self._positions = repeated_images(
+                annotations.image_rows, annotations.labels, rows, oversample_threshold, count_empty=not filter_empty
+            )
+        items = rows[self._positions]
+        self.image_ids = annotations.image_ids[items].tolist()
+        self.file_names = [annotations.file_names[row] for row in items]
+        heights, widths = annotations.sizes[items].T
         self.aspect_flags = (widths / heights > 1).astype(np.int64)
+        self._outlines = annotations.outlines
         self._objects = annotations.usable_objects(rows, with_crowd=not training)
         if training and not len(self._objects.labels):
             raise DatasetError(
                 f"{annotations_path} has no object to train on ({len(annotations.labels)} annotations, "
                 f"{len(rows)} usable images): check it with `codetr prepare {annotations_path.parent.parent}`"
             )
+        if self._outlines is not None:
+            self._check_outlines(~self._outlines.present[self._objects.rows])
+
+    def _check_outlines(self, absent: np.ndarray) -> None:
+        """Refuses objects (N,) without masks.
+
+        Raises:
+            DatasetError: the first of them by name.
+        """
+        if self._outlines is None or not absent.any():
+            return
+        count = "none" if absent.all() else f"{len(absent) - int(absent.sum())}"
+        first = self._outlines.entries[self._objects.rows[np.argmax(absent)]]
+        raise DatasetError(
+            f"{self.annotations_path} lacks masks: {count} of its {len(absent)} usable objects have a segmentation "
+            f"(annotations[{first}] has none), but the settings need the masks of all. Take a preset without masks, "
+            'paste whole boxes with --set data.copy_paste="boxes" or nothing with --set data.copy_paste=none, or add '
+            "the masks"
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -114,23 +170,61 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             DatasetError: the file is missing or cannot be decoded.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        sample = self.load_sample(index)
-        orig_size = sample.size
-        sample = self.transform(sample, np.random.default_rng([self.seed, epoch, index]))
+        rng = np.random.default_rng([self.seed, epoch, index])
+        index, orig_size, sample = self._transformed(index, rng)
+        if self.copy_paste is not None:
+            _, _, source = self._transformed(int(rng.integers(len(self))), rng)
+            sample = self.copy_paste(sample, source, rng)
+        if not self.mask_targets:
+            sample = replace(sample, masks=None)
         target = sample.to_target(image_id=self.image_ids[index], orig_size=orig_size, pad_divisor=self.pad_divisor)
         return np.ascontiguousarray(sample.image), target
 
+    def _transformed(self, index: int, rng: np.random.Generator) -> tuple[int, tuple[int, int], Sample]:
+        """An image after the transform, or another of its orientation if nothing is left of its objects.
+
+        Returns:
+            index of the image, its (height, width) as decoded, and the sample.
+        """
+        for _ in range(TRIES):
+            sample = self.load_sample(index)
+            try:
+                return index, sample.size, self.transform(sample, rng)
+            except DroppedSampleError:
+                # Parity: any image of the same orientation, the same one included.
+                index = int(rng.choice(np.flatnonzero(self.aspect_flags == self.aspect_flags[index])))
+        raise DatasetError(
+            f"{TRIES} images of {self.annotations_path} in a row lost all their objects in augmentation, at last "
+            f"{self.image_path(index)}. Check that the masks lie where the boxes are, or crop less with "
+            "--set data.lsj_ratio=[0.1,1.0]"
+        )
+
     def load_sample(self, index: int) -> Sample:
-        """The decoded image and its objects, before any transform."""
-        image = read_image(self.image_path(index), max_pixels=self.max_pixels)
-        objects = self._objects
-        rows = slice(objects.offsets[index], objects.offsets[index + 1])
+        """The decoded image and its objects, before any transform.
+
+        Raises:
+            DatasetError: the file is missing or cannot be decoded, or a mask is broken or of another size.
+        """
+        path = self.image_path(index)
+        image = read_image(path, max_pixels=self.max_pixels)
+        objects, position = self._objects, self._positions[index]
+        rows = slice(objects.offsets[position], objects.offsets[position + 1])
+        masks = None
+        if self._outlines is not None:
+            try:
+                masks = self._outlines.masks(objects.rows[rows].tolist(), image.shape[:2])
+            except DatasetError as error:
+                raise DatasetError(
+                    f"{self.annotations_path}: {error} (image {path.name}). Correct or remove it; "
+                    f"`codetr prepare {self.annotations_path.parent.parent}` lists every such entry"
+                ) from error
         return Sample(
             image=image,
             boxes=objects.boxes[rows],
             labels=objects.labels[rows],
             iscrowd=objects.iscrowd[rows],
             area=objects.area[rows],
+            masks=masks,
         )
 
     def image_path(self, index: int) -> Path:
@@ -161,7 +255,18 @@ def build_dataset(settings: Settings, *, split: Split, training: bool, data: str
         max_pixels=settings.data.max_pixels,
         pad_divisor=settings.data.pad_divisor,
         max_images=settings.data.max_images if split == "train" else None,
+        dataset=settings.data.dataset,
+        masks=training and settings.needs_masks,
+        mask_targets=training and settings.learns_masks,
+        copy_paste=build_copy_paste(settings.data) if training else None,
+        filter_empty=settings.data.filter_empty,
+        oversample_threshold=settings.data.oversample_threshold,
     )
+
+
+def build_copy_paste(config: DataConfig) -> CopyPaste | None:
+    """What pastes a second image's objects into training images, if the settings ask for it."""
+    return None if config.copy_paste == "none" else CopyPaste(cut=config.copy_paste, max_pasted=config.max_pasted)
 
 
 # ----------------------------------------------------------------------------------------------------- where data lies
@@ -176,29 +281,44 @@ class DataPaths:
 
 
 def find_data(config: DataConfig, data: str | None, split: Split) -> DataPaths:
-    """Finds one split of a COCO-layout folder.
+    """Finds one split of a data set in its published layout, see `codetr_cli.data.layout`.
 
-    The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco; paths of `config` for
-    the split's images or annotations override what lies in it.
+    The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
+    data/objects365); paths of `config` for the split's images or annotations override what lies in it.
 
     Raises:
-        DatasetError: the folder of images or the annotation file is not there.
+        DatasetError: the folder of images or the annotation file is not there; or those of another data set are.
     """
-    root = Path(data or config.root or os.environ.get("CODETR_DATA") or DEFAULT_ROOT)
+    named = data or config.root or os.environ.get("CODETR_DATA")
+    root = Path(named) if named else default_root(config.dataset)
     images, annotations = (
         (config.train_images, config.train_annotations)
         if split == "train"
         else (config.val_images, config.val_annotations)
     )
+    place = SplitPlace(split, root, config.dataset)
     paths = DataPaths(
-        images_dir=Path(images or root / f"{split}2017"),
-        annotations_path=Path(annotations or root / "annotations" / f"instances_{split}2017.json"),
+        images_dir=Path(images or place.images_dir), annotations_path=Path(annotations or place.annotations_path)
     )
     missing = [f"the folder {paths.images_dir}"] if not paths.images_dir.is_dir() else []
     missing += [f"the file {paths.annotations_path}"] if not paths.annotations_path.is_file() else []
     if missing:
         raise DatasetError(
-            f"no {split} data: {' and '.join(missing)} not found. Name a COCO-layout folder with --data or CODETR_DATA,"
-            " or link it as data/coco once and for all with `codetr prepare FOLDER`"
+            f"no {split} data: {' and '.join(missing)} not found. {_other_kind(root, config.dataset)}Name a folder in "
+            f"{LAYOUTS[config.dataset].title}'s layout with --data or CODETR_DATA, or link it as "
+            f"{LAYOUTS[config.dataset].roots[0]} once and for all with `codetr prepare FOLDER`"
         )
     return paths
+
+
+def _other_kind(root: Path, dataset: str) -> str:
+    """What else the folder holds, a sentence, if it is another known data set."""
+    for kind, layout in LAYOUTS.items():
+        if kind != dataset and any(
+            SplitPlace(name, root, kind).annotations_path.is_file() for name in ("train", "val")
+        ):
+            return (
+                f"{root} holds {layout.title} annotations, but the settings are for {LAYOUTS[dataset].title}: take a "
+                f"preset for {layout.title}, or say --set data.dataset={kind}. "
+            )
+    return ""

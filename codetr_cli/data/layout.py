@@ -1,6 +1,8 @@
-"""Folders of data sets: the published COCO layout, what to say about any other, the list files, the link `data/coco`.
+"""Folders of data sets: the published layouts, what to say about any other, the list files, the link `data/coco`.
 
-<root>/annotations/instances_{train,val}2017.json    <root>/{train,val}2017/    <root>/{train,val}2017.txt
+COCO        annotations/instances_{train,val}2017.json    {train,val}2017/    {train,val}2017.txt
+LVIS        annotations/lvis_v1_{train,val}.json          train2017/ and val2017/: either split has images of both
+Objects365  annotations/zhiyuan_objv2_{train,val}.json    {train,val}/patch*/; v1: objects365_{train,val}.json
 """
 
 from __future__ import annotations
@@ -8,16 +10,70 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from codetr_cli.errors import DatasetError
 
 EXPECTED = "annotations/instances_{train,val}2017.json beside the image folders train2017/ and val2017/"
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"))
+
+
+_PATCH = re.compile(r"(?:images/)?v\d+/(patch\d+/[^/]+)")
+
+
+def image_name(record: Mapping[str, Any]) -> Any:
+    """The file of an image record, relative to the folder of images; whatever stands there if it is no name.
+
+    LVIS has only the address of the image in COCO, of which folder and file count. Objects365 writes
+    "images/v1/patch8/name.jpg" for a file that its archives unpack to "patch8/name.jpg".
+    """
+    name, address = record.get("file_name"), record.get("coco_url")
+    if name is None and isinstance(address, str):
+        return "/".join(address.split("/")[-2:])
+    patch = _PATCH.fullmatch(name) if isinstance(name, str) else None
+    return patch.group(1) if patch else name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set's files lie, relative to its folder.
+
+    Args:
+        title: how the data set is called.
+        annotations: file names, with {split} for train or val; the first that exists counts.
+        images: folder that the names of images are relative to.
+        roots: folders that are looked into when none is named; the first that exists.
+    """
+
+    title: str
+    annotations: tuple[str, ...]
+    images: str
+    roots: tuple[str, ...]
+
+
+LAYOUTS = {
+    "coco": Layout("COCO", ("annotations/instances_{split}2017.json",), "{split}2017", ("data/coco",)),
+    "lvis": Layout(
+        "LVIS", ("annotations/lvis_v1_{split}.json", "lvis_v1_{split}.json"), ".", ("data/lvis_v1", "data/coco")
+    ),
+    "objects365": Layout(
+        "Objects365",
+        ("annotations/zhiyuan_objv2_{split}.json", "zhiyuan_objv2_{split}.json", "annotations/objects365_{split}.json"),
+        "{split}",
+        ("data/objects365",),
+    ),
+}
+
+
+def default_root(dataset: str) -> Path:
+    """The folder of a data set when none is named."""
+    roots = [Path(root) for root in LAYOUTS[dataset].roots]
+    return next((root for root in roots if root.is_dir()), roots[0])
 
 
 @dataclass(frozen=True)
@@ -27,20 +83,23 @@ class Split:
     Args:
         name: "train" or "val".
         root: the data set's folder.
+        dataset: a key of `LAYOUTS`.
     """
 
     name: str
     root: Path
+    dataset: str = "coco"
 
     @property
     def images_dir(self) -> Path:
         """The folder of the split's images."""
-        return self.root / f"{self.name}2017"
+        return self.root / LAYOUTS[self.dataset].images.format(split=self.name)
 
     @property
     def annotations_path(self) -> Path:
         """The split's annotation file."""
-        return self.root / "annotations" / f"instances_{self.name}2017.json"
+        paths = [self.root / pattern.format(split=self.name) for pattern in LAYOUTS[self.dataset].annotations]
+        return next((path for path in paths if path.is_file()), paths[0])
 
     @property
     def list_path(self) -> Path:

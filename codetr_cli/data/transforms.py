@@ -1,8 +1,9 @@
-"""Resizing and augmentation of an image with its boxes, equal to the published pipelines to the last bit.
+"""Resizing and augmentation of an image with its boxes and masks, equal to the published pipelines to the last bit.
 
 Every random transform has two halves: `draw` makes its choices from a generator and `apply` carries them out without
 chance, so that recorded choices reproduce recorded pixels. Behaviour: Sense-X/Co-DETR, projects/configs/_base_/datasets
-with mmdet's RandomFlip, AutoAugment, Resize and RandomCrop. Images are RGB here; no operation mixes channels.
+with mmdet's RandomFlip, AutoAugment, Resize, RandomCrop, FilterAnnotations and Pad. Images are RGB here; no operation
+mixes channels.
 Shape letters: h w one image's height and width, G its boxes. Sizes are (height, width) in pixels.
 """
 
@@ -19,8 +20,12 @@ import torch
 
 from codetr_cli.config import DataConfig, TestConfig
 from codetr_cli.data.batch import Target
+from codetr_cli.data.masks import Masks
 
 Size = tuple[int, int]
+GREY = 114
+"""What a canvas is padded with, in every channel."""
+
 Choices = TypeVar("Choices")
 
 
@@ -35,6 +40,7 @@ class Sample:
         iscrowd: (G,) int64, 1 for a region of many objects.
         area: (G,) float32 as annotated, in square pixels of the original image; no transform changes it.
         scale_factor: (w, h) of the last resize, new / old side.
+        masks: bitmaps of the objects; absent when nobody asked for them.
     """
 
     image: np.ndarray
@@ -43,6 +49,7 @@ class Sample:
     iscrowd: np.ndarray
     area: np.ndarray
     scale_factor: tuple[float, float] = (1.0, 1.0)
+    masks: Masks | None = None
 
     @classmethod
     def from_image(cls, image: np.ndarray) -> Sample:
@@ -68,6 +75,7 @@ class Sample:
             labels=self.labels[keep],
             iscrowd=self.iscrowd[keep],
             area=self.area[keep],
+            masks=None if self.masks is None else self.masks.select(keep),
         )
 
     def to_target(self, *, image_id: int, orig_size: Size, pad_divisor: int) -> Target:
@@ -79,6 +87,8 @@ class Sample:
             pad_divisor: the image counts as padded to multiples of this.
         """
         height, width = self.size
+        pad_size = (-(-height // pad_divisor) * pad_divisor, -(-width // pad_divisor) * pad_divisor)
+        masks = {} if self.masks is None else {"masks": torch.from_numpy(self.masks.array(pad_size))}
         return {
             "boxes": torch.from_numpy(self.boxes),
             "labels": torch.from_numpy(self.labels),
@@ -88,8 +98,9 @@ class Sample:
             "orig_size": orig_size,
             "size": (height, width),
             "norm_size": (height, width),
-            "pad_size": (-(-height // pad_divisor) * pad_divisor, -(-width // pad_divisor) * pad_divisor),
+            "pad_size": pad_size,
             "scale_factor": self.scale_factor,
+            **masks,
         }
 
 
@@ -130,14 +141,15 @@ class Flip(Transform[FlipChoices]):
         return FlipChoices(flip=bool(rng.random() < self.probability))
 
     def apply(self, sample: Sample, choices: FlipChoices) -> Sample:
-        """Mirrors image and boxes, or returns the sample as it is."""
+        """Mirrors image, boxes and masks, or returns the sample as it is."""
         if not choices.flip:
             return sample
         width = sample.size[1]
         boxes = sample.boxes.copy()
         boxes[:, 0] = width - sample.boxes[:, 2]
         boxes[:, 2] = width - sample.boxes[:, 0]
-        return replace(sample, image=cv2.flip(sample.image, 1), boxes=boxes)
+        masks = None if sample.masks is None else sample.masks.flipped()
+        return replace(sample, image=cv2.flip(sample.image, 1), boxes=boxes, masks=masks)
 
 
 @dataclass(frozen=True)
@@ -164,26 +176,65 @@ class ResizeShortLong(Transform[ResizeChoices]):
         return ResizeChoices(index=int(rng.integers(len(self.short_sides))))
 
     def apply(self, sample: Sample, choices: ResizeChoices) -> Sample:
-        """Resizes like OpenCV's bilinear on uint8 (no antialiasing) and scales and clips the boxes."""
-        old_height, old_width = sample.size
-        height, width = self.new_size(sample.size, choices)
-        scale_factor = (width / old_width, height / old_height)
-        # Parity: the factor is rounded to float32 before it meets the boxes.
-        boxes = sample.boxes * np.array(scale_factor * 2, np.float32)
-        return replace(
-            sample,
-            image=cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR),
-            boxes=_clip(boxes, (height, width)),
-            scale_factor=scale_factor,
-        )
+        """Resizes image, boxes and masks."""
+        return _resized(sample, self.new_size(sample.size, choices))
 
     def new_size(self, size: Size, choices: ResizeChoices) -> Size:
         """The size that an image of `size` gets."""
-        limits = (self.short_sides[choices.index], self.long_side)
-        # Parity: the two limits are unordered, as in mmcv's rescale_size.
-        factor = min(max(limits) / max(size), min(limits) / min(size))
-        height, width = (max(1, int(side * factor + 0.5)) for side in size)
-        return height, width
+        return _kept_ratio(size, (self.short_sides[choices.index], self.long_side))
+
+
+class ResizeToCanvas(Transform[None]):
+    """Resizes, keeping the ratio, until the long side is that of a square canvas, and pads to it with grey.
+
+    Args:
+        canvas: side of the square.
+    """
+
+    def __init__(self, *, canvas: int) -> None:
+        self.canvas = canvas
+
+    def draw(self, rng: np.random.Generator, size: Size) -> None:
+        """Draws nothing."""
+
+    def apply(self, sample: Sample, choices: None) -> Sample:
+        """Resizes and pads image, boxes and masks."""
+        return _padded(_resized(sample, _kept_ratio(sample.size, (self.canvas, self.canvas))), self.canvas)
+
+
+def _kept_ratio(size: Size, limits: tuple[int, int]) -> Size:
+    """The largest size of this shape within the limits.
+
+    Parity: the two limits are unordered, as in mmcv's rescale_size.
+    """
+    factor = min(max(limits) / max(size), min(limits) / min(size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
+    return height, width
+
+
+def _resized(sample: Sample, size: Size) -> Sample:
+    """Resizes like OpenCV's bilinear on uint8 (no antialiasing), masks like its nearest; scales and clips the boxes."""
+    old_height, old_width = sample.size
+    height, width = size
+    scale_factor = (width / old_width, height / old_height)
+    # Parity: the factor is rounded to float32 before it meets the boxes.
+    boxes = sample.boxes * np.array(scale_factor * 2, np.float32)
+    return replace(
+        sample,
+        image=cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR),
+        boxes=_clip(boxes, size),
+        scale_factor=scale_factor,
+        masks=None if sample.masks is None else sample.masks.resized(size),
+    )
+
+
+def _padded(sample: Sample, canvas: int) -> Sample:
+    """The image at the top left of a square, grey elsewhere."""
+    height, width = sample.size
+    # Parity: padded before normalisation, so that the network sees this grey and no padding mask hides it.
+    image = np.full((canvas, canvas, 3), GREY, np.uint8)
+    image[:height, :width] = sample.image
+    return replace(sample, image=image, masks=None if sample.masks is None else sample.masks.padded((canvas, canvas)))
 
 
 @dataclass(frozen=True)
@@ -216,10 +267,15 @@ class RandomCrop(Transform[CropChoices]):
         return CropChoices(top=top, left=left, height=height, width=width)
 
     def apply(self, sample: Sample, choices: CropChoices) -> Sample:
-        """Crops the image, clips the boxes and drops those that are left without area; none may remain."""
+        """Crops image and masks, clips the boxes and drops those that are left without area; none may remain."""
         top, left, height, width = choices.top, choices.left, choices.height, choices.width
         boxes = _clip(sample.boxes - np.array([left, top, left, top], np.float32), (height, width))
-        cropped = replace(sample, image=sample.image[top : top + height, left : left + width], boxes=boxes)
+        cropped = replace(
+            sample,
+            image=sample.image[top : top + height, left : left + width],
+            boxes=boxes,
+            masks=None if sample.masks is None else sample.masks.cropped(top, left, height, width),
+        )
         return cropped.select((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
 
 
@@ -284,7 +340,88 @@ class DetrAugmentation(Transform[DetrChoices]):
         yield self.resize.apply(sample, choices.resize)
 
 
-AnyTransform = DetrAugmentation | ResizeShortLong
+@dataclass(frozen=True)
+class LsjChoices:
+    """One path through `LsjAugmentation`."""
+
+    ratio: float
+    crop: CropChoices
+    flip: FlipChoices
+
+
+class DroppedSampleError(Exception):
+    """No pixel of any object is left in a sample that had some: another image takes its place."""
+
+
+class LsjAugmentation(Transform[LsjChoices]):
+    """Large-scale jittering (arXiv 2012.07177): resize by a wide range, crop, flip, and pad to a square canvas.
+
+    With masks, boxes become the tight boxes of what the crop left of them; without, they are clipped.
+
+    Args:
+        canvas: side of the square.
+        ratio: the image's long side becomes the canvas times a factor from this range.
+        flip_probability: of mirroring.
+    """
+
+    SMALLEST = 0.01
+    """Boxes must be wider and higher than this, in pixels."""
+
+    def __init__(self, *, canvas: int, ratio: tuple[float, float], flip_probability: float) -> None:
+        self.canvas = canvas
+        self.ratio = ratio
+        self.crop = RandomCrop(low=canvas, high=canvas)
+        self.flip = Flip(probability=flip_probability)
+
+    def draw(self, rng: np.random.Generator, size: Size) -> LsjChoices:
+        """Draws the factor, the crop and the flip, in this order."""
+        low, high = self.ratio
+        ratio = float(rng.random()) * (high - low) + low
+        crop = self.crop.draw(rng, self.new_size(size, ratio))
+        return LsjChoices(ratio=ratio, crop=crop, flip=self.flip.draw(rng, size))
+
+    def apply(self, sample: Sample, choices: LsjChoices) -> Sample:
+        """The sample after all steps.
+
+        Raises:
+            DroppedSampleError: boxes were left by the crop, but nothing of their objects.
+        """
+        *_, last = self.stages(sample, choices)
+        return last
+
+    def stages(self, sample: Sample, choices: LsjChoices) -> Iterator[Sample]:
+        """The sample after each step: resize, crop, filter, flip, pad.
+
+        Raises:
+            DroppedSampleError: as `apply`.
+        """
+        sample = _resized(sample, self.new_size(sample.size, choices.ratio))
+        yield sample
+        sample = self.crop.apply(sample, choices.crop)
+        if sample.masks is not None:
+            sample = replace(sample, boxes=sample.masks.tight_boxes())
+        yield sample
+        sample = self._filtered(sample)
+        yield sample
+        sample = self.flip.apply(sample, choices.flip)
+        yield sample
+        yield _padded(sample, self.canvas)
+
+    def new_size(self, size: Size, ratio: float) -> Size:
+        """The size that an image of `size` gets before the crop."""
+        side = max(1, int(self.canvas * ratio))
+        return _kept_ratio(size, (side, side))
+
+    def _filtered(self, sample: Sample) -> Sample:
+        widths, heights = sample.boxes[:, 2] - sample.boxes[:, 0], sample.boxes[:, 3] - sample.boxes[:, 1]
+        keep = (widths > self.SMALLEST) & (heights > self.SMALLEST)
+        # Parity: a sample that had no box before this step is kept as an image without objects.
+        if len(keep) and not keep.any():
+            raise DroppedSampleError
+        return sample.select(keep)
+
+
+AnyTransform = DetrAugmentation | LsjAugmentation | ResizeShortLong | ResizeToCanvas
 
 
 def build_transforms(data: DataConfig, test: TestConfig, *, train: bool) -> AnyTransform:
@@ -292,6 +429,8 @@ def build_transforms(data: DataConfig, test: TestConfig, *, train: bool) -> AnyT
 
     Without augmentation, training images are resized as test images are.
     """
+    if train and data.augmentation == "lsj" and data.canvas is not None:
+        return LsjAugmentation(canvas=data.canvas, ratio=data.lsj_ratio, flip_probability=data.flip_probability)
     if train and data.augmentation == "detr":
         return DetrAugmentation(
             flip_probability=data.flip_probability,
@@ -301,4 +440,6 @@ def build_transforms(data: DataConfig, test: TestConfig, *, train: bool) -> AnyT
             crop_long_side=data.crop_long_side,
             crop_size=data.crop_size,
         )
+    if test.canvas is not None:
+        return ResizeToCanvas(canvas=test.canvas)
     return ResizeShortLong(short_sides=(test.short_side,), long_side=test.long_side)

@@ -15,7 +15,7 @@ from tests.golden.case import Report
 @pytest.mark.parametrize(
     ("name", "run", "least"),
     [
-        ("augment", data_cases.run_augment, 14 * 20),
+        ("augment", data_cases.run_augment, 29 * 45),
         ("preprocess", data_cases.run_preprocess, 10 * 10),
         ("sampler", data_cases.run_sampler, 14 * 2),
     ],

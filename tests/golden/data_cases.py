@@ -1,13 +1,13 @@
 """Recorded cases of the data room: training augmentation, test preprocessing, the aspect-grouped sampler.
 
 Each runner needs the case's folder; the images are found in CODETR_SHARED, else in `shared` beside the checkout.
-Augmentation covers the pipelines with the DETR policies; runs of other pipelines and masks are left out.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +15,17 @@ import numpy as np
 
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.coco import CocoDataset
+from codetr_cli.data.copy_paste import CopyPaste, CopyPasteChoices
 from codetr_cli.data.images import read_image
 from codetr_cli.data.loader import AspectGroupedSampler
 from codetr_cli.data.transforms import (
     CropChoices,
     DetrAugmentation,
     DetrChoices,
+    DroppedSampleError,
     FlipChoices,
+    LsjAugmentation,
+    LsjChoices,
     ResizeChoices,
     ResizeShortLong,
     Sample,
@@ -49,22 +53,86 @@ def shared_dir() -> Path:
 
 
 def run_augment(case_dir: Path, report: Report) -> None:
-    """Feeds the recorded choices to our transforms and compares image, boxes and labels after every step."""
+    """Feeds the recorded choices to our transforms and compares image, boxes, labels and masks after every step."""
     case = Case.load(case_dir)
     dataset = _dataset_of(case.facts["dataset"])
     for run in case.facts["runs"]:
-        pipeline = case.facts["pipelines"].get(run["pipeline"], {}).get("pipeline", [])
-        steps = {step["type"]: step for step in pipeline}
-        if "AutoAugment" not in steps or run.get("dropped"):
-            continue
+        name = next(word for word in case.facts["pipelines"] if word == run["pipeline"].split(" ")[0])
+        pipeline = case.facts["pipelines"][name]
+        steps = {step["type"]: step for steps in pipeline.values() if isinstance(steps, list) for step in steps}
         augmentation = _augmentation_of(steps)
-        loaded = dataset.load_sample(dataset.file_names.index(run["file"]))
-        choices = _choices_of([draw["value"] for draw in run["draws"]])
-        samples = [loaded, loaded, *augmentation.stages(loaded, choices)]
         key = run["run"].replace(".", "/")
-        for i, (sample, stage) in enumerate(zip(samples, run["stages"], strict=False)):
-            _compare_stage(f"{key}/stages/{i}/{stage['after']}", sample, stage, report)
-        _compare_final(key, samples[-1], steps["Pad"]["size_divisor"], run["final"], case, report)
+        if isinstance(augmentation, LsjAugmentation):
+            samples = _run_lsj(key, run, dataset, augmentation, steps, report)
+        else:
+            values = [draw["value"] for draw in run["draws"]]
+            samples = [*augmentation.stages(_loaded(dataset, run["file"], steps), _choices_of(values))]
+            _compare_stages(f"{key}/stages", run["stages"], dataset, run["file"], steps, samples, report)
+        if "final" in run:
+            _compare_final(key, samples, steps, run["final"], case, report)
+
+
+def _run_lsj(
+    key: str,
+    run: dict[str, Any],
+    dataset: CocoDataset,
+    augmentation: LsjAugmentation,
+    steps: dict[str, Any],
+    report: Report,
+) -> list[Sample]:
+    """Both images of a run through large-scale jittering, and the second one's objects over the first."""
+    values = [draw["value"] for draw in run["draws"]]
+    split = run.get("draw_split", {"destination": [0, len(values)]})
+    samples: dict[str, list[Sample]] = {}
+    for name, start, file, stages in (
+        ("destination", "draws", run["file"], run["stages"]),
+        ("source", "source_draws", run.get("source_file"), run.get("source_stages")),
+    ):
+        if name not in split:
+            continue
+        first, last = split[name]
+        samples[name] = []
+        try:
+            for sample in augmentation.stages(
+                _loaded(dataset, file, steps), _lsj_choices_of(values[first:last], augmentation)
+            ):
+                samples[name].append(sample)
+            dropped = False
+        except DroppedSampleError:
+            dropped = True
+        report(f"{key}/{start}/dropped", dropped, name == "destination" and bool(run.get("dropped")), 0.0, exact=True)
+        if name == "source":
+            _compare_stages(f"{key}/source_stages", stages, dataset, file, steps, samples[name], report)
+    if "copypaste" in split:
+        first, last = split["copypaste"]
+        selected = values[first:last][1] if last - first > 1 else []
+        paste = CopyPaste(cut="masks", max_pasted=steps["CopyPaste"]["max_num_pasted"])
+        choices = CopyPasteChoices(selected=tuple(selected))
+        samples["destination"].append(paste.apply(samples["destination"][-1], samples["source"][-1], choices))
+    _compare_stages(f"{key}/stages", run["stages"], dataset, run["file"], steps, samples["destination"], report)
+    return samples["destination"]
+
+
+def _loaded(dataset: CocoDataset, file: str, steps: dict[str, Any]) -> Sample:
+    sample = dataset.load_sample(dataset.file_names.index(file))
+    return sample if steps["LoadAnnotations"].get("with_mask") else replace(sample, masks=None)
+
+
+def _compare_stages(
+    key: str,
+    stages: list[dict[str, Any]],
+    dataset: CocoDataset,
+    file: str,
+    steps: dict[str, Any],
+    samples: list[Sample],
+    report: Report,
+) -> None:
+    """Compares what was loaded and what each step made of it; as many steps as were recorded."""
+    loaded = _loaded(dataset, file, steps)
+    ours = [loaded, loaded, *samples]
+    # Normalisation, and the padding that follows it in some pipelines, are compared at the end.
+    for i, (sample, stage) in enumerate(zip(ours, stages, strict=False)):
+        _compare_stage(f"{key}/{i}/{stage['after']}", sample, stage, report)
 
 
 def _dataset_of(text: str) -> CocoDataset:
@@ -84,10 +152,14 @@ def _dataset_of(text: str) -> CocoDataset:
         annotations_path=annotations_path,
         transform=ResizeShortLong(short_sides=(800,), long_side=1333),
         training=True,
+        masks=True,
     )
 
 
-def _augmentation_of(steps: dict[str, Any]) -> DetrAugmentation:
+def _augmentation_of(steps: dict[str, Any]) -> DetrAugmentation | LsjAugmentation:
+    if "AutoAugment" not in steps:
+        (canvas, _), ratio = steps["Resize"]["img_scale"], steps["Resize"]["ratio_range"]
+        return LsjAugmentation(canvas=canvas, ratio=tuple(ratio), flip_probability=steps["RandomFlip"]["flip_ratio"])
     (resize,), (first_resize, crop, last_resize) = steps["AutoAugment"]["policies"]
     if last_resize["img_scale"] != resize["img_scale"]:
         raise ValueError("the two policies end with different sizes")
@@ -115,6 +187,16 @@ def _choices_of(values: list[Any]) -> DetrChoices:
     return DetrChoices(flip=FlipChoices(flip == "horizontal"), crop=crop, resize=ResizeChoices(scale))
 
 
+def _lsj_choices_of(values: list[Any], augmentation: LsjAugmentation) -> LsjChoices:
+    """Recorded draws: share of the range of factors, crop height, width, y, x and, unless dropped before, flip."""
+    share, height, width, top, left, *flip = values
+    low, high = augmentation.ratio
+    crop = CropChoices(top=top, left=left, height=height, width=width)
+    return LsjChoices(
+        ratio=share * (high - low) + low, crop=crop, flip=FlipChoices(bool(flip) and flip[0] == "horizontal")
+    )
+
+
 def _compare_stage(key: str, sample: Sample, stage: dict[str, Any], report: Report) -> None:
     report(f"{key}/shape", sample.image.shape, stage["img_shape"], 0.0, exact=True)
     sums = sample.image.sum(axis=(0, 1), dtype=np.int64)[::-1]
@@ -122,14 +204,25 @@ def _compare_stage(key: str, sample: Sample, stage: dict[str, Any], report: Repo
     if "boxes" in stage:
         report(f"{key}/boxes", sample.boxes, np.float32(stage["boxes"]).reshape(-1, 4), 0.0, exact=True)
         report(f"{key}/labels", sample.labels, np.array(stage["labels"], np.int64), 0.0, exact=True)
+    if "mask_shape" in stage and sample.masks is not None:
+        shape = (len(sample.masks), *sample.masks.size)
+        report(f"{key}/mask_shape", shape, stage["mask_shape"], 0.0, exact=True)
+        report(f"{key}/mask_areas", sample.masks.areas(), np.array(stage["mask_areas"], np.int64), 0.0, exact=True)
 
 
 def _compare_final(
-    key: str, sample: Sample, pad_divisor: int, final: dict[str, Any], case: Case, report: Report
+    key: str, samples: list[Sample], steps: dict[str, Any], final: dict[str, Any], case: Case, report: Report
 ) -> None:
+    sample = samples[-1]
     orig_size = (final["ori_shape"][0], final["ori_shape"][1])
-    target = sample.to_target(image_id=0, orig_size=orig_size, pad_divisor=pad_divisor)
-    report(f"{key}/size", target["size"], final["img_shape"][:2], 0.0, exact=True)
+    target = sample.to_target(image_id=0, orig_size=orig_size, pad_divisor=steps["Pad"].get("size_divisor", 1))
+    on_canvas = "size" in steps["Pad"]
+    # A canvas counts as the image as soon as the network gets it; the recorded size is that of the step before.
+    size = samples[3].size if on_canvas else target["size"]
+    report(f"{key}/size", size, final["img_shape"][:2], 0.0, exact=True)
+    if on_canvas:
+        for name in ("size", "norm_size", "pad_size"):
+            report(f"{key}/canvas_{name}", target[name], steps["Pad"]["size"], 0.0, exact=True)
     report(f"{key}/pad_size", target["pad_size"], final["pad_shape"][:2], 0.0, exact=True)
     report(f"{key}/scale_factor", np.float32(target["scale_factor"] * 2), np.float32(final["scale_factor"]), 0.0, True)
     batch = collate([(np.ascontiguousarray(sample.image), target)])
@@ -140,6 +233,20 @@ def _compare_final(
     _compare_stored(f"{key}/boxes", sample.boxes, case, report)
     _compare_stored(f"{key}/labels", sample.labels, case, report)
     _compare_stored(f"{key}/normalised", _grid(normalised), case, report, tolerance=FLOAT32_STEP)
+    if sample.masks is not None:
+        bitmaps = target["masks"].numpy()
+        _compare_stored(f"{key}/mask_areas", bitmaps.sum(axis=(1, 2), dtype=np.int64), case, report)
+        if len(bitmaps):
+            _compare_stored(f"{key}/mask_extent", np.array([_extent(bitmap) for bitmap in bitmaps]), case, report)
+
+
+def _extent(bitmap: np.ndarray) -> list[int]:
+    """First and last column and first and last row with pixels of a bitmap (h, w); -1 without any."""
+    ends = []
+    for axis in (0, 1):
+        occupied = np.flatnonzero(bitmap.any(axis=axis))
+        ends += [int(occupied[0]), int(occupied[-1])] if len(occupied) else [-1, -1]
+    return ends
 
 
 def _compare_stored(key: str, ours: np.ndarray, case: Case, report: Report, *, tolerance: float = 0.0) -> None:
