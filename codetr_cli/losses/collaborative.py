@@ -20,6 +20,7 @@ from codetr_cli.losses.aux_heads import AtssStep, Candidates, RoiStep, RpnStep, 
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.denoising import DenoisingQueries, make_denoising_queries
 from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.masks import MaskStep, RoiMaskStep, mask_step, roi_mask_step
 from codetr_cli.losses.matcher import HungarianMatcher, Match
 from codetr_cli.losses.positive import select_positive_queries
 from codetr_cli.models.codetr import AuxHeads, CoDETR, Encoded
@@ -62,6 +63,8 @@ class Step:
     rpn: RpnStep | None = None
     roi: RoiStep | None = None
     atss: AtssStep | None = None
+    roi_masks: RoiMaskStep | None = None
+    masks: MaskStep | None = None
     positive: list[PositivePass] = field(default_factory=list)
 
 
@@ -176,7 +179,8 @@ class CollaborativeObjective(nn.Module):
         Args:
             images: (B, 3, H, W) normalised, zero in the padding.
             padding_mask: bool (B, H, W), True = padding.
-            targets: per image `boxes` (G, 4) xyxy pixels, `labels` (G,) int64, `norm_size` and `pad_size` (h, w).
+            targets: per image `boxes` (G, 4) xyxy pixels, `labels` (G,) int64, `norm_size` and `pad_size` (h, w);
+                `masks` uint8 (G, h, w) of the padded size where the network learns masks.
             draws: source of random numbers; None: torch's global generators.
         """
         return self.run(images, padding_mask, targets, draws or Draws()).losses
@@ -192,9 +196,12 @@ class CollaborativeObjective(nn.Module):
             sets, matches = self._start_matching(step, targets)
         if self.use_aux_heads:  # while a thread solves the matching
             self._run_aux_heads(step, targets, draws)
+        else:
+            self._run_mask_branch(step, targets, draws)
         with full_precision(images):
             step.matches = matches()
             self._decoder_losses(step, sets, targets)
+            self._mask_losses(step)
         if step.rpn and step.roi and step.atss:
             self._aux_head_losses(step, step.rpn, step.roi, step.atss)
             if self.use_positive_queries:
@@ -277,8 +284,36 @@ class CollaborativeObjective(nn.Module):
             maps = [at_least_float32(m) for m in step.aux_maps]
             again = heads.checkpointing
             step.rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws, checkpointing=again)
+            self._run_mask_branch(step, targets, draws)
             step.roi = roi_step(heads.roi, maps, step.rpn.proposals, targets, samples=self.roi_samples, draws=draws)
+            if heads.roi.mask_head is not None:
+                step.roi_masks = roi_mask_step(heads.roi.mask_head, maps, step.roi, targets)
             step.atss = atss_step(heads.atss, maps, targets, self.reduce_mean, checkpointing=again)
+
+    def _run_mask_branch(self, step: Step, targets: Targets, draws: Draws) -> None:
+        """Masks of the last decoder layer's detections. Parity: drawn between the RPN's and the RoI head's samples."""
+        branch = self.model.mask_branch
+        if branch is None:
+            return
+        with full_precision(step.encoded.memory):
+            step.masks = mask_step(
+                branch,
+                [at_least_float32(m) for m in step.encoded.layout.split_levels(step.encoded.memory)],
+                at_least_float32(step.logits[-1]),
+                at_least_float32(step.boxes[-1]),
+                targets,
+                candidates=self.mask_candidates,
+                samples=self.mask_samples,
+                draws=draws,
+            )
+
+    def _mask_losses(self, step: Step) -> None:
+        if step.masks is not None:
+            of_sizes = zip(self.mask_stage_weights, step.masks.stage_losses, strict=True)
+            step.losses["loss_mask"] = torch.stack([w * loss for w, loss in of_sizes]).sum() * self.mask_weight
+            step.losses["loss_mask_iou"] = step.masks.iou_loss * self.mask_iou_weight
+        if step.roi_masks is not None:
+            step.losses["loss_mask0"] = step.roi_masks.loss * self.roi_mask_weight
 
     def _aux_head_losses(self, step: Step, rpn: RpnStep, roi: RoiStep, atss: AtssStep) -> None:
         step.losses["loss_rpn_cls"] = rpn.class_loss * self.rpn_weights[0]
@@ -360,6 +395,8 @@ def group_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _group_of(name: str) -> str:
+    if "mask" in name:
+        return "masks"
     if "_aux" in name:
         return "positive queries"
     if "dn_loss" in name:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from codetr_cli.boxes import inverse_sigmoid, size_scale, xyxy_to_cxcywh
 from codetr_cli.losses.draws import Draws
-from codetr_cli.models.decoder import REFERENCE_EPS
+from codetr_cli.models.decoder import DINO_REFERENCE_EPS
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _noise_boxes(corners: Tensor, groups: int, noise: float, draws: Draws) -> Te
     blocks[:, 1] += 1.0
     sides = (corners[:, 2:] - corners[:, :2]).repeat(1, 2)
     noisy = (corners + shift * sign * sides * noise / 2).clamp(0, 1)
-    return inverse_sigmoid(xyxy_to_cxcywh(noisy), REFERENCE_EPS)
+    return inverse_sigmoid(xyxy_to_cxcywh(noisy), DINO_REFERENCE_EPS)
 
 
 def _blocked(group_size: int, groups: int, num_matching: int, device: torch.device) -> Tensor:

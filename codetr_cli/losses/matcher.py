@@ -45,16 +45,23 @@ class HungarianMatcher:
         Returns:
             Per set and image a `Match`, on the device of the predictions.
         """
-        return self.start(predictions, targets)()
+        return self.start(predictions, [targets] * len(predictions))()
 
     @torch.no_grad()
     def start(
-        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Sequence[dict[str, Any]]
+        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Sequence[dict[str, Any]]]
     ) -> Callable[[], list[list[Match]]]:
-        """As calling the matcher, in a thread of its own; what comes back waits for the matches and gives them."""
+        """As calling the matcher, in a thread of its own; what comes back waits for the matches and gives them.
+
+        Args:
+            predictions: as for a call.
+            targets: as for a call, one list a set.
+        """
         device = predictions[0][0].device
         costs = [
-            self._cost(logits[i], boxes[i], target) for logits, boxes in predictions for i, target in enumerate(targets)
+            self._cost(logits[i], boxes[i], target)
+            for (logits, boxes), of_set in zip(predictions, targets, strict=True)
+            for i, target in enumerate(of_set)
         ]
         # One copy to the host for all problems, and only the thread waits for it.
         flat, arrived = _to_host(torch.cat([cost.flatten() for cost in costs]))
@@ -68,7 +75,8 @@ class HungarianMatcher:
             indices = _to_device(np.concatenate([np.stack(pair) for pair in pairs], axis=1), device)
             parts = torch.split(indices, [len(pair[0]) for pair in pairs], dim=1)
             found = [(part[0], part[1]) for part in parts]
-            return [found[first : first + len(targets)] for first in range(0, len(found), len(targets))]
+            images = len(targets[0])
+            return [found[first : first + images] for first in range(0, len(found), images)]
 
         return matches
 

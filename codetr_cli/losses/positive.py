@@ -29,7 +29,7 @@ def select_positive_queries(
     num_classes: int,
     max_queries: int,
     draws: Draws,
-) -> tuple[Tensor, QueryTargets]:
+) -> tuple[Tensor, QueryTargets, Tensor]:
     """Chooses as many boxes in every image as the image with most positives has.
 
     Args:
@@ -40,24 +40,26 @@ def select_positive_queries(
         draws: source of the random choices.
 
     Returns:
-        Boxes (B, Q, 4) normalised cxcywh, not clipped, and their targets: the assigned object for positives, background
-        for the others, which act as negatives.
+        Boxes (B, Q, 4) normalised cxcywh, not clipped; their targets: the assigned object for positives, background for
+        the others, which act as negatives; which candidates (B, Q) of their image they are.
     """
     # Parity: images are cut to the smallest number of candidates before anything is counted.
     shared = min(len(c.labels) for c in candidates)
     if shared == 0:  # a network that has diverged proposes nothing: its loss must say so
         blank = candidates[0].boxes.new_zeros(len(candidates), MIN_QUERIES, 4)
-        return blank, QueryTargets(torch.full(blank.shape[:2], num_classes, device=blank.device), blank)
+        labels_of_none = torch.full(blank.shape[:2], num_classes, device=blank.device)
+        return blank, QueryTargets(labels_of_none, blank), torch.zeros_like(labels_of_none)
     positives = [(c.labels[:shared] < num_classes).nonzero()[:, 0] for c in candidates]
     count = max(min(max(len(p) for p in positives), max_queries), MIN_QUERIES)
-    boxes, labels, objects = [], [], []
+    boxes, labels, objects, indices = [], [], [], []
     for candidate, positive, target in zip(candidates, positives, targets, strict=True):
         chosen = _fill(candidate.labels[:shared], positive, count, num_classes, draws)
         factor = size_scale(target["norm_size"], candidate.boxes)
         boxes.append(xyxy_to_cxcywh(candidate.boxes[chosen] / factor))
         objects.append(xyxy_to_cxcywh(candidate.objects[chosen] / factor))
         labels.append(candidate.labels[chosen])
-    return torch.stack(boxes), QueryTargets(torch.stack(labels), torch.stack(objects))
+        indices.append(chosen)
+    return torch.stack(boxes), QueryTargets(torch.stack(labels), torch.stack(objects)), torch.stack(indices)
 
 
 def _fill(labels: Tensor, positive: Tensor, count: int, num_classes: int, draws: Draws) -> Tensor:

@@ -7,41 +7,50 @@ import math
 
 from torch import nn
 
-from codetr_cli.config import ModelConfig, ResNetConfig, TestConfig
+from codetr_cli.config import ModelConfig, ResNetConfig, SwinConfig, TestConfig, ViTConfig
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.aux_heads.anchors import AnchorGrid
 from codetr_cli.models.aux_heads.atss import AtssHead
 from codetr_cli.models.aux_heads.roi import RoiHead
 from codetr_cli.models.aux_heads.rpn import RpnHead
 from codetr_cli.models.backbones.resnet import ResNet
+from codetr_cli.models.backbones.swin import SwinTransformer
+from codetr_cli.models.backbones.vit import ViT
 from codetr_cli.models.codetr import AuxHeads, CoDETR
-from codetr_cli.models.decoder import DinoDecoder
 from codetr_cli.models.encoder import DeformableEncoder
+from codetr_cli.models.families import FAMILIES
 from codetr_cli.models.layers import MLP
-from codetr_cli.models.neck import ChannelMapper
+from codetr_cli.models.mask_heads.branch import MaskBranch
+from codetr_cli.models.mask_heads.fcn import FcnMaskHead
+from codetr_cli.models.mask_heads.iou import MaskIouHead
+from codetr_cli.models.mask_heads.refine import RefineMaskHead
+from codetr_cli.models.neck import ChannelMapper, FeaturePyramid
+from codetr_cli.models.pooling import RegionPooling
 from codetr_cli.models.postprocess import PostProcess
 
-FINEST_STRIDE = 4
+FINEST_SCALE_CELLS = 14
+"""Regions up to this many cells (square root of the area) are pooled from the finest map."""
 
 
 def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
-    """Builds Co-DINO, initialised for training from scratch as the Sense-X code intends it.
+    """Builds the network, initialised for training from scratch as the Sense-X code intends it.
 
     Args:
         config: sizes of the network.
         aux_heads: False leaves out the one-to-many heads and whatever else only training needs.
     """
-    dim, levels = config.embed_dim, config.num_levels
+    dim, levels, family = config.embed_dim, config.num_levels, FAMILIES[config.family]
     backbone, neck = _build_backbone(config)
     attention = {"dim": dim, "num_heads": config.num_heads, "num_levels": levels, "num_points": config.num_points}
     encoder = DeformableEncoder(
         num_layers=config.encoder_layers,
         ffn_dim=config.ffn_dim,
-        position_temperature=config.position_temperature,
+        position_temperature=config.position_temperature or family.cell_temperature,
+        position_offset=family.cell_offset,
         checkpointing=config.encoder_checkpointing,
         **attention,
     )
-    decoder = DinoDecoder(
+    decoder = family.decoder(
         num_layers=config.decoder_layers,
         ffn_dim=config.ffn_dim,
         checkpointing=config.decoder_checkpointing,
@@ -53,6 +62,7 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         nn.init.zeros_(parameter)
     heads = range(config.decoder_layers + 1)  # the last is the proposals'
     model = CoDETR(
+        family=family,
         backbone=backbone,
         neck=neck,
         encoder=encoder,
@@ -66,6 +76,7 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         num_classes=config.num_classes,
         norm_groups=config.norm_groups,
         aux_heads=_build_aux_heads(config) if aux_heads else None,
+        mask_branch=_build_mask_branch(config) if config.mask.kind == "refine" else None,
     )
     for module in model.modules():
         if isinstance(module, MultiScaleDeformableAttention):
@@ -77,6 +88,7 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
 def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     """The backbone and the neck that brings its maps to the encoder's levels."""
     settings = config.backbone
+    backbone: ResNet | SwinTransformer | ViT
     if isinstance(settings, ResNetConfig):
         backbone = ResNet(
             block=settings.block,
@@ -84,10 +96,22 @@ def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
             width=settings.width,
             norm=settings.norm,
             frozen_stages=settings.frozen_stages,
+            finest_stride=config.finest_stride,
+            checkpointing=settings.checkpointing,
+        )
+    elif isinstance(settings, SwinConfig):
+        backbone = SwinTransformer(
+            width=settings.width,
+            layers=settings.layers,
+            num_heads=settings.num_heads,
+            window_size=settings.window_size,
+            drop_path=settings.drop_path,
+            finest_stride=config.finest_stride,
             checkpointing=settings.checkpointing,
         )
     else:
-        raise NotImplementedError(settings.kind)
+        backbone = _build_vit(settings)
+        return backbone, FeaturePyramid(in_channels=settings.width, out_channels=config.embed_dim)
     neck = ChannelMapper(
         in_channels=backbone.out_channels,
         out_channels=config.embed_dim,
@@ -97,8 +121,24 @@ def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     return backbone, neck
 
 
+def _build_vit(settings: ViTConfig) -> ViT:
+    return ViT(
+        width=settings.width,
+        depth=settings.depth,
+        num_heads=settings.num_heads,
+        hidden_dim=settings.hidden_dim,
+        patch_size=settings.patch_size,
+        window_size=settings.window_size,
+        global_blocks=settings.global_blocks,
+        pretrain_size=settings.pretrain_size,
+        fixed_size=settings.fixed_size,
+        drop_path=settings.drop_path,
+        checkpointing=settings.checkpointing,
+    )
+
+
 def _build_aux_heads(config: ModelConfig) -> AuxHeads:
-    strides = [FINEST_STRIDE * 2**i for i in range(config.num_levels + 1)]
+    strides = [config.finest_stride * 2**i for i in range(config.num_levels + 1)]
     octaves = [2 ** (i / config.rpn.scales_per_octave) for i in range(config.rpn.scales_per_octave)]
     return AuxHeads(
         rpn=RpnHead(
@@ -110,19 +150,27 @@ def _build_aux_heads(config: ModelConfig) -> AuxHeads:
             ),
             pre_nms_train=config.rpn.proposals_pre_nms_train,
             pre_nms_test=config.rpn.proposals_pre_nms_test,
-            num_proposals=config.rpn.num_proposals,
-            nms_iou=config.rpn.nms_iou,
+            num_proposals_train=config.rpn.num_proposals,
+            num_proposals_test=config.rpn.num_proposals_test,
+            nms_iou_train=config.rpn.nms_iou,
+            nms_iou_test=config.rpn.nms_iou_test,
         ),
         roi=RoiHead(
             dim=config.embed_dim,
             num_classes=config.num_classes,
             strides=strides[:-1],
+            num_convs=config.roi.num_convs,
+            num_fcs=config.roi.num_fcs,
             fc_dim=config.roi.fc_dim,
+            norm_groups=config.norm_groups,
+            class_agnostic=config.roi.class_agnostic,
             output_size=config.roi.output_size,
-            finest_scale=config.roi.finest_scale,
+            finest_scale=config.roi.finest_scale or FINEST_SCALE_CELLS * config.finest_stride,
             target_stds=config.roi.target_stds,
+            nms=config.roi.nms,
             nms_iou=config.roi.nms_iou,
             max_detections=config.roi.max_detections,
+            mask_head=_build_mask_head(config) if config.mask.kind == "fcn" else None,
         ),
         atss=AtssHead(
             dim=config.embed_dim,
@@ -131,10 +179,56 @@ def _build_aux_heads(config: ModelConfig) -> AuxHeads:
             norm_groups=config.norm_groups,
             target_stds=config.atss.target_stds,
             pre_nms=config.atss.pre_nms,
+            nms=config.atss.nms,
             nms_iou=config.atss.nms_iou,
             max_detections=config.atss.max_detections,
         ),
         checkpointing=config.aux_checkpointing,
+    )
+
+
+def _build_mask_head(config: ModelConfig) -> FcnMaskHead:
+    """The RoI head's masks."""
+    return FcnMaskHead(
+        in_dim=config.embed_dim,
+        dim=config.mask.dim,
+        num_convs=config.mask.num_convs,
+        num_classes=config.num_classes,
+        pooling=_mask_pooling(config),
+        regions_per_chunk=config.mask.regions_per_chunk,
+    )
+
+
+def _build_mask_branch(config: ModelConfig) -> MaskBranch:
+    """The masks of the decoder's detections."""
+    return MaskBranch(
+        head=RefineMaskHead(
+            in_dim=config.embed_dim,
+            dim=config.mask.dim,
+            num_classes=config.num_classes,
+            instance_convs=config.mask.instance_convs,
+            semantic_convs=config.mask.semantic_convs,
+            dilations=config.mask.dilations,
+            stride=config.finest_stride,
+        ),
+        iou_head=MaskIouHead(
+            in_dim=config.embed_dim,
+            dim=config.mask.dim,
+            num_convs=config.mask.iou_convs,
+            fc_dim=config.mask.iou_fc_dim,
+            num_classes=config.num_classes,
+            pooled_size=config.mask.pooled_size,
+        ),
+        pooling=_mask_pooling(config),
+        regions_per_chunk=config.mask.regions_per_chunk,
+    )
+
+
+def _mask_pooling(config: ModelConfig) -> RegionPooling:
+    return RegionPooling(
+        strides=[config.finest_stride * 2**i for i in range(config.num_levels)],
+        output_size=config.mask.pooled_size,
+        finest_scale=config.mask.finest_scale or FINEST_SCALE_CELLS * config.finest_stride,
     )
 
 
@@ -144,6 +238,8 @@ def _initialise_transformer(model: CoDETR) -> None:
     Behaviour of CoDinoTransformer.init_weights.
     """
     parts: list[nn.Module] = [model.encoder, model.decoder, model.proposals]
+    if model.query_positions is not None:
+        parts.append(model.query_positions)
     if model.aux_heads is not None:
         parts.append(model.positive_queries)
     for part in parts:

@@ -1,4 +1,4 @@
-"""Co-DETR: features, memory, proposals, queries, outputs (arXiv 2211.12860); here the Co-DINO family.
+"""Co-DETR: features, memory, proposals, queries, outputs (arXiv 2211.12860).
 
 Behaviour of Sense-X/Co-DETR and of MMDetection 3.3 projects/CO-DETR, which agree bit for bit up to the post-processing.
 Shape letters: B batch, C channels, K classes, L levels, Q queries, S tokens of all levels.
@@ -17,12 +17,14 @@ from codetr_cli.boxes import inverse_sigmoid
 from codetr_cli.models.aux_heads.atss import AtssHead
 from codetr_cli.models.aux_heads.roi import RoiHead
 from codetr_cli.models.aux_heads.rpn import RpnHead
-from codetr_cli.models.decoder import REFERENCE_EPS, DecoderOutput, DinoDecoder
+from codetr_cli.models.decoder import Decoder, DecoderOutput
 from codetr_cli.models.encoder import DeformableEncoder, TokenLayout, describe_tokens
+from codetr_cli.models.families import Family
 from codetr_cli.models.layers import ConvNorm, at_least_float32, full_precision
-from codetr_cli.models.position import encode_boxes
+from codetr_cli.models.mask_heads.branch import MaskBranch
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.models.proposals import Proposals, QuerySelection
+from codetr_cli.models.queries import Queries
 
 
 @dataclass(frozen=True)
@@ -38,28 +40,6 @@ class Encoded:
     memory: Tensor
     layout: TokenLayout
     values: list[Tensor] | None = None
-
-
-class PositiveQueries(nn.Module):
-    """Turns boxes of an auxiliary head into decoder queries, one projection per head.
-
-    Args:
-        dim: channels.
-        num_heads: number of auxiliary heads that give boxes.
-    """
-
-    def __init__(self, *, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.projections = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(num_heads))
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_heads))
-
-    def forward(self, boxes_cxcywh: Tensor, head: int) -> Tensor:
-        """Embeds boxes (B, Q, 4), normalised, possibly outside [0, 1], to content queries (B, Q, C)."""
-        # Parity: the embedding is of the sigmoid of the clamped logit (eps 1e-5), in the order cx, cy, w, h.
-        clamped = inverse_sigmoid(boxes_cxcywh, 1e-5).sigmoid()
-        sine = encode_boxes(clamped, dim=self.dim // 2, order="xywh")
-        return self.norms[head](self.projections[head](sine))
 
 
 class AuxHeads(nn.Module):
@@ -82,7 +62,8 @@ class CoDETR(nn.Module):
     """The network from normalised images to boxes.
 
     Args:
-        backbone: images to four maps.
+        family: what tells Co-DINO and Co-Deformable-DETR apart.
+        backbone: images to maps.
         neck: maps to L maps of C channels.
         encoder: maps to memory.
         decoder: queries and memory to states and references.
@@ -93,6 +74,7 @@ class CoDETR(nn.Module):
         num_classes: K.
         norm_groups: groups of the norm of the auxiliary heads' extra level.
         aux_heads: the one-to-many heads; None leaves them and all that only training needs out.
+        mask_branch: draws the masks of the decoder's detections; None: they have none.
 
     Attributes:
         lean: changed by `lean_for_inference`.
@@ -101,10 +83,11 @@ class CoDETR(nn.Module):
     def __init__(
         self,
         *,
+        family: Family,
         backbone: nn.Module,
         neck: nn.Module,
         encoder: DeformableEncoder,
-        decoder: DinoDecoder,
+        decoder: Decoder,
         class_heads: nn.ModuleList,
         box_heads: nn.ModuleList,
         dim: int,
@@ -112,19 +95,22 @@ class CoDETR(nn.Module):
         num_classes: int,
         norm_groups: int,
         aux_heads: AuxHeads | None,
+        mask_branch: MaskBranch | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.family, self.num_classes = family, num_classes
         self.lean = False
         self.backbone, self.neck, self.encoder, self.decoder = backbone, neck, encoder, decoder
         self.class_heads, self.box_heads = class_heads, box_heads
-        self.proposals = QuerySelection(dim=dim, num_queries=num_queries)
+        self.proposals = QuerySelection(dim=dim, num_queries=num_queries, token_score=family.token_score)
         self.query_embed = nn.Embedding(num_queries, dim)
+        self.query_positions = family.positions(dim) if family.positions else None
+        self.mask_branch = mask_branch
         self.aux_heads = aux_heads
         if aux_heads is not None:
-            self.label_embed = nn.Embedding(num_classes, dim)
+            self.label_embed = nn.Embedding(num_classes, dim) if family.denoising else None
             self.downsample = ConvNorm(dim, dim, kernel_size=3, stride=2, norm_groups=norm_groups, bias=True)
-            self.positive_queries = PositiveQueries(dim=dim, num_heads=2)
+            self.positive_queries = family.positive_queries(dim=dim, num_heads=2)
 
     def encode(self, images: Tensor, padding_mask: Tensor | None) -> Encoded:
         """Runs backbone, neck and encoder.
@@ -137,17 +123,14 @@ class CoDETR(nn.Module):
         layout = describe_tokens(maps, padding_mask)
         return Encoded(self.encoder(maps, layout), layout)
 
-    def select_queries(self, encoded: Encoded) -> Proposals:
+    def select_queries(self, encoded: Encoded, *, all_tokens: bool = False) -> Proposals:
         """Picks the Q best tokens; query k later carries the learned content of rank k (mixed selection)."""
-        return self.proposals(encoded.memory, encoded.layout, self.class_heads[-1], self.box_heads[-1])
+        heads = self.class_heads[-1], self.box_heads[-1]
+        return self.proposals(encoded.memory, encoded.layout, *heads, all_tokens=all_tokens)
 
-    def decode(
-        self, queries: Tensor, references: Tensor, encoded: Encoded, blocked: Tensor | None = None
-    ) -> DecoderOutput:
-        """Runs the decoder; arguments as in `DinoDecoder.forward`."""
-        return self.decoder(
-            queries, references, encoded.memory, encoded.layout, self.box_heads[:-1], blocked, encoded.values
-        )
+    def decode(self, queries: Queries, encoded: Encoded, blocked: Tensor | None = None) -> DecoderOutput:
+        """Runs the decoder; arguments as in `Decoder.forward`."""
+        return self.decoder(queries, encoded.memory, encoded.layout, self.box_heads[:-1], blocked, encoded.values)
 
     def with_values(self, encoded: Encoded) -> Encoded:
         """The same with the values of all decoder layers, which several passes then share."""
@@ -161,7 +144,7 @@ class CoDETR(nn.Module):
         return logits, boxes
 
     def _boxes_of_layer(self, decoded: DecoderOutput, layer: int) -> Tensor:
-        base = inverse_sigmoid(decoded.references[layer], REFERENCE_EPS)
+        base = inverse_sigmoid(decoded.references[layer], self.decoder.reference_eps)
         with full_precision(base):
             return (self.box_heads[layer](at_least_float32(decoded.states[layer])) + base).sigmoid()
 
@@ -169,10 +152,13 @@ class CoDETR(nn.Module):
         with full_precision(decoded.states):
             return self.class_heads[layer](at_least_float32(decoded.states[layer]))
 
-    def matching_queries(self, proposals: Proposals) -> Tensor:
-        """The learned content (B, Q, C) of the queries that are matched to objects, one row a rank."""
+    def matching_queries(self, proposals: Proposals) -> Queries:
+        """The queries that are matched to objects: learned content, one row a rank, at the proposed boxes."""
         batch, count = proposals.indices.shape
-        return self.query_embed.weight[None, :count].expand(batch, -1, -1)
+        content = self.query_embed.weight[None, :count].expand(batch, -1, -1)
+        references = proposals.boxes.detach()
+        positions = None if self.query_positions is None else self.query_positions(references)
+        return Queries(content, references, positions)
 
     def aux_maps(self, encoded: Encoded) -> list[Tensor]:
         """The maps the auxiliary heads read: the memory's L levels and one coarser level made from the last."""
@@ -195,7 +181,7 @@ class CoDETR(nn.Module):
         proposals = self.select_queries(encoded)
         if self.lean and encoded.memory.device.type != "cpu":
             encoded = self.with_values(encoded)
-        decoded = self.decode(self.matching_queries(proposals), proposals.boxes.detach(), encoded)
+        decoded = self.decode(self.matching_queries(proposals), encoded)
         last = decoded.states.shape[0] - 1
         return {
             "pred_logits": self._logits_of_layer(decoded, last),
@@ -230,7 +216,8 @@ class CoDETR(nn.Module):
         """Detections of images that have been encoded; arguments as for `detect`."""
         if postprocess.head == "decoder":
             outputs = self._decode_final(encoded)
-            return postprocess(outputs["pred_logits"], outputs["pred_boxes"], metas)
+            boxes = postprocess(outputs["pred_logits"], outputs["pred_boxes"], metas)
+            return self.draw_masks(encoded, boxes, metas)
         if self.aux_heads is None:
             raise ValueError(
                 f"head {postprocess.head!r} was asked for but this model was built without auxiliary heads"
@@ -244,3 +231,13 @@ class CoDETR(nn.Module):
             else:
                 found = self.aux_heads.roi.detect(maps, self.aux_heads.rpn.propose(maps, sizes), sizes)
         return [postprocess.to_original(detections, meta) for detections, meta in zip(found, metas, strict=True)]
+
+    def draw_masks(
+        self, encoded: Encoded, found: Sequence[Detections], metas: Sequence[dict[str, Any]]
+    ) -> list[Detections]:
+        """The decoder's detections with masks, where the network has a branch for them; arguments as for `detect`."""
+        if self.mask_branch is None:
+            return list(found)
+        maps = encoded.layout.split_levels(encoded.memory)
+        with full_precision(encoded.memory):
+            return self.mask_branch.detect([at_least_float32(m) for m in maps], found, metas)

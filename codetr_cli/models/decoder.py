@@ -1,13 +1,17 @@
-"""DINO decoder: queries attend to each other and to the memory; every layer refines their boxes (arXiv 2203.03605).
+"""Decoders: queries attend to each other and to the memory; every layer refines their boxes.
 
-Behaviour of Sense-X/Co-DETR, projects/models/transformer.py (DinoTransformerDecoder).
+DINO's (arXiv 2203.03605) and Deformable DETR's (arXiv 2010.04159) share all but where a query's position comes from and
+what the heads read. Behaviour of Sense-X/Co-DETR, projects/models/transformer.py (DinoTransformerDecoder,
+CoDeformableDetrTransformerDecoder).
 Shape letters: B batch, C channels, L levels, Q queries.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +23,10 @@ from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.encoder import TokenLayout
 from codetr_cli.models.layers import MLP, FeedForward, SelfAttention, at_least_float32, full_precision
 from codetr_cli.models.position import encode_boxes
+from codetr_cli.models.queries import Queries
 
-REFERENCE_EPS = 1e-3
+DINO_REFERENCE_EPS = 1e-3
 """Parity: DINO's floor of the inverse sigmoid of reference boxes (1e-5 elsewhere)."""
-
 
 ONE_PRODUCT_BYTES = 2**31
 """Values of all layers up to this size are made by one matrix product on a GPU."""
@@ -38,7 +42,7 @@ class DecoderOutput:
     """What every layer gave.
 
     Attributes:
-        states: (layers, B, Q, C) after the shared norm; the heads read these.
+        states: (layers, B, Q, C), what the heads read: DINO's after the shared norm.
         references: (layers + 1, B, Q, 4) cxcywh in [0, 1]: the initial boxes and those after each layer's refinement,
             with gradient (look forward twice).
     """
@@ -88,7 +92,7 @@ class DecoderLayer(nn.Module):
             memory: (B, S, C).
             layout: of the memory's tokens.
             blocked: bool (Q, Q), True where the row's query must not see the column's.
-            value: (B, S, N, D), the layer's own of `DinoDecoder.project_values`; None: made here.
+            value: (B, S, N, D), the layer's own of `Decoder.project_values`; None: made here.
         """
         x = self.self_attn_norm(x + self.self_attn(x, pos, blocked))
         attended = self.cross_attn(x, pos, memory, reference_boxes, layout.spatial_shapes, layout.padding_mask, value)
@@ -96,7 +100,7 @@ class DecoderLayer(nn.Module):
         return self.ffn_norm(self.ffn(x))
 
 
-class DinoDecoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """Layers with box refinement between them.
 
     Args:
@@ -107,7 +111,12 @@ class DinoDecoder(nn.Module):
         num_points: sampling points per head and level.
         ffn_dim: hidden channels of the feed-forward layers.
         checkpointing: recompute the layers in the backward pass.
+
+    Attributes:
+        reference_eps: floor of the inverse sigmoid of reference boxes.
     """
+
+    reference_eps: float
 
     def __init__(
         self,
@@ -126,8 +135,19 @@ class DinoDecoder(nn.Module):
             DecoderLayer(dim=dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points, ffn_dim=ffn_dim)
             for _ in range(num_layers)
         )
-        self.query_pos_mlp = MLP(2 * dim, dim, dim, 2)
-        self.norm = nn.LayerNorm(dim)
+
+    @abstractmethod
+    def query_positions(self, boxes: Tensor, positions: Tensor | None) -> Tensor:
+        """Position (B, Q, C) of each query in a layer.
+
+        Args:
+            boxes: (B, Q, 4) cxcywh references of the layer in units of level 0's padded size.
+            positions: (B, Q, C) given with the queries; None: none were.
+        """
+
+    @abstractmethod
+    def finish(self, x: Tensor) -> Tensor:
+        """What the heads read of a layer's output (B, Q, C)."""
 
     def project_values(self, memory: Tensor, layout: TokenLayout) -> list[Tensor]:
         """What the layers sample, (B, S, N, D) each: for several runs over one memory, and faster on a GPU.
@@ -149,8 +169,7 @@ class DinoDecoder(nn.Module):
 
     def forward(
         self,
-        queries: Tensor,
-        references: Tensor,
+        queries: Queries,
         memory: Tensor,
         layout: TokenLayout,
         box_heads: Sequence[nn.Module],
@@ -160,8 +179,7 @@ class DinoDecoder(nn.Module):
         """Decodes one set of queries.
 
         Args:
-            queries: (B, Q, C) content.
-            references: (B, Q, 4) cxcywh initial boxes, relative to the valid image.
+            queries: what they say and where they start.
             memory: (B, S, C) encoder output.
             layout: of the memory's tokens.
             box_heads: one per layer, shared with the heads outside.
@@ -169,23 +187,62 @@ class DinoDecoder(nn.Module):
             values: `project_values` of the memory, where they are there already.
         """
         ratios = torch.cat([layout.valid_ratios, layout.valid_ratios], -1)[:, None]  # (B, 1, L, 4)
+        x, references = queries.content, queries.references
         states, all_references = [], [references]
-        x = queries
         given = [None] * len(self.layers) if values is None else values
         for layer, box_head, value in zip(self.layers, box_heads, given, strict=True):
             boxes = references[:, :, None] * ratios  # (B, Q, L, 4)
-            # Parity: the query position reads the reference in units of level 0's padded size, in the order y, x, w, h.
-            sine = encode_boxes(boxes[:, :, 0], dim=self.dim // 2, order="yxwh").to(x.dtype)
-            arguments = (x, self.query_pos_mlp(sine), boxes, memory, layout, blocked, value)
+            pos = self.query_positions(boxes[:, :, 0], queries.positions).to(x.dtype)
+            arguments = (x, pos, boxes, memory, layout, blocked, value)
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x = layer(*arguments)
-            # Parity: refinement reads the raw state; the heads read the normed one. Next layer's reference is detached,
-            # the one given to the heads is not.
+            # Parity: refinement reads the raw state, the heads what `finish` makes of it. Next layer's reference is
+            # detached, the one given to the heads is not (look forward twice).
             with full_precision(x):
-                refined = (box_head(at_least_float32(x)) + inverse_sigmoid(references, REFERENCE_EPS)).sigmoid()
+                refined = (box_head(at_least_float32(x)) + inverse_sigmoid(references, self.reference_eps)).sigmoid()
             references = refined.detach()
-            states.append(self.norm(x))
+            states.append(self.finish(x))
             all_references.append(refined)
         return DecoderOutput(torch.stack(states), torch.stack(all_references))
+
+
+class DinoDecoder(Decoder):
+    """Positions follow the boxes from layer to layer, and one norm is shared by all outputs; arguments as `Decoder`."""
+
+    reference_eps = DINO_REFERENCE_EPS
+
+    def __init__(self, *, dim: int, **sizes: Any) -> None:
+        super().__init__(dim=dim, **sizes)
+        self.query_pos_mlp = MLP(2 * dim, dim, dim, 2)
+        self.norm = nn.LayerNorm(dim)
+
+    def query_positions(self, boxes: Tensor, positions: Tensor | None) -> Tensor:
+        """Makes them of the boxes, whatever was given. Parity: in the order y, x, w, h."""
+        sine = encode_boxes(boxes, dim=self.dim // 2, order="yxwh")
+        return self.query_pos_mlp(sine.to(self.norm.weight.dtype))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The shared norm."""
+        return self.norm(x)
+
+
+class DeformableDecoder(Decoder):
+    """Positions are given once and the heads read the raw outputs; arguments as `Decoder`."""
+
+    reference_eps = 1e-5
+
+    def query_positions(self, boxes: Tensor, positions: Tensor | None) -> Tensor:
+        """The given ones.
+
+        Raises:
+            ValueError: none were given.
+        """
+        if positions is None:
+            raise ValueError("queries of this decoder come with their positions")
+        return positions
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Leaves it as it is."""
+        return x

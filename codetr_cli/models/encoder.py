@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,7 @@ class DeformableEncoder(nn.Module):
         num_points: sampling points per head and level.
         ffn_dim: hidden channels of the feed-forward layers.
         position_temperature: of the cells' sine encoding.
+        position_offset: added to rows and columns before they are encoded.
         checkpointing: first layers that are recomputed in the backward pass.
     """
 
@@ -173,10 +175,12 @@ class DeformableEncoder(nn.Module):
         num_points: int,
         ffn_dim: int,
         position_temperature: float,
+        position_offset: float,
         checkpointing: int,
     ) -> None:
         super().__init__()
-        self.dim, self.position_temperature, self.checkpointing = dim, position_temperature, checkpointing
+        self.dim, self.checkpointing = dim, checkpointing
+        self.encoding: dict[str, Any] = {"dim": dim, "temperature": position_temperature, "offset": position_offset}
         self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
         self.layers = nn.ModuleList(
             EncoderLayer(dim=dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points, ffn_dim=ffn_dim)
@@ -185,10 +189,7 @@ class DeformableEncoder(nn.Module):
 
     def encode_positions(self, layout: TokenLayout) -> list[Tensor]:
         """Sine encoding (B, H, W, C) of every level of a layout with padding, before the level embedding."""
-        return [
-            encode_cells(m, dim=self.dim, temperature=self.position_temperature, dtype=layout.valid_ratios.dtype)
-            for m in layout.level_masks
-        ]
+        return [encode_cells(m, **self.encoding, dtype=layout.valid_ratios.dtype) for m in layout.level_masks]
 
     def positions(self, layout: TokenLayout) -> Tensor:
         """Sine encoding of every token plus its level's embedding, (B, S, C); (1, S, C) without padding."""
@@ -199,9 +200,7 @@ class DeformableEncoder(nn.Module):
         half, dtype, device = self.dim // 2, layout.valid_ratios.dtype, layout.valid_ratios.device
         parts = []
         for (height, width), embed in zip(layout.spatial_shapes, self.level_embed, strict=True):
-            rows, columns = encode_unpadded_cells(
-                height, width, dim=self.dim, temperature=self.position_temperature, dtype=dtype, device=device
-            )
+            rows, columns = encode_unpadded_cells(height, width, **self.encoding, dtype=dtype, device=device)
             rows = (rows + embed[:half])[:, None].expand(-1, width, -1)
             columns = (columns + embed[half:])[None].expand(height, -1, -1)
             parts.append(torch.cat([rows, columns], -1).flatten(0, 1))

@@ -1,13 +1,15 @@
 """Sine encodings of cells and boxes.
 
-Parity: three orders and two temperatures live side by side in the published model. Cells: y then x, temperature 20
-(Co-DINO). The decoder's query position: y, x, w, h, temperature 10000. Positive queries: x, y, w, h, temperature 10000.
+Parity: three orders and two temperatures live side by side in the published model. Cells: y then x, temperature 20 in
+Co-DINO and 10000 in Co-Deformable-DETR. DINO's query position: y, x, w, h, temperature 10000. Deformable DETR's query
+position and all positive queries: x, y, w, h, temperature 10000.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +48,14 @@ def encode_cells(
 
 @lru_cache(maxsize=64)
 def encode_unpadded_cells(
-    height: int, width: int, *, dim: int, temperature: float, dtype: torch.dtype, device: torch.device
+    height: int,
+    width: int,
+    *,
+    dim: int,
+    temperature: float,
+    offset: float = 0.0,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """`encode_cells` of a map without padding, to the last bit, as the two parts it is made of.
 
@@ -59,8 +68,9 @@ def encode_unpadded_cells(
     with torch.inference_mode(mode=False), torch.no_grad():
         tall = torch.zeros(1, height, 1, dtype=torch.bool, device=device)
         wide = torch.zeros(1, 1, width, dtype=torch.bool, device=device)
-        rows = encode_cells(tall, dim=dim, temperature=temperature, dtype=dtype)[0, :, 0, : dim // 2].clone()
-        columns = encode_cells(wide, dim=dim, temperature=temperature, dtype=dtype)[0, 0, :, dim // 2 :].clone()
+        encoding: dict[str, Any] = {"dim": dim, "temperature": temperature, "offset": offset}
+        rows = encode_cells(tall, **encoding, dtype=dtype)[0, :, 0, : dim // 2].clone()
+        columns = encode_cells(wide, **encoding, dtype=dtype)[0, 0, :, dim // 2 :].clone()
     return rows, columns
 
 

@@ -25,11 +25,15 @@ class Proposals:
         indices: (B, Q) token of each query.
         logits: (B, Q, K) class logits.
         boxes: (B, Q, 4) cxcywh in [0, 1], with gradient.
+        all_logits: (B, S, K) of every token, where asked for.
+        all_boxes: (B, S, 4) of every token, where asked for; tokens without a valid proposal have boxes of ones.
     """
 
     indices: Tensor
     logits: Tensor
     boxes: Tensor
+    all_logits: Tensor | None = None
+    all_boxes: Tensor | None = None
 
 
 def propose_boxes(layout: TokenLayout) -> Tensor:
@@ -78,15 +82,17 @@ class QuerySelection(nn.Module):
     Args:
         dim: channels.
         num_queries: tokens kept.
+        token_score: "best_class" compares tokens by their highest class logit; "first_class" by that of class 0, which
+            is trained on objects of any class.
 
     Attributes:
         chunk_tokens: about how many tokens are scored at once when no gradient is recorded; 0: all.
     """
 
-    def __init__(self, *, dim: int, num_queries: int) -> None:
+    def __init__(self, *, dim: int, num_queries: int, token_score: str = "best_class") -> None:
         super().__init__()
         self.chunk_tokens = 0
-        self.num_queries = num_queries
+        self.num_queries, self.token_score = num_queries, token_score
         self.memory_proj = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
 
@@ -98,31 +104,55 @@ class QuerySelection(nn.Module):
         invalid = torch.isinf(proposals[..., :1])
         return self.memory_norm(self.memory_proj(memory.masked_fill(invalid, 0.0)))
 
-    def forward(self, memory: Tensor, layout: TokenLayout, class_head: nn.Module, box_head: nn.Module) -> Proposals:
-        """Selects the tokens with the highest class logit; all of them in images with fewer tokens than queries."""
+    def score(self, logits: Tensor) -> Tensor:
+        """Score (B, S) of tokens with class logits (B, S, K)."""
+        return logits.amax(-1) if self.token_score == "best_class" else logits[..., 0]
+
+    def forward(
+        self,
+        memory: Tensor,
+        layout: TokenLayout,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        *,
+        all_tokens: bool = False,
+    ) -> Proposals:
+        """Selects the tokens with the highest score; all of them in images with fewer tokens than queries.
+
+        Args:
+            memory: (B, S, C).
+            layout: of its tokens.
+            class_head: (..., C) to logits (..., K).
+            box_head: (..., C) to box logits (..., 4).
+            all_tokens: give logits and boxes of every token too.
+        """
         count = min(self.num_queries, memory.shape[1])
         # Half precision would tie most of the scores that the selection compares.
         with full_precision(memory):
             proposals = propose_boxes(layout)
-            if runs_in_chunks(self.chunk_tokens):
-                indices = torch.topk(self._best_logits(memory, proposals, class_head), count, dim=1)[1]
+            if runs_in_chunks(self.chunk_tokens) and not all_tokens:
+                indices = torch.topk(self._scores(memory, proposals, class_head), count, dim=1)[1]
                 anchors = _gather_tokens(proposals, indices)
                 projected = self.project(at_least_float32(_gather_tokens(memory, indices)), anchors)
                 return Proposals(indices, class_head(projected), (box_head(projected) + anchors).sigmoid())
             projected = self.project(at_least_float32(memory), proposals)
             logits = class_head(projected)
-            indices = torch.topk(logits.max(-1)[0], count, dim=1)[1]
+            indices = torch.topk(self.score(logits), count, dim=1)[1]
+            if all_tokens:
+                boxes = (box_head(projected) + proposals).sigmoid()
+                selected = _gather_tokens(logits, indices), _gather_tokens(boxes, indices)
+                return Proposals(indices, *selected, logits, boxes)
             # The box branch runs on the selected tokens only: the others are never read.
             boxes = (box_head(_gather_tokens(projected, indices)) + _gather_tokens(proposals, indices)).sigmoid()
             return Proposals(indices, _gather_tokens(logits, indices), boxes)
 
-    def _best_logits(self, memory: Tensor, proposals: Tensor, class_head: nn.Module) -> Tensor:
-        """Highest class logit (B, S) of every token, chunk by chunk: all classes of all tokens are never held."""
-        best = [
-            class_head(self.project(at_least_float32(tokens), boxes)).amax(-1)
+    def _scores(self, memory: Tensor, proposals: Tensor, class_head: nn.Module) -> Tensor:
+        """Score (B, S) of every token, chunk by chunk: all classes of all tokens are never held."""
+        scores = [
+            self.score(class_head(self.project(at_least_float32(tokens), boxes)))
             for tokens, boxes in chunks_of(self.chunk_tokens, memory, proposals)
         ]
-        return torch.cat(best).view(memory.shape[:2])
+        return torch.cat(scores).view(memory.shape[:2])
 
 
 def _gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:

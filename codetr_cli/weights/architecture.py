@@ -45,6 +45,7 @@ def describe(state: Mapping[str, Tensor], published: Mapping[str, Tensor] | None
         "roi.num_convs": _count(state, r"aux_heads\.roi\.convs\.(\d+)\..*"),
         "roi.num_fcs": _count(state, r"aux_heads\.roi\.fcs\.(\d+)\..*"),
         "roi.class_agnostic": _sizes(state, "aux_heads.roi.box_head.weight", 2)[0] == 4,
+        **_describe_masks(state),
     }
 
 
@@ -109,6 +110,27 @@ def _describe_vit(state: Mapping[str, Tensor], published: Mapping[str, Tensor]) 
         "backbone.window_size": math.isqrt(tokens),
         "backbone.global_blocks": tuple(i for i in range(depth) if i not in window_blocks),
         "backbone.fixed_size": None if fixed is None else math.isqrt(len(fixed)) * patch_size,
+    }
+
+
+def _describe_masks(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "aux_heads.roi.mask_head.logits.weight" in state:
+        return {
+            "mask.kind": "fcn",
+            "mask.dim": _sizes(state, "aux_heads.roi.mask_head.logits.weight", 4)[1],
+            "mask.num_convs": _count(state, r"aux_heads\.roi\.mask_head\.convs\.(\d+)\..*"),
+        }
+    if "mask_branch.head.logits.0.weight" not in state:
+        return {"mask.kind": "none"}
+    dim, fc = _sizes(state, "mask_branch.head.logits.0.weight", 4)[1], _sizes(state, "mask_branch.iou_head.fc.weight", 2)
+    return {
+        "mask.kind": "refine",
+        "mask.dim": dim,
+        "mask.pooled_size": 2 * math.isqrt(fc[1] // max(dim, 1)),
+        "mask.instance_convs": _count(state, r"mask_branch\.head\.instance_convs\.(\d+)\..*"),
+        "mask.semantic_convs": _count(state, r"mask_branch\.head\.semantic_convs\.(\d+)\..*"),
+        "mask.iou_convs": _count(state, r"mask_branch\.iou_head\.convs\.(\d+)\..*"),
+        "mask.iou_fc_dim": fc[0],
     }
 
 

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from codetr_cli.models.build import build_postprocess
 from codetr_cli.models.codetr import CoDETR, Encoded
@@ -14,7 +13,9 @@ from codetr_cli.models.decoder import DecoderOutput
 from codetr_cli.models.encoder import cell_centres
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.models.proposals import Proposals, propose_boxes
+from codetr_cli.models.queries import Queries
 from tests.golden.case import Case, Report
+from tests.golden.mask_stages import eval_mask_values
 from tests.golden.network_inputs import batch_of, build_case_model, settings_of
 from tests.golden.network_stages import (
     Values,
@@ -22,6 +23,7 @@ from tests.golden.network_stages import (
     layers_values,
     maps_values,
     proposals_values,
+    rotary_values,
     stages_of,
     tolerance_of,
 )
@@ -40,16 +42,18 @@ def run_eval(case: Case, report: Report) -> None:
         encoded = model.encode(images, mask)
         proposals = model.select_queries(encoded)
         queries = model.matching_queries(proposals)
-        decoded = model.decode(queries, proposals.boxes, encoded)
+        decoded = model.decode(queries, encoded)
     logits, boxes = model.predict_layers(decoded)
-    values |= _encoder_values(model, encoded)
+    values |= rotary_values(model) | _encoder_values(model, encoded)
     values |= _selection_values(case, model, encoded, proposals)
-    values |= _decoder_values(queries, decoded) | layers_values(logits, boxes)
+    values |= _decoder_values(case, queries, decoded) | layers_values(logits, boxes)
     postprocess = build_postprocess(settings.test)
     plain = dataclasses.replace(postprocess, nms="none")
-    values |= _detections_values("result", postprocess(logits[-1], boxes[-1], metas))
+    found = postprocess(logits[-1], boxes[-1], metas)
+    values |= _detections_values("result", found)
     values |= _detections_values("result_no_nms", plain(logits[-1], boxes[-1], metas))
     values |= _aux_values(case, model, encoded, metas, postprocess)
+    values |= eval_mask_values(case, model, encoded, found, metas, postprocess)
     case.compare(report, in_layout_of(case, values), tolerance_of)
 
 
@@ -81,16 +85,22 @@ def _selection_values(case: Case, model: CoDETR, encoded: Encoded, proposals: Pr
         "two_stage/topk_indices": proposals.indices,
         "two_stage/topk_coords": proposals.boxes,
         "two_stage/topk_coords_unact": box_logits.gather(1, proposals.indices[..., None].expand(-1, -1, 4)),
-        "two_stage/topk_score": proposals.logits if case.publisher == "mmdet3" else proposals.logits.max(-1)[0],
+        "two_stage/topk_score": proposals.logits
+        if case.publisher == "mmdet3"
+        else model.proposals.score(proposals.logits),
     }
 
 
-def _decoder_values(queries: Tensor, decoded: DecoderOutput) -> Values:
+def _decoder_values(case: Case, queries: Queries, decoded: DecoderOutput) -> Values:
+    # Some cases hold the references after each layer only, without the initial ones.
+    recorded = case.tensors.get("decoder/references", {}).get("shape", [len(decoded.references)])[0]
+    given = {} if queries.positions is None else {"decoder/query_pos_in": queries.positions}
     return {
-        "decoder/query_in": queries,
+        **given,
+        "decoder/query_in": queries.content,
         "decoder/reference_in": decoded.references[0],
         "decoder/states": decoded.states,
-        "decoder/references": decoded.references,
+        "decoder/references": decoded.references[-recorded:],
     }
 
 
@@ -112,8 +122,7 @@ def _aux_values(
     for prefix, (theirs, ours) in AUX_HEADS.items():
         test = case.facts.get("aux_test_cfg", {}).get(theirs, {})
         recorded = any(key.startswith(f"{prefix}/") for key in case.tensors)
-        # Only the R50's and Swin's rule is part of this version; the ViT's soft-NMS stays "not computed".
-        if recorded and test.get("nms", {}).get("type", "nms") == "nms" and not test.get("score_thr"):
+        if recorded and not test.get("score_thr"):
             found = model.detect_encoded(encoded, metas, dataclasses.replace(postprocess, head=ours))
             values |= _detections_values(prefix, found)
     return values

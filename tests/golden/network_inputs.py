@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,9 @@ from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.draws import Draws
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.weights.names import find_naming, rename, to_ours
+from codetr_cli.weights.architecture import describe
+from codetr_cli.weights.layouts import to_our_state
+from codetr_cli.weights.names import drop_reason, find_naming, to_ours
 from tests.golden import synth
 from tests.golden.case import Case, UnsupportedCaseError
 
@@ -34,7 +35,7 @@ def published_names(shapes: Mapping[str, Any]) -> dict[str, str]:
         UnsupportedCaseError: a name that no network of this version has.
     """
     naming = find_naming(shapes)
-    names = {name: to_ours(name, naming) for name in shapes}
+    names = {name: to_ours(name, naming) for name in shapes if drop_reason(name) is None}
     unknown = [name for name, ours in names.items() if ours is None]
     if unknown:
         raise UnsupportedCaseError(
@@ -45,34 +46,26 @@ def published_names(shapes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def settings_of(case: Case, shapes: Mapping[str, Sequence[int]]) -> Settings:
-    """The published Co-DINO R50 with the sizes that the parameters' shapes tell and the case's test settings."""
-    ours = {name: shapes[published] for published, name in published_names(shapes).items()}
+    """The settings that the parameters' shapes tell, and the case's test settings."""
+    blank = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    ours = {name: blank[published] for published, name in published_names(shapes).items()}
+    facts = describe(ours, blank)
+    kind = facts.pop("backbone.kind")
+    points = facts.pop("num_heads*num_points") // NUM_HEADS
+    overrides = [f"model.backbone.kind={kind}", f"model.num_heads={NUM_HEADS}", f"model.num_points={points}"]
+    overrides += [f"model.{name}={_setting_text(value)}" for name, value in facts.items() if "*" not in name]
+    overrides.append("model.encoder_checkpointing=0")
+    if facts["roi.class_agnostic"]:
+        overrides.append("model.roi.target_stds=[0.05, 0.05, 0.1, 0.1]")
+    if facts["family"] == "co_deformable":
+        overrides.append("train.loss.class_weight=2.0")
+    return apply_overrides(load_preset("co_dino_r50"), [*overrides, *_test_overrides(case)])
 
-    def count(prefix: str) -> int:
-        return 1 + max(int(match[1]) for name in ours if (match := re.match(re.escape(prefix) + r"(\d+)\.", name)))
 
-    levels, dim = ours["encoder.level_embed"]
-    samples = ours["encoder.layers.0.self_attn.attention_weights.bias"][0]
-    return apply_overrides(
-        load_preset("co_dino_r50"),
-        [
-            f"model.num_classes={ours['class_heads.0.weight'][0]}",
-            f"model.embed_dim={dim}",
-            f"model.num_heads={NUM_HEADS}",
-            f"model.num_points={samples // (NUM_HEADS * levels)}",
-            f"model.num_levels={levels}",
-            f"model.num_queries={ours['query_embed.weight'][0]}",
-            f"model.encoder_layers={count('encoder.layers.')}",
-            "model.encoder_checkpointing=0",
-            f"model.decoder_layers={count('decoder.layers.')}",
-            f"model.ffn_dim={ours['encoder.layers.0.ffn.linear1.weight'][0]}",
-            f"model.roi.fc_dim={ours['aux_heads.roi.fcs.0.weight'][0]}",
-            f"model.backbone.block={'bottleneck' if 'backbone.layer1.0.conv3.weight' in ours else 'basic'}",
-            f"model.backbone.layers={[count(f'backbone.layer{stage}.') for stage in (1, 2, 3, 4)]}",
-            f"model.backbone.width={ours['backbone.conv1.weight'][0]}",
-            *_test_overrides(case),
-        ],
-    )
+def _setting_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _test_overrides(case: Case) -> list[str]:
@@ -91,12 +84,13 @@ def _test_overrides(case: Case) -> list[str]:
     if "rpn" in aux:
         overrides += [
             f"model.rpn.proposals_pre_nms_test={aux['rpn']['nms_pre']}",
-            f"model.rpn.num_proposals={aux['rpn']['max_per_img']}",
-            f"model.rpn.nms_iou={aux['rpn']['nms']['iou_threshold']}",
+            f"model.rpn.num_proposals_test={aux['rpn']['max_per_img']}",
+            f"model.rpn.nms_iou_test={aux['rpn']['nms']['iou_threshold']}",
         ]
     for theirs, ours in (("rcnn", "roi"), ("atss", "atss")):
         if theirs in aux:
             overrides += [
+                f"model.{ours}.nms={kinds[aux[theirs]['nms']['type']]}",
                 f"model.{ours}.nms_iou={aux[theirs]['nms']['iou_threshold']}",
                 f"model.{ours}.max_detections={aux[theirs]['max_per_img']}",
             ]
@@ -111,7 +105,7 @@ def _test_overrides(case: Case) -> list[str]:
 def build_case_model(case: Case, config: ModelConfig) -> CoDETR:
     """Our model with the case's weights, strictly, in float64."""
     model = build_model(config).double()
-    state = rename(dict(_published_state(tuple(case.manifest), case.description.get("salt", "")))).state
+    state = to_our_state(dict(_published_state(tuple(case.manifest), case.description.get("salt", "")))).state
     model.load_state_dict(state, strict=True)
     return model
 
@@ -145,11 +139,11 @@ def batch_of(case: Case) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
         images[index, :, :h, :w] = synth.image(entry["key"], h, w)
         valid_h, valid_w = entry["valid_size"]
         mask[index, :valid_h, :valid_w] = False
-        targets.append(_target(entry, case.description["classes"]))
+        targets.append(_target(entry, case.description["classes"], masks="gt_masks" in case.facts))
     return torch.from_numpy(images), mask, targets
 
 
-def _target(entry: dict[str, Any], classes: int) -> dict[str, Any]:
+def _target(entry: dict[str, Any], classes: int, *, masks: bool) -> dict[str, Any]:
     target: dict[str, Any] = {
         "norm_size": tuple(entry["valid_size"]),
         "pad_size": tuple(entry["pad_size"]),
@@ -159,7 +153,20 @@ def _target(entry: dict[str, Any], classes: int) -> dict[str, Any]:
         size = (entry["height"], entry["width"])
         target["boxes"] = torch.from_numpy(synth.boxes(entry["boxes_key"], entry["num_boxes"], *size)).view(-1, 4)
         target["labels"] = torch.from_numpy(synth.labels(entry["labels_key"], entry["num_boxes"], classes))
+        if masks:
+            target["masks"] = ellipses(target["boxes"], target["pad_size"])
     return target
+
+
+def ellipses(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The masks uint8 (G, h, w) that objects of recorded cases have, where they have any: each fills its box (G, 4)."""
+    height, width = size
+    x1, y1, x2, y2 = (side[:, None, None] for side in boxes.unbind(1))
+    rows = torch.arange(height, dtype=boxes.dtype)[None, :, None] + 0.5
+    columns = torch.arange(width, dtype=boxes.dtype)[None, None] + 0.5
+    across = (columns - (x1 + x2) / 2) / ((x2 - x1) / 2)
+    down = (rows - (y1 + y2) / 2) / ((y2 - y1) / 2)
+    return (across**2 + down**2 <= 1).to(torch.uint8)
 
 
 def objective_of(model: CoDETR, settings: Settings) -> CollaborativeObjective:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codetr_cli.models.backbones.vit import ViT, rotation
 from codetr_cli.models.codetr import CoDETR
 from tests.golden.case import GRADIENT_TOLERANCE, TOLERANCE, Case
 
 Values = dict[str, Any]
 
-TOKENS_FIRST = re.compile(r"memory|encoder/\d+|decoder/hidden/\d+|decoder/query_in")
+TOKENS_FIRST = re.compile(r"memory|encoder/\d+|decoder/hidden/\d+|decoder/query_(pos_)?in")
 """Keys under which Sense-X cases hold (tokens or queries, N, C)."""
 
 
@@ -38,6 +39,9 @@ def stages_of(model: CoDETR) -> Iterator[Values]:
     parts: dict[str, nn.Module] = {"backbone": model.backbone, "neck": model.neck}
     parts |= {f"encoder/layer/{i}": layer for i, layer in enumerate(model.encoder.layers)}
     parts |= {f"decoder/layer/{i}": layer for i, layer in enumerate(model.decoder.layers)}
+    if isinstance(model.backbone, ViT):
+        parts |= {f"vit/block/{i}": block for i, block in enumerate(model.backbone.blocks)}
+        parts["vit/patch_embed"] = model.backbone.patch_embed
     values: Values = {}
     handles = []
     for name, part in parts.items():
@@ -55,6 +59,15 @@ def stages_of(model: CoDETR) -> Iterator[Values]:
             handle.remove()
     for key in list(values):
         values[key.replace("encoder/layer/", "encoder/").replace("decoder/layer/", "decoder/hidden/")] = values[key]
+
+
+def rotary_values(model: CoDETR) -> Values:
+    """The tables that turn queries and keys within windows."""
+    vit = model.backbone
+    if not isinstance(vit, ViT):
+        return {}
+    tables = rotation(vit.window_size, vit.window_size, vit.head_dim, like=vit.pos_embed)
+    return dict(zip(("vit/rope_win/freqs_cos", "vit/rope_win/freqs_sin"), tables, strict=True))
 
 
 def maps_values(maps: Sequence[Tensor]) -> Values:

@@ -14,6 +14,7 @@ from codetr_cli.losses.collaborative import PositivePass, Step
 from codetr_cli.models.codetr import CoDETR
 from tests.golden import synth
 from tests.golden.case import GRADIENT_TOLERANCE, TOLERANCE, Case, Report
+from tests.golden.mask_stages import train_mask_values
 from tests.golden.network_inputs import (
     RecordedDraws,
     batch_of,
@@ -52,6 +53,7 @@ def run_train(case: Case, report: Report) -> None:
     total = torch.stack(list(step.losses.values())).sum()
     total.backward()
     values |= draws.given | _decoder_values(case, step, targets) | _loss_values(step, model.num_classes)
+    values |= train_mask_values(step, targets)
     if step.rpn is not None and step.roi is not None and step.atss is not None:
         values |= maps_values(step.aux_maps) | _rpn_values(case, step.rpn) | proposals_values(case, step.rpn.proposals)
         values |= _roi_values(step.roi, targets, model.num_classes) | _atss_values(step.atss, targets)
@@ -76,9 +78,9 @@ def _decoder_values(case: Case, step: Step, targets: Targets) -> Values:
         "two_stage/topk_score": step.proposals.logits
         if case.publisher == "mmdet3"
         else step.proposals.logits.max(-1)[0],
-        "two_stage/class_logits": step.proposals.logits,
+        "two_stage/class_logits": _first(step.proposals.all_logits, step.proposals.logits),
         "two_stage/topk_coords": step.proposals.boxes,
-        "two_stage/boxes": step.proposals.boxes,
+        "two_stage/boxes": _first(step.proposals.all_boxes, step.proposals.boxes),
         "two_stage/topk_indices": step.proposals.indices,
         "decoder/references": step.decoded.references,
         "decoder/states": step.decoded.states,
@@ -93,17 +95,22 @@ def _decoder_values(case: Case, step: Step, targets: Targets) -> Values:
         }
     for i, target in enumerate(targets):
         values |= {f"gt/{i}/boxes": target["boxes"], f"gt/{i}/labels": target["labels"]}
-    num_queries = step.proposals.indices.shape[1]
     for layer, matches in enumerate(step.matches):
         is_proposals = layer == len(step.logits)
         for i, (queries, objects) in enumerate(matches):
             of_object = torch.full((len(targets[i]["labels"]),), -1)
             of_object[objects] = queries
-            of_query = torch.zeros(num_queries, dtype=torch.int64)
+            of_query = torch.zeros(
+                values["two_stage/boxes" if is_proposals else "decoder/boxes/0"].shape[1], dtype=torch.int64
+            )
             of_query[queries] = objects + 1
             values[f"assign/{'enc' if is_proposals else f'layer{layer}'}/img{i}"] = of_object
             values[f"hungarian/{'enc' if is_proposals else layer}/{i}"] = of_query
     return values
+
+
+def _first(value: Tensor | None, otherwise: Tensor) -> Tensor:
+    return otherwise if value is None else value
 
 
 def _loss_values(step: Step, num_classes: int) -> Values:
@@ -196,7 +203,7 @@ def _positive_values(step: Step, roi: RoiStep, atss: AtssStep, num_classes: int)
         values |= {
             f"aux/{head}/classes": done.logits,
             f"aux/{head}/coords_out": done.predicted_boxes,
-            f"aux/{head}/decoder_query_in": done.queries,
+            f"aux/{head}/decoder_query_in": done.queries.content,
             f"aux{head}/decoder/logits": done.logits[-1],
             f"aux{head}/decoder/boxes": done.predicted_boxes[-1],
         }

@@ -57,8 +57,8 @@ def test_the_order_of_the_objects_does_not_matter():
 def test_matches_that_were_started_come_when_asked_for():
     logits, boxes = make_predictions()
     targets = make_targets()
-    first = MATCHER.start([(logits, boxes)], targets)
-    second = MATCHER.start([(logits.flip(1), boxes.flip(1))], targets)
+    first = MATCHER.start([(logits, boxes)], [targets])
+    second = MATCHER.start([(logits.flip(1), boxes.flip(1))], [targets])
     for found, wanted in (
         (second(), MATCHER([(logits.flip(1), boxes.flip(1))], targets)),
         (first(), MATCHER([(logits, boxes)], targets)),

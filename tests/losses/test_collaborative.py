@@ -99,7 +99,7 @@ def test_background_boxes_are_never_read():
     logits, boxes = torch.randn(2, 5, 3, generator=generator), torch.rand(2, 5, 4, generator=generator)
     labels = torch.tensor([[0, 3, 3, 1, 3], [3, 3, 2, 3, 3]])
     wanted = torch.rand(2, 5, 4, generator=generator)
-    criterion = QueryCriterion(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
+    criterion = QueryCriterion(class_loss="quality_focal", class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
     factors, count = torch.tensor([[90.0, 60, 90, 60], [50, 70, 50, 70]]), torch.tensor(3.0)
     terms = criterion(logits, boxes, QueryTargets(labels, wanted), factors, count)
     other = criterion(logits, boxes, QueryTargets(labels, wanted * (labels < 3)[..., None]), factors, count)
@@ -173,7 +173,7 @@ def test_perfect_queries_cost_nothing():
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.1, 0.1]]])
     logits = torch.tensor([[[30.0, -30.0], [-30.0, -30.0]]])
     targets = QueryTargets(torch.tensor([[0, 2]]), boxes)
-    criterion = QueryCriterion(class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
+    criterion = QueryCriterion(class_loss="quality_focal", class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
     terms = criterion(logits, boxes, targets, torch.tensor([[100.0, 100, 100, 100]]), torch.tensor(1.0))
     assert all(float(v) == pytest.approx(0, abs=1e-5) for v in terms.values())
 
@@ -204,7 +204,7 @@ def make_candidates(positives, total, classes=5):
 def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expected):
     candidates = [make_candidates(n, 200) for n in positives]
     targets = [{"norm_size": (100, 100)}] * 2
-    boxes, wanted = select_positive_queries(candidates, targets, num_classes=5, max_queries=50, draws=Draws())
+    boxes, wanted, _ = select_positive_queries(candidates, targets, num_classes=5, max_queries=50, draws=Draws())
     assert boxes.shape == (2, expected, 4)
     for image, n in enumerate(positives):
         assert int((wanted.labels[image] < 5).sum()) == min(n, expected)
@@ -213,7 +213,7 @@ def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expecte
 
 
 def test_no_candidates_give_background_queries():
-    boxes, wanted = select_positive_queries(
+    boxes, wanted, _ = select_positive_queries(
         [make_candidates(0, 0), make_candidates(2, 3)], [{"norm_size": (9, 9)}] * 2, num_classes=5, max_queries=50,
         draws=Draws(),
     )  # fmt: skip
@@ -222,7 +222,7 @@ def test_no_candidates_give_background_queries():
 
 
 def test_too_few_candidates_repeat():
-    boxes, _ = select_positive_queries(
+    boxes, *_ = select_positive_queries(
         [make_candidates(2, 3)], [{"norm_size": (9, 9)}], num_classes=5, max_queries=50, draws=Draws()
     )
     assert boxes.shape == (1, MIN_QUERIES, 4)

@@ -130,8 +130,8 @@ def test_values_made_before_are_those_that_the_layers_make(model, at_once, monke
         monkeypatch.setattr(decoder_module, "shares_one_product", lambda *_: True)
     shared = model.with_values(encoded)
     proposals = model.select_queries(encoded)
-    arguments = (model.matching_queries(proposals), proposals.boxes.detach())
-    ours, theirs = model.decode(*arguments, shared).states, model.decode(*arguments, encoded).states
+    queries = model.matching_queries(proposals)
+    ours, theirs = model.decode(queries, shared).states, model.decode(queries, encoded).states
     torch.testing.assert_close(ours, theirs)
     weight = model.decoder.layers[0].cross_attn.value_proj.weight
     gradients = [torch.autograd.grad(x.square().sum(), weight, retain_graph=True)[0] for x in (ours, theirs)]
@@ -169,7 +169,7 @@ def test_decoder_refines_from_the_raw_state_but_predicts_from_the_normed_one(mod
         torch.nn.init.normal_(head.layers[-1].weight, std=0.5)
     torch.nn.init.uniform_(model.decoder.norm.weight, 0.5, 2.0)
     proposals = model.select_queries(encoded)
-    decoded = model.decode(model.matching_queries(proposals), proposals.boxes, encoded)
+    decoded = model.decode(model.matching_queries(proposals), encoded)
     _, boxes = model.predict_layers(decoded)
     assert isinstance(model.decoder, DinoDecoder)
     assert not torch.allclose(boxes[0], decoded.references[1])

@@ -95,7 +95,7 @@ class Tokens:
         """Logits (B, Q, K) and boxes (B, Q, 4) when the tokens have the given ranking."""
         boxes = self.boxes.gather(1, ranking[..., None].expand(-1, -1, 4))
         queries = self.model.matching_queries(Proposals(ranking, self.scores, boxes))
-        logits, boxes = self.model.predict_layers(self.model.decode(queries, boxes, self.encoded))
+        logits, boxes = self.model.predict_layers(self.model.decode(queries, self.encoded))
         return logits[-1], boxes[-1]
 
 

@@ -28,7 +28,8 @@ class AtssHead(nn.Module):
         norm_groups: groups of the norms.
         target_stds: what box deltas are divided by.
         pre_nms: best cells kept per level by `detect`.
-        nms_iou: threshold of its NMS.
+        nms: "hard" or "soft", of `detect`.
+        nms_iou: its threshold.
         max_detections: kept per image by `detect`.
     """
 
@@ -41,12 +42,13 @@ class AtssHead(nn.Module):
         norm_groups: int,
         target_stds: Sequence[float],
         pre_nms: int,
+        nms: str,
         nms_iou: float,
         max_detections: int,
     ) -> None:
         super().__init__()
         self.num_classes, self.anchors, self.target_stds = num_classes, anchors, tuple(target_stds)
-        self.pre_nms, self.nms_iou, self.max_detections = pre_nms, nms_iou, max_detections
+        self.pre_nms, self.nms, self.nms_iou, self.max_detections = pre_nms, nms, nms_iou, max_detections
         self.class_tower = ConvNorm(dim, dim, kernel_size=3, norm_groups=norm_groups)
         self.box_tower = ConvNorm(dim, dim, kernel_size=3, norm_groups=norm_groups)
         self.class_head = nn.Conv2d(dim, num_classes, 3, padding=1)
@@ -92,7 +94,7 @@ class AtssHead(nn.Module):
                 boxes.append(decode_deltas(level_anchors[cell], moves[image, cell], self.target_stds, size))
                 labels.append(label)
             candidates = Detections(torch.cat(boxes), torch.cat(scores), torch.cat(labels))
-            found.append(suppress(candidates, self.nms_iou, self.max_detections))
+            found.append(suppress(candidates, self.nms, self.nms_iou, self.max_detections))
         return found
 
     def _best_cells(self, class_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Box head on pooled regions of the encoder's maps. Behaviour of mmdet's SingleRoIExtractor and Shared2FCBBoxHead.
+"""Box head on pooled regions of the encoder's maps. Behaviour of mmdet's SingleRoIExtractor and ConvFCBBoxHead.
 
 Shape letters: C channels, K classes, R regions.
 """
@@ -6,16 +6,18 @@ Shape letters: C channels, K classes, R regions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr_cli.models.aux_heads.anchors import decode_deltas
+from codetr_cli.models.layers import ConvNorm
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead
 from codetr_cli.models.pooling import RegionPooling, number_regions
 from codetr_cli.models.postprocess import Detections
-from codetr_cli.ops.nms import batched_nms
+from codetr_cli.ops.nms import batched_nms, batched_soft_nms
 
 
 class RoiHead(nn.Module):
@@ -25,11 +27,16 @@ class RoiHead(nn.Module):
         dim: channels of the maps.
         num_classes: K; background is an extra last class.
         strides: pixels per cell of the maps that are pooled from; further maps are ignored.
-        fc_dim: channels of the two shared layers.
+        num_convs: normed convolutions on each region.
+        num_fcs: shared layers after them.
+        fc_dim: channels of the shared layers.
+        norm_groups: groups of the convolutions' norms.
+        class_agnostic: whether all classes of a region share one box.
         output_size: side of a pooled region in cells.
         finest_scale: regions up to this size (square root of the area, pixels) use the first map.
         target_stds: what box deltas are divided by.
-        nms_iou: threshold of the NMS of `detect`.
+        nms: "hard" or "soft", of `detect`.
+        nms_iou: its threshold.
         max_detections: kept per image by `detect`.
         mask_head: draws the masks of `detect`'s boxes; None: they have none.
     """
@@ -40,22 +47,31 @@ class RoiHead(nn.Module):
         dim: int,
         num_classes: int,
         strides: Sequence[int],
+        num_convs: int,
+        num_fcs: int,
         fc_dim: int,
+        norm_groups: int,
+        class_agnostic: bool,
         output_size: int,
         finest_scale: int,
         target_stds: Sequence[float],
+        nms: str,
         nms_iou: float,
         max_detections: int,
         mask_head: FcnMaskHead | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.target_stds = num_classes, tuple(target_stds)
+        self.num_classes, self.class_agnostic, self.target_stds = num_classes, class_agnostic, tuple(target_stds)
         self.pooling = RegionPooling(strides=strides, output_size=output_size, finest_scale=finest_scale)
-        self.nms_iou, self.max_detections = nms_iou, max_detections
-        fcs = [nn.Linear(dim * output_size**2, fc_dim), nn.Linear(fc_dim, fc_dim)]
+        self.nms, self.nms_iou, self.max_detections = nms, nms_iou, max_detections
+        self.convs = nn.ModuleList(ConvNorm(dim, dim, kernel_size=3, norm_groups=norm_groups) for _ in range(num_convs))
+        fcs = [nn.Linear(dim * output_size**2 if i == 0 else fc_dim, fc_dim) for i in range(num_fcs)]
         self.fcs = nn.ModuleList(fcs)
         self.class_head = nn.Linear(fc_dim, num_classes + 1)
-        self.box_head = nn.Linear(fc_dim, 4 * num_classes)
+        self.box_head = nn.Linear(fc_dim, 4 if class_agnostic else 4 * num_classes)
+        for module in self.convs.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for layer in fcs:
             nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(self.class_head.weight, std=0.01)
@@ -77,11 +93,19 @@ class RoiHead(nn.Module):
         return self.pooling(maps, number_regions(boxes))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps pooled regions (R, C, s, s) to logits (R, K + 1) and class-specific deltas (R, 4 K)."""
+        """Maps pooled regions (R, C, s, s) to logits (R, K + 1) and deltas, (R, 4 K) or (R, 4) for all classes."""
+        for conv in self.convs:
+            pooled = F.relu(conv(pooled))
         x = pooled.flatten(1)
         for layer in self.fcs:
             x = F.relu(layer(x))
         return self.class_head(x), self.box_head(x)
+
+    def deltas_of(self, deltas: Tensor, labels: Tensor) -> Tensor:
+        """The deltas (P, 4) that belong to the classes (P,) of regions, from those of all classes."""
+        if self.class_agnostic:
+            return deltas
+        return deltas.view(len(labels), self.num_classes, 4)[torch.arange(len(labels), device=labels.device), labels]
 
     @torch.no_grad()
     def detect(
@@ -104,21 +128,32 @@ class RoiHead(nn.Module):
             proposals, torch.split(logits, counts), torch.split(deltas, counts), sizes, strict=True
         ):
             scores = image_logits.softmax(-1)[:, : self.num_classes]
-            corners = decode_deltas(boxes[:, None], image_deltas.view(-1, self.num_classes, 4), self.target_stds, size)
+            own = image_deltas.view(len(boxes), -1, 4).expand(-1, self.num_classes, -1)
+            corners = decode_deltas(boxes[:, None], own, self.target_stds, size)
             # Every class of a region is a candidate of its own.
             labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
             candidates = Detections(corners.flatten(0, 1), scores.flatten(), labels.flatten())
-            found.append(suppress(candidates, self.nms_iou, self.max_detections))
+            found.append(suppress(candidates, self.nms, self.nms_iou, self.max_detections))
         return found if self.mask_head is None else self.mask_head.detect(maps, found)
 
 
-def suppress(candidates: Detections, nms_iou: float, max_detections: int) -> Detections:
+def suppress(candidates: Detections, nms: str, nms_iou: float, max_detections: int) -> Detections:
     """NMS within each class over the candidates with a positive score.
 
     Args:
         candidates: in any order.
+        nms: "hard", or "soft" with its linear decay.
         nms_iou: threshold.
         max_detections: kept.
     """
     candidates = candidates[candidates.scores > 0]
+    if nms == "soft":
+        keep, scores = batched_soft_nms(
+            candidates.boxes,
+            candidates.scores,
+            candidates.labels,
+            iou_threshold=nms_iou,
+            max_detections=max_detections,
+        )
+        return replace(candidates[keep], scores=scores)
     return candidates[batched_nms(candidates.boxes, candidates.scores, candidates.labels, nms_iou)[:max_detections]]

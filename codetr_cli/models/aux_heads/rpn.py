@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,15 @@ from codetr_cli.ops.nms import batched_nms
 DELTA_STDS = (1.0, 1.0, 1.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """How anchors become proposals: best of each level, NMS within it, best of all levels."""
+
+    pre_nms: int
+    count: int
+    nms_iou: float
+
+
 class RpnHead(nn.Module):
     """Objectness and box deltas of every anchor, and the proposals made from them.
 
@@ -23,8 +33,10 @@ class RpnHead(nn.Module):
         anchors: the anchors of every level.
         pre_nms_train: best anchors kept per level before NMS while training.
         pre_nms_test: the same at inference.
-        num_proposals: kept per image after NMS.
-        nms_iou: threshold of the NMS within each level.
+        num_proposals_train: kept per image after NMS while training.
+        num_proposals_test: the same at inference.
+        nms_iou_train: threshold of the NMS within each level while training.
+        nms_iou_test: the same at inference.
     """
 
     def __init__(
@@ -34,13 +46,15 @@ class RpnHead(nn.Module):
         anchors: AnchorGrid,
         pre_nms_train: int,
         pre_nms_test: int,
-        num_proposals: int,
-        nms_iou: float,
+        num_proposals_train: int,
+        num_proposals_test: int,
+        nms_iou_train: float,
+        nms_iou_test: float,
     ) -> None:
         super().__init__()
         self.anchors = anchors
-        self.pre_nms_train, self.pre_nms_test = pre_nms_train, pre_nms_test
-        self.num_proposals, self.nms_iou = num_proposals, nms_iou
+        self.selection_train = Selection(pre_nms_train, num_proposals_train, nms_iou_train)
+        self.selection_test = Selection(pre_nms_test, num_proposals_test, nms_iou_test)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
         self.objectness = nn.Conv2d(dim, anchors.per_cell, 1)
         self.box_deltas = nn.Conv2d(dim, anchors.per_cell * 4, 1)
@@ -74,24 +88,30 @@ class RpnHead(nn.Module):
         anchors = self.anchors.boxes(shapes, logits[0])
         scores = [flatten_map(m, 1)[..., 0].sigmoid() for m in logits]
         moves = [flatten_map(m, 4) for m in deltas]
-        limit = self.pre_nms_train if self.training else self.pre_nms_test
+        selection = self.selection_train if self.training else self.selection_test
         return [
-            self._single([s[i] for s in scores], [d[i] for d in moves], anchors, size, limit)
+            _select([s[i] for s in scores], [d[i] for d in moves], anchors, size, selection)
             for i, size in enumerate(sizes)
         ]
 
-    def _single(
-        self, scores: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], size: tuple[int, int], limit: int
-    ) -> tuple[Tensor, Tensor]:
-        boxes, kept_scores, levels = [], [], []
-        for level, (level_scores, level_deltas, level_anchors) in enumerate(zip(scores, deltas, anchors, strict=True)):
-            best, index = level_scores.sort(descending=True)
-            best, index = best[:limit], index[:limit]
-            boxes.append(decode_deltas(level_anchors[index], level_deltas[index], DELTA_STDS, size))
-            kept_scores.append(best)
-            levels.append(torch.full_like(index, level))
-        all_boxes, all_scores, all_levels = torch.cat(boxes), torch.cat(kept_scores), torch.cat(levels)
-        proper = (all_boxes[:, 2] > all_boxes[:, 0]) & (all_boxes[:, 3] > all_boxes[:, 1])
-        all_boxes, all_scores, all_levels = all_boxes[proper], all_scores[proper], all_levels[proper]
-        keep = batched_nms(all_boxes, all_scores, all_levels, self.nms_iou)[: self.num_proposals]
-        return all_boxes[keep], all_scores[keep]
+
+def _select(
+    scores: list[Tensor],
+    deltas: list[Tensor],
+    anchors: list[Tensor],
+    size: tuple[int, int],
+    selection: Selection,
+) -> tuple[Tensor, Tensor]:
+    """The proposals of one image."""
+    boxes, kept_scores, levels = [], [], []
+    for level, (level_scores, level_deltas, level_anchors) in enumerate(zip(scores, deltas, anchors, strict=True)):
+        best, index = level_scores.sort(descending=True)
+        best, index = best[: selection.pre_nms], index[: selection.pre_nms]
+        boxes.append(decode_deltas(level_anchors[index], level_deltas[index], DELTA_STDS, size))
+        kept_scores.append(best)
+        levels.append(torch.full_like(index, level))
+    all_boxes, all_scores, all_levels = torch.cat(boxes), torch.cat(kept_scores), torch.cat(levels)
+    proper = (all_boxes[:, 2] > all_boxes[:, 0]) & (all_boxes[:, 3] > all_boxes[:, 1])
+    all_boxes, all_scores, all_levels = all_boxes[proper], all_scores[proper], all_levels[proper]
+    keep = batched_nms(all_boxes, all_scores, all_levels, selection.nms_iou)[: selection.count]
+    return all_boxes[keep], all_scores[keep]

@@ -47,11 +47,20 @@ class ResNet(nn.Module):
         width: channels of the stem.
         norm: "frozen_batch" or "group".
         frozen_stages: stages whose weights are not trained, the stem included when above 0.
+        finest_stride: 4 gives the maps of all stages, 8 those from the second on.
         checkpointing: recompute the trained stages in the backward pass.
     """
 
     def __init__(
-        self, *, block: str, layers: Sequence[int], width: int, norm: str, frozen_stages: int, checkpointing: bool
+        self,
+        *,
+        block: str,
+        layers: Sequence[int],
+        width: int,
+        norm: str,
+        frozen_stages: int,
+        finest_stride: int = 4,
+        checkpointing: bool,
     ) -> None:
         super().__init__()
         kind: type[BasicBlock | Bottleneck] = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
@@ -74,6 +83,8 @@ class ResNet(nn.Module):
                 channels = planes * kind.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             self.out_channels.append(channels)
+        if finest_stride == 8:
+            del self.out_channels[0]
         self._initialise()
         self._freeze()
 
@@ -95,7 +106,7 @@ class ResNet(nn.Module):
             module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps normalised images (B, 3, H, W) to four maps of strides 4, 8, 16 and 32."""
+        """Maps normalised images (B, 3, H, W) to maps of strides `finest_stride` to 32."""
         stem = _conv_norm(self.conv1, self.bn1, images)
         x = F.max_pool2d(F.relu(stem, inplace=True), kernel_size=3, stride=2, padding=1)
         outputs = []
@@ -106,7 +117,7 @@ class ResNet(nn.Module):
             else:
                 x = _run_stage(stage, x)
             outputs.append(x)
-        return outputs
+        return outputs[-len(self.out_channels) :]
 
 
 def _run_stage(stage: nn.Sequential, x: Tensor) -> Tensor:

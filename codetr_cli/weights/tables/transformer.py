@@ -5,7 +5,7 @@ from __future__ import annotations
 _ENCODER = "query_head.transformer.encoder.layers.{}."
 _DECODER = "query_head.transformer.decoder.layers.{}."
 
-CO_DINO = {
+TRANSFORMER = {
     "query_head.transformer.level_embeds": "encoder.level_embed",
     _ENCODER + "attentions.0.sampling_offsets.weight": "encoder.layers.{}.self_attn.sampling_offsets.weight",
     _ENCODER + "attentions.0.sampling_offsets.bias": "encoder.layers.{}.self_attn.sampling_offsets.bias",
@@ -45,17 +45,10 @@ CO_DINO = {
     _DECODER + "norms.1.bias": "decoder.layers.{}.cross_attn_norm.bias",
     _DECODER + "norms.2.weight": "decoder.layers.{}.ffn_norm.weight",
     _DECODER + "norms.2.bias": "decoder.layers.{}.ffn_norm.bias",
-    "query_head.transformer.decoder.ref_point_head.0.weight": "decoder.query_pos_mlp.layers.0.weight",
-    "query_head.transformer.decoder.ref_point_head.0.bias": "decoder.query_pos_mlp.layers.0.bias",
-    "query_head.transformer.decoder.ref_point_head.2.weight": "decoder.query_pos_mlp.layers.1.weight",
-    "query_head.transformer.decoder.ref_point_head.2.bias": "decoder.query_pos_mlp.layers.1.bias",
-    "query_head.transformer.decoder.norm.weight": "decoder.norm.weight",
-    "query_head.transformer.decoder.norm.bias": "decoder.norm.bias",
     "query_head.transformer.enc_output.weight": "proposals.memory_proj.weight",
     "query_head.transformer.enc_output.bias": "proposals.memory_proj.bias",
     "query_head.transformer.enc_output_norm.weight": "proposals.memory_norm.weight",
     "query_head.transformer.enc_output_norm.bias": "proposals.memory_norm.bias",
-    "query_head.transformer.query_embed.weight": "query_embed.weight",
     "query_head.transformer.aux_pos_trans.{}.weight": "positive_queries.projections.{}.weight",
     "query_head.transformer.aux_pos_trans.{}.bias": "positive_queries.projections.{}.bias",
     "query_head.transformer.aux_pos_trans_norm.{}.weight": "positive_queries.norms.{}.weight",
@@ -72,4 +65,27 @@ CO_DINO = {
     "query_head.downsample.0.bias": "downsample.conv.bias",
     "query_head.downsample.1.weight": "downsample.norm.weight",
     "query_head.downsample.1.bias": "downsample.norm.bias",
+}
+
+CO_DINO = {
+    "query_head.transformer.decoder.ref_point_head.0.weight": "decoder.query_pos_mlp.layers.0.weight",
+    "query_head.transformer.decoder.ref_point_head.0.bias": "decoder.query_pos_mlp.layers.0.bias",
+    "query_head.transformer.decoder.ref_point_head.2.weight": "decoder.query_pos_mlp.layers.1.weight",
+    "query_head.transformer.decoder.ref_point_head.2.bias": "decoder.query_pos_mlp.layers.1.bias",
+    "query_head.transformer.decoder.norm.weight": "decoder.norm.weight",
+    "query_head.transformer.decoder.norm.bias": "decoder.norm.bias",
+    "query_head.transformer.query_embed.weight": "query_embed.weight",
+}
+
+CO_DEFORMABLE = {
+    "query_head.query_embedding.weight": "query_embed.weight",
+    "query_head.transformer.pos_trans.weight": "query_positions.projection.weight",
+    "query_head.transformer.pos_trans.bias": "query_positions.projection.bias",
+    "query_head.transformer.pos_trans_norm.weight": "query_positions.norm.weight",
+    "query_head.transformer.pos_trans_norm.bias": "query_positions.norm.bias",
+    "query_head.transformer.pos_feats_trans.{}.weight": "positive_queries.feature_projections.{}.weight",
+    "query_head.transformer.pos_feats_trans.{}.bias": "positive_queries.feature_projections.{}.bias",
+    "query_head.transformer.pos_feats_norm.{}.weight": "positive_queries.feature_norms.{}.weight",
+    "query_head.transformer.pos_feats_norm.{}.bias": "positive_queries.feature_norms.{}.bias",
+    "query_head.transformer.head_pos_embed.weight": "positive_queries.head_embed",
 }
