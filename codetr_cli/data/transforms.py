@@ -124,6 +124,23 @@ class Transform(ABC, Generic[Choices]):
 
 
 @dataclass(frozen=True)
+class NoChoices:
+    """Nothing to choose."""
+
+
+class Keep(Transform[NoChoices]):
+    """Leaves an image as it was decoded: test-time augmentation makes several sizes of it later."""
+
+    def draw(self, rng: np.random.Generator, size: Size) -> NoChoices:
+        """Draws nothing."""
+        return NoChoices()
+
+    def apply(self, sample: Sample, choices: NoChoices) -> Sample:
+        """The sample itself."""
+        return sample
+
+
+@dataclass(frozen=True)
 class FlipChoices:
     """Whether to mirror the image left to right."""
 
@@ -421,7 +438,7 @@ class LsjAugmentation(Transform[LsjChoices]):
         return sample.select(keep)
 
 
-AnyTransform = DetrAugmentation | LsjAugmentation | ResizeShortLong | ResizeToCanvas
+AnyTransform = DetrAugmentation | LsjAugmentation | ResizeShortLong | ResizeToCanvas | Keep
 
 
 def build_transforms(data: DataConfig, test: TestConfig, *, train: bool) -> AnyTransform:
