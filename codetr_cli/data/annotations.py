@@ -218,16 +218,25 @@ Spans = tuple[bytes, list[tuple[int, int]]]
 def _outlines(objects: list[dict[str, Any]], known: np.ndarray, found: Spans) -> Outlines:
     """The outlines of the objects that are kept."""
     text, spans = found
-    column = [_span_of(entry.get("segmentation"), spans) for entry in objects]
-    empty = [end - start <= 2 for start, end in column]  # [] and {}
-    array = np.array(column, np.int64).reshape(-1, 2)
-    array[empty] = 0
-    return Outlines(text=text, spans=array[known], entries=np.flatnonzero(known))
-
-
-def _span_of(mark: Any, spans: list[tuple[int, int]]) -> tuple[int, int]:
-    """Where the outline lies that `_read_json` replaced by a mark, [number]."""
-    return spans[mark[0]] if isinstance(mark, list) and len(mark) == 1 and isinstance(mark[0], int) else (0, 0)
+    column: list[tuple[int, int]] = []
+    more: list[bytes] = []
+    end = len(text)
+    for entry in objects:
+        outline = entry.get("segmentation")
+        if not outline or not isinstance(outline, (list, dict)):
+            column.append((0, 0))
+        elif spans and isinstance(outline, list) and len(outline) == 1 and isinstance(outline[0], int):
+            first, last = spans[outline[0]]
+            column.append((first, last) if last - first > 2 else (0, 0))  # else [] or {}
+        else:  # `_SEGMENTATION` did not see it
+            more.append(json.dumps(outline).encode())
+            column.append((end, end + len(more[-1])))
+            end += len(more[-1])
+    return Outlines(
+        text=text + b"".join(more) if more else text,
+        spans=np.array(column, np.int64).reshape(-1, 2)[known],
+        entries=np.flatnonzero(known),
+    )
 
 
 def _read_json(path: Path, *, with_outlines: bool) -> tuple[Any, Spans | None]:
@@ -263,23 +272,7 @@ def _read_json(path: Path, *, with_outlines: bool) -> tuple[Any, Spans | None]:
         ) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not a JSON text: copy or download it again") from error
-    return table, _taken_out(table) if with_outlines else None
-
-
-def _taken_out(content: Any) -> Spans:
-    """Replaces the outlines of a parsed file by marks, as `_read_json` does with their text."""
-    pieces: list[bytes] = []
-    spans: list[tuple[int, int]] = []
-    end = 0
-    objects = content.get("annotations") if isinstance(content, dict) else None
-    for entry in objects if isinstance(objects, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("segmentation"), (list, dict)):
-            piece = json.dumps(entry["segmentation"]).encode()
-            entry["segmentation"] = [len(spans)]
-            pieces.append(piece)
-            spans.append((end, end + len(piece)))
-            end += len(piece)
-    return b"".join(pieces), spans
+    return table, (b"", []) if with_outlines else None
 
 
 def _table(content: Any, name: str, path: Path) -> list[dict[str, Any]]:

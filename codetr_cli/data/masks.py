@@ -264,13 +264,10 @@ def decode(outline: Any, size: Size) -> Block:
     """
     if isinstance(outline, list):
         check_polygons(outline)
-        height, width = size
-        rle = pycocotools_mask.merge(pycocotools_mask.frPyObjects(outline, height, width))
-        x, y, w, h = (int(side) for side in pycocotools_mask.toBbox(rle))
-        bitmap = pycocotools_mask.decode(rle)
-        return Block(y, x, np.ascontiguousarray(bitmap[y : y + h, x : x + w])) if w and h else NOTHING
+        rle = pycocotools_mask.merge(pycocotools_mask.frPyObjects(outline, *size))
+        return _drawn(_uncompressed(rle["counts"]), size)
     if isinstance(outline, dict) and "counts" in outline:
-        return _shrunk(_run_lengths(outline, size))
+        return _drawn(_run_lengths(outline, size), size)
     raise OutlineError("no outline" if outline is None else f"the segmentation {str(outline)[:60]}")
 
 
@@ -291,35 +288,54 @@ def check_polygons(polygons: list[Any]) -> None:
 
 
 def _run_lengths(rle: dict[str, Any], size: Size) -> np.ndarray:
-    """The bitmap (h, w) uint8 of a run-length code; runs go down the columns, the first one is outside."""
-    listed = rle.get("size")
+    """The checked runs (R,) int64 of a run-length code."""
+    listed, counts = rle.get("size"), rle["counts"]
     if not isinstance(listed, list) or tuple(listed) != size:
         raise OutlineError(f"a run-length code of size {listed}, but its image is {size[0]} high and {size[1]} wide")
-    counts = rle["counts"]
-    runs = _uncompressed(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
-        raise OutlineError("a broken run-length code (its counts are no run lengths)")
-    if sum(runs) != size[0] * size[1]:
+    if isinstance(counts, str):
+        runs = _uncompressed(counts.encode())
+    elif isinstance(counts, list) and all(isinstance(run, int) for run in counts):
+        runs = np.array(counts, np.int64)
+    else:
+        raise OutlineError("a broken run-length code (its counts are neither a text nor a list of integers)")
+    if (runs < 0).any() or runs.sum() != size[0] * size[1]:
         # pycocotools would leave the rest of the bitmap as it finds the memory.
-        raise OutlineError(f"a broken run-length code ({sum(runs)} pixels instead of {size[0] * size[1]})")
-    values = np.arange(len(runs), dtype=np.uint8) & 1
-    return np.repeat(values, runs).reshape(size[1], size[0]).T
-
-
-def _uncompressed(text: str) -> list[int]:
-    """Run lengths of a compressed code: five bits a character, from the third run on relative to two runs before."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text.encode():
-        bits = character - 48
-        if not 0 <= bits < 64:
-            raise OutlineError("a broken run-length code (its text has characters that none has)")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
+        raise OutlineError(f"a broken run-length code (of {runs.sum()} pixels instead of {size[0] * size[1]})")
     return runs
+
+
+def _uncompressed(code: bytes) -> np.ndarray:
+    """Run lengths (R,) int64 of a compressed code.
+
+    A character holds five bits of a number, low ones first, and whether more follow; the last one's fifth bit is the
+    sign. From the fourth run on it is the difference to the run two before.
+    """
+    bits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero((bits & 32) == 0)
+    if not len(bits) or bits.min() < 0 or bits.max() > 63 or last[-1:] != len(bits) - 1:
+        raise OutlineError("a broken run-length code (its text is no compressed one)")
+    first = np.concatenate([[0], last[:-1] + 1])
+    if (last - first).max() > 10:
+        raise OutlineError("a broken run-length code (its numbers are absurdly large)")
+    shift = 5 * (np.arange(len(bits)) - np.repeat(first, last - first + 1))
+    runs = np.add.reduceat((bits & 31) << shift, first)
+    runs -= np.where(bits[last] & 16, 1 << (shift[last] + 5), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _drawn(runs: np.ndarray, size: Size) -> Block:
+    """The pixels of a run-length code (R,), whose runs go down the columns of an image and begin outside."""
+    height = size[0]
+    ends = np.cumsum(runs)
+    inside = ends[: len(runs) // 2 * 2].reshape(-1, 2)  # from where to where, in pixels down the columns
+    inside = inside[inside[:, 1] > inside[:, 0]]
+    if not len(inside):
+        return NOTHING
+    left, right = int(inside[0, 0]) // height, (int(inside[-1, 1]) - 1) // height + 1
+    columns = np.zeros((right - left) * height, np.uint8)
+    for start, end in (inside - left * height).tolist():
+        columns[start:end] = 1
+    block = _shrunk(columns.reshape(-1, height).T)
+    return block._replace(left=block.left + left)
