@@ -17,7 +17,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def full_precision(x: Tensor) -> torch.autocast:
     """A context that switches mixed precision off on the device of `x`: for scores, boxes and losses."""
-    return torch.autocast(x.device.type, enabled=False)
+    # Tensors without storage have no mixed precision; the CPU's switch stands in, so that networks can be measured.
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def runs_in_chunks(chunk_tokens: int) -> bool:

@@ -216,7 +216,8 @@ def _optimizer_of(settings: Settings, naming: Naming) -> tuple[torch.optim.Optim
     """A preset's optimizer on a network without storage, and its parameters' published names by identity."""
     with torch.device("meta"):
         model = build_model(settings.model)
-    published = {id(parameter): to_published(name, naming) for name, parameter in model.named_parameters()}
+    family = settings.model.family
+    published = {id(p): to_published(name, naming, family) for name, p in model.named_parameters()}
     return build_optimizer(model, settings.train), published
 
 
