@@ -6,6 +6,9 @@ overlap; IoU without the +1 of old pixel conventions.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +28,13 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshol
         (K,) int64 indices of the kept boxes, best score first.
     """
     return torchvision_batched_nms(boxes_xyxy, scores, labels, iou_threshold)
+
+
+SoftNms = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+ONE_BY_ONE_FROM = 10_000
+"""From this many boxes on each label has a soft-NMS of its own, as in mmcv: it is faster, and each label's best box
+stays whatever its score."""
 
 
 def batched_soft_nms(
@@ -61,17 +71,36 @@ def batched_soft_nms(
     if boxes_xyxy.numel() == 0:
         return labels.new_zeros(0), scores.new_zeros(0)
     dtype = torch.float64 if boxes_xyxy.dtype == torch.float64 else torch.float32
-    boxes = boxes_xyxy.detach().to("cpu", dtype)
-    shifted = boxes + (labels.detach().cpu().to(dtype) * (boxes.max() + 1))[:, None]
-    keep, decayed = _soft_nms(
-        shifted.numpy(),
-        scores.detach().to("cpu", dtype).numpy(),
+    boxes, host_labels = boxes_xyxy.detach().to("cpu", dtype), labels.detach().cpu()
+    host_scores = scores.detach().to("cpu", dtype).numpy()
+    limit = max_detections or len(boxes)
+    how = functools.partial(
+        _soft_nms,
         iou_threshold=iou_threshold,
         min_score=min_score,
         gaussian_sigma=sigma if method == "gaussian" else None,
-        max_detections=max_detections or len(boxes),
+        max_detections=limit,
     )
+    if len(boxes) < ONE_BY_ONE_FROM:
+        shifted = boxes + (host_labels.to(dtype) * (boxes.max() + 1))[:, None]
+        keep, decayed = how(shifted.numpy(), host_scores)
+    else:
+        keep, decayed = _each_label(boxes.numpy(), host_scores, host_labels.numpy(), how)
+        keep, decayed = keep[:limit], decayed[:limit]
     return torch.from_numpy(keep).to(labels.device), torch.from_numpy(decayed).to(scores.device, scores.dtype)
+
+
+def _each_label(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, how: SoftNms) -> tuple[np.ndarray, ...]:
+    """Soft-NMS of one label's boxes after the other's; indices and decayed scores, best first."""
+    kept, decayed = [], []
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        keep, own_scores = how(boxes[own], scores[own])
+        kept.append(own[keep])
+        decayed.append(own_scores)
+    all_scores = np.concatenate(decayed)
+    order = np.argsort(-all_scores, kind="stable")
+    return np.concatenate(kept)[order], all_scores[order]
 
 
 ROUNDS_AT_ONCE = 8

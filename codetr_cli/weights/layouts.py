@@ -32,7 +32,9 @@ def to_our_state(entries: Mapping[str, Tensor], naming: Naming | None = None) ->
     return Renamed(renamed.naming, state, renamed.dropped)
 
 
-def to_published_state(state: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
+def to_published_state(
+    state: Mapping[str, Tensor], naming: Naming, family: str = "co_dino"
+) -> dict[str, Tensor]:
     """The opposite of `to_our_state`, without what that drops.
 
     Raises:
@@ -40,7 +42,7 @@ def to_published_state(state: Mapping[str, Tensor], naming: Naming) -> dict[str,
     """
     entries = {}
     for name, value in _reordered(state, naming, _to_channels).items():
-        published = to_published(name, naming)
+        published = to_published(name, naming, family)
         if published is None:
             raise ValueError(f"{name} has no name among those of {naming}")
         entries[published] = value

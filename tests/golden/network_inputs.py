@@ -21,6 +21,7 @@ from codetr_cli.weights.layouts import to_our_state
 from codetr_cli.weights.names import drop_reason, find_naming, to_ours
 from tests.golden import synth
 from tests.golden.case import Case, UnsupportedCaseError
+from tests.golden.rotations import use_drawn_rotations
 
 GREY = (114.0 - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
 NUM_HEADS = 8  # the only size that shapes do not tell
@@ -107,6 +108,7 @@ def build_case_model(case: Case, config: ModelConfig) -> CoDETR:
     model = build_model(config).double()
     state = to_our_state(dict(_published_state(tuple(case.manifest), case.description.get("salt", "")))).state
     model.load_state_dict(state, strict=True)
+    use_drawn_rotations(case, model)
     return model
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.models.backbones.vit import ViT, rotation
+from codetr_cli.models.backbones.vit import ViT
 from codetr_cli.models.codetr import CoDETR
 from tests.golden.case import GRADIENT_TOLERANCE, TOLERANCE, Case
 
@@ -66,7 +66,7 @@ def rotary_values(model: CoDETR) -> Values:
     vit = model.backbone
     if not isinstance(vit, ViT):
         return {}
-    tables = rotation(vit.window_size, vit.window_size, vit.head_dim, like=vit.pos_embed)
+    tables, _ = vit.rotations(1, 1, like=vit.pos_embed)
     return dict(zip(("vit/rope_win/freqs_cos", "vit/rope_win/freqs_sin"), tables, strict=True))
 
 
