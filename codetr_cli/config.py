@@ -154,8 +154,10 @@ class MaskConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_halved(self) -> MaskConfig:
-        if self.kind == "refine" and (self.dim % 8 or self.pooled_size % 2):
-            raise ValueError(f"refine needs dim {self.dim} to divide by 8 and pooled_size {self.pooled_size} by 2")
+        if self.kind == "refine" and (self.dim < 16 or self.dim % 8):
+            raise ValueError(f"refine halves dim {self.dim} three times: it must be a multiple of 8, 16 or more")
+        if self.kind == "refine" and self.pooled_size % 2:
+            raise ValueError(f"refine needs an even pooled_size, not {self.pooled_size}")
         return self
 
 
@@ -388,6 +390,11 @@ class TestConfig(Section):
     )
     tta_flip: bool = Field(True, description="--tta also looks at each size mirrored left to right.")
     compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the largest lying image that the network gets, without padding to `data.pad_divisor`."""
+        return (self.short_side, self.long_side) if self.canvas is None else (self.canvas, self.canvas)
 
 
 class SourceConfig(Section):

@@ -280,11 +280,17 @@ class DataPaths:
     annotations_path: Path
 
 
-def find_data(config: DataConfig, data: str | None, split: Split) -> DataPaths:
+def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset: bool = False) -> DataPaths:
     """Finds one split of a data set in its published layout, see `codetr_cli.data.layout`.
 
     The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
     data/objects365); paths of `config` for the split's images or annotations override what lies in it.
+
+    Args:
+        config: names the data set, and perhaps the paths.
+        data: folder given on the command line.
+        split: which images.
+        any_dataset: if the folder does not hold `config.dataset` but another known data set, take that.
 
     Raises:
         DatasetError: the folder of images or the annotation file is not there; or those of another data set are.
@@ -297,28 +303,30 @@ def find_data(config: DataConfig, data: str | None, split: Split) -> DataPaths:
         else (config.val_images, config.val_annotations)
     )
     place = SplitPlace(split, root, config.dataset)
+    other = None if place.annotations_path.is_file() else _other_dataset(root, config.dataset)
+    if any_dataset and other is not None:
+        place = SplitPlace(split, root, other)
     paths = DataPaths(
         images_dir=Path(images or place.images_dir), annotations_path=Path(annotations or place.annotations_path)
     )
     missing = [f"the folder {paths.images_dir}"] if not paths.images_dir.is_dir() else []
     missing += [f"the file {paths.annotations_path}"] if not paths.annotations_path.is_file() else []
     if missing:
+        layout = LAYOUTS[place.dataset]
+        hint = ""
+        if other is not None and place.dataset == config.dataset:
+            hint = (
+                f"{root} holds {LAYOUTS[other].title} annotations, but the settings are for {layout.title}: take a "
+                f"preset for {LAYOUTS[other].title}, or say --set data.dataset={other}. "
+            )
         raise DatasetError(
-            f"no {split} data: {' and '.join(missing)} not found. {_other_kind(root, config.dataset)}Name a folder in "
-            f"{LAYOUTS[config.dataset].title}'s layout with --data or CODETR_DATA, or link it as "
-            f"{LAYOUTS[config.dataset].roots[0]} once and for all with `codetr prepare FOLDER`"
+            f"no {split} data: {' and '.join(missing)} not found. {hint}Name a folder in {layout.title}'s layout with "
+            f"--data or CODETR_DATA, or link it as {layout.roots[0]} once and for all with `codetr prepare FOLDER`"
         )
     return paths
 
 
-def _other_kind(root: Path, dataset: str) -> str:
-    """What else the folder holds, a sentence, if it is another known data set."""
-    for kind, layout in LAYOUTS.items():
-        if kind != dataset and any(
-            SplitPlace(name, root, kind).annotations_path.is_file() for name in ("train", "val")
-        ):
-            return (
-                f"{root} holds {layout.title} annotations, but the settings are for {LAYOUTS[dataset].title}: take a "
-                f"preset for {layout.title}, or say --set data.dataset={kind}. "
-            )
-    return ""
+def _other_dataset(root: Path, dataset: str) -> str | None:
+    """Which other known data set the folder holds, if any."""
+    places = [SplitPlace(name, root, kind) for kind in LAYOUTS if kind != dataset for name in ("train", "val")]
+    return next((place.dataset for place in places if place.annotations_path.is_file()), None)

@@ -14,7 +14,7 @@ import torch
 
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import normalize
-from codetr_cli.data.transforms import ResizeShortLong, build_transforms
+from codetr_cli.data.transforms import ResizeShortLong, ResizeToCanvas, build_transforms
 from codetr_cli.engine.clocks import Tick, in_turn, peak_memory, reset_peak_memory, seconds_of, timed_children
 from codetr_cli.engine.inference import TimedPostProcess, inference, resolve_precision
 from codetr_cli.engine.optim import autocast_dtype, build_optimizer, clip_gradients
@@ -164,7 +164,12 @@ class DetectionRun:
     def data_seconds(self) -> float:
         """Seconds that one process needs to prepare the batch."""
         size = self.plan.size
-        transform = ResizeShortLong(short_sides=(min(size),), long_side=max(size))
+        on_canvas = size == (self.settings.test.canvas,) * 2
+        transform = (
+            ResizeToCanvas(canvas=size[0])
+            if on_canvas
+            else ResizeShortLong(short_sides=(min(size),), long_side=max(size))
+        )
         return data_seconds(self.settings, transform, size, self.plan.batch, self.plan.device)
 
     def _detect(self, postprocess: PostProcess) -> None:
