@@ -19,7 +19,7 @@ import typer
 from codetr_cli import __version__, console
 from codetr_cli.errors import CodetrError
 
-VERBS = ("prepare", "train", "eval", "bench", "predict", "convert", "presets")
+VERBS = ("prepare", "train", "eval", "bench", "predict", "convert", "download", "presets")
 
 EXIT_UNEXPECTED = 1
 EXIT_MACHINE = 5
@@ -60,7 +60,7 @@ def build_app(verbs: Sequence[str] = VERBS) -> typer.Typer:
     app.callback()(_codetr)
     for verb in verbs:
         module = importlib.import_module(f"codetr_cli.commands.{verb}")
-        app.command(verb, no_args_is_help=verb in ("convert", "eval", "predict"))(getattr(module, verb))
+        app.command(verb, no_args_is_help=verb in ("convert", "download", "eval", "predict"))(getattr(module, verb))
     return app
 
 

@@ -13,7 +13,9 @@ import typer
 
 CheckpointOption = Annotated[
     str | None,
-    typer.Option("--checkpoint", metavar="FILE", help="Weights to use: a .safetensors file or a run folder."),
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="Weights to use: a file, run folder, address, or downloaded preset."
+    ),
 ]
 PresetOption = Annotated[
     str | None,

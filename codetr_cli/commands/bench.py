@@ -25,6 +25,7 @@ from codetr_cli.commands._options import (
     ThreadsOption,
 )
 from codetr_cli.commands._outputs import ForceOption, InferencePrecisionOption, free_file
+from codetr_cli.commands._weights import fetched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     runs = _runs(chosen_device.type, warmup, iterations)
-    target = None if ops else checkpoint or preset or DEFAULT_PRESET
+    target = None if ops else fetched(checkpoint) or preset or DEFAULT_PRESET
     report = _facts(target, chosen_device)
     if ops:
         shapes: list[Shape] = ["encoder", "decoder"] if shape is None or shape == "both" else [shape]
@@ -138,7 +139,7 @@ def bench(
         )  # fmt: skip
     for kind, wanted in (("inference", fps or not (train or ops)), ("training", train)):
         if wanted and target:
-            network = _Network(kind, target, overrides or [], chosen_device)
+            network = _Network(kind, target, overrides or [], chosen_device, random_weights=checkpoint is None)
             plan = network.plan(size=wanted_size, batch=batch, precision=precision, objects=objects, runs=runs)
             report[kind] = network.compare(plan) if compare else network.measure(plan)
             show = tables.show_comparison if compare else tables.show_timing
@@ -219,10 +220,14 @@ class _Network:
         target: checkpoint or preset.
         overrides: settings.
         device: where it runs.
+        random_weights: time a preset without the weights that are published for it.
     """
 
-    def __init__(self, kind: str, target: str, overrides: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, kind: str, target: str, overrides: Sequence[str], device: torch.device, *, random_weights: bool
+    ) -> None:
         self.training, self.target, self.overrides, self.device = kind == "training", target, overrides, device
+        self.random_weights = random_weights
         loaded = self._load(self.overrides, lean=True)
         self.settings = loaded.settings
         self.parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
@@ -242,7 +247,7 @@ class _Network:
 
         settings = self.settings
         return Plan(
-            size=size or (settings.test.short_side, settings.test.long_side),
+            size=size or settings.test.input_size,
             batch=batch or (settings.train.micro_batch if self.training else 1),
             device=self.device,
             precision=precision,
@@ -287,7 +292,14 @@ class _Network:
         from codetr_cli.engine.synthetic import stir
 
         torch.manual_seed(0)
-        loaded = load_detector(self.target, self.device, overrides, training=self.training, lean=lean)
+        loaded = load_detector(
+            self.target,
+            self.device,
+            overrides,
+            training=self.training,
+            lean=lean,
+            random_weights=self.random_weights,
+        )
         if loaded.path is None:
             stir(loaded.model)
         return loaded

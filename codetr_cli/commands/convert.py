@@ -38,7 +38,7 @@ def convert(
     from codetr_cli.weights.checkpoint import save_checkpoint
     from codetr_cli.weights.convert import convert_file
 
-    conversion = convert_file(source, preset=preset, overrides=overrides or [], expected_shapes=_model_shapes)
+    conversion = convert_file(source, preset=preset, overrides=overrides or [], expected_shapes=model_shapes)
     checkpoint = conversion.checkpoint
     save_checkpoint(
         target,
@@ -70,7 +70,7 @@ def _target(source: Path, destination: Path, force: bool) -> Path:
     return target
 
 
-def _model_shapes(settings: Settings) -> Mapping[str, Sequence[int]]:
+def model_shapes(settings: Settings) -> Mapping[str, Sequence[int]]:
     """Names and shapes of all entries of the model, which is built without memory for its weights."""
     import torch
 

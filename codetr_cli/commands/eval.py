@@ -12,6 +12,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands._options import DataOption, DeviceOption, JsonOption, QuietOption, SetOption
 from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, free_folder
+from codetr_cli.commands._weights import fetched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ def eval(
         str | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A .safetensors or published .pth file, a run folder, or a preset (random weights).",
+            help="A .safetensors or published .pth file, its address, a run folder, or a preset that was downloaded.",
         ),
     ] = None,
     data: DataOption = None,
@@ -83,7 +84,8 @@ def eval(
         from codetr_cli.engine.loading import find_checkpoint
 
         choose_device(device)  # a missing GPU or checkpoint is told before any data is read
-        find_checkpoint(checkpoint)
+        checkpoint = fetched(checkpoint)
+        find_checkpoint(str(checkpoint))
     paths = _find_data(data, split, images, annotations, overrides or [], images_needed=detections is None)
     if detections is not None:
         _score_file(detections, paths, max_images, per_class=per_class)
@@ -129,7 +131,8 @@ def _find_data(
             raise DatasetError(f"no such {'folder' if missing == paths.images_dir else 'file'}: {missing}")
         return paths
     relevant = [override for override in overrides if override.strip().startswith("data.")]
-    return find_data(apply_overrides(Settings(name="eval"), relevant).data, data, split)
+    named = any(override.strip().startswith("data.dataset") for override in relevant)
+    return find_data(apply_overrides(Settings(name="eval"), relevant).data, data, split, any_dataset=not named)
 
 
 def _evaluate(
@@ -147,7 +150,7 @@ def _evaluate(
     force: bool,
 ) -> None:
     """Runs the network over the images and shows what came out."""
-    from codetr_cli.data.annotations import read_annotations
+    from codetr_cli.data.annotations import check_kind, read_annotations
     from codetr_cli.data.coco import CocoDataset
     from codetr_cli.data.loader import build_eval_loader
     from codetr_cli.data.transforms import build_transforms
@@ -161,6 +164,7 @@ def _evaluate(
     for note in loaded.notes:
         console.warn(note)
     where = str(paths.annotations_path)
+    check_kind(truth, loaded.settings.data.dataset, paths.annotations_path)
     match_classes(loaded.class_names, loaded.category_ids, truth.class_names, truth.category_ids, where)
     settings = loaded.settings
     dataset = CocoDataset(
@@ -221,8 +225,10 @@ def _evaluate(
 
 def _default_folder(loaded: LoadedModel, name: str, split: str) -> Path:
     """Beside the checkpoint. A run's checkpoint folders come and go, so results lie in the run folder itself."""
-    if loaded.path is None:
-        return Path("eval") / Path(name).stem / split
+    from codetr_cli.weights.download import cache_dir
+
+    if loaded.path is None or cache_dir() in loaded.path.parents:
+        return Path("eval") / (Path(name).stem if loaded.path is None else loaded.settings.name) / split
     folder = loaded.path.parent
     if folder.parent.name == "checkpoints":
         return folder.parent.parent / "eval" / folder.name / split

@@ -14,6 +14,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands._options import CheckpointOption, DeviceOption, JsonOption, QuietOption, SetOption
 from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, free_folder
+from codetr_cli.commands._weights import fetched
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,8 @@ def predict(
 
     images = find_images(sources)
     chosen = [f"test.head={head}"] if head else []
-    detector = Detector.load(checkpoint or _newest(), device, precision, overrides=[*chosen, *(overrides or [])])
+    weights = fetched(checkpoint) or _newest()
+    detector = Detector.load(weights, device, precision, overrides=[*chosen, *(overrides or [])])
     for note in detector.loaded.notes:
         console.warn(note)
     folder = free_folder(out, PREDICTIONS_NAME, force=force)

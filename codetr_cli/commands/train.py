@@ -20,6 +20,7 @@ from codetr_cli.commands._options import (
     RunOption,
     SetOption,
 )
+from codetr_cli.commands._weights import fetched
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,9 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            "--weights", metavar="FILE", help="Fine-tune from a checkpoint, run folder or published .pth file."
+            "--weights",
+            metavar="FILE",
+            help="Fine-tune from a checkpoint, run folder, published .pth file, address, or downloaded preset.",
         ),
     ] = None,
     gpus: Annotated[
@@ -75,7 +78,9 @@ def train(
     settings = load_preset(preset, overrides)
     chosen, processes = _choose_processes(device, gpus, procs)
     check_settings(settings, chosen, processes)
-    job = plan_job(settings, data=data, weights=weights, evaluate=not no_eval, run=run, fresh=fresh)
+    if weights is None:
+        fetched(settings.train.backbone_weights)
+    job = plan_job(settings, data=data, weights=fetched(weights), evaluate=not no_eval, run=run, fresh=fresh)
     # Processes that a torchrun outside started must agree on the folder: the first one chooses once they are connected.
     choice = None if was_launched() else choose_for(job)
     if dry_run:

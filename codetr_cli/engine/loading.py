@@ -20,8 +20,10 @@ from codetr_cli.models.compiled import compile_static_parts, why_not_compile
 from codetr_cli.models.lean import lean_for_inference
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.weights.carry import load_into
-from codetr_cli.weights.checkpoint import open_checkpoint
 from codetr_cli.weights.classes import COCO_CATEGORIES
+from codetr_cli.weights.convert import NOTES
+from codetr_cli.weights.door import open_weights, preset_weights, published_weights, resolve_weights
+from codetr_cli.weights.download import is_url
 
 WEIGHTS_NAME = "model.safetensors"
 PREFERRED = ("best", "last", "previous")
@@ -70,28 +72,32 @@ def load_detector(
     classes: Classes | None = None,
     training: bool = False,
     lean: bool = True,
+    random_weights: bool = False,
 ) -> LoadedModel:
     """Loads a checkpoint, or builds a preset with random weights.
 
     Args:
-        path_or_preset: a .safetensors file, a published .pth file, a run folder, or a preset's name.
+        path_or_preset: a .safetensors file, a published .pth file, an address of one, a run folder, or a preset, which
+            stands for its published weights where there are any.
         device: where the network is to run.
         overrides: `key=value` settings; those under `model.` must fit the checkpoint.
         classes: of a preset; a checkpoint brings its own. Without them a preset has COCO's.
         training: build the auxiliary heads as well; otherwise only when `test.head` asks for one.
         lean: unless it is for training, make the network one that only detects, faster (`lean_for_inference`).
+        random_weights: build a preset with random weights even if others are published for it.
 
     Raises:
-        CheckpointError: no such file, unreadable, unsafe, or of another architecture than the settings say.
+        CheckpointError: no such file, unreadable, unsafe, of another architecture than the settings say, or a preset
+            whose published weights are not on this machine.
         ConfigError: neither a file nor a preset, or a wrong override.
         MachineError: `test.compile` is set and there is no compiler.
     """
     if training:
         return_large_blocks()
-    path = find_checkpoint(path_or_preset)
+    path = find_checkpoint(path_or_preset, random_weights=random_weights)
     if path is None:
         return _build_preset(str(path_or_preset), device, overrides, classes, training=training, lean=lean)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_weights(path)
     settings = apply_overrides(checkpoint.settings, list(overrides))
     model = _build(settings, training=training)
     load_into(model, checkpoint.state, source=f"{path} (preset {settings.name})")
@@ -102,6 +108,7 @@ def load_detector(
         class_names=list(checkpoint.class_names),
         category_ids=list(checkpoint.category_ids),
         path=path,
+        notes=[] if path.suffix == ".safetensors" else checkpoint.extra.get(NOTES, "").splitlines(),
     )
 
 
@@ -159,19 +166,23 @@ def _preset_classes(count: int) -> Classes:
 # ------------------------------------------------------------------------------------------------- what the words mean
 
 
-def find_checkpoint(path_or_preset: str | Path) -> Path | None:
+def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False) -> Path | None:
     """The file that is meant.
 
     Args:
-        path_or_preset: a file, a run folder (its best checkpoint, else the last), or a preset.
+        path_or_preset: a file, an address, a run folder (its best checkpoint, else the last), or a preset.
+        random_weights: a preset stands for no file even if weights are published for it.
 
     Returns:
-        the file, or None when it is a preset's name or TOML file.
+        the file, or None when it is a TOML file or a preset that nobody has published weights for.
 
     Raises:
-        CheckpointError: a path that does not exist or holds no checkpoint; names the newest one nearby.
+        CheckpointError: a path that does not exist or holds no checkpoint; names the newest one nearby. A preset whose
+            weights are not on this machine; says how to get them.
         ConfigError: a word that is neither a file nor a preset.
     """
+    if is_url(str(path_or_preset)):
+        return resolve_weights(path_or_preset)
     path = Path(path_or_preset)
     if path.is_file():
         return None if path.suffix == ".toml" else path
@@ -181,7 +192,8 @@ def find_checkpoint(path_or_preset: str | Path) -> Path | None:
             raise CheckpointError(f"the folder {path} holds no checkpoint. {_hint(path)}")
         return found
     if str(path_or_preset) in preset_names():
-        return None
+        settings = load_preset(str(path_or_preset))
+        return None if random_weights or not published_weights(settings).known else preset_weights(settings)
     if path.suffix or len(path.parts) > 1:
         raise CheckpointError(f"there is no checkpoint {path}. {_hint(path)}")
     raise ConfigError(
@@ -231,5 +243,5 @@ def _hint(path: Path) -> str:
     if found is not None:
         return f"The newest one nearby is {found}"
     return (
-        "`codetr train` writes them to runs/PRESET/N/checkpoints, `codetr convert` makes them of published .pth files"
+        "`codetr train` writes them to runs/PRESET/N/checkpoints, `codetr download PRESET` fetches published ones"
     )

@@ -171,7 +171,7 @@ def _find_weights(weights: str | None) -> str | None:
         return None
     path = find_checkpoint(weights)
     if path is None:
-        raise ConfigError(f"--weights {weights} is a preset, which has no weights to start from: give a checkpoint")
+        raise ConfigError(f"--weights {weights} is a preset that nobody has published weights for: give a checkpoint")
     return str(path.absolute())
 
 

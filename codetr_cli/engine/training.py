@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from codetr_cli.config import Settings
+from codetr_cli.config import ResNetConfig, Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import TrainLoader, build_eval_loader, build_train_loader
 from codetr_cli.engine import distributed
@@ -35,7 +35,9 @@ from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.lean import lean_for_inference
-from codetr_cli.weights.checkpoint import load_into, open_checkpoint
+from codetr_cli.weights.carry import load_into
+from codetr_cli.weights.door import open_weights
+from codetr_cli.weights.pretrained import find_backbone, load_backbone, pretrained_name
 
 LOCK_PATIENCE_S = 20.0  # processes of a killed launcher save before they leave
 
@@ -265,13 +267,9 @@ def _start_weights(model: CoDETR, job: Job, report: Report) -> None:
     """Loads the weights to fine-tune, as far as they fit, and says what became of them."""
     path = job.origin.weights
     if path is None:
-        if getattr(job.settings.model.backbone, "norm", None) == "frozen_batch":
-            report.warn(
-                f"training {job.settings.name} from random weights: its batch norms are frozen and expect a pretrained "
-                "backbone. Start from a checkpoint with --weights."
-            )
+        _start_backbone(model, job.settings, report)
         return
-    checkpoint = open_checkpoint(path, preset=job.settings.name)
+    checkpoint = open_weights(path, prefer=job.settings)
     loaded = load_into(
         model,
         checkpoint.state,
@@ -283,6 +281,27 @@ def _start_weights(model: CoDETR, job: Job, report: Report) -> None:
     report.note(f"weights from {path}:")
     for line in loaded.lines():
         report.note(f"  {line}")
+
+
+def _start_backbone(model: CoDETR, settings: Settings, report: Report) -> None:
+    """Loads a pretrained backbone where there is one, or warns once of what random weights mean."""
+    file = find_backbone(settings)
+    if file is not None:
+        report.note(load_backbone(model, file))
+        return
+    backbone = settings.model.backbone
+    frozen = isinstance(backbone, ResNetConfig) and backbone.norm == "frozen_batch"
+    if isinstance(backbone, ResNetConfig) and not frozen:
+        return  # made for random weights
+    if settings.train.backbone_weights == "none" and not frozen:
+        return  # asked for
+    name = pretrained_name(settings)
+    why = "batch norms are frozen and expect a pretrained" if frozen else "recipe is too short for an untrained"
+    how = f"run `codetr download {name}` first" if name else "give one with --set train.backbone_weights=FILE"
+    report.warn(
+        f"training {settings.name} from random weights: its {why} backbone. For that, {how}; or start from a "
+        "checkpoint with --weights."
+    )
 
 
 def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, float]]:

@@ -29,9 +29,10 @@ def describe(state: Mapping[str, Tensor], published: Mapping[str, Tensor] | None
     num_levels, embed_dim = _sizes(state, "encoder.level_embed", 2)
     attention = _sizes(state, "encoder.layers.0.self_attn.attention_weights.weight", 2)[0]
     roi = _sizes(state, "aux_heads.roi.fcs.0.weight", 2)
+    num_classes = _sizes(state, "class_heads.0.weight", 2)[0]
     return {
         "family": "co_deformable" if "query_positions.projection.weight" in state else "co_dino",
-        "num_classes": _sizes(state, "class_heads.0.weight", 2)[0],
+        "num_classes": num_classes,
         **_describe_backbone(state, published or {}),
         "embed_dim": embed_dim,
         "num_levels": num_levels,
@@ -44,7 +45,8 @@ def describe(state: Mapping[str, Tensor], published: Mapping[str, Tensor] | None
         "roi.output_size": math.isqrt(roi[1] // max(embed_dim, 1)),
         "roi.num_convs": _count(state, r"aux_heads\.roi\.convs\.(\d+)\..*"),
         "roi.num_fcs": _count(state, r"aux_heads\.roi\.fcs\.(\d+)\..*"),
-        "roi.class_agnostic": _sizes(state, "aux_heads.roi.box_head.weight", 2)[0] == 4,
+        # With one class, boxes for each class and boxes for all have the same shape.
+        **({} if num_classes == 1 else {"roi.class_agnostic": _sizes(state, "aux_heads.roi.box_head.weight", 2)[0] == 4}),
         **_describe_masks(state),
     }
 

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +32,6 @@ __all__ = [
     "LoadReport",
     "load_checkpoint",
     "load_into",
-    "open_checkpoint",
     "replacing",
     "save_checkpoint",
 ]
@@ -148,29 +148,6 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
         ) from error
 
 
-def open_checkpoint(path: Path | str, *, preset: str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint of codetr's, or a published one, which is converted in memory.
-
-    Args:
-        path: .safetensors or .pth.
-        preset: the architecture of a published checkpoint; None finds out. Not used for checkpoints of codetr.
-        device: where the tensors go.
-
-    Raises:
-        CheckpointError: as `load_checkpoint` and `convert.convert_file`.
-    """
-    from codetr_cli.weights.convert import convert_file  # it needs Checkpoint from here
-
-    path = Path(path)
-    if is_safetensors(path) and "format" in read_safetensors(path)[1]:
-        return load_checkpoint(path, device)
-    checkpoint = convert_file(path, preset=preset).checkpoint
-    if torch.device(device).type != "cpu":
-        for name, tensor in checkpoint.state.items():
-            checkpoint.state[name] = tensor.to(device)
-    return checkpoint
-
-
 def is_safetensors(path: Path) -> bool:
     """Whether a file is called, or starts like, a safetensors file: eight bytes of length, then JSON."""
     if path.suffix == ".safetensors":
@@ -188,13 +165,29 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: missing, cut short, or something else.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in any safetensors file, without its tensors.
+
+    Raises:
+        CheckpointError: missing, cut short, or something else.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder: give the .safetensors file in it, e.g. checkpoints/last/model.safetensors."
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            yield file
     except OSError as error:
         raise CheckpointError(_unreadable(path, error)) from error
     except (SafetensorError, ValueError) as error:

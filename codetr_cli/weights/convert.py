@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codetr_cli.config import Settings, load_preset, preset_names
+from codetr_cli.config import Settings, apply_overrides, load_preset, preset_names
 from codetr_cli.errors import CheckpointError
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.carry import check_entries, shape_text
@@ -30,6 +30,8 @@ from codetr_cli.weights.pickles import read_pickle
 
 ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
 
+NOTES = "conversion_notes"  # among the extra texts of a checkpoint: what the person should know, a line each
+MAX_LISTED = 6
 STATE_SECTIONS = ("state_dict", "model")
 TRAINING_STATE = "state of the training that made the file"
 DROPPED_SECTIONS = {
@@ -89,6 +91,8 @@ def convert_file(
     path: Path | str,
     *,
     preset: str | None = None,
+    prefer: Settings | None = None,
+    only_preferred: bool = False,
     overrides: Sequence[str] = (),
     expected_shapes: ExpectedShapes | None = None,
 ) -> Conversion:
@@ -98,6 +102,8 @@ def convert_file(
         path: a .pth file (zip or legacy format), or a .safetensors file with published names.
         preset: its architecture, by name or as a TOML file; None finds the preset that fits. The number of classes is
             always the file's.
+        prefer: settings to take, without `preset`, when the architecture is theirs.
+        only_preferred: refuse any other architecture than theirs.
         overrides: settings that differ from the preset, as `key=value`.
         expected_shapes: gives the shape of every entry of the model that belongs to settings; all are compared. None
             leaves that to whoever loads the result into a model.
@@ -114,19 +120,30 @@ def convert_file(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     sha256 = file_sha256(path)
-    settings, notes = _find_settings(path, facts, sha256=sha256, preset=preset, overrides=overrides)
+    overrides = [*overrides, f"model.num_classes={facts['num_classes']}"]
+    candidates = [_candidate(prefer, prefer.name, overrides, preferred=True)] if prefer is not None else []
+    if prefer is None or not only_preferred:
+        names = [preset] if preset is not None else preset_names()
+        candidates += [_candidate(load_preset(name), name, overrides) for name in names]
+    settings, notes = _find_settings(path, facts, candidates, sha256=sha256)
     if expected_shapes is not None:
         _verify(path, renamed.state, expected_shapes(settings), settings.name)
     class_names, category_ids, class_notes = _classes(source.class_names, settings.model.num_classes)
     dropped = {reason: [*source.dropped.get(reason, []), *names] for reason, names in renamed.dropped.items()}
+    notes += class_notes
     checkpoint = Checkpoint(
         state=renamed.state,
         settings=settings,
         class_names=class_names,
         category_ids=category_ids,
-        extra={"source_file": path.name, "source_sha256": sha256, "source_naming": renamed.naming},
+        extra={
+            "source_file": path.name,
+            "source_sha256": sha256,
+            "source_naming": renamed.naming,
+            **({NOTES: "\n".join(notes)} if notes else {}),
+        },
     )
-    return Conversion(checkpoint, renamed.naming, settings.name, {**source.dropped, **dropped}, notes + class_notes)
+    return Conversion(checkpoint, renamed.naming, settings.name, {**source.dropped, **dropped}, notes)
 
 
 def _read(path: Path) -> _Source:
@@ -187,29 +204,60 @@ def _told_classes(meta: Any) -> list[str] | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A preset that a file may belong to: its settings with the file's number of classes, and its own number."""
+
+    settings: Settings
+    num_classes: int
+    told_as: str
+    preferred: bool
+
+    def name_in(self, stem: str) -> int:
+        """Letters of the longest of the preset's names that is part of a file's; 0: none is."""
+        source = self.settings.source
+        names = [self.settings.name, *(Path(name).stem for name in (source.filename, source.config) if name)]
+        return max((len(name) for name in names if name.lower() in stem.lower()), default=0)
+
+
 def _find_settings(
-    path: Path, facts: dict[str, Any], *, sha256: str, preset: str | None, overrides: Sequence[str]
+    path: Path, facts: Mapping[str, Any], candidates: Sequence[_Candidate], *, sha256: str
 ) -> tuple[Settings, list[str]]:
     """The settings whose architecture is the file's, and notes on the choice."""
-    own = f"model.num_classes={facts['num_classes']}"
-    candidates = [load_preset(name, [*overrides, own]) for name in ([preset] if preset else preset_names())]
-    known = [settings for settings in candidates if settings.source.sha256 == sha256]
-    gaps = {settings.name: differences(settings.model, facts) for settings in candidates}
-    fitting = known or [settings for settings in candidates if not gaps[settings.name]]
+    gaps = {id(each): differences(each.settings.model, facts) for each in candidates}
+    known = [each for each in candidates if each.settings.source.sha256 == sha256]
+    fitting = known or [each for each in candidates if not gaps[id(each)]]
     if not fitting:
-        closest = min(candidates, key=lambda settings: len(gaps[settings.name]))
-        gap = gaps[closest.name]
-        told = ", ".join(f"{key} is {theirs} instead of {ours}" for key, (ours, theirs) in gap.items())
-        options = [f"--set {key}={_setting_text(theirs)}" for key, (_, theirs) in gap.items() if "*" not in key]
-        raise CheckpointError(
-            f"{path} is of another architecture than preset {closest.name!r}: {told}. "
-            "Name the preset it was trained with, or say how it differs: "
-            f"--preset {preset or closest.name} {' '.join(options)}"
-        )
-    chosen = min(fitting, key=lambda settings: (len(settings.name), settings.name))
-    others = sorted(settings.name for settings in fitting if settings is not chosen)
-    notes = [f"The architecture also fits {', '.join(others)}: choose with --preset."] if others else []
-    return chosen, notes
+        closest = min(candidates, key=lambda each: len(gaps[id(each)]))
+        raise CheckpointError(_other_architecture(path, closest, gaps[id(closest)]))
+    # Presets often share an architecture: the one that was asked for, one for as many classes, one named in the file.
+    fitting = [each for each in fitting if each.preferred] or fitting
+    fitting = [each for each in fitting if each.num_classes == facts["num_classes"]] or fitting
+    longest = max(each.name_in(path.stem) for each in fitting)
+    fitting = [each for each in fitting if each.name_in(path.stem) == longest]
+    chosen = min(fitting, key=lambda each: (len(each.settings.name), each.settings.name))
+    others = sorted(each.settings.name for each in fitting if each is not chosen)
+    if not others:
+        return chosen.settings, []
+    listed = ", ".join(others[:MAX_LISTED]) + (f" and {len(others) - MAX_LISTED} more" if others[MAX_LISTED:] else "")
+    return chosen.settings, [
+        f"The architecture is {chosen.settings.name}'s and also that of {listed}, which may prepare images in another "
+        "way: choose with --preset."
+    ]
+
+
+def _candidate(settings: Settings, told_as: str, overrides: Sequence[str], *, preferred: bool = False) -> _Candidate:
+    return _Candidate(apply_overrides(settings, list(overrides)), settings.model.num_classes, told_as, preferred)
+
+
+def _other_architecture(path: Path, closest: _Candidate, gap: Mapping[str, tuple[Any, Any]]) -> str:
+    """What differs from the closest preset, and how to say that it is so."""
+    told = ", ".join(f"{key} is {theirs} instead of {ours}" for key, (ours, theirs) in gap.items())
+    options = [f"--set {key}={_setting_text(theirs)}" for key, (_, theirs) in gap.items() if "*" not in key]
+    return (
+        f"{path} is of another architecture than preset {closest.settings.name!r}: {told}. Name the preset it was "
+        f"trained with, or say how it differs: --preset {closest.told_as} {' '.join(options)}"
+    )
 
 
 def _setting_text(value: Any) -> str:

@@ -40,6 +40,8 @@ SPELLINGS: dict[Naming, dict[str, str]] = {
     "sensex": {**SWIN_SENSEX, **VIT, "query_head.label_embedding.weight": "label_embed.weight"},
 }
 
+SUPPORTED = "Co-DINO or Co-Deformable-DETR with a ResNet, Swin or ViT backbone, with or without masks"
+
 REASON_BATCH_COUNTER = "batch counters of the batch norms, which are frozen"
 REASON_ROTARY_TABLE = "tables of rotary positions, which follow from sizes"
 REASON_WINDOW_INDEX = "indices of relative positions, which follow from the size of a window"
@@ -175,10 +177,10 @@ def _unknown_text(unknown: list[str], known: int) -> str:
     listed = ", ".join(unknown[:12]) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
     if not known:
         return (
-            f"no entry has a name of a published Co-DETR checkpoint; the first are {listed}. "
-            "This is a checkpoint of another architecture: give one of Co-DINO with a ResNet backbone."
+            f"no entry has a name of a published Co-DETR checkpoint; the first are {listed}. This is a checkpoint of "
+            f"another architecture: give one of {SUPPORTED}."
         )
     return (
         f"{len(unknown)} entries have names that no known architecture has: {listed}. {known} others are known. "
-        "Co-DINO with a ResNet backbone can be converted; if it is one, these entries were added by hand: remove them."
+        f"Checkpoints of {SUPPORTED} can be converted; if it is one, these entries were added by hand: remove them."
     )

@@ -60,11 +60,12 @@ def test_a_wrong_override_suggests_the_right_one(tmp_path, tiny_settings):
 
 def test_a_preset_has_random_weights_and_says_so():
     small = ["model.embed_dim=32", "model.ffn_dim=32", "model.backbone.width=8", "model.norm_groups=8"]
-    loaded = load_detector("co_dino_r50", CPU, [*small, "model.encoder_layers=1", "model.decoder_layers=1"])
+    few = [*small, "model.encoder_layers=1", "model.decoder_layers=1"]
+    loaded = load_detector("co_dino_r50", CPU, few, random_weights=True)
     assert loaded.path is None
     assert "random" in loaded.notes[0]
     assert (loaded.class_names[0], loaded.category_ids[-1], len(loaded.class_names)) == ("person", 90, 80)
-    loaded = load_detector("co_dino_r50", CPU, small, classes=Classes(["a", "b"], [4, 9]))
+    loaded = load_detector("co_dino_r50", CPU, small, classes=Classes(["a", "b"], [4, 9]), random_weights=True)
     assert loaded.model.num_classes == 2
     assert loaded.settings.model.num_classes == 2
     assert (loaded.class_names, loaded.category_ids) == (["a", "b"], [4, 9])
@@ -117,7 +118,15 @@ def test_a_folder_without_checkpoint(tmp_path, monkeypatch):
 def test_a_mistyped_preset_suggests_the_right_one():
     with pytest.raises(ConfigError, match="co_dino_r50"):
         find_checkpoint("co_dino_r05")
-    assert find_checkpoint("co_dino_r50") is None
+    assert find_checkpoint("co_dino_tiny") is None  # nobody has published weights for it
+
+
+def test_a_preset_stands_for_its_published_weights():
+    with pytest.raises(CheckpointError, match="`codetr download co_dino_r50` fetches them"):
+        find_checkpoint("co_dino_r50")
+    with pytest.raises(CheckpointError, match="`codetr download co_deformable_r50` says where they are"):
+        load_detector("co_deformable_r50", CPU)
+    assert find_checkpoint("co_dino_r50", random_weights=True) is None
 
 
 def test_an_unsafe_pickle_is_refused(tmp_path):

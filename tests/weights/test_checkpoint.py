@@ -16,8 +16,8 @@ import torch
 from codetr_cli import __version__
 from codetr_cli.errors import CheckpointError, MachineError
 from codetr_cli.weights import checkpoint as module
-from codetr_cli.weights.checkpoint import load_checkpoint, open_checkpoint, replacing, save_checkpoint
-from tests.weights.published import published_state, small_preset, small_settings
+from codetr_cli.weights.checkpoint import load_checkpoint, replacing, save_checkpoint
+from tests.weights.published import small_settings
 
 CLASSES = {"class_names": ["cat", "dog", "größter hen"], "category_ids": [3, 7, 90]}
 
@@ -252,19 +252,3 @@ def test_replacing_sees_through_torch_when_the_disk_is_full(tmp_path):
     with pytest.raises(RuntimeError, match="a mistake"), replacing(tmp_path / "state.pt"):
         raise RuntimeError("a mistake")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_open_takes_ours_and_published_files(tmp_path):
-    preset = small_preset(tmp_path)
-    ours = save(tmp_path / "ours.safetensors")
-    assert open_checkpoint(ours).class_names == CLASSES["class_names"]
-    state = published_state()
-    torch.save({"state_dict": state, "meta": {"CLASSES": ("cat", "dog", "hen")}}, tmp_path / "x.pth")
-    safetensors.torch.save_file(dict(state), tmp_path / "theirs.safetensors")
-    for name in ("x.pth", "theirs.safetensors"):
-        read = open_checkpoint(tmp_path / name, preset=preset)
-        assert torch.equal(read.state["query_embed.weight"], state["query_head.transformer.query_embed.weight"])
-        assert read.settings.name == "small"
-    assert open_checkpoint(tmp_path / "x.pth", preset=preset).class_names == ["cat", "dog", "hen"]
-    with pytest.raises(CheckpointError, match="No such file"):
-        open_checkpoint(tmp_path / "none.pth")

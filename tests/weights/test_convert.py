@@ -182,7 +182,7 @@ def test_presets_are_tried_and_recognised_by_hash(tmp_path, preset, monkeypatch)
     path = save(tmp_path / "x.pth", published_state())
     conversion = convert(path, None)
     assert conversion.preset == "small"
-    assert any("also fits small_other" in note for note in conversion.notes)
+    assert any("also that of small_other" in note for note in conversion.notes)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     settings = load_preset(second, [f"source.sha256={sha256}"])
     known = tmp_path / "small_other.toml"

@@ -1,0 +1,150 @@
+"""`codetr download`: published weights from where they are published, checked, converted, and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from codetr_cli import console
+from codetr_cli.commands._options import JsonOption, QuietOption
+from codetr_cli.commands._weights import byte_progress
+
+if TYPE_CHECKING:
+    from codetr_cli.weights.door import PublishedWeights
+    from codetr_cli.weights.download import Remote
+    from codetr_cli.weights.pretrained import PretrainedBackbone
+
+
+def download(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A preset, see `codetr presets`, or a backbone: resnet50, swin_t, ..., eva02_l."
+        ),
+    ],
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Fetch from this address instead of the published one.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Fetch and convert again what is there already.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be fetched from where and kept where, then stop.")
+    ] = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Download a preset's published weights, or a pretrained backbone, into the cache.
+
+    A download that broke off is continued. Size and SHA-256 are compared where they are published. The cache is
+    CODETR_CACHE, else ~/.cache/codetr. Afterwards the preset's name stands for its weights: `codetr eval NAME`.
+    """
+    console.set_mode(json=json_output, quiet=quiet)
+    from codetr_cli.config import load_preset, nearest, preset_names
+    from codetr_cli.errors import ConfigError
+    from codetr_cli.weights.pretrained import BACKBONES
+
+    if name in BACKBONES:
+        _download_backbone(BACKBONES[name], url, force=force, dry_run=dry_run)
+    elif name in preset_names() or name.endswith(".toml"):
+        from codetr_cli.weights.door import published_weights
+
+        _download_preset(published_weights(load_preset(name), url=url), force=force, dry_run=dry_run)
+    else:
+        choices = [*preset_names(), *BACKBONES]
+        raise ConfigError(f"{name!r} is neither a preset nor a pretrained backbone: {nearest(name, choices)}")
+
+
+def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> None:
+    """Fetches the published file and converts it."""
+    from codetr_cli.commands.convert import model_shapes
+    from codetr_cli.errors import CheckpointError
+    from codetr_cli.weights.checkpoint import load_checkpoint
+    from codetr_cli.weights.door import convert_preset, is_current
+    from codetr_cli.weights.download import fetch, verify
+
+    source, name = place.preset.source, place.preset.name
+    facts: dict[str, Any] = {
+        "name": name,
+        "url": place.remote.url if place.remote else None,
+        "page": source.page,
+        "file": place.file,
+        "weights": place.converted,
+        "bytes": source.bytes,
+        "sha256": source.sha256,
+        "licence": source.licence,
+    }
+    if not (place.known or place.remote):
+        raise CheckpointError(
+            f"nobody has published weights for preset {name!r}: train it with `codetr train --preset {name}`, or give "
+            "the address of a checkpoint with --url."
+        )
+    _tell_source(name, place.remote, source.page, source.licence, place.file)
+    if dry_run:
+        done = "would be used as they are" if place.ready and not force else "would be fetched"
+        console.result(f"{name}: the weights {done if place.remote or place.ready else 'must be fetched by hand'}.")
+        console.result_json({**facts, "there": place.ready, "downloaded": False, "converted": False})
+        return
+    if place.converted.is_file() and is_current(place.converted) and not force:
+        load_checkpoint(place.converted)  # verifies it bit by bit
+        console.result(f"{name} is there already: {place.converted}")
+        console.result_json({**facts, "there": True, "downloaded": False, "converted": False})
+        return
+    there = place.file.is_file()
+    if place.remote is not None and (force or not there):
+        with byte_progress(f"downloading {place.file.name}") as progress:
+            fetch(place.remote, place.file, force=force, copies=2, progress=progress)
+    elif not there:
+        raise CheckpointError(_by_hand(name, source.page, place.file))
+    elif place.remote is not None:
+        verify(place.file, place.remote, advice="Remove it, or download it again with --force.")
+    conversion = convert_preset(place, model_shapes)
+    for note in conversion.notes:
+        console.warn(note)
+    console.result(f"{name}: {place.converted}, {console.bytes_text(place.converted.stat().st_size)}.")
+    console.info(f"The name stands for these weights now, e.g. `codetr eval {name}`.")
+    facts |= {"sha256": conversion.checkpoint.extra["source_sha256"], "bytes": place.file.stat().st_size}
+    console.result_json({**facts, "there": True, "downloaded": force or not there, "converted": True})
+
+
+def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: bool, dry_run: bool) -> None:
+    """Fetches a pretrained backbone, which is used as it is."""
+    from codetr_cli.weights.download import fetch
+
+    remote = backbone.remote(url)
+    there = backbone.file.is_file()
+    _tell_source(backbone.title, remote, None, backbone.licence, backbone.file)
+    if dry_run:
+        console.result(f"{backbone.name}: {'there already' if there and not force else 'would be fetched'}.")
+    else:
+        with byte_progress(f"downloading {backbone.file.name}") as progress:
+            fetch(remote, backbone.file, force=force, progress=progress)
+        console.result(f"{backbone.name}: {backbone.file}, {console.bytes_text(backbone.file.stat().st_size)}.")
+        console.info("Trainings from scratch of presets with this backbone start from it now.")
+    console.result_json(
+        {
+            "name": backbone.name,
+            "url": remote.url,
+            "file": backbone.file,
+            "bytes": remote.bytes,
+            "sha256": remote.sha256,
+            "licence": backbone.licence,
+            "there": there or not dry_run,
+            "downloaded": not dry_run and (force or not there),
+        }
+    )
+
+
+def _tell_source(what: str, remote: Remote | None, page: str | None, licence: str | None, file: Path) -> None:
+    console.info(f"{what}: from {remote.url if remote else page or 'an address that is not known'}")
+    console.info(f"licence: {licence or 'not stated by the publisher'}")
+    console.info(f"kept as {file}")
+
+
+def _by_hand(name: str, page: str | None, file: Path) -> str:
+    """What to put where and what to type then."""
+    return (
+        f"no address gives the weights of {name} directly. Download {file.name} by hand"
+        + (f" from {page}" if page else "")
+        + f", put it at {file} and run `codetr download {name}` again; or give an address with --url."
+    )
