@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from codetr_cli.data.masks import Masks, decode
 from codetr_cli.models.masks import paste_crops
 from codetr_cli.models.postprocess import Detections
 
@@ -28,6 +30,11 @@ def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str
         encode_crop(pasted.pixels.cpu().numpy(), pasted.top, pasted.left, size)
         for pasted in paste_crops(detections.masks, detections.boxes.to(detections.masks.device), size)
     ]
+
+
+def decode_masks(masks: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Masks in COCO's compressed run-length format as pixels, bool (N, height, width); `size` (height, width)."""
+    return Masks([decode(mask, size) for mask in masks], size).array() != 0
 
 
 def encode_crop(pixels: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:

@@ -216,8 +216,10 @@ class CoDETR(nn.Module):
         """Detections of images that have been encoded; arguments as for `detect`."""
         if postprocess.head == "decoder":
             outputs = self._decode_final(encoded)
-            boxes = postprocess(outputs["pred_logits"], outputs["pred_boxes"], metas)
-            return self.draw_masks(encoded, boxes, metas)
+            found = postprocess(outputs["pred_logits"], outputs["pred_boxes"], metas)
+            if self.mask_branch is None:
+                return found
+            return self.draw_masks(encoded, [d[d.scores >= postprocess.mask_min_score] for d in found], metas)
         if self.aux_heads is None:
             raise ValueError(
                 f"head {postprocess.head!r} was asked for but this model was built without auxiliary heads"
@@ -235,9 +237,13 @@ class CoDETR(nn.Module):
     def draw_masks(
         self, encoded: Encoded, found: Sequence[Detections], metas: Sequence[dict[str, Any]]
     ) -> list[Detections]:
-        """The decoder's detections with masks, where the network has a branch for them; arguments as for `detect`."""
+        """The decoder's detections with masks; arguments as for `detect`.
+
+        Raises:
+            ValueError: this model was built without a branch for masks.
+        """
         if self.mask_branch is None:
-            return list(found)
+            raise ValueError("masks were asked for but this model was built without a branch that draws them")
         maps = encoded.layout.split_levels(encoded.memory)
         with full_precision(encoded.memory):
             return self.mask_branch.detect([at_least_float32(m) for m in maps], found, metas)

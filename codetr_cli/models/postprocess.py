@@ -63,6 +63,8 @@ class PostProcess:
         nms_iou: threshold of either NMS.
         nms_min_score: soft-NMS drops decayed scores below.
         head: whose detections `CoDETR.detect` gives: "decoder", "roi" or "atss".
+        mask_min_score: the decoder's detections below are left out before masks are drawn in the others' boxes; no
+            effect on a network without masks.
     """
 
     max_detections: int = 300
@@ -71,6 +73,7 @@ class PostProcess:
     nms_iou: float = 0.8
     nms_min_score: float = 1e-3
     head: str = "decoder"
+    mask_min_score: float = 0.0
 
     def __call__(self, logits: Tensor, boxes: Tensor, metas: Sequence[Mapping[str, Any]]) -> list[Detections]:
         """Finds each image's detections; with soft or no NMS they come back in host memory, by one copy a batch.
