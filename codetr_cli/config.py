@@ -9,6 +9,7 @@ Sizes are (height, width) in pixels unless a name says otherwise. This module ne
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from types import UnionType
@@ -462,6 +463,12 @@ def presets_dir() -> Path:
 def preset_names() -> list[str]:
     """Names of all presets that ship with the program, sorted."""
     return sorted(path.stem for path in presets_dir().glob("*.toml"))
+
+
+def preset_figures() -> dict[str, dict[str, Any]]:
+    """Name of a preset -> counted `parameters`, `detection_parameters`, `gflops` and `size`, see engine/complexity.py."""
+    figures: dict[str, dict[str, Any]] = json.loads((presets_dir() / "figures.json").read_text(encoding="utf-8"))
+    return figures
 
 
 def nearest(word: str, choices: list[str]) -> str:

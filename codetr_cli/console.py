@@ -106,6 +106,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     out.file.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
 
 
+def width() -> int:
+    """Columns that a table has room for."""
+    return _console(stderr=_mode.json).width
+
+
 def result_json(obj: dict[str, Any]) -> None:
     """Writes the one JSON object of `--json` to stdout; without `--json` it does nothing.
 

@@ -2,23 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from codetr_cli import console
 from codetr_cli.commands._options import JsonOption, SetOption
 
+if TYPE_CHECKING:
+    from codetr_cli.config import Settings
+
+BACKBONES = {
+    ("resnet", (3, 4, 6, 3), 64): "R50",
+    ("swin", (2, 2, 6, 2), 96): "Swin-T",
+    ("swin", (2, 2, 18, 2), 96): "Swin-S",
+    ("swin", (2, 2, 18, 2), 128): "Swin-B",
+    ("swin", (2, 2, 18, 2), 192): "Swin-L",
+    ("vit", 24, 1024): "ViT-L",
+}
+"""Kind, layers and width -> what the papers call it."""
+DATASETS = {"coco": "COCO", "lvis": "LVIS", "objects365": "Objects365"}
+SPACE_BETWEEN = 3  # columns of the screen between two of the table
+
+
+class Column(NamedTuple):
+    """A column of the table: its heading, what it takes from a row, and the order in which columns give way."""
+
+    heading: str
+    key: str
+    rank: int
+
+
+COLUMNS = (
+    Column("preset", "name", 0),
+    Column("backbone", "backbone", 2),
+    Column("data", "data", 1),
+    Column("epochs", "epochs", 5),
+    Column("augmentation", "augmentation", 8),
+    Column("queries", "queries", 6),
+    Column("box AP", "box_ap", 0),
+    Column("mask AP", "mask_ap", 3),
+    Column("with TTA", "with_tta", 4),
+    Column("parameters [M]", "millions", 7),
+    Column("GFLOPs", "gflops", 7),
+    Column("at", "pixels", 10),
+    Column("weights' licence", "licence", 9),
+)
+
 
 def presets(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A preset, or the path of a TOML file: print all its settings.")
     ] = None,
+    family: Annotated[
+        str | None, typer.Option("--family", metavar="NAME", help="Only co_dino or co_deformable.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME", help="Only those for coco, lvis or objects365.")
+    ] = None,
     overrides: SetOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """List the presets, or print every resolved setting of one as TOML."""
-    from codetr_cli.config import load_preset, preset_names, to_toml
+    from codetr_cli.config import load_preset, preset_figures, preset_names, to_toml
     from codetr_cli.errors import ConfigError
 
     console.set_mode(json=json_output)
@@ -32,13 +78,94 @@ def presets(
         raise ConfigError("--set needs the preset that it changes: codetr presets NAME --set KEY=VALUE")
 
     shipped = [load_preset(preset) for preset in preset_names()]
-    console.result_json(
-        {"presets": [{"name": s.name, "summary": s.summary, **s.source.model_dump(mode="json")} for s in shipped]}
-    )
+    _check("--family", family, {settings.model.family for settings in shipped})
+    _check("--dataset", dataset, set(DATASETS))
+    figures = preset_figures()
+    rows = [
+        _row(settings, figures[settings.name])
+        for settings in shipped
+        if family in (None, settings.model.family) and dataset in (None, settings.data.dataset)
+    ]
+    console.result_json({"presets": rows})
     if not json_output:
-        console.table(
-            "Presets",
-            ["name", "summary", "published box AP", "measured as"],
-            [[s.name, s.summary, s.source.box_ap, s.source.protocol] for s in shipped],
-        )
-        console.info("`codetr presets NAME` prints all settings of one; `codetr train --preset NAME` trains it.")
+        _show([{**row, **_words(row)} for row in rows])
+
+
+def _check(option: str, value: str | None, choices: set[str]) -> None:
+    from codetr_cli.config import nearest
+    from codetr_cli.errors import ConfigError
+
+    if value is not None and value not in choices:
+        raise ConfigError(f"{option} {value!r}: {nearest(value, sorted(choices))}")
+
+
+def _row(settings: Settings, figures: dict[str, Any]) -> dict[str, Any]:
+    """What is known about one preset."""
+    model, train = settings.model, settings.train
+    return {
+        "name": settings.name,
+        "summary": settings.summary,
+        "family": model.family,
+        "backbone": _backbone(settings),
+        "dataset": settings.data.dataset,
+        "epochs": train.epochs,
+        "augmentation": _augmentation(settings),
+        "queries": model.num_queries,
+        "classes": model.num_classes,
+        **figures,
+        **settings.source.model_dump(mode="json"),
+    }
+
+
+def _words(row: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows otherwise than JSON does."""
+    with_tta = [row[key] for key in ("box_ap_tta", "mask_ap_tta") if row[key] is not None]
+    return {
+        "data": DATASETS[row["dataset"]],
+        "with_tta": " / ".join(str(ap) for ap in with_tta) or None,
+        "millions": round(row["detection_parameters"] / 1e6, 1),
+        "gflops": round(row["gflops"]) if row["gflops"] > 10 else row["gflops"],
+        "pixels": "x".join(str(side) for side in row["size"]),
+    }
+
+
+def _backbone(settings: Settings) -> str:
+    backbone = settings.model.backbone
+    layers = backbone.depth if backbone.kind == "vit" else backbone.layers
+    return BACKBONES.get((backbone.kind, layers, backbone.width), f"small {backbone.kind}")
+
+
+def _augmentation(settings: Settings) -> str:
+    data = settings.data
+    if data.augmentation == "lsj":
+        return f"LSJ {data.canvas}" + ("" if data.copy_paste == "none" else ", copy-paste")
+    if data.augmentation == "detr":
+        return f"DETR {min(data.short_sides)}-{max(data.short_sides)}"
+    return data.augmentation
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    """Draws the table with as many columns as the screen is wide for."""
+    columns = [column for column in COLUMNS if any(row[column.key] is not None for row in rows)]
+    left_out = []
+    while len(columns) > 1 and _width(columns, rows) > console.width() and any(column.rank for column in columns):
+        last = max(columns, key=lambda column: column.rank)
+        columns.remove(last)
+        left_out.append(last.heading.split(" [")[0])
+    console.table(
+        "Presets",
+        [column.heading for column in columns],
+        [[row[column.key] for column in columns] for row in rows],
+    )
+    console.info(
+        "AP as published, at a single scale where not said otherwise (TTA: test-time augmentation). Parameters and\n"
+        "GFLOPs are counted for detection with the decoder; one multiply-add is one operation."
+    )
+    if left_out:
+        console.info(f"No room for: {', '.join(left_out)}. A wider terminal or --json shows them.")
+    console.info("`codetr presets NAME` prints all settings of one; `codetr train --preset NAME` trains it.")
+
+
+def _width(columns: list[Column], rows: list[dict[str, Any]]) -> int:
+    cells = [max(len(column.heading), *(len(console.cell_text(row[column.key])) for row in rows)) for column in columns]
+    return sum(cells) + SPACE_BETWEEN * len(cells)

@@ -1,0 +1,37 @@
+"""Counts parameters and GFLOPs of every preset and writes them to presets/figures.json, for `codetr presets`.
+
+    python benchmarks/count_presets.py
+
+A minute on a CPU; nothing is run, see codetr_cli/engine/complexity.py. A test counts some of them again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from codetr_cli.config import load_preset, preset_names, presets_dir
+from codetr_cli.engine.complexity import measure
+
+
+def figures_of(name: str) -> dict[str, Any]:
+    """What the file holds for one preset."""
+    counted = measure(load_preset(name))
+    return {
+        "parameters": counted.parameters,
+        "detection_parameters": counted.detection_parameters,
+        "gflops": round(counted.gflops, 1 if counted.gflops > 10 else 3),
+        "size": list(counted.size),
+    }
+
+
+def main() -> int:
+    """Writes the file, one line a preset."""
+    lines = [f" {json.dumps(name)}: {json.dumps(figures_of(name))}" for name in preset_names()]
+    (presets_dir() / "figures.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
