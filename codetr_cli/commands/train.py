@@ -239,6 +239,8 @@ def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | 
         ("weights", job.origin.weights or "random"),
     ]
     console.table("Plan", ["what", "value"], rows)
+    for note in job.notes:
+        console.info(note)
     for warning in job.warnings:
         console.warn(warning)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from codetr_cli.config import Settings, apply_overrides
-from codetr_cli.data.annotations import Annotations, read_annotations
+from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.coco import find_data
 from codetr_cli.engine.loading import find_checkpoint
 from codetr_cli.engine.runs import Origin
@@ -86,6 +86,7 @@ class Job:
         run: the run folder that was asked for.
         fresh: never continue a run.
         warnings: sentences.
+        notes: sentences that a person should know of, but that nothing is wrong with.
     """
 
     settings: Settings
@@ -95,6 +96,7 @@ class Job:
     run: Path | None = None
     fresh: bool = False
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def plan_job(
@@ -124,6 +126,7 @@ def plan_job(
         settings = apply_overrides(settings, [f"data.root={json.dumps(str(Path(data).absolute()))}"])
     path = find_data(settings.data, None, "train").annotations_path
     annotations = read_annotations(path)
+    check_kind(annotations, settings.data.dataset, path)
     objects = annotations.usable_objects(np.arange(len(annotations.image_ids)), with_crowd=False)
     counts = np.bincount(objects.labels, minlength=len(annotations.category_ids))
     if not counts.any():
@@ -153,7 +156,19 @@ def plan_job(
         run=run,
         fresh=fresh,
         warnings=warnings,
+        notes=_class_notes(settings, annotations, path),
     )
+
+
+def _class_notes(settings: Settings, annotations: Annotations, path: Path) -> list[str]:
+    """Says that the number of classes follows the annotations when the preset is for another."""
+    count, wanted = len(annotations.category_ids), settings.model.num_classes
+    if count == wanted:
+        return []
+    return [
+        f"{settings.name} is made for {wanted} classes, {path} has {count}: the network is built for these {count}; "
+        "what depends on the classes starts from random weights where a checkpoint does not know them by name"
+    ]
 
 
 def total_steps(settings: Settings, steps_per_epoch: int) -> int:

@@ -111,6 +111,8 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
             folder.open(job.settings, job.origin)
             folder.recover()
             report.note(choice.note)
+            for note in job.notes:
+                report.note(note)
             for warning in job.warnings:
                 report.warn(warning)
         distributed.barrier()
