@@ -45,10 +45,15 @@ def describe(state: Mapping[str, Tensor], published: Mapping[str, Tensor] | None
         "roi.output_size": math.isqrt(roi[1] // max(embed_dim, 1)),
         "roi.num_convs": _count(state, r"aux_heads\.roi\.convs\.(\d+)\..*"),
         "roi.num_fcs": _count(state, r"aux_heads\.roi\.fcs\.(\d+)\..*"),
-        # With one class, boxes for each class and boxes for all have the same shape.
-        **({} if num_classes == 1 else {"roi.class_agnostic": _sizes(state, "aux_heads.roi.box_head.weight", 2)[0] == 4}),
+        **_describe_boxes(state, num_classes),
         **_describe_masks(state),
     }
+
+
+def _describe_boxes(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Any]:
+    rows = _sizes(state, "aux_heads.roi.box_head.weight", 2)[0]
+    # With one class, boxes for each class and boxes for all have the same shape.
+    return {} if num_classes == 1 else {"roi.class_agnostic": rows == 4}
 
 
 def _describe_backbone(state: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> dict[str, Any]:
