@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from codetr_cli.models.layers import LayerNorm2d
 from codetr_cli.models.mask_heads.fcn import init_mask_convs
+from codetr_cli.models.mask_heads.refine import NORM_EPS
 
 
 class MaskIouHead(nn.Module):
@@ -33,7 +34,7 @@ class MaskIouHead(nn.Module):
             nn.Conv2d(in_dim + 1 if i == 0 else dim, dim, 3, 2 if i == num_convs - 1 else 1, padding=1, bias=False)
             for i in range(num_convs)
         )
-        self.norms = nn.ModuleList(LayerNorm2d(dim) for _ in range(num_convs))
+        self.norms = nn.ModuleList(LayerNorm2d(dim, eps=NORM_EPS) for _ in range(num_convs))
         self.fc = nn.Linear(dim * ((pooled_size + 1) // 2) ** 2, fc_dim)
         self.iou = nn.Linear(fc_dim, num_classes)
         init_mask_convs(self)

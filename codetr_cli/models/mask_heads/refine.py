@@ -19,6 +19,8 @@ from codetr_cli.models.pooling import pool_map
 
 NUM_STAGES = 3
 """Refinements; there is one more mask than refinements."""
+NORM_EPS = 1e-5
+"""Parity: the layer norms of masks add ten times what those of the neck do."""
 
 
 class RefineMaskHead(nn.Module):
@@ -103,7 +105,7 @@ class NormedConv(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, 3, padding=1, bias=False)
-        self.norm = LayerNorm2d(dim)
+        self.norm = LayerNorm2d(dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in_dim, H, W) to (B, dim, H, W)."""
