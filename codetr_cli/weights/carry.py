@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from codetr_cli.errors import CheckpointError
-from codetr_cli.weights.classes import same_classes
+from codetr_cli.weights.classes import match_names, same_classes
 
 QUERY_ENTRY = "query_embed.weight"  # row k belongs to the proposal of rank k
 # Needed by training only: a checkpoint without them can be trained on, a model built without them takes the rest.
 TRAINING_PARTS = ("aux_heads.", "positive_queries.", "downsample.", "label_embed.")
+# A detector of boxes can start from one of masks, and the other way round.
+MASK_PARTS = ("aux_heads.roi.mask_head.", "mask_branch.")
+# Only Co-Deformable-DETR has it. There the proposals' class head tells objects from background by its first class.
+OBJECTNESS_FAMILY = "query_positions."
 WHOLE, NOTHING = "whole", "nothing"  # how much of an entry was carried over; anything else says it in words
 
 
@@ -39,6 +43,9 @@ CLASS_ENTRIES = {
     r"aux_heads\.roi\.class_head\.(weight|bias)": ClassRows(shared=1),  # the background is last
     r"aux_heads\.roi\.box_head\.(weight|bias)": ClassRows(per_class=4),
     r"aux_heads\.atss\.class_head\.(weight|bias)": ClassRows(),
+    r"aux_heads\.roi\.mask_head\.logits\.(weight|bias)": ClassRows(),
+    r"mask_branch\.head\.logits\.\d+\.(weight|bias)": ClassRows(),  # of the last stage: one for all classes
+    r"mask_branch\.iou_head\.iou\.(weight|bias)": ClassRows(),
 }
 
 
@@ -94,8 +101,8 @@ def load_into(
             initialisation (class biases give every class a probability of 0.01).
         checkpoint_state: our names -> tensors.
         strict: every entry of the model must be there in its shape. False also takes another number of classes or
-            queries and a checkpoint without the parts that only training needs. Either way, entries of parts that only
-            training needs are ignored where the model was built without them.
+            queries, and lets one side have masks, or parts that only training needs, that the other has not. Either
+            way, entries of parts that only training needs are ignored where the model was built without them.
         class_names: the model's classes in the order of their labels; used with `strict=False`.
         checkpoint_class_names: the checkpoint's. With both lists given, rows go by name; otherwise an entry whose
             number of classes differs is re-initialised whole.
@@ -108,11 +115,13 @@ def load_into(
     match = None
     if not strict and class_names is not None and checkpoint_class_names is not None:
         match = _match_classes(class_names, checkpoint_class_names)
+    optional = TRAINING_PARTS if strict else TRAINING_PARTS + MASK_PARTS
     report = LoadReport(
         kept_classes=match.kept if match else [],
         new_classes=match.new if match else [],
-        ignored=[name for name in checkpoint_state if name not in target and name.startswith(TRAINING_PARTS)],
+        ignored=[name for name in checkpoint_state if name not in target and name.startswith(optional)],
     )
+    objectness = _objectness_entries(target)
     merged: dict[str, Tensor] = {}
     missing: list[str] = []
     differing: list[str] = []
@@ -121,10 +130,15 @@ def load_into(
         if theirs is None:
             merged[name] = ours
             report.reinitialised.append(name)
-            if strict or not _lacks_part_of(name, checkpoint_state):
+            if strict or not _lacks_part_of(name, checkpoint_state, optional):
                 missing.append(name)
             continue
-        fitted = _fit_exactly(ours, theirs) if strict else _fit_partly(name, ours, theirs, match)
+        if strict:
+            fitted = _fit_exactly(ours, theirs)
+        elif name in objectness and theirs.shape != ours.shape:
+            fitted = _fit_objectness(ours, theirs)
+        else:
+            fitted = _fit_partly(name, ours, theirs, None if name in objectness else match)
         if fitted is None:
             differing.append(f"{name} has {shape_text(theirs.shape)} instead of {shape_text(ours.shape)}")
             continue
@@ -177,18 +191,23 @@ class _ClassMatch:
     pairs: list[tuple[int, int]]
     kept: list[str]
     new: list[str]
+    num_theirs: int
+
+    @property
+    def num_ours(self) -> int:
+        return len(self.kept) + len(self.new)
 
 
 def _match_classes(names: Sequence[str], checkpoint_names: Sequence[str]) -> _ClassMatch | None:
     """None when the classes are the same and nothing needs to be moved."""
     if same_classes(names, checkpoint_names):
         return None
-    labels = {name.strip().casefold(): label for label, name in enumerate(checkpoint_names)}
-    found = {label: labels.get(name.strip().casefold()) for label, name in enumerate(names)}
+    found = match_names(names, checkpoint_names)
     return _ClassMatch(
-        pairs=[(label, other) for label, other in found.items() if other is not None],
-        kept=[names[label] for label, other in found.items() if other is not None],
-        new=[names[label] for label, other in found.items() if other is None],
+        pairs=[(label, other) for label, other in enumerate(found) if other is not None],
+        kept=[name for name, other in zip(names, found, strict=True) if other is not None],
+        new=[name for name, other in zip(names, found, strict=True) if other is None],
+        num_theirs=len(checkpoint_names),
     )
 
 
@@ -202,7 +221,9 @@ def _fit_partly(name: str, ours: Tensor, theirs: Tensor, match: _ClassMatch | No
     same_rest = theirs.dim() == ours.dim() > 0 and theirs.shape[1:] == ours.shape[1:]
     if rows is not None and same_rest:
         if match is not None:
-            return _fit_classes(ours, theirs, rows, match)
+            # One box or mask for all classes has the rows of one class, however many there are.
+            for_all = len(ours) == len(theirs) == rows.per_class and max(match.num_ours, match.num_theirs) > 1
+            return _fit_exactly(ours, theirs) if for_all else _fit_classes(ours, theirs, rows, match)
         if len(theirs) != len(ours):
             return ours, NOTHING
     if name == QUERY_ENTRY and same_rest and len(theirs) != len(ours):
@@ -214,9 +235,7 @@ def _fit_partly(name: str, ours: Tensor, theirs: Tensor, match: _ClassMatch | No
 
 def _fit_classes(ours: Tensor, theirs: Tensor, rows: ClassRows, match: _ClassMatch) -> tuple[Tensor, str] | None:
     """Carries the rows of the classes that both know, and those that belong to no class."""
-    num_classes = len(match.kept) + len(match.new)
-    highest = max((other for _, other in match.pairs), default=-1)
-    if len(ours) != rows.count(num_classes) or len(theirs) < rows.count(highest + 1):
+    if len(ours) != rows.count(match.num_ours) or len(theirs) != rows.count(match.num_theirs):
         return None
     if not match.pairs:
         return ours, NOTHING
@@ -224,8 +243,22 @@ def _fit_classes(ours: Tensor, theirs: Tensor, rows: ClassRows, match: _ClassMat
     from_rows = [other * rows.per_class + i for _, other in match.pairs for i in range(rows.per_class)]
     to_rows += range(len(ours) - rows.shared, len(ours))
     from_rows += range(len(theirs) - rows.shared, len(theirs))
-    share = WHOLE if not match.new else f"rows of {len(match.pairs)} of {num_classes} classes"
+    share = WHOLE if not match.new else f"rows of {len(match.pairs)} of {match.num_ours} classes"
     return _copy_rows(ours, theirs, to_rows, from_rows), share
+
+
+def _objectness_entries(target: Mapping[str, Tensor]) -> frozenset[str]:
+    """Entries whose first row tells objects from background and belongs to no class."""
+    if not any(name.startswith(OBJECTNESS_FAMILY) for name in target):
+        return frozenset()
+    last = max(int(found[1]) for name in target if (found := re.match(r"class_heads\.(\d+)\.", name)))
+    return frozenset((f"class_heads.{last}.weight", f"class_heads.{last}.bias"))
+
+
+def _fit_objectness(ours: Tensor, theirs: Tensor) -> tuple[Tensor, str] | None:
+    if theirs.dim() != ours.dim() or theirs.shape[1:] != ours.shape[1:]:
+        return None
+    return _copy_rows(ours, theirs, [0], [0]), "the first row, which tells objects from background"
 
 
 def _copy_rows(ours: Tensor, theirs: Tensor, to_rows: list[int], from_rows: list[int]) -> Tensor:
@@ -234,10 +267,9 @@ def _copy_rows(ours: Tensor, theirs: Tensor, to_rows: list[int], from_rows: list
     return value
 
 
-def _lacks_part_of(name: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether `name` belongs to a part that only training needs and `state` has nothing of that part."""
-    part = next((part for part in TRAINING_PARTS if name.startswith(part)), None)
-    return part is not None and not any(other.startswith(part) for other in state)
+def _lacks_part_of(name: str, state: Mapping[str, Tensor], parts: Sequence[str]) -> bool:
+    """Whether `name` belongs to a part that may be absent and `state` has nothing of that part."""
+    return any(name.startswith(part) and not any(other.startswith(part) for other in state) for part in parts)
 
 
 def _layers(names: Sequence[str]) -> list[str]:

@@ -1,7 +1,9 @@
-"""COCO's 80 classes and category ids: what published checkpoints that name no classes were trained on."""
+"""Names of classes: COCO's 80, which published checkpoints that name none were trained on, and names that agree."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 COCO_CATEGORIES = {
@@ -18,10 +20,50 @@ COCO_CATEGORIES = {
     85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
 
+# COCO's word first; the others are of Pascal VOC, LVIS and Objects365.
+SAME_MEANING = {
+    other: words[0]
+    for words in (
+        ("airplane", "aeroplane"), ("motorcycle", "motorbike"), ("couch", "sofa"),
+        ("tv", "tvmonitor", "television", "television set", "monitor/tv", "moniter/tv"),
+        ("potted plant", "pottedplant"), ("dining table", "diningtable"), ("tie", "necktie"), ("donut", "doughnut"),
+        ("cell phone", "cellular telephone"), ("remote", "remote control"), ("laptop", "laptop computer"),
+        ("microwave", "microwave oven"), ("fire hydrant", "fireplug"), ("hair drier", "hair dryer"),
+    )
+    for other in words[1:]
+}  # fmt: skip
+
 
 def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
     """Whether two lists name the same classes in the same order, whatever the case."""
     return [name.strip().casefold() for name in first] == [name.strip().casefold() for name in second]
+
+
+def match_names(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
+    """For each class the label of the same class in another list, or None.
+
+    Data sets spell their classes differently: case, `_` and `-` do not count, nor does what LVIS adds in parentheses
+    where the name is clear without it, and some words are known to mean the same.
+    """
+    exact = {_plain(name): label for label, name in reversed(list(enumerate(others)))}
+    loose = _by_loose_name(others)
+    ours = _by_loose_name(names)
+    return [exact.get(_plain(name), loose.get(_loose(name)) if _loose(name) in ours else None) for name in names]
+
+
+def _by_loose_name(names: Sequence[str]) -> dict[str, int]:
+    """Labels by loose name, without those that several classes share."""
+    counts = Counter(map(_loose, names))
+    return {_loose(name): label for label, name in enumerate(names) if counts[_loose(name)] == 1}
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+
+
+def _loose(name: str) -> str:
+    plain = re.sub(r" ?\([^)]*\)$", "", _plain(name))
+    return SAME_MEANING.get(plain, plain)
 
 
 def is_coco(class_names: Sequence[str]) -> bool:

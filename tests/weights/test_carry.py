@@ -8,9 +8,12 @@ import re
 import pytest
 import torch
 
+from codetr_cli.config import load_preset
 from codetr_cli.errors import CheckpointError
+from codetr_cli.models.build import build_model
 from codetr_cli.weights.carry import CLASS_ENTRIES, load_into
-from tests.weights.published import small_model
+from codetr_cli.weights.classes import COCO_CATEGORIES, match_names
+from tests.weights.published import SMALL, small_model
 
 OLD = ["cat", "dog", "hen"]
 
@@ -39,6 +42,117 @@ def test_class_entries_are_exactly_those_whose_shape_follows_the_classes():
     three, five = small_model(3).state_dict(), small_model(5).state_dict()
     follow = {name for name in three if three[name].shape != five[name].shape}
     assert follow == {name for name in three if is_class_entry(name)}
+
+
+def family_model(kind, num_classes, *more, seed=0):
+    """A small network of another family than Co-DINO, or with masks, or with one box for all classes."""
+    presets = {"deformable": "co_deformable_r50", "fcn masks": "co_deformable_mask_r50", "refined masks": "co_dino_r50"}
+    overrides = {
+        "deformable": [],
+        "fcn masks": ["model.mask.dim=16"],
+        "refined masks": ['model.mask.kind="refine"', "model.mask.dim=16", "model.mask.iou_fc_dim=16"],
+        "one box": ["model.roi.class_agnostic=true"],
+    }[kind]
+    torch.manual_seed(seed)
+    settings = load_preset(
+        presets.get(kind, "co_dino_r50"), [*SMALL, *overrides, f"model.num_classes={num_classes}", *more]
+    )
+    model = build_model(settings.model)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.randn_like(value))
+    return model
+
+
+KINDS = ["deformable", "fcn masks", "refined masks", "one box"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_class_entries_of_every_kind_of_network(kind):
+    three, five = (family_model(kind, count).state_dict() for count in (3, 5))
+    follow = {name for name in three if three[name].shape != five[name].shape}
+    for_all = {"aux_heads.roi.box_head.weight", "aux_heads.roi.box_head.bias"} if kind == "one box" else set()
+    if kind == "refined masks":
+        for_all = {"mask_branch.head.logits.3.weight", "mask_branch.head.logits.3.bias"}
+    assert follow == {name for name in three if is_class_entry(name)} - for_all
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("new", [["hen", "duck", "cat", "owl"], ["hen"], ["cat", "dog", "hen"]])
+def test_rows_of_every_kind_of_network_follow_the_names(kind, new):
+    old, model = family_model(kind, 3, seed=1), family_model(kind, len(new), seed=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_into(model, old.state_dict(), strict=False, class_names=new, checkpoint_class_names=OLD)
+    theirs, after = old.state_dict(), model.state_dict()
+    proposals = ("class_heads.2.weight", "class_heads.2.bias") if "deformable" in kind or kind == "fcn masks" else ()
+    for name, value in after.items():
+        if name in proposals:  # its first row belongs to no class
+            assert torch.equal(value[0], theirs[name][0]), name
+            assert torch.equal(value, theirs[name]) == (len(new) == 3)
+        elif not is_class_entry(name) or (len(value) == len(theirs[name]) and len(new) != 3):
+            assert torch.equal(value, theirs[name]), name  # also boxes and masks for all classes
+        else:
+            per_class = 4 if "box_head" in name and kind != "one box" else 1
+            for label, word in enumerate(new):
+                source, row = (theirs, OLD.index(word)) if word in OLD else (before, label)
+                here = slice(label * per_class, (label + 1) * per_class)
+                there = slice(row * per_class, (row + 1) * per_class)
+                assert torch.equal(value[here], source[name][there]), (name, word)
+    assert set(report.carried) | set(report.partial) | set(report.reinitialised) == set(after)
+
+
+def test_queries_of_co_deformable_keep_their_rank():
+    old, model = family_model("deformable", 3, seed=1), family_model("deformable", 3, "model.num_queries=20", seed=2)
+    before = model.state_dict()["query_embed.weight"].clone()
+    report = load_into(model, old.state_dict(), strict=False)
+    after = model.state_dict()["query_embed.weight"]
+    assert torch.equal(after[:12], old.state_dict()["query_embed.weight"])
+    assert torch.equal(after[12:], before[12:])
+    assert "the first 12 queries" in report.partial["query_embed.weight"]
+
+
+@pytest.mark.parametrize("kind", ["fcn masks", "refined masks"])
+def test_boxes_start_from_masks_and_masks_from_boxes(kind):
+    masks = family_model(kind, 3, seed=1)
+    boxes = family_model("deformable", 3, seed=2) if kind == "fcn masks" else small_model(3, seed=2)
+    part = "aux_heads.roi.mask_head." if kind == "fcn masks" else "mask_branch."
+    report = load_into(boxes, masks.state_dict(), strict=False)
+    assert report.ignored
+    assert all(name.startswith(part) for name in report.ignored)
+    report = load_into(masks, boxes.state_dict(), strict=False)
+    assert report.reinitialised
+    assert all(name.startswith(part) for name in report.reinitialised)
+    if kind == "refined masks":
+        with pytest.raises(CheckpointError, match="missing: mask_branch"):
+            load_into(masks, boxes.state_dict())
+
+
+def test_names_that_mean_the_same():
+    coco = list(COCO_CATEGORIES.values())
+    lvis = [
+        "aerosol_can",
+        "mouse_(computer_equipment)",
+        "television_set",
+        "orange_(fruit)",
+        "orange_juice",
+        "teddy_bear",
+    ]
+    found = match_names(lvis, coco)
+    assert [None if label is None else coco[label] for label in found] == [
+        None,
+        "mouse",
+        "tv",
+        "orange",
+        None,
+        "teddy bear",
+    ]
+    assert match_names(["Person", "Cell Phone", "Moniter/TV"], coco) == [0, coco.index("cell phone"), coco.index("tv")]
+    # A word that several classes share says nothing.
+    assert match_names(["bow_(weapon)", "bow_(tie)"], ["bow"]) == [None, None]
+    assert match_names(["bow"], ["bow_(weapon)", "bow_(tie)"]) == [None]
+    assert match_names(["bow_(tie)", "bow"], ["bow", "bow_(tie)"]) == [1, 0]
+    assert match_names(["sofa", "couch"], ["couch"]) == [None, 0]
+    assert match_names([], ["a"]) == []
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
