@@ -125,12 +125,3 @@ def test_linked_files_exist(document: str):
     text = (REPOSITORY / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
         assert (REPOSITORY / target).exists(), target
-
-
-def test_preset_table_is_complete(codetr):
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    for preset in codetr("presets", "--json").json["presets"]:
-        row = re.search(rf"^\| `{preset['name']}` \|(.*)$", text, flags=re.MULTILINE)
-        assert row, preset["name"]
-        assert str(preset["box_ap"] or "-") in row[1]
-        assert (preset["protocol"] or "") in row[1]

@@ -1,4 +1,4 @@
-"""Every row of the published zoo has a preset, and each preset says what its row says, figure by figure."""
+"""Every row of the published zoo has a preset that says what its row says; README's table of them and its ticks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from codetr_cli.config import Settings, load_preset, preset_names
-from codetr_cli.models.build import FINEST_SCALE_CELLS
+from codetr_cli.models.build import FINEST_SCALE_CELLS, build_model
+from codetr_cli.weights.layouts import to_our_state
+from codetr_cli.weights.names import Naming, to_ours, to_published
+from tests.golden.case import Case
+from tests.golden.network_inputs import settings_of
+from tests.golden.test_cases import test_shared_case as run_cases
 from tests.golden.zoo import FIGURES, read_zoo
+from tests.zoo_table import CASES, network_of, readme_parts, zoo_table
 
 PRE_TRAINING = {"co_dino_swin_l_o365", "co_dino_vit_l_o365"}
 """Published as weights alone, to start from: no configuration, no row."""
@@ -67,3 +74,54 @@ def test_figures_with_and_without_augmentation_are_not_mixed_up():
     assert (vit.box_ap, vit.box_ap_tta) == (65.4, 65.9)
     assert (instance.box_ap, instance.box_ap_tta) == (65.3, 65.8)
     assert (instance.mask_ap, instance.mask_ap_tta) == (56.2, 56.6)
+
+
+# ------------------------------------------------------------------------------------------------------- README's table
+
+
+def test_readme_has_the_table():
+    assert readme_parts()[1] == zoo_table(), "write it anew: python -m tests.zoo_table"
+
+
+def test_table_says_what_it_is_for():
+    rows = {line.split("`")[1]: line for line in zoo_table().splitlines() if "`" in line}
+    assert rows.keys() == set(preset_names())
+    assert (
+        rows["co_dino_vit_l"] == "| `co_dino_vit_l` | Co-DINO ViT-L | COCO | 12 | 65.4 (65.9 TTA) | - | ✓ | ✓ "
+        "| 7,554 | 347 M |"
+    )
+    assert "| names | - |" in rows["co_deformable_swin_b"]
+
+
+def test_cases_behind_the_ticks_are_run():
+    (cases,) = [mark.args[1] for mark in run_cases.pytestmark if mark.name == "parametrize"]
+    names = {case if isinstance(case, str) else case.values[0] for case in cases}
+    assert set(CASES.values()) <= names
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("preset", sorted(CASES))
+def test_ticks_are_earned(preset: str, shared_dir: Path):
+    """The recorded network is the preset's, and its published entries are the model's, one to one."""
+    case = Case.load(shared_dir / "golden/cases" / CASES[preset])
+    recorded, ours = settings_of(case, case.shapes).model, load_preset(preset).model
+    assert network_of(recorded) == network_of(ours)
+    sizes = {"num_classes": recorded.num_classes, "num_queries": recorded.num_queries}
+    with torch.device("meta"):
+        model = build_model(ours.model_copy(update=sizes))
+        entries = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in case.manifest}
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in to_our_state(entries).state.items()} == shapes
+
+
+@pytest.mark.parametrize("naming", ["sensex", "mmdet3"])
+@pytest.mark.parametrize("preset", sorted(set(preset_names()) - {"co_dino_tiny"}))
+def test_every_entry_has_one_published_name(preset: str, naming: Naming):
+    settings = load_preset(preset)
+    if naming == "mmdet3" and settings.model.backbone.kind == "vit":
+        pytest.skip("published by Sense-X only")
+    with torch.device("meta"):
+        names = list(build_model(settings.model).state_dict())
+    published = {name: to_published(name, naming, settings.model.family) for name in names}
+    assert [name for name, theirs in published.items() if theirs is None or to_ours(theirs, naming) != name] == []
+    assert len(set(published.values())) == len(names)

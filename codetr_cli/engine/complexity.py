@@ -72,7 +72,7 @@ def _count_parameters(model: nn.Module) -> int:
 def _count_multiply_adds(model: nn.Module, images: Tensor, padding_mask: Tensor) -> int:
     sampled = 0
 
-    def count_sampling(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def count_sampling(module: MultiScaleDeformableAttention, _inputs: Any, output: Tensor) -> None:
         nonlocal sampled
         points = output.shape[1] * module.num_levels * module.num_points  # each of them in all channels, by some head
         sampled += points * output.shape[2] * MULTIPLY_ADDS_PER_SAMPLE
