@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from codetr_cli.data.layout import Link
     from codetr_cli.engine.environment import Environment
 
-DEFAULT_LINK = Path("data/coco")
+PRESETS = {"coco": "co_dino_r50", "lvis": "co_dino_r50_lvis", "objects365": "co_dino_swin_l_o365"}
+"""What to train on each data set to begin with."""
 
 
 def prepare(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="PATH", help="COCO-layout folder. Without it: CODETR_DATA, else data/coco.", show_default=False
+            metavar="PATH",
+            help="Folder of COCO's, LVIS's or Objects365's layout. Without it: CODETR_DATA, else data/coco.",
+            show_default=False,
         ),
     ] = None,
     demo: Annotated[
@@ -33,8 +36,15 @@ def prepare(
         typer.Option("--demo", metavar="DIR", help="Write a small synthetic data set there and check that."),
     ] = None,
     link: Annotated[
-        Path, typer.Option("--link", metavar="DIR", help="Where to link the folder; other verbs look in data/coco.")
-    ] = DEFAULT_LINK,
+        Path | None,
+        typer.Option(
+            "--link",
+            metavar="DIR",
+            help="Where to link the folder. Without it: where other verbs look, data/coco, data/lvis_v1 or "
+            "data/objects365.",
+            show_default=False,
+        ),
+    ] = None,
     no_link: Annotated[bool, typer.Option("--no-link", help="Check only, make no link.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image instead of reading headers.")] = False,
     workers: Annotated[
@@ -44,24 +54,24 @@ def prepare(
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check a data set in COCO's layout and this machine, and link the data set as data/coco.
+    """Check a data set (COCO's layout, LVIS, Objects365) and this machine, and link it where other verbs look.
 
     Says what is wrong, where, and how to mend it. Ends with exit code 3 if anything would stop training.
     """
     from codetr_cli.config import Settings, apply_overrides
     from codetr_cli.data.check import check_dataset
-    from codetr_cli.data.layout import link_folder
+    from codetr_cli.data.layout import LAYOUTS, link_folder
 
     console.set_mode(json=json_output, quiet=quiet)
     settings = apply_overrides(Settings(name="prepare"), overrides or [])
-    folder = _write_demo(demo, path) if demo is not None else _folder(path)
+    folder = _write_demo(demo, path) if demo is not None else _folder(path, settings.data.dataset)
     report = check_dataset(folder, config=settings.data, progress=console.progress, workers=workers, deep=deep)
     _show_report(report)
     from codetr_cli.engine.environment import describe  # imports torch: what went before should not wait for it
 
     environment = describe(Path.cwd(), folder)
     _show_environment(environment)
-    made = None if no_link else link_folder(folder, link)
+    made = None if no_link else link_folder(folder, link or Path(LAYOUTS[report.dataset].roots[0]))
     if made is not None:
         _show_link(made, folder)
     command = _next(report, environment, made, folder, is_demo=demo is not None)
@@ -86,15 +96,17 @@ def prepare(
 # --------------------------------------------------------------------------------------------------------- which folder
 
 
-def _folder(path: Path | None) -> Path:
+def _folder(path: Path | None, dataset: str) -> Path:
     """The folder to check."""
+    from codetr_cli.data.layout import default_root
+
     if path is not None:
         return path.expanduser()
     named = os.environ.get("CODETR_DATA")
     if named:
         return Path(named)
-    if DEFAULT_LINK.exists():
-        return DEFAULT_LINK
+    if default_root(dataset).exists():
+        return default_root(dataset)
     raise ConfigError(
         "say which folder to check: `codetr prepare PATH`. To try the program without data of your own: "
         "`codetr prepare --demo demo/data`."
@@ -124,6 +136,8 @@ def _write_demo(folder: Path, path: Path | None) -> Path:
 
 
 def _show_report(report: Report) -> None:
+    from codetr_cli.data.layout import LAYOUTS
+
     rows = [
         [
             name,
@@ -133,12 +147,26 @@ def _show_report(report: Report) -> None:
             f"{sum(count > 0 for count in facts.per_category.values())} of {len(facts.category_names)}",
             facts.without_objects,
             facts.max_objects,
+            facts.outlines,
         ]
         for name, facts in report.splits.items()
     ]
-    columns = ["split", "images", "annotations", "crowd", "classes seen", "images without objects", "most in one image"]
+    columns = [
+        "split",
+        "images",
+        "annotations",
+        "crowd",
+        "classes seen",
+        "images without objects",
+        "most in one image",
+        "masks",
+    ]
     if rows:
-        console.table(f"Data set {report.folder}", columns, rows)
+        console.table(f"{LAYOUTS[report.dataset].title} data set {report.folder}", columns, rows)
+    for name, facts in report.splits.items():
+        if facts.frequencies:
+            r, c, f = facts.frequencies.values()
+            console.info(f"{name}: of the classes, {f:,} are in many images, {c:,} in some, {r:,} in few.")
     draw = {"error": console.error, "warning": console.warn, "info": console.info}
     for finding in report.findings:
         draw[finding.severity](finding.sentence())
@@ -213,13 +241,13 @@ def _next(report: Report, environment: Environment, link: Link | None, folder: P
     """The command to type next."""
     if report.errors:
         return f"codetr prepare {shlex.quote(str(folder))}"
-    words: list[Any] = [
-        "codetr",
-        "train",
-        "--preset",
-        "co_dino_r50" if environment.gpus and not is_demo else "co_dino_tiny",
-    ]
-    found = Path(os.environ.get("CODETR_DATA") or DEFAULT_LINK)
+    from codetr_cli.data.layout import default_root
+
+    small = is_demo or not environment.gpus
+    words: list[Any] = ["codetr", "train", "--preset", "co_dino_tiny" if small else PRESETS[report.dataset]]
+    if small and report.dataset != "coco":
+        words += ["--set", f"data.dataset={report.dataset}"]
+    found = Path(os.environ.get("CODETR_DATA") or default_root(report.dataset))
     if link is None or not link.works or not found.is_dir() or found.resolve() != folder.resolve():
         words += ["--data", folder]
     if "val" not in report.splits:

@@ -13,7 +13,7 @@ from codetr_cli.config import DataConfig
 from codetr_cli.data.check_annotations import AnnotationFacts, check_annotations, compare_categories, note_category_ids
 from codetr_cli.data.check_files import FileRules, check_files, default_workers
 from codetr_cli.data.findings import Finding, Findings
-from codetr_cli.data.layout import Split, find_splits, read_list, write_list
+from codetr_cli.data.layout import LAYOUTS, Split, find_splits, read_list, write_list
 
 Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress display from a description and a total; yields the function that advances it."""
@@ -25,6 +25,7 @@ class Report:
 
     Args:
         folder: the data set.
+        dataset: which known layout it has, a key of `LAYOUTS`.
         splits: counts of each readable annotation file, by "train" and "val".
         lists: what became of each list file.
         findings: errors first.
@@ -32,6 +33,7 @@ class Report:
     """
 
     folder: Path
+    dataset: str = "coco"
     splits: dict[str, AnnotationFacts] = field(default_factory=dict)
     lists: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -46,6 +48,7 @@ class Report:
         """Plain values under the names of `--json`."""
         return {
             "folder": str(self.folder),
+            "layout": LAYOUTS[self.dataset].title,
             "ok": not self.errors,
             "splits": {name: facts.as_json() for name, facts in self.splits.items()},
             "lists": self.lists,
@@ -57,11 +60,11 @@ class Report:
 def check_dataset(
     folder: Path, *, config: DataConfig, progress: Progress, workers: int | None = None, deep: bool = False
 ) -> Report:
-    """Checks a COCO-layout folder and writes its list files where they are missing.
+    """Checks a data set's folder and writes COCO's list files where they are missing.
 
     Args:
         folder: the data set.
-        config: its `max_pixels` and `min_side` are applied.
+        config: its `max_pixels` and `min_side` are applied, and its `dataset` where several lie in the folder.
         progress: shows how far the check is.
         workers: threads that read headers, or processes that decode; None: a good number for this machine.
         deep: decode every image.
@@ -74,18 +77,21 @@ def check_dataset(
         MachineError: a decoding process was killed.
     """
     report, findings = Report(folder), Findings()
-    for split in find_splits(folder):
+    for split in find_splits(folder, config.dataset):
+        report.dataset = split.dataset
         facts = _check_split(split, findings, progress)
         if facts is None:
             continue
         report.splits[split.name] = facts
-        report.lists[split.name] = _check_list(split, facts, findings)
+        if split.dataset == "coco":
+            report.lists[split.name] = _check_list(split, facts, findings)
         rules = FileRules(
             images_dir=split.images_dir,
-            where=f"{split.images_dir.name}/",
+            where=f"{split.images_dir.resolve().name}/",
             max_pixels=config.max_pixels,
             min_side=config.min_side,
             deep=deep,
+            shared=split.dataset == "lvis",
         )
         started = time.monotonic()
         with progress(f"{'decoding' if deep else 'reading headers of'} {rules.where}", len(facts.images)) as advance:
@@ -101,7 +107,7 @@ def check_dataset(
 
 def _check_split(split: Split, findings: Findings, progress: Progress) -> AnnotationFacts | None:
     """The counts of a split's annotation file, None when there is nothing to count."""
-    where = f"annotations/{split.annotations_path.name}"
+    where = str(split.annotations_path.relative_to(split.root))
     if not split.exists:
         findings.add("no_training" if split.name == "train" else "no_validation", f"{split.images_dir.name}/")
         return None

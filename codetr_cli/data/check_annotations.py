@@ -1,4 +1,4 @@
-"""Checks a COCO annotation file: that it is whole, follows the schema, and that ids, classes and boxes make sense."""
+"""Checks an annotation file of COCO's kind: that it is whole, follows the schema, and that its content makes sense."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.data.findings import SHOWN, Findings
+from codetr_cli.data.layout import image_name
+from codetr_cli.data.masks import OutlineError, check_polygons, run_lengths
 
 QUERIES = 900
 EDGE_SLACK_PX = 2.0
@@ -34,6 +36,8 @@ class AnnotationFacts:
         max_objects: most annotations in one image.
         per_category: annotations of each category id.
         usable: annotations that training uses: no crowds, at least a pixel wide and high, within their image.
+        outlines: annotations with a mask that can be drawn.
+        frequencies: LVIS's "r", "c" and "f" -> number of classes in few, some and many images.
     """
 
     images: list[tuple[str, int, int]] = field(default_factory=list)
@@ -44,6 +48,8 @@ class AnnotationFacts:
     max_objects: int = 0
     per_category: dict[int, int] = field(default_factory=dict)
     usable: int = 0
+    outlines: int = 0
+    frequencies: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Counts under the names of `--json`."""
@@ -56,6 +62,8 @@ class AnnotationFacts:
             "used_categories": sum(count > 0 for count in self.per_category.values()),
             "images_without_objects": self.without_objects,
             "most_objects_in_an_image": self.max_objects,
+            "masks": self.outlines,
+            **({"class_frequencies": self.frequencies} if self.frequencies else {}),
         }
 
 
@@ -88,6 +96,7 @@ def check_annotations(path: Path, findings: Findings, where: str, *, training: b
     _check_references(valid, sizes, facts, findings, where)
     usable = _check_boxes(valid, sizes, findings, where)
     _check_extras(valid, usable, facts, findings, where)
+    _check_outlines(valid, sizes, facts, findings, where)
     facts.usable = int(usable.sum())
     if training:
         _check_trainable(facts, findings, where)
@@ -161,10 +170,19 @@ def _read_json(path: Path) -> Any:
         raise _UnusableError("not_json", str(error)) from error
 
 
+_DRAWABLE = True
+
+
 def _drop_outline(record: dict[str, Any]) -> dict[str, Any]:
-    """Forgets an annotation's polygons while the file is parsed: a COCO's are gigabytes as Python lists."""
-    if type(record.get("segmentation")) is list:
-        record["segmentation"] = None
+    """Puts what became of their check in the place of an annotation's polygons: a COCO's are gigabytes as lists."""
+    polygons = record.get("segmentation")
+    if type(polygons) is list:
+        try:
+            if polygons:
+                check_polygons(polygons)
+            record["segmentation"] = _DRAWABLE if polygons else None
+        except OutlineError as error:
+            record["segmentation"] = str(error)
     return record
 
 
@@ -199,7 +217,7 @@ def _check_images(
         if wrong:
             findings.add("wrong_schema", where, f"images[{index}] {wrong}")
             continue
-        identity, name, size = int(record["id"]), record["file_name"], (int(record["height"]), int(record["width"]))
+        identity, name, size = int(record["id"]), image_name(record), (int(record["height"]), int(record["width"]))
         if identity in sizes:
             findings.add("duplicate_image_id", where, f"{identity} ({name})")
         sizes[identity] = size
@@ -217,7 +235,7 @@ def _wrong_image(record: Any) -> str | None:
     wrong = _wrong_id(record, "id")
     if wrong:
         return wrong
-    name = record.get("file_name")
+    name = image_name(record)
     if not isinstance(name, str) or not name or "\0" in name:
         return f"(id {record['id']}) has no 'file_name'" if name is None else f"has the 'file_name' {name!r}"
     for key in ("width", "height"):
@@ -243,6 +261,8 @@ def _check_categories(categories: list[Any], facts: AnnotationFacts, findings: F
             )
         else:
             facts.category_names[record["id"]] = name
+    known = [record["frequency"] for record in categories if isinstance(record, dict) and "frequency" in record]
+    facts.frequencies = {letter: known.count(letter) for letter in ("r", "c", "f")} if known else {}
     for name, count in Counter(facts.category_names.values()).items():
         if count > 1:
             findings.add("duplicate_category_name", where, name)
@@ -429,6 +449,32 @@ def _check_extras(
         mask = record.get("segmentation")
         if not (isinstance(mask, dict) and "counts" in mask):
             findings.add("crowd_without_rle", where, f"annotation {record.get('id')}")
+
+
+def _check_outlines(
+    records: list[dict[str, Any]],
+    sizes: dict[int, tuple[int, int]],
+    facts: AnnotationFacts,
+    findings: Findings,
+    where: str,
+) -> None:
+    """Counts the masks and reports those that nobody can draw."""
+    missing = 0
+    for record in records:
+        outline, size = record.get("segmentation"), sizes.get(record["image_id"])
+        if isinstance(outline, dict) and outline and size is not None:
+            try:
+                outline = len(run_lengths({"counts": None, **outline}, size)) > 0
+            except OutlineError as error:
+                outline = str(error)
+        if not outline:
+            missing += not record.get("iscrowd")
+        elif outline is _DRAWABLE:
+            facts.outlines += 1
+        elif size is not None:
+            findings.add("broken_outline", where, f"annotation {record.get('id')} has {str(outline)[:100]}")
+    if missing and facts.outlines:
+        findings.add("some_outlines_missing", where, count=missing)
 
 
 def _check_trainable(facts: AnnotationFacts, findings: Findings, where: str) -> None:

@@ -57,6 +57,7 @@ class FileRules:
         max_pixels: most pixels an image may have.
         min_side: images with a smaller side are not trained on.
         deep: decode every image, as training does.
+        shared: other images than those of the records belong there too.
     """
 
     images_dir: Path
@@ -64,6 +65,7 @@ class FileRules:
     max_pixels: int
     min_side: int
     deep: bool = False
+    shared: bool = False
 
 
 def check_files(
@@ -226,7 +228,7 @@ def _compare_with_disk(records: Sequence[ImageRecord], rules: FileRules, finding
     listed = {posixpath.normpath(name) if "./" in name or "//" in name else name for name, _, _ in records}
     on_disk = set(list_images(rules.images_dir))
     unlisted = sorted(on_disk - listed)
-    for name in unlisted:
+    for name in () if rules.shared else unlisted:
         findings.add("unlisted_file", rules.where, name)
     missing = findings.get("missing_file", rules.where)
     if missing and unlisted:

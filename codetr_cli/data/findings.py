@@ -128,6 +128,16 @@ KINDS: dict[str, Kind] = {
         "annotation(s) with an area of zero or less",
         "They are left out of training: mend or leave area out.",
     ),
+    "broken_outline": Kind(
+        "warning",
+        "annotation(s) with a broken mask",
+        "Fine for boxes; training with masks stops at the first of them: mend or remove them.",
+    ),
+    "some_outlines_missing": Kind(
+        "info",
+        "annotation(s) without a mask, while others have one",
+        "Fine for boxes; presets that learn masks or paste objects by their masks need all.",
+    ),
     "many_objects": Kind(
         "warning",
         "image(s) with more objects than the presets have queries (900)",

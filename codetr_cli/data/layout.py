@@ -112,8 +112,12 @@ class Split:
         return self.annotations_path.exists() or self.images_dir.is_dir()
 
 
-def find_splits(folder: Path) -> tuple[Split, Split]:
-    """The train and val splits of a folder in the published layout.
+def find_splits(folder: Path, dataset: str = "coco") -> tuple[Split, Split]:
+    """The train and val splits of a folder in one of the published layouts.
+
+    Args:
+        folder: the data set's.
+        dataset: a key of `LAYOUTS`, which counts where the files of several lie.
 
     Returns:
         both splits; at least one has its annotation file.
@@ -124,20 +128,31 @@ def find_splits(folder: Path) -> tuple[Split, Split]:
     """
     if not folder.is_dir():
         raise DatasetError(_no_folder(folder))
-    splits = (Split("train", folder), Split("val", folder))
-    if any(split.annotations_path.is_file() for split in splits):
-        return splits
+    for kind in (dataset, *LAYOUTS):
+        splits = (Split("train", folder, kind), Split("val", folder, kind))
+        if any(split.annotations_path.is_file() for split in splits):
+            return splits
     near = _near(folder)
     if near is not None:
         raise DatasetError(
-            f"{folder} is not the data set's folder, but {near} is (it has annotations/instances_*2017.json): "
+            f"{folder} is not the data set's folder, but {near} is (it has {_found(near)}): "
             f"type `codetr prepare {near}`."
         )
     raise DatasetError(_other_layout(folder))
 
 
 def _is_root(folder: Path) -> bool:
-    return any(Split(name, folder).annotations_path.is_file() for name in ("train", "val"))
+    return _found(folder) is not None
+
+
+def _found(folder: Path) -> str | None:
+    """The annotation files that make a folder a data set's, in words; None when there are none."""
+    for kind in LAYOUTS:
+        for name in ("train", "val"):
+            path = Split(name, folder, kind).annotations_path
+            if path.is_file():
+                return str(path.relative_to(folder)).replace(name, "*")
+    return None
 
 
 def _near(folder: Path) -> Path | None:
@@ -245,8 +260,9 @@ def _yolo(folder: Path) -> tuple[str, str] | None:
 def _coco_variant(folder: Path) -> tuple[str, str] | None:
     if _has(folder, "_annotations.coco.json"):
         return "COCO with one file a folder (Roboflow export)", f"{folder.name}/_annotations.coco.json"
-    if _has(folder / "annotations", "lvis_v*.json"):
-        return "LVIS", "annotations/lvis_v*.json"
+    for place in ("annotations", "."):
+        if _has(folder / place, "lvis_v0*.json"):
+            return "LVIS v0.5", f"{Path(place, 'lvis_v0*.json')}; of LVIS, v1 is read"
     return None
 
 

@@ -58,6 +58,7 @@ def test_a_good_folder(tiny_coco: Path) -> None:
         "used_categories": 3,
         "images_without_objects": 1,
         "most_objects_in_an_image": 4,
+        "masks": 7,
     }
     assert report.lists == {"train": "present", "val": "present"}
     assert set(found(report)) == {"category_id_holes", "no_objects_image", "crowd_without_rle"}

@@ -54,7 +54,7 @@ def test_a_link_to_nowhere(tmp_path: Path) -> None:
         (["images/train/a.jpg", "labels/train/a.txt"], "YOLO data set"),
         (["train/images/a.jpg", "train/labels/a.txt"], "YOLO data set"),
         (["train/_annotations.coco.json"], "Roboflow export"),
-        (["annotations/lvis_v1_train.json"], "LVIS data set"),
+        (["annotations/lvis_v0.5_train.json"], "LVIS v0.5 data set"),
         (["annotations/mine.json", "images/a.jpg"], "holds mine.json, but no instances_train2017.json"),
         (["train2017.zip", "annotations_trainval2017.zip"], "still packed"),
         (["train2017/a.jpg"], "images but no annotations/ folder"),
