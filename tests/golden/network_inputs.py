@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from codetr_cli.config import ModelConfig, Settings, apply_overrides, load_preset
+from codetr_cli.config import ModelConfig, Settings, apply_overrides, load_preset, preset_names
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.draws import Draws
 from codetr_cli.models.build import build_model
@@ -58,9 +59,21 @@ def settings_of(case: Case, shapes: Mapping[str, Sequence[int]]) -> Settings:
     overrides.append("model.encoder_checkpointing=0")
     if facts["roi.class_agnostic"]:
         overrides.append("model.roi.target_stds=[0.05, 0.05, 0.1, 0.1]")
+    if kind != "resnet":
+        overrides.append("model.backbone.drop_path=0.0")  # recorded without, in training too
     if facts["family"] == "co_deformable":
         overrides.append("train.loss.class_weight=2.0")
-    return apply_overrides(load_preset("co_dino_r50"), [*overrides, *_test_overrides(case)])
+    return apply_overrides(load_preset("co_dino_r50"), [*overrides, *_loss_overrides(case), *_test_overrides(case)])
+
+
+def _loss_overrides(case: Case) -> list[str]:
+    """The losses of the preset that stands for the case's configuration; shapes do not tell them."""
+    for name in preset_names():
+        settings = load_preset(name)
+        if Path(settings.source.config or "").stem == case.description.get("config"):
+            loss = settings.train.loss.model_dump()
+            return [f"train.loss.{key}={_setting_text(value)}" for key, value in loss.items()]
+    return []
 
 
 def _setting_text(value: Any) -> str:
