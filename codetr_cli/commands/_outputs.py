@@ -22,6 +22,13 @@ HeadOption = Annotated[
     Literal["decoder", "roi", "atss"] | None,
     typer.Option("--head", help="Whose detections: the decoder's, or those of an auxiliary head."),
 ]
+TtaOption = Annotated[
+    bool,
+    typer.Option(
+        "--tta",
+        help="Look at each image in several sizes and mirrored (test.tta_scales, test.tta_flip), merged by soft-NMS.",
+    ),
+]
 
 
 def free_folder(folder: Path, marker: str, *, force: bool) -> Path:

@@ -1,9 +1,9 @@
-"""`codetr eval`: a checkpoint and a data set in, COCO box AP, detections and speed out."""
+"""`codetr eval`: a checkpoint and a data set in; box and mask AP with their protocol, detections and speed out."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,20 +11,33 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands._options import DataOption, DeviceOption, JsonOption, QuietOption, SetOption
-from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, free_folder
+from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, TtaOption, free_folder
 from codetr_cli.commands._weights import fetched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from codetr_cli.config import Settings
     from codetr_cli.data.coco import DataPaths
+    from codetr_cli.data.loader import EvalLoader
+    from codetr_cli.engine.detections import DetectionTable
     from codetr_cli.engine.evaluator import EvalResult
     from codetr_cli.engine.loading import LoadedModel
     from codetr_cli.engine.scoring import ClassScore
 
-PRECISION_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-RECALL_METRICS = ("AR1", "AR10", "AR100", "AR300", "AR1000", "ARs", "ARm", "ARl")
 DETECTIONS_NAME = "detections.json"
+EngineName = Literal["hotcoco", "pycocotools"]
+CLASS_COLUMNS = {
+    "name": "class",
+    "category_id": "category id",
+    "frequency": "frequency",
+    "objects": "objects",
+    "AP": "AP",
+    "AP50": "AP50",
+    "mask_AP": "mask AP",
+    "mask_AP50": "mask AP50",
+}
+"""What the table of classes shows, where a class has it, and the columns' titles."""
 
 
 def eval(
@@ -55,6 +68,17 @@ def eval(
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Show the AP of every class.")] = False,
     head: HeadOption = None,
+    tta: TtaOption = False,
+    boxes_only: Annotated[
+        bool, typer.Option("--boxes-only", help="Leave masks out, e.g. where the annotations have none.")
+    ] = False,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option("--engine", help="Who counts: hotcoco, in seconds, or pycocotools, the same numbers in minutes."),
+    ] = None,
+    protocol: Annotated[
+        bool, typer.Option("--protocol/--no-protocol", help="Print how the numbers were made beside them.")
+    ] = True,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -66,9 +90,9 @@ def eval(
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Evaluate a checkpoint with COCO's box metrics, by the published protocol.
+    """Evaluate a checkpoint by the published protocol: box AP, mask AP where it draws masks, LVIS's rules on LVIS.
 
-    AP counts 100 detections per image, as published. The data is --data, else CODETR_DATA, else data/coco.
+    COCO's AP counts 100 detections per image, as published. The data is --data, else CODETR_DATA, else data/coco.
     """
     from codetr_cli.errors import ConfigError
 
@@ -88,7 +112,9 @@ def eval(
         find_checkpoint(str(checkpoint))
     paths = _find_data(data, split, images, annotations, overrides or [], images_needed=detections is None)
     if detections is not None:
-        _score_file(detections, paths, max_images, per_class=per_class)
+        shown = _Shown(per_class=per_class, protocol=protocol)
+        dataset = _named_dataset(overrides or [])
+        _score_file(detections, paths, max_images, dataset=dataset, engine=engine, masks=not boxes_only, shown=shown)
         return
     chosen = [f"test.head={head}"] if head else []
     _evaluate(
@@ -100,10 +126,29 @@ def eval(
         precision=precision,
         batch=batch,
         max_images=max_images,
-        per_class=per_class,
+        masks=not boxes_only,
+        tta=tta,
+        engine=engine,
+        shown=_Shown(per_class=per_class, protocol=protocol),
         out=out,
         force=force,
     )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a person wants to see beside the tables."""
+
+    per_class: bool
+    protocol: bool
+
+
+def _named_dataset(overrides: Sequence[str]) -> Literal["coco", "lvis", "objects365"] | None:
+    """The kind of data set that the command line names, if it does."""
+    from codetr_cli.config import Settings, apply_overrides
+
+    named = [override for override in overrides if override.strip().startswith("data.dataset")]
+    return apply_overrides(Settings(name="eval"), named).data.dataset if named else None
 
 
 def _find_data(
@@ -145,18 +190,20 @@ def _evaluate(
     precision: str,
     batch: int | None,
     max_images: int | None,
-    per_class: bool,
+    masks: bool,
+    tta: bool,
+    engine: EngineName | None,
+    shown: _Shown,
     out: Path | None,
     force: bool,
 ) -> None:
     """Runs the network over the images and shows what came out."""
-    from codetr_cli.data.annotations import check_kind, read_annotations
-    from codetr_cli.data.coco import CocoDataset
-    from codetr_cli.data.loader import build_eval_loader
-    from codetr_cli.data.transforms import build_transforms
+    from codetr_cli.data.annotations import read_annotations
     from codetr_cli.engine.environment import choose_device
-    from codetr_cli.engine.evaluator import evaluate, match_classes
+    from codetr_cli.engine.evaluator import check_truth, evaluate, match_classes
     from codetr_cli.engine.loading import Classes, load_detector
+    from codetr_cli.engine.protocol import expects_masks
+    from codetr_cli.engine.tta import build_augmentation
 
     chosen_device = choose_device(device)
     truth = read_annotations(paths.annotations_path)
@@ -164,28 +211,24 @@ def _evaluate(
     for note in loaded.notes:
         console.warn(note)
     where = str(paths.annotations_path)
-    check_kind(truth, loaded.settings.data.dataset, paths.annotations_path)
-    match_classes(loaded.class_names, loaded.category_ids, truth.class_names, truth.category_ids, where)
     settings = loaded.settings
-    dataset = CocoDataset(
-        images_dir=paths.images_dir,
-        annotations_path=paths.annotations_path,
-        transform=build_transforms(settings.data, settings.test, train=False),
-        training=False,
-        max_pixels=settings.data.max_pixels,
-        pad_divisor=settings.data.pad_divisor,
-        max_images=max_images or (settings.data.max_images if split == "train" else None),
-    )
+    masks = masks and expects_masks(settings, loaded.postprocess)
+    if masks:
+        truth = read_annotations(paths.annotations_path, with_outlines=True)
+    check_truth(truth, settings, paths.annotations_path, masks=masks)
+    match_classes(loaded.class_names, loaded.category_ids, truth.class_names, truth.category_ids, where)
     batch_size = batch or settings.test.batch_size
-    loader = build_eval_loader(
-        dataset,
+    loader = _loader(
+        paths,
+        settings,
+        tta=tta,
         batch_size=batch_size,
-        workers=settings.data.workers,
+        max_images=max_images or (settings.data.max_images if split == "train" else None),
         pin_memory=chosen_device.type == "cuda",
     )
     folder = free_folder(out or _default_folder(loaded, checkpoint, split), DETECTIONS_NAME, force=force)
     folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written must not cost an evaluation
-    with console.progress("evaluating", len(dataset)) as advance:
+    with console.progress("evaluating", len(loader.dataset)) as advance:
         result = evaluate(
             loaded.model,
             loaded.postprocess,
@@ -196,31 +239,94 @@ def _evaluate(
             annotations_path=paths.annotations_path,
             device=chosen_device,
             precision=precision,
+            engine=engine,
+            augmentation=build_augmentation(settings) if tta else None,
+            masks=masks,
+            split=split,
+            truth=truth,
             progress=advance,
             note=console.info,
         )
+    _report(
+        result, loaded, checkpoint, where, folder, device=str(chosen_device), batch=batch_size, tta=tta, shown=shown
+    )
+
+
+def _report(
+    result: EvalResult,
+    loaded: LoadedModel,
+    checkpoint: str,
+    where: str,
+    folder: Path,
+    *,
+    device: str,
+    batch: int,
+    tta: bool,
+    shown: _Shown,
+) -> None:
+    """Writes and shows an evaluation."""
+    from codetr_cli.engine.protocol import find_published
+
+    protocol = result.protocol
+    assert protocol is not None
+    published = find_published(
+        loaded.settings,
+        loaded.postprocess,
+        tta=tta,
+        precision=protocol.precision,
+        split=protocol.split,
+        images=result.images,
+        trained=loaded.path is not None,
+    )
     facts = {
         **result.metrics,
         "checkpoint": str(loaded.path or checkpoint),
         "annotations": where,
         "images": result.images,
         "objects": result.objects,
-        "protocol": result.protocol,
+        "protocol": str(protocol),
+        "protocol_parts": protocol.as_dict(),
+        "published": published and published.as_dict(),
         "speed": {
             **asdict(result.speed),
             "scoring_seconds": result.scoring_seconds,
-            "device": str(chosen_device),
-            "batch": batch_size,
+            "device": device,
+            "batch": batch,
         },
-        "per_class": [asdict(score) for score in result.per_class],
+        "per_class": [score.as_dict() for score in result.per_class],
         "detections": str(folder / DETECTIONS_NAME),
     }
     _write(folder, result.detections, facts)
-    _show(result.metrics, result.per_class if per_class else [], f"{split}, {result.images} images")
-    console.result(f"Protocol: {result.protocol}.")
-    console.result(_speed_text(result, str(chosen_device), batch_size))
+    _show(result.metrics, result.per_class if shown.per_class else [], f"{protocol.split}, {result.images} images")
+    if shown.protocol:
+        console.result(f"Protocol: {protocol}.")
+    if published is not None:
+        console.result(published.sentence(result.metrics))
+    console.result(_speed_text(result, device, batch))
     console.result(f"Detections: {folder / DETECTIONS_NAME}")
     console.result_json(facts)
+
+
+def _loader(
+    paths: DataPaths, settings: Settings, *, tta: bool, batch_size: int, max_images: int | None, pin_memory: bool
+) -> EvalLoader:
+    """The images of one split, at the size of the test, or as decoded for test-time augmentation."""
+    from codetr_cli.data.coco import CocoDataset
+    from codetr_cli.data.loader import build_eval_loader
+    from codetr_cli.data.transforms import Keep, build_transforms
+
+    dataset = CocoDataset(
+        images_dir=paths.images_dir,
+        annotations_path=paths.annotations_path,
+        transform=Keep() if tta else build_transforms(settings.data, settings.test, train=False),
+        training=False,
+        max_pixels=settings.data.max_pixels,
+        pad_divisor=settings.data.pad_divisor,
+        max_images=max_images,
+    )
+    return build_eval_loader(
+        dataset, batch_size=batch_size, workers=settings.data.workers, pin_memory=pin_memory and not tta
+    )
 
 
 def _default_folder(loaded: LoadedModel, name: str, split: str) -> Path:
@@ -235,25 +341,47 @@ def _default_folder(loaded: LoadedModel, name: str, split: str) -> Path:
     return folder / "eval" / split
 
 
-def _write(folder: Path, detections: list[dict[str, Any]], facts: Mapping[str, Any]) -> None:
+def _write(folder: Path, detections: DetectionTable, facts: Mapping[str, Any]) -> None:
     from codetr_cli.engine.files import write_text
 
-    write_text(folder / DETECTIONS_NAME, json.dumps(detections))
+    write_text(folder / DETECTIONS_NAME, detections.to_json())
     write_text(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
 
 
-def _score_file(detections: Path, paths: DataPaths, max_images: int | None, *, per_class: bool) -> None:
-    """Scores a file of detections."""
-    from codetr_cli.data.annotations import read_annotations
-    from codetr_cli.engine.scoring import CONVENTION, load_detections, score_detections
+def _score_file(
+    detections: Path,
+    paths: DataPaths,
+    max_images: int | None,
+    *,
+    dataset: Literal["coco", "lvis", "objects365"] | None,
+    engine: EngineName | None,
+    masks: bool,
+    shown: _Shown,
+) -> None:
+    """Scores a file of detections, by the rules of the data set that the annotations are of."""
+    from codetr_cli.data.annotations import check_kind, read_annotations
+    from codetr_cli.engine.detections import load_detections
+    from codetr_cli.engine.evaluator import announce_engine
+    from codetr_cli.engine.matching_engines import engine_version
+    from codetr_cli.engine.protocol import counting
+    from codetr_cli.engine.scoring import score_detections
 
-    truth = read_annotations(paths.annotations_path)
-    records = load_detections(detections)
+    found = load_detections(detections)
+    masks = masks and found.masks is not None
+    truth = read_annotations(paths.annotations_path, with_outlines=masks)
+    if dataset is not None:
+        check_kind(truth, dataset, paths.annotations_path)
+    chosen = announce_engine(engine, len(found), console.info)
     image_ids = truth.image_ids[:max_images].tolist()
-    scores = score_detections(truth, records, image_ids, where=str(paths.annotations_path))
-    _show(scores.metrics, scores.per_class if per_class else [], f"{detections.name}, {scores.images} images")
-    protocol = f"{len(records)} detections of {detections}; COCO box metrics by pycocotools: {CONVENTION}"
-    console.result(f"Protocol: {protocol}.")
+    scores = score_detections(truth, found, image_ids, where=str(paths.annotations_path), engine=chosen)
+    metrics, convention = counting(lvis=truth.is_lvis, masks=masks)
+    protocol = (
+        f"{len(found)} detections of {detections}; {paths.annotations_path.stem}, {scores.images} images; {metrics} "
+        f"metrics by {engine_version(chosen)}: {convention}"
+    )
+    _show(scores.metrics, scores.per_class if shown.per_class else [], f"{detections.name}, {scores.images} images")
+    if shown.protocol:
+        console.result(f"Protocol: {protocol}.")
     console.result_json(
         {
             **scores.metrics,
@@ -261,21 +389,28 @@ def _score_file(detections: Path, paths: DataPaths, max_images: int | None, *, p
             "images": scores.images,
             "objects": scores.objects,
             "protocol": protocol,
-            "per_class": [asdict(score) for score in scores.per_class],
+            "per_class": [score.as_dict() for score in scores.per_class],
             "detections": str(detections),
         }
     )
 
 
 def _show(metrics: Mapping[str, float], per_class: Sequence[ClassScore], what: str) -> None:
-    for kind, names in (("precision", PRECISION_METRICS), ("recall", RECALL_METRICS)):
-        console.table(f"Box {kind} ({what})", names, [[_metric_text(metrics[name]) for name in names]])
+    for subject, prefix in (("Box", ""), ("Mask", "mask_")):
+        for kind, start in (("precision", "AP"), ("recall", "AR")):
+            names = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix + start)]
+            if names:
+                values = [_metric_text(metrics[prefix + name]) for name in names]
+                console.table(f"{subject} {kind} ({what})", names, [values])
     if per_class:
-        rows = [
-            [score.name, score.category_id, score.objects, _metric_text(score.AP), _metric_text(score.AP50)]
-            for score in per_class
-        ]
-        console.table("By class", ["class", "category id", "objects", "AP", "AP50"], rows)
+        tables = [score.as_dict() for score in per_class]
+        columns = [name for name in CLASS_COLUMNS if any(name in table for table in tables)]
+        rows = [[_cell(name, table.get(name)) for name in columns] for table in tables]
+        console.table("By class", [CLASS_COLUMNS[name] for name in columns], rows)
+
+
+def _cell(name: str, value: Any) -> object:
+    return _metric_text(value) if "AP" in name and value is not None else value
 
 
 def _metric_text(value: float) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands._options import CheckpointOption, DeviceOption, JsonOption, QuietOption, SetOption
-from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, free_folder
+from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, TtaOption, free_folder
 from codetr_cli.commands._weights import fetched
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def predict(
         typer.Option("--nms", help="Without it: as the checkpoint's settings say."),
     ] = None,
     head: HeadOption = None,
+    tta: TtaOption = False,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where results go; DIR_2, DIR_3, ... when it is taken.")
     ] = Path("predictions"),
@@ -65,7 +66,7 @@ def predict(
     images = find_images(sources)
     chosen = [f"test.head={head}"] if head else []
     weights = fetched(checkpoint) or _newest()
-    detector = Detector.load(weights, device, precision, overrides=[*chosen, *(overrides or [])])
+    detector = Detector.load(weights, device, precision, overrides=[*chosen, *(overrides or [])], tta=tta)
     for note in detector.loaded.notes:
         console.warn(note)
     folder = free_folder(out, PREDICTIONS_NAME, force=force)

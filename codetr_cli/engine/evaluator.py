@@ -1,4 +1,4 @@
-"""Runs a detector over a data set and scores it: box AP as published, detections as COCO JSON, and the speed."""
+"""Runs a detector over a data set and scores it: box and mask AP as published, detections, and the speed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from codetr_cli.config import Settings, TestConfig
-from codetr_cli.data.annotations import read_annotations
-from codetr_cli.data.batch import Batch
+from codetr_cli.config import Settings
+from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
+from codetr_cli.data.batch import Batch, Target
+from codetr_cli.engine.detections import DetectionTable
 from codetr_cli.engine.inference import TimedPostProcess, detect, inference, resolve_precision
-from codetr_cli.engine.scoring import CONVENTION, ClassScore, coco_records, score_detections
+from codetr_cli.engine.masks import encode_masks
+from codetr_cli.engine.matching_engines import Engine, choose_engine, engine_version
+from codetr_cli.engine.protocol import Protocol, counting, describe_protocol, expects_masks
+from codetr_cli.engine.scoring import ClassScore, check_outlines, score_detections
+from codetr_cli.engine.tta import Augmentation
 from codetr_cli.errors import CheckpointError
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.models.postprocess import PostProcess
+from codetr_cli.models.postprocess import Detections, PostProcess
 
 MANY_DETECTIONS = 30_000
 """Scoring more than these takes pycocotools more than a few seconds."""
@@ -46,10 +52,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Share:
-    """What one process found: the images it looked at and the detections in COCO's result format."""
+    """What one process found: the images it looked at and the detections in them."""
 
     image_ids: list[int]
-    detections: list[dict[str, Any]]
+    detections: DetectionTable
 
 
 @dataclass(frozen=True)
@@ -57,22 +63,22 @@ class EvalResult:
     """An evaluation's numbers and detections.
 
     Attributes:
-        metrics: AP, AP50, ... AR1000, ... in [0, 1]; -1 where the annotations have no such object. Empty in processes
-            that only handed in their share.
+        metrics: AP, AP50, ... in [0, 1], and mask_AP, ... where there are masks; -1 where the annotations have no such
+            object. Empty in processes that only handed in their share.
         per_class: AP of each class in the order of the category ids.
-        detections: COCO's result format, with original category ids.
+        detections: with original category ids.
         speed: of this process.
-        protocol: how the numbers were made, one line.
+        protocol: how the numbers were made; None where there are none.
         images: images scored.
         objects: annotations scored, crowds included.
-        scoring_seconds: time of pycocotools.
+        scoring_seconds: time from detections to numbers.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: list[ClassScore] = field(default_factory=list)
-    detections: list[dict[str, Any]] = field(default_factory=list)
+    detections: DetectionTable = field(default_factory=DetectionTable.empty)
     speed: Speed = Speed()
-    protocol: str = ""
+    protocol: Protocol | None = None
     images: int = 0
     objects: int = 0
     scoring_seconds: float = 0.0
@@ -89,6 +95,11 @@ def evaluate(
     annotations_path: Path,
     device: torch.device,
     precision: str = "auto",
+    engine: Engine | None = None,
+    augmentation: Augmentation | None = None,
+    masks: bool = True,
+    split: str = "val",
+    truth: Annotations | None = None,
     progress: Callable[[int], object] | None = None,
     note: Callable[[str], object] | None = None,
     gather: Callable[[Share], list[Share]] = lambda share: [share],
@@ -99,21 +110,29 @@ def evaluate(
         model: on `device`; its training mode is restored afterwards.
         postprocess: as built from the settings.
         loader: batches of uint8 images; each process of a distributed run brings its own share.
-        settings: mean and std of the input, and what the protocol line says of the test settings.
+        settings: mean and std of the input, which data set's rules count, and what the protocol says of the test.
         class_names: label i is `class_names[i]`; must be the annotations' classes.
         category_ids: the original category id of each label.
-        annotations_path: COCO annotation file to score against; only the loader's images count.
+        annotations_path: annotation file to score against; only the loader's images count.
         device: where the model is.
         precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+        engine: who matches detections to objects; None: hotcoco, or pycocotools where that cannot be imported.
+        augmentation: views for test-time augmentation; the loader gives images as decoded then.
+        masks: score masks too where the network draws them.
+        split: which images these are, for the protocol.
+        truth: what `annotations_path` holds, if it was read before, with outlines where masks are scored.
         progress: called with the number of images after each batch.
-        note: called with a sentence when scoring begins and will take long.
+        note: called with a sentence when there is something to know of the scoring.
         gather: turns this process's share into the shares of all processes. It returns an empty list in processes that
             are not to score; those get a result without metrics. An image that several shares hold counts once.
 
     Raises:
         CheckpointError: the classes are not those of the annotations.
+        DatasetError: the annotations are of another data set, or lack the outlines that mask AP needs.
     """
-    truth = read_annotations(annotations_path)
+    masks = masks and expects_masks(settings, postprocess)
+    truth = truth or read_annotations(annotations_path, with_outlines=masks)
+    check_truth(truth, settings, annotations_path, masks=masks)
     ids = match_classes(class_names, category_ids, truth.class_names, truth.category_ids, str(annotations_path))
     share, speed = run_detector(
         model,
@@ -123,26 +142,59 @@ def evaluate(
         category_ids=ids,
         device=device,
         precision=precision,
+        augmentation=augmentation,
+        masks=masks,
         progress=progress,
     )
     shares = gather(share)
     if not shares:
         return EvalResult(speed=speed)
     merged = merge_shares(shares)
-    if note is not None and len(merged.detections) > MANY_DETECTIONS:
-        note(f"Scoring {len(merged.detections):,} detections with pycocotools; this takes a while")
+    chosen = announce_engine(engine, len(merged.detections), note)
     started = time.perf_counter()
-    scores = score_detections(truth, merged.detections, merged.image_ids, where=str(annotations_path))
+    scores = score_detections(truth, merged.detections, merged.image_ids, where=str(annotations_path), engine=chosen)
+    metrics, convention = counting(lvis=truth.is_lvis, masks=masks)
     return EvalResult(
         metrics=scores.metrics,
         per_class=scores.per_class,
         detections=merged.detections,
         speed=speed,
-        protocol=describe_protocol(settings.test, postprocess, resolve_precision(precision)),
+        protocol=describe_protocol(
+            settings,
+            postprocess,
+            augmentation=augmentation,
+            precision=resolve_precision(precision),
+            split=split,
+            images=scores.images,
+            metrics=metrics,
+            engine=engine_version(chosen),
+            convention=convention,
+        ),
         images=scores.images,
         objects=scores.objects,
         scoring_seconds=time.perf_counter() - started,
     )
+
+
+def check_truth(truth: Annotations, settings: Settings, path: Path, *, masks: bool) -> None:
+    """Makes sure that annotations can be scored against as the settings say.
+
+    Raises:
+        DatasetError: they are of another data set, or lack the outlines that mask AP needs.
+    """
+    check_kind(truth, settings.data.dataset, path)
+    if masks:
+        check_outlines(truth, str(path))
+
+
+def announce_engine(wanted: Engine | None, detections: int, note: Callable[[str], object] | None) -> Engine:
+    """The engine to score with; says what a person should know of it."""
+    engine, reason = choose_engine(wanted)
+    if note is not None and reason is not None:
+        note(reason)
+    if note is not None and engine == "pycocotools" and detections > MANY_DETECTIONS:
+        note(f"Scoring {detections:,} detections with pycocotools; this takes a while")
+    return engine
 
 
 def run_detector(
@@ -154,30 +206,48 @@ def run_detector(
     category_ids: Sequence[int],
     device: torch.device,
     precision: str = "auto",
+    augmentation: Augmentation | None = None,
+    masks: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Share, Speed]:
     """Detections of every image of the loader; arguments as in `evaluate`."""
     timed = TimedPostProcess.around(postprocess)
+    mean, std = settings.data.mean, settings.data.std
+    ids = np.array(category_ids, np.int64)
     image_ids: list[int] = []
-    records: list[dict[str, Any]] = []
+    tables: list[DetectionTable] = []
     started = time.perf_counter()
     data_seconds, batch_started = 0.0, started
     with inference(model, device, precision):
         for batch in loader:
             data_seconds += time.perf_counter() - batch_started
-            found = detect(model, timed, batch.to(device), mean=settings.data.mean, std=settings.data.std)
-            for target, detections in zip(batch.targets, (item.cpu() for item in found), strict=True):
-                image_id = int(target["image_id"])
-                labels = detections.labels.tolist()
-                image_ids.append(image_id)
-                records += coco_records(
-                    detections.boxes.numpy(), detections.scores.numpy(), [category_ids[i] for i in labels], image_id
-                )
+            if augmentation is None:
+                found = detect(model, timed, batch.to(device), mean=mean, std=std)
+            else:
+                found = augmentation.detect(model, timed, batch, device=device, mean=mean, std=std)
+            for target, detections in zip(batch.targets, found, strict=True):
+                image_ids.append(int(target["image_id"]))
+                tables.append(_table_of(detections, target, ids, masks=masks))
             if progress is not None:
                 progress(len(batch.targets))
             batch_started = time.perf_counter()
     seconds = time.perf_counter() - started
-    return Share(image_ids, records), _speed(len(image_ids), seconds, data_seconds, sum(timed.seconds))
+    share = Share(image_ids, DetectionTable.join(tables))
+    return share, _speed(len(image_ids), seconds, data_seconds, sum(timed.seconds))
+
+
+def _table_of(found: Detections, target: Target, ids: NDArray[np.int64], *, masks: bool) -> DetectionTable:
+    """The detections of one image; masks become run lengths at once, or they would fill the memory."""
+    drawn = encode_masks(found, tuple(target["orig_size"])) if masks and found.masks is not None else None
+    found = found.cpu()
+    return DetectionTable.of_image(
+        int(target["image_id"]),
+        found.boxes.numpy(),
+        found.scores.numpy(),
+        ids[found.labels.numpy()],
+        drawn,
+        found.mask_scores.numpy() if drawn is not None and found.mask_scores is not None else None,
+    )
 
 
 def _speed(images: int, seconds: float, data_seconds: float, postprocess_seconds: float) -> Speed:
@@ -195,13 +265,12 @@ def _speed(images: int, seconds: float, data_seconds: float, postprocess_seconds
 def merge_shares(shares: Sequence[Share]) -> Share:
     """One share of all; images that samplers repeated to fill a round are taken from the first share that has them."""
     seen: set[int] = set()
-    detections: list[dict[str, Any]] = []
+    tables: list[DetectionTable] = []
     for share in shares:
         new = set(share.image_ids) - seen
-        repeated = len(new) < len(share.image_ids)
-        detections += [r for r in share.detections if r["image_id"] in new] if repeated else share.detections
+        tables.append(share.detections if len(new) == len(share.image_ids) else share.detections.of_images(new))
         seen |= new
-    return Share(sorted(seen), detections)
+    return Share(sorted(seen), DetectionTable.join(tables))
 
 
 def match_classes(
@@ -243,21 +312,3 @@ def _listed(names: Sequence[str], limit: int = 12) -> str:
     if not names:
         return "none"
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def describe_protocol(test: TestConfig, postprocess: PostProcess, precision: str) -> str:
-    """How detections were made and counted, in one line that belongs beside every number."""
-    suppression = {
-        "none": "no NMS",
-        "hard": f"NMS at IoU {postprocess.nms_iou:g}",
-        "soft": f"soft-NMS at IoU {postprocess.nms_iou:g} over {postprocess.candidates}",
-    }[postprocess.nms]
-    detections = (
-        f"{suppression}, up to {postprocess.max_detections} detections per image"
-        if postprocess.head == "decoder"
-        else f"detections of the {postprocess.head} head with its own NMS"
-    )
-    return (
-        f"single scale {test.short_side}x{test.long_side}, {detections}, {precision}; "
-        f"COCO box metrics by pycocotools: {CONVENTION}"
-    )

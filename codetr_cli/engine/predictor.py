@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from codetr_cli.config import DataConfig
-from codetr_cli.data.batch import collate
+from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.images import read_image
-from codetr_cli.data.transforms import Sample, build_transforms
+from codetr_cli.data.transforms import AnyTransform, Keep, Sample, build_transforms
+from codetr_cli.engine.detections import DetectionTable, Rle
 from codetr_cli.engine.drawing import draw_detections
 from codetr_cli.engine.environment import choose_device
 from codetr_cli.engine.inference import detect, inference
 from codetr_cli.engine.loading import LoadedModel, load_detector
-from codetr_cli.engine.scoring import coco_records
-from codetr_cli.models.postprocess import PostProcess
+from codetr_cli.engine.masks import decode_masks, encode_masks
+from codetr_cli.engine.tta import build_augmentation
+from codetr_cli.models.postprocess import Detections, PostProcess
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 Nms = Literal["none", "hard", "soft"]
@@ -37,6 +39,8 @@ class Detection:
         label: class index, counted from 0.
         category_id: the class's id in the annotations the model was trained on.
         class_name: the class.
+        mask: the object's pixels as COCO's run lengths; None: the network has no masks.
+        mask_score: how sure the mask is, in [0, 1]; None: as sure as the box.
     """
 
     box: tuple[float, float, float, float]
@@ -44,6 +48,8 @@ class Detection:
     label: int
     category_id: int
     class_name: str
+    mask: Rle | None = None
+    mask_score: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +63,8 @@ class Prediction:
         category_ids: (N,) int64 original category ids.
         class_names: N names.
         image_size: (height, width) in pixels of the image as given.
+        masks: N masks as COCO's run lengths, see `bitmaps`; None: the network has no masks.
+        mask_scores: (N,) float32 in [0, 1]; None: masks have the scores of their boxes.
     """
 
     boxes: NDArray[np.float32]
@@ -65,34 +73,48 @@ class Prediction:
     category_ids: NDArray[np.int64]
     class_names: list[str]
     image_size: tuple[int, int]
+    masks: list[Rle] | None = None
+    mask_scores: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Detection]:
-        columns = (self.scores.tolist(), self.labels.tolist(), self.category_ids.tolist(), self.class_names)
+        none = [None] * len(self)
+        mask_scores = none if self.mask_scores is None else self.mask_scores.tolist()
+        names = (self.labels.tolist(), self.category_ids.tolist(), self.class_names)
+        columns = (self.scores.tolist(), *names, none if self.masks is None else self.masks, mask_scores)
         for box, *rest in zip(self.boxes.tolist(), *columns, strict=True):
             yield Detection(tuple(box), *rest)
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Prediction:
         """The chosen detections: `found[:10]`, `found[found.scores > 0.5]`."""
-        names = np.array(self.class_names, dtype=object)[rows].tolist()
+        chosen = np.arange(len(self))[rows].tolist()
         return replace(
             self,
             boxes=self.boxes[rows],
             scores=self.scores[rows],
             labels=self.labels[rows],
             category_ids=self.category_ids[rows],
-            class_names=names,
+            class_names=[self.class_names[row] for row in chosen],
+            masks=None if self.masks is None else [self.masks[row] for row in chosen],
+            mask_scores=None if self.mask_scores is None else self.mask_scores[rows],
         )
 
+    def bitmaps(self) -> NDArray[np.bool_]:
+        """The masks as pixels (N, height, width); (0, height, width) without masks. Large: choose detections first."""
+        return decode_masks(self.masks or [], self.image_size)
+
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """The detections in COCO's result format, boxes as (x, y, width, height)."""
-        return coco_records(self.boxes, self.scores, self.category_ids.tolist(), image_id)
+        """The detections in COCO's result format, boxes as (x, y, width, height), masks as run lengths."""
+        table = DetectionTable.of_image(
+            image_id, self.boxes, self.scores, self.category_ids, self.masks, self.mask_scores
+        )
+        return table.to_records()
 
     def draw(self, image: ImageInput) -> Image.Image:
-        """A copy of the image that was looked at, with boxes, classes and scores drawn on it."""
-        return draw_detections(to_pixels(image), self.boxes, self.scores, self.labels, self.class_names)
+        """A copy of the image that was looked at, with masks, boxes, classes and scores drawn on it."""
+        return draw_detections(to_pixels(image), self.boxes, self.scores, self.labels, self.class_names, self.masks)
 
 
 class Detector:
@@ -114,15 +136,21 @@ class Detector:
         loaded: the network with its settings and classes.
         device: where it is.
         precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+        tta: look at each image in the views of `test.tta_scales` and `test.tta_flip`.
     """
 
-    def __init__(self, loaded: LoadedModel, *, device: torch.device, precision: str = "auto") -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, device: torch.device, precision: str = "auto", tta: bool = False
+    ) -> None:
         self.loaded = loaded
         self.device = device
         self.precision = precision
         self.class_names = loaded.class_names
         self.category_ids = loaded.category_ids
-        self._transform = build_transforms(loaded.settings.data, loaded.settings.test, train=False)
+        self._augmentation = build_augmentation(loaded.settings) if tta else None
+        self._transform: AnyTransform = (
+            Keep() if tta else build_transforms(loaded.settings.data, loaded.settings.test, train=False)
+        )
 
     @classmethod
     def load(
@@ -132,6 +160,7 @@ class Detector:
         precision: str = "auto",
         *,
         overrides: Sequence[str] = (),
+        tta: bool = False,
     ) -> Detector:
         """Loads a detector.
 
@@ -140,6 +169,7 @@ class Detector:
             device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
             precision: "auto" (fp32), "fp32", "bf16" or "fp16".
             overrides: settings as `key=value`, e.g. `test.short_side=640` or `test.head=atss`.
+            tta: look at each image in several sizes and mirrored; slower, a little more accurate.
 
         Raises:
             CheckpointError: no such file, unreadable, unsafe or of another architecture.
@@ -147,7 +177,7 @@ class Detector:
             MachineError: the device is not there.
         """
         chosen = choose_device(device)
-        return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision)
+        return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision, tta=tta)
 
     @overload
     def predict(
@@ -195,10 +225,9 @@ class Detector:
             image_id=0, orig_size=pixels.shape[:2], pad_divisor=self.loaded.settings.data.pad_divisor
         )
         batch = collate([(np.ascontiguousarray(sample.image), target)])
-        batch = (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device)
-        data = self.loaded.settings.data
         with inference(self.loaded.model, self.device, self.precision):
-            (found,) = detect(self.loaded.model, self._postprocess(max_dets, nms), batch, mean=data.mean, std=data.std)
+            found = self._detect(batch, self._postprocess(max_dets, nms, score))
+        masks = None if found.masks is None else encode_masks(found, (pixels.shape[0], pixels.shape[1]))
         found = found.cpu()
         labels = found.labels.numpy()
         prediction = Prediction(
@@ -208,12 +237,26 @@ class Detector:
             category_ids=np.array(self.category_ids, np.int64)[labels],
             class_names=[self.class_names[label] for label in labels],
             image_size=(pixels.shape[0], pixels.shape[1]),
+            masks=masks,
+            mask_scores=None if found.mask_scores is None else found.mask_scores.float().numpy(),
         )
         return prediction[prediction.scores >= score][:max_dets]
 
-    def _postprocess(self, max_dets: int | None, nms: Nms | None) -> PostProcess:
+    def _detect(self, batch: Batch, postprocess: PostProcess) -> Detections:
+        """The detections in a batch of one image."""
+        model, data = self.loaded.model, self.loaded.settings.data
+        if self._augmentation is not None:
+            (found,) = self._augmentation.detect(
+                model, postprocess, batch, device=self.device, mean=data.mean, std=data.std
+            )
+            return found
+        batch = (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device)
+        (found,) = detect(model, postprocess, batch, mean=data.mean, std=data.std)
+        return found
+
+    def _postprocess(self, max_dets: int | None, nms: Nms | None, score: float) -> PostProcess:
         """The settings' post-processing with another NMS, keeping more detections if more are asked for."""
-        postprocess = self.loaded.postprocess
+        postprocess = replace(self.loaded.postprocess, mask_min_score=score)
         if max_dets is not None:
             postprocess = replace(postprocess, max_detections=max(max_dets, postprocess.max_detections))
         return postprocess if nms is None else replace(postprocess, nms=nms)

@@ -1,35 +1,44 @@
-"""COCO box metrics of a list of detections: pycocotools' matching with the published reading of its tables. No model.
+"""Box and mask metrics of detections: the published reading of COCO's tables, and LVIS's own. No model.
 
-Published convention (mmdet's CocoMetric, maxDets = (100, 300, 1000)): AP over IoU 0.50:0.95 counts 100 detections per
-image, AP50, AP75 and the AP by object size count up to 1000. AR1 and AR10 are COCO's standard columns beside it.
+Published convention for COCO (mmdet's CocoMetric, maxDets = (100, 300, 1000)): AP over IoU 0.50:0.95 counts 100
+detections per image and class, AP50, AP75 and the AP by object size count up to 1000. AR1 and AR10 are COCO's standard
+columns beside it. LVIS counts the 300 best detections of an image over all classes, in every column.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import json
-import math
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from codetr_cli.data.annotations import Annotations
+from codetr_cli.data.masks import OutlineError, check_polygons, decode
+from codetr_cli.engine.detections import DetectionTable
+from codetr_cli.engine.matching_engines import (
+    Engine,
+    Federation,
+    IouType,
+    Objects,
+    Question,
+    Tables,
+    compute_tables,
+    mask_areas,
+)
 from codetr_cli.errors import DatasetError
 
-PUBLISHED_MAX_DETS = (100, 300, 1000)
-STANDARD_MAX_DETS = (1, 10)
-CONVENTION = (
+COCO_MAX_DETS = (1, 10, 100, 300, 1000)
+LVIS_MAX_DETS = 300
+
+COCO_CONVENTION = (
     "AP and per-class AP over IoU 0.50:0.95 at 100 detections per image; AP50, AP75 and AP and AR by size at 1000; "
     "AR at the number in its name"
+)
+LVIS_CONVENTION = (
+    "every column counts the 300 best detections of an image over all classes; classes that nobody looked for in an "
+    "image do not count there; APr, APc, APf: rare, common, frequent classes"
 )
 """What each column counts, for the line printed beside the numbers."""
 
@@ -37,198 +46,227 @@ METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "AR300", "AR1000", "ARs", "ARm", "ARl"),
 )
+LVIS_METRICS = (*("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"), *("AR300", "ARs", "ARm", "ARl"))
+FREQUENCIES = ("r", "c", "f")
+"""LVIS's groups of classes by the number of training images that have them: rare, common, frequent."""
+
+MASK_PREFIX = "mask_"
+"""Before the name of a metric of masks: mask_AP, mask_AP50, ..."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """AP of one class: at 100 detections per image, and at IoU 0.50; -1 where the class has no object to find."""
+    """AP of one class: over IoU 0.50:0.95, and at IoU 0.50; -1 where the class has no object to find.
+
+    Attributes:
+        name: the class.
+        category_id: its original id.
+        objects: annotated, without crowds.
+        AP: of boxes.
+        AP50: of boxes.
+        mask_AP: of masks, None where there are none.
+        mask_AP50: likewise.
+        frequency: LVIS's "r", "c" or "f"; None for other data sets.
+    """
 
     name: str
     category_id: int
     objects: int
     AP: float
     AP50: float
+    mask_AP: float | None = None  # noqa: N815 - the name in JSON
+    mask_AP50: float | None = None  # noqa: N815
+    frequency: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values that there are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics in [0, 1] by name (`METRICS`), -1 where nothing could be found, and what they were counted over."""
+    """Metrics in [0, 1] by name, -1 where nothing could be found, and what they were counted over.
 
-    metrics: dict[str, float]
-    per_class: list[ClassScore]
-    images: int
-    objects: int
-
-
-# ---------------------------------------------------------------------------------------------------------- detections
-
-
-def load_detections(path: Path) -> list[dict[str, Any]]:
-    """Reads detections in COCO's result format.
-
-    Returns:
-        records with `image_id`, `category_id`, `bbox` (x, y, w, h in pixels) and `score`.
-
-    Raises:
-        DatasetError: missing, not JSON, or not a list of such records; names the first wrong one.
+    Attributes:
+        metrics: of boxes under `METRICS` (or `LVIS_METRICS`), of masks under the same names with "mask_" before them.
+        per_class: in the order of the category ids.
+        images: images scored.
+        objects: annotations scored, crowds included.
     """
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"cannot read detections {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DatasetError(f"{path} is not valid JSON ({error}): is the file complete?") from error
-    if not isinstance(records, list):
-        raise DatasetError(f"{path} is not a list of COCO detections but a {type(records).__name__}")
-    for index, record in enumerate(records):
-        problem = _detection_problem(record)
-        if problem:
-            raise DatasetError(f"{path}: detection number {index} {problem}")
-    return records
 
-
-def _detection_problem(record: object) -> str | None:
-    """Why a record is no COCO detection, or None."""
-    if not isinstance(record, dict):
-        return f"is a {type(record).__name__}, not a table"
-    for key in ("image_id", "category_id"):
-        if not isinstance(record.get(key), int):
-            return f"has no whole number {key!r} (got {record.get(key)!r:.80})"
-    box: Any = record.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)) or min(box[2:]) < 0:
-        return f"has no usable bbox of four numbers x, y, width, height (got {box!r:.80})"
-    return None if _is_finite(record.get("score")) else f"has no finite score (got {record.get('score')!r:.80})"
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def coco_records(
-    boxes_xyxy: NDArray[Any],
-    scores: NDArray[Any],
-    category_ids: Iterable[int],
-    image_id: int,
-) -> list[dict[str, Any]]:
-    """Detections of one image in COCO's result format.
-
-    Boxes are rounded to 1e-4 pixel and scores to 1e-8: far below what any metric can see, and half the file. What is
-    scored is what is written, so that a file scores exactly like the run that wrote it.
-
-    Args:
-        boxes_xyxy: (N, 4) in pixels of the original image.
-        scores: (N,) in [0, 1].
-        category_ids: N original category ids.
-        image_id: the image's id in the annotations.
-    """
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(4)
-    rounded = np.asarray(scores, dtype=np.float64).round(8)
-    return [
-        {"image_id": image_id, "category_id": int(category_id), "bbox": box, "score": score}
-        for box, score, category_id in zip(xywh.tolist(), rounded.tolist(), category_ids, strict=True)
-    ]
-
-
-# ------------------------------------------------------------------------------------------------------------- scoring
+    metrics: dict[str, float] = field(default_factory=dict)
+    per_class: list[ClassScore] = field(default_factory=list)
+    images: int = 0
+    objects: int = 0
 
 
 def score_detections(
-    truth: Annotations, detections: list[dict[str, Any]], image_ids: Iterable[int] | None = None, *, where: str
+    truth: Annotations,
+    detections: DetectionTable,
+    image_ids: Iterable[int] | None = None,
+    *,
+    where: str,
+    engine: Engine = "hotcoco",
 ) -> Scores:
-    """COCO box metrics with the published conventions.
+    """Metrics of boxes and, where both sides have them, of masks.
 
     Args:
-        truth: the annotations; every object counts, also those that training leaves out.
-        detections: records in COCO's result format with original category ids.
+        truth: the annotations; every object counts, also those that training leaves out. LVIS's are scored by LVIS's
+            rules. Masks are scored if they were read with outlines.
+        detections: with original category ids.
         image_ids: the images that were looked at; None: all images of the annotations.
         where: the annotation file, for messages.
+        engine: who matches detections to objects; the numbers do not depend on it.
 
     Raises:
-        DatasetError: detections name images or categories that the annotations do not have.
+        DatasetError: detections name images or categories that the annotations do not have, an object has no usable
+            outline, or a mask has another size than its image.
     """
-    known_images = truth.image_ids.tolist()
-    _check_known(detections, "image_id", known_images, where)
-    _check_known(detections, "category_id", truth.category_ids, where)
-    images = sorted(set(known_images if image_ids is None else image_ids))
-    objects, found = _truth_records(truth, set(images)), _found_records(detections, set(images))
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
-        published, standard = _accumulate(_coco(truth, images, objects), _coco(truth, images, found), images)
-    per_class = _per_class(truth, objects, published["precision"])
-    return Scores(_summary(published, standard), per_class, len(images), len(objects))
+    _check_known(detections.image_ids, "image_id", truth.image_ids, where)
+    _check_known(detections.category_ids, "category_id", np.array(truth.category_ids, np.int64), where)
+    wanted = truth.image_ids if image_ids is None else np.array(sorted(set(image_ids)), np.int64)
+    images = np.sort(truth.image_ids[np.isin(truth.image_ids, wanted)])
+    rows = np.flatnonzero(np.isin(truth.image_ids[truth.image_rows], images))
+    found = detections.of_images(images.tolist())
+    subject = _Subject(truth, images, rows, found)
+    boxes = compute_tables(engine, subject.question("bbox"))
+    scores = Scores(_summary(truth, boxes), _per_class(truth, rows, boxes), len(images), len(rows))
+    if truth.outlines is None or (found.masks is None and len(found)):
+        return scores
+    check_outlines(truth, where)
+    _check_mask_sizes(truth, found, where)
+    outlines = _parsed_outlines(truth, rows, where)
+    return _with_masks(scores, truth, compute_tables(engine, subject.question("segm", outlines)))
 
 
-def _check_known(detections: list[dict[str, Any]], key: str, known: list[int], where: str) -> None:
-    unknown = sorted({record[key] for record in detections} - set(known))
-    if unknown:
+def check_outlines(truth: Annotations, where: str) -> None:
+    """Makes sure that masks can be scored.
+
+    Raises:
+        DatasetError: objects without an outline.
+    """
+    missing = len(truth.labels) - (0 if truth.outlines is None else int(truth.outlines.present.sum()))
+    if missing:
+        raise DatasetError(
+            f"{where}: {missing} of {len(truth.labels)} objects have no outline (segmentation), and mask AP needs all "
+            "of them. Use annotations with masks, or score the boxes only with --boxes-only"
+        )
+
+
+def _check_known(ids: NDArray[np.int64], key: str, known: NDArray[np.int64], where: str) -> None:
+    unknown = np.setdiff1d(ids, known)
+    if len(unknown):
         raise DatasetError(
             f"the detections name {len(unknown)} values of {key} that {where} does not have (the first: "
             f"{', '.join(str(value) for value in unknown[:5])}): score them against the annotations they were made for"
         )
 
 
-def _truth_records(truth: Annotations, image_ids: set[int]) -> list[dict[str, Any]]:
-    """The objects of some images for pycocotools.
+def _check_mask_sizes(truth: Annotations, found: DetectionTable, where: str) -> None:
+    sizes = dict(zip(truth.image_ids.tolist(), truth.sizes.tolist(), strict=True))
+    for image_id, mask in zip(found.image_ids.tolist(), found.masks or [], strict=True):
+        if list(mask["size"]) != sizes[image_id]:
+            raise DatasetError(
+                f"a mask detected in image {image_id} is {mask['size'][0]}x{mask['size'][1]} pixels, and {where} says "
+                f"that the image is {sizes[image_id][0]}x{sizes[image_id][1]}: masks must have their image's size"
+            )
 
-    They get ids of their own from 1 on: pycocotools takes a match with id 0 for no match, and loses annotations that
-    share an id.
-    """
-    category_ids = np.array(truth.category_ids, np.int64)
-    columns = (
-        truth.image_ids[truth.image_rows].tolist(),
-        category_ids[truth.labels].tolist(),
-        truth.boxes_xywh.tolist(),
-        truth.area.tolist(),
-        truth.iscrowd.tolist(),
+
+def _parsed_outlines(truth: Annotations, rows: NDArray[np.int64], where: str) -> list[Any]:
+    """The outlines of some objects; broken ones would take the engines down or be drawn as something else."""
+    assert truth.outlines is not None
+    outlines = []
+    for row in rows.tolist():
+        outline = truth.outlines.parse(row)
+        height, width = truth.sizes[truth.image_rows[row]].tolist()
+        try:
+            if isinstance(outline, list):
+                check_polygons(outline)
+            else:
+                decode(outline, (height, width))
+        except OutlineError as error:
+            raise DatasetError(f"{where}: annotations[{truth.outlines.entries[row]}] has {error}") from error
+        outlines.append(outline)
+    return outlines
+
+
+# ---------------------------------------------------------------------------------------------------- what is compared
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What is scored: the images (ids, ascending), the rows of their objects, and the detections on them."""
+
+    truth: Annotations
+    images: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    found: DetectionTable
+
+    def question(self, iou_type: IouType, outlines: list[Any] | None = None) -> Question:
+        """What an engine is asked; with the objects' outlines for masks."""
+        found = self.found
+        federation = _federation(self.truth)
+        if federation is not None:
+            ranking = found.scores if iou_type == "bbox" else found.ranking_of_masks()
+            found = found.select(_best_of_each_image(found.image_ids, ranking, LVIS_MAX_DETS))
+        sizes = dict(zip(self.truth.image_ids.tolist(), self.truth.sizes.tolist(), strict=True))
+        return Question(
+            images=[(image_id, *sizes[image_id]) for image_id in self.images.tolist()],
+            category_ids=self.truth.category_ids,
+            objects=self._annotated(outlines),
+            found=_detected(found, iou_type),
+            iou_type=iou_type,
+            max_dets=COCO_MAX_DETS if federation is None else [LVIS_MAX_DETS],
+            federation=federation,
+        )
+
+    def _annotated(self, outlines: list[Any] | None) -> Objects:
+        truth, rows = self.truth, self.rows
+        crowd = truth.iscrowd[rows]
+        return Objects(
+            image_ids=truth.image_ids[truth.image_rows[rows]],
+            category_ids=np.array(truth.category_ids, np.int64)[truth.labels[rows]],
+            boxes_xywh=truth.boxes_xywh[rows],
+            area=truth.area[rows],
+            iscrowd=np.zeros_like(crowd) if truth.is_lvis else crowd,  # LVIS knows no crowds
+            outlines=outlines,
+        )
+
+
+def _federation(truth: Annotations) -> Federation | None:
+    """LVIS's lists; None for other annotations."""
+    if not truth.is_lvis:
+        return None
+    ids = truth.image_ids.tolist()
+    return Federation(
+        negative=dict(zip(ids, truth.neg_category_ids, strict=True)),
+        not_exhaustive=dict(zip(ids, truth.not_exhaustive_category_ids, strict=True)),
+        frequencies=truth.frequencies,
     )
-    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    rows = (row for row in zip(*columns, strict=True) if row[0] in image_ids)
-    return [{"id": number, **dict(zip(names, row, strict=True))} for number, row in enumerate(rows, start=1)]
 
 
-def _found_records(detections: list[dict[str, Any]], image_ids: set[int]) -> list[dict[str, Any]]:
-    """The detections on some images for pycocotools, which wants ids, areas and a crowd flag."""
-    chosen = (record for record in detections if record["image_id"] in image_ids)
-    return [
-        {
-            "id": number,
-            "image_id": record["image_id"],
-            "category_id": record["category_id"],
-            "bbox": record["bbox"],
-            "score": record["score"],
-            "area": record["bbox"][2] * record["bbox"][3],
-            "iscrowd": 0,
-        }
-        for number, record in enumerate(chosen, start=1)
-    ]
+def _detected(found: DetectionTable, iou_type: IouType) -> Objects:
+    masks = (found.masks or []) if iou_type == "segm" else None
+    return Objects(
+        image_ids=found.image_ids,
+        category_ids=found.category_ids,
+        boxes_xywh=found.boxes_xywh,
+        area=found.boxes_xywh[:, 2] * found.boxes_xywh[:, 3] if masks is None else mask_areas(masks),
+        iscrowd=np.zeros(len(found), np.int64),
+        scores=found.scores if masks is None else found.ranking_of_masks(),
+        outlines=masks,
+    )
 
 
-def _coco(truth: Annotations, image_ids: list[int], annotations: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image_id} for image_id in image_ids],
-        "categories": [{"id": category_id} for category_id in truth.category_ids],
-        "annotations": annotations,
-    }
-    coco.createIndex()
-    return coco
+def _best_of_each_image(image_ids: NDArray[np.int64], scores: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
+    """Rows of the best detections of each image, in their own order; of equal scores the first rows are better."""
+    order = np.lexsort((np.arange(len(scores)), -scores, image_ids))
+    _, starts, counts = np.unique(image_ids[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(starts, counts)
+    return np.sort(order[rank < limit])
 
 
-def _accumulate(truth: COCO, found: COCO, image_ids: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The precision and recall tables of pycocotools: at the published detection limits, and at COCO's 1 and 10."""
-    evaluation = COCOeval(truth, found, "bbox")
-    evaluation.params.imgIds = image_ids
-    evaluation.params.maxDets = [*STANDARD_MAX_DETS, *PUBLISHED_MAX_DETS]
-    evaluation.evaluate()
-    published = copy.deepcopy(evaluation.params)
-    published.maxDets = list(PUBLISHED_MAX_DETS)
-    evaluation.accumulate(published)
-    tables = evaluation.eval
-    standard = copy.deepcopy(evaluation.params)
-    standard.maxDets = list(STANDARD_MAX_DETS)
-    standard.areaRng, standard.areaRngLbl = standard.areaRng[:1], standard.areaRngLbl[:1]
-    evaluation.accumulate(standard)
-    return tables, evaluation.eval
+# ---------------------------------------------------------------------------------------------------- tables to numbers
 
 
 def _mean(table: NDArray[np.float64]) -> float:
@@ -240,30 +278,64 @@ def _mean(table: NDArray[np.float64]) -> float:
     return round(float(known.mean()), 12) if known.size else -1.0
 
 
-def _summary(published: dict[str, Any], standard: dict[str, Any]) -> dict[str, float]:
-    """The named metrics from tables: precision (IoU, recall, class, area, limit), recall (IoU, class, area, limit)."""
-    precision, recall = published["precision"], published["recall"]
+def _summary(truth: Annotations, tables: Tables) -> dict[str, float]:
+    """The named metrics of the tables."""
+    return _lvis_summary(tables, truth.frequencies) if truth.is_lvis else _coco_summary(tables)
+
+
+def _coco_summary(tables: Tables) -> dict[str, float]:
+    precision, recall = tables.precision, tables.recall
+    at_100, at_1000 = COCO_MAX_DETS.index(100), COCO_MAX_DETS.index(1000)
     values = {
-        "AP": _mean(precision[:, :, :, 0, 0]),
-        "AP50": _mean(precision[0, :, :, 0, 2]),
-        "AP75": _mean(precision[5, :, :, 0, 2]),
+        "AP": _mean(precision[:, :, :, 0, at_100]),
+        "AP50": _mean(precision[0, :, :, 0, at_1000]),
+        "AP75": _mean(precision[5, :, :, 0, at_1000]),
     }
-    values |= {f"AP{size}": _mean(precision[:, :, :, area, 2]) for area, size in enumerate("sml", start=1)}
-    values |= {f"AR{limit}": _mean(standard["recall"][:, :, 0, m]) for m, limit in enumerate(STANDARD_MAX_DETS)}
-    values |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(PUBLISHED_MAX_DETS)}
-    values |= {f"AR{size}": _mean(recall[:, :, area, 2]) for area, size in enumerate("sml", start=1)}
+    values |= {f"AP{size}": _mean(precision[:, :, :, area, at_1000]) for area, size in enumerate("sml", start=1)}
+    values |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(COCO_MAX_DETS)}
+    values |= {f"AR{size}": _mean(recall[:, :, area, at_1000]) for area, size in enumerate("sml", start=1)}
     return {name: values[name] for name in METRICS}
 
 
-def _per_class(truth: Annotations, objects: list[dict[str, Any]], precision: NDArray[np.float64]) -> list[ClassScore]:
-    counts = Counter(annotation["category_id"] for annotation in objects if not annotation["iscrowd"])
+def _lvis_summary(tables: Tables, frequencies: list[str]) -> dict[str, float]:
+    precision, recall = tables.precision[..., 0], tables.recall[..., 0]
+    values = {
+        "AP": _mean(precision[:, :, :, 0]),
+        "AP50": _mean(precision[0, :, :, 0]),
+        "AP75": _mean(precision[5, :, :, 0]),
+        f"AR{LVIS_MAX_DETS}": _mean(recall[:, :, 0]),
+    }
+    groups = np.array(frequencies)
+    values |= {f"AP{group}": _mean(precision[:, :, groups == group, 0]) for group in FREQUENCIES}
+    for area, size in enumerate("sml", start=1):
+        values |= {f"AP{size}": _mean(precision[:, :, :, area]), f"AR{size}": _mean(recall[:, :, area])}
+    return {name: values[name] for name in LVIS_METRICS}
+
+
+def _class_ap(truth: Annotations, tables: Tables) -> list[tuple[float, float]]:
+    """AP and AP50 of each class."""
+    limit = 0 if truth.is_lvis else COCO_MAX_DETS.index(100)
     return [
-        ClassScore(
-            name=name,
-            category_id=category_id,
-            objects=counts[category_id],
-            AP=_mean(precision[:, :, index, 0, 0]),
-            AP50=_mean(precision[0, :, index, 0, 2]),
-        )
-        for index, (category_id, name) in enumerate(zip(truth.category_ids, truth.class_names, strict=True))
+        (_mean(tables.precision[:, :, index, 0, limit]), _mean(tables.precision[0, :, index, 0, limit]))
+        for index in range(len(truth.category_ids))
     ]
+
+
+def _per_class(truth: Annotations, rows: NDArray[np.int64], tables: Tables) -> list[ClassScore]:
+    single = truth.labels[rows][truth.iscrowd[rows] == 0]
+    counts = np.bincount(single, minlength=len(truth.category_ids)).tolist()
+    columns = (truth.class_names, truth.category_ids, counts, _class_ap(truth, tables))
+    frequencies = truth.frequencies if truth.is_lvis else [None] * len(counts)
+    return [
+        ClassScore(name, category_id, count, ap, ap50, frequency=frequency)
+        for name, category_id, count, (ap, ap50), frequency in zip(*columns, frequencies, strict=True)
+    ]
+
+
+def _with_masks(scores: Scores, truth: Annotations, tables: Tables) -> Scores:
+    metrics = {f"{MASK_PREFIX}{name}": value for name, value in _summary(truth, tables).items()}
+    per_class = [
+        replace(score, mask_AP=ap, mask_AP50=ap50)
+        for score, (ap, ap50) in zip(scores.per_class, _class_ap(truth, tables), strict=True)
+    ]
+    return replace(scores, metrics={**scores.metrics, **metrics}, per_class=per_class)

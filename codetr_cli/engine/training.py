@@ -14,21 +14,23 @@ import torch
 from torch import nn
 
 from codetr_cli.config import ResNetConfig, Settings
+from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import TrainLoader, build_eval_loader, build_train_loader
 from codetr_cli.engine import distributed
 from codetr_cli.engine.allocator import return_large_blocks
 from codetr_cli.engine.ema import ModelEma
-from codetr_cli.engine.evaluator import Share, evaluate
+from codetr_cli.engine.evaluator import Share, check_truth, evaluate
 from codetr_cli.engine.loading import compile_for
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
+from codetr_cli.engine.protocol import expects_masks
 from codetr_cli.engine.randomness import seed_all
 from codetr_cli.engine.report import Report, Silence
 from codetr_cli.engine.resume import Choice, choose_run
 from codetr_cli.engine.runs import WEIGHTS, RunFolder
-from codetr_cli.engine.signals import StopRequest
+from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.trainer import Training, restore, train
 from codetr_cli.errors import StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
@@ -320,6 +322,9 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
     )
     share = len(range(distributed.rank(), len(dataset), distributed.world_size()))
     postprocess = build_postprocess(settings.test)
+    masks = expects_masks(settings, postprocess)
+    truth = read_annotations(dataset.annotations_path, with_outlines=masks)
+    check_truth(truth, settings, dataset.annotations_path, masks=masks)  # now, not after the first epoch
 
     def gather(found: Share) -> list[Share]:
         return distributed.gather_objects(found)
@@ -337,7 +342,7 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
 
     def score() -> dict[str, float]:
         training.report.evaluating(0, share)
-        return evaluate(
+        result = evaluate(
             lean_for_inference(copy.deepcopy(model)),
             postprocess,
             loader,
@@ -346,9 +351,14 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
             category_ids=training.category_ids,
             annotations_path=dataset.annotations_path,
             device=training.device,
+            truth=truth,
             progress=show,
+            note=training.report.note,
             gather=gather,
-        ).metrics
+        )
+        if result.protocol is not None:
+            training.run.event(f"evaluated: {result.protocol}")
+        return result.metrics
 
     return score
 
@@ -368,8 +378,7 @@ def _outcome(training: Training) -> Outcome:
 
 
 def _announce(number: int, report: Report) -> None:
-    word = "Ctrl-C" if number == 2 else "SIGTERM"
-    report.note(f"{word}: finishing this step and saving; once more stops at once")
+    report.note(f"{NAMES[number]}: finishing this step and saving; once more stops at once")
 
 
 def _count(module: nn.Module, *, trained: bool) -> int:

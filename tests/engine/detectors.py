@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,3 +59,25 @@ class Blind(Oracle):
     def detect(self, images, padding_mask, metas, postprocess):
         nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
         return [nothing for _ in metas]
+
+
+class Masked(Oracle):
+    """An oracle that also draws masks.
+
+    Args:
+        share: of each box, from its left, that the mask covers.
+        wrong: as for `Oracle`.
+        wrong_mask_score: score of the masks of wrong boxes; the others have their box's score.
+    """
+
+    def __init__(self, share: float = 1.0, wrong: int = 0, wrong_mask_score: float = 0.99) -> None:
+        super().__init__(wrong)
+        self.share, self.wrong_mask_score = share, wrong_mask_score
+
+    def _one(self, meta, wrong):
+        found = super()._one(meta, wrong)
+        masks = torch.zeros(len(found), 20, 20)
+        masks[:, :, : round(20 * self.share)] = 1
+        mask_scores = found.scores.clone()
+        mask_scores[:wrong] = self.wrong_mask_score
+        return replace(found, masks=masks, mask_scores=mask_scores)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +9,17 @@ import pytest
 import torch
 
 from codetr_cli.config import Settings, apply_overrides
-from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.loader import build_eval_loader
-from codetr_cli.engine.evaluator import Share, describe_protocol, evaluate, match_classes, merge_shares
-from codetr_cli.errors import CheckpointError, ConfigError
+from codetr_cli.data.transforms import Keep, build_transforms
+from codetr_cli.engine.detections import DetectionTable
+from codetr_cli.engine.evaluator import Share, evaluate, match_classes, merge_shares
+from codetr_cli.engine.scoring import LVIS_METRICS
+from codetr_cli.engine.tta import build_augmentation
+from codetr_cli.errors import CheckpointError, ConfigError, DatasetError
 from codetr_cli.models.build import build_model, build_postprocess
-from codetr_cli.models.postprocess import PostProcess
-from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, Blind, Oracle
+from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, Blind, Masked, Oracle
+from tests.engine.scoring_material import make_lvis
 
 CPU = torch.device("cpu")
 
@@ -22,16 +28,24 @@ CPU = torch.device("cpu")
 def run(tiny_coco: Path, tiny_settings):
     """Evaluates a model on a split of the tiny data set."""
 
-    def run(model, split="train", batch_size=3, rank=0, world_size=1, **options):
-        dataset = build_dataset(tiny_settings, split=split, training=False, data=str(tiny_coco))
+    def run(model, split="train", batch_size=3, rank=0, world_size=1, transform=None, settings=None, **options):
+        settings = settings or tiny_settings
+        annotations_path = tiny_coco / f"annotations/instances_{split}2017.json"
+        dataset = CocoDataset(
+            images_dir=tiny_coco / f"{split}2017",
+            annotations_path=annotations_path,
+            transform=transform or build_transforms(settings.data, settings.test, train=False),
+            training=False,
+        )
         loader = build_eval_loader(dataset, batch_size=batch_size, workers=0, rank=rank, world_size=world_size)
         options = {"class_names": CLASS_NAMES, "category_ids": CATEGORY_IDS, "device": CPU, **options}
         return evaluate(
             model,
-            build_postprocess(tiny_settings.test),
+            build_postprocess(settings.test),
             loader,
-            settings=tiny_settings,
-            annotations_path=tiny_coco / f"annotations/instances_{split}2017.json",
+            settings=settings,
+            split=split,
+            annotations_path=annotations_path,
             **options,
         )
 
@@ -54,14 +68,14 @@ def test_wrong_boxes_lower_ap(run):
 def test_no_detections_at_all(run):
     result = run(Blind())
     assert result.metrics["AP"] == 0
-    assert result.detections == []
+    assert len(result.detections) == 0
 
 
 def test_a_network_with_random_weights_runs_to_the_end(run, tiny_settings):
     model = build_model(tiny_settings.model)
     result = run(model, split="val", batch_size=2)
     assert 0 <= result.metrics["AP"] <= 1
-    assert result.detections
+    assert len(result.detections)
     assert result.speed.images == 2
     assert result.speed.postprocess_ms > 0
     assert result.speed.images_per_second == pytest.approx(2 / result.speed.seconds)
@@ -110,11 +124,14 @@ def test_shares_of_several_processes_make_the_whole(run):
 
 
 def test_repeated_images_count_once():
-    def record(image_id, score):
-        return {"image_id": image_id, "category_id": 1, "bbox": [0, 0, 1, 1], "score": score}
+    def found(*pairs):
+        box = np.array([[0, 0, 1, 1]])
+        return DetectionTable.join(
+            DetectionTable.of_image(image, box, np.array([score]), [1]) for image, score in pairs
+        )
 
-    first = Share([1, 2], [record(1, 0.1), record(2, 0.2)])
-    second = Share([3, 1], [record(3, 0.3), record(1, 0.9)])
+    first = Share([1, 2], found((1, 0.1), (2, 0.2)))
+    second = Share([3, 1], found((3, 0.3), (1, 0.9)))
     merged = merge_shares([first, second])
     assert merged.image_ids == [1, 2, 3]
     assert [record["score"] for record in merged.detections] == [0.1, 0.2, 0.3]
@@ -157,32 +174,95 @@ def test_fp16_on_a_cpu_is_refused_before_anything_runs(run):
 def test_bf16_runs_close_to_fp32(run, tiny_settings):
     model = build_model(tiny_settings.model)
     exact, rough = (run(model, precision=precision) for precision in ("fp32", "bf16"))
-    assert "bf16" in rough.protocol
-    assert exact.detections != rough.detections
+    assert "bf16" in str(rough.protocol)
+    assert exact.detections.to_records() != rough.detections.to_records()
     scores = [np.mean([record["score"] for record in result.detections]) for result in (exact, rough)]
     assert scores[0] == pytest.approx(scores[1], rel=0.05)
 
 
-def test_the_protocol_says_what_was_done(tiny_settings):
-    postprocess = PostProcess(max_detections=300, candidates="max_detections")
-    text = describe_protocol(Settings(name="x").test, postprocess, "fp32")
-    for part in (
-        "single scale 800x1333",
-        "soft-NMS at IoU 0.8 over max_detections",
-        "up to 300",
-        "fp32",
-        "100 detections",
-    ):
-        assert part in text
-    changed = apply_overrides(tiny_settings, ['test.nms="none"', "test.short_side=640"]).test
-    assert "640x160, no NMS" in describe_protocol(changed, build_postprocess(changed), "bf16")
-    assert "atss head" in describe_protocol(changed, PostProcess(head="atss"), "fp32")
-
-
 def test_long_scoring_is_announced(run, monkeypatch):
     notes: list[str] = []
-    run(Oracle(), note=notes.append)
+    run(Oracle(), note=notes.append, engine="pycocotools")
     assert notes == []
     monkeypatch.setattr("codetr_cli.engine.evaluator.MANY_DETECTIONS", 6)
     run(Oracle(), note=notes.append)
+    assert notes == []  # hotcoco needs no patience
+    run(Oracle(), note=notes.append, engine="pycocotools")
     assert "7 detections" in notes[0]
+
+
+def test_without_hotcoco_pycocotools_scores_and_says_so(run, monkeypatch):
+    expected = run(Oracle(wrong=3))
+    assert "hotcoco" in str(expected.protocol)
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    notes: list[str] = []
+    result = run(Oracle(wrong=3), note=notes.append)
+    assert "pip install hotcoco" in notes[0]
+    assert "pycocotools" in str(result.protocol)
+    assert result.metrics == expected.metrics
+
+
+def with_masks(settings: Settings) -> Settings:
+    return apply_overrides(settings, ['model.mask.kind="refine"'])
+
+
+def test_perfect_masks_give_mask_ap_one(run, tiny_settings):
+    """The annotated outlines are the boxes, so full masks in perfect boxes are perfect."""
+    result = run(Masked(), settings=with_masks(tiny_settings))
+    assert result.metrics["AP"] == result.metrics["mask_AP"] == result.metrics["mask_AR100"] == 1.0
+    assert [score.mask_AP for score in result.per_class if score.objects] == [1.0, 1.0, 1.0]
+    assert "COCO box and mask metrics" in str(result.protocol)
+    assert set(result.detections.to_records()[0]) >= {"bbox", "score", "segmentation", "mask_score"}
+
+
+def test_half_masks_lower_mask_ap_only(run, tiny_settings):
+    result = run(Masked(share=0.6), settings=with_masks(tiny_settings))
+    assert result.metrics["AP"] == 1.0
+    assert 0 < result.metrics["mask_AP"] < 0.5
+
+
+def test_masks_rank_by_their_own_scores(run, tiny_settings):
+    plain = run(Masked(share=0.6, wrong=2), settings=with_masks(tiny_settings)).metrics
+    ranked = run(Masked(share=0.6, wrong=2, wrong_mask_score=0.01), settings=with_masks(tiny_settings)).metrics
+    assert plain["AP"] == ranked["AP"]
+    assert plain["mask_AP"] < ranked["mask_AP"]
+
+
+def test_masks_can_be_left_out(run, tiny_settings):
+    result = run(Masked(), settings=with_masks(tiny_settings), masks=False)
+    assert "mask_AP" not in result.metrics
+    assert result.detections.masks is None
+
+
+def test_annotations_without_outlines_are_refused_before_anything_runs(run, tiny_settings, tiny_coco):
+    path = tiny_coco / "annotations/instances_train2017.json"
+    table = json.loads(path.read_text())
+    del table["annotations"][1]["segmentation"]
+    path.write_text(json.dumps(table))
+    model = Masked()
+    with pytest.raises(DatasetError, match=r"1 of 7 objects have no outline.*--boxes-only"):
+        run(model, settings=with_masks(tiny_settings))
+    assert model.modes == []
+    assert run(Masked(), settings=with_masks(tiny_settings), masks=False).metrics["AP"] == 1.0
+
+
+def test_lvis_annotations_need_lvis_settings_and_the_reverse(run, tiny_settings, tiny_coco):
+    lvis = apply_overrides(tiny_settings, ["data.dataset=lvis"])
+    with pytest.raises(DatasetError, match="not an LVIS annotation file"):
+        run(Oracle(), settings=lvis)
+    path = tiny_coco / "annotations/instances_train2017.json"
+    make_lvis(path)
+    with pytest.raises(DatasetError, match=r"data\.dataset=lvis"):
+        run(Oracle())
+    result = run(Oracle(), settings=lvis)
+    assert result.metrics["AP"] == 1.0
+    assert tuple(result.metrics) == LVIS_METRICS
+    assert "LVIS box metrics" in str(result.protocol)
+    assert {score.frequency for score in result.per_class} == {"r", "c", "f"}
+
+
+def test_views_of_test_time_augmentation_find_what_one_view_finds(run, tiny_settings):
+    settings = apply_overrides(tiny_settings, ["test.tta_scales=[0.5,1.0]"])
+    result = run(Oracle(), settings=settings, augmentation=build_augmentation(settings), transform=Keep())
+    assert result.metrics["AP"] == 1.0
+    assert "TTA of 4 views" in str(result.protocol)

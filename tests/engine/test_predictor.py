@@ -73,7 +73,7 @@ def test_the_numbers_are_those_of_an_evaluation(detector, tiny_coco, tiny_settin
     ours = []
     for index, image_id in enumerate(dataset.image_ids):
         ours += detector.predict(dataset.image_path(index), score=0.0).to_coco(image_id)
-    assert ours == share.detections
+    assert ours == share.detections.to_records()
 
 
 def test_a_list_gives_what_its_images_give_alone(detector, tiny_coco):

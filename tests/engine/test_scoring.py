@@ -12,8 +12,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from codetr_cli.data.annotations import read_annotations
-from codetr_cli.engine.scoring import METRICS, coco_records, load_detections, score_detections
+from codetr_cli.engine import scoring
+from codetr_cli.engine.detections import DetectionTable
+from codetr_cli.engine.matching_engines import Engine, Question, Tables, compute_tables
+from codetr_cli.engine.scoring import LVIS_METRICS, METRICS, score_detections
 from codetr_cli.errors import DatasetError
+from tests.engine.lvis_reference import lvis_metrics
+from tests.engine.scoring_material import write_material
 
 
 def write_annotations(path: Path, *, images: int = 6, objects: int = 40, first_id: int = 0, bare: bool = False) -> Path:
@@ -68,14 +73,32 @@ def perfect_detections(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def score(path: Path, detections: list[dict[str, Any]], image_ids: list[int] | None = None) -> Any:
-    return score_detections(read_annotations(path), detections, image_ids, where=str(path))
+def table(records: list[dict[str, Any]]) -> DetectionTable:
+    return DetectionTable(
+        image_ids=np.array([record["image_id"] for record in records], np.int64),
+        category_ids=np.array([record["category_id"] for record in records], np.int64),
+        boxes_xywh=np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4),
+        scores=np.array([record["score"] for record in records], np.float64),
+    )
 
 
-def pycocotools_stats(path: Path, detections: list[dict[str, Any]], max_dets: list[int]) -> list[float]:
+@pytest.fixture(params=["hotcoco", "pycocotools"])
+def score(request: pytest.FixtureRequest) -> Any:
+    """Scores records by either engine."""
+
+    def score(path: Path, detections: list[dict[str, Any]], image_ids: list[int] | None = None) -> Any:
+        truth = read_annotations(path)
+        return score_detections(truth, table(detections), image_ids, where=str(path), engine=request.param)
+
+    return score
+
+
+def pycocotools_stats(
+    path: Path, detections: list[dict[str, Any]], max_dets: list[int], kind: str = "bbox"
+) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(path))
-        evaluation = COCOeval(truth, truth.loadRes([dict(record) for record in detections]), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes([dict(record) for record in detections]), kind)
         evaluation.params.maxDets = max_dets
         evaluation.evaluate()
         evaluation.accumulate()
@@ -83,7 +106,7 @@ def pycocotools_stats(path: Path, detections: list[dict[str, Any]], max_dets: li
     return list(evaluation.stats)
 
 
-def test_equals_pycocotools_with_published_limits(tmp_path):
+def test_equals_pycocotools_with_published_limits(score, tmp_path):
     path = write_annotations(tmp_path / "a.json", first_id=1)
     detections = noisy_detections(path)
     metrics = score(path, detections).metrics
@@ -96,7 +119,7 @@ def test_equals_pycocotools_with_published_limits(tmp_path):
     assert tuple(metrics) == METRICS
 
 
-def test_ap_counts_100_detections_and_ap50_counts_1000(tmp_path):
+def test_ap_counts_100_detections_and_ap50_counts_1000(score, tmp_path):
     path = write_annotations(tmp_path / "a.json", images=2, objects=1)
     perfect = perfect_detections(path)[0]
     junk = [{**perfect, "bbox": [0, 0, 1, 1], "score": 0.95} for _ in range(100)]
@@ -107,7 +130,7 @@ def test_ap_counts_100_detections_and_ap50_counts_1000(tmp_path):
     assert metrics["AR300"] == 1
 
 
-def test_perfect_boxes_give_one_even_with_annotation_id_zero(tmp_path):
+def test_perfect_boxes_give_one_even_with_annotation_id_zero(score, tmp_path):
     path = write_annotations(tmp_path / "a.json", first_id=0)
     scores = score(path, perfect_detections(path))
     # pycocotools alone takes a match with annotation 0 for none.
@@ -117,19 +140,19 @@ def test_perfect_boxes_give_one_even_with_annotation_id_zero(tmp_path):
     assert scores.objects == 40
 
 
-def test_perfect_boxes_on_real_annotations(shared_dir):
+def test_perfect_boxes_on_real_annotations(score, shared_dir):
     path = shared_dir / "data/coco_mini/annotations/instances_val2017.json"
     scores = score(path, perfect_detections(path))
     assert scores.metrics["AP"] == scores.metrics["AP50"] == 1.0
     assert (scores.images, scores.objects) == (79, 624)
 
 
-def test_missing_area_and_iscrowd_are_filled_in(tmp_path):
+def test_missing_area_and_iscrowd_are_filled_in(score, tmp_path):
     path = write_annotations(tmp_path / "a.json", bare=True)
     assert score(path, perfect_detections(path)).metrics["AP"] == 1.0
 
 
-def test_per_class_names_holes_and_counts(tmp_path):
+def test_per_class_names_holes_and_counts(score, tmp_path):
     path = write_annotations(tmp_path / "a.json")
     detections = [record for record in perfect_detections(path) if record["category_id"] != 5]
     per_class = score(path, detections).per_class
@@ -141,7 +164,7 @@ def test_per_class_names_holes_and_counts(tmp_path):
     assert sum(c.objects for c in per_class) == 36  # of 40, four are crowds
 
 
-def test_no_detections_is_zero_and_no_objects_is_unknown(tmp_path):
+def test_no_detections_is_zero_and_no_objects_is_unknown(score, tmp_path):
     path = write_annotations(tmp_path / "a.json")
     metrics = score(path, []).metrics
     assert metrics["AP"] == metrics["AR1000"] == 0
@@ -150,60 +173,162 @@ def test_no_detections_is_zero_and_no_objects_is_unknown(tmp_path):
     assert set(score(empty, [box]).metrics.values()) == {-1.0}
 
 
-def test_only_chosen_images_count(tmp_path):
+def test_only_chosen_images_count(score, tmp_path):
     path = write_annotations(tmp_path / "a.json")
     detections = [record for record in perfect_detections(path) if record["image_id"] == 11]
     assert score(path, detections, [11]).metrics["AP"] == 1.0
     assert score(path, detections).metrics["AP"] < 1.0
 
 
-def test_says_nothing(tmp_path, capfd):
+def test_says_nothing(score, tmp_path, capfd):
     path = write_annotations(tmp_path / "a.json")
     score(path, noisy_detections(path))
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_id", 999), ("category_id", 3)])
-def test_detections_of_other_annotations_are_refused(tmp_path, key, value):
+def test_detections_of_other_annotations_are_refused(score, tmp_path, key, value):
     path = write_annotations(tmp_path / "a.json")
     detections = [{**perfect_detections(path)[0], key: value}]
     with pytest.raises(DatasetError, match=rf"{key}.*{value}"):
         score(path, detections)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('[{"image_id": 1', "not valid JSON"),
-        ('{"annotations": []}', "not a list"),
-        ("[7]", "number 0 is a int"),
-        ('[{"image_id": "x", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "image_id"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1], "score": 1}]', "bbox"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, NaN, 1], "score": 1}]', "bbox"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, -1, 1], "score": 1}]', "bbox"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]', "score"),
-    ],
-)
-def test_broken_detection_files_are_named(tmp_path, text, expected):
-    path = tmp_path / "detections.json"
-    path.write_text(text)
-    with pytest.raises(DatasetError, match=expected) as caught:
-        load_detections(path)
-    assert str(path) in str(caught.value)
+# ------------------------------------------------------------------------------------------------- engines, masks, LVIS
 
 
-def test_missing_detection_file(tmp_path):
-    with pytest.raises(DatasetError, match="No such file"):
-        load_detections(tmp_path / "none.json")
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+@pytest.mark.parametrize("lvis", [False, True], ids=["coco", "lvis"])
+@pytest.mark.parametrize("seed", range(3))
+def test_engines_agree_to_the_last_bit(tmp_path, monkeypatch, seed, lvis, masks):
+    """Crowds, equal scores, empty images, objects of all sizes: every entry of every table is the same."""
+    path = tmp_path / "a.json"
+    found = write_material(path, seed=seed, lvis=lvis, masks=masks)
+    truth = read_annotations(path, with_outlines=masks)
+    tables: dict[str, list[Tables]] = {"hotcoco": [], "pycocotools": []}
+
+    def compute(engine: Engine, question: Question) -> Tables:
+        tables[engine].append(compute_tables(engine, question))
+        return tables[engine][-1]
+
+    monkeypatch.setattr(scoring, "compute_tables", compute)
+    first, second = (score_detections(truth, found, where="a.json", engine=engine) for engine in tables)
+    assert first == second
+    assert len(tables["hotcoco"]) == 1 + masks
+    for ours, theirs in zip(*tables.values(), strict=True):
+        assert np.array_equal(ours.precision, theirs.precision)
+        assert np.array_equal(ours.recall, theirs.recall)
+        assert 0.01 < ours.precision[ours.precision > -1].mean() < 0.9
 
 
-def test_records_are_xywh_with_original_ids():
-    boxes = np.array([[10.12347, 20, 30, 50.5]], np.float32)
-    (record,) = coco_records(boxes, np.array([0.123456789012]), [90], 7)
-    assert record == {
-        "image_id": 7,
-        "category_id": 90,
-        "bbox": [10.1235, 20.0, 19.8765, 30.5],
-        "score": 0.12345679,
-    }
-    assert json.loads(json.dumps(record)) == record
+def test_twelve_numbers_equal_those_of_pycocotools_alone(tmp_path):
+    """Masks and boxes against pycocotools as it is usually called: ids from 1, detections through loadRes."""
+    path = tmp_path / "a.json"
+    found = write_material(path, seed=5, masks=True)
+    content = json.loads(path.read_text())
+    for number, annotation in enumerate(content["annotations"], start=1):
+        annotation["id"] = number
+    path.write_text(json.dumps(content))
+    metrics = score_detections(read_annotations(path, with_outlines=True), found, where="a.json").metrics
+    records = found.to_records()
+    masks = [
+        {"image_id": r["image_id"], "category_id": r["category_id"], "segmentation": r["segmentation"]}
+        | {"score": r["mask_score"]}
+        for r in records
+    ]
+    boxes = [{k: r[k] for k in ("image_id", "category_id", "bbox", "score")} for r in records]
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR300", "AR1000", "ARs", "ARm", "ARl"]
+    for prefix, results, kind in (("", boxes, "bbox"), ("mask_", masks, "segm")):
+        published = pycocotools_stats(path, results, [100, 300, 1000], kind)
+        assert [metrics[prefix + name] for name in names] == [round(value, 12) for value in published]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with numpy 2
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_lvis_equals_its_rules_in_plain_python(tmp_path, kind, seed):
+    path = tmp_path / "a.json"
+    found = write_material(path, seed=seed, lvis=True, masks=kind == "segm")
+    metrics = score_detections(read_annotations(path, with_outlines=True), found, where="a.json").metrics
+    prefix = "" if kind == "bbox" else "mask_"
+    expected = lvis_metrics(json.loads(path.read_text()), found.to_records(), kind)
+    assert {name: metrics[prefix + name] for name in LVIS_METRICS} == pytest.approx(expected, abs=1e-9)
+    assert len(set(expected.values())) > 8
+
+
+def lvis_material(tmp_path: Path, **lists: list[int]) -> Path:
+    """One image with an object of class 2; classes 5 and 90 have none."""
+    path = write_annotations(tmp_path / "a.json", images=2, objects=1, first_id=1, bare=True)
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image.update({"neg_category_ids": [], "not_exhaustive_category_ids": [], **lists})
+    for category in content["categories"]:
+        category["frequency"] = "f"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def with_a_wrong_one(path: Path, category_id: int) -> list[dict[str, Any]]:
+    """The object itself and, scored higher, a box that no object is near."""
+    right = perfect_detections(path)[0]
+    return [right, {**right, "category_id": category_id, "bbox": [1, 1, 2, 2], "score": 0.99}]
+
+
+def test_lvis_counts_wrong_detections_only_of_classes_annotated_exhaustively(score, tmp_path):
+    path = lvis_material(tmp_path)
+    assert score(path, with_a_wrong_one(path, 2)).metrics["AP"] == 0.5
+    path = lvis_material(tmp_path, not_exhaustive_category_ids=[2])
+    assert score(path, with_a_wrong_one(path, 2)).metrics["AP"] == 1.0
+
+
+def test_lvis_counts_classes_in_images_where_they_were_looked_for(score, tmp_path):
+    path = lvis_material(tmp_path, neg_category_ids=[2])
+    elsewhere = {**perfect_detections(path)[0], "image_id": 11, "score": 0.99}
+    assert score(path, [*perfect_detections(path), elsewhere]).metrics["AP"] == 0.5
+    path = lvis_material(tmp_path)
+    assert score(path, [*perfect_detections(path), elsewhere]).metrics["AP"] == 1.0
+
+
+def test_lvis_counts_300_detections_of_an_image_over_all_classes(score, tmp_path):
+    path = lvis_material(tmp_path, neg_category_ids=[5])
+    (right,) = perfect_detections(path)
+    junk = [{**right, "category_id": 5, "bbox": [1, 1, 2, 2], "score": 0.95} for _ in range(300)]
+    assert score(path, [*junk[:299], right]).metrics["AP"] == 1.0
+    assert score(path, [*junk, right]).metrics["AP"] == 0.0
+
+
+def test_lvis_tells_frequencies_apart(score, tmp_path):
+    path = tmp_path / "a.json"
+    write_material(path, seed=0, lvis=True)
+    scores = score(path, perfect_detections(path))
+    assert [score.frequency for score in scores.per_class] == ["r", "c", "f", "f"]
+    only = [record for record in perfect_detections(path) if record["category_id"] == 2]
+    metrics = score(path, only).metrics
+    assert (metrics["APr"], metrics["APc"], metrics["APf"]) == (1.0, 0.0, 0.0)
+
+
+def test_masks_of_another_size_are_refused(tmp_path):
+    path = tmp_path / "a.json"
+    found = write_material(path, seed=0, masks=True)
+    found.masks[3]["size"] = found.masks[3]["size"][::-1]
+    with pytest.raises(DatasetError, match="masks must have their image's size"):
+        score_detections(read_annotations(path, with_outlines=True), found, where="a.json")
+
+
+def test_broken_outlines_are_named(tmp_path):
+    path = tmp_path / "a.json"
+    found = write_material(path, seed=0, masks=True)
+    content = json.loads(path.read_text())
+    content["annotations"][4]["segmentation"] = [[1, 2, 3, 4]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"annotations\[4\] has a broken polygon"):
+        score_detections(read_annotations(path, with_outlines=True), found, where="a.json")
+
+
+def test_no_detections_have_no_masks_either(tmp_path):
+    path = tmp_path / "a.json"
+    write_material(path, seed=0, masks=True)
+    metrics = score_detections(
+        read_annotations(path, with_outlines=True), DetectionTable.empty(), where="a.json"
+    ).metrics
+    assert metrics["AP"] == metrics["mask_AP"] == 0.0

@@ -1,0 +1,230 @@
+"""Detections of many images as columns, and as COCO's result files. 1.5 million dicts would be gigabytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from codetr_cli.errors import DatasetError
+
+Rle = dict[str, Any]
+"""A mask as COCO has it: `size` [height, width] of its image and `counts`, a text."""
+
+ROWS_AT_ONCE = 20_000
+"""Records that exist as Python objects at the same time when a table is written."""
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionTable:
+    """Detections of any number of images, one row each; N rows.
+
+    Attributes:
+        image_ids: (N,) int64, ids of the annotations.
+        category_ids: (N,) int64, original ids.
+        boxes_xywh: (N, 4) float64 (x, y, width, height) in pixels of the original image.
+        scores: (N,) float64 in [0, 1].
+        masks: N masks in the size of the original image; None: boxes only.
+        mask_scores: (N,) float64, what masks are ranked by; None: by `scores`.
+    """
+
+    image_ids: NDArray[np.int64]
+    category_ids: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    masks: list[Rle] | None = None
+    mask_scores: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of_image(
+        cls,
+        image_id: int,
+        boxes_xyxy: NDArray[Any],
+        scores: NDArray[Any],
+        category_ids: Sequence[int] | NDArray[np.int64],
+        masks: list[Rle] | None = None,
+        mask_scores: NDArray[Any] | None = None,
+    ) -> DetectionTable:
+        """The detections of one image.
+
+        Boxes are rounded to 1e-4 pixel and scores to 1e-8: far below what any metric can see, and half the file. What
+        is scored is what is written, so that a file scores exactly like the run that wrote it.
+
+        Args:
+            image_id: the image's id in the annotations.
+            boxes_xyxy: (N, 4) in pixels of the original image.
+            scores: (N,) in [0, 1].
+            category_ids: N original category ids.
+            masks: N masks in the size of the original image.
+            mask_scores: (N,) where they differ from `scores`.
+        """
+        boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+        return cls(
+            image_ids=np.full(len(boxes), image_id, np.int64),
+            category_ids=np.asarray(category_ids, np.int64).reshape(-1),
+            boxes_xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).round(4),
+            scores=np.asarray(scores, dtype=np.float64).round(8),
+            masks=masks,
+            mask_scores=None if mask_scores is None else np.asarray(mask_scores, dtype=np.float64).round(8),
+        )
+
+    @classmethod
+    def empty(cls) -> DetectionTable:
+        """No detections."""
+        return cls.of_image(0, np.zeros((0, 4)), np.zeros(0), [])
+
+    @classmethod
+    def join(cls, tables: Iterable[DetectionTable]) -> DetectionTable:
+        """One table of many, in their order; masks stay when every detection has one."""
+        filled = [table for table in tables if len(table)]
+        if not filled:
+            return cls.empty()
+        with_masks = all(table.masks is not None for table in filled)
+        own_scores = with_masks and any(table.mask_scores is not None for table in filled)
+        return cls(
+            image_ids=np.concatenate([table.image_ids for table in filled]),
+            category_ids=np.concatenate([table.category_ids for table in filled]),
+            boxes_xywh=np.concatenate([table.boxes_xywh for table in filled]),
+            scores=np.concatenate([table.scores for table in filled]),
+            masks=[mask for table in filled for mask in table.masks or ()] if with_masks else None,
+            mask_scores=np.concatenate([table.ranking_of_masks() for table in filled]) if own_scores else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            yield from self._records(slice(start, start + ROWS_AT_ONCE))
+
+    def ranking_of_masks(self) -> NDArray[np.float64]:
+        """(N,) scores that masks are ranked by."""
+        return self.scores if self.mask_scores is None else self.mask_scores
+
+    def select(self, rows: NDArray[Any]) -> DetectionTable:
+        """The rows of an index or bool array, in its order."""
+        chosen = np.arange(len(self))[rows]
+        return DetectionTable(
+            image_ids=self.image_ids[chosen],
+            category_ids=self.category_ids[chosen],
+            boxes_xywh=self.boxes_xywh[chosen],
+            scores=self.scores[chosen],
+            masks=None if self.masks is None else [self.masks[row] for row in chosen.tolist()],
+            mask_scores=None if self.mask_scores is None else self.mask_scores[chosen],
+        )
+
+    def of_images(self, image_ids: Iterable[int]) -> DetectionTable:
+        """The detections on some images."""
+        keep = np.isin(self.image_ids, np.fromiter(image_ids, np.int64))
+        return self if keep.all() else self.select(keep)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Every detection in COCO's result format."""
+        return list(self)
+
+    def to_json(self) -> str:
+        """The text of a result file: COCO's format, with `mask_score` where masks have a score of their own."""
+        chunks = (self._records(slice(start, start + ROWS_AT_ONCE)) for start in range(0, len(self), ROWS_AT_ONCE))
+        return f"[{', '.join(json.dumps(chunk)[1:-1] for chunk in chunks)}]"
+
+    def _records(self, rows: slice) -> list[dict[str, Any]]:
+        columns = [
+            column[rows].tolist() for column in (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)
+        ]
+        names = ["image_id", "category_id", "bbox", "score"]
+        if self.masks is not None:
+            columns.append(self.masks[rows])
+            names.append("segmentation")
+        if self.mask_scores is not None:
+            columns.append(self.mask_scores[rows].tolist())
+            names.append("mask_score")
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def load_detections(path: Path) -> DetectionTable:
+    """Reads detections in COCO's result format.
+
+    Records have `image_id`, `category_id`, `score`, and `bbox` (x, y, w, h in pixels), `segmentation` (run lengths) or
+    both; a box that is not given is the mask's. `mask_score` may give masks a score of their own.
+
+    Raises:
+        DatasetError: missing, not JSON, or not a list of such records; names the first wrong one.
+    """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"cannot read detections {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DatasetError(f"{path} is not valid JSON ({error}): is the file complete?") from error
+    if not isinstance(records, list):
+        raise DatasetError(f"{path} is not a list of COCO detections but a {type(records).__name__}")
+    with_masks = any(isinstance(record, dict) and "segmentation" in record for record in records)
+    for index, record in enumerate(records):
+        problem = _detection_problem(record, with_masks=with_masks)
+        if problem:
+            raise DatasetError(f"{path}: detection number {index} {problem}")
+    own_scores = with_masks and any("mask_score" in record for record in records)
+    boxes = [record["bbox"] if "bbox" in record else _box_of(record["segmentation"]) for record in records]
+    return DetectionTable(
+        image_ids=np.array([record["image_id"] for record in records], np.int64),
+        category_ids=np.array([record["category_id"] for record in records], np.int64),
+        boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4),
+        scores=np.array([record["score"] for record in records], np.float64),
+        masks=[record["segmentation"] for record in records] if with_masks else None,
+        mask_scores=(
+            np.array([record.get("mask_score", record["score"]) for record in records], np.float64)
+            if own_scores
+            else None
+        ),
+    )
+
+
+def _detection_problem(record: object, *, with_masks: bool) -> str | None:
+    """Why a record is no COCO detection, or None."""
+    if not isinstance(record, dict):
+        return f"is a {type(record).__name__}, not a table"
+    for key in ("image_id", "category_id"):
+        if type(record.get(key)) is not int:
+            return f"has no whole number {key!r} (got {record.get(key)!r:.80})"
+    if with_masks and not _is_rle(record.get("segmentation")):
+        return (
+            "has no usable segmentation, which others have: a table of size [height, width] and counts, a text "
+            f"(got {record.get('segmentation')!r:.80})"
+        )
+    box: Any = record.get("bbox")
+    if ("bbox" in record or not with_masks) and not _is_box(box):
+        return f"has no usable bbox of four numbers x, y, width, height (got {box!r:.80})"
+    if "mask_score" in record and not _is_finite(record["mask_score"]):
+        return f"has no finite mask_score (got {record['mask_score']!r:.80})"
+    return None if _is_finite(record.get("score")) else f"has no finite score (got {record.get('score')!r:.80})"
+
+
+def _is_box(box: object) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and min(box[2:]) >= 0
+
+
+def _is_rle(mask: object) -> bool:
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
+        return False
+    size = mask.get("size")
+    return isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _box_of(mask: Rle) -> list[float]:
+    """The box (x, y, width, height) of a mask."""
+    box: list[float] = mask_utils.toBbox(mask).tolist()
+    return box

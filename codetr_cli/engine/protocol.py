@@ -1,0 +1,216 @@
+"""How an AP was measured, in one line that belongs beside it, and whether a published AP was measured the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from codetr_cli.config import Settings, load_preset, preset_names
+from codetr_cli.engine.scoring import COCO_CONVENTION, LVIS_CONVENTION, MASK_PREFIX
+from codetr_cli.engine.tta import Augmentation, size_text
+from codetr_cli.models.postprocess import PostProcess
+
+PUBLISHED_IMAGES = {"coco": ("COCO val2017", 5000), "lvis": ("LVIS v1 val", 19809)}
+"""What published numbers were measured on, by `data.dataset`; for Objects365 none were published."""
+
+DECISIVE = (
+    *("short_side", "long_side", "canvas"),
+    *("max_detections", "candidates", "nms", "nms_iou", "nms_min_score", "head"),
+)
+"""Test settings that change numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How detections were made and counted.
+
+    Attributes:
+        views: "single scale 800x1333", or the views of test-time augmentation.
+        suppression: which NMS, in words.
+        max_detections: kept per image; None where an auxiliary head decides.
+        head: whose detections.
+        precision: of the network's arithmetic.
+        split: which part of which annotations.
+        images: scored.
+        metrics: "COCO box", "COCO box and mask", "LVIS box" or "LVIS box and mask".
+        engine: who matched detections to objects, with its version.
+        convention: what each column counts.
+    """
+
+    views: str
+    suppression: str
+    max_detections: int | None
+    head: str
+    precision: str
+    split: str
+    images: int
+    metrics: str
+    engine: str
+    convention: str
+
+    def __str__(self) -> str:
+        kept = "" if self.max_detections is None else f", up to {self.max_detections} detections per image"
+        return (
+            f"{self.views}, {self.suppression}{kept}, {self.head} head, {self.precision}; "
+            f"{self.split}, {self.images} images; {self.metrics} metrics by {self.engine}: {self.convention}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The parts by name."""
+        return asdict(self)
+
+
+def counting(*, lvis: bool, masks: bool) -> tuple[str, str]:
+    """The `metrics` and the `convention` of a protocol."""
+    name = f"{'LVIS' if lvis else 'COCO'} box{' and mask' if masks else ''}"
+    return name, LVIS_CONVENTION if lvis else COCO_CONVENTION
+
+
+def describe_protocol(
+    settings: Settings,
+    postprocess: PostProcess,
+    *,
+    augmentation: Augmentation | None,
+    precision: str,
+    split: str,
+    images: int,
+    metrics: str,
+    engine: str,
+    convention: str,
+) -> Protocol:
+    """The protocol of an evaluation, from what it was made with."""
+    own_nms = postprocess.head != "decoder"
+    suppression = {
+        "none": "no NMS",
+        "hard": f"NMS at IoU {postprocess.nms_iou:g}",
+        "soft": f"soft-NMS at IoU {postprocess.nms_iou:g} over {postprocess.candidates}",
+    }[postprocess.nms]
+    views = f"single scale {size_text(settings.test)}"
+    if own_nms:
+        suppression = "with that head's own NMS"
+    if augmentation is not None:
+        views = describe_views(augmentation)
+        merged = f"merged by soft-NMS at IoU {postprocess.nms_iou:g}"
+        suppression = f"{suppression}, {merged}" if own_nms else merged
+    return Protocol(
+        views=views,
+        suppression=suppression,
+        max_detections=None if own_nms and augmentation is None else postprocess.max_detections,
+        head=postprocess.head,
+        precision=precision,
+        split=split,
+        images=images,
+        metrics=metrics,
+        engine=engine,
+        convention=convention,
+    )
+
+
+def describe_views(augmentation: Augmentation) -> str:
+    """The views of test-time augmentation in words."""
+    sizes = list(dict.fromkeys(view.size for view in augmentation.views))
+    mirrored = ", each also mirrored" if any(view.flip for view in augmentation.views) else ""
+    return f"TTA of {len(augmentation.views)} views ({', '.join(sizes)}{mirrored})"
+
+
+# ---------------------------------------------------------------------------------------------------------- publication
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published AP of a preset beside what was measured.
+
+    Attributes:
+        box_ap: published, in percent; None where none was.
+        mask_ap: likewise.
+        differences: how the measurement differs from the published one; empty: it may be compared.
+    """
+
+    box_ap: float | None
+    mask_ap: float | None
+    differences: list[str] = field(default_factory=list)
+
+    def sentence(self, metrics: Mapping[str, float]) -> str:
+        """What a person should make of it.
+
+        Args:
+            metrics: as measured, in [0, 1].
+        """
+        numbers = [("box", self.box_ap, metrics.get("AP")), ("mask", self.mask_ap, metrics.get(f"{MASK_PREFIX}AP"))]
+        known = [(kind, ap, measured) for kind, ap, measured in numbers if ap is not None]
+        if self.differences:
+            published = " and ".join(f"{kind} AP {ap:.1f}" for kind, ap, _ in known)
+            return f"Not comparable with the published {published}: {'; '.join(self.differences)}."
+        return "By the protocol of the published numbers: " + ", ".join(
+            f"{kind} AP {ap:.1f} published"
+            + (f", {100 * measured:.1f} here ({100 * measured - ap:+.1f})" if measured is not None else "")
+            for kind, ap, measured in known
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "comparable": not self.differences}
+
+
+def find_published(
+    settings: Settings,
+    postprocess: PostProcess,
+    *,
+    tta: bool,
+    precision: str,
+    split: str,
+    images: int,
+    trained: bool,
+) -> Published | None:
+    """The AP published for the preset that settings come from, and what keeps a measurement from being compared.
+
+    Args:
+        settings: of the evaluation.
+        postprocess: as used.
+        tta: whether test-time augmentation was used.
+        precision: of the network's arithmetic.
+        split: "val", or the name of an annotation file.
+        images: scored.
+        trained: whether the weights are anything but random.
+
+    Returns:
+        None when nothing was published for it, or it has another network or other classes by now.
+    """
+    if settings.name not in preset_names():
+        return None
+    preset = load_preset(settings.name)
+    source = preset.source
+    if (source.box_ap is None and source.mask_ap is None) or settings.model.num_classes != preset.model.num_classes:
+        return None
+    differences = [] if trained else ["random weights"]
+    if tta:
+        differences.append(_tta_difference(source.box_ap_tta))
+    differences += [
+        f"test.{name} is {_value(getattr(settings.test, name))} instead of {_value(getattr(preset.test, name))}"
+        for name in DECISIVE
+        if getattr(settings.test, name) != getattr(preset.test, name)
+    ]
+    if settings.data.dataset != preset.data.dataset:
+        differences.append(f"{settings.data.dataset} annotations instead of {preset.data.dataset}")
+    data, count = PUBLISHED_IMAGES.get(preset.data.dataset, ("", images))
+    if images != count or "val" not in split:
+        differences.append(f"{images} images of {split} instead of the {count:,} of {data}")
+    if precision != "fp32":
+        differences.append(f"{precision} instead of fp32")
+    return Published(source.box_ap, source.mask_ap, differences)
+
+
+def _tta_difference(box_ap_tta: float | None) -> str:
+    with_tta = "" if box_ap_tta is None else f" (with TTA, box AP {box_ap_tta:.1f} by views that were not published)"
+    return f"test-time augmentation instead of a single scale{with_tta}"
+
+
+def _value(value: object) -> str:
+    return "unset" if value is None else f"{value}"
+
+
+def expects_masks(settings: Settings, postprocess: PostProcess) -> bool:
+    """Whether detections come with masks: those of the RoI head by `fcn`, those of the decoder by `refine`."""
+    kind = settings.model.mask.kind
+    return (kind == "fcn" and postprocess.head == "roi") or (kind == "refine" and postprocess.head == "decoder")

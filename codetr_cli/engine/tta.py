@@ -1,0 +1,192 @@
+"""Test-time augmentation: an image looked at in several sizes and mirrored, and what was found merged by soft-NMS.
+
+No recipe was published with the published numbers (the published code's `aug_test` raises an error). Every view gives
+its detections before any NMS; those of all views together then go through the soft-NMS that a single view would, class
+by class. Scores are not averaged: a detection that several views agree on keeps the best score, the others decay.
+Shape letters: B images of a batch, N detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from codetr_cli.config import Settings, TestConfig
+from codetr_cli.data.batch import Batch, Target, collate
+from codetr_cli.data.transforms import AnyTransform, Flip, FlipChoices, Sample, build_transforms
+from codetr_cli.engine.inference import detect
+from codetr_cli.models.codetr import CoDETR
+from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.ops.nms import batched_soft_nms
+
+LARGEST_FACTOR = 4.0
+"""Scales of the settings up to here are factors, larger ones the short side in pixels."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image: `size` as a person reads it, its transform, and whether the image is mirrored."""
+
+    size: str
+    transform: AnyTransform
+    flip: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Detects as `engine.inference.detect` does, in several views of each image.
+
+    Args:
+        views: at least one; a single one that does not mirror gives what it gives alone.
+        candidates: best detections of a view that are merged; None: as many as are kept in the end.
+        pad_divisor: each view counts as padded to a multiple of this.
+    """
+
+    views: Sequence[View]
+    candidates: int | None
+    pad_divisor: int = 1
+
+    def detect(
+        self,
+        model: CoDETR,
+        postprocess: PostProcess,
+        batch: Batch,
+        *,
+        device: torch.device,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> list[Detections]:
+        """Detections of every image of a batch in the pixels of its original image, in host memory.
+
+        Args:
+            model: on `device`, in the `inference` context.
+            postprocess: as built from the settings.
+            batch: in host memory; its images as decoded (`data.transforms.Keep`).
+            device: where the views are looked at, one after the other.
+            mean: of each RGB channel, 0..255.
+            std: standard deviation of each RGB channel, 0..255.
+        """
+        alone = len(self.views) == 1 and not self.views[0].flip
+        single = postprocess if alone else self._unsuppressed(postprocess)
+        found: list[list[Detections]] = [[] for _ in batch.targets]
+        for view in self.views:
+            seen = self._look(view, batch).to(device)
+            for of_image, item, target in zip(
+                found, detect(model, single, seen, mean=mean, std=std), batch.targets, strict=True
+            ):
+                item = item.cpu()
+                of_image.append(flip_detections(item, target["orig_size"][1]) if view.flip else item)
+        return [of_image[0] if alone else merge(of_image, postprocess) for of_image in found]
+
+    def _unsuppressed(self, postprocess: PostProcess) -> PostProcess:
+        """The post-processing of one view; the auxiliary heads keep their own NMS."""
+        count = self.candidates if postprocess.candidates == "num_queries" and postprocess.nms != "none" else None
+        return replace(postprocess, nms="none", max_detections=max(count or 0, postprocess.max_detections))
+
+    def _look(self, view: View, batch: Batch) -> Batch:
+        """The batch as a view shows it."""
+        return collate([self._show(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)])
+
+    def _show(self, view: View, image: torch.Tensor, target: Target) -> tuple[np.ndarray, Target]:
+        height, width = target["size"]
+        sample = Sample(
+            image=np.ascontiguousarray(image[:, :height, :width].permute(1, 2, 0).numpy()),
+            boxes=target["boxes"].numpy(),
+            labels=target["labels"].numpy(),
+            iscrowd=target["iscrowd"].numpy(),
+            area=target["area"].numpy(),
+        )
+        # Mirrored before it is resized and padded, so that the padding of a canvas stays at the right.
+        sample = Flip(probability=1).apply(sample, FlipChoices(flip=view.flip))
+        sample = view.transform(sample, np.random.default_rng(0))
+        shown = sample.to_target(
+            image_id=target["image_id"], orig_size=target["orig_size"], pad_divisor=self.pad_divisor
+        )
+        return np.ascontiguousarray(sample.image), shown
+
+
+def build_augmentation(settings: Settings) -> Augmentation:
+    """The views that `test.tta_scales` and `test.tta_flip` describe, smallest first.
+
+    A network that sees squares of one size only (fixed rotary positions) has no other sizes: it is left with mirroring.
+    """
+    test = settings.test
+    sizes = [_at_scale(test, scale, settings.data.pad_divisor) for scale in sorted(set(test.tta_scales))]
+    if getattr(settings.model.backbone, "fixed_size", None) is not None:
+        sizes = [test]
+    unique = {size_text(size): build_transforms(settings.data, size, train=False) for size in sizes}
+    flips = (False, True) if test.tta_flip else (False,)
+    return Augmentation(
+        views=[View(text, transform, flip) for text, transform in unique.items() for flip in flips],
+        # A mask for every query of every view would take gigabytes.
+        candidates=None if settings.learns_masks else settings.model.num_queries,
+        pad_divisor=settings.data.pad_divisor,
+    )
+
+
+def _at_scale(test: TestConfig, scale: float, divisor: int) -> TestConfig:
+    """The test settings for images of another size."""
+    base = test.short_side if test.canvas is None else test.canvas
+    factor = scale if scale <= LARGEST_FACTOR else scale / base
+    canvas = None if test.canvas is None else max(1, round(test.canvas * factor / divisor)) * divisor
+    sides = {name: max(1, round(getattr(test, name) * factor)) for name in ("short_side", "long_side")}
+    return test.model_copy(update={**sides, "canvas": canvas})
+
+
+def size_text(test: TestConfig) -> str:
+    """The size at which images are looked at, as a person reads it."""
+    return f"{test.short_side}x{test.long_side}" if test.canvas is None else f"{test.canvas}x{test.canvas} padded"
+
+
+def flip_detections(found: Detections, width: float) -> Detections:
+    """What was found in a mirrored image, in the image as it is.
+
+    Args:
+        found: in pixels of the mirrored image.
+        width: of the image in these pixels.
+    """
+    x1, y1, x2, y2 = found.boxes.unbind(-1)
+    masks = None if found.masks is None else found.masks.flip(-1)
+    return replace(found, boxes=torch.stack([width - x2, y1, width - x1, y2], dim=-1), masks=masks)
+
+
+def merge(found: Sequence[Detections], postprocess: PostProcess) -> Detections:
+    """The detections of several views of one image as those of one, by soft-NMS of their union within each class.
+
+    A box keeps its mask; the mask's own score decays as the box's does.
+
+    Args:
+        found: of each view, in pixels of the original image, in host memory.
+        postprocess: its threshold, smallest score and number of detections.
+    """
+    union = join(found)
+    keep, scores = batched_soft_nms(
+        union.boxes,
+        union.scores,
+        union.labels,
+        iou_threshold=postprocess.nms_iou,
+        min_score=postprocess.nms_min_score,
+        max_detections=postprocess.max_detections,
+    )
+    kept = union[keep]
+    mask_scores = kept.mask_scores
+    if mask_scores is not None:
+        mask_scores = mask_scores * (scores / kept.scores.clamp(min=torch.finfo(scores.dtype).tiny))
+    return replace(kept, scores=scores, mask_scores=mask_scores)
+
+
+def join(found: Sequence[Detections]) -> Detections:
+    """Detections one after the other. Masks stay when all have them; views without detections do not count."""
+    filled = [item for item in found if len(item)] or list(found[:1])
+    masks = [item.masks for item in filled if item.masks is not None]
+    mask_scores = [item.mask_scores for item in filled if item.mask_scores is not None]
+    return Detections(
+        torch.cat([item.boxes for item in filled]),
+        torch.cat([item.scores for item in filled]),
+        torch.cat([item.labels for item in filled]),
+        torch.cat(masks) if len(masks) == len(filled) else None,
+        torch.cat(mask_scores) if len(mask_scores) == len(filled) else None,
+    )
