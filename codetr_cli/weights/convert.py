@@ -102,8 +102,8 @@ def convert_file(
         path: a .pth file (zip or legacy format), or a .safetensors file with published names.
         preset: its architecture, by name or as a TOML file; None finds the preset that fits. The number of classes is
             always the file's.
-        prefer: settings to take, without `preset`, when the architecture is theirs.
-        only_preferred: refuse any other architecture than theirs.
+        prefer: settings to take, without `preset`, when the architecture is theirs, whatever the number of queries.
+        only_preferred: refuse any other architecture than theirs, and another number of queries.
         overrides: settings that differ from the preset, as `key=value`.
         expected_shapes: gives the shape of every entry of the model that belongs to settings; all are compared. None
             leaves that to whoever loads the result into a model.
@@ -121,7 +121,11 @@ def convert_file(
         raise CheckpointError(f"{path}: {error}") from error
     sha256 = file_sha256(path)
     overrides = [*overrides, f"model.num_classes={facts['num_classes']}"]
-    candidates = [_candidate(prefer, prefer.name, overrides, preferred=True)] if prefer is not None else []
+    candidates = []
+    if prefer is not None:
+        # Whoever only starts from the file may want another number of queries than it has.
+        own = overrides if only_preferred else [*overrides, f"model.num_queries={facts['num_queries']}"]
+        candidates.append(_candidate(prefer, prefer.name, own, preferred=True))
     if prefer is None or not only_preferred:
         names = [preset] if preset is not None else preset_names()
         candidates += [_candidate(load_preset(name), name, overrides) for name in names]

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from codetr_cli.config import load_preset
+from codetr_cli.config import load_preset, parse_settings, to_toml
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.architecture import describe, differences
@@ -174,6 +174,37 @@ def test_another_architecture_names_the_difference_and_the_way_out(tmp_path, pre
     assert convert(path, preset, overrides=["model.num_queries=30"]).checkpoint.settings.model.num_queries == 30
     with pytest.raises(CheckpointError, match="another architecture than preset"):
         convert(path, None)
+
+
+@pytest.mark.parametrize(
+    ("file", "num_classes", "chosen", "noted"),
+    [
+        ("co_small_lsj_3x-0123abcd.pth", 3, "small_lsj_3x", False),  # named after its configuration
+        ("co_small_1x.pth", 3, "small", False),
+        ("my_small_lsj_3x_finetuned.pth", 3, "small_lsj_3x", False),  # named after the preset
+        ("epoch_12.pth", 5, "small_five", False),  # one preset has as many classes
+        ("epoch_12.pth", 3, "small", True),  # nothing tells: the plainest, and a word about it
+        ("epoch_12.pth", 4, "small", True),
+    ],
+)
+def test_presets_of_one_architecture_are_told_apart(tmp_path, monkeypatch, file, num_classes, chosen, noted):
+    names = []
+    for name, config, count in (
+        ("small", "co_small_1x", 3),
+        ("small_lsj_3x", "co_small_lsj_3x", 3),
+        ("small_five", "co_small_five", 5),
+    ):
+        table = {**small_settings(count).model_dump(mode="json"), "name": name}
+        table["source"] = {"config": f"projects/configs/{config}.py"}
+        path = tmp_path / f"{name}.toml"
+        path.write_text(to_toml(parse_settings(table, where="a test")))
+        names.append(str(path))
+    monkeypatch.setattr("codetr_cli.weights.convert.preset_names", lambda: names)
+    path = save(tmp_path / file, published_state(num_classes))
+    conversion = convert(path, None)
+    assert conversion.preset == chosen
+    assert any("choose with --preset" in note for note in conversion.notes) == noted
+    assert conversion.checkpoint.settings.model.num_classes == num_classes
 
 
 def test_presets_are_tried_and_recognised_by_hash(tmp_path, preset, monkeypatch):

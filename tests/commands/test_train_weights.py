@@ -1,0 +1,118 @@
+"""What a training starts from: published checkpoints, addresses, pretrained backbones, or random weights."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from codetr_cli.config import Settings, apply_overrides, to_toml
+from codetr_cli.models.build import build_model
+from codetr_cli.weights import pretrained
+from codetr_cli.weights.names import to_published
+from tests.conftest import Ran
+from tests.weights.server import serve
+
+STEPLESS = ("train.max_steps=1", "train.lr=1e-12", "train.weight_decay=0.0")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def train(codetr: Callable[..., Ran], tmp_path: Path, tiny_settings: Settings, tiny_coco: Path):
+    """Trains the tiny network one step that changes next to nothing, and gives what was said and the weights."""
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(to_toml(tiny_settings))
+    count = iter(range(9))
+
+    def run(*words: object) -> tuple[Ran, dict[str, torch.Tensor]]:
+        folder = tmp_path / f"run{next(count)}"
+        sets = [word for item in STEPLESS for word in ("--set", item)]
+        command = ("train", "--preset", preset, "--data", tiny_coco, "--device", "cpu", "--no-eval", "--run", folder)
+        ran = codetr(*command, *sets, *words)
+        weights = folder / "checkpoints/last/model.safetensors"
+        return ran, load_file(weights) if weights.is_file() else {}
+
+    return run
+
+
+def published(settings: Settings, *overrides: str) -> dict[str, torch.Tensor]:
+    """A checkpoint of the tiny network under published names, every number drawn."""
+    torch.manual_seed(5)
+    model = build_model(apply_overrides(settings, list(overrides)).model)
+    return {
+        str(to_published(name, "sensex")): torch.randn_like(value) * 0.01 for name, value in model.state_dict().items()
+    }
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_published_file_starts_a_preset_that_is_not_shipped(train, tmp_path, tiny_settings):
+    state = published(tiny_settings, "model.num_queries=20", "model.num_classes=2")
+    torch.save({"state_dict": state, "meta": {"CLASSES": ("bar", "other")}}, tmp_path / "x.pth")
+    ran, after = train("--weights", tmp_path / "x.pth")
+    assert ran.code == 0, ran.err
+    for words in ("the first 20 queries", "rows of 1 of 3 classes", "known to the checkpoint: bar"):
+        assert words in ran.out + ran.err
+    assert close(after["query_embed.weight"][:20], state["query_head.transformer.query_embed.weight"])
+    label = ["disc", "bar", "ring"].index("bar")
+    assert close(after["class_heads.0.weight"][label], state["query_head.cls_branches.0.weight"][0])
+
+
+def test_an_address_starts_a_training(train, tiny_settings):
+    buffer = io.BytesIO()
+    state = published(tiny_settings)
+    torch.save(state, buffer)
+    with serve(buffer.getvalue()) as served:
+        for _ in range(2):
+            ran, after = train("--weights", served.url)
+            assert ran.code == 0, ran.err
+        assert len(served.requests) == 1
+    assert close(after["query_embed.weight"], state["query_head.transformer.query_embed.weight"])
+
+
+def test_a_preset_that_was_not_downloaded(train):
+    ran, after = train("--weights", "co_dino_r50")
+    assert ran.code == 4
+    assert "`codetr download co_dino_r50` fetches them" in ran.err
+    assert after == {}
+    ran, _ = train("--weights", "co_dino_tiny")
+    assert ran.code == 2
+    assert "nobody has published weights" in ran.err
+
+
+def test_a_pretrained_backbone_is_carried_over_and_told(train, tmp_path, tiny_settings):
+    state = published(tiny_settings)
+    backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    torch.save({name.removeprefix("backbone."): value for name, value in backbone.items()}, tmp_path / "b.pth")
+    ran, after = train("--set", f"train.backbone_weights={tmp_path / 'b.pth'}")
+    assert ran.code == 0, ran.err
+    assert f"backbone from {tmp_path / 'b.pth'}: {len(backbone)} entries carried over" in ran.out + ran.err
+    assert "random weights" not in ran.err
+    assert all(close(after[name], value) for name, value in backbone.items())
+    ran, _ = train("--set", "train.backbone_weights=resnet50")
+    assert ran.code == 4
+    assert "codetr download resnet50" in ran.err
+
+
+def test_random_weights_warn_once_where_a_pretrained_backbone_is_missing(train, monkeypatch):
+    ran, _ = train()
+    assert "random weights" not in ran.err  # the tiny network is made for them
+    frozen = ("--set", 'model.backbone.norm="frozen_batch"')
+    ran, _ = train(*frozen)
+    assert ran.err.count("from random weights") == 1
+    assert "--set train.backbone_weights=FILE" in ran.err
+    monkeypatch.setattr("codetr_cli.engine.training.pretrained_name", lambda settings: "resnet50")
+    ran, _ = train(*frozen)
+    assert "run `codetr download resnet50` first" in ran.err
+    file = pretrained.BACKBONES["resnet50"].file
+    assert not file.exists()
