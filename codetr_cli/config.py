@@ -311,6 +311,14 @@ class LossConfig(Section):
         return self
 
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
+def _split_words(value: Any) -> Any:
+    """Words with commas between them as a list; anything else as it is."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 class TrainConfig(Section):
     """The optimisation recipe."""
 
@@ -351,6 +359,15 @@ class TrainConfig(Section):
     log_every: Positive = Field(50, description="Optimizer steps between lines of metrics.jsonl.")
     eval_every: Positive = Field(1, description="Epochs between evaluations.")
     checkpoint_every: Positive | None = Field(None, description="Optimizer steps between checkpoints within an epoch.")
+    patience: Positive | None = Field(None, description="End after this many evaluations in a row without a better AP.")
+    max_bad_steps: Positive = Field(
+        10,
+        description="Steps in a row without finite losses and gradients, each of them skipped, after which the run goes "
+        "back to its last good checkpoint; the second time it stops.",
+    )
+    loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_words)] = Field(
+        (), description="Who is told what metrics.jsonl holds: tensorboard, wandb, mlflow; each is an extra to install."
+    )
     loss: LossConfig = LossConfig()
 
 

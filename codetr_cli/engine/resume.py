@@ -26,6 +26,9 @@ FREE = frozenset(
         "train.log_every",
         "train.eval_every",
         "train.checkpoint_every",
+        "train.loggers",
+        "train.max_bad_steps",
+        "train.patience",
         "test.batch_size",
     )
 )
@@ -148,8 +151,8 @@ def _move_aside(folder: RunFolder) -> Path:
     return folder.path.rename(aside)
 
 
-def _length(settings: Settings) -> tuple[int, int | None]:
-    return settings.train.epochs, settings.train.max_steps
+def _length(settings: Settings) -> tuple[int, int | None, int | None]:
+    return settings.train.epochs, settings.train.max_steps, settings.train.patience
 
 
 def _grows(old: Any, new: Any) -> bool:
