@@ -193,7 +193,8 @@ def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False)
         return found
     if str(path_or_preset) in preset_names():
         settings = load_preset(str(path_or_preset))
-        return None if random_weights or not published_weights(settings).known else preset_weights(settings)
+        place = published_weights(settings)
+        return preset_weights(settings) if not random_weights and (place.known or place.ready) else None
     if path.suffix or len(path.parts) > 1:
         raise CheckpointError(f"there is no checkpoint {path}. {_hint(path)}")
     raise ConfigError(

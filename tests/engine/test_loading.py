@@ -5,10 +5,14 @@ import os
 import pytest
 import torch
 
+from codetr_cli.config import load_preset
 from codetr_cli.engine.loading import Classes, find_checkpoint, load_detector, newest_checkpoint
 from codetr_cli.errors import CheckpointError, ConfigError
-from codetr_cli.weights.checkpoint import load_checkpoint
+from codetr_cli.models.build import build_model
+from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
+from codetr_cli.weights.door import published_weights
 from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, write_checkpoint, write_run
+from tests.weights.server import serve
 
 CPU = torch.device("cpu")
 
@@ -127,6 +131,28 @@ def test_a_preset_stands_for_its_published_weights():
     with pytest.raises(CheckpointError, match="`codetr download co_deformable_r50` says where they are"):
         load_detector("co_deformable_r50", CPU)
     assert find_checkpoint("co_dino_r50", random_weights=True) is None
+
+
+def test_a_downloaded_preset_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("CODETR_CACHE", str(tmp_path))
+    settings = load_preset("co_dino_tiny", ["model.num_classes=3"])
+    place = published_weights(settings)
+    state = build_model(settings.model).state_dict()
+    save_checkpoint(place.converted, state, settings=settings, class_names=["a", "b", "c"], category_ids=[4, 5, 6])
+    loaded = load_detector("co_dino_tiny", CPU)
+    assert loaded.path == place.converted
+    assert (loaded.class_names, loaded.notes) == (["a", "b", "c"], [])
+    assert load_detector("co_dino_tiny", CPU, random_weights=True).path is None
+
+
+def test_an_address_is_loaded(tmp_path, tiny_settings, monkeypatch):
+    monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "cache"))
+    path = write_checkpoint(tmp_path / "m.safetensors", tiny_settings)
+    with serve(path.read_bytes()) as served:
+        for _ in range(2):
+            loaded = load_detector(served.url, CPU)
+        assert len(served.requests) == 1
+    assert loaded.settings == tiny_settings
 
 
 def test_an_unsafe_pickle_is_refused(tmp_path):
