@@ -1,0 +1,317 @@
+"""LVIS and Objects365: their files, what they say more than COCO's, and settings for the wrong one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from codetr_cli.config import DataConfig, Settings, parse_settings
+from codetr_cli.data.annotations import check_kind, read_annotations
+from codetr_cli.data.check import check_dataset
+from codetr_cli.data.coco import build_dataset, find_data
+from codetr_cli.data.layout import LAYOUTS, find_splits, image_name
+from codetr_cli.engine.plan import plan_job
+from codetr_cli.errors import DatasetError
+
+ADDRESS = "http://images.cocodataset.org/"
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((48, 64, 3), 90, np.uint8))
+
+
+def annotation(number: int, image_id: int, category_id: int, **more: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [5, 5, 20, 20],
+        "area": 400.0,
+        "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]],
+    } | more
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def lvis_content(split: str, first_id: int) -> dict[str, Any]:
+    """Four images, one of the other split's folder; class 3 is in one of them, class 2 in none."""
+    other = {"train": "val", "val": "train"}[split]
+    images = [
+        {
+            "id": first_id + i,
+            "coco_url": f"{ADDRESS}{(other if i == 3 else split)}2017/{first_id + i:012d}.jpg",
+            "height": 48,
+            "width": 64,
+            "neg_category_ids": [2],
+            "not_exhaustive_category_ids": [1] if i == 0 else [],
+        }
+        for i in range(4)
+    ]
+    categories = [
+        {"id": 3, "name": "zucchini", "frequency": "r", "synset": "z.n.01", "image_count": 1},
+        {"id": 1, "name": "aerosol_can", "frequency": "f"},
+        {"id": 2, "name": "air_conditioner", "frequency": "c"},
+    ]
+    objects = [annotation(i + 1, first_id + i, 1) for i in range(3)] + [annotation(9, first_id + 1, 3)]
+    return {"images": images, "annotations": objects, "categories": categories}
+
+
+@pytest.fixture
+def lvis(tmp_path: Path) -> Path:
+    root = tmp_path / "lvis"
+    for split, first_id in (("train", 1), ("val", 101)):
+        content = lvis_content(split, first_id)
+        write(root / "annotations" / f"lvis_v1_{split}.json", content)
+        for image in content["images"]:
+            picture(root / image["coco_url"].removeprefix(ADDRESS))
+    return root
+
+
+@pytest.fixture(params=["zhiyuan_objv2_{}.json", "objects365_{}.json"])
+def objects365(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    root = tmp_path / "objects365"
+    second_version = request.param.startswith("zhiyuan")
+    for split in ("train", "val"):
+        names = [f"images/v{1 + i % 2}/patch{i}/objects365_v{1 + i % 2}_{i:08d}.jpg" for i in range(3)]
+        if not second_version:
+            names = [f"obj365_{split}_{i:012d}.jpg" for i in range(3)]
+        images = [{"id": i, "file_name": name, "height": 48, "width": 64, "license": 5} for i, name in enumerate(names)]
+        objects = [annotation(i, i, 365 - i, iscrowd=0, isfake=0, isreflected=0) for i in range(3)]
+        for entry in objects:
+            del entry["segmentation"]
+        # Version 1 lists its categories in another order in either file.
+        categories = [{"id": i, "name": f"class {i}"} for i in np.random.default_rng(len(split)).permutation(365) + 1]
+        content = {"images": images, "annotations": objects, "categories": categories}
+        path = root / "annotations" / request.param.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, default=int))
+        for name in names:
+            picture(root / split / name.removeprefix("images/v1/").removeprefix("images/v2/"))
+    return root
+
+
+def settings_for(root: Path, dataset: str, **data: Any) -> Settings:
+    return parse_settings({"name": "x", "data": {"root": str(root), "dataset": dataset, **data}}, where="test")
+
+
+def test_lvis_says_more_of_images_and_classes(lvis: Path) -> None:
+    annotations = read_annotations(lvis / "annotations" / "lvis_v1_train.json")
+    assert annotations.is_lvis
+    assert annotations.class_names == ["aerosol_can", "air_conditioner", "zucchini"]
+    assert annotations.frequencies == ["f", "c", "r"]
+    assert annotations.neg_category_ids == [[2]] * 4
+    assert annotations.not_exhaustive_category_ids == [[1], [], [], []]
+    assert annotations.file_names[0] == "train2017/000000000001.jpg"
+    assert annotations.iscrowd.tolist() == [0] * 4
+    assert annotations.annotated_images().tolist() == [True, True, True, False]
+
+
+def test_lvis_images_lie_in_the_folders_of_either_split(lvis: Path) -> None:
+    for split in ("train", "val"):
+        dataset = build_dataset(settings_for(lvis, "lvis"), split=split, training=False)
+        assert len(dataset) == 4
+        assert {Path(name).parent.name for name in dataset.file_names} == {"train2017", "val2017"}
+        assert [dataset[i][0].shape[2] for i in range(4)] == [3] * 4
+
+
+def test_rare_classes_are_repeated_and_empty_images_left_out(lvis: Path) -> None:
+    settings = settings_for(lvis, "lvis", filter_empty=True, oversample_threshold=1.0)
+    dataset = build_dataset(settings, split="train", training=True)
+    # Class 3 is in one of three images: the square root of 3, rounded up.
+    assert dataset.image_ids == [1, 2, 2, 3]
+    assert len(dataset) == len(dataset.aspect_flags) == 4
+    assert dataset.load_sample(1).labels.tolist() == dataset.load_sample(2).labels.tolist() == [0, 2]
+    assert dataset.load_sample(3).labels.tolist() == [0]
+    kept = build_dataset(settings_for(lvis, "lvis", oversample_threshold=1.0), split="train", training=True)
+    assert kept.image_ids == [1, 1, 2, 2, 3, 3, 4, 4]
+    # Evaluation looks at every image once.
+    assert build_dataset(settings, split="train", training=False).image_ids == [1, 2, 3, 4]
+
+
+def test_objects365_lies_in_patches(objects365: Path) -> None:
+    for split in ("train", "val"):
+        dataset = build_dataset(settings_for(objects365, "objects365"), split=split, training=False)
+        assert dataset.category_ids == list(range(1, 366))
+        assert dataset.class_names[364] == "class 365"
+        assert [dataset[i][1]["labels"].tolist() for i in range(3)] == [[364], [363], [362]]
+    with pytest.raises(DatasetError, match="none of its 3 usable objects have a segmentation"):
+        build_dataset(
+            settings_for(objects365, "objects365", augmentation="lsj", canvas=64, copy_paste="masks"),
+            split="train",
+            training=True,
+        )
+    boxes = settings_for(objects365, "objects365", augmentation="lsj", canvas=64, copy_paste="boxes")
+    assert build_dataset(boxes, split="train", training=True)[0][0].shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"file_name": "a/b.jpg"}, "a/b.jpg"),
+        ({"file_name": "000.jpg", "coco_url": ADDRESS + "val2017/000.jpg"}, "000.jpg"),
+        ({"coco_url": ADDRESS + "val2017/000.jpg"}, "val2017/000.jpg"),
+        ({"file_name": "images/v2/patch16/x.jpg"}, "patch16/x.jpg"),
+        ({"file_name": "v1/patch0/x.jpg"}, "patch0/x.jpg"),
+        ({"file_name": "images/v2/other/x.jpg"}, "images/v2/other/x.jpg"),
+        ({"file_name": 5}, 5),
+        ({}, None),
+    ],
+)
+def test_names_of_image_files(record: dict[str, Any], name: object) -> None:
+    assert image_name(record) == name
+
+
+def test_a_name_that_is_none_is_refused(lvis: Path) -> None:
+    path = lvis / "annotations" / "lvis_v1_train.json"
+    content = lvis_content("train", 1)
+    del content["images"][2]["coco_url"]
+    write(path, content)
+    with pytest.raises(DatasetError, match=r"images\[2\] has file_name = None"):
+        read_annotations(path)
+    content = lvis_content("train", 1)
+    content["images"][1]["neg_category_ids"] = "2"
+    write(path, content)
+    with pytest.raises(DatasetError, match=r"images\[1\] has neg_category_ids = '2'"):
+        read_annotations(path)
+
+
+# ------------------------------------------------------------------------------------------------------ the wrong one
+
+
+def test_the_wrong_data_set_is_told_in_either_direction(lvis: Path, tiny_coco: Path) -> None:
+    with pytest.raises(DatasetError, match=r"holds LVIS annotations, but the settings are for COCO.*data.dataset=lvis"):
+        build_dataset(settings_for(lvis, "coco"), split="train", training=True)
+    with pytest.raises(DatasetError, match=r"holds COCO annotations, but the settings are for LVIS.*data.dataset=coco"):
+        build_dataset(settings_for(tiny_coco, "lvis"), split="train", training=True)
+    lvis_file, coco_file = lvis / "annotations/lvis_v1_train.json", tiny_coco / "annotations/instances_train2017.json"
+    with pytest.raises(DatasetError, match=r"is an LVIS annotation file.*--set data.dataset=lvis"):
+        build_dataset(
+            settings_for(lvis, "coco", train_annotations=str(lvis_file), train_images=str(lvis)),
+            split="train",
+            training=True,
+        )
+    with pytest.raises(DatasetError, match=r"is not an LVIS annotation file.*--set data.dataset=coco"):
+        build_dataset(
+            settings_for(tiny_coco, "lvis", train_annotations=str(coco_file), train_images=str(tiny_coco)),
+            split="train",
+            training=True,
+        )
+    check_kind(read_annotations(coco_file), "objects365", coco_file)
+
+
+def test_training_says_which_classes_it_learns(lvis: Path, tiny_coco: Path) -> None:
+    job = plan_job(settings_for(tiny_coco, "coco"))
+    (note,) = job.notes
+    assert "x is made for 80 classes" in note
+    assert "has 3" in note
+    assert job.settings.model.num_classes == 3
+    assert plan_job(job.settings).notes == []
+    with pytest.raises(DatasetError, match="is an LVIS annotation file"):
+        plan_job(
+            settings_for(
+                lvis, "coco", train_annotations=str(lvis / "annotations/lvis_v1_train.json"), train_images=str(lvis)
+            )
+        )
+
+
+def test_an_evaluation_takes_the_data_set_that_is_there(lvis: Path, tiny_coco: Path) -> None:
+    paths = find_data(DataConfig(), str(lvis), "val", any_dataset=True)
+    assert paths.annotations_path == lvis / "annotations" / "lvis_v1_val.json"
+    assert find_data(DataConfig(), str(tiny_coco), "val", any_dataset=True).images_dir == tiny_coco / "val2017"
+    with pytest.raises(DatasetError, match="no val data"):
+        find_data(DataConfig(), str(tiny_coco.parent), "val", any_dataset=True)
+
+
+def test_each_data_set_has_its_own_folder(lvis: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match="data/lvis_v1"):
+        find_data(DataConfig(dataset="lvis"), None, "val")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "coco").symlink_to(lvis)  # many keep LVIS's files beside COCO's
+    assert find_data(DataConfig(dataset="lvis"), None, "val").annotations_path.is_file()
+    (tmp_path / "data" / "lvis_v1").symlink_to(lvis)
+    assert find_data(DataConfig(dataset="lvis"), None, "val").images_dir == Path("data/lvis_v1")
+
+
+def test_with_several_in_one_folder_the_settings_decide(lvis: Path) -> None:
+    write(lvis / "annotations" / "instances_val2017.json", {"images": [], "annotations": [], "categories": []})
+    assert find_splits(lvis)[0].dataset == "coco"
+    assert find_splits(lvis, "lvis")[0].dataset == "lvis"
+    assert {split.dataset for split in find_splits(lvis, "objects365")} == {"coco"}
+    assert set(LAYOUTS) == {"coco", "lvis", "objects365"}
+
+
+# -------------------------------------------------------------------------------------------------------------- prepare
+
+
+class Silent:
+    def __init__(self, description: str, total: int | None) -> None:
+        pass
+
+    def __enter__(self) -> Any:
+        return lambda count: None
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
+def test_prepare_says_what_lvis_holds(lvis: Path) -> None:
+    report = check_dataset(lvis, config=DataConfig(), progress=Silent)
+    facts = report.as_json()
+    assert facts["layout"] == "LVIS"
+    assert facts["ok"]
+    assert facts["lists"] == {}
+    assert facts["splits"]["train"]["class_frequencies"] == {"r": 1, "c": 1, "f": 1}
+    assert facts["splits"]["val"]["masks"] == 4
+    kinds = {finding["kind"] for finding in facts["findings"]}
+    assert kinds == {"no_objects_image", "unused_category"}
+    (lvis / "val2017" / "000000000004.jpg").unlink()
+    report = check_dataset(lvis, config=DataConfig(), progress=Silent)
+    (missing,) = [finding for finding in report.findings if finding.severity == "error"]
+    assert (missing.kind, missing.first) == ("missing_file", ["val2017/000000000004.jpg"])
+
+
+def test_prepare_says_what_objects365_holds(objects365: Path) -> None:
+    report = check_dataset(objects365, config=DataConfig(), progress=Silent)
+    facts = report.as_json()
+    assert facts["layout"] == "Objects365"
+    assert facts["ok"], facts["findings"]
+    assert facts["splits"]["train"]["masks"] == 0
+    assert facts["splits"]["train"]["categories"] == 365
+
+
+def test_prepare_names_broken_masks(tiny_coco: Path) -> None:
+    path = tiny_coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    for entry, outline in zip(
+        content["annotations"],
+        [[[1, 2, 3, 4]], {"size": [7, 8], "counts": [56]}, [[1, 2, 3, 4, 5, "6"]], [], None],
+        strict=False,
+    ):
+        entry["segmentation"] = outline
+    path.write_text(json.dumps(content))
+    found = {f.kind: f for f in check_dataset(tiny_coco, config=DataConfig(), progress=Silent).findings}
+    assert found["broken_outline"].count == 3
+    assert "annotation 1 has a broken polygon" in found["broken_outline"].first[0]
+    assert "size [7, 8]" in found["broken_outline"].first[1]
+    assert found["some_outlines_missing"].count == 2
+
+
+def test_prepare_links_each_data_set_where_it_is_looked_for(
+    codetr: Any, lvis: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = codetr("prepare", lvis, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["dataset"]["layout"] == "LVIS"
+    assert Path("data/lvis_v1").resolve() == lvis
+    assert "data.dataset=lvis" in ran.json["next"] or "co_dino_r50_lvis" in ran.json["next"]
