@@ -60,6 +60,14 @@ class SwinConfig(Section):
     drop_path: Fraction = Field(0.2, description="Share of residual branches left out of the last block in training.")
     checkpointing: bool = Field(False, description="Recompute each block in the backward pass to save memory.")
 
+    @model_validator(mode="after")
+    def _divisible(self) -> SwinConfig:
+        for stage, heads in enumerate(self.num_heads):
+            if self.width * 2**stage % heads:
+                channels = self.width * 2**stage
+                raise ValueError(f"the {channels} channels of stage {stage} do not divide by {heads} heads")
+        return self
+
 
 class ViTConfig(Section):
     """A plain transformer with rotary positions, window and global blocks (EVA-02, arXiv 2303.11331); ViT-L."""
@@ -80,6 +88,17 @@ class ViTConfig(Section):
     )
     drop_path: Fraction = Field(0.4, description="Share of residual branches left out of the last block in training.")
     checkpointing: bool = Field(True, description="Recompute each block in the backward pass to save memory.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ViTConfig:
+        if self.width % (4 * self.num_heads):
+            raise ValueError(f"width {self.width} is not divisible by 4 x num_heads {self.num_heads}")
+        if self.global_blocks and max(self.global_blocks) >= self.depth:
+            raise ValueError(f"global_blocks {self.global_blocks} name a block that a depth of {self.depth} has not")
+        for name, size in (("pretrain_size", self.pretrain_size), ("fixed_size", self.fixed_size or 0)):
+            if size % self.patch_size:
+                raise ValueError(f"{name} {size} is not divisible by patch_size {self.patch_size}")
+        return self
 
 
 def _default_kind(table: Any) -> Any:
@@ -201,6 +220,14 @@ class ModelConfig(Section):
         for name, divisor in (("num_heads", self.num_heads), ("norm_groups", self.norm_groups), ("4", 4)):
             if self.embed_dim % divisor:
                 raise ValueError(f"embed_dim {self.embed_dim} is not divisible by {name} {divisor}")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_of_the_pyramid(self) -> ModelConfig:
+        if self.backbone.kind == "vit" and (self.finest_stride, self.num_levels) != (4, 5):
+            raise ValueError(
+                f"a vit has maps of finest_stride 4 and num_levels 5, not {self.finest_stride} and {self.num_levels}"
+            )
         return self
 
 

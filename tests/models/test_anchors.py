@@ -45,8 +45,8 @@ def test_decoding_limits_growth_and_clips():
 
 def test_regions_are_pooled_from_the_map_that_suits_their_size():
     head = RoiHead(
-        dim=1, num_classes=1, strides=[4, 8], fc_dim=4, output_size=2, finest_scale=56,
-        target_stds=(0.1,) * 4, nms_iou=0.5, max_detections=5,
+        dim=1, num_classes=1, strides=[4, 8], num_convs=0, num_fcs=2, fc_dim=4, norm_groups=1, class_agnostic=False,
+        output_size=2, finest_scale=56, target_stds=(0.1,) * 4, nms="hard", nms_iou=0.5, max_detections=5,
     )  # fmt: skip
     maps = [torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 32, 32), 2.0)]
     boxes = torch.tensor([[0.0, 0, 50, 50], [0, 0, 120, 120], [0, 0, 250, 250]])
@@ -55,6 +55,6 @@ def test_regions_are_pooled_from_the_map_that_suits_their_size():
 
 def test_suppression_is_within_each_class_and_drops_scores_of_zero():
     boxes = torch.tensor([[0.0, 0, 9, 9]]).expand(4, 4)
-    found = suppress(Detections(boxes, torch.tensor([0.2, 0.9, 0.0, 0.1]), torch.tensor([0, 1, 2, 0])), 0.5, 10)
+    found = suppress(Detections(boxes, torch.tensor([0.2, 0.9, 0.0, 0.1]), torch.tensor([0, 1, 2, 0])), "hard", 0.5, 10)
     assert found.labels.tolist() == [1, 0]
     assert found.scores.tolist() == pytest.approx([0.9, 0.2])

@@ -1,0 +1,150 @@
+"""What the auxiliary heads' settings change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from codetr_cli.losses.aux_heads import roi_step
+from codetr_cli.losses.draws import Draws
+from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas
+from codetr_cli.models.aux_heads.roi import RoiHead, suppress
+from codetr_cli.models.aux_heads.rpn import RpnHead
+from codetr_cli.models.postprocess import Detections
+from codetr_cli.ops import nms
+
+
+def roi_head(**changes):
+    torch.manual_seed(0)
+    sizes = {
+        "dim": 8,
+        "num_classes": 3,
+        "strides": [4, 8],
+        "num_convs": 2,
+        "num_fcs": 1,
+        "fc_dim": 16,
+        "norm_groups": 4,
+        "class_agnostic": True,
+        "output_size": 3,
+        "finest_scale": 56,
+        "target_stds": (0.05, 0.05, 0.1, 0.1),
+        "nms": "soft",
+        "nms_iou": 0.5,
+        "max_detections": 10,
+    }
+    return RoiHead(**{**sizes, **changes}).eval()
+
+
+def maps():
+    torch.manual_seed(1)
+    return [torch.randn(2, 8, 32, 32), torch.randn(2, 8, 16, 16)]
+
+
+PROPOSALS = [
+    (torch.tensor([[4.0, 4, 60, 60], [30, 30, 120, 110], [0, 50, 40, 128]]), torch.ones(3)),
+    (torch.tensor([[64.0, 0, 128, 64]]), torch.ones(1)),
+]
+
+
+def test_convolutions_come_before_the_shared_layers():
+    head = roi_head()
+    pooled = torch.randn(5, 8, 3, 3)
+    x = pooled
+    for conv in head.convs:
+        x = conv.norm(conv.conv(x)).relu()
+    shared = head.fcs[0](x.flatten(1)).relu()
+    logits, deltas = head(pooled)
+    torch.testing.assert_close(logits, head.class_head(shared))
+    torch.testing.assert_close(deltas, head.box_head(shared))
+    assert (logits.shape, deltas.shape) == ((5, 4), (5, 4))
+    assert all(conv.conv.bias is None for conv in head.convs)
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_deltas_of_a_class(class_agnostic):
+    deltas = torch.arange(24.0).view(2, 12)[:, : 4 if class_agnostic else 12]
+    own = roi_head(class_agnostic=class_agnostic).deltas_of(deltas, torch.tensor([2, 1]))
+    expected = [[0, 1, 2, 3], [12, 13, 14, 15]] if class_agnostic else [[8, 9, 10, 11], [16, 17, 18, 19]]
+    assert own.tolist() == expected
+
+
+def test_agnostic_boxes_are_those_of_every_class():
+    """A class-specific head whose boxes say the same for every class detects and learns what the agnostic one does."""
+    agnostic, specific = roi_head(nms="hard"), roi_head(nms="hard", class_agnostic=False)
+    specific.load_state_dict(
+        {
+            **agnostic.state_dict(),
+            "box_head.weight": agnostic.box_head.weight.repeat(3, 1),
+            "box_head.bias": agnostic.box_head.bias.repeat(3),
+        }
+    )
+    sizes = [(128, 128), (128, 128)]
+    for ours, theirs in zip(
+        agnostic.detect(maps(), PROPOSALS, sizes), specific.detect(maps(), PROPOSALS, sizes), strict=True
+    ):
+        torch.testing.assert_close(ours.boxes, theirs.boxes)
+        assert torch.equal(ours.labels, theirs.labels)
+    targets = [
+        {"boxes": torch.tensor([[6.0, 6, 58, 62], [32, 28, 118, 112]]), "labels": torch.tensor([2, 0])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+    ]
+    steps = [roi_step(head, maps(), PROPOSALS, targets, samples=8, draws=Draws()) for head in (agnostic, specific)]
+    torch.testing.assert_close(steps[0].box_loss, steps[1].box_loss)
+    assert float(steps[0].box_loss.detach()) > 0
+    for step in steps:
+        step.box_loss.backward()
+    specific_grad = specific.box_head.weight.grad.view(3, 4, -1)
+    torch.testing.assert_close(agnostic.box_head.weight.grad, specific_grad.sum(0))
+
+
+def test_boxes_are_decoded_with_the_heads_own_scale():
+    boxes = torch.tensor([[0.0, 0, 100, 100]])
+    moved = decode_deltas(boxes, torch.tensor([[2.0, 0, 0, 0]]), (0.05, 0.05, 0.1, 0.1))
+    assert moved.tolist() == [[10, 0, 110, 100]]
+
+
+def candidates(count):
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 60
+    side = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 40 + 5
+    scores = torch.rand(count, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (count,), generator=generator)
+    return Detections(torch.cat([corner, corner + side], 1), scores, labels)
+
+
+def test_soft_suppression_label_after_label_finds_the_same(monkeypatch):
+    found = suppress(candidates(300), "soft", 0.5, 60)
+    monkeypatch.setattr(nms, "ONE_BY_ONE_FROM", 300)
+    each = suppress(candidates(300), "soft", 0.5, 60)
+    torch.testing.assert_close(each.scores, found.scores)
+    torch.testing.assert_close(each.boxes, found.boxes)
+    assert torch.equal(each.labels, found.labels)
+    assert len(each) == 60
+    assert not torch.equal(found.scores, candidates(300).scores.sort(descending=True)[0][:60])
+
+
+def test_label_after_label_each_keeps_its_best(monkeypatch):
+    """As in mmcv: the lowest score is asked of what was decayed by a pick, not of the first pick itself."""
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [50, 50, 60, 60]])
+    scores, labels = torch.tensor([0.9, 0.8, 1e-5]), torch.tensor([0, 0, 1])
+    assert nms.batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)[0].tolist() == [0]
+    monkeypatch.setattr(nms, "ONE_BY_ONE_FROM", 3)
+    assert nms.batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)[0].tolist() == [0, 2]
+
+
+def test_the_rpn_selects_otherwise_in_detection():
+    torch.manual_seed(0)
+    head = RpnHead(
+        dim=4,
+        anchors=AnchorGrid(strides=[8, 16], scales=[2.0], ratios=[0.5, 1.0, 2.0]),
+        pre_nms_train=50,
+        pre_nms_test=100,
+        num_proposals_train=20,
+        num_proposals_test=60,
+        nms_iou_train=0.3,
+        nms_iou_test=0.9,
+    )
+    features = [torch.randn(1, 4, 12, 12), torch.randn(1, 4, 6, 6)]
+    (train_boxes, _), (test_boxes, _) = (head.train(mode).propose(features, [(96, 96)])[0] for mode in (True, False))
+    assert len(train_boxes) == 20
+    assert len(test_boxes) == 60
