@@ -12,9 +12,8 @@ from codetr_cli.commands._options import JsonOption, QuietOption
 from codetr_cli.commands._weights import byte_progress
 
 if TYPE_CHECKING:
-    from codetr_cli.weights.door import PublishedWeights
     from codetr_cli.weights.download import Remote
-    from codetr_cli.weights.pretrained import PretrainedBackbone
+    from codetr_cli.weights.sources import PretrainedBackbone, PublishedWeights
 
 
 def download(
@@ -42,13 +41,11 @@ def download(
     console.set_mode(json=json_output, quiet=quiet)
     from codetr_cli.config import load_preset, nearest, preset_names
     from codetr_cli.errors import ConfigError
-    from codetr_cli.weights.pretrained import BACKBONES
+    from codetr_cli.weights.sources import BACKBONES, published_weights
 
     if name in BACKBONES:
         _download_backbone(BACKBONES[name], url, force=force, dry_run=dry_run)
     elif name in preset_names() or name.endswith(".toml"):
-        from codetr_cli.weights.door import published_weights
-
         _download_preset(published_weights(load_preset(name), url=url), force=force, dry_run=dry_run)
     else:
         choices = [*preset_names(), *BACKBONES]
@@ -57,11 +54,7 @@ def download(
 
 def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> None:
     """Fetches the published file and converts it."""
-    from codetr_cli.commands.convert import model_shapes
     from codetr_cli.errors import CheckpointError
-    from codetr_cli.weights.checkpoint import load_checkpoint
-    from codetr_cli.weights.door import convert_preset, is_current
-    from codetr_cli.weights.download import fetch, verify
 
     source, name = place.preset.source, place.preset.name
     facts: dict[str, Any] = {
@@ -85,6 +78,11 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
         console.result(f"{name}: the weights {done if place.remote or place.ready else 'must be fetched by hand'}.")
         console.result_json({**facts, "there": place.ready, "downloaded": False, "converted": False})
         return
+    from codetr_cli.commands.convert import model_shapes
+    from codetr_cli.weights.checkpoint import load_checkpoint
+    from codetr_cli.weights.door import convert_preset, is_current
+    from codetr_cli.weights.download import fetch, verify
+
     if place.converted.is_file() and is_current(place.converted) and not force:
         load_checkpoint(place.converted)  # verifies it bit by bit
         console.result(f"{name} is there already: {place.converted}")

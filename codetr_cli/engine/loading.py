@@ -22,8 +22,9 @@ from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.weights.carry import load_into
 from codetr_cli.weights.classes import COCO_CATEGORIES
 from codetr_cli.weights.convert import NOTES
-from codetr_cli.weights.door import open_weights, preset_weights, published_weights, resolve_weights
+from codetr_cli.weights.door import open_weights, preset_weights, resolve_weights
 from codetr_cli.weights.download import is_url
+from codetr_cli.weights.sources import published_weights
 
 WEIGHTS_NAME = "model.safetensors"
 PREFERRED = ("best", "last", "previous")

@@ -39,7 +39,8 @@ from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.lean import lean_for_inference
 from codetr_cli.weights.carry import load_into
 from codetr_cli.weights.door import open_weights
-from codetr_cli.weights.pretrained import find_backbone, load_backbone, pretrained_name
+from codetr_cli.weights.pretrained import find_backbone, load_backbone
+from codetr_cli.weights.sources import pretrained_name
 
 LOCK_PATIENCE_S = 20.0  # processes of a killed launcher save before they leave
 
@@ -340,6 +341,8 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
                 training.stop.number,
             )
 
+    said: list[str] = []
+
     def score() -> dict[str, float]:
         training.report.evaluating(0, share)
         result = evaluate(
@@ -358,6 +361,9 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
         )
         if result.protocol is not None:
             training.run.event(f"evaluated: {result.protocol}")
+            if not said:  # the same at every evaluation of a run
+                said.append(str(result.protocol))
+                training.report.note(f"Protocol of the AP: {result.protocol}.")
         return result.metrics
 
     return score

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,60 +24,9 @@ from codetr_cli.weights.checkpoint import (
 )
 from codetr_cli.weights.convert import Conversion, convert_file
 from codetr_cli.weights.download import Progress, Remote, cache_dir, fetch, is_url
+from codetr_cli.weights.sources import PublishedWeights, published_weights
 
 ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
-CONVERTED_NAME = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class PublishedWeights:
-    """Where a preset's published weights are in the world and on this disk.
-
-    Args:
-        preset: the preset's settings.
-        file: the published file's place on this disk.
-        converted: its conversion's place.
-        remote: the file's address and what is known of it; None when no address gives the file itself.
-    """
-
-    preset: Settings
-    file: Path
-    converted: Path
-    remote: Remote | None
-
-    @property
-    def known(self) -> bool:
-        """Whether anybody has published weights for this preset."""
-        source = self.preset.source
-        return any(value is not None for value in (source.url, source.page, source.filename, source.sha256))
-
-    @property
-    def ready(self) -> bool:
-        """Whether the weights are on this disk."""
-        return self.converted.is_file() or self.file.is_file()
-
-
-def published_weights(settings: Settings, *, url: str | None = None) -> PublishedWeights:
-    """The place of a preset's weights.
-
-    Args:
-        settings: the preset.
-        url: another address than the preset's.
-
-    Raises:
-        ConfigError: the address is none.
-    """
-    source = settings.source
-    address = url or source.url
-    name = source.filename
-    remote = None
-    if address is not None:
-        remote = Remote.at(address, filename=source.filename, bytes=source.bytes, sha256=source.sha256)
-        name = remote.filename
-    if name is None:
-        name = f"{Path(source.config).stem if source.config else settings.name}.pth"
-    folder = cache_dir() / "presets" / settings.name
-    return PublishedWeights(settings, folder / Path(name).name, folder / CONVERTED_NAME, remote)
 
 
 def resolve_weights(text: str | Path, *, progress: Progress | None = None) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codetr_cli.config import ResNetConfig, Settings, SwinConfig, ViTConfig
+from codetr_cli.config import Settings
 from codetr_cli.errors import CheckpointError
 from codetr_cli.weights.carry import check_entries, shape_text
 from codetr_cli.weights.checkpoint import is_safetensors, load_checkpoint, read_metadata, read_safetensors
 from codetr_cli.weights.door import open_weights, resolve_weights
-from codetr_cli.weights.download import Progress, Remote, cache_dir
+from codetr_cli.weights.download import Progress
 from codetr_cli.weights.names import drop_reason, to_ours
 from codetr_cli.weights.pickles import read_pickle
+from codetr_cli.weights.sources import BACKBONES, pretrained_name
 
 PREFIX = "backbone."
 SECTIONS = ("model", "module", "state_dict")
@@ -38,93 +38,6 @@ LEFT_OUT = re.compile(
 ADDED = re.compile(r"backbone\.(norm\d|out_norm)\.(weight|bias)")
 POSITIONS, PATCHES = "backbone.pos_embed", "backbone.patch_embed.proj.weight"
 PARTS_OF_DETECTORS = ("query_head.", "class_heads.", "encoder.")
-
-
-@dataclass(frozen=True)
-class PretrainedBackbone:
-    """A published backbone.
-
-    Args:
-        name: what a person calls it.
-        title: what it is, for people.
-        url: address of the file.
-        licence: of the weights.
-        bytes: size of the file; None when not known.
-        sha256: of the file; None when not known.
-    """
-
-    name: str
-    title: str
-    url: str
-    licence: str
-    bytes: int | None = None
-    sha256: str | None = None
-
-    @property
-    def file(self) -> Path:
-        """Its place on this disk."""
-        return cache_dir() / "backbones" / self.remote().filename
-
-    def remote(self, url: str | None = None) -> Remote:
-        """The file and what is known of it, at its own or another address."""
-        published = Remote.at(self.url, bytes=self.bytes, sha256=self.sha256)
-        return Remote.at(url or self.url, filename=published.filename, bytes=self.bytes, sha256=published.sha256)
-
-
-_SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
-
-# The files that the published configs start from; Swin-B and -L at 384 pixels and 12 x 12 windows.
-BACKBONES = {
-    backbone.name: backbone
-    for backbone in (
-        PretrainedBackbone(
-            "resnet50",
-            "ResNet-50 of torchvision, ImageNet-1k",
-            "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-            "BSD-3-Clause (torchvision)",
-            bytes=102_530_333,
-            sha256="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
-        ),
-        PretrainedBackbone(
-            "swin_t", "Swin-T of Microsoft, ImageNet-1k", _SWIN + "swin_tiny_patch4_window7_224.pth", "MIT"
-        ),
-        PretrainedBackbone(
-            "swin_s", "Swin-S of Microsoft, ImageNet-1k", _SWIN + "swin_small_patch4_window7_224.pth", "MIT"
-        ),
-        PretrainedBackbone(
-            "swin_b", "Swin-B of Microsoft, ImageNet-22k", _SWIN + "swin_base_patch4_window12_384_22k.pth", "MIT"
-        ),
-        PretrainedBackbone(
-            "swin_l", "Swin-L of Microsoft, ImageNet-22k", _SWIN + "swin_large_patch4_window12_384_22k.pth", "MIT"
-        ),
-        PretrainedBackbone(
-            "eva02_l",
-            "EVA-02 L of BAAI, Merged-38M, patches of 16",
-            "https://huggingface.co/Yuxin-CV/EVA-02/resolve/main/eva02/pt/eva02_L_pt_m38m_p14to16.pt",
-            "MIT",
-        ),
-    )
-}
-
-
-def pretrained_name(settings: Settings) -> str | None:
-    """The pretrained backbone that belongs to these settings; None when nobody has published one of these sizes."""
-    backbone = settings.model.backbone
-    if isinstance(backbone, ResNetConfig):
-        sizes: tuple[Any, ...] = (backbone.norm, backbone.block, backbone.width, backbone.layers)
-        return "resnet50" if sizes == ("frozen_batch", "bottleneck", 64, (3, 4, 6, 3)) else None
-    if isinstance(backbone, SwinConfig):
-        deep, shallow = (2, 2, 18, 2), (2, 2, 6, 2)
-        known = {
-            (96, shallow, 7): "swin_t",
-            (96, deep, 7): "swin_s",
-            (128, deep, 12): "swin_b",
-            (192, deep, 12): "swin_l",
-        }
-        return known.get((backbone.width, backbone.layers, backbone.window_size))
-    assert isinstance(backbone, ViTConfig)
-    sizes = (backbone.width, backbone.depth, backbone.num_heads, backbone.hidden_dim)
-    return "eva02_l" if sizes == (1024, 24, 16, 2730) else None
 
 
 def find_backbone(settings: Settings, *, progress: Progress | None = None) -> Path | None:

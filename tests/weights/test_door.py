@@ -14,8 +14,9 @@ from codetr_cli.config import load_preset, parse_settings, to_toml
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
 from codetr_cli.weights import door
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
-from codetr_cli.weights.door import open_weights, preset_weights, published_weights, resolve_weights
+from codetr_cli.weights.door import open_weights, preset_weights, resolve_weights
 from codetr_cli.weights.download import cache_dir
+from codetr_cli.weights.sources import published_weights
 from tests.weights.published import published_state, raw_state, small_settings
 from tests.weights.server import serve
 
