@@ -271,7 +271,6 @@ def _report(
     assert protocol is not None
     published = find_published(
         loaded.settings,
-        loaded.postprocess,
         tta=tta,
         precision=protocol.precision,
         split=protocol.split,

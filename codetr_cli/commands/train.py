@@ -172,7 +172,8 @@ class _Display:
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
         metrics = line["metrics"]
-        shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in metrics)
+        names = [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in metrics]
+        shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
         self.note(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
 
     def leave(self) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 SIZE_INCHES = (8.0, 4.5)
 DPI = 110
-SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP")
 
 
 def draw_plots(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:

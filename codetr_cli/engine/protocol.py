@@ -111,7 +111,8 @@ def describe_views(augmentation: Augmentation) -> str:
     """The views of test-time augmentation in words."""
     sizes = list(dict.fromkeys(view.size for view in augmentation.views))
     mirrored = ", each also mirrored" if any(view.flip for view in augmentation.views) else ""
-    return f"TTA of {len(augmentation.views)} views ({', '.join(sizes)}{mirrored})"
+    count = "1 view" if len(augmentation.views) == 1 else f"{len(augmentation.views)} views"
+    return f"TTA of {count} ({', '.join(sizes)}{mirrored})"
 
 
 # ---------------------------------------------------------------------------------------------------------- publication
@@ -155,7 +156,6 @@ class Published:
 
 def find_published(
     settings: Settings,
-    postprocess: PostProcess,
     *,
     tta: bool,
     precision: str,
@@ -167,7 +167,6 @@ def find_published(
 
     Args:
         settings: of the evaluation.
-        postprocess: as used.
         tta: whether test-time augmentation was used.
         precision: of the network's arithmetic.
         split: "val", or the name of an annotation file.

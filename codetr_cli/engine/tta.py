@@ -114,7 +114,8 @@ def build_augmentation(settings: Settings) -> Augmentation:
     A network that sees squares of one size only (fixed rotary positions) has no other sizes: it is left with mirroring.
     """
     test = settings.test
-    sizes = [_at_scale(test, scale, settings.data.pad_divisor) for scale in sorted(set(test.tta_scales))]
+    sizes = [_at_scale(test, scale, settings.data.pad_divisor) for scale in test.tta_scales]
+    sizes.sort(key=lambda size: size.canvas or size.short_side)
     if getattr(settings.model.backbone, "fixed_size", None) is not None:
         sizes = [test]
     unique = {size_text(size): build_transforms(settings.data, size, train=False) for size in sizes}

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+
+from codetr_cli.config import Settings, apply_overrides, load_preset
+from codetr_cli.engine.protocol import Protocol, Published, counting, describe_protocol, expects_masks, find_published
+from codetr_cli.engine.tta import build_augmentation
+from codetr_cli.models.build import build_postprocess
+
+
+def describe(settings: Settings, *, tta: bool = False, lvis: bool = False, masks: bool = False) -> Protocol:
+    metrics, convention = counting(lvis=lvis, masks=masks)
+    return describe_protocol(
+        settings,
+        build_postprocess(settings.test),
+        augmentation=build_augmentation(settings) if tta else None,
+        precision="fp32",
+        split="val",
+        images=5000,
+        metrics=metrics,
+        engine="hotcoco 1.3.0",
+        convention=convention,
+    )
+
+
+def test_one_line_says_everything():
+    text = str(describe(load_preset("co_dino_r50")))
+    for part in (
+        "single scale 800x1333",
+        "soft-NMS at IoU 0.8 over num_queries",
+        "up to 300 detections per image",
+        "decoder head",
+        "fp32",
+        "val, 5000 images",
+        "COCO box metrics by hotcoco 1.3.0",
+        "100 detections",
+    ):
+        assert part in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (['test.nms="none"', "test.short_side=640"], "640x1333, no NMS"),
+        (['test.nms="hard"', "test.nms_iou=0.7"], ", NMS at IoU 0.7"),
+        (["test.canvas=1024"], "single scale 1024x1024 padded"),
+        (["test.head=atss"], "with that head's own NMS, atss head"),
+    ],
+)
+def test_it_follows_the_settings(overrides, expected):
+    assert expected in str(describe(load_preset("co_dino_r50", overrides)))
+
+
+def test_views_are_named_and_how_they_are_merged():
+    text = str(describe(load_preset("co_dino_r50"), tta=True))
+    assert "TTA of 6 views (600x1000, 800x1333, 1000x1666, each also mirrored), merged by soft-NMS at IoU 0.8" in text
+    assert "single scale" not in text
+    one = load_preset("co_dino_r50", ["test.tta_scales=[640]", "test.tta_flip=false", "test.head=roi"])
+    assert "TTA of 1 view (640x1066), with that head's own NMS, merged by" in str(describe(one, tta=True))
+
+
+def test_lvis_has_other_columns():
+    text = str(describe(load_preset("co_dino_r50_lvis"), lvis=True, masks=True))
+    assert "LVIS box and mask metrics" in text
+    assert "300 best detections of an image over all classes" in text
+
+
+def find(settings: Settings, *, images: int = 5000, **changes) -> Published | None:
+    facts = {"tta": False, "precision": "fp32", "split": "val", "trained": True, **changes}
+    return find_published(settings, images=images, **facts)
+
+
+def test_the_same_protocol_is_compared():
+    published = find(load_preset("co_dino_r50"))
+    assert published.differences == []
+    assert published.as_dict() == {"box_ap": 52.1, "mask_ap": None, "differences": [], "comparable": True}
+    text = published.sentence({"AP": 0.5231})
+    assert "box AP 52.1 published, 52.3 here (+0.2)" in text
+    lvis = find(load_preset("co_dino_vit_l_inst_lsj_lvis"), images=19809, split="lvis_v1_val")
+    text = lvis.sentence({"AP": 0.673, "mask_AP": 0.6})
+    assert "box AP 67.3 published, 67.3 here (+0.0), mask AP 60.7 published, 60.0 here (-0.7)" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "expected"),
+    [
+        (["test.short_side=640"], {}, "test.short_side is 640 instead of 800"),
+        (["test.nms=none"], {}, "test.nms is none instead of soft"),
+        (["test.canvas=1024"], {}, "test.canvas is 1024 instead of unset"),
+        ([], {"images": 79}, "79 images of val instead of the 5,000 of COCO val2017"),
+        ([], {"split": "train"}, "5000 images of train"),
+        ([], {"precision": "bf16"}, "bf16 instead of fp32"),
+        ([], {"tta": True}, "test-time augmentation instead of a single scale"),
+        ([], {"trained": False}, "random weights"),
+    ],
+)
+def test_another_protocol_is_told(overrides, changes, expected):
+    published = find(load_preset("co_dino_r50", overrides), **changes)
+    assert [expected in difference for difference in published.differences] == [True]
+    text = published.sentence({"AP": 0.5})
+    assert text.startswith("Not comparable with the published box AP 52.1: ")
+    assert "50.0" not in text
+    assert not published.as_dict()["comparable"]
+
+
+def test_published_numbers_with_unpublished_views_are_told_apart():
+    published = find(load_preset("co_dino_vit_l"), tta=True)
+    assert "65.9 by views that were not published" in published.differences[0]
+
+
+def test_nothing_published_is_nothing_said(tiny_settings):
+    assert find(tiny_settings) is None
+    assert find(load_preset("co_dino_tiny")) is None
+    assert find(load_preset("co_dino_r50", ["model.num_classes=3"])) is None  # fine-tuned on other classes
+
+
+def test_which_networks_draw_masks():
+    inst = load_preset("co_dino_vit_l_inst")
+    assert expects_masks(inst, build_postprocess(inst.test))
+    assert not expects_masks(inst, build_postprocess(apply_overrides(inst, ["test.head=atss"]).test))
+    roi = load_preset("co_deformable_mask_r50", ["test.head=roi"])
+    assert expects_masks(roi, build_postprocess(roi.test))
+    plain = load_preset("co_dino_r50")
+    assert not expects_masks(plain, build_postprocess(plain.test))
