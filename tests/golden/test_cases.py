@@ -49,6 +49,25 @@ def test_small_case(folder: Path) -> None:
         pytest.param("co_dino_r50_train", marks=pytest.mark.slow),
         pytest.param("co_dino_r50_train_all_empty", marks=pytest.mark.slow),
         pytest.param("co_dino_r50_9enc_eval", marks=pytest.mark.slow),
+        "co_deformable_r50_eval",
+        "co_deformable_r50_init",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "co_deformable_r50_train",
+                "co_deformable_r50_train_empty",
+                "co_deformable_r50_train_all_empty",
+                "co_deformable_swin_t_eval",
+                "co_deformable_swin_l_900q_eval",
+                "co_deformable_mask_r50_eval",
+                "co_deformable_mask_r50_train",
+                "co_dino_swin_l_eval",
+                "co_dino_vit_l_eval",
+                "co_dino_vit_l_eval_b2",
+                "co_dino_vit_l_inst_eval",
+                "co_dino_vit_l_inst_train",
+            )
+        ),
     ],
 )
 def test_shared_case(name: str) -> None:
