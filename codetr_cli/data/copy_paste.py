@@ -6,14 +6,13 @@ one size. Shape letters: G objects of an image, h w the canvas' height and width
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
 import numpy as np
 
-from codetr_cli.data.masks import Block, Masks
+from codetr_cli.data.masks import Masks
 from codetr_cli.data.transforms import Sample
 
 
@@ -95,14 +94,14 @@ class CopyPaste:
         return np.flatnonzero((areas > 0) & (areas <= self.LARGEST * height * width))
 
     def _by_boxes(self, destination: Sample, source: Sample, selected: np.ndarray) -> Sample:
-        covered = _rectangles(source.select(selected)).union()
+        covered = Masks.from_boxes(source.boxes[selected], source.size).union()
         others = np.setdiff1d(np.arange(len(source.labels)), selected)
         along = self._what_is_seen(source.select(others), 1 - covered)
         return _composed(self._what_is_seen(destination, covered), _joined(source.select(selected), along), covered)
 
     def _what_is_seen(self, sample: Sample, hidden: np.ndarray) -> Sample:
         """The objects at least half of whose box is outside `hidden` (h, w), with the boxes of what is seen of them."""
-        rectangles = _rectangles(sample)
+        rectangles = Masks.from_boxes(sample.boxes, sample.size)
         left, areas = rectangles.without(hidden), rectangles.areas()
         seen = left.areas()
         boxes = np.where((seen == areas)[:, None], sample.boxes, left.tight_boxes())
@@ -128,12 +127,3 @@ def _joined(first: Sample, second: Sample) -> Sample:
         area=np.concatenate([first.area, second.area]),
         masks=masks,
     )
-
-
-def _rectangles(sample: Sample) -> Masks:
-    """Every pixel that a box touches, as if it were a mask."""
-    blocks = []
-    for x1, y1, x2, y2 in sample.boxes.tolist():
-        top, left = math.floor(y1), math.floor(x1)
-        blocks.append(Block(top, left, np.ones((math.ceil(y2) - top, math.ceil(x2) - left), np.uint8)))
-    return Masks(blocks, sample.size)

@@ -61,6 +61,15 @@ class Masks:
         blocks = [_shrunk(bitmap.astype(np.uint8)) for bitmap in bitmaps != 0]
         return cls(blocks, (bitmaps.shape[1], bitmaps.shape[2]))
 
+    @classmethod
+    def from_boxes(cls, boxes: np.ndarray, size: Size) -> Masks:
+        """Every pixel that a box touches, for boxes (G, 4) xyxy within the image."""
+        blocks = []
+        for x1, y1, x2, y2 in boxes.tolist():
+            top, left = math.floor(y1), math.floor(x1)
+            blocks.append(Block(top, left, np.ones((math.ceil(y2) - top, math.ceil(x2) - left), np.uint8)))
+        return cls(blocks, size)
+
     def __len__(self) -> int:
         return len(self._blocks)
 

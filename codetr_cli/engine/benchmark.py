@@ -195,7 +195,9 @@ class TrainingRun:
     def __init__(self, model: CoDETR, settings: Settings, plan: Plan) -> None:
         self.model, self.settings, self.plan = model.train(), settings, plan
         num_classes = settings.model.num_classes
-        batch = synthetic_batch(plan.size, plan.batch, objects=plan.objects, num_classes=num_classes)
+        batch = synthetic_batch(
+            plan.size, plan.batch, objects=plan.objects, num_classes=num_classes, masks=settings.learns_masks
+        )
         self.batch = batch.to(plan.device)
         self.images = normalize(self.batch.images, self.batch.padding_mask, settings.data.mean, settings.data.std)
         self.dtype = autocast_dtype(plan.precision, plan.device)

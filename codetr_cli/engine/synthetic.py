@@ -15,6 +15,7 @@ from torch import nn
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, collate, normalize
 from codetr_cli.data.images import read_image
+from codetr_cli.data.masks import Masks
 from codetr_cli.data.transforms import AnyTransform, Sample
 from codetr_cli.engine.clocks import seconds_of
 
@@ -22,7 +23,9 @@ SOURCE_SHORT_SIDE = 480
 """Short side of the photograph that the data stage reads; most of COCO's have 427 or 480."""
 
 
-def synthetic_batch(size: tuple[int, int], images: int, *, objects: int, num_classes: int = 1) -> Batch:
+def synthetic_batch(
+    size: tuple[int, int], images: int, *, objects: int, num_classes: int = 1, masks: bool = False
+) -> Batch:
     """Images without padding, with random objects of at least 8 pixels.
 
     Args:
@@ -30,6 +33,7 @@ def synthetic_batch(size: tuple[int, int], images: int, *, objects: int, num_cla
         images: how many.
         objects: boxes in each image.
         num_classes: labels are below.
+        masks: the objects have masks too, which fill their boxes.
     """
     height, width = size
     generator = np.random.default_rng(0)
@@ -38,12 +42,14 @@ def synthetic_batch(size: tuple[int, int], images: int, *, objects: int, num_cla
     for image_id in range(images):
         corner = generator.random((objects, 2)) * np.array([width, height]) * 0.5
         sides = 8 + generator.random((objects, 2)) * np.array([width, height]) * 0.4
+        boxes = np.concatenate([corner, np.minimum(corner + sides, [width, height])], axis=1).astype(np.float32)
         sample = Sample(
             image=image,
-            boxes=np.concatenate([corner, np.minimum(corner + sides, [width, height])], axis=1).astype(np.float32),
+            boxes=boxes,
             labels=generator.integers(0, num_classes, objects),
             iscrowd=np.zeros(objects, np.int64),
             area=sides.prod(axis=1).astype(np.float32),
+            masks=Masks.from_boxes(boxes, size) if masks else None,
         )
         samples.append((image, sample.to_target(image_id=image_id, orig_size=size, pad_divisor=1)))
     return collate(samples)

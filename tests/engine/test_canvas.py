@@ -1,0 +1,93 @@
+"""Test images on a square canvas (`test.canvas`): evaluation, prediction and benchmark agree on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.loader import build_eval_loader
+from codetr_cli.data.transforms import GREY
+from codetr_cli.engine.evaluator import evaluate, run_detector
+from codetr_cli.engine.predictor import Detector
+from codetr_cli.engine.synthetic import synthetic_batch
+from codetr_cli.models.postprocess import PostProcess
+from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, Oracle, write_checkpoint
+
+
+@pytest.fixture
+def on_canvas(tiny_settings: Settings) -> Settings:
+    return apply_overrides(tiny_settings, ["test.canvas=128"])
+
+
+def test_batches_are_squares_without_padding_mask(on_canvas: Settings, tiny_coco: Path) -> None:
+    dataset = build_dataset(on_canvas, split="train", training=False, data=str(tiny_coco))
+    batches = list(build_eval_loader(dataset, batch_size=2, workers=0))
+    assert [tuple(batch.images.shape) for batch in batches] == [(2, 3, 128, 128)] * 2
+    for batch in batches:
+        assert not batch.padding_mask.any()
+        for image, target in zip(batch.images, batch.targets, strict=True):
+            assert target["size"] == target["norm_size"] == target["pad_size"] == (128, 128)
+            height, width = (
+                round(side * factor)
+                for side, factor in zip(target["orig_size"], target["scale_factor"][::-1], strict=True)
+            )
+            assert max(height, width) == 128
+            assert (image[:, height:] == GREY).all()
+            assert (image[:, :, width:] == GREY).all()
+
+
+def test_detections_come_back_in_pixels_of_the_file(on_canvas: Settings, tiny_coco: Path) -> None:
+    dataset = build_dataset(on_canvas, split="train", training=False, data=str(tiny_coco))
+    result = evaluate(
+        Oracle(),
+        PostProcess(),
+        build_eval_loader(dataset, batch_size=2, workers=0),
+        settings=on_canvas,
+        class_names=CLASS_NAMES,
+        category_ids=CATEGORY_IDS,
+        annotations_path=tiny_coco / "annotations" / "instances_train2017.json",
+        device=torch.device("cpu"),
+    )
+    assert result.metrics["AP"] == pytest.approx(1.0)
+
+
+def test_prediction_equals_evaluation(on_canvas: Settings, tiny_coco: Path, tmp_path: Path) -> None:
+    detector = Detector.load(write_checkpoint(tmp_path / "model.safetensors", on_canvas))
+    dataset = build_dataset(on_canvas, split="train", training=False, data=str(tiny_coco))
+    share, _ = run_detector(
+        detector.loaded.model,
+        detector.loaded.postprocess,
+        build_eval_loader(dataset, batch_size=1, workers=0),
+        settings=on_canvas,
+        category_ids=CATEGORY_IDS,
+        device=torch.device("cpu"),
+    )
+    ours = []
+    for index, image_id in enumerate(dataset.image_ids):
+        ours += detector.predict(dataset.image_path(index), score=0.0).to_coco(image_id)
+    assert ours == share.detections.to_records()
+    # The padding is seen: an image that fills its square another way gives other boxes.
+    resized = Detector.load(tmp_path / "model.safetensors", overrides=["test.canvas=none"])
+    boxes = [d.predict(dataset.image_path(0), score=0.0).boxes for d in (detector, resized)]
+    assert boxes[0].shape != boxes[1].shape or not np.allclose(boxes[0], boxes[1])
+
+
+def test_the_benchmark_measures_the_canvas(on_canvas: Settings, tiny_settings: Settings) -> None:
+    assert on_canvas.test.input_size == (128, 128)
+    assert tiny_settings.test.input_size == (96, 160)
+
+
+def test_synthetic_objects_have_masks_where_they_are_learned() -> None:
+    batch = synthetic_batch((64, 96), 2, objects=5, masks=True)
+    for target in batch.targets:
+        assert target["masks"].shape == (5, 64, 96)
+        for box, mask in zip(target["boxes"].numpy(), target["masks"].numpy(), strict=True):
+            ys, xs = np.nonzero(mask)
+            assert [xs.min(), ys.min()] == np.floor(box[:2]).astype(int).tolist()
+            assert [xs.max() + 1, ys.max() + 1] == np.ceil(box[2:]).astype(int).tolist()
+    assert "masks" not in synthetic_batch((64, 96), 1, objects=5).targets[0]
