@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from codetr_cli.config import apply_overrides
+from codetr_cli.engine.scoring import LVIS_METRICS, METRICS
+from codetr_cli.models.build import build_model
+from codetr_cli.weights.checkpoint import save_checkpoint
 from tests.engine.detectors import CLASS_NAMES, write_checkpoint, write_run
+from tests.engine.scoring_material import make_lvis
 
 
 @pytest.fixture
@@ -206,3 +212,131 @@ def test_a_missing_checkpoint_is_told_before_missing_data(codetr, tmp_path):
     outcome = codetr("eval", tmp_path / "none.safetensors", "--data", tmp_path / "none")
     assert outcome.code == 4
     assert "none.safetensors" in outcome.err
+
+
+# ---------------------------------------------------------------------------------------- engines, views, masks, LVIS
+
+
+def test_either_engine_gives_the_same_numbers(codetr, run, tiny_coco):
+    ours, theirs = (
+        codetr("eval", run, "--data", tiny_coco, "--json", "--engine", engine).json
+        for engine in ("hotcoco", "pycocotools")
+    )
+    assert [ours[name] for name in METRICS] == [theirs[name] for name in METRICS]
+    assert ours["per_class"] == theirs["per_class"]
+    assert "hotcoco" in ours["protocol_parts"]["engine"]
+    assert "pycocotools" in theirs["protocol_parts"]["engine"]
+    check(codetr("eval", run, "--data", tiny_coco, "--engine", "hotcooc"), 2, "hotcooc", "--engine")
+
+
+def test_the_protocol_can_be_left_out(codetr, run, tiny_coco):
+    assert "Protocol" in codetr("eval", run, "--data", tiny_coco, "--protocol").out
+    ran = codetr("eval", run, "--data", tiny_coco, "--no-protocol")
+    assert ran.code == 0
+    assert "Protocol" not in ran.out
+
+
+def test_test_time_augmentation(codetr, run, tiny_coco):
+    plain = codetr("eval", run, "--data", tiny_coco, "--json").json
+    facts = codetr("eval", run, "--data", tiny_coco, "--json", "--tta", "--batch", 2).json
+    assert "TTA of 6 views (72x120, 96x160, 120x200, each also mirrored)" in facts["protocol"]
+    assert "single scale" in plain["protocol"]
+    detections = json.loads(Path(facts["detections"]).read_text())
+    assert detections != json.loads(Path(plain["detections"]).read_text())
+    assert max(Counter(record["image_id"] for record in detections).values()) <= 20
+    one = ("--set", "test.tta_scales=[1.0]", "--set", "test.tta_flip=false")
+    same = codetr("eval", run, "--data", tiny_coco, "--json", "--tta", *one).json
+    assert json.loads(Path(same["detections"]).read_text()) == json.loads(Path(plain["detections"]).read_text())
+    check(codetr("eval", run, "--data", tiny_coco, "--tta", "--set", "test.tta_scales=[10]"), 2, "tta_scales", "10")
+
+
+@pytest.fixture
+def masked_run(tmp_path: Path, tiny_settings, monkeypatch) -> Path:
+    """A run whose network draws masks in its RoI head."""
+    monkeypatch.chdir(tmp_path)
+    overrides = ['model.mask.kind="fcn"', "model.mask.dim=16", "test.head=roi"]
+    write_run(tmp_path / "runs/masked/1", apply_overrides(tiny_settings, overrides), "last")
+    return Path("runs/masked/1")
+
+
+def test_mask_ap_beside_box_ap(codetr, masked_run, tiny_coco):
+    ran = codetr("eval", masked_run, "--data", tiny_coco, "--json")
+    assert ran.code == 0, ran.err
+    facts = ran.json
+    assert 0 <= facts["mask_AP"] <= 1
+    assert facts["protocol_parts"]["metrics"] == "COCO box and mask"
+    assert all("mask_AP" in score for score in facts["per_class"])
+    detections = json.loads(Path(facts["detections"]).read_text())
+    assert set(detections[0]["segmentation"]) == {"size", "counts"}
+    again = codetr("eval", "--from", facts["detections"], "--data", tiny_coco, "--json").json
+    assert [again[f"mask_{name}"] for name in METRICS] == [facts[f"mask_{name}"] for name in METRICS]
+    shown = codetr("eval", masked_run, "--data", tiny_coco, "--per-class").out
+    for part in ("Box precision", "Mask precision", "Mask recall", "mask AP50"):
+        assert part in shown
+    assert json.loads((Path(facts["detections"]).parent / "metrics.json").read_text())["mask_AP"] == facts["mask_AP"]
+
+
+def test_masks_with_views(codetr, masked_run, tiny_coco):
+    facts = codetr("eval", masked_run, "--data", tiny_coco, "--json", "--tta").json
+    assert "mask_AP" in facts
+    assert "roi head" in facts["protocol"]
+
+
+def test_annotations_without_outlines(codetr, masked_run, tiny_coco):
+    path = tiny_coco / "annotations/instances_val2017.json"
+    table = json.loads(path.read_text())
+    for annotation in table["annotations"]:
+        del annotation["segmentation"]
+    path.write_text(json.dumps(table))
+    check(codetr("eval", masked_run, "--data", tiny_coco), 3, "3 of 3 objects have no outline", "--boxes-only")
+    assert not (masked_run / "eval").exists()
+    ran = codetr("eval", masked_run, "--data", tiny_coco, "--json", "--boxes-only")
+    assert ran.code == 0, ran.err
+    assert "mask_AP" not in ran.json
+
+
+def test_lvis(codetr, run, tiny_coco):
+    make_lvis(tiny_coco / "annotations/instances_val2017.json")
+    own = ("--images", tiny_coco / "val2017", "--ann", tiny_coco / "annotations/instances_val2017.json")
+    check(codetr("eval", run, *own), 3, "LVIS", "data.dataset=lvis")
+    assert not (run / "eval").exists()
+    ran = codetr("eval", run, *own, "--set", "data.dataset=lvis", "--json")
+    assert ran.code == 0, ran.err
+    assert set(LVIS_METRICS) <= set(ran.json)
+    assert [score["frequency"] for score in ran.json["per_class"]] == ["c", "f", "r"]
+    assert "LVIS box metrics" in ran.json["protocol"]
+    shown = codetr("eval", run, *own, "--set", "data.dataset=lvis", "--per-class").out
+    for part in ("APr", "APf", "AR300", "frequency"):
+        assert part in shown
+    again = codetr("eval", "--from", ran.json["detections"], *own[2:], "--json").json
+    assert [again[name] for name in LVIS_METRICS] == [ran.json[name] for name in LVIS_METRICS]
+    check(codetr("eval", "--from", ran.json["detections"], *own[2:], "--set", "data.dataset=coco"), 3, "LVIS")
+
+
+def test_coco_annotations_with_lvis_settings(codetr, run, tiny_coco):
+    own = ("--images", tiny_coco / "val2017", "--ann", tiny_coco / "annotations/instances_val2017.json")
+    check(codetr("eval", run, *own, "--set", "data.dataset=lvis"), 3, "not an LVIS annotation file")
+
+
+def test_a_published_ap_is_only_compared_where_the_protocol_is_the_same(
+    codetr, tmp_path, monkeypatch, tiny_settings, tiny_coco
+):
+    monkeypatch.chdir(tmp_path)
+    names = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
+    path = tiny_coco / "annotations/instances_val2017.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "categories": names}))
+    settings = apply_overrides(tiny_settings, ["model.num_classes=80"]).model_copy(update={"name": "co_dino_r50"})
+    model = build_model(settings.model)
+    save_checkpoint(
+        tmp_path / "m.safetensors",
+        model.state_dict(),
+        settings=settings,
+        class_names=[name["name"] for name in names],
+        category_ids=list(range(1, 81)),
+    )
+    ran = codetr("eval", "m.safetensors", "--data", tiny_coco, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["published"]["box_ap"] == 52.1
+    assert not ran.json["published"]["comparable"]
+    assert any("2 images of val" in difference for difference in ran.json["published"]["differences"])
+    assert "Not comparable with the published box AP 52.1" in codetr("eval", "m.safetensors", "--data", tiny_coco).out

@@ -123,3 +123,14 @@ def test_without_any_checkpoint(codetr, tmp_path, tiny_coco, monkeypatch):
     ran = codetr("predict", tiny_coco)
     assert ran.code == 2
     assert "--checkpoint" in ran.err
+
+
+def test_test_time_augmentation(codetr, run, tiny_coco):
+    photo = sorted((tiny_coco / "val2017").glob("*.jpg"))[0]
+    options = ("predict", photo, "--json", "--score", 0, "--no-draw", "--force")
+    plain, views = codetr(*options), codetr(*options, "--tta")
+    assert views.code == 0, views.err
+    assert views.json["detections"] != plain.json["detections"]
+    assert 0 < len(views.json["detections"]) <= 20
+    one = ("--set", "test.tta_scales=[1.0]", "--set", "test.tta_flip=false")
+    assert codetr(*options, "--tta", *one).json["detections"] == plain.json["detections"]
