@@ -280,9 +280,13 @@ class _Network:
 
     def _plain(self, plan: Plan) -> Run:
         """The network without what makes it fast, apart from the operator, which is chosen around its runs."""
+        from codetr_cli.models.lean import without_savings
+
         # A backend that the settings name would stand above the plain way's.
         overrides = [*self.overrides, "model.attention_backend=auto"]
-        return self._run(self._load(overrides, lean=False), plan)
+        loaded = self._load(overrides, lean=False)
+        without_savings(loaded.model)
+        return self._run(loaded, plan)
 
     def _load(self, overrides: Sequence[str], *, lean: bool) -> LoadedModel:
         """The network; a preset's random weights are the same every time."""

@@ -188,7 +188,7 @@ class CollaborativeObjective(nn.Module):
     def run(self, images: Tensor, padding_mask: Tensor, targets: Targets, draws: Draws) -> Step:
         """The forward pass with all it computed; arguments as for `forward`."""
         encoded = self.model.encode(images, padding_mask)
-        if self.use_positive_queries:
+        if self.use_positive_queries and self.model.shares_values:
             encoded = self.model.with_values(encoded)  # three passes read the same memory
         step = self._decode_matching(encoded, targets, draws)
         # Costs, boxes and losses are computed in float32 whatever the precision of the network.

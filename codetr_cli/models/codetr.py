@@ -78,6 +78,7 @@ class CoDETR(nn.Module):
 
     Attributes:
         lean: changed by `lean_for_inference`.
+        shares_values: whether decoder passes over one memory share what they sample.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class CoDETR(nn.Module):
     ) -> None:
         super().__init__()
         self.family, self.num_classes = family, num_classes
-        self.lean = False
+        self.lean, self.shares_values = False, True
         self.backbone, self.neck, self.encoder, self.decoder = backbone, neck, encoder, decoder
         self.class_heads, self.box_heads = class_heads, box_heads
         self.proposals = QuerySelection(dim=dim, num_queries=num_queries, token_score=family.token_score)

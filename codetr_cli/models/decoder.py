@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from codetr_cli.boxes import inverse_sigmoid
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.encoder import TokenLayout
-from codetr_cli.models.layers import MLP, FeedForward, SelfAttention, at_least_float32, full_precision
+from codetr_cli.models.feed_forward import FeedForward
+from codetr_cli.models.layers import MLP, SelfAttention, at_least_float32, full_precision
 from codetr_cli.models.position import encode_boxes
 from codetr_cli.models.queries import Queries
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codetr_cli.models.attention import MultiScaleDeformableAttention
-from codetr_cli.models.layers import FeedForward, chunks_of, runs_in_chunks
+from codetr_cli.models.feed_forward import FeedForward
+from codetr_cli.models.layers import chunks_of, runs_in_chunks
 from codetr_cli.models.position import encode_cells, encode_unpadded_cells
 
 
@@ -138,15 +139,27 @@ class EncoderLayer(nn.Module):
         padding_mask: Tensor | None,
     ) -> Tensor:
         """Maps tokens (B, S, C) to the same shape; see `MultiScaleDeformableAttention.forward` for the arguments."""
-        attended = self.self_attn(tokens, pos, tokens, reference_points, spatial_shapes, padding_mask)
+        attended = self.attend(tokens, pos, reference_points, spatial_shapes, padding_mask)
         if not runs_in_chunks(self.chunk_tokens) or attended.dtype != tokens.dtype:
-            return self._finish(tokens, attended)
+            return self.finish(tokens, attended)
         # The rest looks at one token at a time: it overwrites what the attention gave.
         for own, out in chunks_of(self.chunk_tokens, tokens, attended):
-            out.copy_(self._finish(own, out))
+            out.copy_(self.finish(own, out))
         return attended
 
-    def _finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
+    def attend(
+        self,
+        tokens: Tensor,
+        pos: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: list[tuple[int, int]],
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        """The layer's first half, what the tokens see of each other; arguments as for calling the layer."""
+        return self.self_attn(tokens, pos, tokens, reference_points, spatial_shapes, padding_mask)
+
+    def finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        """The layer's second half, of tokens (..., C) and what they saw."""
         return self.ffn_norm(self.ffn(self.self_attn_norm(tokens + attended)))
 
 
@@ -213,9 +226,13 @@ class DeformableEncoder(nn.Module):
         pos = self.positions(layout).to(tokens.dtype)
         references = cell_centres(layout)
         for index, layer in enumerate(self.layers):
+            assert isinstance(layer, EncoderLayer)
             arguments = (tokens, pos, references, layout.spatial_shapes, layout.padding_mask)
-            if self.training and index < self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(layer, *arguments, use_reentrant=False)
-            else:
+            if not (self.training and index < self.checkpointing and torch.is_grad_enabled()):
                 tokens = layer(*arguments)
+            elif layer.ffn.is_lean(tokens):
+                # The second half keeps little as it is: recomputing it too would only take time.
+                tokens = layer.finish(tokens, checkpoint(layer.attend, *arguments, use_reentrant=False))
+            else:
+                tokens = checkpoint(layer, *arguments, use_reentrant=False)
         return tokens

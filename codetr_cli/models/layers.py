@@ -1,8 +1,8 @@
-"""Small parts that the networks share: precision, MLP, feed-forward layer, norms, self-attention, drop path."""
+"""Small parts that the networks share: precision, MLP, norms, self-attention, drop path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -37,6 +37,14 @@ def chunks_of(chunk_tokens: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...
         yield from zip(*(tokens.tensor_split(pieces) for tokens in image), strict=True)
 
 
+def add_rows_in_chunks(x: Tensor, branch: Callable[[Tensor], Tensor], chunk_tokens: int) -> Tensor:
+    """Adds to tokens (B, H, W, C), in place, what a branch makes of each by itself, some rows of them at a time."""
+    rows = max(1, chunk_tokens // (x.shape[0] * x.shape[2]))
+    for part in torch.split(x, rows, dim=1):
+        part += branch(part)
+    return x
+
+
 def init_conv(conv: nn.Conv2d, *, std: float, bias: float = 0.0) -> None:
     """Normal weights of the given deviation and a constant bias, where there is one."""
     nn.init.normal_(conv.weight, std=std)
@@ -64,25 +72,6 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU and a residual connection.
-
-    Args:
-        dim: channels of input and output.
-        hidden_dim: channels between the layers.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., dim) to (..., dim)."""
-        # In place: the hidden tensor of a large image's tokens is the largest of the whole network.
-        return x + self.linear2(F.relu(self.linear1(x), inplace=True))
 
 
 class ConvNorm(nn.Module):

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from codetr_cli.models.backbones.resnet import FrozenBatchNorm2d
+from codetr_cli.models.backbones.swin import Block as SwinBlock
+from codetr_cli.models.backbones.vit import Block as ViTBlock
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.encoder import EncoderLayer
+from codetr_cli.models.feed_forward import FeedForward
 from codetr_cli.models.proposals import QuerySelection
 
 CHUNK_TOKENS = {"cpu": 2048}
@@ -40,8 +43,23 @@ def lean_for_inference(model: CoDETR) -> CoDETR:
         part.to(memory_format=torch.channels_last)
     chunk_tokens = CHUNK_TOKENS.get(model.query_embed.weight.device.type, GPU_CHUNK_TOKENS)
     for module in model.modules():
-        if isinstance(module, EncoderLayer | QuerySelection):
+        if isinstance(module, EncoderLayer | QuerySelection | SwinBlock | ViTBlock):
             module.chunk_tokens = chunk_tokens
+    return model
+
+
+def without_savings(model: CoDETR) -> CoDETR:
+    """Has the network train as published code does, for comparison; in place.
+
+    Nothing is shared between decoder passes, norms are computed, and feed-forward layers keep their hidden numbers;
+    what the settings say of checkpointing still holds.
+    """
+    model.shares_values = False
+    for module in model.modules():
+        if isinstance(module, FeedForward):
+            module.training_chunk_tokens = 0
+        elif isinstance(module, FrozenBatchNorm2d):
+            module.folds_in_training = False
     return model
 
 

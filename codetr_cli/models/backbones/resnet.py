@@ -17,11 +17,14 @@ class FrozenBatchNorm2d(nn.Module):
     Args:
         num_features: channels.
         eps: added to the variance.
+
+    Attributes:
+        folds_in_training: whether training multiplies it into the convolution before it.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.folds_in_training = eps, True
         self.weight = nn.Parameter(torch.ones(num_features), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(num_features), requires_grad=False)
         self.running_mean: Tensor
@@ -142,7 +145,8 @@ def _conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     In training a frozen batch norm is multiplied into the weights: nothing between the two is kept for the backward
     pass then, and no pass over the map is spent on it.
     """
-    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d) and torch.is_grad_enabled()):
+    foldable = isinstance(norm, FrozenBatchNorm2d) and norm.folds_in_training and torch.is_grad_enabled()
+    if not (isinstance(conv, nn.Conv2d) and foldable):
         return norm(conv(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
