@@ -84,8 +84,9 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
     from codetr_cli.weights.download import fetch, verify
 
     if place.converted.is_file() and is_current(place.converted) and not force:
-        load_checkpoint(place.converted)  # verifies it bit by bit
+        kept = load_checkpoint(place.converted)  # verifies it bit by bit
         console.result(f"{name} is there already: {place.converted}")
+        facts["sha256"] = kept.extra.get("source_sha256", source.sha256)
         console.result_json({**facts, "there": True, "downloaded": False, "converted": False})
         return
     there = place.file.is_file()

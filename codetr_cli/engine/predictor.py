@@ -165,7 +165,7 @@ class Detector:
         """Loads a detector.
 
         Args:
-            path: a .safetensors file, a run folder, a published .pth file, or a preset's name (random weights).
+            path: a .safetensors file, a run folder, a published .pth file, its address, or a preset that was downloaded.
             device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
             precision: "auto" (fp32), "fp32", "bf16" or "fp16".
             overrides: settings as `key=value`, e.g. `test.short_side=640` or `test.head=atss`.

@@ -9,6 +9,7 @@ so that the plain names hold the averages, which are the published weights, and 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,10 +219,14 @@ class _Candidate:
     preferred: bool
 
     def name_in(self, stem: str) -> int:
-        """Letters of the longest of the preset's names that is part of a file's; 0: none is."""
+        """Words of the longest of the preset's names whose words are all in a file's, in any order; 0: none's are."""
         source = self.settings.source
         names = [self.settings.name, *(Path(name).stem for name in (source.filename, source.config) if name)]
-        return max((len(name) for name in names if name.lower() in stem.lower()), default=0)
+        return max((len(words) for words in map(_words, names) if words <= _words(stem)), default=0)
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def _find_settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -77,8 +78,10 @@ def test_json_is_one_object(tmp_path, capsys, published):
         facts = json.loads(capsys.readouterr().out)
         assert (facts["downloaded"], facts["converted"], facts["bytes"]) == (True, True, len(published))
         assert facts["licence"] == "MIT"
+        assert facts["sha256"] == hashlib.sha256(published).hexdigest()
         assert run(path, "--json") == 0
-        assert json.loads(capsys.readouterr().out)["downloaded"] is False
+        again = json.loads(capsys.readouterr().out)
+        assert (again["downloaded"], again["sha256"]) == (False, facts["sha256"])
 
 
 def test_a_break_and_the_way_on(tmp_path, capsys, published):

@@ -182,6 +182,7 @@ def test_another_architecture_names_the_difference_and_the_way_out(tmp_path, pre
         ("co_small_lsj_3x-0123abcd.pth", 3, "small_lsj_3x", False),  # named after its configuration
         ("co_small_1x.pth", 3, "small", False),
         ("my_small_lsj_3x_finetuned.pth", 3, "small_lsj_3x", False),  # named after the preset
+        ("co_3x_8xb2_small-lsj.pth", 3, "small_lsj_3x", False),  # in another order
         ("epoch_12.pth", 5, "small_five", False),  # one preset has as many classes
         ("epoch_12.pth", 3, "small", True),  # nothing tells: the plainest, and a word about it
         ("epoch_12.pth", 4, "small", True),
