@@ -33,8 +33,8 @@ class FeedForward(nn.Module):
 
     def is_lean(self, x: Tensor) -> bool:
         """Whether the backward pass of (B, S, dim) will keep nothing of the hidden numbers."""
-        # Memory is what a CPU waits for: fresh pages and numbers that do not fit its caches. A GPU has other limits, and
-        # a compiler or mixed precision makes its own choices.
+        # Memory is what a CPU waits for: fresh pages, and numbers that do not fit its caches. A GPU has other limits,
+        # and a compiler or mixed precision makes its own choices.
         return (
             torch.is_grad_enabled()
             and x.device.type == "cpu"
