@@ -16,7 +16,7 @@ from tests.golden.case import Report
     ("name", "run", "least"),
     [
         ("augment", data_cases.run_augment, 29 * 45),
-        ("preprocess", data_cases.run_preprocess, 10 * 10),
+        ("preprocess", data_cases.run_preprocess, 15 * 10),
         ("sampler", data_cases.run_sampler, 14 * 2),
     ],
 )

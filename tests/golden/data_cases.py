@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from codetr_cli.config import DataConfig, TestConfig
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.copy_paste import CopyPaste, CopyPasteChoices
@@ -29,6 +30,7 @@ from codetr_cli.data.transforms import (
     ResizeChoices,
     ResizeShortLong,
     Sample,
+    build_transforms,
 )
 from tests.golden.case import Case
 
@@ -266,19 +268,17 @@ def _grid(image: np.ndarray) -> np.ndarray:
 
 
 def run_preprocess(case_dir: Path, report: Report) -> None:
-    """Compares the resized pixels, the sizes and the normalised values of the keep-ratio test pipelines."""
+    """Compares the resized pixels, the sizes and the normalised values of the test pipelines."""
     case = Case.load(case_dir)
     mean, std = case.facts["mean"], case.facts["std"]
     prepared: dict[str, list[tuple[np.ndarray, dict[str, Any]]]] = {}
     for entry in case.facts["images"]:
-        limits = re.search(r"_(\d+)x(\d+)$", entry["pipeline"])
-        if limits is None:
-            continue
-        sides = sorted(int(side) for side in limits.groups())
+        sides = sorted(int(side) for side in entry["pipeline"].rpartition("_")[2].split("x"))
+        test = TestConfig(canvas=sides[0]) if len(sides) == 1 else TestConfig(short_side=sides[0], long_side=sides[1])
+        transform = build_transforms(DataConfig(), test, train=False)
         path = shared_dir() / entry["file"]
         original = read_image(path)
-        resize = ResizeShortLong(short_sides=(sides[0],), long_side=sides[1])
-        sample = resize.apply(Sample.from_image(original), ResizeChoices(0))
+        sample = transform(Sample.from_image(original), np.random.default_rng(0))
         target = sample.to_target(image_id=0, orig_size=original.shape[:2], pad_divisor=1)
         prepared.setdefault(entry["pipeline"], []).append((sample.image, target))
         key = f"{entry['pipeline']}/{path.stem}"
