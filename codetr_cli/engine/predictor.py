@@ -165,7 +165,7 @@ class Detector:
         """Loads a detector.
 
         Args:
-            path: a .safetensors file, a run folder, a published .pth file, its address, or a preset that was downloaded.
+            path: a .safetensors file, a run folder, a published .pth file, its address, or a downloaded preset.
             device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
             precision: "auto" (fp32), "fp32", "bf16" or "fp16".
             overrides: settings as `key=value`, e.g. `test.short_side=640` or `test.head=atss`.
@@ -224,7 +224,7 @@ class Detector:
         target = sample.to_target(
             image_id=0, orig_size=pixels.shape[:2], pad_divisor=self.loaded.settings.data.pad_divisor
         )
-        batch = collate([(np.ascontiguousarray(sample.image), target)])
+        batch = collate([(np.require(sample.image, requirements=["C", "W"]), target)])
         with inference(self.loaded.model, self.device, self.precision):
             found = self._detect(batch, self._postprocess(max_dets, nms, score))
         masks = None if found.masks is None else encode_masks(found, (pixels.shape[0], pixels.shape[1]))
