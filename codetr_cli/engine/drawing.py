@@ -1,4 +1,4 @@
-"""Draws detections onto images: outlines in one stable colour per class, and a chip with class and score.
+"""Draws detections onto images: masks and outlines in one stable colour per class, and a chip with class and score.
 
 Chips stay inside the image and move to another edge of their box rather than cover a chip that is already there; one
 that would still hide others is left out, its box remains. Sizes follow the image: a thumbnail is as legible as a
@@ -12,10 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from codetr_cli.data.masks import decode
 
 Colour = tuple[int, int, int]
 
@@ -29,6 +33,8 @@ HALO: Colour = (20, 20, 20)
 MIN_FONT_PX, MAX_FONT_PX = 10, 64
 SMALL_TEXT = 0.75
 """Share of the usual text height for boxes that their chip would dwarf."""
+MASK_OPACITY = 0.45
+"""How much of a mask's colour covers the image."""
 MAX_COVER = 0.25
 """A chip that would cover more than this share of its own area on others is left out."""
 
@@ -61,8 +67,9 @@ def draw_detections(
     scores: NDArray[np.float32],
     labels: NDArray[np.int64],
     class_names: Sequence[str],
+    masks: Sequence[dict[str, Any]] | None = None,
 ) -> Image.Image:
-    """Draws boxes and labels on a copy of the image.
+    """Draws masks, boxes and labels on a copy of the image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -70,12 +77,16 @@ def draw_detections(
         scores: (N,) in [0, 1].
         labels: (N,) class indices; they choose the colours.
         class_names: N names, one per box.
+        masks: N masks in the image's size as COCO's run lengths.
     """
-    canvas = Image.fromarray(np.ascontiguousarray(image))
-    width, height = canvas.size
-    line = line_width(width, height)
-    pen = ImageDraw.Draw(canvas)
     best_first = np.argsort(-np.asarray(scores), kind="stable")
+    line = line_width(image.shape[1], image.shape[0])
+    if masks is not None:
+        image = image.copy()
+        for index in best_first[::-1]:  # the surest mask is drawn last, on top
+            _fill(image, masks[index], class_colour(int(labels[index])), line)
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    pen = ImageDraw.Draw(canvas)
     for index in best_first[::-1]:  # the surest box is drawn last, on top
         _outline(pen, boxes_xyxy[index], class_colour(int(labels[index])), line, canvas.size)
     chips: list[Chip] = []
@@ -101,6 +112,22 @@ def font_size(width: int, height: int) -> int:
 @lru_cache(maxsize=8)
 def _font(size: int) -> Font:
     return ImageFont.load_default(size)
+
+
+def _fill(image: NDArray[np.uint8], mask: dict[str, Any], colour: Colour, line: int) -> None:
+    """Tints the mask's pixels in place, so that the image shows through, and draws its edge."""
+    block = decode(mask, (image.shape[0], image.shape[1]))
+    height, width = block.pixels.shape
+    if not block.pixels.size:
+        return
+    window = image[block.top : block.top + height, block.left : block.left + width]
+    inside = block.pixels != 0
+    # What lies beyond the window is background, so that masks cut by the edge of the image are closed there too.
+    framed = cv2.copyMakeBorder(block.pixels, line, line, line, line, cv2.BORDER_CONSTANT, value=0)
+    core = cv2.erode(framed, np.ones((2 * line + 1, 2 * line + 1), np.uint8))[line:-line, line:-line] != 0
+    tint = (1 - MASK_OPACITY) * window[inside].astype(np.float32) + MASK_OPACITY * np.array(colour, np.float32)
+    window[inside] = tint.round().astype(np.uint8)
+    window[inside & ~core] = colour
 
 
 def _outline(

@@ -5,6 +5,7 @@ import pytest
 
 from codetr_cli.engine import drawing
 from codetr_cli.engine.drawing import class_colour, draw_detections, font_size, line_width
+from codetr_cli.engine.masks import encode_crop
 
 
 def draw(image, boxes, labels=None, names=None, scores=None):
@@ -103,3 +104,43 @@ def test_sizes_follow_the_image():
     assert line_width(1333, 800) == 3
     assert line_width(6000, 4000) > 10
     assert font_size(100, 80) < font_size(640, 480) < font_size(6000, 4000)
+
+
+def rle(mask):
+    return encode_crop(mask, 0, 0, mask.shape)
+
+
+def test_masks_tint_their_pixels_and_have_an_edge():
+    image = np.full((200, 300, 3), 100, np.uint8)
+    mask = np.zeros((200, 300), bool)
+    mask[60:160, 80:240] = True
+    drawn = draw_detections(
+        image, np.array([[80, 60, 240, 160]], np.float32), np.ones(1), np.array([1]), ["thing"], [rle(mask)]
+    )
+    pixels = np.asarray(drawn)
+    tinted = np.round(0.55 * 100 + 0.45 * np.array(class_colour(1), np.float32)).astype(np.uint8)
+    assert tuple(pixels[110, 160]) == tuple(tinted), "translucent"
+    assert (image == 100).all(), "the image itself stays"
+    outside = np.delete(pixels, slice(30, 162), axis=0)
+    assert (outside == 100).all()
+
+
+def test_the_surest_mask_lies_on_top_and_its_edge_is_closed_at_the_border():
+    image = np.zeros((120, 120, 3), np.uint8)
+    left, right = np.zeros((120, 120), bool), np.zeros((120, 120), bool)
+    left[:, :80], right[:, 40:] = True, True
+    boxes = np.array([[0, 0, 80, 120], [40, 0, 120, 120]], np.float32)
+    drawn = np.asarray(
+        draw_detections(image, boxes, np.array([0.9, 0.4]), np.array([0, 1]), ["a", "b"], [rle(left), rle(right)])
+    ).astype(int)
+    both, only = drawn[60, 60], drawn[60, 20]
+    assert np.abs(both - 0.45 * np.array(class_colour(0))).sum() < np.abs(both - 0.45 * np.array(class_colour(1))).sum()
+    assert only.sum() < both.sum(), "where they overlap the other one shines through"
+
+
+def test_empty_masks_draw_nothing():
+    image = np.full((50, 50, 3), 9, np.uint8)
+    box = np.array([[10, 10, 40, 40]], np.float32)
+    with_mask = draw_detections(image, box, np.ones(1), np.array([0]), ["a"], [rle(np.zeros((50, 50), bool))])
+    without = draw_detections(image, box, np.ones(1), np.array([0]), ["a"])
+    assert np.array_equal(np.asarray(with_mask), np.asarray(without))

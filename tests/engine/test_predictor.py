@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import codetr_cli
+from codetr_cli.config import apply_overrides
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.images import read_image
 from codetr_cli.data.loader import build_eval_loader
@@ -182,3 +184,59 @@ def test_loading_explains_what_is_wrong(tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         with pytest.raises(MachineError, match="cuda"):
             Detector.load("none.safetensors", device="cuda")
+
+
+@pytest.fixture(params=["fcn", "refine"])
+def masking(request, tmp_path: Path, tiny_settings) -> Detector:
+    """A detector whose detections have masks."""
+    overrides = [f"model.mask.kind={request.param}", "model.mask.dim=16", "model.mask.iou_fc_dim=8"]
+    if request.param == "fcn":
+        overrides.append("test.head=roi")
+    settings = apply_overrides(tiny_settings, overrides)
+    return Detector.load(write_checkpoint(tmp_path / "m.safetensors", settings), device="cpu")
+
+
+def test_masks_come_in_the_pixels_of_the_image(masking, photo):
+    found = masking.predict(photo, score=0.0)
+    size = found.image_size
+    bitmaps = found.bitmaps()
+    assert bitmaps.shape == (len(found), *size)
+    assert bitmaps.any()
+    for bitmap, (x1, y1, x2, y2) in zip(bitmaps, found.boxes, strict=True):
+        rows, columns = bitmap.nonzero()
+        if len(rows):
+            assert y1 - 1 <= rows.min() <= rows.max() <= y2
+            assert x1 - 1 <= columns.min() <= columns.max() <= x2
+    chosen = found[found.scores >= found.scores[3]][:2]
+    assert np.array_equal(chosen.bitmaps(), bitmaps[:2])
+    records = found.to_coco(7)
+    assert json.loads(json.dumps(records)) == records
+    assert [record["segmentation"]["size"] for record in records] == [list(size)] * len(found)
+    first = next(iter(found))
+    assert first.mask == found.masks[0]
+    if found.mask_scores is not None:
+        assert first.mask_score == pytest.approx(found.mask_scores[0])
+        assert records[0]["mask_score"] == pytest.approx(found.mask_scores[0], abs=1e-6)
+    drawn = np.asarray(found.draw(photo))
+    assert drawn.shape == (*size, 3)
+
+
+def test_a_smallest_score_changes_no_mask_above_it(masking, photo):
+    every = masking.predict(photo, score=0.0)
+    score = float(every.scores[5])
+    some = masking.predict(photo, score=score)
+    expected = every[every.scores >= score]
+    assert same(some, expected)
+    assert some.masks == expected.masks
+    nothing = masking.predict(photo, score=1.0)
+    assert len(nothing) == 0
+    assert nothing.bitmaps().shape == (0, *nothing.image_size)
+
+
+def test_without_masks_there_are_none(detector, photo):
+    found = detector.predict(photo, score=0.0)
+    assert found.masks is None
+    assert found.mask_scores is None
+    assert found.bitmaps().shape == (0, *found.image_size)
+    assert "segmentation" not in found.to_coco(1)[0]
+    assert next(iter(found)).mask is None
