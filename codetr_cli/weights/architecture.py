@@ -80,9 +80,7 @@ def _describe_swin(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "finest_stride": 4 if "backbone.norm0.weight" in state else 8,
         "backbone.kind": "swin",
         "backbone.width": _sizes(state, "backbone.patch_embed.proj.weight", 4)[0],
-        "backbone.layers": tuple(
-            _count(state, rf"backbone\.layers\.{stage}\.blocks\.(\d+)\..*") for stage in range(4)
-        ),
+        "backbone.layers": tuple(_count(state, rf"backbone\.layers\.{stage}\.blocks\.(\d+)\..*") for stage in range(4)),
         "backbone.num_heads": tuple(heads for _, heads in tables),
         "backbone.window_size": (math.isqrt(tables[0][0]) + 1) // 2,
     }
@@ -129,7 +127,8 @@ def _describe_masks(state: Mapping[str, Tensor]) -> dict[str, Any]:
         }
     if "mask_branch.head.logits.0.weight" not in state:
         return {"mask.kind": "none"}
-    dim, fc = _sizes(state, "mask_branch.head.logits.0.weight", 4)[1], _sizes(state, "mask_branch.iou_head.fc.weight", 2)
+    dim = _sizes(state, "mask_branch.head.logits.0.weight", 4)[1]
+    fc = _sizes(state, "mask_branch.iou_head.fc.weight", 2)
     return {
         "mask.kind": "refine",
         "mask.dim": dim,

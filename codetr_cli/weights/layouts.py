@@ -32,9 +32,7 @@ def to_our_state(entries: Mapping[str, Tensor], naming: Naming | None = None) ->
     return Renamed(renamed.naming, state, renamed.dropped)
 
 
-def to_published_state(
-    state: Mapping[str, Tensor], naming: Naming, family: str = "co_dino"
-) -> dict[str, Tensor]:
+def to_published_state(state: Mapping[str, Tensor], naming: Naming, family: str = "co_dino") -> dict[str, Tensor]:
     """The opposite of `to_our_state`, without what that drops.
 
     Raises:

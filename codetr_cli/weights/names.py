@@ -154,7 +154,9 @@ def _translate(name: str, rules: dict[str, list[tuple[re.Pattern[str], str]]]) -
 
 
 @cache
-def _rules(naming: Naming, reverse: bool = False, family: str | None = None) -> dict[str, list[tuple[re.Pattern[str], str]]]:
+def _rules(
+    naming: Naming, reverse: bool = False, family: str | None = None
+) -> dict[str, list[tuple[re.Pattern[str], str]]]:
     """The table, grouped by its templates with every number taken out: a name is tried against one or two of them."""
     rules: dict[str, list[tuple[re.Pattern[str], str]]] = defaultdict(list)
     for published, ours in table(naming, family).items():

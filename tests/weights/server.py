@@ -27,6 +27,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         served = self.server.served
         wanted = self.headers.get("Range")
+        if self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", "/weights.pth")
+            self.end_headers()
+            return
         served.requests.append(wanted)
         if served.status != 200:
             self.send_error(served.status)

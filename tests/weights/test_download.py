@@ -85,6 +85,14 @@ def test_a_later_call_continues_what_an_earlier_one_left(target):
     assert target.read_bytes() == DATA
 
 
+def test_a_moved_file_is_followed_and_continued(target):
+    with serve(DATA, cut_at=[100_000]) as served:
+        moved = served.url.replace("/weights.pth", "/moved/weights.pth")
+        fetch(Remote.at(moved, bytes=len(DATA), sha256=SHA256), target)
+        assert served.requests == [None, "bytes=100000-"]
+    assert target.read_bytes() == DATA
+
+
 def test_a_server_without_ranges_sends_it_whole_again(target):
     with serve(DATA, ranges=False, cut_at=[100_000]) as served:
         fetch(remote(served), target)
