@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from codetr_cli.models.layers import DropPath, runs_in_chunks
+from codetr_cli.models.layers import DropPath, add_rows_in_chunks, runs_in_chunks
 
 PATCH_SIZE = 4
 MLP_RATIO = 4
@@ -144,7 +144,7 @@ class Block(nn.Module):
         drop_path: share of branches left out in training.
 
     Attributes:
-        chunk_tokens: rows of tokens that pass the feed-forward layer at once are about this many tokens; 0: all.
+        chunk_tokens: tokens, about, that pass the feed-forward layer at once in detection; 0: all.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, *, shifted: bool, drop_path: float) -> None:
@@ -166,12 +166,9 @@ class Block(nn.Module):
             masks: of `shift_masks`.
         """
         x = x + self.drop_path(self._attend(self.norm1(x), index, masks if self.shift else None))
-        if not runs_in_chunks(self.chunk_tokens):
-            return x + self.drop_path(self.mlp(self.norm2(x)))
-        rows = max(1, self.chunk_tokens // (len(x) * x.shape[2]))
-        for part in torch.split(x, rows, dim=1):
-            part += self.mlp(self.norm2(part))
-        return x
+        if runs_in_chunks(self.chunk_tokens):
+            return add_rows_in_chunks(x, lambda part: self.mlp(self.norm2(part)), self.chunk_tokens)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor, index: Tensor, masks: Tensor | None) -> Tensor:
         batch, height, width, dim = x.shape

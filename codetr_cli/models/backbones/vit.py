@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from codetr_cli.errors import ConfigError
-from codetr_cli.models.layers import DropPath, at_least_float32
+from codetr_cli.models.layers import DropPath, add_rows_in_chunks, at_least_float32, runs_in_chunks
 
 NORM_EPS = 1e-6
 ROTARY_BASE = 10000.0
@@ -158,11 +158,14 @@ class Block(nn.Module):
         hidden_dim: channels inside the feed-forward layer.
         window_size: side of a window in tokens; 0 attends to the whole image.
         drop_path: share of branches left out in training.
+
+    Attributes:
+        chunk_tokens: tokens, about, that pass the feed-forward layer at once in detection; 0: all.
     """
 
     def __init__(self, dim: int, num_heads: int, hidden_dim: int, *, window_size: int, drop_path: float) -> None:
         super().__init__()
-        self.window_size = window_size
+        self.window_size, self.chunk_tokens = window_size, 0
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads)
         self.drop_path = DropPath(drop_path)
@@ -172,6 +175,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, turn: Rotation) -> Tensor:
         """Maps tokens (B, H, W, C) to the same shape; `turn` is for a window or the image, as the block attends."""
         x = x + self.drop_path(self._attend(self.norm1(x), turn))
+        if runs_in_chunks(self.chunk_tokens):
+            return add_rows_in_chunks(x, lambda part: self.mlp(self.norm2(part)), self.chunk_tokens)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor, turn: Rotation) -> Tensor:
