@@ -56,14 +56,15 @@ class TrainLoader:
         """Batches of a whole epoch on this rank."""
         return self.sampler.num_batches
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+    def set_epoch(self, epoch: int, start_batch: int = 0, other_order_from: int | None = None) -> None:
         """Chooses what the next iteration yields.
 
         Args:
             epoch: 0-based; decides the order and every augmentation.
             start_batch: batches of this epoch that are already done.
+            other_order_from: batch of this epoch from which on they come in another order; None: as planned.
         """
-        self.sampler.set_epoch(epoch, start_batch)
+        self.sampler.set_epoch(epoch, start_batch, other_order_from)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the chosen epoch.
@@ -96,6 +97,7 @@ class AspectGroupedSampler(Sampler[list[Key]]):
         self.seed = seed
         self._epoch = 0
         self._start_batch = 0
+        self._other_order_from: int | None = None
         together = micro_batch * world_size
         sizes = np.unique(groups, return_counts=True)[1]
         self.num_batches = int((-(-sizes // together)).sum())
@@ -106,13 +108,20 @@ class AspectGroupedSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Lists of (epoch, index)."""
-        for batch in self.batches(self._epoch)[self._start_batch :]:
+        batches = self.batches(self._epoch)
+        if self._other_order_from is not None:
+            # Each rank shuffles what it has left, so that still no image of the epoch is left out or comes twice.
+            left = batches[self._other_order_from :]
+            order = np.random.default_rng([self.seed, self._epoch, self.rank]).permutation(len(left))
+            batches = np.concatenate([batches[: self._other_order_from], left[order]])
+        for batch in batches[self._start_batch :]:
             yield [(self._epoch, int(index)) for index in batch]
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Chooses the epoch and the first batch of the next iteration."""
+    def set_epoch(self, epoch: int, start_batch: int = 0, other_order_from: int | None = None) -> None:
+        """Chooses the epoch, the first batch of the next iteration, and from which batch on the order is another."""
         self._epoch = epoch
         self._start_batch = start_batch
+        self._other_order_from = other_order_from
 
     def batches(self, epoch: int) -> np.ndarray:
         """Indices (batches, micro_batch) int64 of an epoch on this rank."""

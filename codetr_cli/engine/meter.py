@@ -41,6 +41,7 @@ class Meter:
         """Begins a window; also after work that is no training, so that it does not count as slow steps."""
         self._names: list[str] = []
         self._sums: Tensor | None = None
+        self._new: list[Tensor] = []  # losses of micro batches whose step is not done yet
         self._micro_batches = self._images = self._steps = 0
         self._waited = 0.0
         self._started = time.perf_counter()
@@ -59,15 +60,26 @@ class Meter:
             losses: scalar losses by name, the same names every time.
             images: in the micro batch.
         """
-        values = torch.stack([value.detach().float() for value in losses.values()])
+        self._new.append(torch.stack([value.detach().float() for value in losses.values()]))
         self._names = list(losses)
-        self._sums = values if self._sums is None else self._sums + values
-        self._micro_batches += 1
         self._images += images
 
     def step_done(self) -> None:
-        """Counts an optimizer step."""
+        """Counts an optimizer step and the losses that led to it."""
+        for values in self._new:
+            self._sums = values if self._sums is None else self._sums + values
+        self._micro_batches += len(self._new)
+        self.step_skipped()
+
+    def step_skipped(self) -> None:
+        """Counts the time and images of a step that was not taken, but not its losses."""
+        self._new = []
         self._steps += 1
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether the window holds a step whose losses count."""
+        return self._sums is not None
 
     def line(self, steps_left: int) -> dict[str, Any]:
         """The window as plain numbers, and a new window. Every process must call it at the same step.

@@ -140,6 +140,8 @@ def plan_job(
         warnings.append(
             f"{len(absent)} of {len(counts)} classes have no object in {path} and cannot be learned: {_listed(absent)}"
         )
+    if settings.train.patience is not None and not evaluate:
+        warnings.append("train.patience has no effect: without evaluations the training goes on to its end")
     val_path = None
     if evaluate:
         val_path = find_data(settings.data, None, "val").annotations_path

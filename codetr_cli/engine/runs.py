@@ -32,6 +32,7 @@ from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, replacing
 
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
+ENDS = frozenset(("end", "diverged"))  # kinds of lines that a run which goes on has no more
 # What a run folder may hold before its settings are written.
 BEGINNING = frozenset((".lock", "origin.json", ".origin.json.tmp", ".settings.toml.tmp", "plots", "checkpoints"))
 
@@ -143,7 +144,7 @@ class RunFolder:
     # ------------------------------------------------------------------------------------------------ metrics, events
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Appends a line to metrics.jsonl; its `kind` is train, eval or end."""
+        """Appends a line to metrics.jsonl; its `kind` is train, eval, skip, rollback, end or diverged."""
         self._append(self.metrics_path, json.dumps(line) + "\n")
 
     def event(self, text: str) -> None:
@@ -160,7 +161,7 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after a step, so that a resumed training writes no line twice, and any end mark."""
-        kept = [line for line in self.metrics() if line["step"] <= step and line["kind"] != "end"]
+        kept = [line for line in self.metrics() if line["step"] <= step and line["kind"] not in ENDS]
         if step == 0:
             kept = []
         with space_needed(self.path):
@@ -212,13 +213,7 @@ class RunFolder:
 
     def mark_best(self) -> None:
         """Makes the newest checkpoint the best one; the files are shared, not copied, where the disk can do that."""
-        fresh = self.checkpoints_dir / ".fresh-best"
-        shutil.rmtree(fresh, ignore_errors=True)
-        with space_needed(self.path, cleanup=fresh):
-            fresh.mkdir()
-            for name in (WEIGHTS, STATE):
-                _link_or_copy(self.last / name, fresh / name)
-            sync_folder(fresh)
+        self._prepare("best", self.last)
         self._bring_in("best")
 
     def recover(self) -> None:
@@ -255,12 +250,39 @@ class RunFolder:
             )
         return None
 
+    def last_good(self) -> str | None:
+        """Which checkpoint is the newest that was not made amid steps gone wrong; None when there is no such one."""
+        for folder in (self.last, self.previous, self.best):
+            try:
+                if folder.exists() and not _load(folder).state["position"].get("bad_steps"):
+                    return folder.name
+            except CheckpointError as error:
+                self.event(f"checkpoint {folder.name} cannot be used: {error}")
+        return None
+
+    def go_back_to(self, name: str) -> None:
+        """Makes an older checkpoint the newest one, in the place of that."""
+        if name == self.last.name:
+            return
+        self._prepare("last", self.checkpoints_dir / name)
+        self._bring_in("last")
+
     def _bring_in_last(self) -> None:
         if self.last.exists():
             self._retire("previous")
             self.last.rename(self.previous)
         (self.checkpoints_dir / ".fresh-last").rename(self.last)
         self._clear_retired("previous")
+
+    def _prepare(self, name: str, source: Path) -> None:
+        """A copy of a checkpoint that waits to be brought in under another name."""
+        fresh = self.checkpoints_dir / f".fresh-{name}"
+        shutil.rmtree(fresh, ignore_errors=True)
+        with space_needed(self.path, cleanup=fresh):
+            fresh.mkdir()
+            for file in (WEIGHTS, STATE):
+                _link_or_copy(source / file, fresh / file)
+            sync_folder(fresh)
 
     def _bring_in(self, name: str) -> None:
         self._retire(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -19,19 +19,23 @@ from torch import Tensor, nn
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.engine import distributed
-from codetr_cli.engine.divergence import Seen, explain_divergence, has_finite_outputs, on_images
+from codetr_cli.engine.divergence import BadNumbers, Seen, has_finite_outputs, is_bad_step, on_images
 from codetr_cli.engine.ema import ModelEma
+from codetr_cli.engine.loggers import Loggers
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
 from codetr_cli.engine.plots import draw_plots
 from codetr_cli.engine.randomness import random_states, restore_random_states, untouched_randomness
+from codetr_cli.engine.recovery import leave_out_step, recover
 from codetr_cli.engine.report import Report
+from codetr_cli.engine.reproducer import Taken
 from codetr_cli.engine.runs import RunFolder, Saved
 from codetr_cli.engine.signals import StopRequest
 from codetr_cli.errors import DivergedError, MachineError, StoppedError
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch, unless the settings count steps
-PLOT_SECONDS = 60.0
+PLOT_SECONDS = 60.0  # between plots drawn within an epoch, and longer where drawing takes more than 1 / PLOT_SHARE
+PLOT_SHARE = 50.0
 SIGNAL_NAMES = {2: "Ctrl-C", 15: "SIGTERM"}
 
 
@@ -43,8 +47,8 @@ class Loader(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Chooses the epoch and how many of its micro batches are skipped."""
+    def set_epoch(self, epoch: int, start_batch: int = 0, other_order_from: int | None = None) -> None:
+        """Chooses the epoch, how many of its micro batches are skipped, and from which one on the order is another."""
 
 
 @dataclass
@@ -57,6 +61,10 @@ class Position:
         batch: micro batches of it that this process has used.
         best: highest AP so far, -1 before the first evaluation.
         evaluated_step: step of the newest evaluation, -1 before the first.
+        fruitless: evaluations since that of the highest AP.
+        bad_steps: steps left out in a row up to this one because their numbers were not finite.
+        other_order: epoch and micro batch from which on images come in another order, None before the run went back to
+            a checkpoint.
     """
 
     step: int = 0
@@ -64,6 +72,9 @@ class Position:
     batch: int = 0
     best: float = -1.0
     evaluated_step: int = -1
+    fruitless: int = 0
+    bad_steps: int = 0
+    other_order: tuple[int, int] | None = None
 
 
 @dataclass(kw_only=True)
@@ -93,8 +104,11 @@ class Training:
         report: whom to tell.
         position: how far the run is.
         newest_line: of training in metrics.jsonl.
+        loggers: who else is told what is logged; only the process of rank 0 has any.
         saved_at: monotonic time of the newest checkpoint.
-        drawn_at: monotonic time of the newest plots.
+        draw_at: monotonic time when the plots are due again.
+        taken: micro batches of the newest step, for the reproducer of one that went wrong.
+        bad: what was not finite in the newest step that was left out.
     """
 
     settings: Settings
@@ -119,8 +133,27 @@ class Training:
     report: Report
     position: Position = field(default_factory=Position)
     newest_line: dict[str, Any] = field(default_factory=dict)
+    loggers: Loggers = field(default_factory=Loggers)
     saved_at: float = field(default_factory=time.monotonic)
-    drawn_at: float = field(default_factory=time.monotonic)
+    draw_at: float = field(default_factory=lambda: time.monotonic() + PLOT_SECONDS)
+    taken: Taken = field(default_factory=list)
+    bad: BadNumbers | None = None
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Writes a line of metrics.jsonl and tells the loggers; for the process of rank 0."""
+        self.run.log(line)
+        self.loggers.log(line)
+
+    @property
+    def bad_limit(self) -> int:
+        """How many steps in a row may go wrong; a short run must not end without a good one."""
+        return min(self.settings.train.max_bad_steps, self.total_steps)
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the newest evaluations brought no better AP for as long as the settings allow."""
+        patience = self.settings.train.patience
+        return patience is not None and self.evaluate is not None and self.position.fruitless >= patience
 
 
 def train(training: Training) -> None:
@@ -128,28 +161,28 @@ def train(training: Training) -> None:
 
     Raises:
         StoppedError: a signal came; the work is saved.
-        DivergedError: a loss or gradient is not finite; checkpoints are as they were.
+        DivergedError: too many steps in a row had no finite loss or gradient, also after going back to a checkpoint.
         MachineError: out of memory, or no space left to save.
     """
-    position = training.position
     _evaluate_if_due(training)  # one that a kill cut short is made up for
-    while position.step < training.total_steps:
+    while training.position.step < training.total_steps and not training.is_out_of_patience:
         train_one_epoch(training)
         _evaluate_if_due(training)
     if distributed.is_main():
-        training.run.log({"kind": "end", "step": position.step, "epoch": position.epoch})
-        training.run.event(f"finished at step {position.step}")
-        _draw(training)
+        _finish(training)
 
 
 def train_one_epoch(training: Training) -> None:
     """Trains from the position in an epoch to its end, or to the end of the run, and saves a checkpoint there.
 
+    When too many steps go wrong, the run is put back to an earlier position instead.
+
     Raises:
         StoppedError: a signal came; a checkpoint of the newest step is saved.
+        DivergedError: there is nothing left to try.
     """
     position, epoch = training.position, training.position.epoch
-    training.loader.set_epoch(epoch, position.batch)
+    training.loader.set_epoch(epoch, position.batch, _other_order_from(position))
     left = len(training.loader) - position.batch
     batches = iter(training.loader)
     training.objective.train()
@@ -162,6 +195,9 @@ def train_one_epoch(training: Training) -> None:
         position.step += 1
         position.batch += size
         _report_step(training, norm)
+        if position.bad_steps >= training.bad_limit:
+            recover(training, restore)
+            return
         if left == 0:
             position.epoch, position.batch = epoch + 1, 0
         stopping, due = distributed.any_process(training.stop.number is not None, _is_save_due(training))
@@ -172,19 +208,18 @@ def train_one_epoch(training: Training) -> None:
 
 
 def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
-    """One optimizer step over `size` micro batches.
+    """One optimizer step over `size` micro batches; one with numbers that are not finite changes no weight.
 
     Returns:
         the norm of the gradients before clipping.
-
-    Raises:
-        DivergedError: a loss or a gradient of any process is not finite; the weights are as before the step.
     """
     training.optimizer.zero_grad(set_to_none=True)
+    training.taken.clear()
     seen: Seen = []
     for index in range(size):
         with training.meter.waiting(), untouched_randomness():
             batch = next(batches)
+        training.taken.append((batch, random_states(training.device)))
         losses = _forward_backward(training, batch, size, last=index == size - 1)
         image_ids = [int(target["image_id"]) for target in batch.targets]
         training.meter.add(losses, len(image_ids))
@@ -193,13 +228,14 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
     parameters = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
     norm = clip_gradients(parameters, training.settings.train.clip_norm)
     finite = torch.stack([value for losses, _ in seen for value in losses.values()]).isfinite().all()
-    # fp16 gradients overflow now and then: the scaler leaves such a step out and lowers its factor.
-    fine = finite if training.scaler.is_enabled() else finite & norm.isfinite()
-    fine_value, norm_value = torch.stack([fine.to(norm.dtype), norm]).tolist()  # the one wait for the device
-    (diverged,) = distributed.any_process(fine_value == 0)
-    if diverged:
-        raise _diverged(training, explain_divergence(training.model, seen))
-    training.scaler.step(training.optimizer)
+    finite_value, norm_value = torch.stack([finite.to(norm.dtype), norm]).tolist()  # the one wait for the device
+    bad_losses, bad_gradients = distributed.any_process(finite_value == 0, not math.isfinite(norm_value))
+    if is_bad_step(training.scaler, finite_losses=not bad_losses, finite_gradients=not bad_gradients):
+        leave_out_step(training, seen)
+        return float(norm_value)
+    if not bad_gradients:
+        training.position.bad_steps = 0
+    training.scaler.step(training.optimizer)  # leaves out fp16 gradients that overflow, and lowers its factor
     training.scaler.update()
     if training.ema is not None:
         training.ema.update(training.model, training.position.step)
@@ -293,13 +329,17 @@ def restore(training: Training, saved: Saved) -> None:
         if line["kind"] == "train":
             training.newest_line = line
         # Evaluations come after the checkpoint of their step: the metrics know of more of them than the checkpoint.
-        if line["kind"] == "eval":
-            position.evaluated_step = line["step"]
-            position.best = max(position.best, line["metrics"].get("AP", -1.0))
+        if line["kind"] == "eval" and line["step"] > position.evaluated_step:
+            _count_evaluation(position, line["step"], line["metrics"].get("AP", -1.0))
+        if line["kind"] == "rollback":
+            position.other_order = line["epoch"], line["batch"]
+            position.best = max(position.best, line["best"])
 
 
 def _is_save_due(training: Training) -> bool:
     every = training.settings.train.checkpoint_every
+    if training.position.bad_steps:
+        return False  # the newest checkpoint stays one to go back to
     if every is not None:
         return training.position.step % every == 0
     return distributed.is_main() and time.monotonic() - training.saved_at > SAVE_SECONDS
@@ -308,7 +348,8 @@ def _is_save_due(training: Training) -> bool:
 def _report_step(training: Training, norm: float) -> None:
     """Logs a line when one is due, and tells the caller of the step."""
     step, left = training.position.step, training.total_steps - training.position.step
-    if step % training.settings.train.log_every == 0 or left == 0 or not training.newest_line:
+    due = step % training.settings.train.log_every == 0 or left == 0 or not training.newest_line
+    if due and training.meter.has_losses:
         training.newest_line = {
             "kind": "train",
             "step": step,
@@ -318,11 +359,12 @@ def _report_step(training: Training, norm: float) -> None:
             **training.meter.line(left),
         }
         if distributed.is_main():
-            training.run.log(training.newest_line)
-            if time.monotonic() - training.drawn_at > PLOT_SECONDS:
+            training.log(training.newest_line)
+            if time.monotonic() > training.draw_at:
                 _draw(training)
                 training.meter.restart()  # the window is empty, and drawing is no slow step
-    training.report.step({**training.newest_line, "step": step}, left)
+    if training.newest_line:
+        training.report.step({**training.newest_line, "step": step}, left)
 
 
 def _evaluate_if_due(training: Training) -> None:
@@ -335,27 +377,60 @@ def _evaluate_if_due(training: Training) -> None:
     averaged = nullcontext() if training.ema is None else training.ema.swapped_into(training.model)
     with untouched_randomness(), averaged:
         metrics = training.evaluate()
-    position.evaluated_step = position.step
+    ap = distributed.from_main(metrics["AP"] if distributed.is_main() else None)
+    _count_evaluation(position, position.step, ap)
     if distributed.is_main():
-        if metrics["AP"] > position.best:
-            position.best = metrics["AP"]
+        if position.fruitless == 0:
             training.run.mark_best()
         line = {
             "kind": "eval",
             "step": position.step,
             "epoch": position.epoch,
             "metrics": metrics,
+            "best": position.best,
             "seconds": time.monotonic() - started,
         }
-        training.run.log(line)
+        training.log(line)
         training.run.event(f"evaluation of step {position.step}: AP {metrics['AP']:.4f}, best {position.best:.4f}")
         training.report.evaluated(line)
+        _draw(training)
     distributed.barrier()
 
 
+def _count_evaluation(position: Position, step: int, ap: float) -> None:
+    position.evaluated_step = step
+    position.fruitless = 0 if ap > position.best else position.fruitless + 1
+    position.best = max(position.best, ap)
+
+
+def _other_order_from(position: Position) -> int | None:
+    """The micro batch of the position's epoch from which on images come in another order than planned."""
+    if position.other_order is None or position.epoch < position.other_order[0]:
+        return None
+    return position.other_order[1] if position.epoch == position.other_order[0] else 0
+
+
+def _finish(training: Training) -> None:
+    position = training.position
+    why = ""
+    if position.step < training.total_steps:
+        why = f" of {training.total_steps}: no better AP than {position.best:.4f} in {position.fruitless} evaluations"
+    training.log({"kind": "end", "step": position.step, "epoch": position.epoch, "early": bool(why)})
+    training.run.event(f"finished at step {position.step}{why}")
+    if why:
+        training.report.note(f"finished early, at step {position.step}{why}")
+    _draw(training)
+
+
 def _draw(training: Training) -> None:
-    draw_plots(training.run.metrics(), training.run.plots_dir)
-    training.drawn_at = time.monotonic()
+    """Draws the plots; they are no reason to lose a training, nor to spend much of its time on."""
+    started = time.monotonic()
+    try:
+        draw_plots(training.run.metrics(), training.run.plots_dir)
+    except Exception as error:
+        training.run.event(f"the plots could not be drawn: {type(error).__name__}: {error}")
+    now = time.monotonic()
+    training.draw_at = now + max(PLOT_SECONDS, PLOT_SHARE * (now - started))
 
 
 def _stopped(training: Training) -> StoppedError:

@@ -22,6 +22,7 @@ from codetr_cli.engine.allocator import return_large_blocks
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.evaluator import Share, check_truth, evaluate
 from codetr_cli.engine.loading import compile_for
+from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
@@ -120,6 +121,8 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
                 report.warn(warning)
         distributed.barrier()
         training = build_training(job, folder, device=device, resume=choice.resume, stop=stop, report=report)
+        if distributed.is_main():
+            _open_loggers(training, stack)
         train(training)
         return _outcome(training)
 
@@ -128,8 +131,10 @@ def check_settings(settings: Settings, device: torch.device, world_size: int) ->
     """Refuses early what a training could not do, before data is read and a run folder made.
 
     Raises:
-        ConfigError: batch sizes that do not divide, or a precision that the device does not have.
+        ConfigError: batch sizes that do not divide, a precision that the device does not have, or a logger that is not
+            installed.
     """
+    check_loggers(settings.train.loggers)
     plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
     autocast_dtype(settings.train.precision, device)
 
@@ -367,6 +372,22 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
         return result.metrics
 
     return score
+
+
+def _open_loggers(training: Training, stack: ExitStack) -> None:
+    """Connects the process of rank 0 with the services of the settings until the training ends."""
+
+    def warn(text: str) -> None:
+        training.run.event(text)
+        training.report.warn(text)
+
+    record = Record(
+        folder=training.run.path,
+        settings=training.settings,
+        step=training.position.step,
+        note=training.run.event,
+    )
+    training.loggers = stack.enter_context(open_loggers(training.settings.train.loggers, record, warn))
 
 
 def _outcome(training: Training) -> Outcome:
