@@ -212,6 +212,8 @@ def _evaluate(
         console.warn(note)
     where = str(paths.annotations_path)
     settings = loaded.settings
+    if masks and settings.model.mask.kind == "fcn" and settings.test.head != "roi":
+        console.info("This network draws masks in its RoI head: --head roi scores them, too")
     masks = masks and expects_masks(settings, loaded.postprocess)
     if masks:
         truth = read_annotations(paths.annotations_path, with_outlines=True)

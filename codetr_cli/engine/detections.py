@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from codetr_cli.errors import DatasetError
 
 Rle = dict[str, Any]
 """A mask as COCO has it: `size` [height, width] of its image and `counts`, a text."""
+
+COUNTS = re.compile("[0-o]*[0-O]")
+"""Run lengths as COCO writes them: five bits a character, the sixth says that the number goes on."""
 
 ROWS_AT_ONCE = 20_000
 """Records that exist as Python objects at the same time when a table is written."""
@@ -214,7 +218,8 @@ def _is_box(box: object) -> bool:
 
 
 def _is_rle(mask: object) -> bool:
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
+    """Whether it can be read without harm: the engines read on past a text that ends within a number."""
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str) or not COUNTS.fullmatch(mask["counts"]):
         return False
     size = mask.get("size")
     return isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)

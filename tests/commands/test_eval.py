@@ -276,6 +276,19 @@ def test_mask_ap_beside_box_ap(codetr, masked_run, tiny_coco):
     assert json.loads((Path(facts["detections"]).parent / "metrics.json").read_text())["mask_AP"] == facts["mask_AP"]
 
 
+def test_a_head_without_masks_is_told(codetr, masked_run, tiny_coco):
+    ran = codetr("eval", masked_run, "--data", tiny_coco, "--head", "decoder", "--json")
+    assert "--head roi" in ran.err
+    assert "mask_AP" not in ran.json
+
+
+def test_objects365_counts_as_coco(codetr, run, tiny_coco):
+    own = ("--images", tiny_coco / "val2017", "--ann", tiny_coco / "annotations/instances_val2017.json")
+    facts = codetr("eval", run, *own, "--set", "data.dataset=objects365", "--json").json
+    assert set(METRICS) <= set(facts)
+    assert "COCO box metrics" in facts["protocol"]
+
+
 def test_masks_with_views(codetr, masked_run, tiny_coco):
     facts = codetr("eval", masked_run, "--data", tiny_coco, "--json", "--tta").json
     assert "mask_AP" in facts

@@ -44,6 +44,9 @@ MASK = '{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [
     [
         (f'[{MASK}, {{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}}]', "number 1 .*which others"),
         (MASK.replace('"04"', "7"), "counts"),
+        (MASK.replace('"04"', '"0x"'), "counts"),
+        (MASK.replace('"04"', '"0o"'), "counts"),
+        (MASK.replace('"04"', '""'), "counts"),
         (MASK.replace("[2, 2]", "[2, 0]"), "size"),
         (MASK.replace('"score": 1', '"score": 1, "mask_score": "x"'), "mask_score"),
         (MASK.replace('"score": 1', '"score": 1, "bbox": [1]'), "bbox"),
