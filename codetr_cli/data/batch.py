@@ -1,6 +1,7 @@
 """Samples into batches: padding at the bottom and right, the padding mask, and normalisation on the device.
 
 Images travel as uint8 (a quarter of the memory and of the copy to the device) and become floats in `normalize`.
+Images on a canvas come with their grey padding, which is part of the image: no padding mask covers it.
 Shape letters: B batch, H W the batch's own height and width (the largest of its images), G boxes of one image.
 """
 

@@ -1,8 +1,8 @@
 """A synthetic data set in COCO's layout that a tiny model learns in minutes: coloured shapes on varied backgrounds.
 
 Only the outline tells the classes apart: colour, texture, size and place are drawn independently of it. Every picture
-is a function of (seed, split, index). Boxes are those of the visible pixels, as in COCO. Sizes are (height, width) in
-pixels, colours are RGB in [0, 1], h w is a picture's height and width.
+is a function of (seed, split, index). Boxes and masks are those of the visible pixels, as in COCO. Sizes are (height,
+width) in pixels, colours are RGB in [0, 1], h w is a picture's height and width.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from codetr_cli.data.layout import Split, write_list
+from codetr_cli.data.masks import encode
 
 MIN_VISIBLE = 0.6
 """No object shows less than this share of itself."""
@@ -71,6 +72,7 @@ def _write_images(folder: Path, count: int, size: int, seed: tuple[int, int]) ->
                     "bbox": visible_box(mask),
                     "area": int(mask.sum()),
                     "iscrowd": 0,
+                    "segmentation": encode(mask),
                 }
             )
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(OUTLINES)]

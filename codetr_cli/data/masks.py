@@ -322,6 +322,13 @@ def run_lengths(rle: dict[str, Any], size: Size) -> np.ndarray:
     return runs
 
 
+def encode(bitmap: np.ndarray) -> dict[str, Any]:
+    """The run-length code of a bitmap (h, w) of bool, with its runs as a list: what `decode` reads."""
+    pixels = np.concatenate([[False], bitmap.T.ravel()])
+    ends = np.concatenate([[0], np.flatnonzero(pixels[1:] != pixels[:-1]), [bitmap.size]])
+    return {"size": list(bitmap.shape), "counts": np.diff(ends).tolist()}
+
+
 def _uncompressed(code: bytes) -> np.ndarray:
     """Run lengths (R,) int64 of a compressed code.
 

@@ -17,6 +17,7 @@ from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.layout import LAYOUTS, find_splits, image_name
 from codetr_cli.engine.plan import plan_job
 from codetr_cli.errors import DatasetError
+from tests.engine.detectors import write_checkpoint
 
 ADDRESS = "http://images.cocodataset.org/"
 
@@ -315,3 +316,25 @@ def test_prepare_links_each_data_set_where_it_is_looked_for(
     assert ran.json["dataset"]["layout"] == "LVIS"
     assert Path("data/lvis_v1").resolve() == lvis
     assert "data.dataset=lvis" in ran.json["next"] or "co_dino_r50_lvis" in ran.json["next"]
+
+
+def test_an_evaluation_of_a_checkpoint_for_another_data_set_ends_at_once(
+    codetr: Any, lvis: Path, tiny_coco: Path, tiny_settings: Settings, tmp_path: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model.safetensors", tiny_settings)
+    ran = codetr("eval", checkpoint, "--data", lvis)
+    assert ran.code == 3
+    assert "lvis_v1_val.json is an LVIS annotation file, but the settings are for coco" in ran.err
+    assert "--set data.dataset=lvis" in ran.err
+    ran = codetr("eval", checkpoint, "--data", tiny_coco, "--set", "data.dataset=lvis")
+    assert ran.code == 3
+    assert "holds COCO annotations, but the settings are for LVIS" in ran.err
+
+
+def test_training_without_the_masks_it_needs_ends_at_once(codetr: Any, objects365: Path, tmp_path: Path) -> None:
+    settings = ["data.dataset=objects365", "data.augmentation=lsj", "data.canvas=64", "data.copy_paste=masks"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    ran = codetr("train", "--preset", "co_dino_tiny", "--data", objects365, "--run", tmp_path / "run", *words)
+    assert ran.code == 3
+    assert "none of its 3 usable objects have a segmentation" in ran.err
+    assert not list((tmp_path / "run").glob("checkpoints/*"))

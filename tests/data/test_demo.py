@@ -10,6 +10,7 @@ from codetr_cli.config import DataConfig
 from codetr_cli.data.coco import CocoDataset, find_data
 from codetr_cli.data.demo import MAX_OBJECTS, MIN_SIDE, MIN_VISIBLE, OUTLINES, draw_picture, visible_box, write_demo
 from codetr_cli.data.images import read_image
+from codetr_cli.data.masks import decode
 from codetr_cli.data.transforms import ResizeShortLong
 
 
@@ -54,6 +55,9 @@ def test_annotations_fit_the_images(demo: Path) -> None:
         assert min(w, h) >= MIN_SIDE
         assert 0 < entry["area"] <= w * h
         assert entry["iscrowd"] == 0
+        block = decode(entry["segmentation"], (height, width))
+        assert [block.left, block.top, *block.pixels.shape[::-1]] == entry["bbox"]
+        assert block.pixels.sum() == entry["area"]
 
 
 def polygon_area(points: np.ndarray) -> float:
