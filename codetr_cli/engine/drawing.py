@@ -83,7 +83,9 @@ def draw_detections(
     line = line_width(image.shape[1], image.shape[0])
     if masks is not None:
         image = image.copy()
-        for index in best_first[::-1]:  # the surest mask is drawn last, on top
+        sides = boxes_xyxy[best_first, 2:] - boxes_xyxy[best_first, :2]
+        small_first = np.argsort(sides[:, 0] * sides[:, 1], kind="stable")
+        for index in best_first[small_first[::-1]]:  # small masks are drawn last, on top of what they lie in
             _fill(image, masks[index], class_colour(int(labels[index])), line)
     canvas = Image.fromarray(np.ascontiguousarray(image))
     pen = ImageDraw.Draw(canvas)

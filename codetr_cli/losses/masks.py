@@ -193,7 +193,8 @@ def mask_step(
         draws: source of the samples.
     """
     found = [
-        best_boxes(*outputs, t["norm_size"], candidates) for *outputs, t in zip(logits, boxes, targets, strict=True)
+        best_boxes(image_logits, image_boxes, target["norm_size"], candidates)
+        for image_logits, image_boxes, target in zip(logits, boxes, targets, strict=True)
     ]
     regions_of_image, labels_of_image, objects_of_image = [], [], []
     for (own, _), target in zip(found, targets, strict=True):

@@ -125,7 +125,7 @@ def test_masks_tint_their_pixels_and_have_an_edge():
     assert (outside == 100).all()
 
 
-def test_the_surest_mask_lies_on_top_and_its_edge_is_closed_at_the_border():
+def test_of_equal_masks_the_surest_lies_on_top_and_its_edge_is_closed_at_the_border():
     image = np.zeros((120, 120, 3), np.uint8)
     left, right = np.zeros((120, 120), bool), np.zeros((120, 120), bool)
     left[:, :80], right[:, 40:] = True, True
@@ -136,6 +136,18 @@ def test_the_surest_mask_lies_on_top_and_its_edge_is_closed_at_the_border():
     both, only = drawn[60, 60], drawn[60, 20]
     assert np.abs(both - 0.45 * np.array(class_colour(0))).sum() < np.abs(both - 0.45 * np.array(class_colour(1))).sum()
     assert only.sum() < both.sum(), "where they overlap the other one shines through"
+
+
+def test_a_small_mask_shows_on_a_large_one_whatever_their_scores():
+    image = np.zeros((120, 120, 3), np.uint8)
+    large, small = np.ones((120, 120), bool), np.zeros((120, 120), bool)
+    small[40:80, 40:80] = True
+    boxes = np.array([[0, 0, 120, 120], [40, 40, 80, 80]], np.float32)
+    drawn = np.asarray(
+        draw_detections(image, boxes, np.array([0.9, 0.4]), np.array([0, 1]), ["a", "b"], [rle(large), rle(small)])
+    ).astype(int)
+    below, above = (0.45 * np.array(class_colour(label)) for label in (0, 1))
+    assert np.abs(drawn[70, 60] - (0.55 * below + above)).max() <= 1
 
 
 def test_empty_masks_draw_nothing():

@@ -86,15 +86,18 @@ class MaskBranch(nn.Module):
         labels = torch.cat([detections.labels for detections in found]).to(regions.device)
         semantic_maps = self.head.semantic_maps(maps[0])
         masks, ious = [], []
-        for chunk, chunk_labels in zip(
-            regions.split(self.regions_per_chunk), labels.split(self.regions_per_chunk), strict=True
-        ):
+        count = self.regions_per_chunk
+        for chunk, chunk_labels in zip(torch.split(regions, count), torch.split(labels, count), strict=True):
             drawn = self.forward(maps, semantic_maps, chunk, chunk_labels)
             masks.append(keep_fine_boundaries(drawn.logits)[:, 0].sigmoid())
             ious.append(drawn.iou)
         counts = [len(detections) for detections in found]
-        of_images = zip(found, torch.cat(masks).split(counts), torch.cat(ious).split(counts), strict=True)
+        of_images = zip(found, torch.split(torch.cat(masks), counts), torch.split(torch.cat(ious), counts), strict=True)
         return [
-            replace(detections, masks=own, mask_scores=detections.scores * iou.to(detections.scores))
+            replace(
+                detections,
+                masks=own.to(detections.boxes.device),
+                mask_scores=detections.scores * iou.to(detections.scores),
+            )
             for detections, own, iou in of_images
         ]

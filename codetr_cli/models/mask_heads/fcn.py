@@ -63,12 +63,11 @@ class FcnMaskHead(nn.Module):
         regions = number_regions([detections.boxes for detections in found])
         labels = torch.cat([detections.labels for detections in found])
         masks = []
-        for chunk, chunk_labels in zip(
-            regions.split(self.regions_per_chunk), labels.split(self.regions_per_chunk), strict=True
-        ):
+        count = self.regions_per_chunk
+        for chunk, chunk_labels in zip(torch.split(regions, count), torch.split(labels, count), strict=True):
             logits = self.forward(self.pooling(maps, chunk))
             masks.append(of_class(logits, chunk_labels)[:, 0].sigmoid())
-        of_images = torch.cat(masks).split([len(detections) for detections in found])
+        of_images = torch.split(torch.cat(masks), [len(detections) for detections in found])
         return [replace(detections, masks=own) for detections, own in zip(found, of_images, strict=True)]
 
 

@@ -52,9 +52,8 @@ class RefineMaskHead(nn.Module):
         self.instance_convs = nn.ModuleList(NormedConv(in_dim if i == 0 else dim, dim) for i in range(instance_convs))
         self.semantic_convs = nn.ModuleList(NormedConv(in_dim if i == 0 else dim, dim) for i in range(semantic_convs))
         widths = [dim // 2**i for i in range(NUM_STAGES + 1)]
-        self.stages = nn.ModuleList(
-            RefineStage(dim=width, semantic_dim=dim, dilations=dilations) for width in widths[:-1]
-        )
+        self.semantic = nn.ModuleList(nn.Conv2d(dim, width, 1) for width in widths[:-1])
+        self.stages = nn.ModuleList(RefineStage(dim=width, dilations=dilations) for width in widths[:-1])
         self.logits = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths[:-1])
         self.logits.append(nn.Conv2d(widths[-1], 1, 1))
         init_mask_convs(self)
@@ -64,7 +63,7 @@ class RefineMaskHead(nn.Module):
         x = finest_map
         for conv in self.semantic_convs:
             x = conv(x)
-        return [F.relu(stage.semantic(x)) for stage in self.stages]
+        return [F.relu(conv(x)) for conv in self.semantic]
 
     def forward(self, pooled: Tensor, semantic_maps: Sequence[Tensor], regions: Tensor, labels: Tensor) -> list[Tensor]:
         """Draws masks.
@@ -117,13 +116,11 @@ class RefineStage(nn.Module):
 
     Args:
         dim: channels of the region; the result has half.
-        semantic_dim: channels of the finest map.
         dilations: of the parallel convolutions.
     """
 
-    def __init__(self, *, dim: int, semantic_dim: int, dilations: Sequence[int]) -> None:
+    def __init__(self, *, dim: int, dilations: Sequence[int]) -> None:
         super().__init__()
-        self.semantic = nn.Conv2d(semantic_dim, dim, 1)
         self.fuse = nn.Conv2d(2 * dim + 1, dim, 1)
         self.branches = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=d, dilation=d) for d in dilations)
         self.merge = nn.Conv2d(dim, dim, 1)
