@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from codetr_cli.config import apply_overrides
 from tests.engine.detectors import write_run
 
 
@@ -134,3 +135,23 @@ def test_test_time_augmentation(codetr, run, tiny_coco):
     assert 0 < len(views.json["detections"]) <= 20
     one = ("--set", "test.tta_scales=[1.0]", "--set", "test.tta_flip=false")
     assert codetr(*options, "--tta", *one).json["detections"] == plain.json["detections"]
+
+
+def test_masks_are_written_and_scored_like_those_of_an_evaluation(
+    codetr, tiny_settings, tiny_coco, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    settings = apply_overrides(
+        tiny_settings, ["model.mask.kind=refine", "model.mask.dim=16", "model.mask.iou_fc_dim=8"]
+    )
+    write_run(tmp_path / "runs/tiny/1", settings, "last")
+    facts = codetr("predict", tiny_coco / "val2017", "--score", 0, "--json").json
+    records = json.loads(Path(facts["predictions"]).read_text())
+    assert facts["detections"] == records
+    for record in records:
+        assert isinstance(record["segmentation"]["counts"], str)
+        assert 0 <= record["mask_score"] <= record["score"]
+    predicted = codetr("eval", "--from", facts["predictions"], "--data", tiny_coco, "--json").json
+    evaluated = codetr("eval", "runs/tiny/1", "--data", tiny_coco, "--json").json
+    names = ("AP", "mask_AP", "mask_AP50", "mask_AR1000")
+    assert [predicted[name] for name in names] == [evaluated[name] for name in names]
