@@ -84,7 +84,7 @@ def _run(words: list[str]) -> int:
     try:
         # Only the verb that is called gets imported; the others are needed for help and for suggestions alone.
         app = build_app((words[0],) if words and words[0] in VERBS else VERBS)
-        return app(args=words, prog_name="codetr", standalone_mode=False) or 0
+        return app(args=words, prog_name="codetr", standalone_mode=False, obj=words) or 0
     except BrokenPipeError:
         raise
     except CodetrError as error:

@@ -386,6 +386,9 @@ class TrainConfig(Section):
     log_every: Positive = Field(50, description="Optimizer steps between lines of metrics.jsonl.")
     eval_every: Positive = Field(1, description="Epochs between evaluations.")
     checkpoint_every: Positive | None = Field(None, description="Optimizer steps between checkpoints within an epoch.")
+    timeout_minutes: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="Several processes: end the training when one of them did nothing new for so long."
+    )
     patience: Positive | None = Field(None, description="End after this many evaluations in a row without a better AP.")
     max_bad_steps: Positive = Field(
         10,

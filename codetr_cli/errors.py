@@ -45,9 +45,9 @@ class StoppedError(CodetrError):
 
     Args:
         message: what was saved and how to continue.
-        signal_number: the signal received; the exit code is 128 + this number.
+        signal_number: the signal received; Ctrl-C (2) gives the exit code 130, others (SIGTERM, SIGUSR1) 143.
     """
 
     def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 130 if signal_number == 2 else 143

@@ -24,7 +24,7 @@ def test_every_kind_has_its_exit_code(kind: type[errors.CodetrError], code: int)
     assert kind("x").exit_code == code
 
 
-@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (10, 143)])
 def test_stopped_by_a_signal(number: int, code: int):
     assert errors.StoppedError("saved", number).exit_code == code
 

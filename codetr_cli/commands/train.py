@@ -20,6 +20,7 @@ from codetr_cli.commands._options import (
     RunOption,
     SetOption,
 )
+from codetr_cli.commands._slurm import submit_job
 from codetr_cli.commands._weights import fetched
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ LINE_SECONDS = 20.0  # between two lines of losses on a terminal
 
 
 def train(
+    context: typer.Context,
     preset: Annotated[
         str,
         typer.Option("--preset", metavar="NAME", help="A preset, see `codetr presets`, or the path of a TOML file."),
@@ -55,6 +57,30 @@ def train(
     procs: Annotated[
         int | None, typer.Option("--procs", metavar="N", min=1, help="Train in N processes on the CPU.")
     ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", metavar="N", min=1, help="Train on N machines; start this on each.")
+    ] = None,
+    rdzv_endpoint: Annotated[
+        str | None,
+        typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where machines meet: one of them, and a free port."),
+    ] = None,
+    node_rank: Annotated[
+        int | None,
+        typer.Option("--node-rank", metavar="N", min=0, help="Number of this machine; 0 is the one they meet at."),
+    ] = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(
+            "--max-restarts",
+            metavar="N",
+            min=0,
+            help="Start all processes again, from the newest checkpoint, after one died: N times at most. "
+            "Without it: 3 with several processes, else 0.",
+        ),
+    ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Write a SLURM batch script of this training, and submit it.")
+    ] = False,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Never evaluate; no validation data is needed.")] = False,
     fresh: Annotated[
         bool,
@@ -71,53 +97,41 @@ def train(
     """
     console.set_mode(json=json_output, quiet=quiet)
     from codetr_cli.config import load_preset
-    from codetr_cli.engine.distributed import launch, launched_rank, was_launched
+    from codetr_cli.engine.distributed import launched_rank
+    from codetr_cli.engine.launch import launch
+    from codetr_cli.engine.placement import Request, place
     from codetr_cli.engine.plan import plan_job
     from codetr_cli.engine.training import check_settings, choose_for
 
     settings = load_preset(preset, overrides)
-    chosen, processes = _choose_processes(device, gpus, procs)
+    request = Request(
+        device=device,
+        gpus=gpus,
+        procs=procs,
+        nodes=nodes,
+        endpoint=rdzv_endpoint,
+        node=node_rank,
+        max_restarts=max_restarts,
+    )
+    if slurm:
+        job = plan_job(settings, data=data, weights=fetched(weights), evaluate=not no_eval, run=run, fresh=fresh)
+        submit_job(job, request, context.obj, dry_run=dry_run)
+        return
+    placement = place(request)
+    chosen, processes = placement.device, placement.world_size
     check_settings(settings, chosen, processes)
     if weights is None:
         fetched(settings.train.backbone_weights)
     job = plan_job(settings, data=data, weights=fetched(weights), evaluate=not no_eval, run=run, fresh=fresh)
-    # Processes that a torchrun outside started must agree on the folder: the first one chooses once they are connected.
-    choice = None if was_launched() else choose_for(job)
+    # Processes that several launchers start must agree on the folder: the first one chooses once they are connected.
+    choice = None if placement.agreed else choose_for(job)
     if dry_run:
         _show_plan(job, chosen, processes, choice, json_output)
         return
-    if processes > 1 and not was_launched():
-        outcome = launch(_work, (job, chosen, choice, json_output, quiet), processes=processes)
-    else:
-        outcome = _work(job, chosen, choice, json_output, quiet)
-    if launched_rank() == 0:
+    arguments = (job, chosen, choice, json_output, quiet)
+    outcome = _work(*arguments) if placement.plan is None else launch(_work, arguments, placement.plan, console.warn)
+    if launched_rank() == 0 and outcome is not None:  # another machine has the outcome
         _show_outcome(outcome, json_output)
-
-
-def _choose_processes(device: str, gpus: int | None, procs: int | None) -> tuple[torch.device, int]:
-    """The device and the number of processes that the options ask for.
-
-    Raises:
-        ConfigError: options that exclude each other.
-        MachineError: more GPUs than there are.
-    """
-    import torch
-
-    from codetr_cli.engine.distributed import launched_world_size
-    from codetr_cli.engine.environment import choose_device
-    from codetr_cli.errors import ConfigError, MachineError
-
-    if gpus is not None and procs is not None:
-        raise ConfigError("--gpus and --procs exclude each other: --procs is for training on the CPU")
-    if gpus is not None and device not in ("auto", "cuda"):
-        raise ConfigError(f"--gpus {gpus} and --device {device} exclude each other: leave --device out")
-    chosen = choose_device("cuda" if gpus is not None else device)
-    if procs is not None and chosen.type != "cpu":
-        raise ConfigError(f"--procs {procs} is for training on the CPU: add --device cpu, or use --gpus {procs}")
-    available = torch.cuda.device_count()
-    if gpus is not None and gpus > available:
-        raise MachineError(f"--gpus {gpus} asked for, but this machine has {available}: use --gpus {available}")
-    return chosen, launched_world_size() or gpus or procs or 1
 
 
 def _work(job: Job, device: torch.device, choice: Choice | None, json_output: bool, quiet: bool) -> Outcome:
@@ -175,6 +189,10 @@ class _Display:
         names = [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in metrics]
         shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
         self.note(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
+
+    def failed(self, text: str) -> None:
+        self.leave()
+        console.error(text)
 
     def leave(self) -> None:
         """Takes the progress off the terminal; the next step brings it back."""

@@ -1,40 +1,34 @@
-"""Several processes as one: who am I, agree, average, and start them all. The only user of `torch.distributed`.
+"""Several processes as one: who am I, agree, average.
 
-Every function works in a single process too, where there is nobody to ask. Processes come from `launch`, which runs
-torchrun's elastic agent here, or from a torchrun or SLURM outside that sets RANK, LOCAL_RANK and WORLD_SIZE.
+Every function works in a single process too, where there is nobody to ask. Processes come from `engine.launch`, or from
+a torchrun or SLURM outside that sets RANK, LOCAL_RANK and WORLD_SIZE.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import logging
-import multiprocessing
 import os
-import signal
-import sys
-import tempfile
-import time
-import traceback
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from codetr_cli import errors
-from codetr_cli.engine.environment import cpu_count
-from codetr_cli.errors import CodetrError, MachineError, StoppedError
+from codetr_cli.errors import StoppedError
 
 # One process evaluates or saves while the others wait for it.
 PATIENCE = timedelta(hours=3)
+# Set by `engine.launch` for the processes it starts: a name of this start that all of them share, how many starts
+# there were before, and why there had to be another.
+ROUND = "CODETR_ROUND"
+STARTS_BEFORE = "CODETR_STARTS_BEFORE"
+RESTART_REASON = "CODETR_RESTART_REASON"
 
 
 def rank() -> int:
@@ -67,28 +61,49 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def was_restarted() -> bool:
+    """Whether this process takes the place of one that died: it continues what that one did."""
+    before = os.environ.get(STARTS_BEFORE) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return was_launched() and int(before) > 0
+
+
 def local_device(device: torch.device) -> torch.device:
     """The device of this process: each process of a machine has its own GPU, all share the CPU."""
     if device.type != "cuda" or not was_launched():
         return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    # A cluster may show each process its own GPU only.
+    return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device, timeout: timedelta = PATIENCE) -> Iterator[Store | None]:
     """Connects this process to the others it was started with; alone it does nothing.
 
     Args:
         device: this process's own; GPUs talk through NCCL, everything that lies on the CPU through gloo.
+        timeout: after which a process that waits for others gives up.
+
+    Yields:
+        texts that all processes share, for a thread of its own; None for a process alone.
     """
     if not was_launched():
-        yield
+        yield None
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, number, processes = next(iter(rendezvous("env://", timeout=timeout)))
+    store.set_timeout(timeout)
+    # The agent keeps its store when it starts processes anew: what dead ones wrote must not be read.
+    start = os.environ.get(ROUND) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(f"group/{start}", store),
+        rank=number,
+        world_size=processes,
+        timeout=timeout,
+    )
     try:
-        yield
+        yield PrefixStore(f"shared/{start}", store.clone())
     except StoppedError:  # all stop together
         dist.destroy_process_group()
         raise
@@ -160,140 +175,5 @@ def without_sync(module: nn.Module) -> AbstractContextManager[None]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def launch(function: Callable[..., Any], arguments: Sequence[Any], *, processes: int) -> Any:
-    """Runs `function(*arguments)` in several processes of this machine under torchrun's elastic agent.
-
-    A signal sent to this process reaches all of them; they decide together when to stop.
-
-    Args:
-        function: importable by name; it and the arguments are pickled.
-        arguments: the same for every process.
-        processes: how many.
-
-    Returns:
-        what the process of rank 0 returned.
-
-    Raises:
-        CodetrError: the first error that a process raised, as it was raised there.
-        MachineError: a process ended without a word, e.g. killed for lack of memory.
-    """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    share_threads(processes)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=0,
-        signals_to_handle="SIGQUIT",  # the others are forwarded below and must not be answered with a kill
-    )
-    with tempfile.TemporaryDirectory(prefix="codetr-") as folder, _quiet_agent(), _forwarded_signals() as received:
-        try:
-            results = elastic_launch(config, _enter)(function, tuple(arguments), folder)
-        except ChildFailedError as failure:
-            if received:
-                raise StoppedError(
-                    "stopped at once, nothing was saved after the newest checkpoint: start the same command again to "
-                    "continue from it.",
-                    received[0],
-                ) from failure
-            number, first = failure.get_first_failure()
-            raise _error_of(Path(folder), number, first.exitcode) from failure
-    result = results[0]
-    if isinstance(result, CodetrError):
-        raise result
-    return result
-
-
-def share_threads(processes: int) -> None:
-    """Lets processes started from here share the cores, unless the person has set OMP_NUM_THREADS."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
-
-
 def _together() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _enter(function: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> Any:
-    """What each started process runs: the function, with errors written down for the parent to read.
-
-    A stop by a signal is no failure of one process but the end of all, so it travels as a result.
-    """
-    parent = os.getppid()
-    result: Any
-    try:
-        result = function(*arguments)
-    except StoppedError as stopped:
-        result = stopped
-    except Exception as error:
-        known = isinstance(error, CodetrError)
-        if os.environ.get("CODETR_DEBUG"):
-            sys.stderr.write(traceback.format_exc())
-        note = {
-            "kind": type(error).__name__ if known else "",
-            "text": str(error) if known else f"{type(error).__name__}: {error}",
-            "time": time.time(),
-        }
-        Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(note), encoding="utf-8")
-        raise SystemExit(error.exit_code if isinstance(error, CodetrError) else 1) from error
-    if os.getppid() != parent:
-        # The launcher was killed; the agent's end of the result queue is gone and would be waited for in vain.
-        os._exit(0)
-    return result
-
-
-def _error_of(folder: Path, number: int, exit_code: int) -> Exception:
-    """The error that the processes wrote down first, rather one that a person can mend; several may follow from one."""
-    notes = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    if notes:
-        note = min(notes, key=lambda item: (not item["kind"], item["time"]))
-        if note["kind"]:
-            kind: type[CodetrError] = getattr(errors, note["kind"])
-            return kind(note["text"])
-        return RuntimeError(f"a training process failed with {note['text']}")
-    if exit_code < 0:
-        return MachineError(
-            f"training process {number} was ended by {signal.Signals(-exit_code).name}, often because memory ran out: "
-            "lower train.micro_batch or the number of processes. The same command continues from the newest checkpoint."
-        )
-    return MachineError(f"training process {number} ended with exit code {exit_code} and without a message.")
-
-
-@contextmanager
-def _quiet_agent() -> Iterator[None]:
-    """Keeps the agent's own warnings and tracebacks away: what matters is raised by `launch`."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def _forwarded_signals() -> Iterator[list[int]]:
-    """Hands Ctrl-C and SIGTERM on to the started processes.
-
-    Yields:
-        the numbers of the signals received so far.
-    """
-    received: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(child.pid, number)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

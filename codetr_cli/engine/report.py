@@ -24,6 +24,9 @@ class Report(Protocol):
     def evaluated(self, line: Mapping[str, Any]) -> None:
         """An evaluation is done; `line` is its line of metrics.jsonl."""
 
+    def failed(self, text: str) -> None:
+        """The process ends at once because of this. Called from another thread, also where `Silence` is used else."""
+
     def leave(self) -> None:
         """The process ends at once: the terminal must be left in order. Called from another thread."""
 
@@ -44,6 +47,9 @@ class Silence:
         """Says nothing."""
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
+        """Says nothing."""
+
+    def failed(self, text: str) -> None:
         """Says nothing."""
 
     def leave(self) -> None:

@@ -26,6 +26,7 @@ FREE = frozenset(
         "train.log_every",
         "train.eval_every",
         "train.checkpoint_every",
+        "train.timeout_minutes",
         "train.loggers",
         "train.max_bad_steps",
         "train.patience",

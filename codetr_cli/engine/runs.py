@@ -34,7 +34,9 @@ WEIGHTS = "model.safetensors"
 STATE = "state.pt"
 ENDS = frozenset(("end", "diverged"))  # kinds of lines that a run which goes on has no more
 # What a run folder may hold before its settings are written.
-BEGINNING = frozenset((".lock", "origin.json", ".origin.json.tmp", ".settings.toml.tmp", "plots", "checkpoints"))
+BEGINNING = frozenset(
+    (".lock", "origin.json", ".origin.json.tmp", ".settings.toml.tmp", "plots", "checkpoints", "slurm")
+)
 
 
 @dataclass(frozen=True, kw_only=True)

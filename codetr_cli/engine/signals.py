@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM as a wish to stop soon: the loop asks, saves and leaves; a second signal leaves at once.
+"""Ctrl-C, SIGTERM and SIGUSR1 as a wish to stop soon: the loop asks, saves and leaves; a second leaves at once.
+
+SIGUSR1 is what a cluster sends some minutes before it ends a job: the SIGTERM that follows is no second wish.
 
 A thread reads the signal numbers that the interpreter writes to a pipe the moment they arrive, so that both the answer
 to the first one and the exit at the second come even while the main thread is deep in a long computation.
@@ -13,7 +15,11 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+from codetr_cli.errors import StoppedError
+
+WARNING = getattr(signal, "SIGUSR1", None)  # Windows has none
+STOPPING = tuple(number for number in (signal.SIGINT, signal.SIGTERM, WARNING) if number is not None)
+NAMES = {int(number): "Ctrl-C" if number == signal.SIGINT else number.name for number in STOPPING}
 # A launcher repeats the terminal's signal to its children: what comes this soon is the same wish, not a second one.
 SAME_WISH_SECONDS = 1.0
 END = b"\0"
@@ -72,9 +78,11 @@ class StopRequest:
             if self.number is None:
                 self.number, first_at = arrived[0], time.monotonic()
                 self._on_first(self.number)
+            elif self.number == WARNING:
+                self.number, first_at = arrived[0], time.monotonic()
             elif time.monotonic() - first_at > SAME_WISH_SECONDS:
                 self._on_second()
-                os._exit(128 + self.number)
+                os._exit(StoppedError("", self.number).exit_code)
 
 
 def _arrived(number: int, frame: FrameType | None) -> None:

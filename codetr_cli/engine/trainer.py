@@ -30,13 +30,13 @@ from codetr_cli.engine.recovery import leave_out_step, recover
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.reproducer import Taken
 from codetr_cli.engine.runs import RunFolder, Saved
-from codetr_cli.engine.signals import StopRequest
+from codetr_cli.engine.signals import NAMES, StopRequest
+from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import DivergedError, MachineError, StoppedError
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch, unless the settings count steps
 PLOT_SECONDS = 60.0  # between plots drawn within an epoch, and longer where drawing takes more than 1 / PLOT_SHARE
 PLOT_SHARE = 50.0
-SIGNAL_NAMES = {2: "Ctrl-C", 15: "SIGTERM"}
 
 
 class Loader(Protocol):
@@ -109,6 +109,7 @@ class Training:
         draw_at: monotonic time when the plots are due again.
         taken: micro batches of the newest step, for the reproducer of one that went wrong.
         bad: what was not finite in the newest step that was left out.
+        pulse: told what is being done, for the watchdog.
     """
 
     settings: Settings
@@ -138,6 +139,7 @@ class Training:
     draw_at: float = field(default_factory=lambda: time.monotonic() + PLOT_SECONDS)
     taken: Taken = field(default_factory=list)
     bad: BadNumbers | None = None
+    pulse: Pulse = field(default_factory=Pulse)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Writes a line of metrics.jsonl and tells the loggers; for the process of rank 0."""
@@ -217,6 +219,7 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
     training.taken.clear()
     seen: Seen = []
     for index in range(size):
+        training.pulse("data", training.position.step + 1)
         with training.meter.waiting(), untouched_randomness():
             batch = next(batches)
         training.taken.append((batch, random_states(training.device)))
@@ -224,6 +227,7 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
         image_ids = [int(target["image_id"]) for target in batch.targets]
         training.meter.add(losses, len(image_ids))
         seen.append((losses, image_ids))
+    training.pulse("optimizer")
     training.scaler.unscale_(training.optimizer)
     parameters = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
     norm = clip_gradients(parameters, training.settings.train.clip_norm)
@@ -251,8 +255,10 @@ def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool
     try:
         with nullcontext() if last else distributed.without_sync(training.objective):
             with torch.autocast(training.device.type, dtype=training.dtype, enabled=training.dtype is not None):
+                training.pulse("forward")
                 losses: dict[str, Tensor] = training.objective(images, batch.padding_mask, batch.targets)
             total = torch.stack(list(losses.values())).sum()
+            training.pulse("backward")
             torch.autograd.backward(training.scaler.scale(total / size))
     except torch.OutOfMemoryError as error:
         raise MachineError(
@@ -277,6 +283,7 @@ def save(training: Training) -> None:
     Raises:
         MachineError: no space; earlier checkpoints are as they were.
     """
+    training.pulse("checkpoint")
     randomness = distributed.gather_objects(random_states(training.device))
     if distributed.is_main():
         raw = training.model.state_dict()
@@ -374,6 +381,7 @@ def _evaluate_if_due(training: Training) -> None:
     if training.evaluate is None or not due or position.step in (0, position.evaluated_step):
         return
     started = time.monotonic()
+    training.pulse("evaluation", position.step)
     averaged = nullcontext() if training.ema is None else training.ema.swapped_into(training.model)
     with untouched_randomness(), averaged:
         metrics = training.evaluate()
@@ -437,9 +445,9 @@ def _stopped(training: Training) -> StoppedError:
     number = training.stop.number or 15  # the signal reached another process only
     step = training.position.step
     if distributed.is_main():
-        training.run.event(f"stopped by {SIGNAL_NAMES[number]} after step {step}")
+        training.run.event(f"stopped by {NAMES[number]} after step {step}")
     return StoppedError(
-        f"stopped by {SIGNAL_NAMES[number]} after step {step} of {training.total_steps}, saved in {training.run.path}: "
+        f"stopped by {NAMES[number]} after step {step} of {training.total_steps}, saved in {training.run.path}: "
         "start the same command again to continue.",
         number,
     )

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,16 @@ from codetr_cli.engine.report import Report, Silence
 from codetr_cli.engine.resume import Choice, choose_run
 from codetr_cli.engine.runs import WEIGHTS, RunFolder
 from codetr_cli.engine.signals import NAMES, StopRequest
+from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
 from codetr_cli.engine.trainer import Training, restore, train
+from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.lean import lean_for_inference
 from codetr_cli.weights.carry import load_into
+from codetr_cli.weights.classes import same_numbered_classes
 from codetr_cli.weights.door import open_weights
 from codetr_cli.weights.pretrained import find_backbone, load_backbone
 from codetr_cli.weights.sources import pretrained_name
@@ -103,12 +106,16 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
         CodetrError: anything a person can mend.
     """
     device = distributed.local_device(device)
-    with distributed.process_group(device), ExitStack() as stack:
-        report = report if distributed.is_main() else Silence()
+    with distributed.process_group(device, group_timeout(job.settings)) as board, ExitStack() as stack:
+        loud, report = report, report if distributed.is_main() else Silence()
         stop = stack.enter_context(StopRequest(lambda number: _announce(number, report), report.leave))
+        (restarted,) = distributed.any_process(distributed.was_restarted())
         if choice is None:
+            job = replace(job, fresh=job.fresh and not restarted)
             choice = distributed.from_main(choose_for(job) if distributed.is_main() else None)
-        folder = RunFolder(choice.path)
+        folder, pulse = RunFolder(choice.path), Pulse()
+        if board is not None:
+            stack.enter_context(watchdog(board, pulse, job.settings, folder, loud))
         if distributed.is_main():
             folder.path.mkdir(parents=True, exist_ok=True)
             stack.callback(folder.lock(LOCK_PATIENCE_S).release)
@@ -119,8 +126,13 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
                 report.note(note)
             for warning in job.warnings:
                 report.warn(warning)
+            if restarted:
+                folder.event(f"started again: {os.environ.get(distributed.RESTART_REASON, 'a process died')}")
         distributed.barrier()
-        training = build_training(job, folder, device=device, resume=choice.resume, stop=stop, report=report)
+        check_same_disk(folder)
+        resume = choice.resume or restarted
+        training = build_training(job, folder, device=device, resume=resume, stop=stop, report=report)
+        training.pulse = pulse
         if distributed.is_main():
             _open_loggers(training, stack)
         train(training)
@@ -280,15 +292,18 @@ def _start_weights(model: CoDETR, job: Job, report: Report) -> None:
         _start_backbone(model, job.settings, report)
         return
     checkpoint = open_weights(path, prefer=job.settings)
+    unnamed = same_numbered_classes(checkpoint.class_names, checkpoint.category_ids, job.category_ids)
     loaded = load_into(
         model,
         checkpoint.state,
         strict=False,
         class_names=job.class_names,
-        checkpoint_class_names=checkpoint.class_names,
+        checkpoint_class_names=job.class_names if unnamed else checkpoint.class_names,
         source=path,
     )
     report.note(f"weights from {path}:")
+    if unnamed:
+        report.note("  it names no classes; they have the category ids of the annotations' and are taken for these.")
     for line in loaded.lines():
         report.note(f"  {line}")
 
@@ -333,10 +348,12 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
     check_truth(truth, settings, dataset.annotations_path, masks=masks)  # now, not after the first epoch
 
     def gather(found: Share) -> list[Share]:
+        training.pulse("scoring")
         return distributed.gather_objects(found)
 
     def show(images: int) -> None:
         training.report.evaluating(images, share)
+        training.pulse("evaluation")
         if training.stop.number is not None:
             if distributed.is_main():
                 training.run.event(f"stopped during the evaluation of step {training.position.step}")

@@ -1,0 +1,59 @@
+"""`codetr train --slurm`: writes the batch script of a training into its run folder and submits it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codetr_cli import console
+
+if TYPE_CHECKING:
+    from codetr_cli.engine.placement import Request
+    from codetr_cli.engine.plan import Job
+
+
+def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: bool) -> None:
+    """Writes and submits the script, and says what was done.
+
+    Args:
+        job: as planned.
+        request: of this command.
+        words: of this command, after `codetr`.
+        dry_run: only show the script.
+
+    Raises:
+        ConfigError: options or batch sizes that do not fit together.
+        MachineError: SLURM refused the script.
+    """
+    from codetr_cli.engine.plan import plan_batches
+    from codetr_cli.engine.slurm import submit, write_batch
+    from codetr_cli.engine.training import choose_for
+
+    gpus = 0 if request.device == "cpu" else request.gpus or 1
+    nodes, processes = request.nodes or 1, gpus or request.procs or 1
+    train = job.settings.train
+    plan_batches(train.batch_size, train.micro_batch, nodes * processes)
+    choice = choose_for(job)
+    script, text = write_batch(
+        choice.path.absolute(),
+        words,
+        name=f"codetr-{job.settings.name}",
+        nodes=nodes,
+        gpus=gpus,
+        cpus=processes * (1 + job.settings.data.workers),
+        folder=Path.cwd(),
+        write=not dry_run,
+    )
+    if dry_run:
+        console.result(text.rstrip("\n"))
+        console.result_json({"run": choice.path, "script": None, "job": None, "text": text})
+        return
+    console.info(choice.note)
+    number = submit(script)
+    if number is None:
+        console.warn(f"there is no sbatch here, so nothing was submitted: on a login node, run `sbatch {script}`")
+    else:
+        console.result(f"submitted as job {number}; its output goes to {script.parent / f'{number}.log'}")
+    console.result(f"batch script: {script}")
+    console.result_json({"run": choice.path, "script": script, "job": number})
