@@ -24,6 +24,7 @@ from codetr_cli.engine.tta import Augmentation
 from codetr_cli.errors import CheckpointError
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.weights.classes import same_numbered_classes
 
 MANY_DETECTIONS = 30_000
 """Scoring more than these takes pycocotools more than a few seconds."""
@@ -282,7 +283,8 @@ def match_classes(
 ) -> list[int]:
     """The annotations' category id of each label of the model, matched by name.
 
-    Equal names with other ids or in another order are the same classes: ids come from the annotations then.
+    Equal names with other ids or in another order are the same classes: ids come from the annotations then. A model
+    whose names nobody told has the annotations' classes when it has their ids.
 
     Args:
         class_names: of the model, by label.
@@ -296,6 +298,8 @@ def match_classes(
     """
     if list(class_names) == list(data_names) and list(category_ids) == list(data_ids):
         return list(data_ids)  # also right when several categories share a name
+    if same_numbered_classes(class_names, category_ids, data_ids):
+        return list(data_ids)
     by_name = dict(zip(data_names, data_ids, strict=True))
     if len(by_name) == len(data_names) == len(class_names) and set(by_name) == set(class_names):
         return [by_name[name] for name in class_names]

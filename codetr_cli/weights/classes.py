@@ -66,6 +66,21 @@ def _loose(name: str) -> str:
     return SAME_MEANING.get(plain, plain)
 
 
+def numbered_names(count: int) -> list[str]:
+    """What classes are called whose names nobody tells."""
+    return [f"class_{label + 1}" for label in range(count)]
+
+
+def same_numbered_classes(
+    class_names: Sequence[str], category_ids: Sequence[int], data_category_ids: Sequence[int]
+) -> bool:
+    """Whether a checkpoint that tells no names has as many classes as a data set, with the same category ids.
+
+    Then they are taken for the same: published LVIS and Objects365 checkpoints tell no names.
+    """
+    return list(class_names) == numbered_names(len(class_names)) and list(category_ids) == list(data_category_ids)
+
+
 def is_coco(class_names: Sequence[str]) -> bool:
     """Whether these are COCO's 80 classes in the order of their category ids."""
     return same_classes(class_names, list(COCO_CATEGORIES.values()))

@@ -24,7 +24,7 @@ from codetr_cli.errors import CheckpointError
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.carry import check_entries, shape_text
 from codetr_cli.weights.checkpoint import Checkpoint, file_sha256, is_safetensors, read_safetensors
-from codetr_cli.weights.classes import COCO_CATEGORIES, is_coco
+from codetr_cli.weights.classes import COCO_CATEGORIES, is_coco, numbered_names
 from codetr_cli.weights.layouts import to_our_state
 from codetr_cli.weights.names import REASON_RAW_COPY, Naming
 from codetr_cli.weights.pickles import read_pickle
@@ -301,8 +301,11 @@ def _classes(told: list[str] | None, num_classes: int) -> tuple[list[str], list[
         told = list(COCO_CATEGORIES.values())
         notes.append("The file names no classes; it has 80, so they are taken to be COCO's.")
     if told is None:
-        told = [f"class_{label + 1}" for label in range(num_classes)]
-        notes.append(f"The file names no classes; they are called {told[0]} ... {told[-1]}.")
+        told = numbered_names(num_classes)
+        notes.append(
+            f"The file names no classes; they are called {told[0]} ... {told[-1]}, and taken for those of annotations "
+            "with the same category ids."
+        )
     if is_coco(told):
         return told, list(COCO_CATEGORIES), notes
     notes.append(f"The file tells no category ids; they are 1 ... {num_classes} in the order of its classes.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,25 @@ def test_a_published_file_starts_a_preset_that_is_not_shipped(train, tmp_path, t
     assert close(after["query_embed.weight"][:20], state["query_head.transformer.query_embed.weight"])
     label = ["disc", "bar", "ring"].index("bar")
     assert close(after["class_heads.0.weight"][label], state["query_head.cls_branches.0.weight"][0])
+
+
+def test_a_file_that_names_no_classes_has_those_with_the_same_ids(train, tmp_path, tiny_settings, tiny_coco):
+    state = published(tiny_settings)
+    torch.save(state, tmp_path / "x.pth")
+    head = state["query_head.cls_branches.0.weight"]
+    ran, after = train("--weights", tmp_path / "x.pth")
+    assert ran.code == 0, ran.err
+    assert not close(after["class_heads.0.weight"], head)  # ids 2, 3, 7: other classes
+    for path in (tiny_coco / "annotations").glob("*.json"):
+        table = json.loads(path.read_text())
+        for item in [*table["categories"], *table["annotations"]]:
+            key = "category_id" if "category_id" in item else "id"
+            item[key] = {2: 1, 3: 2, 7: 3}[item[key]]
+        path.write_text(json.dumps(table))
+    ran, after = train("--weights", tmp_path / "x.pth")
+    assert ran.code == 0, ran.err
+    assert "names no classes" in ran.out + ran.err
+    assert close(after["class_heads.0.weight"], head)
 
 
 def test_an_address_starts_a_training(train, tiny_settings):

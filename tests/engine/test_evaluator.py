@@ -141,6 +141,11 @@ def test_classes_are_matched_by_name():
     assert match_classes(["a", "b"], [1, 2], ["a", "b"], [0, 1], "f") == [0, 1]
     assert match_classes(["b", "a"], [1, 2], ["a", "b"], [0, 7], "f") == [7, 0]
     assert match_classes(["a", "a"], [1, 2], ["a", "a"], [1, 2], "f") == [1, 2]
+    # A published checkpoint that tells no names has the classes of annotations with the same ids.
+    assert match_classes(["class_1", "class_2"], [1, 2], ["a", "b"], [1, 2], "f") == [1, 2]
+    for names, ids in ((["class_1", "class_2"], [1, 3]), (["class_1", "b"], [1, 2]), (["class_1"], [1])):
+        with pytest.raises(CheckpointError, match="not the same"):
+            match_classes(names, ids, ["a", "c"], [1, 2], "f")
 
 
 def test_a_checkpoint_whose_ids_are_off_by_one_scores_the_same(run):
