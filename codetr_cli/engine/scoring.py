@@ -149,7 +149,7 @@ def check_outlines(truth: Annotations, where: str) -> None:
     if missing:
         raise DatasetError(
             f"{where}: {missing} of {len(truth.labels)} objects have no outline (segmentation), and mask AP needs all "
-            "of them. Use annotations with masks, or score the boxes only with --boxes-only"
+            "of them. Use annotations with masks; `codetr eval --boxes-only` scores boxes alone"
         )
 
 
