@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from codetr_cli.config import Settings, load_preset, preset_names
+from codetr_cli.config import ModelConfig, Settings, load_preset, preset_names
 from codetr_cli.models.build import FINEST_SCALE_CELLS, build_model
 from codetr_cli.weights.layouts import to_our_state
 from codetr_cli.weights.names import Naming, to_ours, to_published
@@ -99,6 +100,13 @@ def test_cases_behind_the_ticks_are_run():
     assert set(CASES.values()) <= names
 
 
+@cache
+def shapes_of(config: ModelConfig) -> dict[str, torch.Size]:
+    """Our name -> shape of every entry of a network."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in build_model(config).state_dict().items()}
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("preset", sorted(CASES))
 def test_ticks_are_earned(preset: str, shared_dir: Path):
@@ -108,10 +116,9 @@ def test_ticks_are_earned(preset: str, shared_dir: Path):
     assert network_of(recorded) == network_of(ours)
     sizes = {"num_classes": recorded.num_classes, "num_queries": recorded.num_queries}
     with torch.device("meta"):
-        model = build_model(ours.model_copy(update=sizes))
         entries = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in case.manifest}
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    assert {name: value.shape for name, value in to_our_state(entries).state.items()} == shapes
+    shapes = {name: value.shape for name, value in to_our_state(entries).state.items()}
+    assert shapes == shapes_of(ours.model_copy(update=sizes))
 
 
 @pytest.mark.parametrize("naming", ["sensex", "mmdet3"])
@@ -120,8 +127,7 @@ def test_every_entry_has_one_published_name(preset: str, naming: Naming):
     settings = load_preset(preset)
     if naming == "mmdet3" and settings.model.backbone.kind == "vit":
         pytest.skip("published by Sense-X only")
-    with torch.device("meta"):
-        names = list(build_model(settings.model).state_dict())
+    names = list(shapes_of(settings.model))
     published = {name: to_published(name, naming, settings.model.family) for name in names}
     assert [name for name, theirs in published.items() if theirs is None or to_ours(theirs, naming) != name] == []
     assert len(set(published.values())) == len(names)
