@@ -109,13 +109,14 @@ def _describe_vit(state: Mapping[str, Tensor], published: Mapping[str, Tensor]) 
         if (table := published.get(f"backbone.blocks.{i}.attn.rope.freqs_cos")) is not None and len(table) == tokens
     }
     fixed = published.get("backbone.rope_glb.freqs_cos")
-    return {
-        **facts,
+    facts |= {
         "backbone.num_heads": width // max(head_dim, 1),
         "backbone.window_size": math.isqrt(tokens),
-        "backbone.global_blocks": tuple(i for i in range(depth) if i not in window_blocks),
         "backbone.fixed_size": None if fixed is None else math.isqrt(len(fixed)) * patch_size,
     }
+    if fixed is None or len(fixed) != tokens:  # an image of one window's size: the tables of all blocks look the same
+        facts["backbone.global_blocks"] = tuple(i for i in range(depth) if i not in window_blocks)
+    return facts
 
 
 def _describe_masks(state: Mapping[str, Tensor]) -> dict[str, Any]:
