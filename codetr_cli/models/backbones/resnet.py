@@ -145,8 +145,9 @@ def _conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     In training a frozen batch norm is multiplied into the weights: nothing between the two is kept for the backward
     pass then, and no pass over the map is spent on it.
     """
-    foldable = isinstance(norm, FrozenBatchNorm2d) and norm.folds_in_training and torch.is_grad_enabled()
-    if not (isinstance(conv, nn.Conv2d) and foldable):
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d) and torch.is_grad_enabled()):
+        return norm(conv(x))
+    if not norm.folds_in_training:
         return norm(conv(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight = conv.weight * scale[:, None, None, None]
