@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from codetr_cli.engine import distributed
-from codetr_cli.engine.distributed import _error_of
-from codetr_cli.errors import DatasetError, MachineError
+from codetr_cli.engine.launch import share_threads
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -24,12 +23,13 @@ import json, os, sys
 import torch
 from torch import nn
 from codetr_cli.engine import distributed
-from codetr_cli.errors import DatasetError
+from codetr_cli.engine.launch import LaunchPlan, launch
 
 CPU = torch.device("cpu")
 
 def talk():
-    with distributed.process_group(CPU):
+    with distributed.process_group(CPU) as board:
+        board.set(f"key{distributed.rank()}", "text")
         rank = distributed.rank()
         model = nn.Linear(2, 1, bias=False)
         nn.init.constant_(model.weight, float(rank))  # ranks differ until they are wrapped
@@ -50,24 +50,20 @@ def talk():
             "averaged": model.weight.grad.tolist(),
             "threads": os.environ["OMP_NUM_THREADS"],
             "launched": distributed.launched_world_size(),
+            "board": [text.decode() for text in board.multi_get(["key0", "key1"])],
+            "restarted": distributed.was_restarted(),
         }
-
-def fail():
-    with distributed.process_group(CPU):
-        if distributed.rank() == 1:
-            raise DatasetError("image 7 is broken")
-        distributed.barrier()
 
 def die():
     os._exit(7) if os.environ["RANK"] == "1" else torch.rand(1)
 
 if __name__ == "__main__":
-    answers = {"talk": distributed.launch(talk, (), processes=2)}
-    for function in (fail, die):
-        try:
-            distributed.launch(function, (), processes=2)
-        except Exception as error:
-            answers[function.__name__] = f"{type(error).__name__}: {error}"
+    plan = LaunchPlan(processes=2, max_restarts=0)
+    answers = {"talk": launch(talk, (), plan, print)}
+    try:
+        launch(die, (), plan, print)
+    except Exception as error:
+        answers["die"] = f"{type(error).__name__}: {error}"
     print(json.dumps(answers))
 """
 
@@ -96,7 +92,8 @@ def test_two_processes_agree_and_report(tmp_path: Path):
     assert talk["own"] == [[1.0, 1.0]]
     assert talk["averaged"] == [[4.0, 4.0]]  # (1 + 1 + 1 + 5) / 2
     assert int(talk["threads"]) >= 1
-    assert answers["fail"] == "DatasetError: image 7 is broken"
+    assert talk["board"] == ["text", "text"]
+    assert not talk["restarted"]
     assert answers["die"].startswith("MachineError: training process 1 ended with exit code 7")
     assert ran.stderr == ""
 
@@ -115,26 +112,12 @@ def test_alone_there_is_nobody_to_ask():
             pass
 
 
-def test_a_process_that_was_killed_is_a_matter_of_the_machine(tmp_path: Path):
-    error = _error_of(tmp_path, 3, -9)
-    assert isinstance(error, MachineError)
-    assert "process 3 was ended by SIGKILL" in str(error)
-
-
-def test_the_first_of_several_errors_counts(tmp_path: Path):
-    (tmp_path / "0.json").write_text('{"kind": "", "text": "RuntimeError: connection closed", "time": 2.0}')
-    (tmp_path / "1.json").write_text('{"kind": "DatasetError", "text": "no image", "time": 1.0}')
-    error = _error_of(tmp_path, 0, 1)
-    assert isinstance(error, DatasetError)
-    assert str(error) == "no image"
-
-
 def test_threads_are_shared_unless_chosen(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "cpu_count", lambda: 9)
+    monkeypatch.setattr("codetr_cli.engine.launch.cpu_count", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    distributed.share_threads(4)
+    share_threads(4)
     assert os.environ["OMP_NUM_THREADS"] == "2"
-    distributed.share_threads(1)
+    share_threads(1)
     assert os.environ["OMP_NUM_THREADS"] == "2"
     monkeypatch.delenv("OMP_NUM_THREADS")
 
@@ -146,3 +129,14 @@ def test_a_launched_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     assert distributed.local_device(cuda) == torch.device("cuda", 1)
     assert distributed.local_device(CPU) == CPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a cluster that shows each process its own
+    assert distributed.local_device(cuda) == torch.device("cuda", 0)
+
+
+def test_a_restart_is_known_by_whoever_started_the_processes(monkeypatch: pytest.MonkeyPatch):
+    assert not distributed.was_restarted()
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_RESTART_COUNT", "1")):
+        monkeypatch.setenv(name, value)
+    assert distributed.was_restarted()
+    monkeypatch.setenv(distributed.STARTS_BEFORE, "0")
+    assert not distributed.was_restarted()

@@ -1,0 +1,272 @@
+"""Real trainings in several processes on the CPU: killed, frozen, on two machines that are this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from codetr_cli.config import parse_settings, to_toml
+from codetr_cli.engine.failures import error_from, error_of
+from codetr_cli.engine.launch import split_endpoint
+from codetr_cli.errors import ConfigError, DatasetError, MachineError, StoppedError
+from tests.conftest import REPOSITORY, TINY_TABLE, write_tiny_coco
+
+STEPS = 12
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny data set and the tiny preset."""
+    folder = tmp_path_factory.mktemp("launch")
+    write_tiny_coco(folder / "coco")
+    (folder / "tiny.toml").write_text(to_toml(parse_settings(TINY_TABLE, where="tests/conftest.py")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(place: Path) -> Iterator[Start]:
+    """Starts `codetr train` of the tiny network on the CPU; whatever is left in the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(folder: str, *words: object, **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "codetr_cli", "train", "--preset", place / "tiny.toml", "--data",
+                   place / "coco", "--run", place / folder, "--device", "cpu", "--no-eval",
+                   "--set", f"train.max_steps={STEPS}", "--set", "train.checkpoint_every=2", *words]  # fmt: skip
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            for worker in workers_of(process):
+                os.kill(worker, signal.SIGKILL)
+            process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Start, place: Path) -> Path:
+    """The run of two processes that nothing happened to."""
+    process = start("undisturbed", "--procs", 2)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return place / "undisturbed"
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The training processes of a launcher, in the order they were started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def wait_for_steps(run: Path, steps: int, *processes: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(lines_of(run)) < steps:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), [p.communicate(timeout=5) for p in processes]
+        time.sleep(0.01)
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    a, b = (load_file(run / "checkpoints/last/model.safetensors") for run in (ours, theirs))
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    steps = [
+        [(line["step"], line["loss"]) for line in lines_of(run) if line["kind"] == "train"] for run in (ours, theirs)
+    ]
+    assert steps[0] == steps[1]
+
+
+# --------------------------------------------------------------------------------------------------- deaths and frosts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_killed_process_is_replaced_and_changes_no_number(start: Start, place: Path, undisturbed: Path):
+    process = start("killed", "--procs", 2, "--fresh")
+    wait_for_steps(place / "killed", 4, process)
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert len(re.findall(r"was ended by SIGKILL.*restart 1 of at most 3", err)) == 1
+    assert "Traceback" not in err
+    assert "resumed after step" in out
+    assert "started again: training process 1 was ended by SIGKILL" in (place / "killed/events.log").read_text()
+    assert_same_run(place / "killed", undisturbed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_two_machines_train_one_model_also_after_a_death(start: Start, place: Path, undisturbed: Path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ("--procs", 1, "--nodes", 2, "--rdzv-endpoint", f"127.0.0.1:{port}", "--json")
+    machines = [start("machines", *words) for _ in range(2)]
+    wait_for_steps(place / "machines", 4, *machines)
+    os.kill(workers_of(machines[1])[0], signal.SIGKILL)
+    answers = [machine.communicate(timeout=240) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], answers
+    told = [json.loads(out) for out, _ in answers if out]
+    assert [answer["steps"] for answer in told] == [STEPS]  # only the machine of rank 0 speaks
+    assert "was ended by SIGKILL" in answers[1][1]
+    assert_same_run(place / "machines", undisturbed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize("frozen", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_frozen_process_is_named(start: Start, place: Path, frozen: int):
+    run = place / f"frozen{frozen}"
+    process = start(run.name, "--procs", 2, "--set", "train.max_steps=5000", "--set", "train.timeout_minutes=0.05")
+    wait_for_steps(run, 3, process)
+    time.sleep(1.5)  # longer than between two signs of life
+    workers = workers_of(process)
+    os.kill(workers[frozen], signal.SIGSTOP)
+    stopped = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 5, err
+    assert time.monotonic() - stopped < 30
+    assert re.search(rf"error: training process {frozen} on \S+ stopped answering: nothing new for \d+ seconds", err)
+    assert re.search(r"last seen (waiting for data|in the forward pass|in the backward pass|in the optimizer's step|"
+                     r"writing a checkpoint) of step \d+", err)  # fmt: skip
+    assert "stopped answering" in (run / "events.log").read_text()
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+# --------------------------------------------------------------------------------------------------- light processes
+
+SCRIPT = """
+import json, os, sys, time
+import torch
+from codetr_cli.engine import distributed
+from codetr_cli.engine.launch import LaunchPlan, launch
+from codetr_cli.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+def mistaken():
+    with distributed.process_group(CPU):
+        if distributed.rank() == 1:
+            raise ConfigError("train.lr is no number")
+        distributed.barrier()
+
+def buggy():
+    with distributed.process_group(CPU):
+        if distributed.rank() == 1:
+            {}["nothing"]
+        distributed.barrier()
+
+if __name__ == "__main__":
+    answers, told = {}, []
+    for function, restarts in ((mistaken, 3), (buggy, 1)):
+        del told[:]
+        try:
+            launch(function, (), LaunchPlan(processes=2, max_restarts=restarts), told.append)
+        except Exception as error:
+            answers[function.__name__] = [type(error).__name__, str(error), list(told)]
+    print(json.dumps(answers))
+"""
+
+
+def test_a_mistake_is_told_once_and_a_bug_tried_again(tmp_path: Path):
+    script = tmp_path / "light.py"
+    script.write_text(SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    answers = json.loads(ran.stdout)
+    assert answers["mistaken"] == ["ConfigError", "train.lr is no number", []]
+    kind, text, told = answers["buggy"]
+    assert kind == "RuntimeError"
+    assert re.fullmatch(
+        r"training process 1 failed with KeyError: 'nothing' \(at light\.py:\d+ buggy, called from .*\)", text
+    )
+    assert len(told) == 1
+    assert told[0].startswith(text)
+    assert told[0].endswith("(restart 1 of at most 1).")
+    assert ran.stderr == ""
+
+
+# ----------------------------------------------------------------------------------------------- what is made of deaths
+
+
+def note(folder: Path, rank: int, kind: str, text: str, at: float) -> None:
+    (folder / f"{rank}.json").write_text(json.dumps({"kind": kind, "text": text, "rank": rank, "time": at}))
+
+
+def test_a_process_that_was_killed_is_a_matter_of_the_machine(tmp_path: Path):
+    note(tmp_path, 0, "", "RuntimeError: connection closed by peer", 1.0)  # follows from the death of the other
+    error, final = error_of(tmp_path, {0: 1, 3: -9})
+    assert isinstance(error, MachineError)
+    assert "process 3 was ended by SIGKILL" in str(error)
+    assert not final
+
+
+def test_what_a_person_can_mend_counts_and_is_final(tmp_path: Path):
+    note(tmp_path, 0, "", "RuntimeError: connection closed", 1.0)
+    note(tmp_path, 1, "DatasetError", "no image", 2.0)
+    error, final = error_of(tmp_path, {0: 1, 1: 3})
+    assert isinstance(error, DatasetError)
+    assert str(error) == "no image"
+    assert final
+
+
+def test_the_first_of_several_errors_counts(tmp_path: Path):
+    note(tmp_path, 0, "", "RuntimeError: connection closed", 2.0)
+    note(tmp_path, 1, "", "KeyError: 'x'", 1.0)
+    error, final = error_of(tmp_path, {0: 1, 1: 1})
+    assert str(error) == "training process 1 failed with KeyError: 'x'"
+    assert not final
+
+
+@pytest.mark.parametrize(("code", "final"), [(7, False), (5, True)])
+def test_a_process_without_a_word(tmp_path: Path, code: int, final: bool):
+    error, is_final = error_of(tmp_path, {1: code})
+    assert f"training process 1 ended with exit code {code}" in str(error)
+    assert is_final is final
+
+
+def test_an_error_of_another_machine_keeps_its_kind():
+    assert isinstance(error_from({"kind": "DatasetError", "text": "x"}), DatasetError)
+    stopped = error_from({"kind": "StoppedError", "text": "x"})
+    assert isinstance(stopped, StoppedError)
+    assert stopped.exit_code == 143
+    assert type(error_from({"kind": "", "text": "x"})) is RuntimeError
+
+
+def test_endpoints():
+    assert split_endpoint("node1:29500") == ("node1", 29500)
+    assert split_endpoint("[::1]:29500") == ("::1", 29500)
+    for wrong in ("node1", "node1:", ":29500", "node1:port", "node1:70000"):
+        with pytest.raises(ConfigError, match="HOST:PORT"):
+            split_endpoint(wrong)
