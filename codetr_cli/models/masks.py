@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codetr_cli.models.layers import full_precision
+
 MASK_THRESHOLD = 0.5
 BOUNDARY_SHARE = 0.1
 """A cell lies on the boundary when more than this share of its window is of the other kind."""
@@ -72,7 +74,9 @@ def paste_crops(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
         top, bottom = _covered(y1, y2, height)
         rows = _interpolation(box[1], box[3], top, bottom, len(cells))  # (h, M)
         columns = _interpolation(box[0], box[2], left, right, len(cells))  # (w, M)
-        yield Pasted(top, left, rows @ cells @ columns.T >= MASK_THRESHOLD)
+        with full_precision(cells):  # mixed precision would move the edges
+            pixels = rows @ cells @ columns.T >= MASK_THRESHOLD
+        yield Pasted(top, left, pixels)
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

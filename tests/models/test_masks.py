@@ -106,5 +106,12 @@ def test_crops_are_no_larger_than_their_boxes():
     assert (crop.top, crop.left, crop.pixels.shape) == (5, 10, (15, 20))
 
 
+def test_mixed_precision_moves_no_edge():
+    probabilities, boxes = torch.rand(40, 28, 28), random_boxes(40)
+    exact = paste_masks(probabilities, boxes, (50, 70))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(paste_masks(probabilities, boxes, (50, 70)), exact)
+
+
 def test_no_detections_no_masks():
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (30, 40)).shape == (0, 30, 40)
