@@ -10,7 +10,8 @@ from codetr_cli.config import apply_overrides, load_preset
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.lean import lean_for_inference
-from codetr_cli.models.mask_heads.refine import keep_fine_boundaries
+from codetr_cli.models.mask_heads.fcn import of_class
+from codetr_cli.models.mask_heads.refine import keep_fine_boundaries, logits_of_class
 from codetr_cli.models.masks import boundary
 from codetr_cli.models.pooling import RegionPooling, number_regions
 from codetr_cli.models.postprocess import Detections
@@ -132,6 +133,21 @@ def test_the_head_draws_four_sizes_of_the_regions_class(tiny_settings):
     torch.testing.assert_close(drawn.logits[0][1:], other.logits[0][1:])
     empty = branch(maps, branch.head.semantic_maps(maps[0]), regions[:0], torch.zeros(0, dtype=torch.int64))
     assert [len(m) for m in empty.logits] == [0] * 4
+
+
+@pytest.mark.parametrize("count", [5, 0])
+def test_the_logits_of_one_class_are_those_among_all(count):
+    conv = torch.nn.Conv2d(6, 1203, 1).double()
+    x = torch.randn(count, 6, 7, 7, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(1203, (count,))
+    results = []
+    for compute in (lambda: of_class(conv(x), labels), lambda: logits_of_class(conv, x, labels)):
+        logits = compute()
+        gradients = torch.autograd.grad(logits.square().sum(), [x, *conv.parameters()])
+        results.append((logits.detach(), *gradients))
+        assert logits.shape == (count, 1, 7, 7)
+    for expected, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_refinement_changes_a_mask_at_its_boundary_only():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr_cli.models.layers import LayerNorm2d
-from codetr_cli.models.mask_heads.fcn import init_mask_convs, of_class
+from codetr_cli.models.mask_heads.fcn import init_mask_convs
 from codetr_cli.models.masks import MASK_THRESHOLD, boundary, enlarge
 from codetr_cli.models.pooling import pool_map
 
@@ -82,7 +82,7 @@ class RefineMaskHead(nn.Module):
             x = conv(x)
         masks = []
         for i, (stage, semantic) in enumerate(zip(self.stages, semantic_maps, strict=True)):
-            masks.append(of_class(self.logits[i](x), labels))
+            masks.append(logits_of_class(self.logits[i], x, labels))
             cut = pool_map(semantic, regions, size=size * 2**i, stride=self.stride)
             x = stage(x, cut, masks[-1].sigmoid())
             if i < NUM_STAGES - 1:
@@ -137,6 +137,24 @@ class RefineStage(nn.Module):
             joined = joined + F.relu(branch(x))
         x = F.relu(self.merge(joined))
         return torch.cat([F.relu(self.out(x)), mask], 1)
+
+
+def logits_of_class(conv: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """What a 1x1 convolution says of one class of each region; the others, gigabytes with LVIS's, are not made.
+
+    Args:
+        conv: with K output channels.
+        x: (R, C, s, s).
+        labels: (R,) classes.
+
+    Returns:
+        (R, 1, s, s).
+    """
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    weight, bias = conv.weight[:, :, 0, 0][labels], conv.bias[labels]  # (R, C), (R,)
+    flat = torch.baddbmm(bias[:, None, None], weight[:, None], x.flatten(2))  # (R, 1, s * s)
+    return flat.unflatten(2, x.shape[2:])
 
 
 def keep_fine_boundaries(masks: Sequence[Tensor]) -> Tensor:
