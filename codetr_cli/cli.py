@@ -19,7 +19,7 @@ import typer
 from codetr_cli import __version__, console
 from codetr_cli.errors import CodetrError
 
-VERBS = ("prepare", "train", "eval", "bench", "predict", "convert", "download", "presets")
+VERBS = ("prepare", "train", "eval", "bench", "predict", "convert", "download", "presets", "runs")
 
 EXIT_UNEXPECTED = 1
 EXIT_MACHINE = 5

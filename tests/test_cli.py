@@ -22,6 +22,7 @@ OPTIONS = {
     "convert": {"--json"},
     "download": {"--url", "--force", "--dry-run", "--json"},
     "presets": {"--set", "--json"},
+    "runs": {"--replay", "--device", "--json"},
 }
 
 

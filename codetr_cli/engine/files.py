@@ -76,6 +76,22 @@ class FileLock:
             self._file = None
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether another process holds a `FileLock`; None where the system cannot tell. The owner must not ask."""
+    if fcntl is None:
+        return None
+    try:
+        with path.open() as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
 def _try_lock(file: IO[str]) -> bool:
     if fcntl is None:
         return True

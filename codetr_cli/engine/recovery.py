@@ -61,6 +61,7 @@ def recover(training: Training, restore: Callable[[Training, Saved], None]) -> N
     Raises:
         DivergedError: there is nothing left to try.
     """
+    training.pulse("checkpoint")
     name = training.run.last_good() if training.position.other_order is None and distributed.is_main() else None
     name = distributed.from_main(name)
     if name is None:

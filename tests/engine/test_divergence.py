@@ -349,7 +349,7 @@ def test_going_back_with_worker_processes(
     preset.write_text(to_toml(tiny_settings))
     words = ("train", "--preset", preset, "--data", tiny_coco, "--device", "cpu", "--no-eval", "--run", run)
     monkeypatch.setattr(CollaborativeObjective, "forward", spoiled_forward(201))
-    more = ("--set", "train.epochs=3", "--set", "data.workers=1", "--set", "train.checkpoint_every=1")
+    more = ("--set", "train.epochs=2", "--set", "data.workers=1", "--set", "train.checkpoint_every=1")
     ran = codetr(*words, *more, "--set", "train.max_bad_steps=1")
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kinds = [line["kind"] for line in metrics]
@@ -359,9 +359,9 @@ def test_going_back_with_worker_processes(
     assert ran.code == 0, ran.err
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     skipped = [line for line in metrics if line["kind"] == "skip"]
-    assert {line["epoch"] for line in skipped} == {0, 1, 2}
+    assert {line["epoch"] for line in skipped} == {0, 1}
     assert all(201 in line["image_ids"] and line["losses"] == {"loss_rpn_bbox": "nan"} for line in skipped)
-    assert ran.err.count("in a row, 9 allowed)") == len(skipped) < 6
+    assert ran.err.count("in a row, 9 allowed)") == len(skipped) < 4
 
 
 # ------------------------------------------------------------------------------------------------------- two processes
