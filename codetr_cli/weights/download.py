@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError, StoppedError
 
@@ -38,6 +38,8 @@ SPARE_BYTES = 64 << 20  # left free on the disk beside what is written
 VERSION: str = importlib.import_module("codetr_cli").__version__
 # Publishers write the first digits of the SHA-256 before the ending, as torch.hub reads them.
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
+# Of an address as a person writes it: letters beyond ASCII and spaces are escaped, what has a meaning stays.
+AS_THEY_ARE = ":/?#[]@!$&'()*+,;=%~"
 
 Progress = Callable[[int, int | None], None]
 """Told of bytes that are there and bytes of the whole file, None when the server does not say."""
@@ -68,15 +70,21 @@ class Remote:
         Raises:
             ConfigError: no http or https address of a file.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigError(f"{url} is no address: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ConfigError(
                 f"{url} is no address that can be downloaded from: it must start with https:// or http://"
             )
         last = Path(unquote(parts.path)).name
+        if last == ".." or not last.isprintable():
+            raise ConfigError(f"{url} ends in no name that a file can have: give the address of the weights themselves")
         if not (filename or last):
             raise ConfigError(f"{url} names a site and no file: give the address of the weights themselves")
         told = HASH_IN_NAME.search(last)
+        url = quote(url, safe=AS_THEY_ARE)
         return cls(url, filename or last, bytes, sha256 or (told[1] if told else None))
 
 

@@ -279,6 +279,23 @@ def test_addresses_that_are_none(url):
         Remote.at(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["https://[bad/x.pth", "https://host/x/..", "https://host/%2e%2e", "https://host/x%00.pth"]
+)
+def test_addresses_that_name_no_file(url):
+    with pytest.raises(ConfigError, match="address"):
+        Remote.at(url)
+
+
+def test_an_address_may_have_letters_and_spaces(target):
+    assert Remote.at("https://host/a%20b.pth?x=1&y=%2F#z").url == "https://host/a%20b.pth?x=1&y=%2F#z"
+    with serve(DATA) as served:
+        named = Remote.at(served.url.replace("weights.pth", "Gewichte f\u00fcr alle.pth"))
+        assert named.filename == "Gewichte f\u00fcr alle.pth"
+        fetch(named, target)
+    assert target.read_bytes() == DATA
+
+
 def test_what_is_an_address():
     assert is_url("https://host/x.pth")
     assert is_url("ftp://host/x.pth")
