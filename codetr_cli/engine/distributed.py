@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from codetr_cli.errors import StoppedError
+from codetr_cli.errors import MachineError, StoppedError
 
 # One process evaluates or saves while the others wait for it.
 PATIENCE = timedelta(hours=3)
@@ -85,6 +85,9 @@ def process_group(device: torch.device, timeout: timedelta = PATIENCE) -> Iterat
 
     Yields:
         texts that all processes share, for a thread of its own; None for a process alone.
+
+    Raises:
+        MachineError: another process is gone.
     """
     if not was_launched():
         yield None
@@ -107,6 +110,15 @@ def process_group(device: torch.device, timeout: timedelta = PATIENCE) -> Iterat
     except StoppedError:  # all stop together
         dist.destroy_process_group()
         raise
+    except RuntimeError as error:
+        # A launcher of ours knows which process died; one from outside shows what each process says.
+        if ROUND in os.environ or not _is_lost_connection(error):
+            raise
+        raise MachineError(
+            f"training process {number} lost its connection to another one, which has died or was ended: its own "
+            "message, or the system's log where memory ran out, tells why. The same command continues from the newest "
+            "checkpoint."
+        ) from error
     # After any other error the connections stay until the process ends: closing them now would make the other processes
     # fail too, with errors that hide this one.
     dist.destroy_process_group()
@@ -173,6 +185,13 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
     """A context in which backward adds gradients here and does not average them yet."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error)  # gloo's errors have no type of their own
+    return "Connection reset" in text or "Connection closed" in text
 
 
 def _together() -> bool:

@@ -301,7 +301,7 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
     assert losses(run) == losses(tmp_path / "straight")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_signal_saves_the_newest_step(
     train: Callable[..., Ran], preset: Path, tiny_coco: Path, tmp_path: Path, number: int, code: int
 ):
@@ -332,15 +332,15 @@ def test_two_processes_train_one_model(preset: Path, tiny_coco: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_two_processes_stop_together(preset: Path, tiny_coco: Path, tmp_path: Path, number: int):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_two_processes_stop_together(preset: Path, tiny_coco: Path, tmp_path: Path, number: int, code: int):
     run = tmp_path / "run"
     words = ("--procs", 2, "--no-eval", "--set", "train.max_steps=500")
     process = start(preset, tiny_coco, run, *words)
     wait_for_steps(process, run, 2)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, err
+    assert process.returncode == code, err
     assert err.count("start the same command again to continue") == 1
     assert "Traceback" not in err
     state = read_state(run / "checkpoints/last/state.pt")

@@ -157,6 +157,31 @@ def test_a_frozen_process_is_named(start: Start, place: Path, frozen: int):
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_torchrun_restarts_a_training_too(place: Path, undisturbed: Path):
+    run = place / "torchrun"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+               "--max-restarts", 1, "-m", "--", "codetr_cli", "train", "--preset", place / "tiny.toml", "--data",
+               place / "coco", "--run", run, "--device", "cpu", "--no-eval",
+               "--set", f"train.max_steps={STEPS}", "--set", "train.checkpoint_every=2"]  # fmt: skip
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_steps(run, 4, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert out.count("trained 12 steps") == 1
+    assert "lost its connection to another one" in err
+    assert_same_run(run, undisturbed)
+
+
 # --------------------------------------------------------------------------------------------------- light processes
 
 SCRIPT = """
