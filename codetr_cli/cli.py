@@ -1,7 +1,7 @@
 """The command line: registers the verbs and turns whatever goes wrong into one paragraph and an exit code.
 
-A verb is a function of the same name in `commands/<verb>.py`; its docstring is its help. Those modules import torch
-inside the function only, so that `codetr --help` and every message about wrong usage come at once.
+A verb is a function of the same name in `commands/<verb>.py`, with _ for -; its docstring is its help. Those modules
+import torch inside the function only, so that `codetr --help` and every message about wrong usage come at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import typer
 from codetr_cli import __version__, console
 from codetr_cli.errors import CodetrError
 
-VERBS = ("prepare", "train", "eval", "bench", "predict", "convert", "download", "presets", "runs")
+VERBS = ("prepare", "train", "eval", "bench", "predict", "convert", "convert-data", "download", "presets", "runs")
 
 EXIT_UNEXPECTED = 1
 EXIT_MACHINE = 5
@@ -59,8 +59,10 @@ def build_app(verbs: Sequence[str] = VERBS) -> typer.Typer:
     )
     app.callback()(_codetr)
     for verb in verbs:
-        module = importlib.import_module(f"codetr_cli.commands.{verb}")
-        app.command(verb, no_args_is_help=verb in ("convert", "download", "eval", "predict"))(getattr(module, verb))
+        name = verb.replace("-", "_")
+        module = importlib.import_module(f"codetr_cli.commands.{name}")
+        needy = verb in ("convert", "convert-data", "download", "eval", "predict")
+        app.command(verb, no_args_is_help=needy)(getattr(module, name))
     return app
 
 

@@ -20,6 +20,7 @@ OPTIONS = {
     "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
     "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},
     "convert": {"--json"},
+    "convert-data": {"--out", "--split", "--force", "--json"},
     "download": {"--url", "--force", "--dry-run", "--json"},
     "presets": {"--set", "--json"},
     "runs": {"--replay", "--device", "--json"},

@@ -27,7 +27,9 @@ SetOption = Annotated[
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="DIR", help="COCO-layout folder. Without it: CODETR_DATA, else data/coco."),
+    typer.Option(
+        "--data", metavar="DIR", help="Folder in COCO's, VOC's or YOLO's layout. Without it: CODETR_DATA, else data/coco."
+    ),
 ]
 RunOption = Annotated[
     Path | None, typer.Option("--run", metavar="DIR", help="Run folder. Without it: runs/PRESET/1, 2, ...")

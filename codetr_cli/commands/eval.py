@@ -111,6 +111,8 @@ def eval(
         checkpoint = fetched(checkpoint)
         find_checkpoint(str(checkpoint))
     paths = _find_data(data, split, images, annotations, overrides or [], images_needed=detections is None)
+    for note in paths.notes:
+        console.info(note)
     if detections is not None:
         shown = _Shown(per_class=per_class, protocol=protocol)
         dataset = _named_dataset(overrides or [])

@@ -27,7 +27,7 @@ def prepare(
         Path | None,
         typer.Argument(
             metavar="PATH",
-            help="Folder of COCO's, LVIS's or Objects365's layout. Without it: CODETR_DATA, else data/coco.",
+            help="Folder of COCO's, LVIS's, Objects365's, Pascal VOC's or YOLO's layout. Without it: CODETR_DATA, else data/coco.",
             show_default=False,
         ),
     ] = None,
@@ -54,7 +54,7 @@ def prepare(
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check a data set (COCO's layout, LVIS, Objects365) and this machine, and link it where other verbs look.
+    """Check a data set (COCO, LVIS, Objects365, Pascal VOC, YOLO) and this machine, and link it where other verbs look.
 
     Says what is wrong, where, and how to mend it. Ends with exit code 3 if anything would stop training.
     """
@@ -136,8 +136,6 @@ def _write_demo(folder: Path, path: Path | None) -> Path:
 
 
 def _show_report(report: Report) -> None:
-    from codetr_cli.data.layout import LAYOUTS
-
     rows = [
         [
             name,
@@ -162,11 +160,13 @@ def _show_report(report: Report) -> None:
         "masks",
     ]
     if rows:
-        console.table(f"{LAYOUTS[report.dataset].title} data set {report.folder}", columns, rows)
+        console.table(f"{report.layout} data set {report.folder}", columns, rows)
     for name, facts in report.splits.items():
         if facts.frequencies:
             r, c, f = facts.frequencies.values()
             console.info(f"{name}: of the classes, {f:,} are in many images, {c:,} in some, {r:,} in few.")
+    for note in report.notes:
+        console.info(note)
     draw = {"error": console.error, "warning": console.warn, "info": console.info}
     for finding in report.findings:
         draw[finding.severity](finding.sentence())

@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 from codetr_cli.config import DataConfig
 from codetr_cli.data.check_annotations import AnnotationFacts, check_annotations, compare_categories, note_category_ids
 from codetr_cli.data.check_files import FileRules, check_files, default_workers
+from codetr_cli.data.converted import ConvertedSplit, find_converted
 from codetr_cli.data.findings import Finding, Findings
-from codetr_cli.data.layout import LAYOUTS, Split, find_splits, read_list, write_list
+from codetr_cli.data.layout import LAYOUTS, Split, find_splits, has_published_layout, read_list, write_list
 
 Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress display from a description and a total; yields the function that advances it."""
@@ -25,7 +26,9 @@ class Report:
 
     Args:
         folder: the data set.
-        dataset: which known layout it has, a key of `LAYOUTS`.
+        dataset: as which known data set it is read, a key of `LAYOUTS`.
+        layout: how its layout is called.
+        notes: sentences about choices that were made.
         splits: counts of each readable annotation file, by "train" and "val".
         lists: what became of each list file.
         findings: errors first.
@@ -34,6 +37,8 @@ class Report:
 
     folder: Path
     dataset: str = "coco"
+    layout: str = LAYOUTS["coco"].title
+    notes: list[str] = field(default_factory=list)
     splits: dict[str, AnnotationFacts] = field(default_factory=dict)
     lists: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -48,10 +53,11 @@ class Report:
         """Plain values under the names of `--json`."""
         return {
             "folder": str(self.folder),
-            "layout": LAYOUTS[self.dataset].title,
+            "layout": self.layout,
             "ok": not self.errors,
             "splits": {name: facts.as_json() for name, facts in self.splits.items()},
             "lists": self.lists,
+            "notes": self.notes,
             "findings": [finding.as_json() for finding in self.findings],
             "seconds": round(self.seconds, 3),
         }
@@ -77,13 +83,12 @@ def check_dataset(
         MachineError: a decoding process was killed.
     """
     report, findings = Report(folder), Findings()
-    for split in find_splits(folder, config.dataset):
-        report.dataset = split.dataset
+    for split in _splits(report, config, findings):
         facts = _check_split(split, findings, progress)
         if facts is None:
             continue
         report.splits[split.name] = facts
-        if split.dataset == "coco":
+        if split.dataset == "coco" and not isinstance(split, ConvertedSplit):
             report.lists[split.name] = _check_list(split, facts, findings)
         rules = FileRules(
             images_dir=split.images_dir,
@@ -91,7 +96,7 @@ def check_dataset(
             max_pixels=config.max_pixels,
             min_side=config.min_side,
             deep=deep,
-            shared=split.dataset == "lvis",
+            shared=split.dataset == "lvis" or isinstance(split, ConvertedSplit),
         )
         started = time.monotonic()
         with progress(f"{'decoding' if deep else 'reading headers of'} {rules.where}", len(facts.images)) as advance:
@@ -105,9 +110,27 @@ def check_dataset(
     return report
 
 
+def _splits(report: Report, config: DataConfig, findings: Findings) -> list[Split]:
+    """The splits of the folder, whatever its layout; notes the layout in the report."""
+    converted = None if has_published_layout(report.folder) else find_converted(report.folder)
+    if converted is None:
+        splits = list(find_splits(report.folder, config.dataset))
+        report.dataset = splits[0].dataset
+        report.layout = LAYOUTS[report.dataset].title
+        return splits
+    report.layout = converted.title
+    report.notes = [f"{note}." for note in converted.notes]
+    for finding in converted.findings:
+        findings.take(finding)
+    for name, kind in (("train", "no_training"), ("val", "no_validation")):
+        if name not in converted.splits:
+            findings.add(kind, f"{report.folder.name}/")
+    return [split for name, split in converted.splits.items() if name in ("train", "val")]
+
+
 def _check_split(split: Split, findings: Findings, progress: Progress) -> AnnotationFacts | None:
     """The counts of a split's annotation file, None when there is nothing to count."""
-    where = str(split.annotations_path.relative_to(split.root))
+    where = split.where
     if not split.exists:
         findings.add("no_training" if split.name == "train" else "no_validation", f"{split.images_dir.name}/")
         return None
@@ -117,6 +140,8 @@ def _check_split(split: Split, findings: Findings, progress: Progress) -> Annota
     with progress(f"reading {where}", 1) as advance:
         facts = check_annotations(split.annotations_path, findings, where, training=split.name == "train")
         advance(1)
+    if isinstance(split, ConvertedSplit):
+        findings.discard("crowd_without_rle", where)  # they are objects marked difficult
     return facts
 
 

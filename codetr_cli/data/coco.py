@@ -29,6 +29,7 @@ from codetr_cli.data.annotations import Annotations as Annotations
 from codetr_cli.data.annotations import check_kind
 from codetr_cli.data.annotations import read_annotations as read_annotations
 from codetr_cli.data.batch import Target
+from codetr_cli.data.converted import find_converted
 from codetr_cli.data.copy_paste import CopyPaste
 from codetr_cli.data.images import read_image
 from codetr_cli.data.layout import LAYOUTS, default_root
@@ -274,14 +275,18 @@ def build_copy_paste(config: DataConfig) -> CopyPaste | None:
 
 @dataclass(frozen=True)
 class DataPaths:
-    """Folder of the images and file of the annotations of one split."""
+    """Folder of the images and file of the annotations of one split.
+
+    `notes` are sentences about choices that were made in finding them.
+    """
 
     images_dir: Path
     annotations_path: Path
+    notes: tuple[str, ...] = ()
 
 
 def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset: bool = False) -> DataPaths:
-    """Finds one split of a data set in its published layout, see `codetr_cli.data.layout`.
+    """Finds one split of a data set in its published layout, see `codetr_cli.data.layout`, or in VOC's or YOLO's.
 
     The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
     data/objects365); paths of `config` for the split's images or annotations override what lies in it.
@@ -306,8 +311,15 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
     other = None if place.annotations_path.is_file() else _other_dataset(root, config.dataset)
     if any_dataset and other is not None:
         place = SplitPlace(split, root, other)
+    notes: tuple[str, ...] = ()
+    if not (images and annotations) and not place.annotations_path.is_file() and other is None:
+        converted = find_converted(root)
+        if converted is not None and split in converted.splits:
+            place, notes = converted.splits[split], converted.sentences()
     paths = DataPaths(
-        images_dir=Path(images or place.images_dir), annotations_path=Path(annotations or place.annotations_path)
+        images_dir=Path(images or place.images_dir),
+        annotations_path=Path(annotations or place.annotations_path),
+        notes=notes,
     )
     missing = [f"the folder {paths.images_dir}"] if not paths.images_dir.is_dir() else []
     missing += [f"the file {paths.annotations_path}"] if not paths.annotations_path.is_file() else []

@@ -120,6 +120,9 @@ KINDS: dict[str, Kind] = {
     ),
     "crowd_value": Kind("error", "annotation(s) whose iscrowd is neither 0 nor 1", "Use 0, or 1 for a group."),
     "ignored": Kind("info", "annotation(s) marked 'ignore'", "They are left out of training."),
+    "difficult": Kind(
+        "info", "object(s) marked difficult", "They are not trained on, and neither right nor wrong in evaluation."
+    ),
     "bad_area": Kind(
         "error", "annotation(s) whose area is not a number", "Use the number of pixels, or leave area out."
     ),
@@ -249,12 +252,20 @@ class Findings:
         """The finding of a kind in a place, if any."""
         return self._by_key.get((kind, where))
 
+    def discard(self, kind: str, where: str) -> None:
+        """Forgets the finding of a kind in a place."""
+        self._by_key.pop((kind, where), None)
+
     def merge(self, other: Findings) -> None:
         """Adds what another collector found after this one."""
-        for (kind, where), finding in other._by_key.items():
-            for name in finding.first:
-                self.add(kind, where, name)
-            self.add(kind, where, count=finding.count - len(finding.first))
+        for finding in other._by_key.values():
+            self.take(finding)
+
+    def take(self, finding: Finding) -> None:
+        """Adds what another collector found of one kind in one place."""
+        for name in finding.first:
+            self.add(finding.kind, finding.where, name)
+        self.add(finding.kind, finding.where, count=finding.count - len(finding.first))
 
     def sorted(self) -> list[Finding]:
         """All findings, errors first, in the order of `KINDS` within a severity."""

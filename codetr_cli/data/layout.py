@@ -102,6 +102,11 @@ class Split:
         return next((path for path in paths if path.is_file()), paths[0])
 
     @property
+    def where(self) -> str:
+        """How messages call the split's annotations."""
+        return str(self.annotations_path.relative_to(self.root))
+
+    @property
     def list_path(self) -> Path:
         """The text file with one image a line, relative to the root."""
         return self.root / f"{self.name}2017.txt"
@@ -139,6 +144,11 @@ def find_splits(folder: Path, dataset: str = "coco") -> tuple[Split, Split]:
             f"type `codetr prepare {near}`."
         )
     raise DatasetError(_other_layout(folder))
+
+
+def has_published_layout(folder: Path) -> bool:
+    """Whether a folder has an annotation file of one of `LAYOUTS`."""
+    return _found(folder) is not None
 
 
 def _is_root(folder: Path) -> bool:
@@ -191,7 +201,7 @@ def _no_folder(folder: Path) -> str:
 
 def _other_layout(folder: Path) -> str:
     """Says what a folder holds instead of the published layout, and what to do."""
-    wanted = f"Expected: {EXPECTED}."
+    wanted = f"Expected: {EXPECTED}; or a Pascal VOC or YOLO folder."
     other = recognise(folder)
     if other is not None:
         name, evidence = other
@@ -227,33 +237,15 @@ def _other_layout(folder: Path) -> str:
 
 
 def recognise(folder: Path) -> tuple[str, str] | None:
-    """Names another well-known layout.
+    """Names another well-known layout that cannot be read; Pascal VOC and YOLO can, see `converted`.
 
     Returns:
         its name and what gave it away, or None.
     """
     for place in (folder, *_folders(folder)[:20]):
-        for test in (_voc, _yolo, _coco_variant):
-            found = test(place)
-            if found:
-                return found
-    return None
-
-
-def _voc(folder: Path) -> tuple[str, str] | None:
-    if (folder / "JPEGImages").is_dir() and _has(folder / "Annotations", "*.xml"):
-        return "Pascal VOC", f"{folder.name}/JPEGImages and {folder.name}/Annotations/*.xml"
-    return None
-
-
-def _yolo(folder: Path) -> tuple[str, str] | None:
-    for path in (*folder.glob("*.yaml"), *folder.glob("*.yml")):
-        text = path.read_text(encoding="utf-8", errors="replace")[:100_000]
-        if "names" in text and ("train:" in text or "nc:" in text):
-            return "YOLO", f"{path.name} with class names"
-    for labels in (folder / "labels", *folder.glob("*/labels")):
-        if _has(labels, "*.txt") or _has(labels, "*/*.txt"):
-            return "YOLO", f"text files in {labels.relative_to(folder.parent)}"
+        found = _coco_variant(place)
+        if found:
+            return found
     return None
 
 

@@ -124,7 +124,8 @@ def plan_job(
     """
     if data is not None:
         settings = apply_overrides(settings, [f"data.root={json.dumps(str(Path(data).absolute()))}"])
-    path = find_data(settings.data, None, "train").annotations_path
+    found = find_data(settings.data, None, "train")
+    path = found.annotations_path
     annotations = read_annotations(path)
     check_kind(annotations, settings.data.dataset, path)
     objects = annotations.usable_objects(np.arange(len(annotations.image_ids)), with_crowd=False)
@@ -158,7 +159,7 @@ def plan_job(
         run=run,
         fresh=fresh,
         warnings=warnings,
-        notes=_class_notes(settings, annotations, path),
+        notes=[*found.notes, *_class_notes(settings, annotations, path)],
     )
 
 

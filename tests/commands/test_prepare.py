@@ -277,8 +277,8 @@ def test_holes_and_ids_from_zero_are_fine(codetr: Command, tiny_coco: Path) -> N
     [
         ("gone", ["there is no folder", "did you mean"]),
         ("coco/train2017", ["is not the data set's folder", "type `codetr prepare"]),
-        ("voc", ["Pascal VOC", "cannot be read yet", "convert it to COCO's JSON"]),
-        ("yolo", ["YOLO", "cannot be read yet", "Expected: annotations/instances_"]),
+        ("voc", ["a.xml is not valid XML", "Export it again"]),
+        ("yolo", ["is a YOLO data set without class names", "classes.txt"]),
     ],
 )
 def test_wrong_folders(codetr: Command, tiny_coco: Path, tmp_path: Path, given: str, words: list[str]) -> None:

@@ -48,11 +48,6 @@ def test_a_link_to_nowhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["VOC2012/JPEGImages/a.jpg", "VOC2012/Annotations/a.xml"], "Pascal VOC data set"),
-        (["JPEGImages/a.jpg", "Annotations/a.xml"], "Pascal VOC data set"),
-        (["data.yaml", "images/train/a.jpg"], "YOLO data set"),
-        (["images/train/a.jpg", "labels/train/a.txt"], "YOLO data set"),
-        (["train/images/a.jpg", "train/labels/a.txt"], "YOLO data set"),
         (["train/_annotations.coco.json"], "Roboflow export"),
         (["annotations/lvis_v0.5_train.json"], "LVIS v0.5 data set"),
         (["annotations/mine.json", "images/a.jpg"], "holds mine.json, but no instances_train2017.json"),

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from codetr_cli.config import DataConfig
+from codetr_cli.data.annotations import Annotations, read_annotations
+from codetr_cli.data.coco import find_data
+from codetr_cli.data.converted import cache_folder, find_converted
+from codetr_cli.data.records import choose_splits
+from codetr_cli.errors import DatasetError
+
+Thing = tuple[str, int, int, int, int]
+
+
+def write_image(path: Path, width: int = 40, height: int = 30) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((height, width, 3), 90, np.uint8))
+
+
+def xml(*things: Thing, difficult: int = 0, size: bool = True) -> str:
+    told = "<size><width>40</width><height>30</height><depth>3</depth></size>" if size else ""
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
+        f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+        for name, x1, y1, x2, y2 in things
+    )
+    return f"<annotation>{told}{objects}</annotation>"
+
+
+def write_voc(root: Path, files: dict[str, str], lists: dict[str, str]) -> Path:
+    for stem, text in files.items():
+        write_image(root / "JPEGImages" / f"{stem}.jpg")
+        (root / "Annotations").mkdir(exist_ok=True)
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+    for name, text in lists.items():
+        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
+    return root
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    files = {
+        "a": xml(("zebra", 1, 1, 40, 30), ("ant", 11, 6, 20, 10)),
+        "b": xml(("bee", 5, 5, 9, 9), difficult=1),
+        "c": xml(("ant", 30, 20, 50, 44), ("ant", 60, 5, 70, 9), size=False),
+    }
+    return write_voc(tmp_path / "voc", files, {"train": "a\nb\n", "val": "c 1\n"})
+
+
+def read(root: Path, split: str) -> Annotations:
+    return read_annotations(find_data(DataConfig(), str(root), split).annotations_path)  # type: ignore[arg-type]
+
+
+def snapshot(root: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in (root, *root.rglob("*"))}
+
+
+def test_boxes_classes_and_difficult_objects(voc: Path) -> None:
+    before = snapshot(voc)
+    train = read(voc, "train")
+    assert (train.class_names, train.category_ids) == (["ant", "bee", "zebra"], [1, 2, 3])
+    assert train.file_names == ["a.jpg", "b.jpg"]
+    # Corners count from 1 and belong to the box: the first is the whole image.
+    assert train.boxes_xywh.tolist() == [[0, 0, 40, 30], [10, 5, 10, 5], [4, 4, 5, 5]]
+    assert train.labels.tolist() == [2, 0, 1]
+    assert train.iscrowd.tolist() == [0, 0, 1]
+    assert len(train.usable_objects(np.arange(2), with_crowd=False).labels) == 2
+    assert snapshot(voc) == before, "nothing may be written into the folder"
+
+
+def test_boxes_over_the_edge_are_clipped_and_counted(voc: Path) -> None:
+    val = read(voc, "val")
+    assert val.boxes_xywh.tolist() == [[29, 19, 11, 11]]
+    assert val.class_names == ["ant", "bee", "zebra"]  # those of all splits
+    assert val.sizes.tolist() == [[30, 40]]  # from the image itself
+    converted = find_converted(voc)
+    assert converted is not None
+    counts = {finding.kind: (finding.count, finding.where) for finding in converted.findings}
+    place = "ImageSets/Main/val.txt"
+    assert counts["box_beyond_edge"] == (1, place)
+    assert counts["box_outside"] == (1, place)
+    assert counts["difficult"] == (1, "ImageSets/Main/train.txt")
+
+
+def test_a_conversion_is_kept_until_a_file_changes(voc: Path) -> None:
+    path = find_data(DataConfig(), str(voc), "train").annotations_path
+    time = path.stat().st_mtime_ns
+    assert path.is_relative_to(cache_folder())
+    assert find_data(DataConfig(), str(voc), "train").annotations_path == path
+    assert path.stat().st_mtime_ns == time
+    changed = voc / "Annotations" / "a.xml"
+    changed.write_text(xml(("ant", 2, 2, 9, 9)))
+    os.utime(changed, ns=(1, 1))
+    assert len(read(voc, "train").labels) == 2
+
+
+def test_a_folder_around_it_is_enough_unless_it_holds_two(voc: Path, tmp_path: Path) -> None:
+    inner = tmp_path / "VOCdevkit" / "VOC2007"
+    inner.parent.mkdir()
+    voc.rename(inner)
+    assert len(read(inner.parent, "train").image_ids) == 2
+    write_voc(inner.parent / "VOC2012", {"x": xml(("ant", 1, 1, 5, 5))}, {})
+    with pytest.raises(DatasetError, match=r"holds several data sets: .*VOC2007, .*VOC2012"):
+        read(inner.parent, "train")
+
+
+def test_tools_that_count_from_zero_are_told_of(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "v", {"a": xml(("ant", 0, 0, 9, 9))}, {"train": "a", "val": "a"})
+    assert read(root, "train").boxes_xywh.tolist() == [[0, 0, 9, 9]]
+    notes = " ".join(find_data(DataConfig(), str(root), "train").notes)
+    assert "1 boxes begin at pixel 0" in notes
+    assert "1 images are in both train and val" in notes
+
+
+@pytest.mark.parametrize(
+    ("lists", "train", "val", "note"),
+    [
+        ({"train": "ab", "val": "c", "test": "d"}, "ab", "c", None),
+        ({"train": "ab", "test": "d"}, "ab", "d", "the test images are used"),
+        ({"trainval": "abc", "val": "c"}, "ab", "c", None),
+        ({"trainval": "ab", "test": "d"}, "ab", "d", "the test images are used"),
+        ({"test": "ab"}, "", "ab", "the test images are used"),
+        ({"all": "a"}, "a", "", None),
+        ({"all": "abcdefghij"}, "abcdefgj", "hi", "neither validation nor test"),
+    ],
+)
+def test_which_images_are_for_what(lists: dict[str, str], train: str, val: str, note: str | None) -> None:
+    chosen, _, notes = choose_splits({name: list(names) for name, names in lists.items()})
+    assert ("".join(chosen.get("train", "")), "".join(chosen.get("val", ""))) == (train, val)
+    assert ("test" in chosen) == (set(lists) >= {"val", "test"})
+    assert note in notes[0] if note else not notes
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda root: (root / "Annotations/a.xml").write_text("<annotation><obj"), r"a.xml is not valid XML: .*line 1"),
+        (lambda root: (root / "Annotations/a.xml").unlink(), "1 of the 3 names of .* have no file in .*: a. Add"),
+        (lambda root: (root / "JPEGImages/c.jpg").unlink(), "1 of 3 images are missing in .*JPEGImages: c. Copy"),
+        (
+            lambda root: (root / "Annotations/a.xml").write_text(xml(("ant", 9, 1, 5, 5))),
+            r"a.xml: object 1 \(ant\) ends before it begins: 9, 1, 5, 5",
+        ),
+        (lambda root: (root / "Annotations/a.xml").write_text(xml(("", 9, 1, 15, 5))), "object 1 has no <name>"),
+        (
+            lambda root: (root / "Annotations/a.xml").write_text(xml(("ant", 1, 1, 5, 5)).replace("xmax", "x")),
+            r"object 1 \(ant\) lacks a number of <bndbox>",
+        ),
+        (lambda root: (root / "JPEGImages/c.jpg").write_bytes(b""), "c.jpg cannot be used: the file has zero bytes"),
+    ],
+)
+def test_damage_is_named(voc: Path, damage: Callable[[Path], object], words: str) -> None:
+    damage(voc)
+    with pytest.raises(DatasetError, match=words):
+        read(voc, "train")
+
+
+def test_a_real_set(shared_dir: Path) -> None:
+    root = shared_dir / "data" / "bccd"
+    if not root.is_dir():
+        pytest.skip(f"{root} is not there")
+    converted = find_converted(root)
+    assert converted is not None
+    counts = {name: read_annotations(split.annotations_path) for name, split in converted.splits.items()}
+    assert {name: len(table.image_ids) for name, table in counts.items()} == {"train": 205, "val": 87, "test": 72}
+    assert sum(len(table.labels) for table in counts.values()) == 361 + 4155 + 372
+    assert len(counts["train"].labels) == 2805
+    assert counts["test"].class_names == ["Platelets", "RBC", "WBC"]
+    assert not converted.notes
