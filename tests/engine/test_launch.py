@@ -74,6 +74,12 @@ def undisturbed(start: Start, place: Path) -> Path:
     return place / "undisturbed"
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
     """The training processes of a launcher, in the order they were started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -122,10 +128,7 @@ def test_a_killed_process_is_replaced_and_changes_no_number(start: Start, place:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_two_machines_train_one_model_also_after_a_death(start: Start, place: Path, undisturbed: Path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = ("--procs", 1, "--nodes", 2, "--rdzv-endpoint", f"127.0.0.1:{port}", "--json")
+    words = ("--procs", 1, "--nodes", 2, "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--json")
     machines = [start("machines", *words) for _ in range(2)]
     wait_for_steps(place / "machines", 4, *machines)
     os.kill(workers_of(machines[1])[0], signal.SIGKILL)
@@ -207,29 +210,43 @@ def buggy():
 
 if __name__ == "__main__":
     answers, told = {}, []
-    for function, restarts in ((mistaken, 3), (buggy, 1)):
+    if len(sys.argv) == 1:
+        plans = ((mistaken, LaunchPlan(processes=2)), (buggy, LaunchPlan(processes=2, max_restarts=1)))
+    else:
+        plans = ((mistaken, LaunchPlan(processes=1, nodes=2, endpoint=sys.argv[1])),)
+    for function, plan in plans:
         del told[:]
         try:
-            launch(function, (), LaunchPlan(processes=2, max_restarts=restarts), told.append)
+            launch(function, (), plan, told.append)
         except Exception as error:
             answers[function.__name__] = [type(error).__name__, str(error), list(told)]
     print(json.dumps(answers))
 """
 
 
-def test_a_mistake_is_told_once_and_a_bug_tried_again(tmp_path: Path):
+@pytest.fixture
+def light(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts the script of light processes."""
     script = tmp_path / "light.py"
     script.write_text(SCRIPT)
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    answers = json.loads(ran.stdout)
+
+    def run(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", script, *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run
+
+
+def test_a_mistake_is_told_once_and_a_bug_tried_again(light: Callable[..., subprocess.Popen[str]]):
+    process = light()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    answers = json.loads(out)
     assert answers["mistaken"] == ["ConfigError", "train.lr is no number", []]
     kind, text, told = answers["buggy"]
     assert kind == "RuntimeError"
@@ -239,7 +256,19 @@ def test_a_mistake_is_told_once_and_a_bug_tried_again(tmp_path: Path):
     assert len(told) == 1
     assert told[0].startswith(text)
     assert told[0].endswith("(restart 1 of at most 1).")
-    assert ran.stderr == ""
+    assert err == ""
+
+
+def test_a_mistake_on_one_machine_ends_all(light: Callable[..., subprocess.Popen[str]]):
+    machines = [light(f"127.0.0.1:{free_port()}")]
+    machines.append(light(str(machines[0].args[-1])))
+    ended = [machine.communicate(timeout=240) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], ended
+    answers = [json.loads(out)["mistaken"] for out, _ in ended]
+    assert [answer[0] for answer in answers] == ["ConfigError", "ConfigError"]
+    texts = sorted((answer[1] for answer in answers), key=len)
+    assert texts[0] == "train.lr is no number"
+    assert texts[1] == f"train.lr is no number. (Told by {socket.gethostname()}.)"
 
 
 # ----------------------------------------------------------------------------------------------- what is made of deaths
