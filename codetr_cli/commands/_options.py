@@ -28,7 +28,9 @@ SetOption = Annotated[
 DataOption = Annotated[
     str | None,
     typer.Option(
-        "--data", metavar="DIR", help="Folder in COCO's, VOC's or YOLO's layout. Without it: CODETR_DATA, else data/coco."
+        "--data",
+        metavar="DIR",
+        help="Folder in COCO's, VOC's or YOLO's layout. Without it: CODETR_DATA, else data/coco.",
     ),
 ]
 RunOption = Annotated[

@@ -41,8 +41,8 @@ def convert_data(
     converted = find_converted(folder)
     if converted is None:
         raise DatasetError(
-            f"{folder} is neither a Pascal VOC folder (Annotations/*.xml and JPEGImages/) nor a YOLO one (data.yaml, or "
-            "images/ and labels/): nothing is written. `codetr prepare` says more of a folder"
+            f"{folder} is neither a Pascal VOC folder (Annotations/*.xml and JPEGImages/) nor a YOLO one (data.yaml, "
+            "or images/ and labels/): nothing is written. `codetr prepare` says more of a folder"
         )
     targets = _targets(converted, out, split)
     present = [str(path) for path in targets.values() if path.exists()]

@@ -49,7 +49,9 @@ def eval(
         ),
     ] = None,
     data: DataOption = None,
-    split: Annotated[Literal["val", "train"], typer.Option("--split", help="Which images of the data set.")] = "val",
+    split: Annotated[
+        Literal["val", "train", "test"], typer.Option("--split", help="Which images of the data set.")
+    ] = "val",
     images: Annotated[
         str | None, typer.Option("--images", metavar="DIR", help="Folder of the images, with --ann, instead of --data.")
     ] = None,
@@ -155,7 +157,7 @@ def _named_dataset(overrides: Sequence[str]) -> Literal["coco", "lvis", "objects
 
 def _find_data(
     data: str | None,
-    split: Literal["val", "train"],
+    split: Literal["val", "train", "test"],
     images: str | None,
     annotations: str | None,
     overrides: Sequence[str],

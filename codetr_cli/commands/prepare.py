@@ -27,7 +27,8 @@ def prepare(
         Path | None,
         typer.Argument(
             metavar="PATH",
-            help="Folder of COCO's, LVIS's, Objects365's, Pascal VOC's or YOLO's layout. Without it: CODETR_DATA, else data/coco.",
+            help="Folder in the layout of COCO, LVIS, Objects365, Pascal VOC or YOLO. Without it: CODETR_DATA, "
+            "else data/coco.",
             show_default=False,
         ),
     ] = None,

@@ -32,7 +32,7 @@ from codetr_cli.data.batch import Target
 from codetr_cli.data.converted import find_converted
 from codetr_cli.data.copy_paste import CopyPaste
 from codetr_cli.data.images import read_image
-from codetr_cli.data.layout import LAYOUTS, default_root
+from codetr_cli.data.layout import LAYOUTS, default_root, has_published_layout
 from codetr_cli.data.layout import Split as SplitPlace
 from codetr_cli.data.oversampling import repeated_images
 from codetr_cli.data.transforms import AnyTransform, DroppedSampleError, Sample, build_transforms
@@ -285,7 +285,9 @@ class DataPaths:
     notes: tuple[str, ...] = ()
 
 
-def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset: bool = False) -> DataPaths:
+def find_data(
+    config: DataConfig, data: str | None, split: Literal["train", "val", "test"], *, any_dataset: bool = False
+) -> DataPaths:
     """Finds one split of a data set in its published layout, see `codetr_cli.data.layout`, or in VOC's or YOLO's.
 
     The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
@@ -302,20 +304,25 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
     """
     named = data or config.root or os.environ.get("CODETR_DATA")
     root = Path(named) if named else default_root(config.dataset)
-    images, annotations = (
-        (config.train_images, config.train_annotations)
-        if split == "train"
-        else (config.val_images, config.val_annotations)
-    )
+    images, annotations = {
+        "train": (config.train_images, config.train_annotations),
+        "val": (config.val_images, config.val_annotations),
+        "test": (None, None),
+    }[split]
     place = SplitPlace(split, root, config.dataset)
     other = None if place.annotations_path.is_file() else _other_dataset(root, config.dataset)
     if any_dataset and other is not None:
         place = SplitPlace(split, root, other)
     notes: tuple[str, ...] = ()
-    if not (images and annotations) and not place.annotations_path.is_file() and other is None:
+    if not (images and annotations) and not has_published_layout(root):
         converted = find_converted(root)
         if converted is not None and split in converted.splits:
             place, notes = converted.splits[split], converted.sentences()
+        elif converted is not None:
+            raise DatasetError(
+                f"{root} ({converted.title}) has no {split} images, but those of {', '.join(converted.splits)}. Add a "
+                "list or folder of them, or choose another split"
+            )
     paths = DataPaths(
         images_dir=Path(images or place.images_dir),
         annotations_path=Path(annotations or place.annotations_path),

@@ -174,3 +174,12 @@ def test_a_real_set(shared_dir: Path) -> None:
     assert len(counts["train"].labels) == 2805
     assert counts["test"].class_names == ["Platelets", "RBC", "WBC"]
     assert not converted.notes
+
+
+def test_the_third_split_is_found_by_its_name(tmp_path: Path) -> None:
+    files = {name: xml(("ant", 1, 1, 9, 9)) for name in "abc"}
+    root = write_voc(tmp_path / "v", files, {"train": "a", "val": "b", "test": "c"})
+    assert read(root, "test").file_names == ["c.jpg"]
+    (root / "ImageSets" / "Main" / "test.txt").unlink()
+    with pytest.raises(DatasetError, match="has no test images, but those of train, val"):
+        read(root, "test")
