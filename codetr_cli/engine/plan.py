@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.coco import find_data
+from codetr_cli.engine.learnable import count_learnable
 from codetr_cli.engine.loading import find_checkpoint
 from codetr_cli.engine.runs import Origin
 from codetr_cli.errors import ConfigError, DatasetError
@@ -128,13 +127,9 @@ def plan_job(
     path = found.annotations_path
     annotations = read_annotations(path)
     check_kind(annotations, settings.data.dataset, path)
-    objects = annotations.usable_objects(np.arange(len(annotations.image_ids)), with_crowd=False)
-    counts = np.bincount(objects.labels, minlength=len(annotations.category_ids))
-    if not counts.any():
-        raise DatasetError(
-            f"{path} has no object of any class to learn from ({len(annotations.category_ids)} categories, "
-            f"{len(annotations.labels)} annotations): check it with `codetr prepare {path.parent.parent}`"
-        )
+    counts = count_learnable(
+        annotations, path, min_side=settings.data.min_side, max_images=settings.data.max_images
+    )
     warnings = []
     absent = [name for name, count in zip(annotations.class_names, counts, strict=True) if count == 0]
     if absent:

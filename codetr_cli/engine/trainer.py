@@ -197,7 +197,7 @@ def train_one_epoch(training: Training) -> None:
         position.step += 1
         position.batch += size
         _report_step(training, norm)
-        if position.bad_steps >= training.bad_limit:
+        if position.bad_steps >= training.bad_limit or _ends_badly(training):
             recover(training, restore)
             return
         if left == 0:
@@ -245,6 +245,16 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
         training.ema.update(training.model, training.position.step)
     training.meter.step_done()
     return float(norm_value)
+
+
+def _ends_badly(training: Training) -> bool:
+    """Whether the run has come to its end with a network that computes nothing finite."""
+    position = training.position
+    if not position.bad_steps or position.step < training.total_steps:
+        return False
+    data, batch = training.settings.data, training.taken[-1][0].to(training.device)
+    images = normalize(batch.images, batch.padding_mask, data.mean, data.std)
+    return distributed.any_process(not has_finite_outputs(training.model, images, batch.padding_mask))[0]
 
 
 def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool) -> dict[str, Tensor]:

@@ -361,7 +361,7 @@ def test_going_back_with_worker_processes(
     skipped = [line for line in metrics if line["kind"] == "skip"]
     assert {line["epoch"] for line in skipped} == {0, 1}
     assert all(201 in line["image_ids"] and line["losses"] == {"loss_rpn_bbox": "nan"} for line in skipped)
-    assert ran.err.count("in a row, 9 allowed)") == len(skipped) < 4
+    assert ran.err.count("in a row, 6 allowed)") == len(skipped) < 4
 
 
 # ------------------------------------------------------------------------------------------------------- two processes

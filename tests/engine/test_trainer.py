@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.batch import Batch
 from codetr_cli.engine.ema import ModelEma
+from codetr_cli.engine.loggers import Loggers
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import build_optimizer, build_schedule
 from codetr_cli.engine.plots import draw_plots
@@ -96,12 +97,16 @@ class Recorder(Silence):
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.warnings: list[str] = []
+        self.notes: list[str] = []
 
     def step(self, line: Mapping[str, Any], left: int) -> None:
         self.steps.append(line["step"])
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 class StopAfter(StopRequest):
@@ -398,6 +403,83 @@ def test_an_evaluation_that_was_done_is_not_repeated(tmp_path: Path, tiny_settin
     assert resumed.position.best == 0.4
     train(resumed)
     assert read_state(resumed.run.best / "state.pt")["step"] == 5
+
+
+@pytest.mark.parametrize("stop_after", [None, 7, 15, 17])
+def test_a_run_that_gets_no_better_ends_early(tmp_path: Path, tiny_settings: Settings, stop_after: int | None):
+    """The AP of the second evaluation is the best one; two more pass, whatever interrupts the run."""
+    scores, overrides = [0.1, 0.3, 0.2, 0.3, 0.9], ("train.epochs=5", "train.patience=2")
+    training = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(*scores), stop_after=stop_after)
+    if stop_after is not None:
+        with pytest.raises(StoppedError):
+            train(training)
+        done = sum(line["kind"] == "eval" for line in training.run.metrics())
+        training = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(*scores[done:]))
+        assert training.position.fruitless == (0, 0, 0, 1)[done]
+    train(training)
+    lines = training.run.metrics()
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [5, 10, 15, 20]
+    assert [line["best"] for line in lines if line["kind"] == "eval"] == [0.1, 0.3, 0.3, 0.3]
+    assert lines[-1] == {"kind": "end", "step": 20, "epoch": 4, "early": True}
+    assert training.run.status() == "finished"
+    text = "finished at step 20 of 25: no better AP than 0.3000 in 2 evaluations"
+    assert text in training.run.events_path.read_text()
+    assert training.report.notes == [f"finished early, at step {text.removeprefix('finished at step ')}"]
+    assert read_state(training.run.best / "state.pt")["step"] == 10
+    # With more patience the same run goes on.
+    longer = begin(tmp_path, tiny_settings, "train.epochs=5", "train.patience=3", evaluate=Scores(0.9))
+    train(longer)
+    assert longer.run.metrics()[-1] == {"kind": "end", "step": 25, "epoch": 5, "early": False}
+
+
+def test_a_kill_before_the_early_end_changes_nothing(tmp_path: Path, tiny_settings: Settings):
+    overrides = ("train.epochs=5", "train.patience=1")
+    training = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(0.3, 0.2))
+    training.report.evaluated = lambda line: (_ for _ in ()).throw(KeyboardInterrupt) if line["step"] == 10 else None
+    with pytest.raises(KeyboardInterrupt):
+        train(training)
+    assert training.run.status() == "interrupted"
+    resumed = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores())
+    train(resumed)
+    assert resumed.run.metrics()[-1]["step"] == 10
+    assert resumed.run.status() == "finished"
+
+
+def test_what_is_logged_reaches_the_loggers(tmp_path: Path, tiny_settings: Settings):
+    told: list[dict[str, Any]] = []
+
+    class Told:
+        log = told.append
+
+        def close(self, ending: str) -> None:
+            told.append({"ending": ending})
+
+    training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5))
+    with Loggers({"told": Told}) as training.loggers:
+        train(training)
+    assert told == [*training.run.metrics(), {"ending": "finished"}]
+
+
+def test_plots_that_cannot_be_drawn_stop_nothing(
+    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*words: Any) -> None:
+        raise OSError("no fonts")
+
+    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", fail)
+    training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5))
+    train(training)
+    assert training.run.status() == "finished"
+    assert "the plots could not be drawn: OSError: no fonts" in training.run.events_path.read_text()
+
+
+def test_plots_are_current_after_each_evaluation(
+    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[int] = []
+    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: drawn.append(lines[-1]["step"]))
+    train(begin(tmp_path, tiny_settings, "train.epochs=3", evaluate=Scores(0.1, 0.2, 0.3)))
+    assert drawn == [5, 10, 15, 15]
 
 
 def test_a_log_line_averages_its_window(tmp_path: Path, tiny_settings: Settings):
