@@ -140,6 +140,21 @@ def test_two_machines_train_one_model_also_after_a_death(start: Start, place: Pa
     assert_same_run(place / "machines", undisturbed)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_machine_that_is_lost_can_be_replaced(start: Start, place: Path, undisturbed: Path):
+    words = ("--procs", 1, "--nodes", 2, "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
+    first, second = (start("replaced", *words, "--node-rank", node) for node in range(2))
+    wait_for_steps(place / "replaced", 4, first, second)
+    for process in (*workers_of(second), second.pid):
+        os.kill(process, signal.SIGKILL)
+    second.communicate(timeout=60)
+    third = start("replaced", *words, "--node-rank", 1)
+    ended = [machine.communicate(timeout=240) for machine in (first, third)]
+    assert [machine.returncode for machine in (first, third)] == [0, 0], ended
+    assert_same_run(place / "replaced", undisturbed)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 @pytest.mark.parametrize("frozen", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_frozen_process_is_named(start: Start, place: Path, frozen: int):
