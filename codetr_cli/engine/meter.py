@@ -22,6 +22,7 @@ class Meter:
         reduce_mean: averages a tensor over all processes; called once a line, in every process.
         world_size: processes that train images beside this one, itself included.
         device: whose memory is reported.
+        rank: of this process.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class Meter:
         reduce_mean: Callable[[Tensor], Tensor],
         world_size: int,
         device: torch.device,
+        rank: int = 0,
     ) -> None:
         self.group_losses, self.reduce_mean = group_losses, reduce_mean
-        self.world_size, self.device = world_size, device
+        self.world_size, self.device, self.rank = world_size, device, rank
         self.seconds_per_step = 0.0
         self.restart()
 
@@ -88,13 +90,16 @@ class Meter:
             steps_left: optimizer steps to the end of the run.
 
         Returns:
-            loss (their sum), groups, losses (by name), images_per_s (all processes), data_wait (share of the time,
-            0..1), memory_bytes (highest so far), eta_s.
+            loss (their sum), groups, losses (by name), images_per_s (all processes), data_wait (share of the time of
+            the process that waits most for data: the others wait for it), memory_bytes (highest so far), eta_s.
         """
         if self._sums is None:
             raise ValueError("a line needs at least one micro batch")
-        mean = self.reduce_mean(self._sums / self._micro_batches).tolist()
         seconds = max(time.perf_counter() - self._started, 1e-9)
+        waits = torch.zeros(self.world_size)
+        waits[self.rank] = self._waited / seconds * self.world_size  # what the mean leaves of it is the share again
+        mean = self.reduce_mean(torch.cat([self._sums / self._micro_batches, waits.to(self._sums)])).tolist()
+        mean, waits_by_rank = mean[: len(self._names)], mean[len(self._names) :]
         per_step = seconds / max(1, self._steps)
         # Steps differ with the sizes of the images: the estimate follows slowly.
         self.seconds_per_step = 0.7 * self.seconds_per_step + 0.3 * per_step if self.seconds_per_step else per_step
@@ -105,7 +110,7 @@ class Meter:
             "groups": {name: float(value) for name, value in groups.items()},
             "losses": losses,
             "images_per_s": self._images * self.world_size / seconds,
-            "data_wait": self._waited / seconds,
+            "data_wait": max(waits_by_rank),
             "memory_bytes": peak_memory_bytes(self.device),
             "eta_s": steps_left * self.seconds_per_step,
         }

@@ -20,7 +20,8 @@ def draw_plots(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
     Args:
         lines: of metrics.jsonl, in order.
-        folder: where losses.png, learning_rate.png and ap.png are written, each replaced as a whole.
+        folder: where losses.png, learning_rate.png and ap.png are written, each replaced as a whole. Steps that were
+            left out are ticks at the foot of the losses.
 
     Returns:
         the files written.
@@ -29,14 +30,15 @@ def draw_plots(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     evaluations = [line for line in lines if line["kind"] == "eval"]
     written = []
     if training:
-        written.append(_save(_draw_losses(training), folder / "losses.png"))
+        skipped = [line["step"] for line in lines if line["kind"] == "skip"]
+        written.append(_save(_draw_losses(training, skipped), folder / "losses.png"))
         written.append(_save(_draw_learning_rate(training), folder / "learning_rate.png"))
     if evaluations:
         written.append(_save(_draw_ap(evaluations), folder / "ap.png"))
     return written
 
 
-def _draw_losses(lines: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_losses(lines: Sequence[Mapping[str, Any]], skipped: Sequence[int]) -> Figure:
     figure, axes = _figure("training losses", "loss")
     steps = [line["step"] for line in lines]
     names = list(dict.fromkeys(name for line in lines for name in line["groups"]))
@@ -47,6 +49,9 @@ def _draw_losses(lines: Sequence[Mapping[str, Any]]) -> Figure:
     # Groups differ by orders of magnitude; a logarithmic axis cannot show a loss that is switched off.
     if all(value > 0 for value in values):
         axes.set_yscale("log")
+    if skipped:
+        foot = axes.get_xaxis_transform()
+        axes.plot(skipped, [0.01] * len(skipped), "|r", markersize=12, transform=foot, label="step left out")
     axes.legend(fontsize=8, ncols=2)
     return figure
 

@@ -210,6 +210,7 @@ def build_training(
             reduce_mean=distributed.reduce_mean,
             world_size=batches.world_size,
             device=device,
+            rank=distributed.rank(),
         ),
         stop=stop,
         report=report,

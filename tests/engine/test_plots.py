@@ -35,6 +35,19 @@ def test_a_picture_changes_with_its_numbers(tmp_path: Path):
     assert (tmp_path / "losses.png").read_bytes() != before
 
 
+def test_steps_that_were_left_out_are_marked(tmp_path: Path):
+    draw_plots([line(1), line(9)], tmp_path)
+    before = cv2.imread(str(tmp_path / "losses.png"))
+    draw_plots([line(1), {"kind": "skip", "step": 5}, line(9)], tmp_path)
+    after = cv2.imread(str(tmp_path / "losses.png"))
+
+    def red(image: Any) -> int:
+        return int(((image[..., 2] > 200) & (image[..., :2] < 60).all(axis=2)).sum())
+
+    assert red(before) == 0
+    assert red(after) > 5
+
+
 @pytest.mark.parametrize(
     "lines",
     [

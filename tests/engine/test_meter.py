@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from codetr_cli.engine.meter import Meter
+
+CPU = torch.device("cpu")
+
+
+def meter(reduce_mean=lambda value: value, world_size: int = 1, rank: int = 0) -> Meter:
+    return Meter(
+        group_losses=lambda losses: {"all": sum(losses.values())},
+        reduce_mean=reduce_mean,
+        world_size=world_size,
+        device=CPU,
+        rank=rank,
+    )
+
+
+def losses(value: float) -> dict[str, Tensor]:
+    return {"a": torch.tensor(value), "b": torch.tensor(2 * value)}
+
+
+def test_steps_left_out_count_in_time_and_images_but_not_in_losses():
+    ours = meter()
+    for value in (1.0, math.nan, 3.0):
+        ours.add(losses(value), 2)
+        if math.isfinite(value):
+            ours.step_done()
+        else:
+            ours.step_skipped()
+    assert ours.has_losses
+    time.sleep(0.01)
+    line = ours.line(steps_left=4)
+    assert line["losses"] == {"a": 2.0, "b": 4.0}
+    assert line["loss"] == 6.0
+    assert line["images_per_s"] <= 600
+    assert line["eta_s"] == pytest.approx(4 * ours.seconds_per_step)
+    ours.add(losses(math.inf), 2)
+    ours.step_skipped()
+    assert not ours.has_losses
+
+
+def test_the_process_that_waits_most_for_data_is_shown():
+    """Three processes: this one waits a little, another one most of the time."""
+    sent: list[Tensor] = []
+
+    def mean_of_three(value: Tensor) -> Tensor:
+        sent.append(value)
+        others = torch.zeros_like(value)
+        others[-1] = 0.9 * 3
+        others[:2] = 2 * value[:2]
+        return (value + others) / 3
+
+    ours = meter(mean_of_three, world_size=3, rank=1)
+    with ours.waiting():
+        time.sleep(0.005)
+    time.sleep(0.02)
+    ours.add(losses(1.0), 2)
+    ours.step_done()
+    line = ours.line(0)
+    assert line["data_wait"] == pytest.approx(0.9)
+    assert line["losses"] == {"a": 1.0, "b": 2.0}
+    assert 0 < sent[0][3] < 1.5
+    assert sent[0][2] == sent[0][4] == 0
+
+
+def test_alone_the_share_is_ones_own():
+    ours = meter()
+    with ours.waiting():
+        time.sleep(0.02)
+    ours.add(losses(1.0), 2)
+    ours.step_done()
+    time.sleep(0.02)
+    assert 0.2 < ours.line(0)["data_wait"] < 0.8
