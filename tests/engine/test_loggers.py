@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.engine.loggers import Loggers, Record, check_loggers, numbers, open_loggers
 from codetr_cli.errors import ConfigError, DivergedError, StoppedError
+from tests.conftest import Ran
 
 TRAIN = {
     "kind": "train",
@@ -86,7 +88,7 @@ class Param:
 
 
 @pytest.fixture
-def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[Any]]]:
     """Importable stand-ins; gives what a service was called with, in order."""
     root = tmp_path / "packages"
     (root / "mlflow").mkdir(parents=True)
@@ -98,7 +100,9 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     for name in ("WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.syspath_prepend(root)
-    return lambda name: sys.modules[name].CALLS
+    yield lambda name: sys.modules[name].CALLS
+    for name in ("wandb", "mlflow", "mlflow.entities"):
+        sys.modules.pop(name, None)
 
 
 class Told:
@@ -295,3 +299,43 @@ def test_lines_stay_as_they_are(tmp_path: Path, tiny_settings: Settings, stand_i
     before = json.dumps(TRAIN)
     run(("wandb", "mlflow"), tmp_path, apply_overrides(tiny_settings, ["train.loggers=wandb,mlflow"]), TRAIN)
     assert json.dumps(TRAIN) == before
+
+
+# -------------------------------------------------------------------------------------------------- the whole program
+
+
+def test_a_training_tells_tensorboard(
+    tmp_path: Path, tiny_coco: Path, tiny_settings: Settings, codetr: Callable[..., Ran]
+):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    preset, folder = tmp_path / "tiny.toml", tmp_path / "run"
+    preset.write_text(to_toml(tiny_settings))
+    words = ("train", "--preset", preset, "--data", tiny_coco, "--device", "cpu", "--run", folder, "--no-eval")
+    words += ("--set", "train.loggers=tensorboard")
+    assert codetr(*words, "--set", "train.max_steps=2").code == 0
+    ran = codetr(*words, "--set", "train.max_steps=3")
+    assert (ran.code, ran.err) == (0, "")
+    shown = EventAccumulator(str(folder / "loggers/tensorboard"))
+    shown.Reload()
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    expected = [(line["step"], pytest.approx(line["loss"])) for line in logged if line["kind"] == "train"]
+    assert [(x.step, x.value) for x in shown.Scalars("train/loss")] == expected
+    assert len(expected) == 3
+
+
+def test_a_missing_package_stops_before_the_run_folder_is_made(
+    tmp_path: Path, tiny_coco: Path, tiny_settings: Settings, codetr: Callable[..., Ran]
+):
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+    preset, folder = tmp_path / "tiny.toml", tmp_path / "run"
+    preset.write_text(to_toml(tiny_settings))
+    ran = codetr(
+        "train", "--preset", preset, "--data", tiny_coco, "--device", "cpu", "--run", folder,
+        "--set", "train.loggers=wandb",
+    )  # fmt: skip
+    assert ran.code == 2
+    assert "pip install 'codetr-cli[wandb]'" in ran.err
+    assert not folder.exists()
