@@ -223,6 +223,7 @@ def test_the_step_of_a_diverged_run_is_computed_again(
     def spoiled(self: CollaborativeObjective, *inputs: Any) -> dict[str, Tensor]:
         return {name: value * (math.nan if name == "loss_cls" else 1) for name, value in forward(self, *inputs).items()}
 
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     preset, run = tmp_path / "tiny.toml", tmp_path / "run"
     preset.write_text(to_toml(tiny_settings))
     with monkeypatch.context() as patch:

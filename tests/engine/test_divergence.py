@@ -30,12 +30,12 @@ from codetr_cli.losses.collaborative import CollaborativeObjective
 from tests.conftest import REPOSITORY, Ran
 from tests.engine.test_trainer import CPU, Scores, assert_same, begin, losses_of
 
-pytestmark = pytest.mark.usefixtures("_no_plots")
 
-
-@pytest.fixture
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plots, and no waiting for the disk: that takes longer than these trainings."""
     monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 def spoil(training: Training, *steps: int, again: bool = True) -> None:
@@ -367,7 +367,7 @@ def test_going_back_with_worker_processes(
 # ------------------------------------------------------------------------------------------------------- two processes
 
 TOGETHER = """
-import json, math, sys
+import json, math, os, sys
 from pathlib import Path
 import torch
 from codetr_cli.config import parse_settings
@@ -377,6 +377,7 @@ from tests.conftest import TINY_TABLE
 from tests.engine import test_trainer
 
 trainer.draw_plots = lambda lines, folder: []
+os.fsync = lambda file: None
 torch.set_num_threads(1)
 root, answers = Path(sys.argv[1]), {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import threading
 import time
@@ -305,8 +306,13 @@ def test_lines_stay_as_they_are(tmp_path: Path, tiny_settings: Settings, stand_i
 
 
 def test_a_training_tells_tensorboard(
-    tmp_path: Path, tiny_coco: Path, tiny_settings: Settings, codetr: Callable[..., Ran]
+    tmp_path: Path,
+    tiny_coco: Path,
+    tiny_settings: Settings,
+    codetr: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
