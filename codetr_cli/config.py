@@ -392,8 +392,8 @@ class TrainConfig(Section):
     patience: Positive | None = Field(None, description="End after this many evaluations in a row without a better AP.")
     max_bad_steps: Positive = Field(
         10,
-        description="Steps in a row without finite losses and gradients, each skipped, after which the run goes back to "
-        "its last good checkpoint; the second time it stops.",
+        description="Steps in a row without finite losses and gradients, each skipped, after which the run goes back "
+        "to its last good checkpoint; the second time it stops.",
     )
     loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_words)] = Field(
         (), description="Who is told what metrics.jsonl holds: tensorboard, wandb, mlflow; each is an extra to install."
