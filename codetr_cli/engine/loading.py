@@ -244,6 +244,4 @@ def _hint(path: Path) -> str:
     found = next((found for found in map(newest_checkpoint, places) if found), None)
     if found is not None:
         return f"The newest one nearby is {found}"
-    return (
-        "`codetr train` writes them to runs/PRESET/N/checkpoints, `codetr download PRESET` fetches published ones"
-    )
+    return "`codetr train` writes them to runs/PRESET/N/checkpoints, `codetr download PRESET` fetches published ones"

@@ -127,9 +127,7 @@ def plan_job(
     path = found.annotations_path
     annotations = read_annotations(path)
     check_kind(annotations, settings.data.dataset, path)
-    counts = count_learnable(
-        annotations, path, min_side=settings.data.min_side, max_images=settings.data.max_images
-    )
+    counts = count_learnable(annotations, path, min_side=settings.data.min_side, max_images=settings.data.max_images)
     warnings = []
     absent = [name for name, count in zip(annotations.class_names, counts, strict=True) if count == 0]
     if absent:
