@@ -88,7 +88,9 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    # The last line may be half written.
+    whole = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in whole if line.endswith("\n")]
 
 
 def wait_for_steps(run: Path, steps: int, *processes: subprocess.Popen[str]) -> None:
