@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -140,7 +141,10 @@ def _enter(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         result = stopped
     except Exception as error:
         write_note(error)
-        raise SystemExit(error.exit_code if isinstance(error, CodetrError) else 1) from error
+        # Not through the interpreter's end: threads of the process group that still wait for the others would abort it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.exit_code if isinstance(error, CodetrError) else 1)
     if os.getppid() != parent:
         # The launcher was killed; the agent's end of the result queue is gone and would be waited for in vain.
         os._exit(0)
