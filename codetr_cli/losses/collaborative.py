@@ -177,7 +177,7 @@ class CollaborativeObjective(nn.Module):
         """All losses, weighted, under their published names; the total is their sum.
 
         Args:
-            images: (B, 3, H, W) normalised, zero in the padding.
+            images: (B, 3, H, W) normalised; zero where `padding_mask` says padding.
             padding_mask: bool (B, H, W), True = padding.
             targets: per image `boxes` (G, 4) xyxy pixels, `labels` (G,) int64, `norm_size` and `pad_size` (h, w);
                 `masks` uint8 (G, h, w) of the padded size where the network learns masks.

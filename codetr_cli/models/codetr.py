@@ -117,7 +117,7 @@ class CoDETR(nn.Module):
         """Runs backbone, neck and encoder.
 
         Args:
-            images: (B, 3, H, W) normalised, zero in the padding.
+            images: (B, 3, H, W) normalised; zero where `padding_mask` says padding.
             padding_mask: bool (B, H, W), True = padding; None: there is none, which saves time and memory.
         """
         maps = self.neck(self.backbone(images))
@@ -170,7 +170,7 @@ class CoDETR(nn.Module):
         """Predicts boxes and classes of every query.
 
         Args:
-            images: (B, 3, H, W) normalised, zero in the padding.
+            images: (B, 3, H, W) normalised; zero where `padding_mask` says padding.
             padding_mask: bool (B, H, W), True = padding; None: there is none.
 
         Returns:
@@ -196,7 +196,7 @@ class CoDETR(nn.Module):
         """Detections in the pixels of the original images.
 
         Args:
-            images: (B, 3, H, W) normalised, zero in the padding.
+            images: (B, 3, H, W) normalised; zero where `padding_mask` says padding.
             padding_mask: bool (B, H, W), True = padding; None: there is none.
             metas: per image `norm_size` (h, w) that boxes are normalised by and `scale_factor` (w, h) of the resize;
                 `size` (h, w), where known, is the part of the input that is no padding.

@@ -273,6 +273,12 @@ def _answer(remote: Remote, request: urllib.request.Request, part: Path) -> Iter
     except (OSError, http.client.HTTPException) as error:
         raise _BrokenError(_reason(error)) from error
     with response:
+        if remote.url.lower().startswith("https:") and not response.url.lower().startswith("https:"):
+            # Not every published file has a known hash: nobody on the way may put another in its place.
+            raise MachineError(
+                f"{remote.url} leads to {response.url}, which is not encrypted: nothing was downloaded. Give another "
+                "address with --url, or download it by hand."
+            )
         yield response
 
 

@@ -310,3 +310,12 @@ def test_the_cache_is_where_the_person_wants_it(monkeypatch, tmp_path):
     monkeypatch.delenv("CODETR_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / ".cache" / "codetr"
+
+
+def test_an_encrypted_address_that_leads_to_an_open_one_is_refused(target, monkeypatch):
+    with serve(DATA) as served:
+        open_url, plain = served.url, download.urllib.request.urlopen
+        monkeypatch.setattr(download.urllib.request, "urlopen", lambda request, timeout: plain(open_url))
+        with pytest.raises(MachineError, match="not encrypted"):
+            fetch(Remote.at("https://example.org/weights.pth", bytes=len(DATA), sha256=SHA256), target)
+    assert not target.exists()
