@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -25,11 +25,13 @@ from codetr_cli.engine.loggers import Loggers
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
 from codetr_cli.engine.plots import draw_plots
-from codetr_cli.engine.randomness import random_states, restore_random_states, untouched_randomness
+from codetr_cli.engine.position import Position, count_evaluation, other_order_from
+from codetr_cli.engine.randomness import random_states, untouched_randomness
 from codetr_cli.engine.recovery import leave_out_step, recover
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.reproducer import Taken
-from codetr_cli.engine.runs import RunFolder, Saved
+from codetr_cli.engine.runs import RunFolder
+from codetr_cli.engine.saving import restore, save
 from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import DivergedError, MachineError, StoppedError
@@ -49,32 +51,6 @@ class Loader(Protocol):
 
     def set_epoch(self, epoch: int, start_batch: int = 0, other_order_from: int | None = None) -> None:
         """Chooses the epoch, how many of its micro batches are skipped, and from which one on the order is another."""
-
-
-@dataclass
-class Position:
-    """How far a run is.
-
-    Attributes:
-        step: optimizer steps done.
-        epoch: being trained, from 0.
-        batch: micro batches of it that this process has used.
-        best: highest AP so far, -1 before the first evaluation.
-        evaluated_step: step of the newest evaluation, -1 before the first.
-        fruitless: evaluations since that of the highest AP.
-        bad_steps: steps left out in a row up to this one because their numbers were not finite.
-        other_order: epoch and micro batch from which on images come in another order, None before the run went back to
-            a checkpoint.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best: float = -1.0
-    evaluated_step: int = -1
-    fruitless: int = 0
-    bad_steps: int = 0
-    other_order: tuple[int, int] | None = None
 
 
 @dataclass(kw_only=True)
@@ -184,7 +160,7 @@ def train_one_epoch(training: Training) -> None:
         DivergedError: there is nothing left to try.
     """
     position, epoch = training.position, training.position.epoch
-    training.loader.set_epoch(epoch, position.batch, _other_order_from(position))
+    training.loader.set_epoch(epoch, position.batch, other_order_from(position))
     left = len(training.loader) - position.batch
     batches = iter(training.loader)
     training.objective.train()
@@ -287,72 +263,6 @@ def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool
     return {name: value.detach() for name, value in losses.items()}
 
 
-def save(training: Training) -> None:
-    """Makes a checkpoint of the position; every process takes part.
-
-    Raises:
-        MachineError: no space; earlier checkpoints are as they were.
-    """
-    training.pulse("checkpoint")
-    randomness = distributed.gather_objects(random_states(training.device))
-    if distributed.is_main():
-        raw = training.model.state_dict()
-        state = {
-            "step": training.position.step,
-            "position": asdict(training.position),
-            "world_size": distributed.world_size(),
-            "micro_batch": training.micro_batch,
-            "optimizer": training.optimizer.state_dict(),
-            "scaler": training.scaler.state_dict(),
-            "randomness": randomness,
-            # Without an average the weights' file already holds them.
-            "weights": None if training.ema is None else dict(raw),
-        }
-        training.run.save(
-            dict(raw if training.ema is None else training.ema.state),
-            state,
-            settings=training.settings,
-            class_names=training.class_names,
-            category_ids=training.category_ids,
-        )
-        training.run.event(f"checkpoint of step {training.position.step}")
-    distributed.barrier()
-    training.saved_at = time.monotonic()
-
-
-def restore(training: Training, saved: Saved) -> None:
-    """Puts the run where a checkpoint left it; every process does so for itself."""
-    state, weights = saved.state, saved.weights.state
-    training.model.load_state_dict(weights if state["weights"] is None else state["weights"])
-    if training.ema is not None:
-        training.ema.load(weights)
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.scaler.load_state_dict(state["scaler"])
-    position = training.position = Position(**state["position"])
-    before, now = (state["world_size"], state["micro_batch"]), (distributed.world_size(), training.micro_batch)
-    if before == now:
-        restore_random_states(state["randomness"][distributed.rank()], training.device)
-    else:
-        position.batch = position.batch * math.prod(before) // math.prod(now)
-        if position.batch >= len(training.loader):
-            position.epoch, position.batch = position.epoch + 1, 0
-        training.report.warn(
-            f"the run was trained by {before[0]} processes with {before[1]} images at once and goes on with {now[0]} "
-            f"and {now[1]}: its numbers will not be exactly those of an uninterrupted run"
-        )
-    for line in training.run.metrics():
-        if line["step"] > position.step:
-            continue
-        if line["kind"] == "train":
-            training.newest_line = line
-        # Evaluations come after the checkpoint of their step: the metrics know of more of them than the checkpoint.
-        if line["kind"] == "eval" and line["step"] > position.evaluated_step:
-            _count_evaluation(position, line["step"], line["metrics"].get("AP", -1.0))
-        if line["kind"] == "rollback":
-            position.other_order = line["epoch"], line["batch"]
-            position.best = max(position.best, line["best"])
-
-
 def _is_save_due(training: Training) -> bool:
     every = training.settings.train.checkpoint_every
     if training.position.bad_steps:
@@ -396,7 +306,7 @@ def _evaluate_if_due(training: Training) -> None:
     with untouched_randomness(), averaged:
         metrics = training.evaluate()
     ap = distributed.from_main(metrics["AP"] if distributed.is_main() else None)
-    _count_evaluation(position, position.step, ap)
+    count_evaluation(position, position.step, ap)
     if distributed.is_main():
         if position.fruitless == 0:
             training.run.mark_best()
@@ -413,19 +323,6 @@ def _evaluate_if_due(training: Training) -> None:
         training.report.evaluated(line)
         _draw(training)
     distributed.barrier()
-
-
-def _count_evaluation(position: Position, step: int, ap: float) -> None:
-    position.evaluated_step = step
-    position.fruitless = 0 if ap > position.best else position.fruitless + 1
-    position.best = max(position.best, ap)
-
-
-def _other_order_from(position: Position) -> int | None:
-    """The micro batch of the position's epoch from which on images come in another order than planned."""
-    if position.other_order is None or position.epoch < position.other_order[0]:
-        return None
-    return position.other_order[1] if position.epoch == position.other_order[0] else 0
 
 
 def _finish(training: Training) -> None:

@@ -31,9 +31,10 @@ from codetr_cli.engine.randomness import seed_all
 from codetr_cli.engine.report import Report, Silence
 from codetr_cli.engine.resume import Choice, choose_run
 from codetr_cli.engine.runs import WEIGHTS, RunFolder
+from codetr_cli.engine.saving import restore
 from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
-from codetr_cli.engine.trainer import Training, restore, train
+from codetr_cli.engine.trainer import Training, train
 from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses

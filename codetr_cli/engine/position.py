@@ -1,0 +1,45 @@
+"""How far a run is, in steps, epochs and micro batches, and what its evaluations have brought."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Position:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: being trained, from 0.
+        batch: micro batches of it that this process has used.
+        best: highest AP so far, -1 before the first evaluation.
+        evaluated_step: step of the newest evaluation, -1 before the first.
+        fruitless: evaluations since that of the highest AP.
+        bad_steps: steps left out in a row up to this one because their numbers were not finite.
+        other_order: epoch and micro batch from which on images come in another order, None before the run went back to
+            a checkpoint.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = -1.0
+    evaluated_step: int = -1
+    fruitless: int = 0
+    bad_steps: int = 0
+    other_order: tuple[int, int] | None = None
+
+
+def count_evaluation(position: Position, step: int, ap: float) -> None:
+    """Takes note of the AP of an evaluation after a step."""
+    position.evaluated_step = step
+    position.fruitless = 0 if ap > position.best else position.fruitless + 1
+    position.best = max(position.best, ap)
+
+
+def other_order_from(position: Position) -> int | None:
+    """The micro batch of the position's epoch from which on images come in another order than planned."""
+    if position.other_order is None or position.epoch < position.other_order[0]:
+        return None
+    return position.other_order[1] if position.epoch == position.other_order[0] else 0
