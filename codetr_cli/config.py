@@ -381,6 +381,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
     ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Published EMA uses 1e-4; 0: no EMA.")
     compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
+    preflight: bool = Field(
+        True, description="Before the first step, measure the memory of the worst batch that the data can give."
+    )
     seed: int = 0
     deterministic: bool = False
     log_every: Positive = Field(50, description="Optimizer steps between lines of metrics.jsonl.")

@@ -72,6 +72,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         category_ids: original id of each label, ascending.
         image_ids: id of the image of each index, in the order of the file.
         file_names: of each index.
+        sizes: (M, 2) int64 (height, width) of each index, as the annotation file says.
         aspect_flags: int64, 1 for images wider than high, else 0, judged by the annotation file.
 
     Raises:
@@ -126,7 +127,8 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         items = rows[self._positions]
         self.image_ids = annotations.image_ids[items].tolist()
         self.file_names = [annotations.file_names[row] for row in items]
-        heights, widths = annotations.sizes[items].T
+        self.sizes = annotations.sizes[items]
+        heights, widths = self.sizes.T
         self.aspect_flags = (widths / heights > 1).astype(np.int64)
         self._outlines = annotations.outlines
         self._objects = annotations.usable_objects(rows, with_crowd=not training)
@@ -154,6 +156,11 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             'paste whole boxes with --set data.copy_paste="boxes" or nothing with --set data.copy_paste=none, or add '
             "the masks"
         )
+
+    @property
+    def object_counts(self) -> np.ndarray:
+        """How many objects the image of each index has, (M,) int64, before any augmentation."""
+        return np.diff(self._objects.offsets)[self._positions]
 
     def __len__(self) -> int:
         return len(self.image_ids)
