@@ -28,7 +28,8 @@ $(INSTALLED): pyproject.toml hatch_build.py codetr_cli/ops/deform_attn.c codetr_
 
 demo: setup ## write a synthetic data set, train a tiny Co-DINO on it, evaluate it, draw its detections
 	test -e $(DEMO)/data/annotations/instances_val2017.json || $(BIN)/codetr prepare --demo $(DEMO)/data --no-link
-	$(BIN)/codetr train --preset co_dino_tiny --data $(DEMO)/data --run $(DEMO)/run --device cpu --procs 2
+	$(BIN)/codetr train --preset co_dino_tiny --data $(DEMO)/data --run $(DEMO)/run --device cpu --procs 2 \
+		--set train.epochs=10
 	$(BIN)/codetr eval $(WEIGHTS) --data $(DEMO)/data
 	$(BIN)/codetr predict $(DEMO)/data/val2017 --checkpoint $(WEIGHTS) --out $(DEMO)/pictures
 

@@ -354,12 +354,22 @@ class TrainConfig(Section):
         description="Pretrained backbone to start from without --weights: a name of `codetr download`, preset, file or "
         "URL. auto: the one that belongs to the backbone, if it was downloaded; none: random weights.",
     )
+    recipe: Literal["auto", "preset"] = Field(
+        "auto",
+        description="auto: epochs, lr, milestones, warm-up, frozen backbone and evaluations follow the number of "
+        "images, each unless it is set by hand; preset: all as written.",
+    )
     epochs: Positive = 12
+    least_steps: Positive = Field(
+        20_000,
+        description="recipe auto: so many steps, at least, from random weights, a tenth of them from a checkpoint.",
+    )
     max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps, whatever the epoch.")
     batch_size: Positive = Field(16, description="Images per optimizer step over all processes.")
     micro_batch: Positive = Field(2, description="Images per process and forward pass; the rest is accumulated.")
     lr: Annotated[float, Field(gt=0)] = 2e-4
     backbone_lr_scale: Annotated[float, Field(ge=0)] = 0.1
+    freeze_backbone: bool = Field(False, description="Keep the weights of the whole backbone as they are.")
     offsets_lr_scale: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Share of lr for the attention's sampling offsets; published Co-Deformable-DETR uses 0.1."
     )
@@ -548,6 +558,25 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Settings:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     table.setdefault("name", path.stem)
     return apply_overrides(parse_settings(table, where=str(path)), overrides or [])
+
+
+def chosen_settings(name: str, overrides: list[str] | None = None) -> frozenset[str]:
+    """Dotted names of the settings that a person chose: of `overrides`, and all in a preset file of their own.
+
+    Args:
+        name: as for `load_preset`, which has read it without an error.
+        overrides: `key=value` each.
+    """
+    chosen = {override.partition("=")[0].strip() for override in overrides or []}
+    if Path(name).suffix == ".toml":
+        pending: list[tuple[str, Any]] = [("", tomllib.loads(Path(name).read_text(encoding="utf-8")))]
+        while pending:
+            prefix, value = pending.pop()
+            if isinstance(value, dict):
+                pending += [(f"{prefix}.{key}" if prefix else key, item) for key, item in value.items()]
+            else:
+                chosen.add(prefix)
+    return frozenset(chosen)
 
 
 def parse_settings(table: dict[str, Any], where: str) -> Settings:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,14 +97,15 @@ def train(
     Classes come from the annotations. Ctrl-C saves and stops; once more stops at once.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    from codetr_cli.config import load_preset
+    from codetr_cli.config import chosen_settings, load_preset
     from codetr_cli.engine.distributed import launched_rank
     from codetr_cli.engine.launch import launch
     from codetr_cli.engine.placement import Request, place
     from codetr_cli.engine.plan import plan_job
     from codetr_cli.engine.training import check_settings, choose_for
 
-    settings = load_preset(preset, overrides)
+    settings, chosen_by_hand = load_preset(preset, overrides), chosen_settings(preset, overrides)
+    plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=fresh, chosen=chosen_by_hand)
     request = Request(
         device=device,
         gpus=gpus,
@@ -114,7 +116,7 @@ def train(
         max_restarts=max_restarts,
     )
     if slurm:
-        job = plan_job(settings, data=data, weights=fetched(weights), evaluate=not no_eval, run=run, fresh=fresh)
+        job = plan(weights=fetched(weights))
         submit_job(job, request, context.obj, dry_run=dry_run)
         return
     placement = place(request)
@@ -122,7 +124,7 @@ def train(
     check_settings(settings, chosen, processes)
     if weights is None:
         fetched(settings.train.backbone_weights)
-    job = plan_job(settings, data=data, weights=fetched(weights), evaluate=not no_eval, run=run, fresh=fresh)
+    job = plan(weights=fetched(weights))
     # Processes that several launchers start must agree on the folder: the first one chooses once they are connected.
     choice = None if placement.agreed else choose_for(job)
     if dry_run:

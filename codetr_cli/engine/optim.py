@@ -58,7 +58,7 @@ def parameter_groups(
         ConfigError: a layer decay for a backbone that is no row of blocks.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    blocks = _count_blocks(name for name, _ in trainable)
+    blocks = _count_blocks(name for name, _ in model.named_parameters())
     if layer_decay != 1.0 and not blocks:
         raise ConfigError(
             f"train.layer_decay {layer_decay} needs a backbone that is a row of blocks (model.backbone.kind vit): "

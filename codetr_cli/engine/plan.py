@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from codetr_cli.data.annotations import Annotations, check_kind, read_annotation
 from codetr_cli.data.coco import find_data
 from codetr_cli.engine.learnable import count_learnable
 from codetr_cli.engine.loading import find_checkpoint
+from codetr_cli.engine.recipe import Recipe, fit_recipe
 from codetr_cli.engine.runs import Origin
 from codetr_cli.errors import ConfigError, DatasetError
 
@@ -106,6 +107,7 @@ def plan_job(
     evaluate: bool = True,
     run: Path | None = None,
     fresh: bool = False,
+    chosen: Collection[str] | None = None,
 ) -> Job:
     """Reads the annotations and settles classes and paths.
 
@@ -116,6 +118,8 @@ def plan_job(
         evaluate: whether validation data is needed.
         run: the run folder that was asked for.
         fresh: never continue a run.
+        chosen: dotted names of the settings that the person chose, which the recipe for the data must leave as they
+            are; None: all.
 
     Raises:
         CheckpointError: no checkpoint where `weights` says.
@@ -140,8 +144,12 @@ def plan_job(
     if evaluate:
         val_path = find_data(settings.data, None, "val").annotations_path
         _check_same_classes(annotations, read_annotations(val_path), path, val_path)
+    images = min(len(annotations.image_ids), settings.data.max_images or len(annotations.image_ids))
+    recipe = Recipe()
+    if chosen is not None:
+        recipe = fit_recipe(settings, images=images, from_weights=weights is not None, chosen=chosen)
     return Job(
-        settings=apply_overrides(settings, [f"model.num_classes={len(counts)}"]),
+        settings=apply_overrides(settings, [f"model.num_classes={len(counts)}", *recipe.overrides]),
         class_names=annotations.class_names,
         category_ids=annotations.category_ids,
         origin=Origin(
@@ -152,7 +160,7 @@ def plan_job(
         run=run,
         fresh=fresh,
         warnings=warnings,
-        notes=[*found.notes, *_class_notes(settings, annotations, path)],
+        notes=[*found.notes, *_class_notes(settings, annotations, path), *recipe.paragraphs],
     )
 
 

@@ -176,7 +176,7 @@ def build_training(
     _prepare_torch(settings)
     loader = _train_loader(settings, batches, device)
     seed_all(settings.train.seed)  # the same weights in every process
-    model = build_model(settings.model)
+    model = _build_network(settings)
     saved = folder.load() if resume else None
     if saved is None:
         _start_weights(model, job, report)
@@ -250,7 +250,7 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
     )
     per_epoch = steps_per_epoch(len(loader), batches.accumulation)
     evaluating = job.origin.val_annotations is not None
-    objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump())
+    objective = CollaborativeObjective(_build_network(settings), **settings.train.loss.model_dump())
     dtype = autocast_dtype(settings.train.precision, device)
     return Preview(
         images=len(dataset),
@@ -264,6 +264,13 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
         parameters=_count(objective, trained=False),
         trained_parameters=_count(objective, trained=True),
     )
+
+
+def _build_network(settings: Settings) -> CoDETR:
+    model = build_model(settings.model)
+    if settings.train.freeze_backbone:
+        model.backbone.requires_grad_(False)
+    return model
 
 
 def _prepare_torch(settings: Settings) -> None:

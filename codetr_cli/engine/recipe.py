@@ -1,0 +1,108 @@
+"""A training recipe that fits the size of the data, where the person has not chosen one.
+
+Published recipes are for a hundred thousand images. On a few hundred the same epochs are too few steps to learn
+anything, an evaluation each epoch takes longer than the training, and a fine-tuned detector forgets more than it learns
+at the learning rate of a fresh one. Only what was not set on the command line is changed, and every change is told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from codetr_cli.config import Settings
+
+SMALL_DATA = 20_000
+"""Images from which on a preset's own learning rate is right for fine-tuning too."""
+
+FEW_IMAGES = 300
+"""Images under which a pretrained backbone is kept as it is."""
+
+FINE_TUNING_SHARE = 0.1
+"""Of `train.least_steps` that suffices when training starts from a detector's weights."""
+
+GENTLE_LR = 1e-4
+"""Learning rates up to this one are for fine-tuning already (Objects365 to COCO as published)."""
+
+MAX_EPOCHS = 300
+EVALUATIONS = 10
+"""About so many evaluations in a training with more epochs."""
+
+WARMUP_STEPS = 100
+
+
+@dataclass
+class Recipe:
+    """What was chosen.
+
+    Attributes:
+        overrides: `key=value` for `config.apply_overrides`.
+        sentences: why, for the person; empty when the preset is followed.
+    """
+
+    overrides: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """All that was chosen and why, and how to choose otherwise, in one text; none when the preset is followed."""
+        return [" ".join(self.sentences)] if self.sentences else []
+
+
+def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: Collection[str]) -> Recipe:
+    """Chooses epochs, learning rate, warm-up, frozen parts and evaluations for the size of the data.
+
+    Args:
+        settings: of preset and command line.
+        images: that are trained on.
+        from_weights: whether training starts from a detector's weights.
+        chosen: dotted names of the settings that the person chose: these stay.
+
+    Returns:
+        the changes; none for a preset trained on data of the size it was made for.
+    """
+    recipe, train = Recipe(), settings.train
+    if train.recipe == "preset" or images == 0:
+        return recipe
+    if from_weights and images < FEW_IMAGES and "train.freeze_backbone" not in chosen and not train.freeze_backbone:
+        recipe.overrides.append("train.freeze_backbone=true")
+        recipe.sentences.append(
+            f"The backbone stays as it is: with under {FEW_IMAGES} images it would forget more than it learns."
+        )
+    if from_weights and images < SMALL_DATA and "train.lr" not in chosen and train.lr > GENTLE_LR:
+        recipe.overrides.append(f"train.lr={train.lr / 2!r}")
+        recipe.sentences.append(f"Learning rate {train.lr / 2:g}, half the preset's: the weights are near their goal.")
+    _fit_length(recipe, settings, images, from_weights, chosen)
+    if recipe.sentences:
+        start = "from the given weights" if from_weights else "without a detector's weights"
+        recipe.sentences.insert(0, f"Recipe for {images:,} images {start}:")
+        recipe.sentences.append("Set any of these with --set; --set train.recipe=preset follows the preset.")
+    return recipe
+
+
+def _fit_length(recipe: Recipe, settings: Settings, images: int, from_weights: bool, chosen: Collection[str]) -> None:
+    """Epochs, and what is counted in epochs or steps."""
+    train = settings.train
+    if not {"train.epochs", "train.max_steps"}.isdisjoint(chosen) or train.max_steps is not None:
+        return
+    steps = math.ceil(images / train.batch_size)
+    least = train.least_steps * (FINE_TUNING_SHARE if from_weights else 1.0)
+    epochs = max(train.epochs, min(math.ceil(least / steps), MAX_EPOCHS))
+    if epochs > train.epochs:
+        recipe.overrides.append(f"train.epochs={epochs}")
+        text = f"{epochs} epochs ({epochs * steps:,} steps) instead of {train.epochs}, which would be too few steps"
+        if train.lr_schedule == "step" and "train.lr_milestones" not in chosen:
+            milestones = sorted({round(milestone * epochs / train.epochs) for milestone in train.lr_milestones})
+            recipe.overrides.append(f"train.lr_milestones={milestones}")
+            if milestones:
+                text += f" (the learning rate falls after {' and '.join(map(str, milestones))})"
+        recipe.sentences.append(text + ".")
+    every = math.ceil(epochs / EVALUATIONS)
+    if train.epochs < epochs and train.eval_every < every and "train.eval_every" not in chosen:
+        recipe.overrides.append(f"train.eval_every={every}")
+        recipe.sentences.append(f"An evaluation every {every} epochs.")
+    if from_weights and images < SMALL_DATA and train.warmup_steps == 0 and "train.warmup_steps" not in chosen:
+        warmup = min(WARMUP_STEPS, epochs * steps // 10)
+        recipe.overrides.append(f"train.warmup_steps={warmup}")
+        recipe.sentences.append(f"Warm-up over {warmup} steps, while what is new of the classes settles.")
