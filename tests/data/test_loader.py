@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -151,3 +153,49 @@ sys.exit(7)
 """
     finished = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True)
     assert (finished.returncode, finished.stderr) == (7, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are started as the system has it")
+def test_workers_are_copies_also_in_a_process_that_was_started_afresh(
+    dataset: CocoDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What multiprocessing does in the processes of a launcher.
+    monkeypatch.setattr(
+        multiprocessing.context._default_context, "_actual_context", multiprocessing.get_context("spawn")
+    )
+    loader = make_loader(dataset, workers=1)
+    next(iter(loader))
+    (worker,) = loader._loader._iterator._workers
+    assert type(worker).__name__ == "ForkProcess"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's death")
+def test_workers_die_with_a_killed_process(mixed_coco: Path) -> None:
+    script = f"""
+import os, signal
+from codetr_cli.config import Settings
+from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.loader import build_train_loader
+settings = Settings.model_validate({{"name": "x", "data": {{"root": {str(mixed_coco)!r}}}}})
+dataset = build_dataset(settings, split="train", training=True)
+loader = build_train_loader(
+    dataset, micro_batch=1, workers=2, seed=0, rank=0, world_size=1, aspect_grouping=True
+)
+next(iter(loader))
+print(*(worker.pid for worker in loader._loader._iterator._workers), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    finished = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True, text=True)
+    workers = finished.stdout.split()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 2.0  # without more ado DataLoader's workers look for their parent every five seconds
+    while any(runs(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def runs(pid: str) -> bool:
+    try:
+        return " Z " not in Path("/proc", pid, "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
