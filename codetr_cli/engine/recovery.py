@@ -16,6 +16,7 @@ from codetr_cli.engine import distributed
 from codetr_cli.engine.divergence import Seen, find_bad_numbers
 from codetr_cli.engine.reproducer import save_reproducer
 from codetr_cli.engine.runs import STATE, Saved, read_state
+from codetr_cli.engine.saving import load_newest
 from codetr_cli.errors import DivergedError, MachineError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def recover(training: Training, restore: Callable[[Training, Saved], None]) -> N
         training.run.go_back_to(name)
         _note_return(training)
     distributed.barrier()
-    saved = training.run.load()
+    saved = load_newest(training.run, training.report)
     if saved is None:
         raise _give_up(training)
     restore(training, saved)

@@ -4,7 +4,8 @@
     metrics.jsonl      a line a log step, a line an evaluation, one at the end
     events.log         what happened when            plots/*.png   losses, learning rate, AP
     checkpoints/last   newest; best: highest AP; previous: one generation older. Each is a folder of
-        model.safetensors (weights, the average's when there is one) and state.pt (all else that resuming needs)
+        model.safetensors (weights, the average's when there is one), state.pt (all else that resuming needs) and
+        sums.json (SHA-256 of both)
 
 A checkpoint is written into a folder of another name, synced, and renamed into place. Whatever a kill leaves half done
 is completed or undone by `recover` when the folder is opened next.
@@ -16,7 +17,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from codetr_cli.config import Settings, load_preset, to_toml
 from codetr_cli.engine.files import FileLock, sync_folder, write_text
+from codetr_cli.engine.sums import SUMS, check_sums, write_sums
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
 from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, replacing, save_checkpoint
 
@@ -209,8 +211,10 @@ class RunFolder:
                 extra={"step": str(state["step"])},
             )
             # The state's name appears last: where it is, the checkpoint is whole.
-            with replacing(fresh / STATE) as temporary, temporary.open("wb") as file:
-                torch.save(state, file)
+            with replacing(fresh / STATE) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save(state, file)
+                write_sums(fresh, {WEIGHTS: fresh / WEIGHTS, STATE: temporary})
         self._bring_in_last()
 
     def mark_best(self) -> None:
@@ -231,8 +235,11 @@ class RunFolder:
         for leftover in self.checkpoints_dir.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def load(self) -> Saved | None:
-        """The newest checkpoint that can be read, None when there has been none; call `recover` before.
+    def load(self, warn: Callable[[str], None] | None = None) -> Saved | None:
+        """The newest checkpoint that is as it was written, None when there has been none; call `recover` before.
+
+        Args:
+            warn: told why a newer one is passed over; None writes that to events.log.
 
         Raises:
             CheckpointError: there are checkpoints and none can be read.
@@ -245,7 +252,7 @@ class RunFolder:
                 return _load(folder)
             except CheckpointError as error:
                 problems.append(str(error))
-                self.event(f"checkpoint {folder.name} cannot be used: {error}")
+                (warn or self.event)(f"checkpoint {folder.name} cannot be used: {error}")
         if problems:
             raise CheckpointError(
                 f"no checkpoint of {self.path} can be read: {'; '.join(problems)}. Start again with --fresh."
@@ -282,8 +289,9 @@ class RunFolder:
         shutil.rmtree(fresh, ignore_errors=True)
         with space_needed(self.path, cleanup=fresh):
             fresh.mkdir()
-            for file in (WEIGHTS, STATE):
-                _link_or_copy(source / file, fresh / file)
+            for file in (WEIGHTS, SUMS, STATE):
+                if file != SUMS or (source / SUMS).exists():  # earlier versions wrote none
+                    _link_or_copy(source / file, fresh / file)
             sync_folder(fresh)
 
     def _bring_in(self, name: str) -> None:
@@ -350,6 +358,7 @@ def _load(folder: Path) -> Saved:
     Raises:
         CheckpointError: a file is missing, damaged, or not of the same step as the other.
     """
+    check_sums(folder)
     weights, state = load_checkpoint(folder / WEIGHTS), read_state(folder / STATE)
     if weights.extra.get("step") != str(state["step"]):
         raise CheckpointError(

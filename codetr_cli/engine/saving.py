@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from codetr_cli.engine import distributed
 from codetr_cli.engine.position import Position, count_evaluation
 from codetr_cli.engine.randomness import random_states, restore_random_states
-from codetr_cli.engine.runs import Saved
+from codetr_cli.engine.report import Report
+from codetr_cli.engine.runs import RunFolder, Saved
+from codetr_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from codetr_cli.engine.trainer import Training
@@ -47,6 +49,34 @@ def save(training: Training) -> None:
         training.run.event(f"checkpoint of step {training.position.step}")
     distributed.barrier()
     training.saved_at = time.monotonic()
+
+
+def load_newest(run: RunFolder, report: Report) -> Saved | None:
+    """The newest checkpoint that is as it was written, None without one; every process takes the same.
+
+    A newer one that is damaged is passed over with a warning.
+
+    Args:
+        run: whose checkpoints.
+        report: whom to warn.
+
+    Raises:
+        CheckpointError: none can be used.
+    """
+
+    def warn(text: str) -> None:
+        if distributed.is_main():
+            run.event(text)
+            report.warn(text)
+
+    saved = run.load(warn)
+    step = None if saved is None else saved.state["step"]
+    if step != distributed.from_main(step):
+        raise CheckpointError(
+            f"process {distributed.rank()} cannot read the checkpoint in {run.checkpoints_dir} that the process of "
+            "rank 0 can: all must see the same files"
+        )
+    return saved
 
 
 def restore(training: Training, saved: Saved) -> None:

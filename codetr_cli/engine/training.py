@@ -31,7 +31,7 @@ from codetr_cli.engine.randomness import seed_all
 from codetr_cli.engine.report import Report, Silence
 from codetr_cli.engine.resume import Choice, choose_run
 from codetr_cli.engine.runs import WEIGHTS, RunFolder
-from codetr_cli.engine.saving import restore
+from codetr_cli.engine.saving import load_newest, restore
 from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
 from codetr_cli.engine.trainer import Training, train
@@ -177,7 +177,7 @@ def build_training(
     loader = _train_loader(settings, batches, device)
     seed_all(settings.train.seed)  # the same weights in every process
     model = _build_network(settings)
-    saved = folder.load() if resume else None
+    saved = load_newest(folder, report) if resume else None
     if saved is None:
         _start_weights(model, job, report)
     if settings.train.compile:

@@ -62,7 +62,11 @@ def test_training_leaves_a_whole_run_folder(train: Callable[..., Ran], tmp_path:
     assert names == {
         ".lock", "settings.toml", "origin.json", "metrics.jsonl", "events.log",
         "plots/losses.png", "plots/learning_rate.png", "plots/ap.png",
-        *(f"checkpoints/{kind}/{name}" for kind in ("last", "best") for name in ("model.safetensors", "state.pt")),
+        *(
+            f"checkpoints/{kind}/{name}"
+            for kind in ("last", "best")
+            for name in ("model.safetensors", "state.pt", "sums.json")
+        ),
     }  # fmt: skip
     assert load_preset(str(run / "settings.toml")).data.root == str(tiny_coco)
     checkpoint = load_checkpoint(run / "checkpoints/last/model.safetensors")

@@ -19,7 +19,9 @@ from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.engine import files
 from codetr_cli.engine.resume import choose_run, differences
 from codetr_cli.engine.runs import Origin, RunFolder, read_state
+from codetr_cli.engine.sums import write_sums
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.weights.checkpoint import load_checkpoint
 
 ORIGIN = Origin(train_annotations="/data/train.json", val_annotations="/data/val.json")
 NAMES, IDS = ["a", "b", "c"], [2, 3, 7]
@@ -152,6 +154,73 @@ def test_weights_and_state_of_different_steps_are_refused(folder: RunFolder, tin
     assert saved.state["step"] == 1
 
 
+def flip_a_byte(path: Path) -> None:
+    """Changes one bit in the middle of a file, where its tensors lie."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "sums.json"])
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+def test_a_file_that_is_not_as_it_was_written_is_named_and_passed_over(
+    folder: RunFolder, tiny_settings: Settings, name: str, damage: str
+):
+    for step in (1, 2):
+        folder.save(
+            {"layer.weight": torch.full((500, 50), float(step))},
+            {"step": step, "optimizer": {"x": torch.full((500, 50), float(step))}},
+            settings=tiny_settings, class_names=NAMES, category_ids=IDS,
+        )  # fmt: skip
+    path = folder.last / name
+    if damage == "flipped":
+        flip_a_byte(path)
+    elif damage == "short":
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        path.unlink()
+    told: list[str] = []
+    saved = folder.load(told.append)
+    assert saved is not None
+    if name == "sums.json" and damage == "missing":  # as earlier versions left them
+        assert (saved.state["step"], told) == (2, [])
+        return
+    assert saved.state["step"] == 1
+    assert len(told) == 1
+    assert str(path) in told[0]
+    shutil.rmtree(folder.previous)
+    with pytest.raises(CheckpointError, match=name):
+        folder.load(told.append)
+
+
+def test_a_flipped_bit_in_the_state_is_found_by_nothing_else(folder: RunFolder, tiny_settings: Settings):
+    state = {"step": 1, "optimizer": {"x": torch.zeros(500, 50)}}
+    folder.save(weights(1), state, settings=tiny_settings, class_names=NAMES, category_ids=IDS)
+    flip_a_byte(folder.last / "state.pt")
+    assert read_state(folder.last / "state.pt")["optimizer"]["x"].any()  # reads, and is wrong
+    with pytest.raises(CheckpointError, match=r"state.pt is damaged"):
+        folder.load()
+
+
+def test_weights_of_a_run_are_a_file_of_their_own(folder: RunFolder, tiny_settings: Settings, tmp_path: Path):
+    save(folder, tiny_settings, 1)
+    shutil.copy(folder.last / "model.safetensors", tmp_path / "mine.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "mine.safetensors").state["layer.weight"], weights(1)["layer.weight"])
+
+
+def test_the_best_checkpoint_and_one_gone_back_to_are_checked_too(folder: RunFolder, tiny_settings: Settings):
+    save(folder, tiny_settings, 1)
+    folder.mark_best()
+    save(folder, tiny_settings, 2)
+    folder.go_back_to("best")
+    assert (folder.last / "sums.json").read_bytes() == (folder.best / "sums.json").read_bytes()
+    (folder.previous / "sums.json").unlink()  # one of an earlier version
+    folder.go_back_to("previous")
+    saved = folder.load()
+    assert saved is not None
+    assert saved.state["step"] == 1
+
+
 def test_a_malicious_state_is_not_executed(folder: RunFolder, tiny_settings: Settings, tmp_path: Path):
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -159,6 +228,7 @@ def test_a_malicious_state_is_not_executed(folder: RunFolder, tiny_settings: Set
 
     save(folder, tiny_settings, 1)
     torch.save({"step": 1, "optimizer": Evil()}, folder.last / "state.pt")
+    write_sums(folder.last, {"state.pt": folder.last / "state.pt"})
     with pytest.raises(CheckpointError):
         folder.load()
     assert not (tmp_path / "executed").exists()

@@ -1,0 +1,43 @@
+"""SHA-256 of every file of a checkpoint, kept beside them: what a disk or a copy has changed is not trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from codetr_cli.engine.files import write_text
+from codetr_cli.errors import CheckpointError
+from codetr_cli.weights.checkpoint import file_sha256
+
+SUMS = "sums.json"
+
+
+def write_sums(folder: Path, files: Mapping[str, Path]) -> None:
+    """Writes down what the files of a checkpoint hold, synced to disk.
+
+    Args:
+        folder: of the checkpoint.
+        files: name within the folder -> where it lies now, which may be under a temporary name.
+    """
+    sums = {name: file_sha256(path) for name, path in files.items()}
+    write_text(folder / SUMS, json.dumps({"sha256": sums}, indent=2) + "\n")
+
+
+def check_sums(folder: Path) -> None:
+    """Compares every file with its sum; a checkpoint without sums, from an earlier version, passes.
+
+    Raises:
+        CheckpointError: a file is missing or not as it was written, or the sums cannot be read.
+    """
+    path = folder / SUMS
+    try:
+        sums = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        expected = {str(name): str(digest) for name, digest in sums.items()}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: it does not hold the sums of a checkpoint ({error})") from error
+    for name, digest in expected.items():
+        if file_sha256(folder / name) != digest:
+            raise CheckpointError(f"{folder / name} is damaged: it does not have the SHA-256 that {path} gives")
