@@ -16,7 +16,7 @@ from codetr_cli.engine import distributed
 from codetr_cli.engine.divergence import Seen, find_bad_numbers
 from codetr_cli.engine.reproducer import save_reproducer
 from codetr_cli.engine.runs import STATE, Saved, read_state
-from codetr_cli.engine.saving import load_newest
+from codetr_cli.engine.saving import load_newest, wait_until_saved
 from codetr_cli.errors import DivergedError, MachineError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def recover(training: Training, restore: Callable[[Training, Saved], None]) -> N
     Raises:
         DivergedError: there is nothing left to try.
     """
-    training.pulse("checkpoint")
+    wait_until_saved(training)
     name = training.run.last_good() if training.position.other_order is None and distributed.is_main() else None
     name = distributed.from_main(name)
     if name is None:

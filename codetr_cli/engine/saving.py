@@ -3,52 +3,185 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
 
 from codetr_cli.engine import distributed
 from codetr_cli.engine.position import Position, count_evaluation
 from codetr_cli.engine.randomness import random_states, restore_random_states
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import RunFolder, Saved
-from codetr_cli.errors import CheckpointError
+from codetr_cli.errors import CheckpointError, MachineError
 
 if TYPE_CHECKING:
     from codetr_cli.engine.trainer import Training
 
+LONG_WAIT_S = 1.0  # for an earlier checkpoint; longer waits are worth a line in events.log
+
+
+class Saver:
+    """Writes checkpoints in a thread of its own while training goes on, never two at once.
+
+    A context manager: whatever ends the training, a checkpoint that is being written is written first.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except MachineError as own:
+            if error is None:
+                raise
+            error.add_note(str(own))
+
+    def write(self, work: Callable[[], None]) -> None:
+        """Starts writing, after what is being written."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint-writer", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what a write that has ended met; waits for nothing.
+
+        Raises:
+            MachineError: no space; earlier checkpoints are as they were.
+        """
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more.
+
+        Raises:
+            MachineError: no space; earlier checkpoints are as they were.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # raised where the training learns of it
+            self._error = error
+
 
 def save(training: Training) -> None:
-    """Makes a checkpoint of the position; every process takes part.
+    """Copies the state into host memory and lets a thread write it; every process takes part.
+
+    Training waits for the copy only, and for an earlier checkpoint that is still being written. Whoever needs the
+    checkpoint on disk calls `wait_until_saved`.
 
     Raises:
-        MachineError: no space; earlier checkpoints are as they were.
+        MachineError: an earlier checkpoint could not be written; those before it are as they were.
     """
     training.pulse("checkpoint")
+    started = time.monotonic()
+    training.saver.wait()
+    waited = time.monotonic() - started
     randomness = distributed.gather_objects(random_states(training.device))
-    if distributed.is_main():
-        raw = training.model.state_dict()
-        state = {
-            "step": training.position.step,
-            "position": asdict(training.position),
-            "world_size": distributed.world_size(),
-            "micro_batch": training.micro_batch,
-            "optimizer": training.optimizer.state_dict(),
-            "scaler": training.scaler.state_dict(),
-            "randomness": randomness,
-            # Without an average the weights' file already holds them.
-            "weights": None if training.ema is None else dict(raw),
-        }
-        training.run.save(
-            dict(raw if training.ema is None else training.ema.state),
-            state,
-            settings=training.settings,
-            class_names=training.class_names,
-            category_ids=training.category_ids,
-        )
-        training.run.event(f"checkpoint of step {training.position.step}")
-    distributed.barrier()
+    weights = host_model_state(training.model)
+    optimizer = host_optimizer_state(training.model, training.optimizer)
+    average = None if training.ema is None else host_copy(training.ema.state)
+    if training.device.type == "cuda":
+        torch.cuda.synchronize(training.device)
     training.saved_at = time.monotonic()
+    if not distributed.is_main():
+        return
+    step, run = training.position.step, training.run
+    if waited > LONG_WAIT_S:
+        run.event(f"checkpoint of step {step}: waited {waited:.1f} s for the one before to be written")
+    state = {
+        "step": step,
+        "position": asdict(training.position),
+        "world_size": distributed.world_size(),
+        "micro_batch": training.micro_batch,
+        "optimizer": optimizer,
+        "scaler": training.scaler.state_dict(),
+        "randomness": randomness,
+        # Without an average the weights' file already holds them.
+        "weights": None if average is None else weights,
+    }
+    copied = training.saved_at - started - waited
+    description: dict[str, Any] = {
+        "settings": training.settings,
+        "class_names": training.class_names,
+        "category_ids": training.category_ids,
+    }
+
+    def write() -> None:
+        begun = time.monotonic()
+        try:
+            run.save(weights if average is None else average, state, **description)
+        except MachineError as error:
+            with suppress(MachineError):  # a disk without space for a checkpoint may have some for a line
+                run.event(f"checkpoint of step {step} could not be written: {error}")
+            raise
+        run.event(f"checkpoint of step {step}: {copied:.2f} s copied, {time.monotonic() - begun:.2f} s written")
+
+    training.saver.write(write)
+
+
+def wait_until_saved(training: Training) -> None:
+    """Returns when the newest checkpoint is on disk; every process must call it.
+
+    Raises:
+        MachineError: it could not be written; earlier ones are as they were.
+    """
+    training.pulse("checkpoint")
+    training.saver.wait()
+    distributed.barrier()
+
+
+def host_model_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state dict in host memory; empty in a process that does not write."""
+    return host_copy(dict(model.state_dict())) if distributed.is_main() else {}
+
+
+def host_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A copy of an optimizer's state dict in host memory; empty in a process that does not write.
+
+    Args:
+        model: whose parameters the optimizer has.
+        optimizer: in the middle of a training.
+    """
+    return host_copy(optimizer.state_dict()) if distributed.is_main() else {}
+
+
+def host_copy(value: Any) -> Any:
+    """A copy in host memory of a tensor, or of all tensors in dicts, lists and tuples.
+
+    Copies from a GPU go to page-locked memory and may still be under way: synchronise before they are read.
+    """
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu":
+            return value.detach().clone()
+        host = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
+        return host.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: host_copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(host_copy(item) for item in value)
+    return value
 
 
 def load_newest(run: RunFolder, report: Report) -> Saved | None:

@@ -31,7 +31,7 @@ from codetr_cli.engine.recovery import leave_out_step, recover
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.reproducer import Taken
 from codetr_cli.engine.runs import RunFolder
-from codetr_cli.engine.saving import restore, save
+from codetr_cli.engine.saving import Saver, restore, save, wait_until_saved
 from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import DivergedError, MachineError, StoppedError
@@ -83,6 +83,7 @@ class Training:
         loggers: who else is told what is logged; only the process of rank 0 has any.
         saved_at: monotonic time of the newest checkpoint.
         draw_at: monotonic time when the plots are due again.
+        saver: writes the checkpoints.
         taken: micro batches of the newest step, for the reproducer of one that went wrong.
         bad: what was not finite in the newest step that was left out.
         pulse: told what is being done, for the watchdog.
@@ -113,6 +114,7 @@ class Training:
     loggers: Loggers = field(default_factory=Loggers)
     saved_at: float = field(default_factory=time.monotonic)
     draw_at: float = field(default_factory=lambda: time.monotonic() + PLOT_SECONDS)
+    saver: Saver = field(default_factory=Saver)
     taken: Taken = field(default_factory=list)
     bad: BadNumbers | None = None
     pulse: Pulse = field(default_factory=Pulse)
@@ -142,10 +144,12 @@ def train(training: Training) -> None:
         DivergedError: too many steps in a row had no finite loss or gradient, also after going back to a checkpoint.
         MachineError: out of memory, or no space left to save.
     """
-    _evaluate_if_due(training)  # one that a kill cut short is made up for
-    while training.position.step < training.total_steps and not training.is_out_of_patience:
-        train_one_epoch(training)
-        _evaluate_if_due(training)
+    with training.saver:
+        _evaluate_if_due(training)  # one that a kill cut short is made up for
+        while training.position.step < training.total_steps and not training.is_out_of_patience:
+            train_one_epoch(training)
+            _evaluate_if_due(training)
+        wait_until_saved(training)
     if distributed.is_main():
         _finish(training)
 
@@ -176,6 +180,7 @@ def train_one_epoch(training: Training) -> None:
         if position.bad_steps >= training.bad_limit or _ends_badly(training):
             recover(training, restore)
             return
+        training.saver.check()
         if left == 0:
             position.epoch, position.batch = epoch + 1, 0
         stopping, due = distributed.any_process(training.stop.number is not None, _is_save_due(training))
@@ -186,6 +191,7 @@ def train_one_epoch(training: Training) -> None:
 
 
 def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
+            wait_until_saved(training)
     """One optimizer step over `size` micro batches; one with numbers that are not finite changes no weight.
 
     Returns:
@@ -336,6 +342,7 @@ def _finish(training: Training) -> None:
         training.report.note(f"finished early, at step {position.step}{why}")
     _draw(training)
 
+    wait_until_saved(training)  # a stop during the evaluation finds all done, and its workers start undisturbed
 
 def _draw(training: Training) -> None:
     """Draws the plots; they are no reason to lose a training, nor to spend much of its time on."""
