@@ -7,13 +7,16 @@ Shape letters: B batch, H W the batch's own height and width (the largest of its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from codetr_cli.boxes import host_values
 
@@ -38,6 +41,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def part(self, first: int, last: int, *, keep_padding: bool = False) -> Batch:
+        """The images from `first` to before `last`, as a rule without the padding that only the others need."""
+        targets = self.targets[first:last]
+        height, width = self.images.shape[2:]
+        if not keep_padding:
+            height, width = (max(target["pad_size"][side] for target in targets) for side in (0, 1))
+        return Batch(
+            images=self.images[first:last, :, :height, :width],
+            padding_mask=self.padding_mask[first:last, :height, :width],
+            targets=targets,
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device; asynchronous when this one is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -54,22 +69,58 @@ class Batch:
         return Batch(images=function(self.images), padding_mask=function(self.padding_mask), targets=targets)
 
 
-def collate(samples: Sequence[tuple[np.ndarray, Target]]) -> Batch:
+def pad(batch: Batch, height: int, width: int) -> Batch:
+    """The batch with more padding at the bottom and right; what it has stays where it is.
+
+    Args:
+        batch: not larger than the size.
+        height: wanted.
+        width: wanted.
+    """
+    more = (0, width - batch.images.shape[3], 0, height - batch.images.shape[2])
+    if not any(more):
+        return batch
+    return Batch(F.pad(batch.images, more), F.pad(batch.padding_mask, more, value=True), batch.targets)
+
+
+def _zeros(size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.uint8)
+
+
+def collate(samples: Sequence[tuple[np.ndarray, Target]], allocate: Callable[[int], Tensor] = _zeros) -> Batch:
     """Pads images to the largest `pad_size` of the batch.
 
     Args:
         samples: pairs of a uint8 RGB image (h, w, 3) and its target, whose `size` is the valid (height, width) and
             whose `pad_size` the size the image counts as padded to on its own, not smaller than the image.
+        allocate: gives the one block that images and, behind them, padding masks lie in: so many bytes, uint8, all 0.
     """
+    count = len(samples)
     height = max(target["pad_size"][0] for _, target in samples)
     width = max(target["pad_size"][1] for _, target in samples)
-    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
-    padding_mask = torch.ones(len(samples), height, width, dtype=torch.bool)
+    block = allocate(batch_bytes((count, 3, height, width)))
+    images, padding_mask = batch_views(block, (count, 3, height, width))
     for i, (image, target) in enumerate(samples):
-        images[i, :, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).permute(2, 0, 1)
+        planes = list(images[i, :, : image.shape[0], : image.shape[1]].numpy())
+        cv2.mixChannels([image], planes, [0, 0, 1, 1, 2, 2])  # interleaved pixels into planes
         valid_height, valid_width = target["size"]
-        padding_mask[i, :valid_height, :valid_width] = False
+        padding_mask[i, valid_height:] = True
+        padding_mask[i, :valid_height, valid_width:] = True
     return Batch(images=images, padding_mask=padding_mask, targets=[target for _, target in samples])
+
+
+def batch_bytes(shape: tuple[int, ...]) -> int:
+    """Size of the block that holds images of `shape` (B, 3, H, W) and their padding masks."""
+    count, channels, height, width = shape
+    return count * (channels + 1) * height * width
+
+
+def batch_views(block: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) and padding masks (B, H, W) within a block of `batch_bytes` or more."""
+    count, _, height, width = shape
+    pixels = math.prod(shape)
+    masks = block[pixels : batch_bytes(shape)].view(torch.bool)
+    return block[:pixels].view(shape), masks.view(count, height, width)
 
 
 def normalize(images: Tensor, padding_mask: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

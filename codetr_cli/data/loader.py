@@ -7,28 +7,17 @@ be reached without reading those before it.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import multiprocessing
-import multiprocessing.util
-import os
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
-from codetr_cli.data.batch import Batch, Target, collate
+from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.errors import DatasetError
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent dies
+from codetr_cli.data.workers import PATIENCE_S, Reader
 
 Key = tuple[int, int]
-Item = tuple[np.ndarray, Target]
 
 
 class TrainLoader:
@@ -39,21 +28,29 @@ class TrainLoader:
         sampler: decides the order.
         workers: processes that read ahead; 0 reads in this process.
         pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
+        tell: told of dead workers that were replaced, and of missing shared memory.
+        patience_s: seconds without a batch before workers count as hanging.
     """
 
     def __init__(
-        self, dataset: CocoDataset, sampler: AspectGroupedSampler, *, workers: int, pin_memory: bool = False
+        self,
+        dataset: CocoDataset,
+        sampler: AspectGroupedSampler,
+        *,
+        workers: int,
+        pin_memory: bool = False,
+        tell: Callable[[str], object] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.sampler = sampler
-        self._loader = DataLoader(
-            _Guarded(dataset),
-            batch_sampler=sampler,
-            collate_fn=_collate_or_error,
-            num_workers=workers,
-            worker_init_fn=functools.partial(_start_worker, _leaving()) if workers else None,
-            multiprocessing_context=_start_method() if workers else None,
-            persistent_workers=workers > 0,
+        self.reader = Reader(
+            dataset,
+            sampler,
+            workers=workers,
             pin_memory=pin_memory,
+            keep_workers=True,
+            tell=tell,
+            patience_s=patience_s,
         )
 
     def __len__(self) -> int:
@@ -75,8 +72,9 @@ class TrainLoader:
 
         Raises:
             DatasetError: an image cannot be read.
+            MachineError: workers died again and again, hang, or cannot be started.
         """
-        return _raise_errors(self._loader)
+        return iter(self.reader)
 
 
 class AspectGroupedSampler(Sampler[list[Key]]):
@@ -152,6 +150,8 @@ class EvalLoader:
         rank: of this process.
         world_size: number of processes.
         pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
+        tell: as of `TrainLoader`.
+        patience_s: as of `TrainLoader`.
     """
 
     def __init__(
@@ -163,29 +163,27 @@ class EvalLoader:
         rank: int,
         world_size: int,
         pin_memory: bool = False,
+        tell: Callable[[str], object] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.dataset = dataset
         indices = range(rank, len(dataset), world_size)
-        self._loader = DataLoader(
-            _Guarded(dataset),
-            batch_sampler=[list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)],
-            collate_fn=_collate_or_error,
-            num_workers=workers,
-            worker_init_fn=functools.partial(_start_worker, _leaving()) if workers else None,
-            multiprocessing_context=_start_method() if workers else None,
-            pin_memory=pin_memory,
+        self._batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+        self.reader = Reader(
+            dataset, self._batches, workers=workers, pin_memory=pin_memory, tell=tell, patience_s=patience_s
         )
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank.
 
         Raises:
             DatasetError: an image cannot be read.
+            MachineError: workers died again and again, hang, or cannot be started.
         """
-        return _raise_errors(self._loader)
+        return iter(self.reader)
 
 
 def build_train_loader(
@@ -198,6 +196,8 @@ def build_train_loader(
     world_size: int,
     aspect_grouping: bool,
     pin_memory: bool = False,
+    tell: Callable[[str], object] | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> TrainLoader:
     """The training loader of one process.
 
@@ -210,10 +210,12 @@ def build_train_loader(
         world_size: number of processes.
         aspect_grouping: batches hold images of one orientation.
         pin_memory: deliver batches in page-locked memory.
+        tell: as of `TrainLoader`.
+        patience_s: as of `TrainLoader`.
     """
     groups = dataset.aspect_flags if aspect_grouping else np.zeros_like(dataset.aspect_flags)
     sampler = AspectGroupedSampler(groups, micro_batch=micro_batch, rank=rank, world_size=world_size, seed=seed)
-    return TrainLoader(dataset, sampler, workers=workers, pin_memory=pin_memory)
+    return TrainLoader(dataset, sampler, workers=workers, pin_memory=pin_memory, tell=tell, patience_s=patience_s)
 
 
 def build_eval_loader(
@@ -224,78 +226,17 @@ def build_eval_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    tell: Callable[[str], object] | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> EvalLoader:
     """The evaluation loader of one process; see `EvalLoader`."""
     return EvalLoader(
-        dataset, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size, pin_memory=pin_memory
+        dataset,
+        batch_size=batch_size,
+        workers=workers,
+        rank=rank,
+        world_size=world_size,
+        pin_memory=pin_memory,
+        tell=tell,
+        patience_s=patience_s,
     )
-
-
-class _Guarded(Dataset[Item | DatasetError]):
-    """Returns a data error instead of raising it.
-
-    DataLoader would re-raise it from a worker with that worker's traceback as its message.
-    """
-
-    def __init__(self, dataset: CocoDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: int | Key) -> Item | DatasetError:
-        try:
-            return self.dataset[key]
-        except DatasetError as error:
-            return DatasetError(*error.args)
-
-
-def _collate_or_error(items: list[Item | DatasetError]) -> Batch | DatasetError:
-    samples: list[Item] = []
-    for item in items:
-        if isinstance(item, DatasetError):
-            return item
-        samples.append(item)
-    return collate(samples)
-
-
-def _raise_errors(loader: DataLoader[Item | DatasetError]) -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, DatasetError):
-            raise batch
-        yield batch
-
-
-@functools.cache
-def _leaving() -> ctypes.c_bool:
-    """A flag shared with the workers: true once this process exits and ends them."""
-    flag = multiprocessing.RawValue(ctypes.c_bool, False)
-    # Not atexit: a process that multiprocessing itself started ends without those and waits for its workers for ever.
-    multiprocessing.util.Finalize(None, setattr, args=(flag, "value", True), exitpriority=100)
-    return flag
-
-
-def _start_method() -> str | None:
-    """How workers are started: as copies of this process on Linux, else as the system has it.
-
-    A process that a launcher of ours started would otherwise start its workers as it was started itself: each would
-    import everything anew, which takes seconds, and hold a data set of its own.
-    """
-    return "fork" if sys.platform == "linux" else None
-
-
-def _start_worker(leaving: ctypes.c_bool, worker: int) -> None:
-    """Limits a worker to one thread and lets signals of strangers pass.
-
-    Ctrl-C and a cluster's SIGTERM reach every process of a job at once. The main process saves before it stops and
-    needs its workers until then, so a worker obeys SIGTERM only when the main process leaves. Its own process group
-    keeps it out of reach of the signal that torchrun sends to a whole group. It dies with its main process at once:
-    as a copy it holds the connections to other processes too, which would otherwise seem alive for seconds.
-    """
-    cv2.setNumThreads(0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)

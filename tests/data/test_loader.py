@@ -127,7 +127,7 @@ def test_a_broken_image_stops_training_with_its_name_only(dataset: CocoDataset, 
 def test_workers_outlive_a_signal_to_all_processes(dataset: CocoDataset) -> None:
     loader = make_loader(dataset, workers=1)
     expected = list(loader)
-    (worker,) = loader._loader._iterator._workers
+    (worker,) = loader.reader.processes
     assert os.getpgid(worker.pid) != os.getpgid(0)
     os.kill(worker.pid, signal.SIGTERM)
     os.kill(worker.pid, signal.SIGINT)
@@ -165,7 +165,7 @@ def test_workers_are_copies_also_in_a_process_that_was_started_afresh(
     )
     loader = make_loader(dataset, workers=1)
     next(iter(loader))
-    (worker,) = loader._loader._iterator._workers
+    (worker,) = loader.reader.processes
     assert type(worker).__name__ == "ForkProcess"
 
 
@@ -182,7 +182,7 @@ loader = build_train_loader(
     dataset, micro_batch=1, workers=2, seed=0, rank=0, world_size=1, aspect_grouping=True
 )
 next(iter(loader))
-print(*(worker.pid for worker in loader._loader._iterator._workers), flush=True)
+print(*(worker.pid for worker in loader.reader.processes), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     finished = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True, text=True)

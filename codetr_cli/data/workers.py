@@ -1,0 +1,425 @@
+"""Batches from worker processes that may die, hang, or find no shared memory.
+
+A worker that dies is replaced and reading goes on at the batch that is due: batches depend on seed, epoch and index
+only, so the training computes what it would have computed. What cannot be mended here ends as a `MachineError` that
+names the worker, the image it was at, and what to do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import logging
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from codetr_cli.data.batch import Batch, Target, collate
+from codetr_cli.data.parcels import Parcel, Pinned, pack
+from codetr_cli.errors import CodetrError, MachineError
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent dies
+
+Key = int | tuple[int, int]
+Item = tuple[np.ndarray, Target]
+Handler = Callable[[int, FrameType | None], Any] | int | None
+
+REPLACEMENTS = 3
+"""Times that dead workers are replaced while the batches of one epoch are read."""
+
+POLL_S = 5.0
+"""Between looks at whether all workers live, where the system does not tell."""
+
+PATIENCE_S = 600.0
+"""Without a batch, before the worker that has it to deliver counts as hanging."""
+
+DESCRIPTORS = 4096
+"""Open files that a process with workers wants to be allowed, if the system lets it."""
+
+
+class ImageSet(Protocol):
+    """What batches are made of."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Key) -> Item: ...
+
+    def image_path(self, index: int) -> Path:
+        """Where the image of an index lies, for messages."""
+
+
+class Reader:
+    """Reads the batches of an order, again and again.
+
+    Args:
+        dataset: what to read.
+        order: lists of keys, one a batch; iterated anew for each reading, and must then give the same if not told
+            otherwise.
+        workers: processes that read ahead; 0 reads in this process.
+        pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
+        keep_workers: do not start them anew for each reading.
+        tell: told of what was mended, in a sentence.
+        patience_s: see `PATIENCE_S`.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageSet,
+        order: Iterable[Sequence[Key]],
+        *,
+        workers: int,
+        pin_memory: bool = False,
+        keep_workers: bool = False,
+        tell: Callable[[str], object] | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.dataset, self.workers = dataset, workers
+        self.tell = tell or logging.getLogger(__name__).warning
+        self.patience_s = patience_s
+        self._order = _Rest(order)
+        self._doing = multiprocessing.RawArray(ctypes.c_int64, max(1, workers))
+        self._told = False  # of memory that cannot be shared
+        self._stream: Any = None  # torch's iterator over what the present workers read
+        self._loader: DataLoader[Item | CodetrError] = DataLoader(
+            _Guarded(dataset, self._doing),
+            batch_sampler=self._order,  # type: ignore[arg-type]
+            collate_fn=_pack_or_error if workers else _collate_or_error,
+            num_workers=workers,
+            worker_init_fn=functools.partial(_start_worker, _leaving()) if workers else None,
+            multiprocessing_context=_start_method() if workers else None,
+            persistent_workers=keep_workers and workers > 0,
+            pin_memory=pin_memory,
+            timeout=POLL_S if workers else 0,
+        )
+
+    @property
+    def processes(self) -> list[BaseProcess]:
+        """The worker processes that are there now."""
+        return list(self._stream._workers) if self.workers and self._stream is not None else []
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the order as it is now.
+
+        Raises:
+            DatasetError: an image cannot be read.
+            MachineError: workers died again and again, hang, or cannot be started.
+        """
+        delivered = deaths = 0
+        self._start(delivered)
+        while True:
+            try:
+                batch = self._next()
+            except StopIteration:
+                return
+            except _WorkerDiedError as died:
+                deaths += bool(died.what)
+                if deaths > REPLACEMENTS:
+                    raise self._give_up(died.what) from died
+                if died.what:
+                    self.tell(
+                        f"{died.what}. It was replaced, and the training goes on with the batch that was due: nothing "
+                        f"is lost. {_cure(died.what)}"
+                    )
+                self._abandon()
+                self._start(delivered)
+                continue
+            delivered += 1
+            yield batch
+
+    def _start(self, skip: int) -> None:
+        """Starts workers, or sets those that wait to work, from a batch of the order on."""
+        self._order.skip = skip
+        if self.workers:
+            _allow_descriptors()
+        outside = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        try:
+            self._stream = iter(self._loader)
+        except OSError as error:
+            raise MachineError(
+                f"cannot start {self.workers} data workers: {error.strerror}. {_cure(error.strerror or '')}"
+            ) from error
+        finally:
+            _keep_deaths_quiet(outside)
+
+    def _next(self) -> Batch:
+        """The next batch, however long it takes within the patience.
+
+        Raises:
+            StopIteration: there is none.
+            _WorkerDiedError: there may be one when workers are replaced.
+        """
+        started = time.monotonic()
+        while True:
+            try:
+                with _hearing_of_deaths():
+                    if self._dead():
+                        raise _WorkerDiedError(self._death())
+                    item = next(self._stream)
+                    if isinstance(item, Parcel | Pinned):
+                        self._tell_of(item.trouble)
+                        return item.open()
+            except (RuntimeError, OSError, EOFError) as error:
+                text = str(error)
+                if self._dead(patience_s=1.0 if isinstance(error, OSError | EOFError) else 0.0):
+                    raise _WorkerDiedError(self._death()) from error
+                if text.startswith("DataLoader worker (pid"):
+                    # One of another reader's. Torch was interrupted by the news: what it had in hand may be lost.
+                    raise _WorkerDiedError("") from error
+                if any(sign in text for sign in ("Too many open files", "ancdata")):
+                    raise MachineError(
+                        f"too many open files to receive what data workers read. {_cure('open files')}"
+                    ) from error
+                if not text.startswith("DataLoader timed out"):
+                    raise
+                if time.monotonic() - started >= self.patience_s:
+                    raise self._stalled() from error
+                continue
+            if isinstance(item, CodetrError):
+                raise item
+            return item
+
+    def _dead(self, patience_s: float = 0.0) -> list[BaseProcess]:
+        """Workers that ended while they were needed, after waiting a while for one to appear."""
+        until = time.monotonic() + patience_s
+        while True:
+            dead = [worker for worker in self.processes if worker.exitcode not in (None, 0)]
+            if dead or time.monotonic() >= until:
+                return dead
+            time.sleep(0.05)
+
+    def _death(self) -> str:
+        """What became of the first dead worker, in a sentence without its end."""
+        dead = self._dead()[0]
+        code = dead.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"a data worker (process {dead.pid}) {how} while it read {self._image_of(self.processes.index(dead))}"
+
+    def _image_of(self, worker: int) -> str:
+        index = self._doing[worker]
+        return str(self.dataset.image_path(index)) if index >= 0 else "nothing yet"
+
+    def _stalled(self) -> MachineError:
+        named = ", ".join(
+            f"process {worker.pid} at {self._image_of(number)}" for number, worker in enumerate(self.processes)
+        )
+        self._abandon()
+        return MachineError(
+            f"no data for {self.patience_s:.0f} seconds: the data workers stopped answering ({named}). Look at that "
+            "disk or network drive and at free memory; if reading is only slow, raise --set train.timeout_minutes. The "
+            "same command continues from the newest checkpoint"
+        )
+
+    def _give_up(self, what: str) -> MachineError:
+        self._abandon()
+        return MachineError(
+            f"{what}. That was the {REPLACEMENTS + 1}th within one epoch. {_cure(what)} The same command continues "
+            "from the newest checkpoint"
+        )
+
+    def _abandon(self) -> None:
+        """Ends all workers; a killed one may have left locks behind that torch would wait for."""
+        for worker in self.processes:
+            worker.kill()
+        for worker in self.processes:
+            worker.join()
+        closing = threading.Thread(target=self._stream._shutdown_workers, daemon=True)
+        closing.start()
+        closing.join(timeout=2 * POLL_S)
+        self._loader._iterator = self._stream = None
+
+    def _tell_of(self, trouble: str | None) -> None:
+        if trouble and not self._told:
+            self._told = True
+            self.tell(
+                f"no shared memory for batches ({trouble}): data workers hand them over through pipes, which is slower "
+                "but changes no number. Free /dev/shm, or give a container more with docker run --shm-size=8g"
+            )
+
+
+class _WorkerDiedError(Exception):
+    """A worker of this reader is gone.
+
+    Args:
+        what: how, for people; empty if it was another reader's.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+class _Rest:
+    """An order without its first batches."""
+
+    def __init__(self, order: Iterable[Sequence[Key]]) -> None:
+        self.order = order
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[Sequence[Key]]:
+        return itertools.islice(iter(self.order), self.skip, None)
+
+    def __len__(self) -> int:
+        return len(self.order) - self.skip  # type: ignore[arg-type]
+
+
+class _Guarded(Dataset[Item | CodetrError]):
+    """Returns an error that a person can mend instead of raising it, and notes what it reads.
+
+    DataLoader would re-raise it from a worker with that worker's traceback as its message.
+
+    Args:
+        dataset: what to read.
+        doing: index that each worker reads, shared by all processes; -1 before the first.
+    """
+
+    def __init__(self, dataset: ImageSet, doing: Any) -> None:
+        self.dataset, self.doing = dataset, doing
+        for worker in range(len(doing)):
+            doing[worker] = -1
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Item | CodetrError:
+        worker = get_worker_info()
+        index = key[1] if isinstance(key, tuple) else key
+        self.doing[worker.id if worker else 0] = index
+        try:
+            return self.dataset[key]
+        except CodetrError as error:
+            return type(error)(*error.args)
+        except MemoryError:
+            return MachineError(f"out of memory with {self.dataset.image_path(index)}. {_cure('memory')}")
+
+
+def _collate_or_error(items: list[Item | CodetrError]) -> Batch | CodetrError:
+    samples = _samples(items)
+    return samples if isinstance(samples, CodetrError) else collate(samples)
+
+
+def _pack_or_error(items: list[Item | CodetrError]) -> Parcel | CodetrError:
+    samples = _samples(items)
+    return samples if isinstance(samples, CodetrError) else pack(samples)
+
+
+def _samples(items: list[Item | CodetrError]) -> list[Item] | CodetrError:
+    """The samples, or the first error among them."""
+    samples: list[Item] = []
+    for item in items:
+        if isinstance(item, CodetrError):
+            return item
+        samples.append(item)
+    return samples
+
+
+def _cure(trouble: str) -> str:
+    """What a person can do about it."""
+    if "SIGBUS" in trouble or "No space" in trouble:
+        return (
+            "Shared memory (/dev/shm) is full: free it, give a container more with docker run --shm-size=8g, or read "
+            "without workers (--set data.workers=0)."
+        )
+    if "open files" in trouble:
+        return "Allow more with ulimit -n 4096, or lower --set data.workers=2."
+    if any(sign in trouble for sign in ("SIGKILL", "memory", "temporarily")):
+        return (
+            "SIGKILL without anyone's doing is the system running out of memory: lower data.workers or data.cache_mb, "
+            "or free memory."
+            if "SIGKILL" in trouble
+            else "Lower data.workers or data.cache_mb, or free memory."
+        )
+    return "Look at that image; `codetr prepare DIR` checks all."
+
+
+# --------------------------------------------------------------------------------------------------- signals and limits
+
+_torch_hears: Handler = None  # torch's handler of SIGCHLD, which raises an error when a worker died
+
+
+def _keep_deaths_quiet(outside: Handler) -> None:
+    """Takes away the handler that torch installs with its first workers.
+
+    It would raise its error wherever the training is just then: within a backward pass, or while it saves.
+    """
+    global _torch_hears
+    if outside is None or threading.current_thread() is not threading.main_thread():
+        return
+    inside = signal.getsignal(signal.SIGCHLD)
+    if inside is not outside:
+        _torch_hears = inside
+        signal.signal(signal.SIGCHLD, outside)
+
+
+@contextmanager
+def _hearing_of_deaths() -> Iterator[None]:
+    """Lets torch's handler interrupt what waits for a batch."""
+    if _torch_hears is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    outside = signal.signal(signal.SIGCHLD, _torch_hears)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, outside)
+
+
+def _allow_descriptors() -> None:
+    """Raises this process's limit of open files as far as it may: each batch on its way needs one, each worker five."""
+    try:
+        import resource
+    except ImportError:  # Windows knows no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@functools.cache
+def _leaving() -> ctypes.c_bool:
+    """A flag shared with the workers: true once this process exits and ends them."""
+    flag = multiprocessing.RawValue(ctypes.c_bool, False)
+    # Not atexit: a process that multiprocessing itself started ends without those and waits for its workers for ever.
+    multiprocessing.util.Finalize(None, setattr, args=(flag, "value", True), exitpriority=100)
+    return flag
+
+
+def _start_method() -> str | None:
+    """How workers are started: as copies of this process on Linux, else as the system has it.
+
+    A process that a launcher of ours started would otherwise start its workers as it was started itself: each would
+    import everything anew, which takes seconds, and hold a data set of its own.
+    """
+    return "fork" if sys.platform == "linux" else None
+
+
+def _start_worker(leaving: ctypes.c_bool, worker: int) -> None:
+    """Limits a worker to one thread and lets signals of strangers pass.
+
+    Ctrl-C and a cluster's SIGTERM reach every process of a job at once. The main process saves before it stops and
+    needs its workers until then, so a worker obeys SIGTERM only when the main process leaves. Its own process group
+    keeps it out of reach of the signal that torchrun sends to a whole group. It dies with its main process at once:
+    as a copy it holds the connections to other processes too, which would otherwise seem alive for seconds.
+    """
+    cv2.setNumThreads(0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
