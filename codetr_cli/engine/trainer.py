@@ -81,9 +81,9 @@ class Training:
         position: how far the run is.
         newest_line: of training in metrics.jsonl.
         loggers: who else is told what is logged; only the process of rank 0 has any.
+        saver: writes the checkpoints.
         saved_at: monotonic time of the newest checkpoint.
         draw_at: monotonic time when the plots are due again.
-        saver: writes the checkpoints.
         taken: micro batches of the newest step, for the reproducer of one that went wrong.
         bad: what was not finite in the newest step that was left out.
         pulse: told what is being done, for the watchdog.
@@ -112,9 +112,9 @@ class Training:
     position: Position = field(default_factory=Position)
     newest_line: dict[str, Any] = field(default_factory=dict)
     loggers: Loggers = field(default_factory=Loggers)
+    saver: Saver = field(default_factory=Saver)
     saved_at: float = field(default_factory=time.monotonic)
     draw_at: float = field(default_factory=lambda: time.monotonic() + PLOT_SECONDS)
-    saver: Saver = field(default_factory=Saver)
     taken: Taken = field(default_factory=list)
     bad: BadNumbers | None = None
     pulse: Pulse = field(default_factory=Pulse)
@@ -177,21 +177,21 @@ def train_one_epoch(training: Training) -> None:
         position.step += 1
         position.batch += size
         _report_step(training, norm)
+        training.saver.check()
         if position.bad_steps >= training.bad_limit or _ends_badly(training):
             recover(training, restore)
             return
-        training.saver.check()
         if left == 0:
             position.epoch, position.batch = epoch + 1, 0
         stopping, due = distributed.any_process(training.stop.number is not None, _is_save_due(training))
         if stopping or due or left == 0 or position.step == training.total_steps:
             save(training)
         if stopping:
+            wait_until_saved(training)
             raise _stopped(training)
 
 
 def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
-            wait_until_saved(training)
     """One optimizer step over `size` micro batches; one with numbers that are not finite changes no weight.
 
     Returns:
@@ -306,6 +306,7 @@ def _evaluate_if_due(training: Training) -> None:
     due = position.step == training.total_steps or (position.batch == 0 and position.epoch % every == 0)
     if training.evaluate is None or not due or position.step in (0, position.evaluated_step):
         return
+    wait_until_saved(training)  # a stop during the evaluation finds all done, and its workers start undisturbed
     started = time.monotonic()
     training.pulse("evaluation", position.step)
     averaged = nullcontext() if training.ema is None else training.ema.swapped_into(training.model)
@@ -342,7 +343,6 @@ def _finish(training: Training) -> None:
         training.report.note(f"finished early, at step {position.step}{why}")
     _draw(training)
 
-    wait_until_saved(training)  # a stop during the evaluation finds all done, and its workers start undisturbed
 
 def _draw(training: Training) -> None:
     """Draws the plots; they are no reason to lose a training, nor to spend much of its time on."""
