@@ -23,6 +23,11 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def _split_words(value: Any) -> Any:
+    """Words with commas between them as a list; anything else as it is."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     """A table of settings: unknown keys are refused and values never change after validation."""
 
@@ -241,6 +246,9 @@ class DataConfig(Section):
         "coco", description="Whose files are looked for in the folder; coco is the layout of every other set too."
     )
     root: str | None = Field(None, description="Folder of the data set; absent: CODETR_DATA, else data/<dataset>.")
+    more: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = Field(
+        (), description="Folders of further data sets in any known layout, merged with root's by the names of classes."
+    )
     train_images: str | None = Field(None, description="Overrides <root>/train2017 (coco).")
     train_annotations: str | None = Field(None, description="Overrides <root>/annotations/instances_train2017.json.")
     val_images: str | None = Field(None, description="Overrides <root>/val2017 (coco).")
@@ -271,6 +279,11 @@ class DataConfig(Section):
     pad_divisor: Positive = Field(1, description="Each image is padded to a multiple of this.")
     min_side: Positive = Field(32, description="Training images with a smaller side are left out, as published.")
     max_pixels: Positive = Field(100_000_000, description="Larger images are refused from their header.")
+    bad_files: Literal["error", "skip"] = Field(
+        "error",
+        description="Image files that cannot be read: error stops at the first; skip goes on without them, and names "
+        "them in the run's bad_files.txt.",
+    )
     max_images: Positive | None = Field(None, description="Train on the first images only, e.g. to memorise a few.")
     workers: Annotated[int, Field(ge=0)] = Field(
         2, description="Processes that read and augment, per training process."
@@ -341,11 +354,6 @@ class LossConfig(Section):
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
-def _split_words(value: Any) -> Any:
-    """Words with commas between them as a list; anything else as it is."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-
-
 class TrainConfig(Section):
     """The optimisation recipe."""
 
@@ -367,6 +375,11 @@ class TrainConfig(Section):
     max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps, whatever the epoch.")
     batch_size: Positive = Field(16, description="Images per optimizer step over all processes.")
     micro_batch: Positive = Field(2, description="Images per process and forward pass; the rest is accumulated.")
+    same_at_any_width: bool = Field(
+        False,
+        description="Images that several processes train at once count as one batch: padded alike, normalisers over "
+        "all, so that the number of processes changes no result. As published, some of that is each process's own.",
+    )
     lr: Annotated[float, Field(gt=0)] = 2e-4
     backbone_lr_scale: Annotated[float, Field(ge=0)] = 0.1
     freeze_backbone: bool = Field(False, description="Keep the weights of the whole backbone as they are.")
@@ -391,6 +404,10 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
     ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Published EMA uses 1e-4; 0: no EMA.")
     compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
+    shard: bool = Field(
+        False,
+        description="Several processes: each keeps a part of weights, gradients and optimizer states (FSDP2), not all.",
+    )
     preflight: bool = Field(
         True, description="Before the first step, measure the memory of the worst batch that the data can give."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -29,6 +29,8 @@ PATIENCE = timedelta(hours=3)
 ROUND = "CODETR_ROUND"
 STARTS_BEFORE = "CODETR_STARTS_BEFORE"
 RESTART_REASON = "CODETR_RESTART_REASON"
+# Attribute of parameters that had no dimension before they were spread.
+SINGLE_NUMBER = "codetr_single_number"
 
 
 def rank() -> int:
@@ -39,6 +41,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if _together() else 1
+
+
+def is_connected() -> bool:
+    """Whether this process is one of a group, which may be a group of one."""
+    return _together()
 
 
 def is_main() -> bool:
@@ -139,6 +146,33 @@ def reduce_mean(value: Tensor) -> Tensor:
     return mean / dist.get_world_size()
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be spread over all; shares its memory."""
+    # Importing the class of such tensors takes a second.
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def is_single_number(parameter: Tensor) -> bool:
+    """Whether a parameter is a single number, also when it has a dimension only to be spread along."""
+    return parameter.dim() == 0 or getattr(parameter, SINGLE_NUMBER, False)
+
+
+def norm_of_spread(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of tensors of which each process holds a part, taken together; every process gets the same."""
+    squares = torch.stack([torch.linalg.vector_norm(own_part(tensor)).double().square() for tensor in tensors]).sum()
+    dist.all_reduce(squares)
+    return squares.sqrt().to(tensors[0].dtype)
+
+
+def reduce_max(numbers: Sequence[int]) -> list[int]:
+    """The largest of each whole number in any process; every process gets the same answer, and no GPU is waited for."""
+    if not _together():
+        return list(numbers)
+    largest = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return [int(number) for number in largest]
+
+
 def any_process(*flags: bool) -> tuple[bool, ...]:
     """For each flag whether it is true in any process; every process gets the same answer."""
     if not _together():
@@ -184,7 +218,18 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
     """A context in which backward adds gradients here and does not average them yet."""
+    if hasattr(module, "set_requires_gradient_sync"):
+        return _without_reduction(module.set_requires_gradient_sync)
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def _without_reduction(reduce_gradients: Callable[[bool], None]) -> Iterator[None]:
+    reduce_gradients(False)
+    try:
+        yield
+    finally:
+        reduce_gradients(True)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -17,24 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.config import Settings
-from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.data.batch import Batch, normalize, pad
 from codetr_cli.engine import distributed
 from codetr_cli.engine.divergence import BadNumbers, Seen, has_finite_outputs, is_bad_step, on_images
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.loggers import Loggers
+from codetr_cli.engine.memory import is_out_of_memory
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
 from codetr_cli.engine.plots import draw_plots
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
-from codetr_cli.engine.randomness import random_states, untouched_randomness
+from codetr_cli.engine.randomness import random_states, restore_random_states, untouched_randomness
 from codetr_cli.engine.recovery import leave_out_step, recover
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.reproducer import Taken
 from codetr_cli.engine.runs import RunFolder
 from codetr_cli.engine.saving import Saver, restore, save, wait_until_saved
+from codetr_cli.engine.sharding import gathered, is_sharded
+from codetr_cli.engine.shrinking import adopt, shrink, split
 from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.watchdog import Pulse
-from codetr_cli.errors import DivergedError, MachineError, StoppedError
+from codetr_cli.errors import DivergedError, StoppedError
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch, unless the settings count steps
 PLOT_SECONDS = 60.0  # between plots drawn within an epoch, and longer where drawing takes more than 1 / PLOT_SHARE
@@ -144,6 +147,7 @@ def train(training: Training) -> None:
         DivergedError: too many steps in a row had no finite loss or gradient, also after going back to a checkpoint.
         MachineError: out of memory, or no space left to save.
     """
+    adopt(training)
     with training.saver:
         _evaluate_if_due(training)  # one that a kill cut short is made up for
         while training.position.step < training.total_steps and not training.is_out_of_patience:
@@ -180,6 +184,7 @@ def train_one_epoch(training: Training) -> None:
         training.saver.check()
         if position.bad_steps >= training.bad_limit or _ends_badly(training):
             recover(training, restore)
+            adopt(training)
             return
         if left == 0:
             position.epoch, position.batch = epoch + 1, 0
@@ -197,18 +202,7 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
     Returns:
         the norm of the gradients before clipping.
     """
-    training.optimizer.zero_grad(set_to_none=True)
-    training.taken.clear()
-    seen: Seen = []
-    for index in range(size):
-        training.pulse("data", training.position.step + 1)
-        with training.meter.waiting(), untouched_randomness():
-            batch = next(batches)
-        training.taken.append((batch, random_states(training.device)))
-        losses = _forward_backward(training, batch, size, last=index == size - 1)
-        image_ids = [int(target["image_id"]) for target in batch.targets]
-        training.meter.add(losses, len(image_ids))
-        seen.append((losses, image_ids))
+    seen = _gradients(training, batches, size)
     training.pulse("optimizer")
     training.scaler.unscale_(training.optimizer)
     parameters = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
@@ -236,11 +230,64 @@ def _ends_badly(training: Training) -> bool:
         return False
     data, batch = training.settings.data, training.taken[-1][0].to(training.device)
     images = normalize(batch.images, batch.padding_mask, data.mean, data.std)
-    return distributed.any_process(not has_finite_outputs(training.model, images, batch.padding_mask))[0]
+    with gathered(training.objective):
+        finite = has_finite_outputs(training.model, images, batch.padding_mask)
+    return distributed.any_process(not finite)[0]
+
+
+def _gradients(training: Training, batches: Iterator[Batch], size: int) -> Seen:
+    """Forward and backward passes of `size` micro batches; in smaller parts, from the start, when memory runs out."""
+    drawn: list[Batch] = []
+    while True:
+        training.optimizer.zero_grad(set_to_none=True)
+        training.taken.clear()
+        seen: Seen = []
+        for index in range(size):
+            if index == len(drawn):
+                training.pulse("data", training.position.step + 1)
+                with training.meter.waiting(), untouched_randomness():
+                    batch = next(batches)
+                if training.settings.train.same_at_any_width:
+                    batch = pad(batch, *distributed.reduce_max(batch.images.shape[2:]))
+                drawn.append(batch)
+            try:
+                losses = _forward_backward(training, drawn[index], size, last=index == size - 1)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                short_of_memory = drawn[index]
+                break
+            seen.append((losses, [int(target["image_id"]) for target in drawn[index].targets]))
+        else:
+            for losses, image_ids in seen:
+                training.meter.add(losses, len(image_ids))
+            return seen
+        # Only here, where the error holds on to nothing any more, its memory can be had again.
+        training.optimizer.zero_grad(set_to_none=True)
+        shrink(training, short_of_memory)
+        restore_random_states(training.taken[0][1], training.device)
 
 
 def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool) -> dict[str, Tensor]:
-    """Adds the gradients of one micro batch, which counts 1 / size; processes exchange them with the last one."""
+    """Adds the gradients of one micro batch, which counts 1 / size; processes exchange them with the last one.
+
+    Returns:
+        the losses, of parts as their mean over images.
+    """
+    parts = split(batch, training.position.parts, keep_padding=training.settings.train.same_at_any_width)
+    losses: dict[str, Tensor] = {}
+    for index, part in enumerate(parts):
+        share = len(batch) / len(part)
+        found = _forward_backward_part(training, part, size * share, last=last and index == len(parts) - 1)
+        if len(parts) == 1:
+            return found
+        losses = {name: losses.get(name, 0.0) + value / share for name, value in found.items()}
+    return losses
+
+
+def _forward_backward_part(training: Training, batch: Batch, divisor: float, *, last: bool) -> dict[str, Tensor]:
+    """Adds the gradients of what goes through the network at once, which counts 1 / divisor."""
+    training.taken.append((batch, random_states(training.device)))
     data = training.settings.data
     batch = batch.to(training.device)
     images = normalize(batch.images, batch.padding_mask, data.mean, data.std)
@@ -251,18 +298,12 @@ def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool
                 losses: dict[str, Tensor] = training.objective(images, batch.padding_mask, batch.targets)
             total = torch.stack(list(losses.values())).sum()
             training.pulse("backward")
-            torch.autograd.backward(training.scaler.scale(total / size))
-    except torch.OutOfMemoryError as error:
-        raise MachineError(
-            f"out of GPU memory in step {training.position.step + 1} with {len(batch.targets)} images of "
-            f"{images.shape[2]}x{images.shape[3]} pixels: lower --set train.micro_batch=1, raise "
-            "--set model.encoder_checkpointing=6, switch --set model.backbone.checkpointing=true, "
-            "model.decoder_checkpointing and model.aux_checkpointing on, or use smaller images "
-            "(data.short_sides, data.long_side). The same command continues from the newest checkpoint."
-        ) from error
+            torch.autograd.backward(training.scaler.scale(total / divisor))
     except (RuntimeError, ValueError, IndexError) as error:
         # Matching and sampling may fail on outputs that are not finite before there is a loss to look at.
-        if has_finite_outputs(training.model, images, batch.padding_mask):
+        # Sharded weights can only be gathered by all processes together, and this one may be alone with its error.
+        asked = not is_out_of_memory(error) and not is_sharded(training.model)
+        if not asked or has_finite_outputs(training.model, images, batch.padding_mask):
             raise
         ids = on_images([target["image_id"] for target in batch.targets])
         raise _diverged(training, f"the outputs of the network are not finite {ids}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,11 +31,13 @@ from codetr_cli.engine.report import Report, Silence
 from codetr_cli.engine.resume import Choice, choose_run
 from codetr_cli.engine.runs import WEIGHTS, RunFolder
 from codetr_cli.engine.saving import load_newest, restore
+from codetr_cli.engine.sharding import check_shardable, own_copy, shard
 from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import StoppedError
+from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
@@ -144,12 +145,14 @@ def check_settings(settings: Settings, device: torch.device, world_size: int) ->
     """Refuses early what a training could not do, before data is read and a run folder made.
 
     Raises:
-        ConfigError: batch sizes that do not divide, a precision that the device does not have, or a logger that is not
-            installed.
+        ConfigError: batch sizes that do not divide, a precision that the device does not have, what sharding cannot do,
+            or a logger that is not installed.
     """
     check_loggers(settings.train.loggers)
     plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
-    autocast_dtype(settings.train.precision, device)
+    dtype = autocast_dtype(settings.train.precision, device)
+    if settings.train.shard:
+        check_shardable(fp16=dtype == torch.float16, compiled=settings.train.compile)
 
 
 def choose_for(job: Job) -> Choice:
@@ -183,16 +186,17 @@ def build_training(
     if settings.train.compile:
         compile_for(model, device, "train.compile")
     objective = CollaborativeObjective(
-        model.to(device), **settings.train.loss.model_dump(), reduce_mean=distributed.reduce_mean
+        model.to(device), **settings.train.loss.model_dump(), agreement=_agreement(settings)
     )
     seed_all(settings.train.seed + distributed.rank())  # other draws in each
+    wrap = shard if settings.train.shard else distributed.wrap_ddp
     steps = total_steps(settings, steps_per_epoch(len(loader), batches.accumulation))
     dtype = autocast_dtype(settings.train.precision, device)
     training = Training(
         settings=settings,
         class_names=job.class_names,
         category_ids=job.category_ids,
-        objective=distributed.wrap_ddp(objective, device),
+        objective=wrap(objective, device),
         model=model,
         optimizer=build_optimizer(model, settings.train),
         schedule=build_schedule(settings.train, steps),
@@ -271,6 +275,15 @@ def _build_network(settings: Settings) -> CoDETR:
     if settings.train.freeze_backbone:
         model.backbone.requires_grad_(False)
     return model
+
+
+def _agreement(settings: Settings) -> Agreement:
+    return Agreement(
+        reduce_mean=distributed.reduce_mean,
+        reduce_max=distributed.reduce_max,
+        processes=distributed.world_size(),
+        whole_batch=settings.train.same_at_any_width,
+    )
 
 
 def _prepare_torch(settings: Settings) -> None:
@@ -377,7 +390,7 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
     def score() -> dict[str, float]:
         training.report.evaluating(0, share)
         result = evaluate(
-            lean_for_inference(copy.deepcopy(model)),
+            lean_for_inference(own_copy(model, lambda: _build_network(settings))),
             postprocess,
             loader,
             settings=settings,

@@ -2,6 +2,7 @@
 
 Behaviour of mmdet's MaxIoUAssigner, ATSSAssigner and RandomSampler. Shape letters: A anchors or regions, G objects.
 Assignments are (A,) int64: the object's index, -1 for background, -2 for anchors that take no part.
+Nothing of size A x G is ever held: a large image has two million anchors, and some images a thousand objects.
 """
 
 from __future__ import annotations
@@ -11,11 +12,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codetr_cli.boxes import box_iou
+from codetr_cli.boxes import box_iou, paired_iou
 from codetr_cli.losses.draws import Draws
 
 BACKGROUND = -1
 IGNORED = -2
+
+CHUNK_PAIRS = {"cpu": 2**20}
+"""Pairs of an anchor and an object that are compared at once, by device: their numbers fit a CPU's cache."""
+
+GPU_CHUNK_PAIRS = 2**24
+"""The same on any other device: enough to fill it."""
+
+
+def _objects_at_once(anchors: Tensor) -> int:
+    return max(1, CHUNK_PAIRS.get(anchors.device.type, GPU_CHUNK_PAIRS) // len(anchors))
 
 
 @torch.no_grad()
@@ -34,17 +45,25 @@ def assign_by_iou(
     """
     if len(objects) == 0 or len(boxes) == 0:
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
-    iou = box_iou(objects, boxes)  # (G, A)
-    best_iou, best_object = iou.max(0)
-    # No boolean indices here and below: they wait for the device.
+    boxes = boxes.t().contiguous().t()  # column by column, as IoUs are computed
+    best_iou = torch.full_like(boxes[:, 0], -torch.inf)
+    best_object = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    last_sharing = torch.full_like(best_object, -1)
+    at_once = _objects_at_once(boxes)
+    for first in range(0, len(objects), at_once):
+        iou = box_iou(objects[first : first + at_once], boxes)  # (some of G, A)
+        chunk_iou, chunk_object = iou.max(0)
+        best_object = torch.where(chunk_iou > best_iou, chunk_object + first, best_object)
+        best_iou = torch.maximum(best_iou, chunk_iou)
+        if min_best_iou is not None:
+            best_of_object = iou.max(1)[0]
+            shared = (iou == best_of_object[:, None]) & (best_of_object >= min_best_iou)[:, None]
+            last = first + len(iou) - 1 - shared.flip(0).to(torch.uint8).argmax(0)
+            last_sharing = torch.where(shared.any(0), last, last_sharing)
+    # No boolean indices here: they wait for the device.
     assigned = torch.where(best_iou < negative_iou, BACKGROUND, IGNORED)
     assigned = torch.where(best_iou >= positive_iou, best_object, assigned)
-    if min_best_iou is not None:
-        best_of_object = iou.max(1)[0]
-        shared = (iou == best_of_object[:, None]) & (best_of_object >= min_best_iou)[:, None]
-        last = len(objects) - 1 - shared.flip(0).to(torch.uint8).argmax(0)
-        assigned = torch.where(shared.any(0), last, assigned)
-    return assigned
+    return torch.where(last_sharing >= 0, last_sharing, assigned)
 
 
 @torch.no_grad()
@@ -65,26 +84,39 @@ def assign_atss(anchors_of_level: Sequence[Tensor], objects: Tensor, top_k: int 
     assigned = torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     if len(objects) == 0 or len(anchors) == 0:
         return assigned
-    iou = box_iou(anchors, objects)  # (A, G)
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    object_centres = (objects[:, :2] + objects[:, 2:]) / 2
-    distances = (centres[:, None] - object_centres[None]).pow(2).sum(-1).sqrt()
-    candidates, start = [], 0
-    for level_anchors in anchors_of_level:
-        end = start + len(level_anchors)
-        closest = distances[start:end].topk(min(top_k, end - start), dim=0, largest=False)[1]
-        candidates.append(closest + start)
-        start = end
-    index = torch.cat(candidates)  # (candidates, G)
-    candidate_iou = iou.gather(0, index)
+    index = _closest(torch.split(centres, [len(level) for level in anchors_of_level]), objects, top_k)
+    candidate_iou = paired_iou(anchors[index], objects)  # (candidates, G)
     threshold = candidate_iou.mean(0) + candidate_iou.std(0)
     centre = centres[index]  # (candidates, G, 2)
     margins = torch.cat([centre - objects[:, :2], objects[:, 2:] - centre], -1).min(-1)[0]
     positive = (candidate_iou >= threshold) & (margins > 0.01)
-    chosen = torch.full_like(iou, -torch.inf)
-    chosen.scatter_(0, index, torch.where(positive, candidate_iou, -torch.inf))
-    best_iou, best_object = chosen.max(1)
-    return torch.where(best_iou > -torch.inf, best_object, assigned)
+    # Per anchor the object with the highest IoU among those it is a positive candidate of, the first of equal ones.
+    chosen, flat = torch.where(positive, candidate_iou, -torch.inf).flatten(), index.flatten()
+    best_iou = torch.full_like(anchors[:, 0], -torch.inf).scatter_reduce(0, flat, chosen, "amax")
+    is_best = positive.flatten() & (chosen == best_iou[flat])
+    object_index = torch.arange(len(objects), device=anchors.device).expand_as(index).flatten()
+    no_object = len(objects)
+    best_object = torch.full_like(assigned, no_object).scatter_reduce(
+        0, flat, torch.where(is_best, object_index, no_object), "amin"
+    )
+    return torch.where(best_object < no_object, best_object, assigned)
+
+
+def _closest(centres_of_level: Sequence[Tensor], objects: Tensor, top_k: int) -> Tensor:
+    """Anchors (candidates, G) whose centres are closest to each object's, `top_k` a level, counted over all levels."""
+    object_centres = (objects[:, :2] + objects[:, 2:]) / 2
+    candidates, start = [], 0
+    for centres in centres_of_level:
+        if len(centres):
+            x, y = centres.t().contiguous()
+            parts = []
+            for some in torch.split(object_centres, _objects_at_once(centres)):
+                distances = ((x - some[:, :1]).square_() + (y - some[:, 1:]).square_()).sqrt_()  # (some of G, A_i)
+                parts.append(distances.topk(min(top_k, len(centres)), dim=1, largest=False)[1])
+            candidates.append(torch.cat(parts).t() + start)
+        start += len(centres)
+    return torch.cat(candidates)
 
 
 def sample_balanced(assigned: Tensor, *, count: int, positive_fraction: float, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ Shape letters: A anchors of all levels, B batch, C channels, K classes, R sample
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.assigners import BACKGROUND, assign_atss, assign_by_iou, sample_balanced
 from codetr_cli.losses.draws import Draws
-from codetr_cli.losses.functional import average, focal_loss, giou_loss, one_hot
+from codetr_cli.losses.functional import average, focal_loss, giou_loss
 from codetr_cli.models.aux_heads.anchors import decode_deltas, encode_deltas, flatten_map
 from codetr_cli.models.aux_heads.atss import AtssHead
 from codetr_cli.models.aux_heads.roi import RoiHead
 from codetr_cli.models.aux_heads.rpn import DELTA_STDS, RpnHead
 
 Targets = Sequence[dict[str, Any]]
-ReduceMean = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def rpn_step(
     *,
     samples: int,
     draws: Draws,
+    agreement: Agreement = ALONE,
     checkpointing: bool = False,
 ) -> RpnStep:
     """Runs the RPN, its losses (unweighted) and its proposals.
@@ -78,6 +79,7 @@ def rpn_step(
         targets: per image `boxes`, `norm_size` for the proposals, `pad_size` for the anchors' validity.
         samples: anchors per image that are trained on, half of them positive at most.
         draws: source of the samples.
+        agreement: of the processes on the normaliser.
         checkpointing: recompute the network in the backward pass.
     """
     logits, deltas = checkpoint(head, maps, use_reentrant=False) if checkpointing else head(maps)
@@ -104,7 +106,8 @@ def rpn_step(
         [m.detach() for m in logits], [m.detach() for m in deltas], [target["norm_size"] for target in targets]
     )
     box_sum = box_sum + 0.0 * flat_deltas.sum()
-    class_loss, box_loss = average(class_sum, normaliser), average(box_sum, normaliser)
+    agreed = agreement.own(normaliser, class_sum)
+    class_loss, box_loss = average(class_sum, agreed), average(box_sum, agreed)
     return RpnStep(logits, deltas, assignments, proposals, class_loss, box_loss)
 
 
@@ -138,6 +141,7 @@ def roi_step(
     *,
     samples: int,
     draws: Draws,
+    agreement: Agreement = ALONE,
 ) -> RoiStep:
     """Samples regions, runs the box head and its losses (unweighted).
 
@@ -148,6 +152,7 @@ def roi_step(
         targets: per image `boxes`, `labels`.
         samples: regions per image, a quarter of them positive at most.
         draws: source of the samples.
+        agreement: of the processes on the normaliser.
     """
     candidates, counts, indices, matched = [], [], [], []
     for (boxes, _), target in zip(proposals, targets, strict=True):
@@ -166,6 +171,7 @@ def roi_step(
     decoded = decode_deltas(torch.cat(regions_of_image)[positive], own, head.target_stds)
     box_sum = giou_loss(decoded, torch.cat([c.objects for c in candidates])[positive]).sum() + 0.0 * deltas.sum()
     # Parity: the box loss too is divided by all sampled regions, not by the positives.
+    num_regions = agreement.own(len(labels), class_sum)
     return RoiStep(
         candidates,
         counts,
@@ -174,8 +180,8 @@ def roi_step(
         pooled,
         logits,
         deltas,
-        average(class_sum, max(len(labels), 1)),
-        average(box_sum, max(len(labels), 1)),
+        average(class_sum, num_regions),
+        average(box_sum, num_regions),
     )
 
 
@@ -231,8 +237,8 @@ def atss_step(
     head: AtssHead,
     maps: Sequence[Tensor],
     targets: Targets,
-    reduce_mean: ReduceMean,
     *,
+    agreement: Agreement = ALONE,
     checkpointing: bool = False,
 ) -> AtssStep:
     """Runs the ATSS head and its losses (unweighted).
@@ -241,7 +247,7 @@ def atss_step(
         head: the network.
         maps: per level (B, C, H, W).
         targets: per image `boxes`, `labels`, `pad_size` for the anchors' validity.
-        reduce_mean: averages a normaliser over processes.
+        agreement: of the processes on the normalisers.
         checkpointing: recompute the network in the backward pass.
     """
     logits, deltas, centerness = checkpoint(head, maps, use_reentrant=False) if checkpointing else head(maps)
@@ -257,14 +263,15 @@ def atss_step(
         valid.append(torch.zeros(len(anchors), dtype=torch.bool, device=index.device).index_fill(0, index, True))
         candidates.append(_assign_image(inside, index, len(anchors), target, head.num_classes))
     labels = torch.stack([c.labels for c in candidates])  # (B, A)
-    flat_logits = torch.cat([flatten_map(m, head.num_classes) for m in logits], 1)
     flat_deltas = torch.cat([flatten_map(m, 4) for m in deltas], 1)
     flat_centerness = torch.cat([flatten_map(m, 1)[..., 0] for m in centerness], 1)
     # Parity: an image without positives still counts one.
     normaliser = (labels < head.num_classes).sum(1).clamp(min=1).sum()
-    num_samples = reduce_mean(normaliser.to(maps[0].dtype)).clamp(min=1)
-    target_classes = one_hot(labels.flatten(), head.num_classes, flat_logits.dtype)
-    class_sum = (focal_loss(flat_logits.flatten(0, 1), target_classes).sum(1) * torch.cat(valid)).sum()
+    num_samples = agreement.shared(normaliser.to(maps[0].dtype))
+    # The maps as they are: one copy of all cells and classes can be a gigabyte.
+    labels_of_level = labels.split([len(level) for level in levels], 1)
+    of_cell = torch.cat([focal_loss(m.flatten(2), c) for m, c in zip(logits, labels_of_level, strict=True)], 1)
+    class_sum = (of_cell * torch.stack(valid)).sum()
     image, cell = (labels < head.num_classes).nonzero().unbind(-1)
     wanted = torch.stack([c.objects for c in candidates])[image, cell]
     ideal = _centerness(anchors[cell], wanted)
@@ -272,7 +279,7 @@ def atss_step(
     box_sum = (giou_loss(decoded, wanted) * ideal).sum() + 0.0 * flat_deltas.sum()
     centerness_sum = F.binary_cross_entropy_with_logits(flat_centerness[image, cell], ideal, reduction="sum")
     # Parity: the box loss is divided twice, by 1 (plus the epsilon) and by the summed centerness.
-    total_ideal = reduce_mean(ideal.sum()).clamp(min=1)
+    total_ideal = agreement.shared(ideal.sum())
     return AtssStep(
         logits,
         deltas,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.boxes import host_values
+from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.aux_heads import AtssStep, Candidates, RoiStep, RpnStep, atss_step, roi_step, rpn_step
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.denoising import DenoisingQueries, make_denoising_queries
@@ -68,16 +69,12 @@ class Step:
     positive: list[PositivePass] = field(default_factory=list)
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
-
-
 class CollaborativeObjective(nn.Module):
     """The network with all its training losses; every trained parameter gets a gradient in every step.
 
     Args:
         model: built with its auxiliary heads.
-        reduce_mean: averages a normaliser over processes; the default is for one process.
+        agreement: of the processes on normalisers; the default is for one process.
         class_weight, l1_weight, giou_weight: of the decoder's losses.
         class_cost, l1_cost, giou_cost: of the matching.
         denoising_queries: pairs wanted; 0 switches denoising off, which the family without it has anyway.
@@ -127,13 +124,13 @@ class CollaborativeObjective(nn.Module):
         mask_iou_weight: float = 6.0,
         mask_candidates: int = 1000,
         mask_samples: int = 512,
-        reduce_mean: Callable[[Tensor], Tensor] = _same,
+        agreement: Agreement = ALONE,
     ) -> None:
         super().__init__()
         if model.aux_heads is None:
             raise ValueError("training needs a model that was built with its auxiliary heads")
         self.model = model
-        self.reduce_mean = reduce_mean
+        self.agreement = agreement
         self.criterion = QueryCriterion(
             class_loss=model.family.class_loss,
             class_weight=class_weight,
@@ -225,6 +222,7 @@ class CollaborativeObjective(nn.Module):
                 box_noise=self.box_noise,
                 dtype=queries.references.dtype,
                 draws=draws,
+                agreement=self.agreement,
             )
             queries = Queries(
                 torch.cat([denoising.content.to(queries.content.dtype), queries.content], 1),
@@ -259,7 +257,7 @@ class CollaborativeObjective(nn.Module):
         logits, boxes = at_least_float32(step.logits), at_least_float32(step.boxes)
         factors = _factors(targets, boxes)
         num_boxes = self._mean_count(sum(len(queries) for queries, _ in step.matches[0]), boxes)
-        num_classified = num_boxes if self.model.family.mean_class_normaliser else None
+        num_classified = self._num_classified(num_boxes)
         for layer, ((set_logits, set_boxes), matches) in enumerate(zip(sets, step.matches, strict=True)):
             proposed = layer == len(logits)
             objects = self._wanted_proposals(targets) if proposed else targets
@@ -273,7 +271,14 @@ class CollaborativeObjective(nn.Module):
         wanted = QueryTargets(step.denoising.labels, step.denoising.boxes)
         num_boxes = self._mean_count(step.denoising.num_positives, boxes)
         for layer in range(len(logits)):
-            terms = self.criterion(logits[layer, :, :first], boxes[layer, :, :first], wanted, factors, num_boxes)
+            terms = self.criterion(
+                logits[layer, :, :first],
+                boxes[layer, :, :first],
+                wanted,
+                factors,
+                num_boxes,
+                self._num_classified(num_boxes),
+            )
             prefix = _layer_prefix(layer, len(logits))
             step.losses.update({f"{prefix}dn_loss_{name}": value for name, value in terms.items()})
 
@@ -282,13 +287,29 @@ class CollaborativeObjective(nn.Module):
         step.aux_maps = self.model.aux_maps(step.encoded)
         with full_precision(step.aux_maps[0]):
             maps = [at_least_float32(m) for m in step.aux_maps]
-            again = heads.checkpointing
-            step.rpn = rpn_step(heads.rpn, maps, targets, samples=self.rpn_samples, draws=draws, checkpointing=again)
+            again, agreed = heads.checkpointing, self.agreement
+            step.rpn = rpn_step(
+                heads.rpn,
+                maps,
+                targets,
+                samples=self.rpn_samples,
+                draws=draws,
+                agreement=agreed,
+                checkpointing=again,
+            )
             self._run_mask_branch(step, targets, draws)
-            step.roi = roi_step(heads.roi, maps, step.rpn.proposals, targets, samples=self.roi_samples, draws=draws)
+            step.roi = roi_step(
+                heads.roi,
+                maps,
+                step.rpn.proposals,
+                targets,
+                samples=self.roi_samples,
+                draws=draws,
+                agreement=agreed,
+            )
             if heads.roi.mask_head is not None:
-                step.roi_masks = roi_mask_step(heads.roi.mask_head, maps, step.roi, targets)
-            step.atss = atss_step(heads.atss, maps, targets, self.reduce_mean, checkpointing=again)
+                step.roi_masks = roi_mask_step(heads.roi.mask_head, maps, step.roi, targets, agreed)
+            step.atss = atss_step(heads.atss, maps, targets, agreement=agreed, checkpointing=again)
 
     def _run_mask_branch(self, step: Step, targets: Targets, draws: Draws) -> None:
         """Masks of the last decoder layer's detections. Parity: drawn between the RPN's and the RoI head's samples."""
@@ -305,6 +326,7 @@ class CollaborativeObjective(nn.Module):
                 candidates=self.mask_candidates,
                 samples=self.mask_samples,
                 draws=draws,
+                agreement=self.agreement,
             )
 
     def _mask_losses(self, step: Step) -> None:
@@ -338,8 +360,8 @@ class CollaborativeObjective(nn.Module):
         with full_precision(done.logits):
             logits, boxes = at_least_float32(done.logits), at_least_float32(done.predicted_boxes)
             positives = (done.targets.labels < self.model.num_classes).sum().to(boxes.dtype)
-            factors, num_boxes = _factors(targets, boxes), self.reduce_mean(positives).clamp(min=1)
-            num_classified = num_boxes if self.model.family.mean_class_normaliser else None
+            factors, num_boxes = _factors(targets, boxes), self.agreement.shared(positives)
+            num_classified = self._num_classified(num_boxes)
             for layer in range(len(logits)):
                 terms = self.criterion(logits[layer], boxes[layer], done.targets, factors, num_boxes, num_classified)
                 prefix = _layer_prefix(layer, len(logits))
@@ -362,6 +384,7 @@ class CollaborativeObjective(nn.Module):
             num_classes=self.model.num_classes,
             max_queries=self.max_positive_queries,
             draws=draws,
+            agreement=self.agreement,
         )
         seen = None
         if features is not None:
@@ -382,7 +405,11 @@ class CollaborativeObjective(nn.Module):
         return torch.cat([m.flatten(2).transpose(1, 2) for m in step.aux_maps], 1).unbind(0)
 
     def _mean_count(self, count: int, like: Tensor) -> Tensor:
-        return self.reduce_mean(like.new_full((), count)).clamp(min=1)
+        return self.agreement.shared(like.new_full((), count))
+
+    def _num_classified(self, num_boxes: Tensor) -> Tensor | None:
+        """The class loss's normaliser where it is not the process's own number of positives."""
+        return num_boxes if self.model.family.mean_class_normaliser or self.agreement.whole_batch else None
 
 
 def group_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.boxes import cxcywh_to_xyxy, paired_iou, size_scale, xyxy_to_cxcywh
-from codetr_cli.losses.functional import average, focal_loss, giou_loss, one_hot, quality_focal_loss
+from codetr_cli.losses.functional import average, focal_loss, giou_loss, quality_focal_loss
 from codetr_cli.losses.matcher import Match
 
 
@@ -100,7 +100,7 @@ class QueryCriterion:
 
     def _class_loss(self, logits: Tensor, labels: Tensor, predicted: Tensor, wanted: Tensor) -> Tensor:
         """Summed over queries and classes; boxes (B, Q, 4) are xyxy in [0, 1]."""
-        flat, flat_labels = logits.flatten(0, 1), labels.flatten()
+        by_class = logits.transpose(1, 2)
         if self.class_loss == "focal":
-            return focal_loss(flat, one_hot(flat_labels, flat.shape[1], flat.dtype)).sum()
-        return quality_focal_loss(flat, flat_labels, paired_iou(predicted, wanted).flatten())
+            return focal_loss(by_class, labels).sum()
+        return quality_focal_loss(by_class, labels, paired_iou(predicted, wanted)).sum()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.boxes import inverse_sigmoid, size_scale, xyxy_to_cxcywh
+from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.draws import Draws
 from codetr_cli.models.decoder import DINO_REFERENCE_EPS
 
@@ -50,6 +51,7 @@ def make_denoising_queries(
     box_noise: float,
     dtype: torch.dtype,
     draws: Draws,
+    agreement: Agreement = ALONE,
 ) -> DenoisingQueries:
     """Makes the queries of one batch.
 
@@ -62,10 +64,11 @@ def make_denoising_queries(
         box_noise: largest shift of a positive's corner in half sides; negatives are shifted up to twice as far.
         dtype: of boxes and noise.
         draws: source of the noise.
+        agreement: of the processes on the largest G.
     """
     device = label_embed.weight.device
     counts = [len(target["labels"]) for target in targets]
-    largest = max(counts)
+    largest = agreement.largest(max(counts))
     groups = max(num_queries // largest, 1) if largest else 1
     size = largest * 2 * groups
     labels = torch.cat([target["labels"] for target in targets]).repeat(2 * groups)  # (2 groups T,)

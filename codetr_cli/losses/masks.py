@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codetr_cli.boxes import clip_boxes, cxcywh_to_xyxy, size_scale
+from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.aux_heads import RoiStep, sample_regions
 from codetr_cli.losses.draws import Draws
 from codetr_cli.models.mask_heads.branch import MaskBranch, RegionMasks
@@ -105,7 +106,9 @@ class RoiMaskStep:
     loss: Tensor
 
 
-def roi_mask_step(head: FcnMaskHead, maps: Sequence[Tensor], roi: RoiStep, targets: Targets) -> RoiMaskStep:
+def roi_mask_step(
+    head: FcnMaskHead, maps: Sequence[Tensor], roi: RoiStep, targets: Targets, agreement: Agreement = ALONE
+) -> RoiMaskStep:
     """Draws the masks of the positive regions that the RoI head was trained on; there are no further random numbers.
 
     Args:
@@ -113,6 +116,7 @@ def roi_mask_step(head: FcnMaskHead, maps: Sequence[Tensor], roi: RoiStep, targe
         maps: per level (B, C, H, W).
         roi: the RoI head's sample.
         targets: per image `masks`.
+        agreement: of the processes on the normaliser.
     """
     boxes = [c.boxes[:count] for c, count in zip(roi.candidates, roi.num_positives, strict=True)]
     labels = torch.cat([c.labels[:count] for c, count in zip(roi.candidates, roi.num_positives, strict=True)])
@@ -126,13 +130,13 @@ def roi_mask_step(head: FcnMaskHead, maps: Sequence[Tensor], roi: RoiStep, targe
         ]
     )
     own_class = of_class(logits, labels)[:, 0]
-    return RoiMaskStep(regions, labels, wanted, pooled, logits, _mean_cross_entropy(own_class, wanted))
+    return RoiMaskStep(regions, labels, wanted, pooled, logits, _mean_cross_entropy(own_class, wanted, agreement))
 
 
-def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def _mean_cross_entropy(logits: Tensor, targets: Tensor, agreement: Agreement) -> Tensor:
     """Zero, and still a part of the graph, without any region."""
     total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return total / max(targets.numel(), 1)
+    return total / agreement.own(targets.numel(), total)
 
 
 # -------------------------------------------------------------------------------------------------- the refined masks
@@ -177,6 +181,7 @@ def mask_step(
     candidates: int,
     samples: int,
     draws: Draws,
+    agreement: Agreement = ALONE,
 ) -> MaskStep:
     """Draws the masks of detections that overlap an object, and of the objects' own boxes.
 
@@ -191,6 +196,7 @@ def mask_step(
         candidates: best detections of an image that take part.
         samples: regions drawn per image; the quarter of them that may be positive is used.
         draws: source of the samples.
+        agreement: of the processes on the normalisers.
     """
     found = [
         best_boxes(image_logits, image_boxes, target["norm_size"], candidates)
@@ -206,7 +212,7 @@ def mask_step(
     drawn = branch(maps, branch.head.semantic_maps(maps[0]), regions, labels)
     images = list(zip(targets, regions_of_image, objects_of_image, strict=True))
     wanted = [torch.cat([mask_targets(*image, int(m.shape[-1])) for image in images]) for m in drawn.logits]
-    stage_losses, boundaries = boundary_losses([m[:, 0] for m in drawn.logits], wanted)
+    stage_losses, boundaries = boundary_losses([m[:, 0] for m in drawn.logits], wanted, agreement)
     shares = torch.cat([visible_shares(*image) for image in images])
     iou_targets = mask_iou(drawn.logits[1][:, 0], wanted[1], shares)
     return MaskStep(
@@ -219,7 +225,7 @@ def mask_step(
         boundaries,
         stage_losses,
         iou_targets,
-        _iou_loss(drawn.iou, iou_targets),
+        _iou_loss(drawn.iou, iou_targets, agreement),
     )
 
 
@@ -242,7 +248,9 @@ def best_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int], count: int)
     return clip_boxes(chosen, size)[kept], scores[kept]
 
 
-def boundary_losses(masks: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def boundary_losses(
+    masks: Sequence[Tensor], targets: Sequence[Tensor], agreement: Agreement = ALONE
+) -> tuple[list[Tensor], list[Tensor]]:
     """Cross-entropy of every size: over all cells of the first two, at the boundaries of the others.
 
     A boundary is that of the prediction so far or that of the next smaller target. The prediction so far takes a finer
@@ -251,11 +259,12 @@ def boundary_losses(masks: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple
     Args:
         masks: logits (P, S, S), coarse to fine.
         targets: (P, S, S) zeros and ones.
+        agreement: of the processes on the normalisers.
 
     Returns:
         The losses and, of the sizes that are trained at boundaries, these as bool (P, S, S).
     """
-    losses = [_mean_cross_entropy(m, t) for m, t in zip(masks[:2], targets[:2], strict=True)]
+    losses = [_mean_cross_entropy(m, t, agreement) for m, t in zip(masks[:2], targets[:2], strict=True)]
     boundaries = []
     predicted = masks[1].detach().sigmoid() >= MASK_THRESHOLD
     for stage in range(FIRST_BOUNDARY_STAGE, len(masks)):
@@ -264,7 +273,7 @@ def boundary_losses(masks: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple
         region = _enlarged_region(of_both, size, mask.dtype)
         boundaries.append(region)
         per_cell = F.binary_cross_entropy_with_logits(mask, targets[stage], reduction="none")
-        losses.append((per_cell * region).sum() / region.sum().clamp(min=1))
+        losses.append((per_cell * region).sum() / agreement.own(region.sum(), per_cell))
         # Parity: a cell exactly between boundary and inside is taken from the finer size here, not in detection.
         finer = _enlarged_region(boundary(predicted, 1), size, mask.dtype)
         coarse = enlarge(masks[stage - 1].detach()[:, None], size)[:, 0]
@@ -291,8 +300,8 @@ def mask_iou(logits: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
     return overlap / (predicted.sum((1, 2)) + whole - overlap)
 
 
-def _iou_loss(estimated: Tensor, targets: Tensor) -> Tensor:
+def _iou_loss(estimated: Tensor, targets: Tensor, agreement: Agreement) -> Tensor:
     """Mean squared error over the masks that overlap their object; zero without any, and still a part of the graph."""
     counts = targets > 0
     squared = torch.where(counts, estimated - targets, torch.zeros_like(estimated)) ** 2
-    return squared.sum() / counts.sum().clamp(min=1)
+    return squared.sum() / agreement.own(counts.sum(), squared)

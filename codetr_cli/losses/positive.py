@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.boxes import size_scale, xyxy_to_cxcywh
+from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.aux_heads import Candidates
 from codetr_cli.losses.criterion import QueryTargets
 from codetr_cli.losses.draws import Draws
@@ -29,6 +30,7 @@ def select_positive_queries(
     num_classes: int,
     max_queries: int,
     draws: Draws,
+    agreement: Agreement = ALONE,
 ) -> tuple[Tensor, QueryTargets, Tensor]:
     """Chooses as many boxes in every image as the image with most positives has.
 
@@ -38,19 +40,21 @@ def select_positive_queries(
         num_classes: K.
         max_queries: upper limit of queries.
         draws: source of the random choices.
+        agreement: of the processes on what the images of a batch share.
 
     Returns:
         Boxes (B, Q, 4) normalised cxcywh, not clipped; their targets: the assigned object for positives, background for
         the others, which act as negatives; which candidates (B, Q) of their image they are.
     """
     # Parity: images are cut to the smallest number of candidates before anything is counted.
-    shared = min(len(c.labels) for c in candidates)
+    shared = agreement.smallest(min(len(c.labels) for c in candidates))
     if shared == 0:  # a network that has diverged proposes nothing: its loss must say so
         blank = candidates[0].boxes.new_zeros(len(candidates), MIN_QUERIES, 4)
         labels_of_none = torch.full(blank.shape[:2], num_classes, device=blank.device)
         return blank, QueryTargets(labels_of_none, blank), torch.zeros_like(labels_of_none)
     positives = [(c.labels[:shared] < num_classes).nonzero()[:, 0] for c in candidates]
-    count = max(min(max(len(p) for p in positives), max_queries), MIN_QUERIES)
+    richest = agreement.largest(max(len(p) for p in positives))
+    count = max(min(richest, max_queries), MIN_QUERIES)
     boxes, labels, objects, indices = [], [], [], []
     for candidate, positive, target in zip(candidates, positives, targets, strict=True):
         chosen = _fill(candidate.labels[:shared], positive, count, num_classes, draws)
