@@ -34,6 +34,10 @@ class MachineError(CodetrError):
     exit_code = 5
 
 
+class MemoryShrunkError(MachineError):
+    """Memory ran out in one of several processes; what has to change is written down and serves once all start again."""
+
+
 class DivergedError(CodetrError):
     """Training produced numbers that cannot be trained on (non-finite loss)."""
 

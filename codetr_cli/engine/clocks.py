@@ -110,7 +110,7 @@ def reset_peak_memory(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    _return_freed_memory()
+    return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text(RESET_PEAK, encoding="ascii")
     except OSError:
@@ -155,7 +155,7 @@ def extra_peak_memory(function: Callable[[], Sequence[torch.Tensor]], device: to
     return max(0, peak - before - sum(tensor.nbytes for tensor in returned))
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Asks glibc to give freed memory back to the system; other libraries are left as they are."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

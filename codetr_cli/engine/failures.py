@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from codetr_cli import errors
-from codetr_cli.errors import CodetrError, MachineError, StoppedError
+from codetr_cli.errors import CodetrError, MachineError, MemoryShrunkError, StoppedError
 
 NOTES = "CODETR_NOTES"  # the folder, for the processes
 FRAMES = 4  # of a traceback, innermost first
@@ -72,7 +72,8 @@ def error_of(folder: Path, deaths: Mapping[int, int]) -> tuple[Exception, bool]:
     notes = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
     notes.sort(key=lambda note: (not note["kind"], note["time"]))
     if notes and notes[0]["kind"]:
-        return error_from(notes[0]), True
+        # Who ran out of memory has written down how to go on with less.
+        return error_from(notes[0]), notes[0]["kind"] != MemoryShrunkError.__name__
     for rank, code in deaths.items():
         if code < 0:
             return MachineError(

@@ -19,6 +19,8 @@ class Position:
         bad_steps: steps left out in a row up to this one because their numbers were not finite.
         other_order: epoch and micro batch from which on images come in another order, None before the run went back to
             a checkpoint.
+        parts: that the images of a forward pass are split into, more than 1 since memory ran out.
+        recompute: everything that can be is recomputed in the backward pass, also since then.
     """
 
     step: int = 0
@@ -29,6 +31,8 @@ class Position:
     fruitless: int = 0
     bad_steps: int = 0
     other_order: tuple[int, int] | None = None
+    parts: int = 1
+    recompute: bool = False
 
 
 def count_evaluation(position: Position, step: int, ap: float) -> None:

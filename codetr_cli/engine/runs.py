@@ -148,7 +148,7 @@ class RunFolder:
     # ------------------------------------------------------------------------------------------------ metrics, events
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Appends a line to metrics.jsonl; its `kind` is train, eval, skip, rollback, end or diverged."""
+        """Appends a line to metrics.jsonl; its `kind` is train, eval, skip, memory, rollback, end or diverged."""
         self._append(self.metrics_path, json.dumps(line) + "\n")
 
     def event(self, text: str) -> None:

@@ -1,0 +1,219 @@
+"""Memory that a training may use: how much there is, what its lack looks like, and what trades it for time.
+
+What was decided about a run because of memory lies in its folder's memory.json, where every process finds it at its
+start: settings that were fitted, and how a step is computed since memory ran out.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from codetr_cli.config import ModelConfig, Settings, apply_overrides
+from codetr_cli.engine.clocks import memory_in_use, return_freed_memory
+from codetr_cli.engine.files import write_text
+
+RECORD = "memory.json"
+GIB = 2**30
+UNLIMITED = 2**60  # what version 1 of control groups calls no limit is a little below 2**63
+LACKING = (
+    "can't allocate memory",  # PyTorch's allocator on the CPU
+    "cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: of a GPU, or of the machine where that tells instead of killing."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LACKING)
+
+
+def gib_text(count: float) -> str:
+    """Bytes as GiB with one digit after the point, or two below 1."""
+    return f"{count / GIB:.1f}" if count >= 0.95 * GIB else f"{count / GIB:.2f}"
+
+
+def free_unused(device: torch.device) -> None:
+    """Gives back what no tensor uses: a failed step leaves cycles and cached blocks behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        return_freed_memory()
+
+
+# ---------------------------------------------------------------------------------------------------- how much there is
+
+
+def capacity(device: torch.device, processes: int = 1) -> int | None:
+    """Bytes that this process may hold in all, what it holds already included; None where the system does not tell.
+
+    Args:
+        device: whose memory.
+        processes: of this machine that share what main memory is left; each has its own GPU.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    left, held = main_memory_left(), memory_in_use(device)
+    return None if left is None or held is None else held + left // processes
+
+
+def main_memory_left(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of main memory that can still be had: the system's, or less where a control group has a limit.
+
+    Args:
+        proc: where the system tells of itself.
+        groups: where control groups are mounted, version 1 or 2.
+    """
+    lines = (line.partition(":") for line in _read(proc / "meminfo").splitlines())
+    available = next((int(rest.split()[0]) * 1024 for name, _, rest in lines if name == "MemAvailable"), None)
+    if available is None:
+        return None
+    return max(0, min([available, *_left_in_groups(proc, groups)]))
+
+
+def _left_in_groups(proc: Path, groups: Path) -> Iterator[int]:
+    """Bytes left below each limit of the groups that this process is in, and of those above them."""
+    for line in ["::/", "0:memory:/", *_read(proc / "self/cgroup").splitlines()]:
+        controllers, _, name = line.partition(":")[2].partition(":")
+        old = "memory" in controllers.split(",")
+        if controllers and not old:
+            continue
+        root = groups / "memory" if old else groups
+        limit_file, used_file, cache = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if old
+            else ("memory.max", "memory.current", "inactive_file")
+        )
+        place = root / name.lstrip("/")
+        for folder in (place, *place.parents):
+            limit, used = _read(folder / limit_file).strip(), _read(folder / used_file).strip()
+            if limit.isdigit() and used.isdigit() and int(limit) < UNLIMITED:
+                # Files that are only cached are dropped when memory is wanted.
+                fields = (entry.split() for entry in _read(folder / "memory.stat").splitlines())
+                dropped = next((int(value) for key, value in fields if key == cache), 0)
+                yield int(limit) - int(used) + dropped
+            if folder == root:
+                break
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+# -------------------------------------------------------------------------------------------------------- recomputation
+
+
+def set_checkpointing(model: nn.Module, config: ModelConfig) -> None:
+    """Has a network that is built already recompute in the backward pass what the settings say; changes no number.
+
+    Args:
+        model: a CoDETR, or a stand-in that has not all of its parts.
+        config: the settings.
+    """
+    wanted: dict[str, int | bool] = {
+        "encoder": config.encoder_checkpointing,
+        "decoder": config.decoder_checkpointing,
+        "aux_heads": config.aux_checkpointing,
+        "backbone": config.backbone.checkpointing,
+    }
+    for name, value in wanted.items():
+        part: Any = getattr(model, name, None)
+        if part is not None:
+            part.checkpointing = value
+
+
+def with_all_checkpointing(settings: Settings) -> Settings:
+    """The settings with everything recomputed that can be."""
+    return apply_overrides(settings, [f"{key}={_toml(value)}" for key, value in all_checkpointing(settings).items()])
+
+
+def all_checkpointing(settings: Settings) -> dict[str, int | bool]:
+    """The settings that recompute everything, by name, in the order of what they save; only those not on already."""
+    model = settings.model
+    keys: dict[str, int | bool] = {}
+    if model.encoder_checkpointing < model.encoder_layers:
+        keys["model.encoder_checkpointing"] = model.encoder_layers
+    if not model.decoder_checkpointing:
+        keys["model.decoder_checkpointing"] = True
+    if not model.aux_checkpointing:
+        keys["model.aux_checkpointing"] = True
+    if not model.backbone.checkpointing:
+        keys["model.backbone.checkpointing"] = True
+    return keys
+
+
+# ---------------------------------------------------------------------------------------------------------- memory.json
+
+
+@dataclass
+class MemoryRecord:
+    """What was decided about a run because of memory.
+
+    Attributes:
+        checked: what the newest preflight was for.
+        fitted: settings that were changed to fit, by name: what the command says, and what is used instead.
+        parts: that the images of a forward pass are split into since memory ran out in a training of several processes.
+        recompute: everything is recomputed since then.
+        why: what ran out of memory, for the person.
+    """
+
+    checked: dict[str, Any] = field(default_factory=dict)
+    fitted: dict[str, list[Any]] = field(default_factory=dict)
+    parts: int = 1
+    recompute: bool = False
+    why: dict[str, Any] = field(default_factory=dict)
+
+
+def read_record(run: Path) -> MemoryRecord:
+    """The decisions of a run folder; those of a run without any when there are none, or none that can be read."""
+    try:
+        return MemoryRecord(**json.loads((run / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return MemoryRecord()
+
+
+def write_record(run: Path, record: MemoryRecord) -> None:
+    """Writes the decisions of a run folder, as a whole."""
+    write_text(run / RECORD, json.dumps(asdict(record), indent=2) + "\n")
+
+
+def with_fitted(settings: Settings, run: Path) -> Settings:
+    """The settings of a command as its run was fitted before; what the command now says otherwise stays so.
+
+    Args:
+        settings: of the command.
+        run: the folder; it need not hold a run.
+    """
+    table = settings.model_dump(mode="json")
+    changed = []
+    for key, (before, after) in read_record(run).fitted.items():
+        value: Any = table
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value == before:
+            changed.append(f"{key}={_toml(after)}")
+    return apply_overrides(settings, changed)
+
+
+def local_processes(world_size: int) -> int:
+    """Training processes of this machine, as far as whoever started them tells."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value)
