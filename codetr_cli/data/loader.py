@@ -7,7 +7,7 @@ be reached without reading those before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.workers import PATIENCE_S, Reader
 
 Key = tuple[int, int]
+Segment = tuple[int, int, int, int | None]
+"""A stretch of an epoch that was trained at one width: how many processes there were, how many images each took at
+once, how many batches of these it used, and from which batch on they came in another order (None: as planned)."""
 
 
 class TrainLoader:
@@ -57,15 +60,26 @@ class TrainLoader:
         """Batches of a whole epoch on this rank."""
         return self.sampler.num_batches
 
-    def set_epoch(self, epoch: int, start_batch: int = 0, other_order_from: int | None = None) -> None:
+    def set_epoch(
+        self,
+        epoch: int,
+        start_batch: int = 0,
+        other_order_from: int | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> int:
         """Chooses what the next iteration yields.
 
         Args:
             epoch: 0-based; decides the order and every augmentation.
-            start_batch: batches of this epoch that are already done.
+            start_batch: batches of this epoch, since the last of the segments, that are already done.
             other_order_from: batch of this epoch from which on they come in another order; None: as planned.
+            segments: of this epoch that were trained at another width, in their order: what they used does not come
+                again, and what they left is planned anew for this width.
+
+        Returns:
+            how many batches that is on this rank; as many on every other.
         """
-        self.sampler.set_epoch(epoch, start_batch, other_order_from)
+        return self.sampler.set_epoch(epoch, start_batch, other_order_from, segments)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the chosen epoch.
@@ -81,7 +95,8 @@ class AspectGroupedSampler(Sampler[list[Key]]):
     """Order of training images: batches hold one orientation, nothing is left out, every rank has as many batches.
 
     Each group is shuffled and filled up with its own head to a multiple of micro_batch * world_size; the groups are cut
-    into batches, the batches are shuffled, and each rank takes a contiguous part.
+    into batches, the batches are shuffled, and each rank takes a contiguous part. An epoch that goes on at another
+    width than it began with does the same once more with the images that are left.
 
     Args:
         groups: (images,) int64, the group of each image; all equal for one group.
@@ -97,47 +112,63 @@ class AspectGroupedSampler(Sampler[list[Key]]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
-        self._epoch = 0
-        self._start_batch = 0
-        self._other_order_from: int | None = None
         together = micro_batch * world_size
         sizes = np.unique(groups, return_counts=True)[1]
         self.num_batches = int((-(-sizes // together)).sum())
+        self.set_epoch(0)
 
     def __len__(self) -> int:
         """Batches that the next iteration yields."""
-        return self.num_batches - self._start_batch
+        return len(self._coming)
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Lists of (epoch, index)."""
-        batches = self.batches(self._epoch)
-        if self._other_order_from is not None:
-            # Each rank shuffles what it has left, so that still no image of the epoch is left out or comes twice.
-            left = batches[self._other_order_from :]
-            order = np.random.default_rng([self.seed, self._epoch, self.rank]).permutation(len(left))
-            batches = np.concatenate([batches[: self._other_order_from], left[order]])
-        for batch in batches[self._start_batch :]:
+        for batch in self._coming:
             yield [(self._epoch, int(index)) for index in batch]
 
-    def set_epoch(self, epoch: int, start_batch: int = 0, other_order_from: int | None = None) -> None:
-        """Chooses the epoch, the first batch of the next iteration, and from which batch on the order is another."""
+    def set_epoch(
+        self,
+        epoch: int,
+        start_batch: int = 0,
+        other_order_from: int | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> int:
+        """Chooses what the next iteration yields, and counts it; see `TrainLoader.set_epoch`."""
         self._epoch = epoch
-        self._start_batch = start_batch
-        self._other_order_from = other_order_from
+        batches = self._reordered(self.batches(epoch, segments), other_order_from, epoch, self.rank)
+        self._coming = batches[start_batch:]
+        return len(self._coming)
 
-    def batches(self, epoch: int) -> np.ndarray:
-        """Indices (batches, micro_batch) int64 of an epoch on this rank."""
-        generator = torch.Generator().manual_seed(epoch + self.seed)
-        together = self.micro_batch * self.world_size
-        parts = []
+    def batches(self, epoch: int, segments: Sequence[Segment] = ()) -> np.ndarray:
+        """Indices (batches, micro_batch) int64 on this rank of what segments at other widths left of an epoch."""
+        left = np.ones(len(self.groups), bool)
+        for number, (world_size, micro_batch, used, other_order_from) in enumerate(segments):
+            plan = self._plan(epoch, left, number, micro_batch, world_size)
+            for rank, batches in enumerate(plan):
+                left[self._reordered(batches, other_order_from, epoch, rank)[:used]] = False
+        return self._plan(epoch, left, len(segments), self.micro_batch, self.world_size)[self.rank]
+
+    def _plan(self, epoch: int, left: np.ndarray, number: int, micro_batch: int, world_size: int) -> np.ndarray:
+        """Indices (world_size, batches, micro_batch) of the images left for segment `number` of an epoch."""
+        # The first one is the published order; more of them are drawn from generators of their own.
+        seed = epoch + self.seed if number == 0 else _mixed(self.seed, epoch, number)
+        generator = torch.Generator().manual_seed(seed)
+        together = micro_batch * world_size
+        parts = [np.zeros(0, np.int64)]
         for group in np.unique(self.groups):
-            members = np.flatnonzero(self.groups == group)
+            members = np.flatnonzero((self.groups == group) & left)
             members = members[torch.randperm(len(members), generator=generator).numpy()]
             parts.append(np.resize(members, -(-len(members) // together) * together))
-        indices = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        batches = indices.reshape(-1, self.micro_batch)
+        batches = np.concatenate(parts).reshape(-1, micro_batch)
         batches = batches[torch.randperm(len(batches), generator=generator).numpy()]
-        return batches[self.rank * self.num_batches : (self.rank + 1) * self.num_batches]
+        return batches.reshape(world_size, -1, micro_batch)
+
+    def _reordered(self, batches: np.ndarray, start: int | None, epoch: int, rank: int) -> np.ndarray:
+        """One rank's batches, shuffled from one on; still no image of the epoch is left out or comes twice."""
+        if start is None:
+            return batches
+        order = np.random.default_rng([self.seed, epoch, rank]).permutation(len(batches) - start)
+        return np.concatenate([batches[:start], batches[start:][order]])
 
 
 class EvalLoader:
@@ -184,6 +215,11 @@ class EvalLoader:
             MachineError: workers died again and again, hang, or cannot be started.
         """
         return iter(self.reader)
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def build_train_loader(

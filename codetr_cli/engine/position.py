@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from codetr_cli.data.loader import Segment
 
 
 @dataclass
@@ -12,7 +14,8 @@ class Position:
     Attributes:
         step: optimizer steps done.
         epoch: being trained, from 0.
-        batch: micro batches of it that this process has used.
+        batch: micro batches of it, after the segments, that this process has used.
+        segments: of the epoch that were trained by other numbers of processes or images at once, before.
         best: highest AP so far, -1 before the first evaluation.
         evaluated_step: step of the newest evaluation, -1 before the first.
         fruitless: evaluations since that of the highest AP.
@@ -26,6 +29,7 @@ class Position:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    segments: list[Segment] = field(default_factory=list)
     best: float = -1.0
     evaluated_step: int = -1
     fruitless: int = 0
@@ -33,6 +37,24 @@ class Position:
     other_order: tuple[int, int] | None = None
     parts: int = 1
     recompute: bool = False
+
+    @property
+    def is_between_epochs(self) -> bool:
+        """Whether nothing of the epoch is trained yet."""
+        return self.batch == 0 and not self.segments
+
+    def begin_next_epoch(self) -> None:
+        """Leaves the epoch, all images of which are used."""
+        self.epoch, self.batch, self.segments = self.epoch + 1, 0, []
+
+    def change_width(self, world_size: int, micro_batch: int) -> None:
+        """Closes the segment that was trained by so many processes with so many images at once."""
+        if not self.batch:
+            return
+        self.segments.append((world_size, micro_batch, self.batch, other_order_from(self)))
+        self.batch = 0
+        if self.other_order is not None and self.other_order[0] == self.epoch:
+            self.other_order = self.epoch, 0
 
 
 def count_evaluation(position: Position, step: int, ap: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.engine import distributed
-from codetr_cli.engine.position import Position, count_evaluation
+from codetr_cli.engine.optim import build_schedule
+from codetr_cli.engine.plan import steps_per_epoch
+from codetr_cli.engine.position import Position, count_evaluation, other_order_from
 from codetr_cli.engine.randomness import random_states, restore_random_states
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import RunFolder, Saved
@@ -225,12 +226,10 @@ def restore(training: Training, saved: Saved) -> None:
     if before == now:
         restore_random_states(state["randomness"][distributed.rank()], training.device)
     else:
-        position.batch = position.batch * math.prod(before) // math.prod(now)
-        if position.batch >= len(training.loader):
-            position.epoch, position.batch = position.epoch + 1, 0
         training.report.warn(
             f"the run was trained by {before[0]} processes with {before[1]} images at once and goes on with {now[0]} "
-            f"and {now[1]}: its numbers will not be exactly those of an uninterrupted run"
+            f"and {now[1]}: still each image of the epoch is used, in another order, so its numbers will not be "
+            "exactly those of an uninterrupted run"
         )
     for line in training.run.metrics():
         if line["step"] > position.step:
@@ -241,5 +240,28 @@ def restore(training: Training, saved: Saved) -> None:
         if line["kind"] == "eval" and line["step"] > position.evaluated_step:
             count_evaluation(position, line["step"], line["metrics"].get("AP", -1.0))
         if line["kind"] == "rollback":
-            position.other_order = line["epoch"], line["batch"]
             position.best = max(position.best, line["best"])
+            if position.other_order is None:  # the checkpoint was made before the run went back to it
+                position.other_order = line["epoch"], line["batch"]
+    if before != now:
+        position.change_width(*before)
+    _settle_length(training)
+
+
+def _settle_length(training: Training) -> None:
+    """Lets a run that is measured in epochs end with the last image of the last one.
+
+    Epochs that were trained by another number of processes may have had a step more or less.
+    """
+    position, settings = training.position, training.settings.train
+    left = training.loader.set_epoch(position.epoch, position.batch, other_order_from(position), position.segments)
+    if left == 0:
+        position.begin_next_epoch()
+        left = len(training.loader)
+    epochs = settings.epochs - position.epoch
+    if settings.max_steps is not None or epochs < 1:
+        return
+    later = (epochs - 1) * steps_per_epoch(len(training.loader), training.accumulation)
+    total = position.step + steps_per_epoch(left, training.accumulation) + later
+    if total != training.total_steps:
+        training.total_steps, training.schedule = total, build_schedule(settings, total)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, normalize, pad
+from codetr_cli.data.loader import Segment
 from codetr_cli.engine import distributed
 from codetr_cli.engine.divergence import BadNumbers, Seen, has_finite_outputs, is_bad_step, on_images
 from codetr_cli.engine.ema import ModelEma
@@ -52,8 +53,14 @@ class Loader(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
-    def set_epoch(self, epoch: int, start_batch: int = 0, other_order_from: int | None = None) -> None:
-        """Chooses the epoch, how many of its micro batches are skipped, and from which one on the order is another."""
+    def set_epoch(
+        self,
+        epoch: int,
+        start_batch: int = 0,
+        other_order_from: int | None = None,
+        segments: Sequence[Segment] = (),
+    ) -> int:
+        """Chooses what the next iteration yields, and counts it; see `codetr_cli.data.loader.TrainLoader`."""
 
 
 @dataclass(kw_only=True)
@@ -168,8 +175,7 @@ def train_one_epoch(training: Training) -> None:
         DivergedError: there is nothing left to try.
     """
     position, epoch = training.position, training.position.epoch
-    training.loader.set_epoch(epoch, position.batch, other_order_from(position))
-    left = len(training.loader) - position.batch
+    left = training.loader.set_epoch(epoch, position.batch, other_order_from(position), position.segments)
     batches = iter(training.loader)
     training.objective.train()
     training.meter.restart()
@@ -187,7 +193,7 @@ def train_one_epoch(training: Training) -> None:
             adopt(training)
             return
         if left == 0:
-            position.epoch, position.batch = epoch + 1, 0
+            position.begin_next_epoch()
         stopping, due = distributed.any_process(training.stop.number is not None, _is_save_due(training))
         if stopping or due or left == 0 or position.step == training.total_steps:
             save(training)
@@ -344,7 +350,7 @@ def _report_step(training: Training, norm: float) -> None:
 def _evaluate_if_due(training: Training) -> None:
     """Evaluates after every so many epochs and at the end, once a step, and keeps the best checkpoint."""
     position, every = training.position, training.settings.train.eval_every
-    due = position.step == training.total_steps or (position.batch == 0 and position.epoch % every == 0)
+    due = position.step == training.total_steps or (position.is_between_epochs and position.epoch % every == 0)
     if training.evaluate is None or not due or position.step in (0, position.evaluated_step):
         return
     wait_until_saved(training)  # a stop during the evaluation finds all done, and its workers start undisturbed

@@ -224,10 +224,11 @@ def build_training(
         training.evaluate = _evaluation(training, model)
     if saved is not None:
         restore(training, saved)
-        report.note(f"resumed after step {training.position.step} of {steps}")
+        report.note(f"resumed after step {training.position.step} of {training.total_steps}")
     if distributed.is_main():
         folder.rewind(training.position.step)
-        folder.event(f"training from step {training.position.step} to {steps}: {batches.describe()}, {device}")
+        length = f"from step {training.position.step} to {training.total_steps}"
+        folder.event(f"training {length}: {batches.describe()}, {device}")
     distributed.barrier()
     return training
 

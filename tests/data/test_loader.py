@@ -16,7 +16,13 @@ import torch
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.loader import AspectGroupedSampler, TrainLoader, build_eval_loader, build_train_loader
+from codetr_cli.data.loader import (
+    AspectGroupedSampler,
+    Segment,
+    TrainLoader,
+    build_eval_loader,
+    build_train_loader,
+)
 from codetr_cli.errors import DatasetError
 
 FLAGS = np.array([1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1])
@@ -74,6 +80,95 @@ def test_sampler_resumes_from_any_batch() -> None:
     assert list(sampler) == whole[4:]
     assert len(sampler) == len(whole) - 4
     assert all(epoch == 2 for batch in whole for epoch, _ in batch)
+
+
+MANY = np.random.default_rng(0).integers(0, 2, 61)
+
+
+def epoch_at_widths(*widths: tuple[int, int, int], other: int | None = None) -> list[list[int]]:
+    """The images of one epoch, a list for each of the segments (processes, images at once, batches); -1: to the end.
+
+    Args:
+        widths: of the segments.
+        other: batch of the first segment from which on, and in all later ones, batches come in another order.
+    """
+    used: list[list[int]] = []
+    segments: list[Segment] = []
+    for number, (world_size, micro_batch, count) in enumerate(widths):
+        order = other if number == 0 or other is None else 0
+        found: list[int] = []
+        lengths = set()
+        for rank in range(world_size):
+            sampler = AspectGroupedSampler(MANY, micro_batch=micro_batch, rank=rank, world_size=world_size, seed=3)
+            lengths.add(sampler.set_epoch(4, 0, order, segments))
+            batches = list(sampler)
+            assert all(len({MANY[index] for _, index in batch}) == 1 for batch in batches)
+            assert {epoch for batch in batches for epoch, _ in batch} <= {4}
+            begun = batches[:count] if count >= 0 else batches
+            found += [index for batch in begun for _, index in batch]
+            if count > 0:  # and a stop within a segment changes nothing in it
+                sampler.set_epoch(4, count, order, segments)
+                assert list(sampler) == batches[count:]
+        assert len(lengths) == 1
+        used.append(found)
+        segments.append((world_size, micro_batch, count, order))
+    return used
+
+
+@pytest.mark.parametrize("other", [None, 0, 3])
+@pytest.mark.parametrize(
+    "widths",
+    [
+        [(2, 1, 9), (1, 1, -1)],
+        [(1, 1, 20), (2, 1, -1)],
+        [(2, 2, 7), (3, 2, -1)],
+        [(2, 4, 3), (2, 1, -1)],
+        [(1, 1, 40), (1, 4, -1)],
+        [(2, 2, 5), (1, 3, 4), (3, 1, -1)],
+        [(3, 1, 6), (1, 1, 6), (3, 1, 6), (2, 2, -1)],
+        [(8, 2, 3), (5, 3, -1)],
+    ],
+)
+def test_an_epoch_at_several_widths_uses_each_image_and_repeats_only_to_fill_up(
+    widths: list[tuple[int, int, int]], other: int | None
+) -> None:
+    used = epoch_at_widths(*widths, other=other)
+    counts = Counter(index for segment in used for index in segment)
+    assert set(counts) == set(range(len(MANY)))
+    # No image of an earlier segment comes again, and within a segment a group is repeated less than once around.
+    for number, segment in enumerate(used):
+        before = {index for earlier in used[:number] for index in earlier}
+        assert not before & set(segment)
+        world_size, micro_batch, _ = widths[number]
+        repeated = len(segment) - len(set(segment))
+        assert repeated <= 2 * (world_size * micro_batch - 1)  # two groups
+    first = epoch_at_widths(widths[0], other=other)[0]
+    assert first == used[0]
+
+
+def test_the_first_segment_is_the_published_order_and_later_ones_differ() -> None:
+    sampler = make_sampler()
+    plain = sampler.batches(2)
+    assert sampler.set_epoch(2, 0, None, []) == len(plain)
+    assert [[index for _, index in batch] for batch in sampler] == plain.tolist()
+    # A segment of no batch leaves all images, which are planned anew.
+    again = sampler.batches(2, [(2, 1, 0, None)])
+    assert sorted(again.ravel().tolist()) == sorted(plain.ravel().tolist())
+    assert again.tolist() != plain.tolist()
+
+
+def test_nothing_may_be_left_for_another_width() -> None:
+    """When only the images are left that filled the batches up, the epoch is over."""
+    groups = np.zeros(3, np.int64)
+    ranks = [AspectGroupedSampler(groups, micro_batch=1, rank=rank, world_size=2, seed=0) for rank in range(2)]
+    whole = [ranks[rank].batches(0).ravel().tolist() for rank in range(2)]
+    assert sorted(set(whole[0] + whole[1])) == [0, 1, 2]
+    lengths = set()
+    for epoch in range(20):
+        one = AspectGroupedSampler(groups, micro_batch=1, rank=0, world_size=1, seed=0)
+        lengths.add(one.set_epoch(epoch, 0, None, [(2, 1, 1, None)]))
+    assert lengths == {1, 2}  # the same image twice at once, or two of the three
+    assert one.set_epoch(0, 0, None, [(2, 1, 2, None)]) == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

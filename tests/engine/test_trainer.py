@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.batch import Batch
+from codetr_cli.data.loader import Segment
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.loggers import Loggers
 from codetr_cli.engine.meter import Meter
@@ -59,18 +60,23 @@ class StandInLoader:
 
     def __init__(self, count: int = MICRO_BATCHES) -> None:
         self.count, self.epoch, self.start, self.other_order_from = count, 0, 0, None
+        self.done = 0
 
     def __len__(self) -> int:
         return self.count
 
-    def set_epoch(self, epoch: int, start_batch: int = 0, other_order_from: int | None = None) -> None:
+    def set_epoch(
+        self, epoch: int, start_batch: int = 0, other_order_from: int | None = None, segments: Sequence[Segment] = ()
+    ) -> int:
         self.epoch, self.start, self.other_order_from = epoch, start_batch, other_order_from
+        self.done = sum(used * width * size // 2 for width, size, used, _ in segments)  # in batches of 2, as they come
+        return self.count - self.done - start_batch
 
     def __iter__(self) -> Iterator[Batch]:
         torch.rand(1)
         first = self.count if self.other_order_from is None else self.other_order_from
         order = [*range(first), *reversed(range(first, self.count))]
-        for index in order[self.start :]:
+        for index in order[self.done + self.start :]:
             generator = torch.Generator().manual_seed(100 * self.epoch + index)
             images = torch.randint(0, 255, (2, 3, 4, 4), dtype=torch.uint8, generator=generator)
             targets = [{"image_id": 10 * index + i} for i in range(2)]
@@ -132,6 +138,7 @@ def begin(
     stop_after: int | None = None,
     stop_signal: int = 2,
     micro_batch: int = 2,
+    loader: StandInLoader | None = None,
 ) -> Training:
     """A training in a folder, from wherever the folder's newest checkpoint is."""
     settings = apply_overrides(settings, ["train.log_every=1", *overrides])
@@ -155,7 +162,7 @@ def begin(
         ema=ModelEma(objective.model, settings.train.ema_momentum) if settings.train.ema_momentum else None,
         dtype=None,
         device=CPU,
-        loader=StandInLoader(),
+        loader=loader or StandInLoader(),
         micro_batch=micro_batch,
         accumulation=accumulation,
         total_steps=total,
@@ -276,16 +283,34 @@ def test_an_evaluation_that_is_not_repeated_changes_nothing(tmp_path: Path, tiny
     assert_same(resumed, straight)
 
 
-def test_another_number_of_images_at_once_continues_in_the_same_epoch_with_a_warning(
-    tmp_path: Path, tiny_settings: Settings
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_another_number_of_images_at_once_uses_what_is_left_of_the_epoch(
+    tmp_path: Path, tiny_settings: Settings, epochs: int
 ):
+    """3 of 5 micro batches are used; those of another size that follow still hold 2 images in this stand-in."""
+    overrides = (f"train.epochs={epochs}", "train.lr_schedule=cosine")
     with pytest.raises(StoppedError):
-        train(begin(tmp_path, tiny_settings, stop_after=4))
-    resumed = begin(tmp_path, tiny_settings, micro_batch=4)
-    assert (resumed.position.epoch, resumed.position.batch) == (0, 2)
-    assert "not be exactly" in resumed.report.warnings[0]
-    resumed = begin(tmp_path, tiny_settings, micro_batch=1)
-    assert (resumed.position.epoch, resumed.position.batch) == (1, 0)  # more than there are
+        train(begin(tmp_path, tiny_settings, *overrides, stop_after=3))
+    resumed = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(0.1, 0.2, 0.3), micro_batch=1, accumulation=2)
+    position = resumed.position
+    assert (position.step, position.epoch, position.batch, position.segments) == (3, 0, 0, [(1, 2, 3, None)])
+    assert "each image of the epoch is used" in resumed.report.warnings[0]
+    # One step of two micro batches is left of this epoch, and each other has three.
+    assert resumed.total_steps == 3 + 1 + 3 * (epochs - 1)
+    assert resumed.schedule.factor(resumed.total_steps, epochs) == pytest.approx(0, abs=1e-6)
+    train(resumed)
+    lines = resumed.run.metrics()
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [4, 7, 10][:epochs]
+    assert (position.epoch, position.batch, position.segments) == (epochs, 0, [])
+    assert resumed.run.status() == "finished"
+
+
+def test_an_epoch_of_which_nothing_is_left_at_another_width_is_over(tmp_path: Path, tiny_settings: Settings):
+    with pytest.raises(StoppedError):
+        train(begin(tmp_path, tiny_settings, "train.epochs=2", stop_after=4))
+    resumed = begin(tmp_path, tiny_settings, "train.epochs=2", loader=StandInLoader(4), micro_batch=1)
+    assert (resumed.position.step, resumed.position.epoch, resumed.position.segments) == (4, 1, [])
+    assert resumed.total_steps == 4 + 4
 
 
 def test_the_weights_of_a_checkpoint_are_the_average_where_there_is_one(tmp_path: Path, tiny_settings: Settings):
