@@ -218,8 +218,9 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
     """A context in which backward adds gradients here and does not average them yet."""
-    if hasattr(module, "set_requires_gradient_sync"):
-        return _without_reduction(module.set_requires_gradient_sync)
+    reduce_gradients: Any = getattr(module, "set_requires_gradient_sync", None)  # sharded modules have it
+    if reduce_gradients is not None:
+        return _without_reduction(reduce_gradients)
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 

@@ -74,7 +74,7 @@ def not_finite_gradients(model: nn.Module) -> list[str]:
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not bool(_local(parameter.grad).isfinite().all())
+        if parameter.grad is not None and not bool(distributed.own_part(parameter.grad).isfinite().all())
     ]
 
 
@@ -104,11 +104,6 @@ def has_finite_outputs(model: nn.Module, images: Tensor, padding_mask: Tensor) -
 def on_images(image_ids: Sequence[int]) -> str:
     """A phrase that names images by id."""
     return f"on the images with id {_listed(sorted(set(image_ids)))}"
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that may be spread over several."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _listed(items: Sequence[object]) -> str:

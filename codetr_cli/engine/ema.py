@@ -14,6 +14,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from codetr_cli.engine import distributed
+from codetr_cli.engine.sharding import part_of
+
 WARMUP_STEPS = 2000
 
 
@@ -23,7 +26,7 @@ def step_momentum(step: int, momentum: float) -> float:
 
 
 class ModelEma:
-    """The moving average of a model's state dict, kept on the model's device.
+    """The moving average of a model's state dict, kept on the model's device and spread over processes as it is.
 
     Args:
         model: what is averaged; its present weights are the average's start.
@@ -40,12 +43,12 @@ class ModelEma:
         momentum = step_momentum(step, self.momentum)
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                self.state[name].lerp_(value, momentum)
+                distributed.own_part(self.state[name]).lerp_(distributed.own_part(value), momentum)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes an average saved earlier; names and shapes must be the model's."""
+        """Takes an average saved earlier, not spread; names and shapes must be the model's."""
         for name, value in self.state.items():
-            value.copy_(state[name])
+            value.copy_(part_of(state[name], value))
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.config import TrainConfig
+from codetr_cli.engine import distributed
 from codetr_cli.errors import ConfigError
 
 PUBLISHED_BATCH = 16  # images per step that the published learning rates are for
@@ -71,7 +72,8 @@ def parameter_groups(
             * (offsets_lr_scale if SAMPLING_OFFSETS.match(name) else 1.0)
             * layer_decay ** _layers_above(name, blocks)
         )
-        decayed = decay_norms or parameter.dim() != 1  # every bias is a vector; single numbers are decayed
+        # Every bias is a vector; single numbers are decayed.
+        decayed = decay_norms or parameter.dim() != 1 or distributed.is_single_number(parameter)
         groups.setdefault((scale, weight_decay if decayed else 0.0), []).append(parameter)
     ordered = sorted(groups, key=lambda group: (group[0] == 1.0, *group))
     return [
@@ -188,7 +190,17 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     Returns:
         the norm before clipping, a scalar; not finite when any gradient is not.
     """
-    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    max_norm = max_norm if max_norm > 0 else math.inf
+    parts = [distributed.own_part(gradient) for gradient in gradients]
+    if all(part is gradient for part, gradient in zip(parts, gradients, strict=True)):
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+    norm = distributed.norm_of_spread(gradients)
+    share = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch has it
+    for part in parts:
+        part.mul_(share)
+    return norm
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -17,6 +17,7 @@ from codetr_cli.engine.divergence import Seen, find_bad_numbers
 from codetr_cli.engine.reproducer import save_reproducer
 from codetr_cli.engine.runs import STATE, Saved, read_state
 from codetr_cli.engine.saving import load_newest, wait_until_saved
+from codetr_cli.engine.sharding import whole_weights
 from codetr_cli.errors import DivergedError, MachineError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _save_reproducer(training: Training, folder: Path) -> None:
     position, bad = training.position, training.bad
     save_reproducer(
         folder,
-        dict(training.model.state_dict()),
+        dict(whole_weights(training.model)),
         training.taken,
         {
             "step": position.step,
