@@ -20,6 +20,7 @@ from codetr_cli.engine.position import Position, count_evaluation, other_order_f
 from codetr_cli.engine.randomness import random_states, restore_random_states
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import RunFolder, Saved
+from codetr_cli.engine.sharding import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
 from codetr_cli.errors import CheckpointError, MachineError
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def save(training: Training) -> None:
     waited = time.monotonic() - started
     randomness = distributed.gather_objects(random_states(training.device))
     weights = host_model_state(training.model)
-    optimizer = host_optimizer_state(training.model, training.optimizer)
-    average = None if training.ema is None else host_copy(training.ema.state)
+    optimizer = host_optimizer_state(training.optimizer)
+    average = None if training.ema is None else host_model_state(training.model, training.ema.state)
     if training.device.type == "cuda":
         torch.cuda.synchronize(training.device)
     training.saved_at = time.monotonic()
@@ -153,19 +154,23 @@ def wait_until_saved(training: Training) -> None:
     distributed.barrier()
 
 
-def host_model_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state dict in host memory; empty in a process that does not write."""
-    return host_copy(dict(model.state_dict())) if distributed.is_main() else {}
-
-
-def host_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A copy of an optimizer's state dict in host memory; empty in a process that does not write.
+def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """A copy of a model's state dict in host memory; empty in a process that does not write. Every process must ask.
 
     Args:
-        model: whose parameters the optimizer has.
-        optimizer: in the middle of a training.
+        model: sharded or not.
+        state: one with the same names, e.g. an average; None: the model's own.
     """
-    return host_copy(optimizer.state_dict()) if distributed.is_main() else {}
+    writes = distributed.is_main()
+    return {name: host_copy(value) for name, value in whole_weights(model, state) if writes}
+
+
+def host_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A copy of an optimizer's state dict in host memory; without tensors in a process that does not write.
+
+    Every process must ask.
+    """
+    return whole_optimizer(optimizer, host_copy if distributed.is_main() else lambda _: None)
 
 
 def host_copy(value: Any) -> Any:
@@ -216,10 +221,10 @@ def load_newest(run: RunFolder, report: Report) -> Saved | None:
 def restore(training: Training, saved: Saved) -> None:
     """Puts the run where a checkpoint left it; every process does so for itself."""
     state, weights = saved.state, saved.weights.state
-    training.model.load_state_dict(weights if state["weights"] is None else state["weights"])
+    load_whole_weights(training.model, weights if state["weights"] is None else state["weights"])
     if training.ema is not None:
         training.ema.load(weights)
-    training.optimizer.load_state_dict(state["optimizer"])
+    load_whole_optimizer(training.optimizer, state["optimizer"])
     training.scaler.load_state_dict(state["scaler"])
     position = training.position = Position(**state["position"])
     before, now = (state["world_size"], state["micro_batch"]), (distributed.world_size(), training.micro_batch)
