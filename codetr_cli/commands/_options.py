@@ -33,6 +33,15 @@ DataOption = Annotated[
         help="Folder in COCO's, VOC's or YOLO's layout. Without it: CODETR_DATA, else data/coco.",
     ),
 ]
+DataSetsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Folder in COCO's, VOC's or YOLO's layout; several, each with --data, are merged by the names of their "
+        "classes. Without it: CODETR_DATA, else data/coco.",
+    ),
+]
 RunOption = Annotated[
     Path | None, typer.Option("--run", metavar="DIR", help="Run folder. Without it: runs/PRESET/1, 2, ...")
 ]

@@ -83,7 +83,7 @@ def _write(converted: Converted, name: str, path: Path) -> tuple[int, int, int]:
     """Writes a split; returns its numbers of images, boxes and classes."""
     import json
 
-    from codetr_cli.data.converted import write_json
+    from codetr_cli.data.cache import write_json
 
     table = json.loads(converted.splits[name].annotations_path.read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import DataOption, DeviceOption, JsonOption, QuietOption, SetOption
+from codetr_cli.commands._options import DataSetsOption, DeviceOption, JsonOption, QuietOption, SetOption
 from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, TtaOption, free_folder
 from codetr_cli.commands._weights import fetched
 
@@ -48,7 +48,7 @@ def eval(
             help="A .safetensors or published .pth file, its address, a run folder, or a preset that was downloaded.",
         ),
     ] = None,
-    data: DataOption = None,
+    data: DataSetsOption = None,
     split: Annotated[
         Literal["val", "train", "test"], typer.Option("--split", help="Which images of the data set.")
     ] = "val",
@@ -115,6 +115,8 @@ def eval(
     paths = _find_data(data, split, images, annotations, overrides or [], images_needed=detections is None)
     for note in paths.notes:
         console.info(note)
+    for warning in paths.warnings:
+        console.warn(warning)
     if detections is not None:
         shown = _Shown(per_class=per_class, protocol=protocol)
         dataset = _named_dataset(overrides or [])
@@ -156,7 +158,7 @@ def _named_dataset(overrides: Sequence[str]) -> Literal["coco", "lvis", "objects
 
 
 def _find_data(
-    data: str | None,
+    data: Sequence[str] | None,
     split: Literal["val", "train", "test"],
     images: str | None,
     annotations: str | None,
@@ -181,7 +183,10 @@ def _find_data(
         return paths
     relevant = [override for override in overrides if override.strip().startswith("data.")]
     named = any(override.strip().startswith("data.dataset") for override in relevant)
-    return find_data(apply_overrides(Settings(name="eval"), relevant).data, data, split, any_dataset=not named)
+    config = apply_overrides(Settings(name="eval"), relevant).data
+    if data:
+        config = config.model_copy(update={"root": data[0], "more": tuple(data[1:])})
+    return find_data(config, None, split, any_dataset=not named)
 
 
 def _evaluate(

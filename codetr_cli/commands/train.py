@@ -13,7 +13,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands._options import (
-    DataOption,
+    DataSetsOption,
     DeviceOption,
     DryRunOption,
     JsonOption,
@@ -41,7 +41,7 @@ def train(
         str,
         typer.Option("--preset", metavar="NAME", help="A preset, see `codetr presets`, or the path of a TOML file."),
     ],
-    data: DataOption = None,
+    data: DataSetsOption = None,
     run: RunOption = None,
     weights: Annotated[
         str | None,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from codetr_cli.data.cache import source_of
 from codetr_cli.data.layout import image_name
 from codetr_cli.data.masks import Outlines
 from codetr_cli.errors import DatasetError
@@ -123,14 +124,15 @@ def check_kind(annotations: Annotations, dataset: Literal["coco", "lvis", "objec
     """
     if annotations.is_lvis and dataset != "lvis":
         raise DatasetError(
-            f"{path} is an LVIS annotation file, but the settings are for {dataset} (data.dataset={dataset}). Take an "
-            "LVIS preset and its checkpoint, e.g. co_dino_r50_lvis, or say --set data.dataset=lvis"
+            f"{source_of(path).name} is an LVIS annotation file, but the settings are for {dataset} "
+            f"(data.dataset={dataset}). Take an LVIS preset and its checkpoint, e.g. co_dino_r50_lvis, or say "
+            "--set data.dataset=lvis"
         )
     if dataset == "lvis" and not annotations.is_lvis:
         raise DatasetError(
-            f"{path} is not an LVIS annotation file (its images have no neg_category_ids), but the settings are for "
-            "LVIS (data.dataset=lvis). Give lvis_v1_train.json or lvis_v1_val.json, or take a preset that is not for "
-            "LVIS, e.g. co_dino_r50, or say --set data.dataset=coco"
+            f"{source_of(path).name} is not an LVIS annotation file (its images have no neg_category_ids), but the "
+            "settings are for LVIS (data.dataset=lvis). Give lvis_v1_train.json or lvis_v1_val.json, or take a preset "
+            "that is not for LVIS, e.g. co_dino_r50, or say --set data.dataset=coco"
         )
 
 
@@ -371,7 +373,7 @@ def _check_unique(ids: np.ndarray, name: str, path: Path) -> None:
 
 def _refusal(path: Path, name: str, index: int, problem: str, entry_id: object = None) -> DatasetError:
     entry = f"{name}[{index}]" + (f" (id {entry_id})" if entry_id is not None else "")
+    source = source_of(path)
     return DatasetError(
-        f"{path}: {entry} has {problem}. Correct or remove it; "
-        f"`codetr prepare {path.parent.parent}` lists every such entry"
+        f"{source.name}: {entry} has {problem}. Correct or remove it; {source.check} lists every such entry"
     )

@@ -16,8 +16,7 @@ On a canvas (large-scale jittering and its test images) the padding belongs to t
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,12 +28,12 @@ from codetr_cli.data.annotations import Annotations as Annotations
 from codetr_cli.data.annotations import check_kind
 from codetr_cli.data.annotations import read_annotations as read_annotations
 from codetr_cli.data.batch import Target
-from codetr_cli.data.converted import find_converted
+from codetr_cli.data.cache import source_of
 from codetr_cli.data.copy_paste import CopyPaste
 from codetr_cli.data.images import read_image
-from codetr_cli.data.layout import LAYOUTS, default_root, has_published_layout
-from codetr_cli.data.layout import Split as SplitPlace
 from codetr_cli.data.oversampling import repeated_images
+from codetr_cli.data.places import DataPaths as DataPaths
+from codetr_cli.data.places import find_data as find_data
 from codetr_cli.data.transforms import AnyTransform, DroppedSampleError, Sample, build_transforms
 from codetr_cli.errors import DatasetError
 
@@ -133,9 +132,10 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         self._outlines = annotations.outlines
         self._objects = annotations.usable_objects(rows, with_crowd=not training)
         if training and not len(self._objects.labels):
+            source = source_of(annotations_path)
             raise DatasetError(
-                f"{annotations_path} has no object to train on ({len(annotations.labels)} annotations, "
-                f"{len(rows)} usable images): check it with `codetr prepare {annotations_path.parent.parent}`"
+                f"{source.name} has no object to train on ({len(annotations.labels)} annotations, {len(rows)} usable "
+                f"images): check it with {source.check}"
             )
         if self._outlines is not None:
             self._check_outlines(~self._outlines.present[self._objects.rows])
@@ -151,10 +151,10 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         count = "none" if absent.all() else f"{len(absent) - int(absent.sum())}"
         first = self._outlines.entries[self._objects.rows[np.argmax(absent)]]
         raise DatasetError(
-            f"{self.annotations_path} lacks masks: {count} of its {len(absent)} usable objects have a segmentation "
-            f"(annotations[{first}] has none), but the settings need the masks of all. Take a preset without masks, "
-            'paste whole boxes with --set data.copy_paste="boxes" or nothing with --set data.copy_paste=none, or add '
-            "the masks"
+            f"{source_of(self.annotations_path).name} lacks masks: {count} of its {len(absent)} usable objects have a "
+            f"segmentation (annotations[{first}] has none), but the settings need the masks of all. Take a preset "
+            'without masks, paste whole boxes with --set data.copy_paste="boxes" or nothing with '
+            "--set data.copy_paste=none, or add the masks"
         )
 
     @property
@@ -202,8 +202,9 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
                 # Parity: any image of the same orientation, the same one included.
                 index = int(rng.choice(np.flatnonzero(self.aspect_flags == self.aspect_flags[index])))
         raise DatasetError(
-            f"{TRIES} images of {self.annotations_path} in a row lost all their objects in augmentation, at last "
-            f"{self.image_path(index)}. Check that the masks lie where the boxes are, or crop less with "
+            f"{TRIES} images of {source_of(self.annotations_path).name} in a row lost all their objects in "
+            f"augmentation, at last {self.image_path(index)}. Check that the masks lie where the boxes are, or crop "
+            "less with "
             "--set data.lsj_ratio=[0.1,1.0]"
         )
 
@@ -222,9 +223,10 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             try:
                 masks = self._outlines.masks(objects.rows[rows].tolist(), image.shape[:2])
             except DatasetError as error:
+                source = source_of(self.annotations_path)
                 raise DatasetError(
-                    f"{self.annotations_path}: {error} (image {path.name}). Correct or remove it; "
-                    f"`codetr prepare {self.annotations_path.parent.parent}` lists every such entry"
+                    f"{source.name}: {error} (image {path.name}). Correct or remove it; {source.check} lists every "
+                    "such entry"
                 ) from error
         return Sample(
             image=image,
@@ -275,84 +277,3 @@ def build_dataset(settings: Settings, *, split: Split, training: bool, data: str
 def build_copy_paste(config: DataConfig) -> CopyPaste | None:
     """What pastes a second image's objects into training images, if the settings ask for it."""
     return None if config.copy_paste == "none" else CopyPaste(cut=config.copy_paste, max_pasted=config.max_pasted)
-
-
-# ----------------------------------------------------------------------------------------------------- where data lies
-
-
-@dataclass(frozen=True)
-class DataPaths:
-    """Folder of the images and file of the annotations of one split.
-
-    `notes` are sentences about choices that were made in finding them.
-    """
-
-    images_dir: Path
-    annotations_path: Path
-    notes: tuple[str, ...] = ()
-
-
-def find_data(
-    config: DataConfig, data: str | None, split: Literal["train", "val", "test"], *, any_dataset: bool = False
-) -> DataPaths:
-    """Finds one split of a data set in its published layout, see `codetr_cli.data.layout`, or in VOC's or YOLO's.
-
-    The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
-    data/objects365); paths of `config` for the split's images or annotations override what lies in it.
-
-    Args:
-        config: names the data set, and perhaps the paths.
-        data: folder given on the command line.
-        split: which images.
-        any_dataset: if the folder does not hold `config.dataset` but another known data set, take that.
-
-    Raises:
-        DatasetError: the folder of images or the annotation file is not there; or those of another data set are.
-    """
-    named = data or config.root or os.environ.get("CODETR_DATA")
-    root = Path(named) if named else default_root(config.dataset)
-    images, annotations = {
-        "train": (config.train_images, config.train_annotations),
-        "val": (config.val_images, config.val_annotations),
-        "test": (None, None),
-    }[split]
-    place = SplitPlace(split, root, config.dataset)
-    other = None if place.annotations_path.is_file() else _other_dataset(root, config.dataset)
-    if any_dataset and other is not None:
-        place = SplitPlace(split, root, other)
-    notes: tuple[str, ...] = ()
-    if not (images and annotations) and not has_published_layout(root):
-        converted = find_converted(root)
-        if converted is not None and split in converted.splits:
-            place, notes = converted.splits[split], converted.sentences()
-        elif converted is not None:
-            raise DatasetError(
-                f"{root} ({converted.title}) has no {split} images, but those of {', '.join(converted.splits)}. Add a "
-                "list or folder of them, or choose another split"
-            )
-    paths = DataPaths(
-        images_dir=Path(images or place.images_dir),
-        annotations_path=Path(annotations or place.annotations_path),
-        notes=notes,
-    )
-    missing = [f"the folder {paths.images_dir}"] if not paths.images_dir.is_dir() else []
-    missing += [f"the file {paths.annotations_path}"] if not paths.annotations_path.is_file() else []
-    if missing:
-        layout = LAYOUTS[place.dataset]
-        hint = ""
-        if other is not None and place.dataset == config.dataset:
-            hint = (
-                f"{root} holds {LAYOUTS[other].title} annotations, but the settings are for {layout.title}: take a "
-                f"preset for {LAYOUTS[other].title}, or say --set data.dataset={other}. "
-            )
-        raise DatasetError(
-            f"no {split} data: {' and '.join(missing)} not found. {hint}Name a folder in {layout.title}'s layout with "
-            f"--data or CODETR_DATA, or link it as {layout.roots[0]} once and for all with `codetr prepare FOLDER`"
-        )
-    return paths
-
-
-def _other_dataset(root: Path, dataset: str) -> str | None:
-    """Which other known data set the folder holds, if any."""
-    places = [SplitPlace(name, root, kind) for kind in LAYOUTS if kind != dataset for name in ("train", "val")]
-    return next((place.dataset for place in places if place.annotations_path.is_file()), None)

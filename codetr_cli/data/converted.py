@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from codetr_cli.data import voc, yolo
+from codetr_cli.data.cache import SUMMARY, cache_folder, write_json
 from codetr_cli.data.findings import Finding
 from codetr_cli.data.layout import Split
 from codetr_cli.data.records import Contents, to_coco
 from codetr_cli.errors import DatasetError
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes whenever the same folder would give another file."""
-
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,7 @@ class Converted:
         splits: "train", "val" and perhaps "test".
         notes: sentences about choices that were made.
         findings: what was odd about boxes.
+        val_is_test: whether the test images serve for evaluation, for want of others.
     """
 
     title: str
@@ -89,17 +87,16 @@ class Converted:
     splits: dict[str, ConvertedSplit]
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    val_is_test: bool = False
+
+    def find(self, split: str) -> ConvertedSplit | None:
+        """A split by its name; "test" also where its images serve as "val"."""
+        return self.splits.get("val" if split == "test" and self.val_is_test else split)
 
     def sentences(self) -> tuple[str, ...]:
         """Everything that a person should know of the conversion."""
         notes = [f"{self.folder} ({self.title}): {note}." for note in self.notes]
         return (*notes, *(finding.sentence() for finding in self.findings))
-
-
-def cache_folder() -> Path:
-    """Where conversions are kept: below `CODETR_CACHE`, else below ~/.cache/codetr."""
-    told = os.environ.get("CODETR_CACHE")
-    return (Path(told).expanduser() if told else Path.home() / ".cache" / "codetr") / "datasets"
 
 
 def find_converted(folder: Path) -> Converted | None:
@@ -121,7 +118,7 @@ def find_converted(folder: Path) -> Converted | None:
     place = place.resolve()
     target = cache_folder() / f"{place.name}-{_fingerprint(kind, place)}"
     if not (target / SUMMARY).is_file():
-        _convert(kind.read(place), target)
+        _convert(kind.read(place), place, target)
     summary = json.loads((target / SUMMARY).read_text(encoding="utf-8"))
     splits = {
         name: ConvertedSplit(
@@ -134,7 +131,7 @@ def find_converted(folder: Path) -> Converted | None:
         for name, where in summary["places"].items()
     }
     findings = [Finding(**finding) for finding in summary["findings"]]
-    return Converted(kind.title, place, splits, summary["notes"], findings)
+    return Converted(kind.title, place, splits, summary["notes"], findings, summary["val_is_test"])
 
 
 def _recognise(folder: Path) -> tuple[Kind, Path] | None:
@@ -162,14 +159,17 @@ def _fingerprint(kind: Kind, folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _convert(contents: Contents, target: Path) -> None:
+def _convert(contents: Contents, folder: Path, target: Path) -> None:
     """Writes the tables, and the summary last; several processes may do so at once."""
     target.mkdir(parents=True, exist_ok=True)
     for split in contents.splits:
         write_json(target / f"instances_{split}.json", to_coco(contents, split))
     summary = {
         "images_dir": str(contents.images_dir),
+        "folders": [str(folder)],
+        "names": {split: f"{folder} ({contents.title}, {contents.places[split]})" for split in contents.splits},
         "places": {split: contents.places[split] for split in contents.splits},
+        "val_is_test": contents.val_is_test,
         "notes": contents.notes,
         "findings": [
             {"kind": finding.kind, "where": finding.where, "count": finding.count, "first": finding.first}
@@ -177,13 +177,3 @@ def _convert(contents: Contents, target: Path) -> None:
         ],
     }
     write_json(target / SUMMARY, summary)
-
-
-def write_json(path: Path, table: Any) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(table), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -57,6 +57,7 @@ class Contents:
         first_id: category id of label 0.
         splits: images by "train", "val" and perhaps "test"; absent where there are none.
         places: what stands for each split in the folder, for messages.
+        val_is_test: whether the test images serve for evaluation, for want of others.
         notes: sentences about choices that were made.
         findings: what is odd.
     """
@@ -67,6 +68,7 @@ class Contents:
     first_id: int
     splits: dict[str, list[Picture]]
     places: dict[str, str]
+    val_is_test: bool = False
     notes: list[str] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
 

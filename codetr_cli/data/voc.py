@@ -107,6 +107,7 @@ def read_voc(folder: Path) -> Contents:
             name: "Annotations/" if origin == "all" else f"ImageSets/Main/{origin}.txt"
             for name, origin in origins.items()
         },
+        val_is_test=origins.get("val") == "test",
         notes=notes,
     )
 

@@ -85,6 +85,7 @@ def read_yolo(folder: Path) -> Contents:
         class_names=plan.class_names,
         first_id=0,
         splits={name: [pictures[path] for path in paths] for name, paths in chosen.items()},
+        val_is_test=places.get("val") == "test",
         places={name: "images" if origin == "all" else f"images of {origin}" for name, origin in places.items()},
         notes=notes,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from codetr_cli.data.annotations import Annotations
+from codetr_cli.data.cache import source_of
 from codetr_cli.errors import DatasetError
 
 
@@ -32,10 +33,10 @@ def count_learnable(annotations: Annotations, path: Path, *, min_side: int, max_
     if not counts.any():
         reasons = _reasons(annotations, path, rows, min_side)
         raise DatasetError(
-            f"{path} has no object of any class to learn from: a training would run and learn nothing. "
+            f"{source_of(path).name} has no object of any class to learn from: a training would run and learn nothing. "
             f"{len(annotations.image_ids)} images, {len(annotations.category_ids)} categories; "
             f"{'of the annotations, ' + ', '.join(reasons) if reasons else 'no annotations'}. "
-            f"`codetr prepare {path.parent.parent}` lists what is wrong."
+            f"{source_of(path).check} lists what is wrong."
         )
     return counts
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
-from codetr_cli.data.coco import find_data
+from codetr_cli.data.cache import content_digest, source_of
+from codetr_cli.data.coco import DataPaths, find_data
 from codetr_cli.engine.learnable import count_learnable
 from codetr_cli.engine.loading import find_checkpoint
 from codetr_cli.engine.recipe import Recipe, fit_recipe
@@ -102,7 +103,7 @@ class Job:
 def plan_job(
     settings: Settings,
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     weights: str | None = None,
     evaluate: bool = True,
     run: Path | None = None,
@@ -113,7 +114,7 @@ def plan_job(
 
     Args:
         settings: of the preset and the command line.
-        data: folder given on the command line.
+        data: folders given on the command line; the classes of several are merged by name.
         weights: checkpoint or run folder to start from.
         evaluate: whether validation data is needed.
         run: the run folder that was asked for.
@@ -125,25 +126,27 @@ def plan_job(
         CheckpointError: no checkpoint where `weights` says.
         DatasetError: no data, no class with an object, or validation classes that differ from the training ones.
     """
-    if data is not None:
-        settings = apply_overrides(settings, [f"data.root={json.dumps(str(Path(data).absolute()))}"])
-    found = find_data(settings.data, None, "train")
-    path = found.annotations_path
+    settings, found, notes = _find_training_data(settings, [data] if isinstance(data, str) else data)
+    path, source = found.annotations_path, source_of(found.annotations_path.absolute())
     annotations = read_annotations(path)
     check_kind(annotations, settings.data.dataset, path)
     counts = count_learnable(annotations, path, min_side=settings.data.min_side, max_images=settings.data.max_images)
-    warnings = []
+    warnings = list(found.warnings)
     absent = [name for name, count in zip(annotations.class_names, counts, strict=True) if count == 0]
     if absent:
         warnings.append(
-            f"{len(absent)} of {len(counts)} classes have no object in {path} and cannot be learned: {_listed(absent)}"
+            f"{len(absent)} of {len(counts)} classes have no object in {source.name} and cannot be learned: "
+            f"{_listed(absent)}"
         )
     if settings.train.patience is not None and not evaluate:
         warnings.append("train.patience has no effect: without evaluations the training goes on to its end")
     val_path = None
     if evaluate:
-        val_path = find_data(settings.data, None, "val").annotations_path
+        val = find_data(settings.data, None, "val")
+        val_path = val.annotations_path
         _check_same_classes(annotations, read_annotations(val_path), path, val_path)
+        notes += [note for note in val.notes if note not in notes]
+        warnings += [warning for warning in val.warnings if warning not in warnings]
     images = min(len(annotations.image_ids), settings.data.max_images or len(annotations.image_ids))
     recipe = Recipe()
     if chosen is not None:
@@ -153,24 +156,53 @@ def plan_job(
         class_names=annotations.class_names,
         category_ids=annotations.category_ids,
         origin=Origin(
-            train_annotations=str(path.absolute()),
-            val_annotations=str(val_path.absolute()) if val_path else None,
+            train_annotations=source.name,
+            train_digest=content_digest(path),
+            val_annotations=source_of(val_path.absolute()).name if val_path else None,
+            val_digest=content_digest(val_path) if val_path else None,
             weights=_find_weights(weights),
         ),
         run=run,
         fresh=fresh,
         warnings=warnings,
-        notes=[*found.notes, *_class_notes(settings, annotations, path), *recipe.paragraphs],
+        notes=[*notes, *_class_notes(settings, annotations, source.name), *recipe.paragraphs],
     )
 
 
-def _class_notes(settings: Settings, annotations: Annotations, path: Path) -> list[str]:
+def _find_training_data(settings: Settings, data: Sequence[str] | None) -> tuple[Settings, DataPaths, list[str]]:
+    """Where the training images are, with settings that say so, and what a person should know of it.
+
+    Raises:
+        DatasetError: they are not there.
+    """
+    if data:
+        root, *more = [json.dumps(str(Path(folder).absolute())) for folder in data]
+        settings = apply_overrides(settings, [f"data.root={root}", f"data.more=[{', '.join(more)}]"])
+    config = settings.data
+    found = find_data(config, None, "train", any_dataset=config.dataset == "coco")
+    notes = list(found.notes)
+    if found.dataset != config.dataset and (config.dataset == "coco" or config.more):
+        settings = apply_overrides(settings, [f"data.dataset={found.dataset}"])
+        notes.append(
+            f"{source_of(found.annotations_path).name} is read, and scored, by the rules of {found.dataset} "
+            f"(data.dataset={found.dataset})"
+            + (
+                "; presets made for LVIS, e.g. co_dino_r50_lvis, also show rare classes more often and keep 300 "
+                "detections an image"
+                if found.dataset == "lvis"
+                else ""
+            )
+        )
+    return settings, found, notes
+
+
+def _class_notes(settings: Settings, annotations: Annotations, where: str) -> list[str]:
     """Says that the number of classes follows the annotations when the preset is for another."""
     count, wanted = len(annotations.category_ids), settings.model.num_classes
     if count == wanted:
         return []
     return [
-        f"{settings.name} is made for {wanted} classes, {path} has {count}: the network is built for these {count}; "
+        f"{settings.name} is made for {wanted} classes, {where} has {count}: the network is built for these {count}; "
         "what depends on the classes starts from random weights where a checkpoint does not know them by name"
     ]
 
@@ -196,16 +228,17 @@ def _find_weights(weights: str | None) -> str | None:
 
 def _check_same_classes(train: Annotations, val: Annotations, train_path: Path, val_path: Path) -> None:
     """Validation must know exactly the classes that are trained, by name; ids and order may differ."""
+    train_name, val_name = source_of(train_path).name, source_of(val_path).name
     unknown = [name for name in val.class_names if name not in set(train.class_names)]
     if unknown:
         raise DatasetError(
-            f"{val_path} has categories that {train_path} does not have, so that no model trained there can find them: "
+            f"{val_name} has categories that {train_name} does not have, so that no model trained there can find them: "
             f"{_listed(unknown)}. Add them to the training annotations or remove them, or train with --no-eval."
         )
     lacking = [name for name in train.class_names if name not in set(val.class_names)]
     if lacking:
         raise DatasetError(
-            f"{val_path} does not list categories that {train_path} has: {_listed(lacking)}. List the same categories "
+            f"{val_name} does not list categories that {train_name} has: {_listed(lacking)}. List the same categories "
             "in both files (they need no objects), or train with --no-eval."
         )
 

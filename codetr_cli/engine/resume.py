@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.config import Settings
+from codetr_cli.data.cache import cache_folder
 from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.errors import CodetrError, ConfigError
 
@@ -20,12 +21,14 @@ FREE = frozenset(
     (
         "summary",
         "data.workers",
+        "data.bad_files",
         "model.encoder_checkpointing",
         "model.backbone.checkpointing",
         "model.decoder_checkpointing",
         "model.aux_checkpointing",
         "train.preflight",
         "train.micro_batch",
+        "train.shard",
         "train.log_every",
         "train.eval_every",
         "train.checkpoint_every",
@@ -114,16 +117,33 @@ def differences(folder: RunFolder, settings: Settings, origin: Origin) -> list[s
     ]
     old_origin = folder.origin()
     if old_origin is not None:
-        for key, value in asdict(origin).items():
-            before = getattr(old_origin, key)
+        for key, before, value in _origin_changes(old_origin, origin):
             # Leaving out the validation data or the weights to start from changes nothing that was trained.
-            if value != before and value is not None and not (key == "val_annotations" and before is None):
+            if value is None or (key.startswith("val_") and before is None):
+                continue
+            if key.endswith("_digest"):
+                which = key.replace("_digest", "_annotations")
+                changed.append(f"the content of {which} ({getattr(origin, which)}) is another by now")
+            else:
                 changed.append(f"{key}: {_shown(before)} there, {_shown(value)} now")
     return changed
 
 
+def _origin_changes(old: Origin, new: Origin) -> Iterator[tuple[str, str | None, str | None]]:
+    """Name, value there and value now of everything that differs; what earlier versions did not note is left out."""
+    before = asdict(old)
+    for key, value in asdict(new).items():
+        if before[key] == value or (key.endswith("_digest") and before[key] is None):
+            continue
+        # Earlier versions named the converted file in the cache and not what it was made of.
+        if old.train_digest is None and Path(before[key] or "").is_relative_to(cache_folder()):
+            continue
+        yield key, before[key], value
+
+
 def _choose_numbered(settings: Settings, origin: Origin, root: Path, fresh: bool) -> Choice:
     """The newest numbered folder when it is this very run, interrupted; else the next number."""
+    changed = ""
     numbers = sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal() and path.is_dir())
     if numbers and not fresh:
         newest = RunFolder(root / str(numbers[-1]))
@@ -131,13 +151,28 @@ def _choose_numbered(settings: Settings, origin: Origin, root: Path, fresh: bool
             return Choice(
                 newest.path, True, f"continuing the interrupted run in {newest.path} (--fresh starts a new one)"
             )
+        changed = _changed_data(newest, origin)
     path = root / str(numbers[-1] + 1 if numbers else 1)
-    return Choice(path, False, f"new run in {path}")
+    return Choice(path, False, f"new run in {path}{changed}")
+
+
+def _changed_data(folder: RunFolder, origin: Origin) -> str:
+    """Says that an interrupted run is not continued because its data changed on disk; empty if that is not why."""
+    old = folder.origin()
+    if folder.status() != "interrupted" or old is None:
+        return ""
+    changes = [key for key, _, _ in _origin_changes(old, origin)]
+    if not changes or not all(key.endswith("_digest") for key in changes):
+        return ""
+    return f"; the interrupted one in {folder.path} is not continued, because its annotations changed since"
 
 
 def _is_same_run(folder: RunFolder, settings: Settings, origin: Origin) -> bool:
     try:
-        if folder.status() != "interrupted" or folder.origin() != origin or differences(folder, settings, origin):
+        old = folder.origin()
+        if folder.status() != "interrupted" or old is None or any(_origin_changes(old, origin)):
+            return False
+        if differences(folder, settings, origin):
             return False
         if _length(folder.settings()) != _length(settings):
             return False

@@ -13,12 +13,10 @@ is completed or undone by `recover` when the folder is opened next.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +25,10 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config import Settings, load_preset, to_toml
+from codetr_cli.engine.disk import FULL, append, move, persistently, writing
 from codetr_cli.engine.files import FileLock, sync_folder, write_text
 from codetr_cli.engine.sums import SUMS, check_sums, write_sums
-from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, replacing, save_checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -46,13 +45,17 @@ class Origin:
     """What a run started from, beside its settings; paths are absolute.
 
     Attributes:
-        train_annotations: annotation file of the training images.
-        val_annotations: annotation file of the validation images, None when the run never evaluates.
+        train_annotations: annotation file of the training images, or the folders that were read.
+        train_digest: of the content of the training annotations; None for runs of earlier versions.
+        val_annotations: those of the validation images, None when the run never evaluates.
+        val_digest: of their content.
         weights: the checkpoint that was fine-tuned, None for a training from scratch.
     """
 
     train_annotations: str
+    train_digest: str | None = None
     val_annotations: str | None = None
+    val_digest: str | None = None
     weights: str | None = None
 
 
@@ -106,7 +109,7 @@ class RunFolder:
 
     def open(self, settings: Settings, origin: Origin) -> None:
         """Creates what is missing and writes down what the run is; earlier content stays."""
-        with space_needed(self.path):
+        with writing(self.path):
             self.plots_dir.mkdir(parents=True, exist_ok=True)
             self.checkpoints_dir.mkdir(exist_ok=True)
             write_text(self.origin_path, json.dumps(asdict(origin), indent=2) + "\n")
@@ -168,12 +171,12 @@ class RunFolder:
         kept = [line for line in self.metrics() if line["step"] <= step and line["kind"] not in ENDS]
         if step == 0:
             kept = []
-        with space_needed(self.path):
+        with writing(self.path):
             write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _append(self, path: Path, text: str) -> None:
-        with space_needed(self.path), path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with writing(self.path):
+            append(path, text)
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
@@ -196,11 +199,12 @@ class RunFolder:
             category_ids: for the weights' file.
 
         Raises:
-            MachineError: no space; earlier checkpoints are as they were.
+            MachineError: the disk took it not; earlier checkpoints are as they were.
         """
         fresh = self.checkpoints_dir / ".fresh-last"
-        shutil.rmtree(fresh, ignore_errors=True)
-        with space_needed(self.path, cleanup=fresh):
+
+        def write(failures: int) -> None:
+            shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
             save_checkpoint(
                 fresh / WEIGHTS,
@@ -215,22 +219,35 @@ class RunFolder:
                 with temporary.open("wb") as file:
                     torch.save(state, file)
                 write_sums(fresh, {WEIGHTS: fresh / WEIGHTS, STATE: temporary})
-        self._bring_in_last()
+
+        with writing(self.path, cleanup=fresh):
+            persistently(write)
+        with writing(self.path):
+            self._bring_in_last()
 
     def mark_best(self) -> None:
         """Makes the newest checkpoint the best one; the files are shared, not copied, where the disk can do that."""
         self._prepare("best", self.last)
-        self._bring_in("best")
+        with writing(self.path):
+            self._bring_in("best")
 
     def recover(self) -> None:
-        """Completes, or else undoes, what a kill interrupted while checkpoints were exchanged."""
+        """Completes, or else undoes, what a kill interrupted while checkpoints were exchanged.
+
+        Raises:
+            MachineError: the disk does not let it.
+        """
+        with writing(self.path):
+            self._recover()
+
+    def _recover(self) -> None:
         if _is_whole(self.checkpoints_dir / ".fresh-last"):
             self._bring_in_last()
         for name in ("best", "last", "previous"):
             if not (self.checkpoints_dir / name).exists():
                 for source in (f".fresh-{name}", f".retired-{name}"):
                     if _is_whole(self.checkpoints_dir / source):
-                        (self.checkpoints_dir / source).rename(self.checkpoints_dir / name)
+                        move(self.checkpoints_dir / source, self.checkpoints_dir / name)
                         break
         for leftover in self.checkpoints_dir.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -279,15 +296,15 @@ class RunFolder:
     def _bring_in_last(self) -> None:
         if self.last.exists():
             self._retire("previous")
-            self.last.rename(self.previous)
-        (self.checkpoints_dir / ".fresh-last").rename(self.last)
+            move(self.last, self.previous)
+        move(self.checkpoints_dir / ".fresh-last", self.last)
         self._clear_retired("previous")
 
     def _prepare(self, name: str, source: Path) -> None:
         """A copy of a checkpoint that waits to be brought in under another name."""
         fresh = self.checkpoints_dir / f".fresh-{name}"
         shutil.rmtree(fresh, ignore_errors=True)
-        with space_needed(self.path, cleanup=fresh):
+        with writing(self.path, cleanup=fresh):
             fresh.mkdir()
             for file in (WEIGHTS, SUMS, STATE):
                 if file != SUMS or (source / SUMS).exists():  # earlier versions wrote none
@@ -296,7 +313,7 @@ class RunFolder:
 
     def _bring_in(self, name: str) -> None:
         self._retire(name)
-        (self.checkpoints_dir / f".fresh-{name}").rename(self.checkpoints_dir / name)
+        move(self.checkpoints_dir / f".fresh-{name}", self.checkpoints_dir / name)
         self._clear_retired(name)
 
     def _retire(self, name: str) -> None:
@@ -304,38 +321,11 @@ class RunFolder:
         old = self.checkpoints_dir / name
         if old.exists():
             shutil.rmtree(self.checkpoints_dir / f".retired-{name}", ignore_errors=True)
-            old.rename(self.checkpoints_dir / f".retired-{name}")
+            move(old, self.checkpoints_dir / f".retired-{name}")
 
     def _clear_retired(self, name: str) -> None:
         sync_folder(self.checkpoints_dir)
         shutil.rmtree(self.checkpoints_dir / f".retired-{name}", ignore_errors=True)
-
-
-@contextmanager
-def space_needed(folder: Path, cleanup: Path | None = None) -> Iterator[None]:
-    """Turns a full disk inside the context into an error that says so.
-
-    Args:
-        folder: where the writing happens.
-        cleanup: a half-written folder to delete.
-
-    Raises:
-        MachineError: the disk is full or a quota is used up.
-    """
-    try:
-        yield
-    except Exception as error:
-        if cleanup is not None:
-            shutil.rmtree(cleanup, ignore_errors=True)
-        # PyTorch and safetensors report a full disk with errors of their own, as text only.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full:
-            raise
-        free = shutil.disk_usage(folder).free / 2**20
-        raise MachineError(
-            f"no space left on the disk of {folder} ({free:.0f} MiB free): what was saved before is intact. Free some "
-            "space, then start the same command again to continue."
-        ) from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -375,7 +365,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise
         shutil.copy2(source, target)
 

@@ -10,8 +10,9 @@ import pytest
 
 from codetr_cli.config import DataConfig
 from codetr_cli.data.annotations import Annotations, read_annotations
+from codetr_cli.data.cache import cache_folder
 from codetr_cli.data.coco import find_data
-from codetr_cli.data.converted import cache_folder, find_converted
+from codetr_cli.data.converted import find_converted
 from codetr_cli.data.records import choose_splits
 from codetr_cli.errors import DatasetError
 
