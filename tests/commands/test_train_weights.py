@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codetr_cli.config import Settings, apply_overrides, to_toml
+from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
 from codetr_cli.models.build import build_model
 from codetr_cli.weights import sources
 from codetr_cli.weights.names import to_published
@@ -136,3 +136,31 @@ def test_random_weights_warn_once_where_a_pretrained_backbone_is_missing(train, 
     assert "run `codetr download resnet50` first" in ran.err
     file = sources.BACKBONES["resnet50"].file
     assert not file.exists()
+
+
+def test_fine_tuning_is_one_command_that_fits_its_recipe_and_tells_it(codetr, tmp_path, tiny_coco):
+    preset = load_preset("co_dino_tiny")
+    torch.save(published(preset), tmp_path / "x.pth")
+    small = ["train.max_steps=2", "data.workers=0", "data.short_sides=[64]", "data.crop_short_sides=[64]"]
+    small += ["data.crop_size=[64,64]", "data.long_side=64", "train.micro_batch=1", "train.batch_size=1"]
+    command = ["train", "--preset", "co_dino_tiny", "--data", tiny_coco, "--weights", tmp_path / "x.pth"]
+    command += ["--device", "cpu", "--no-eval", "--run", tmp_path / "run"]
+    ran = codetr(*command, *(word for text in small for word in ("--set", text)))
+    assert ran.code == 0, ran.err
+    said = " ".join((ran.out + ran.err).split())
+    for words in ("Recipe for", "The backbone stays as it is", "half the preset's", "train.recipe=preset"):
+        assert words in said
+    settings = load_preset(str(tmp_path / "run/settings.toml"))
+    assert settings.train.freeze_backbone
+    assert settings.train.lr == preset.train.lr / 2
+    after = load_file(tmp_path / "run/checkpoints/last/model.safetensors")
+    before = published(preset)
+    changed = {"backbone": 0, "elsewhere": 0}
+    for name, value in after.items():
+        start = before.get(str(to_published(name, "sensex")))
+        if start is not None and start.shape == value.shape and not torch.equal(start, value):
+            changed["backbone" if name.startswith("backbone.") else "elsewhere"] += 1
+    assert changed["backbone"] == 0
+    assert changed["elsewhere"] > 50
+    ran = codetr(*command, *(word for text in small for word in ("--set", text)))  # the same command: the same recipe
+    assert "is finished" in ran.err
