@@ -47,7 +47,7 @@ class Saver:
     ) -> None:
         try:
             self.wait()
-        except MachineError as own:
+        except Exception as own:
             if error is None:
                 raise
             error.add_note(str(own))
@@ -73,9 +73,9 @@ class Saver:
         Raises:
             MachineError: no space; earlier checkpoints are as they were.
         """
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
         error, self._error = self._error, None
         if error is not None:
             raise error
