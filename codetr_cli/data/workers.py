@@ -129,6 +129,7 @@ class Reader:
             except _WorkerDiedError as died:
                 deaths += bool(died.what)
                 if deaths > REPLACEMENTS:
+                    self._abandon()
                     raise self._give_up(died.what) from died
                 if died.what:
                     self.tell(
@@ -138,6 +139,9 @@ class Reader:
                 self._abandon()
                 self._start(delivered)
                 continue
+            except CodetrError:
+                self._abandon()  # now: left to the garbage collector, workers hold up the process for seconds
+                raise
             delivered += 1
             yield batch
 
@@ -147,9 +151,13 @@ class Reader:
         if self.workers:
             _allow_descriptors()
         outside = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        before = multiprocessing.active_children()
         try:
             self._stream = iter(self._loader)
         except OSError as error:
+            for worker in multiprocessing.active_children():
+                if worker not in before:
+                    worker.kill()  # those that could be started would be waited for
             raise MachineError(
                 f"cannot start {self.workers} data workers: {error.strerror}. {_cure(error.strerror or '')}"
             ) from error
@@ -214,10 +222,10 @@ class Reader:
         return str(self.dataset.image_path(index)) if index >= 0 else "nothing yet"
 
     def _stalled(self) -> MachineError:
+        """What to say of workers that do not answer."""
         named = ", ".join(
             f"process {worker.pid} at {self._image_of(number)}" for number, worker in enumerate(self.processes)
         )
-        self._abandon()
         return MachineError(
             f"no data for {self.patience_s:.0f} seconds: the data workers stopped answering ({named}). Look at that "
             "disk or network drive and at free memory; if reading is only slow, raise --set train.timeout_minutes. The "
@@ -225,7 +233,7 @@ class Reader:
         )
 
     def _give_up(self, what: str) -> MachineError:
-        self._abandon()
+        """What to say when replacing workers does not help."""
         return MachineError(
             f"{what}. That was the {REPLACEMENTS + 1}th within one epoch. {_cure(what)} The same command continues "
             "from the newest checkpoint"
@@ -233,6 +241,8 @@ class Reader:
 
     def _abandon(self) -> None:
         """Ends all workers; a killed one may have left locks behind that torch would wait for."""
+        if not self.processes:
+            return
         for worker in self.processes:
             worker.kill()
         for worker in self.processes:
