@@ -232,9 +232,9 @@ def restore(training: Training, saved: Saved) -> None:
         restore_random_states(state["randomness"][distributed.rank()], training.device)
     else:
         training.report.warn(
-            f"the run was trained by {before[0]} processes with {before[1]} images at once and goes on with {now[0]} "
-            f"and {now[1]}: still each image of the epoch is used, in another order, so its numbers will not be "
-            "exactly those of an uninterrupted run"
+            f"the run was trained with {before[0]} x {before[1]} images at once (processes x images of each) and goes "
+            f"on with {now[0]} x {now[1]}: still each image of the epoch is used, in another order, so its numbers "
+            "will not be exactly those of an uninterrupted run"
         )
     for line in training.run.metrics():
         if line["step"] > position.step:
