@@ -6,14 +6,16 @@ terminal text is coloured and progress is a bar; anywhere else lines are plain a
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rich import box
 from rich.console import Console
@@ -156,6 +158,20 @@ def progress(description: str, total: int | None = None) -> Iterator[Advance]:
             shown.close()
 
 
+@contextmanager
+def forgiving() -> Iterator[None]:
+    """Inside, text that can no longer be written is let go: nobody need listen for work to be done.
+
+    The reader of a pipe may leave (`| head`), a terminal may close, the disk of a log file may be full.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Forgiving(sys.stdout), _Forgiving(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def cell_text(value: object) -> str:
     """A cell or field as text: thousands separated, four significant digits, `-` for None, yes or no for booleans."""
     if value is None:
@@ -186,6 +202,36 @@ def seconds_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class _Forgiving:
+    """A stream that takes whatever it is given, also when that goes nowhere any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._let_go(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._let_go(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _let_go(self, error: OSError) -> None:
+        """What is still buffered must not complain later, unless there may be room for it then."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 class _Bar:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,14 @@ def train(
     slurm: Annotated[
         bool, typer.Option("--slurm", help="Write a SLURM batch script of this training, and submit it.")
     ] = False,
+    auto_fit: Annotated[
+        bool,
+        typer.Option(
+            "--auto-fit",
+            help="When the worst batch needs more memory than there is, train with what fits: recomputation, fewer "
+            "images at once, bf16, sharding, in this order.",
+        ),
+    ] = False,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Never evaluate; no validation data is needed.")] = False,
     fresh: Annotated[
         bool,
@@ -124,14 +133,17 @@ def train(
     check_settings(settings, chosen, processes)
     if weights is None:
         fetched(settings.train.backbone_weights)
-    job = plan(weights=fetched(weights))
+    job = replace(plan(weights=fetched(weights)), auto_fit=auto_fit)
     # Processes that several launchers start must agree on the folder: the first one chooses once they are connected.
     choice = None if placement.agreed else choose_for(job)
     if dry_run:
         _show_plan(job, chosen, processes, choice, json_output)
         return
     arguments = (job, chosen, choice, json_output, quiet)
-    outcome = _work(*arguments) if placement.plan is None else launch(_work, arguments, placement.plan, console.warn)
+    with console.forgiving():
+        outcome = (
+            _work(*arguments) if placement.plan is None else launch(_work, arguments, placement.plan, console.warn)
+        )
     if launched_rank() == 0 and outcome is not None:  # another machine has the outcome
         _show_outcome(outcome, json_output)
 
@@ -141,7 +153,7 @@ def _work(job: Job, device: torch.device, choice: Choice | None, json_output: bo
     from codetr_cli.engine.training import run_training
 
     console.set_mode(json=json_output, quiet=quiet)
-    with _Display() as display:
+    with console.forgiving(), _Display() as display:
         return run_training(job, device=device, choice=choice, report=display)
 
 

@@ -96,7 +96,12 @@ def system_error(error: BaseException | None) -> OSError | None:
 def _words(error: OSError, folder: Path) -> str:
     """What a disk refuses, and what to do."""
     again = "then start the same command again to continue from the newest checkpoint."
-    if not folder.exists():
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (
+            f"cannot write {error.filename or folder}: {error.strerror}. What was saved before is intact. Make the "
+            f"folder writable, {again}"
+        )
+    if not folder.exists() and error.errno not in FULL:
         return (
             f"the run folder {folder} is gone: it was deleted or moved, or its disk is no longer there. Nothing more "
             "can be saved. Put it back and start the same command again to continue from its newest checkpoint."
@@ -107,16 +112,8 @@ def _words(error: OSError, folder: Path) -> str:
             f"intact. Free some space, {again}"
         )
     if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(folder).free / 2**20
-        return (
-            f"no space left on the disk of {folder} ({free:.0f} MiB free): what was saved before is intact. Free some "
-            f"space, {again}"
-        )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return (
-            f"cannot write {error.filename or folder}: {error.strerror}. What was saved before is intact. Make the "
-            f"folder writable, {again}"
-        )
+        free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB free)" if folder.exists() else ""
+        return f"no space left on the disk of {folder}{free}: what was saved before is intact. Free some space, {again}"
     return (
         f"the disk of {folder} fails: {error.filename or 'a file'}: {error.strerror or error}. What was saved before "
         f"is intact. Look at the disk or the network to it, {again}"

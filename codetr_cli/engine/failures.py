@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -30,9 +31,12 @@ def write_note(error: Exception) -> None:
         "kind": type(error).__name__ if known else "",
         "text": str(error) if known else f"{type(error).__name__}: {error} ({_calls(error)})",
         "rank": int(os.environ["RANK"]),
-        "time": time.time(),
+        "time": time.monotonic(),  # of all processes of a machine alike, and never set anew
     }
-    Path(os.environ[NOTES], f"{os.environ['RANK']}.json").write_text(json.dumps(note), encoding="utf-8")
+    try:
+        Path(os.environ[NOTES], f"{os.environ['RANK']}.json").write_text(json.dumps(note), encoding="utf-8")
+    except OSError:  # a full disk; the exit code is left, and this
+        sys.stderr.write(f"training process {note['rank']}: {note['text']}\n")
     if os.environ.get("CODETR_DEBUG"):
         traceback.print_exception(error)
 

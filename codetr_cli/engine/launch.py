@@ -142,8 +142,9 @@ def _enter(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     except Exception as error:
         write_note(error)
         # Not through the interpreter's end: threads of the process group that still wait for the others would abort it.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(error.exit_code if isinstance(error, CodetrError) else 1)
     if os.getppid() != parent:
         # The launcher was killed; the agent's end of the result queue is gone and would be waited for in vain.

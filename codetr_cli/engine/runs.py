@@ -141,7 +141,9 @@ class RunFolder:
             ConfigError: another training writes here.
         """
         lock = FileLock(self.path / ".lock")
-        if not lock.acquire(patience_s):
+        with writing(self.path):
+            acquired = lock.acquire(patience_s)
+        if not acquired:
             raise ConfigError(
                 f"another training is writing into {self.path}: wait for it or stop it, or give another folder with "
                 "--run"

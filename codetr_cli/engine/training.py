@@ -14,14 +14,17 @@ from torch import nn
 
 from codetr_cli.config import ResNetConfig, Settings
 from codetr_cli.data.annotations import read_annotations
-from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loader import TrainLoader, build_eval_loader, build_train_loader
 from codetr_cli.engine import distributed
 from codetr_cli.engine.allocator import return_large_blocks
+from codetr_cli.engine.autofit import check_memory
+from codetr_cli.engine.disk import writing
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.evaluator import Share, check_truth, evaluate
 from codetr_cli.engine.loading import compile_for
 from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
+from codetr_cli.engine.memory import with_fitted
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
@@ -115,11 +118,14 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
         if choice is None:
             job = replace(job, fresh=job.fresh and not restarted)
             choice = distributed.from_main(choose_for(job) if distributed.is_main() else None)
+        if choice.resume or restarted:
+            job = replace(job, settings=with_fitted(job.settings, choice.path))
         folder, pulse = RunFolder(choice.path), Pulse()
         if board is not None:
             stack.enter_context(watchdog(board, pulse, job.settings, folder, loud))
         if distributed.is_main():
-            folder.path.mkdir(parents=True, exist_ok=True)
+            with writing(folder.path):
+                folder.path.mkdir(parents=True, exist_ok=True)
             stack.callback(folder.lock(LOCK_PATIENCE_S).release)
             folder.open(job.settings, job.origin)
             folder.recover()
@@ -174,19 +180,31 @@ def build_training(
         report: whom to tell.
     """
     settings = job.settings
-    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, distributed.world_size())
     return_large_blocks()
     _prepare_torch(settings)
-    loader = _train_loader(settings, batches, device)
+    dataset = build_dataset(settings, split="train", training=True)
     seed_all(settings.train.seed)  # the same weights in every process
     model = _build_network(settings)
     saved = load_newest(folder, report) if resume else None
     if saved is None:
         _start_weights(model, job, report)
+    settings = check_memory(
+        model.to(device),
+        dataset,
+        settings,
+        device=device,
+        folder=folder,
+        origin=job.origin,
+        auto_fit=job.auto_fit,
+        begun=saved is not None,
+        report=report,
+    )
+    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, distributed.world_size())
+    loader = _train_loader(dataset, settings, batches, device)
     if settings.train.compile:
         compile_for(model, device, "train.compile")
     objective = CollaborativeObjective(
-        model.to(device), **settings.train.loss.model_dump(), agreement=_agreement(settings)
+        model, **settings.train.loss.model_dump(), agreement=_agreement(settings)
     )
     seed_all(settings.train.seed + distributed.rank())  # other draws in each
     wrap = shard if settings.train.shard else distributed.wrap_ddp
@@ -295,9 +313,11 @@ def _prepare_torch(settings: Settings) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _train_loader(settings: Settings, batches: BatchPlan, device: torch.device) -> TrainLoader:
+def _train_loader(
+    dataset: CocoDataset, settings: Settings, batches: BatchPlan, device: torch.device
+) -> TrainLoader:
     return build_train_loader(
-        build_dataset(settings, split="train", training=True),
+        dataset,
         micro_batch=batches.micro_batch,
         workers=settings.data.workers,
         seed=settings.train.seed,
@@ -364,7 +384,7 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
         world_size=distributed.world_size(),
         pin_memory=training.device.type == "cuda",
     )
-    share = len(range(distributed.rank(), len(dataset), distributed.world_size()))
+    share = loader.num_images
     postprocess = build_postprocess(settings.test)
     masks = expects_masks(settings, postprocess)
     truth = read_annotations(dataset.annotations_path, with_outlines=masks)
