@@ -58,8 +58,8 @@ def assign_by_iou(
         if min_best_iou is not None:
             best_of_object = iou.max(1)[0]
             shared = (iou == best_of_object[:, None]) & (best_of_object >= min_best_iou)[:, None]
-            last = first + len(iou) - 1 - shared.flip(0).to(torch.uint8).argmax(0)
-            last_sharing = torch.where(shared.any(0), last, last_sharing)
+            index = torch.arange(first, first + len(iou), device=boxes.device)[:, None]
+            last_sharing = torch.maximum(last_sharing, torch.where(shared, index, -1).amax(0))
     # No boolean indices here: they wait for the device.
     assigned = torch.where(best_iou < negative_iou, BACKGROUND, IGNORED)
     assigned = torch.where(best_iou >= positive_iou, best_object, assigned)

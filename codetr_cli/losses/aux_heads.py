@@ -269,7 +269,7 @@ def atss_step(
     normaliser = (labels < head.num_classes).sum(1).clamp(min=1).sum()
     num_samples = agreement.shared(normaliser.to(maps[0].dtype))
     # The maps as they are: one copy of all cells and classes can be a gigabyte.
-    labels_of_level = labels.split([len(level) for level in levels], 1)
+    labels_of_level = torch.split(labels, [len(level) for level in levels], 1)
     of_cell = torch.cat([focal_loss(m.flatten(2), c) for m, c in zip(logits, labels_of_level, strict=True)], 1)
     class_sum = (of_cell * torch.stack(valid)).sum()
     image, cell = (labels < head.num_classes).nonzero().unbind(-1)

@@ -21,6 +21,13 @@ Match = tuple[Tensor, Tensor]
 """Indices of queries and of the objects they are matched to, both (min(Q, G),) int64, queries ascending."""
 
 
+CHUNK_PAIRS = {"cpu": 2**18}
+"""Pairs of a query and an object, or a class, that are compared at once, by device: they fit a CPU's cache."""
+
+GPU_CHUNK_PAIRS = 2**24
+"""The same on any other device: enough to fill it."""
+
+
 class HungarianMatcher:
     """Finds the cheapest one-to-one assignment.
 
@@ -58,15 +65,19 @@ class HungarianMatcher:
             targets: as for a call, one list a set.
         """
         device = predictions[0][0].device
-        costs = [
-            self._cost(logits[i], boxes[i], target)
+        problems = [
+            (logits[i], boxes[i], target)
             for (logits, boxes), of_set in zip(predictions, targets, strict=True)
             for i, target in enumerate(of_set)
         ]
+        shapes = [(len(boxes), len(target["labels"])) for _, boxes, target in problems]
+        costs = torch.empty(sum(map(math.prod, shapes)), dtype=predictions[0][0].dtype, device=device)
+        for part, shape, problem in zip(torch.split(costs, [*map(math.prod, shapes)]), shapes, problems, strict=True):
+            self._fill(part.view(shape), *problem)
         # One copy to the host for all problems, and only the thread waits for it.
-        flat, arrived = _to_host(torch.cat([cost.flatten() for cost in costs]))
+        flat, arrived = _to_host(costs)
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="matching")
-        pending = pool.submit(_solve, flat, [tuple(cost.shape) for cost in costs], arrived)
+        pending = pool.submit(_solve, flat, shapes, arrived)
         pool.shutdown(wait=False)
 
         def matches() -> list[list[Match]]:
@@ -80,16 +91,24 @@ class HungarianMatcher:
 
         return matches
 
-    def _cost(self, logits: Tensor, boxes: Tensor, target: dict[str, Any]) -> Tensor:
-        """Cost (Q, G) of giving each object to each query of one image."""
+    def _fill(self, costs: Tensor, logits: Tensor, boxes: Tensor, target: dict[str, Any]) -> None:
+        """Writes the costs of one image, some queries after others."""
+        wanted = target["boxes"].to(boxes.dtype)
+        factor = size_scale(target["norm_size"], boxes)
+        normalised = xyxy_to_cxcywh(wanted) / factor
+        at_once = max(1, CHUNK_PAIRS.get(costs.device.type, GPU_CHUNK_PAIRS) // max(1, len(wanted), logits.shape[1]))
+        parts = (torch.split(rows, at_once) for rows in (costs, logits, boxes))
+        for some_costs, some_logits, some_boxes in zip(*parts, strict=True):
+            p = some_logits.sigmoid()[:, target["labels"]]
+            l1 = torch.cdist(some_boxes, normalised, p=1)
+            giou = generalized_box_iou(cxcywh_to_xyxy(some_boxes) * factor, wanted)
+            some_costs.copy_(self._costs(p, l1, giou))
+
+    def _costs(self, p: Tensor, l1: Tensor, giou: Tensor) -> Tensor:
+        """Costs of pairs from the score of the object's class, distance and GIoU."""
         eps, alpha, gamma = 1e-12, 0.25, 2.0
-        p = logits.sigmoid()[:, target["labels"]]
         negative = -(1 - p + eps).log() * (1 - alpha) * p**gamma
         positive = -(p + eps).log() * alpha * (1 - p) ** gamma
-        factor = size_scale(target["norm_size"], boxes)
-        wanted = target["boxes"].to(boxes.dtype)
-        l1 = torch.cdist(boxes, xyxy_to_cxcywh(wanted) / factor, p=1)
-        giou = generalized_box_iou(cxcywh_to_xyxy(boxes) * factor, wanted)
         cost = self.class_cost * (positive - negative) + self.l1_cost * l1 - self.giou_cost * giou
         # A diverging model must be reported by its loss, not by the solver.
         return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
@@ -118,4 +137,14 @@ def _solve(
     if arrived is not None:
         arrived.synchronize()
     parts = torch.split(flat, [math.prod(shape) for shape in shapes])
-    return [linear_sum_assignment(part.view(shape).numpy()) for part, shape in zip(parts, shapes, strict=True)]
+    return [_cheapest(part.view(shape).numpy()) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _cheapest(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cheapest pairs of one matrix (Q, G)."""
+    if costs.shape[0] <= costs.shape[1]:
+        return linear_sum_assignment(costs)
+    # SciPy would copy it twice, to float64 and turned: it solves the same problem.
+    objects, queries = linear_sum_assignment(np.ascontiguousarray(costs.T, dtype=np.float64))
+    order = queries.argsort()
+    return queries[order], objects[order]

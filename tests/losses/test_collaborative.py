@@ -8,7 +8,6 @@ from codetr_cli.losses.aux_heads import Candidates
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.draws import Draws
-from codetr_cli.losses.functional import focal_loss, quality_focal_loss
 from codetr_cli.losses.positive import MIN_QUERIES, select_positive_queries
 from codetr_cli.models.build import build_model
 
@@ -176,18 +175,6 @@ def test_perfect_queries_cost_nothing():
     criterion = QueryCriterion(class_loss="quality_focal", class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
     terms = criterion(logits, boxes, targets, torch.tensor([[100.0, 100, 100, 100]]), torch.tensor(1.0))
     assert all(float(v) == pytest.approx(0, abs=1e-5) for v in terms.values())
-
-
-def test_focal_losses_follow_their_equations():
-    logits = torch.tensor([[0.3, -1.0]], dtype=torch.float64)
-    p = logits.sigmoid()
-    focal = focal_loss(logits, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    assert float(focal[0, 0]) == pytest.approx(float(-0.25 * (1 - p[0, 0]) ** 2 * p[0, 0].log()))
-    assert float(focal[0, 1]) == pytest.approx(float(-0.75 * p[0, 1] ** 2 * (1 - p[0, 1]).log()))
-    quality = quality_focal_loss(logits, torch.tensor([0]), torch.tensor([0.6], dtype=torch.float64))
-    first = -((0.6 - p[0, 0]) ** 2) * (0.6 * p[0, 0].log() + 0.4 * (1 - p[0, 0]).log())
-    second = -(p[0, 1] ** 2) * (1 - p[0, 1]).log()
-    assert float(quality) == pytest.approx(float(first + second))
 
 
 def make_candidates(positives, total, classes=5):
