@@ -1,0 +1,200 @@
+"""Two processes with an image each against one process with both: losses, gradients, weights and their average."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from codetr_cli.config import apply_overrides
+from codetr_cli.data.batch import collate, pad
+from codetr_cli.engine import trainer
+from codetr_cli.losses.agreement import Agreement
+from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.draws import Draws
+from codetr_cli.models.build import build_model
+from tests.conftest import REPOSITORY
+from tests.engine.width import CASES, DEFORMABLE, SIZES, SameDraws, run_case, sample
+
+TOLERANCE = 1e-6  # of float32: of each loss, of the norm of all gradients, of each weight
+EQUAL_CASES = [name for name in CASES if name != "published"]
+Results = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "draw_plots", lambda lines, folder: [])
+        torch.set_num_threads(1)
+        return {name: run_case(name, tmp_path_factory.mktemp("alone")) for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    folder = tmp_path_factory.mktemp("together")
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = str(server.getsockname()[1])
+    common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+              "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.width", folder],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def furthest(ours: dict[str, Any], theirs: dict[str, Any], scale: float | None = None) -> tuple[float, str]:
+    """The largest difference of two tables, each of its own size (but 1 at least) unless a scale is given."""
+    assert ours.keys() == theirs.keys()
+    found = (0.0, "")
+    for name in ours:
+        a, b = (torch.as_tensor(table[name], dtype=torch.float64) for table in (ours, theirs))
+        size = b.abs().clamp(min=1) if scale is None else torch.tensor(scale)
+        found = max(found, (float(((a - b).abs() / size).max()), name))
+    return found
+
+
+def norm_of(gradients: dict[str, Tensor]) -> float:
+    return float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm())
+
+
+@pytest.mark.parametrize("name", EQUAL_CASES)
+def test_two_processes_are_one(alone: Results, together: list[Results], name: str):
+    ours, theirs = together[0][name], alone[name]
+    assert len(ours["losses"]) == len(theirs["losses"]) == len(ours["gradients"]) > 1
+    for step, (a, b) in enumerate(zip(ours["losses"], theirs["losses"], strict=True)):
+        difference, loss = furthest(a, b)
+        assert difference <= TOLERANCE, f"{loss} of step {step + 1}"
+    for step, (a, b) in enumerate(zip(ours["gradients"], theirs["gradients"], strict=True)):
+        difference, parameter = furthest(a, b, scale=norm_of(b))
+        assert difference <= TOLERANCE, f"gradient of {parameter} in step {step + 1}"
+    for what in ("weights", "average"):
+        difference, parameter = furthest(ours[what], theirs[what])
+        assert difference <= TOLERANCE, f"{what}: {parameter}"
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_both_processes_hold_the_same_to_the_last_bit(together: list[Results], name: str):
+    first, second = (results[name] for results in together)
+    for what in ("weights", "average"):
+        assert [key for key, value in first[what].items() if not torch.equal(value, second[what][key])] == []
+    for a, b in zip(first["gradients"], second["gradients"], strict=True):
+        assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def test_as_published_processes_change_what_is_each_ones_own(alone: Results, together: list[Results]):
+    """The comparison above sees it when processes do not agree."""
+    ours, theirs = together[0]["published"], alone["published"]
+    assert furthest(ours["losses"][0], theirs["losses"][0])[0] > 1e-3
+    assert furthest(ours["losses"][-1], theirs["losses"][-1])[0] > 0.1
+
+
+# --------------------------------------------------------------------------------------------- what processes agree on
+
+
+def losses_with(settings: Any, agreement: Agreement) -> dict[str, float]:
+    """Losses of two images, of which only the normalisers depend on the agreement."""
+    torch.manual_seed(3)
+    objective = CollaborativeObjective(
+        build_model(settings.model), **settings.train.loss.model_dump(), agreement=agreement
+    ).train()
+    batch = collate([sample(i, *SIZES[i]) for i in range(2)])
+    losses = objective(batch.images.float() / 64 - 2, batch.padding_mask, batch.targets, SameDraws())
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def halved(settings: Any, **more: Any) -> set[str]:
+    """Names of losses that halve when every number that is averaged over processes is twice one's own."""
+    alone, others = losses_with(settings, Agreement()), losses_with(settings, Agreement(reduce_mean=_twice, **more))
+    same = {name for name in alone if others[name] == pytest.approx(alone[name], rel=1e-5)}
+    half = {name for name in alone if others[name] == pytest.approx(alone[name] / 2, rel=1e-5)}
+    assert same | half == set(alone)
+    assert not same & half
+    return half
+
+
+def _twice(value: Tensor) -> Tensor:
+    return 2 * value
+
+
+def test_normalisers_are_means_over_processes_where_published(tiny_settings):
+    """Co-DINO: those of boxes and of the ATSS head. Class losses, RPN and RoI head: each process's own."""
+    half = halved(tiny_settings)
+    boxes = {"loss_bbox", "loss_iou"}
+    ends = {name.removeprefix("d0.").removeprefix("enc_").removeprefix("dn_") for name in half}
+    expected = boxes | {f"{name}_aux{head}" for name in boxes for head in (0, 1)}
+    assert ends == expected | {"loss_cls1", "loss_bbox1", "loss_centerness1"}
+
+
+def test_the_other_family_averages_the_class_loss_too(tiny_settings):
+    half = halved(apply_overrides(tiny_settings, list(DEFORMABLE)))
+    assert {"loss_cls", "d0.loss_cls", "enc_loss_cls", "loss_cls_aux0", "loss_cls_aux1", "loss_cls1"} <= half
+    assert not {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls0", "loss_bbox0"} & half
+
+
+@pytest.mark.parametrize("mask", ["none", "fcn", "refine"])
+def test_a_whole_batch_has_every_normaliser_in_common(tiny_settings, mask: str):
+    settings = apply_overrides(tiny_settings, [f"model.mask.kind={mask}", "model.mask.dim=16"])
+    names = set(losses_with(settings, Agreement()))
+    assert halved(settings, whole_batch=True, processes=2) == names
+
+
+def test_a_whole_batch_of_one_process_is_as_published(tiny_settings):
+    assert losses_with(tiny_settings, Agreement(whole_batch=True)) == losses_with(tiny_settings, Agreement())
+
+
+def test_less_than_one_object_a_process_counts_as_what_it_is():
+    one_in_four = torch.tensor(0.25)
+    assert Agreement(processes=4).shared(one_in_four) == 1
+    assert Agreement(processes=4, whole_batch=True).shared(one_in_four) == 0.25
+    assert Agreement(processes=4, whole_batch=True).shared(torch.tensor(0.0)) == 0.25
+
+
+def test_padding_is_added_below_and_on_the_right():
+    batch = collate([sample(0, 40, 60, 2)])
+    assert pad(batch, 40, 60) is batch
+    larger = pad(batch, 48, 64)
+    assert larger.images.shape == (1, 3, 48, 64)
+    assert torch.equal(larger.images[..., :40, :60], batch.images)
+    assert not larger.images[..., 40:, :].any()
+    assert bool(larger.padding_mask[:, 40:].all())
+    assert bool(larger.padding_mask[:, :, 60:].all())
+    assert not larger.padding_mask[:, :40, :60].any()
+    assert larger.targets is batch.targets
+
+
+# -------------------------------------------------------------------------------------------- a gradient for everything
+
+
+def test_processes_never_look_for_unused_parameters(together: list[Results]):
+    """A parameter that one process trains and another does not would hang or fail the trainings above."""
+    assert [results[name]["looks_for_unused"] for results in together for name in CASES] == [False] * 2 * len(CASES)
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (1, 0), (0, 0)])
+@pytest.mark.parametrize("name", ["co_dino", "co_deformable", "masks", "roi_masks", "decoder_alone"])
+def test_every_trained_parameter_gets_a_gradient_in_every_step(tiny_settings, name: str, counts: tuple[int, ...]):
+    settings = apply_overrides(tiny_settings, list(CASES[name][2]))
+    objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump()).train()
+    batch = collate([sample(i, 64, 80, count) for i, count in enumerate(counts)])
+    losses = objective(batch.images.float() / 64 - 2, batch.padding_mask, batch.targets, Draws())
+    torch.stack(list(losses.values())).sum().backward()
+    trained = {key: p.grad for key, p in objective.named_parameters() if p.requires_grad}
+    assert [key for key, gradient in trained.items() if gradient is None] == []
+    assert all(bool(gradient.isfinite().all()) for gradient in trained.values() if gradient is not None)
