@@ -76,14 +76,24 @@ def read_header(path: str | Path) -> ImageHeader:
     except OSError as error:
         raise ImageFileError("unreadable", error.strerror or str(error)) from error
     try:
-        source = _Source(descriptor)
-        return _parse(source, path)
-    except (struct.error, IndexError) as error:
-        raise ImageFileError("truncated", "the header is cut short or broken") from error
+        return _parse(_Source(descriptor), path)
     except OSError as error:
         raise ImageFileError("unreadable", error.strerror or str(error)) from error
     finally:
         os.close(descriptor)
+
+
+def header_of(content: bytes, path: str | Path) -> ImageHeader:
+    """The header of a file that has been read already.
+
+    Args:
+        content: the whole file.
+        path: the file; looked at again for rare formats only.
+
+    Raises:
+        ImageFileError: as `read_header`.
+    """
+    return _parse(_Content(content), path)
 
 
 class _Source:
@@ -106,7 +116,27 @@ class _Source:
         return self.at(max(0, self.size - count), min(count, self.size))
 
 
+class _Content(_Source):
+    """The same of a file that is in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.head = content[:HEAD_BYTES]
+        self.size = len(content)
+
+    def at(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`, fewer where the file ends."""
+        return self._content[offset : offset + count]
+
+
 def _parse(source: _Source, path: str | Path) -> ImageHeader:
+    try:
+        return _parse_format(source, path)
+    except (struct.error, IndexError) as error:
+        raise ImageFileError("truncated", "the header is cut short or broken") from error
+
+
+def _parse_format(source: _Source, path: str | Path) -> ImageHeader:
     head = source.head
     if not head:
         raise ImageFileError("empty", "the file has zero bytes")

@@ -6,59 +6,111 @@ OpenCV returns half-grey pictures for truncated files and lets a small file clai
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from codetr_cli.data.headers import ImageFileError, read_header
-from codetr_cli.errors import DatasetError
+from codetr_cli.data.headers import ImageFileError, header_of
+from codetr_cli.errors import DatasetError, MachineError
 
 MAX_PIXELS = 100_000_000
 """Default limit of height times width."""
 
 
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+class BrokenImageError(DatasetError):
+    """An image file that cannot be read.
+
+    Args:
+        message: what was found, where, what to do.
+        reason: what was found, a phrase without the file's name.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+NOT_THE_FILE = frozenset(
+    getattr(errno, name, -1) for name in ("EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN")
+)
+"""Errors of reading that say nothing about the file: the machine lacks something, or a network drive is gone."""
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | None = None) -> np.ndarray:
     """Reads an image file of any format that OpenCV reads.
 
     Args:
         path: the file.
         max_pixels: files that claim more are refused before decoding.
+        check: the command that lists all bad files, for messages; absent: of the folder that the file's is in.
 
     Returns:
         (h, w, 3) uint8 RGB, upright.
 
     Raises:
-        DatasetError: missing, empty, not an image, truncated or too large; names the file and what to do.
+        BrokenImageError: missing, empty, not an image, truncated or too large; names the file and what to do.
+        MachineError: not the file's fault.
     """
+    return decode_image(read_file(path, check=check), path, max_pixels=max_pixels, check=check)
+
+
+def read_file(path: str | Path, *, check: str | None = None) -> bytes:
+    """The bytes of an image file; arguments and errors as of `read_image`."""
     path = Path(path)
     try:
-        header = read_header(path)
-        content = path.read_bytes()
-    except ImageFileError as error:
-        raise DatasetError(f"cannot read image {path}: {error}. {_cure(path)}") from error
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise _broken(path, "no such file", check) from error
     except OSError as error:
-        raise DatasetError(f"cannot read image {path}: {error.strerror}. {_cure(path)}") from error
-    if header.size is not None:
-        _check_pixels(path, header.size, max_pixels)
+        if error.errno in NOT_THE_FILE:
+            raise MachineError(
+                f"cannot read image {path}: {error.strerror}. The file is not to blame: look at free memory, at the "
+                "limit of open files (ulimit -n) and at the drive, then start the same command again"
+            ) from error
+        raise _broken(path, error.strerror or str(error), check) from error
+
+
+def decode_image(
+    content: bytes, path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | None = None
+) -> np.ndarray:
+    """Decodes what `read_file` gave; the other arguments, the result and errors are those of `read_image`."""
+    path = Path(path)
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
+        header = header_of(content, path)
+    except ImageFileError as error:
+        raise _broken(path, str(error), check) from error
+    _check_pixels(path, header.size, max_pixels)
+    # Of a JPEG, the decoder itself gives RGB; that is known to be the same to the last bit.
+    is_jpeg = header.format == "jpeg"
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB if is_jpeg else cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MachineError(f"not enough memory to decode {path}: lower data.workers or free memory") from error
         image = None
     if image is None:
-        raise DatasetError(f"cannot decode image {path}: the file is damaged. {_cure(path)}")
+        raise _broken(path, "the file is damaged", check, "decode")
     _check_pixels(path, image.shape[:2], max_pixels)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if is_jpeg else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _broken(path: Path, reason: str, check: str | None, verb: str = "read") -> BrokenImageError:
+    lister = check or f"`codetr prepare {path.parent.parent}`"
+    return BrokenImageError(
+        f"cannot {verb} image {path}: {reason}. Replace it or remove it from the annotations; {lister} lists all such "
+        "files",
+        reason,
+    )
 
 
 def _check_pixels(path: Path, size: tuple[int, ...], max_pixels: int) -> None:
     height, width = size
     if height * width > max_pixels:
-        raise DatasetError(
-            f"image {path} has {width} x {height} pixels, more than data.max_pixels = {max_pixels}. "
-            f"Replace it by a smaller one, or allow it with --set data.max_pixels={height * width}"
+        found = f"{width} x {height} pixels, more than data.max_pixels = {max_pixels}"
+        raise BrokenImageError(
+            f"image {path} has {found}. Replace it by a smaller one, or allow it with "
+            f"--set data.max_pixels={height * width}",
+            found,
         )
-
-
-def _cure(path: Path) -> str:
-    return f"Replace it or remove it from the annotations; `codetr prepare {path.parent.parent}` lists all such files"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from codetr_cli.data.images import read_image
-from codetr_cli.errors import DatasetError
+from codetr_cli.errors import DatasetError, MachineError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -74,3 +75,25 @@ def test_damaged_pixels_are_refused(tmp_path: Path) -> None:
     write_png_header(path, 20, 20)
     with pytest.raises(DatasetError, match=r"hollow\.png: the file is damaged"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_decoded_to_rgb_is_the_swapped_bgr(tmp_path: Path, mode: str, orientation: int) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=80)
+    decoded = read_image(tmp_path / "a.jpg")
+    assert decoded.shape == ((37, 51, 3) if orientation == 1 else (51, 37, 3))
+    bgr = cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_COLOR)
+    assert np.array_equal(decoded, bgr[:, :, ::-1])
+
+
+def test_a_machine_without_open_files_does_not_blame_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(MachineError, match=r"a\.jpg: Too many open files.*ulimit -n"):
+        read_image(tmp_path / "a.jpg")
