@@ -82,7 +82,7 @@ def choose_backend(wanted: str, device_type: str) -> str:
     if name == "auto":
         name, source = (_forced, "use_backend") if _forced != "auto" else (os.environ.get(VARIABLE, "auto"), VARIABLE)
     if _known(name, source) == "auto":
-        name = _fastest(device_type)
+        name = _fastest(device_type, deform_attn_torch.wants_fixed_order())
     reason = _why_not(name, device_type)
     if reason is not None:
         raise MachineError(f"{source} asks for the deformable attention of {name!r}: {reason} Use 'auto' instead.")
@@ -116,12 +116,17 @@ def proven(name: str, device_type: str) -> bool:
 
 
 @functools.cache
-def _fastest(device_type: str) -> str:
-    return next(name for name in BACKENDS if _why_not(name, device_type) is None)
+def _fastest(device_type: str, fixed_order: bool) -> str:
+    return next(name for name in BACKENDS if _asked(name, device_type, fixed_order) is None)
+
+
+def _why_not(name: str, device_type: str) -> str | None:
+    return _asked(name, device_type, deform_attn_torch.wants_fixed_order())
 
 
 @functools.cache
-def _why_not(name: str, device_type: str) -> str | None:
+def _asked(name: str, device_type: str, fixed_order: bool) -> str | None:
+    """Remembers an answer for as long as `fixed_order` stays: it may be switched on while a program runs."""
     return None if name not in COMPILED else backend_module(name).why_not(device_type)
 
 

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor
 from codetr_cli.config import apply_overrides
 from codetr_cli.data.batch import collate, pad
 from codetr_cli.engine import trainer
+from codetr_cli.engine.runs import read_state
 from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.draws import Draws
@@ -56,7 +56,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     for process in processes:
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return [read_state(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
 def furthest(ours: dict[str, Any], theirs: dict[str, Any], scale: float | None = None) -> tuple[float, str]:

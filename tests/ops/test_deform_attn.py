@@ -35,7 +35,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def fresh_choice() -> Iterator[None]:
     """Forgets what has been found out about backends, before and after."""
-    caches = (backends.proven, backends._fastest, backends._why_not)
+    caches = (backends.proven, backends._fastest, backends._asked)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -332,6 +332,24 @@ def test_every_backend_runs_or_says_why_not_in_a_sentence():
     assert found["torch"] is None
     assert all(reason is None or (reason.endswith(".") and len(reason) > 20) for reason in found.values())
     assert found[active_backend("cpu")] is None
+
+
+def test_determinism_that_is_switched_on_later_drops_what_has_none(fresh_choice: None, monkeypatch: pytest.MonkeyPatch):
+    class Unordered:
+        @staticmethod
+        def why_not(device_type: str) -> str | None:
+            return "It adds in no fixed order." if torch.are_deterministic_algorithms_enabled() else None
+
+    monkeypatch.setattr(backends, "backend_module", lambda name: Unordered)
+    monkeypatch.setattr(backends, "proven", lambda name, device_type: True)
+    assert active_backend("cuda") == "triton"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert active_backend("cuda") == "torch"
+        assert available_backends("cuda")["mmcv"] == "It adds in no fixed order."
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert active_backend("cuda") == "triton"
 
 
 def test_settings_context_and_environment_force_a_backend(monkeypatch: pytest.MonkeyPatch):
