@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -95,17 +96,18 @@ class Reader:
         self._doing = multiprocessing.RawArray(ctypes.c_int64, max(1, workers))
         self._told = False  # of memory that cannot be shared
         self._stream: Any = None  # torch's iterator over what the present workers read
-        self._loader: DataLoader[Item | CodetrError] = DataLoader(
-            _Guarded(dataset, self._doing),
-            batch_sampler=self._order,  # type: ignore[arg-type]
-            collate_fn=_pack_or_error if workers else _collate_or_error,
-            num_workers=workers,
-            worker_init_fn=functools.partial(_start_worker, _leaving()) if workers else None,
-            multiprocessing_context=_start_method() if workers else None,
-            persistent_workers=keep_workers and workers > 0,
-            pin_memory=pin_memory,
-            timeout=POLL_S if workers else 0,
-        )
+        with _many_workers_allowed():
+            self._loader: DataLoader[Item | CodetrError] = DataLoader(
+                _Guarded(dataset, self._doing),
+                batch_sampler=self._order,  # type: ignore[arg-type]
+                collate_fn=_pack_or_error if workers else _collate_or_error,
+                num_workers=workers,
+                worker_init_fn=functools.partial(_start_worker, _leaving()) if workers else None,
+                multiprocessing_context=_start_method() if workers else None,
+                persistent_workers=keep_workers and workers > 0,
+                pin_memory=pin_memory,
+                timeout=POLL_S if workers else 0,
+            )
 
     @property
     def processes(self) -> list[BaseProcess]:
@@ -153,7 +155,8 @@ class Reader:
         outside = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         before = multiprocessing.active_children()
         try:
-            self._stream = iter(self._loader)
+            with _many_workers_allowed():
+                self._stream = iter(self._loader)
         except OSError as error:
             for worker in multiprocessing.active_children():
                 if worker not in before:
@@ -373,6 +376,14 @@ def _keep_deaths_quiet(outside: Handler) -> None:
     if inside is not outside:
         _torch_hears = inside
         signal.signal(signal.SIGCHLD, outside)
+
+
+@contextmanager
+def _many_workers_allowed() -> Iterator[None]:
+    """Without torch's warning: more workers than processors may well be wanted, where reading waits for a network."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from codetr_cli.config import Settings
 
 GroupLosses = Callable[[dict[str, Tensor]], Mapping[str, Tensor | float]]
 
@@ -116,6 +119,43 @@ class Meter:
         }
         self.restart()
         return line
+
+
+class WaitWatch:
+    """Notices that a training waits for data, for so long that it is no passing matter.
+
+    Attributes:
+        SHARE: of the time, from which on it counts.
+        LINES: of the log in a row.
+    """
+
+    SHARE = 0.2
+    LINES = 4
+
+    def __init__(self) -> None:
+        self._shares: list[float] = []
+        self._said = False
+
+    def advice(self, share: float, settings: Settings) -> str | None:
+        """What to tell the person of it, once in a training; None when there is nothing to tell.
+
+        Args:
+            share: of the time that a line of the log covers.
+            settings: of the run.
+        """
+        if self._said:
+            return None
+        self._shares = [*self._shares, share] if share > self.SHARE else []
+        if len(self._shares) < self.LINES:
+            return None
+        self._said = True
+        waited = sum(self._shares[1:]) / (self.LINES - 1)  # the first may hold the start of the workers
+        folder = f" {shlex.quote(settings.data.root)}" if settings.data.root else ""
+        return (
+            f"the training waits for data {waited:.0%} of its time (data.workers = {settings.data.workers}): "
+            f"`codetr bench --data{folder} --preset {settings.name}` measures what is slow and says how many workers "
+            "are enough; data.workers may change when a run is continued"
+        )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

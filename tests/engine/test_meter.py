@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from codetr_cli.engine.meter import Meter
+from codetr_cli.config import parse_settings
+from codetr_cli.data.batch import Target
+from codetr_cli.data.workers import Reader
+from codetr_cli.engine.meter import Meter, WaitWatch
 
 CPU = torch.device("cpu")
 
@@ -78,3 +83,47 @@ def test_alone_the_share_is_ones_own():
     ours.step_done()
     time.sleep(0.02)
     assert 0.2 < ours.line(0)["data_wait"] < 0.8
+
+
+class SlowImages:
+    """Takes 20 ms an image without work for a processor."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, Target]:
+        time.sleep(0.02)
+        return np.zeros((8, 8, 3), np.uint8), {"size": (8, 8), "pad_size": (8, 8)}
+
+    def image_path(self, index: int) -> Path:
+        return Path(f"{index}.jpg")
+
+
+def waits_with(workers: int, batches: int) -> float:
+    ours = meter()
+    stream = iter(Reader(SlowImages(), [[i] for i in range(batches + 1)], workers=workers))
+    next(stream)  # starts the workers
+    ours.restart()
+    for _ in range(batches):
+        with ours.waiting():
+            next(stream)
+        time.sleep(0.01)
+        ours.add(losses(1.0), 1)
+        ours.step_done()
+    return float(ours.line(1)["data_wait"])
+
+
+def test_waiting_for_workers_is_counted_as_they_are_too_slow_or_not():
+    """A step of 10 ms, 20 ms an image: one worker leaves half of the time idle, none two thirds, six nothing."""
+    assert waits_with(1, batches=20) == pytest.approx(0.5, abs=0.12)
+    assert waits_with(0, batches=15) == pytest.approx(0.67, abs=0.1)
+    assert waits_with(6, batches=30) < 0.2
+
+
+def test_waiting_for_long_is_told_once_with_what_to_type():
+    watch, settings = WaitWatch(), parse_settings({"name": "mine", "data": {"root": "my data"}}, where="here")
+    shares = [0.9, 0.3, 0.3, 0.1, 0.9, 0.3, 0.3, 0.3, 0.9, 0.9, 0.9, 0.9, 0.9]
+    told = [watch.advice(share, settings) for share in shares]
+    assert [text is not None for text in told] == [False] * 7 + [True] + [False] * 5
+    assert "30% of its time" in str(told[7])
+    assert "`codetr bench --data 'my data' --preset mine`" in str(told[7])
