@@ -288,6 +288,9 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] = Field(
         2, description="Processes that read and augment, per training process."
     )
+    cache_mb: Annotated[int, Field(ge=0)] = Field(
+        0, description="MiB of training image files that each worker keeps in memory, for slow disks; 0: none."
+    )
     aspect_grouping: bool = Field(True, description="Batches hold images of one orientation, as published.")
 
     @model_validator(mode="after")
