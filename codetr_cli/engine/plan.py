@@ -86,6 +86,7 @@ class Job:
         origin: data files and weights.
         run: the run folder that was asked for.
         fresh: never continue a run.
+        auto_fit: change settings until the worst batch fits into the memory.
         warnings: sentences.
         notes: sentences that a person should know of, but that nothing is wrong with.
     """
@@ -96,6 +97,7 @@ class Job:
     origin: Origin
     run: Path | None = None
     fresh: bool = False
+    auto_fit: bool = False
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from codetr_cli.config import Settings
 from codetr_cli.data.cache import cache_folder
+from codetr_cli.engine.memory import with_fitted
 from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.errors import CodetrError, ConfigError
 
@@ -106,7 +107,7 @@ def differences(folder: RunFolder, settings: Settings, origin: Origin) -> list[s
     Raises:
         ConfigError: the run's settings cannot be read.
     """
-    old, new = dict(_flat(folder.settings())), dict(_flat(settings))
+    old, new = dict(_flat(folder.settings())), dict(_flat(with_fitted(settings, folder.path)))
     changed = [
         f"{key}: {_shown(old.get(key))} there, {_shown(new.get(key))} now"
         for key in new

@@ -16,9 +16,11 @@ from codetr_cli.config import ResNetConfig, Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loader import TrainLoader, build_eval_loader, build_train_loader
+from codetr_cli.data.places import Split
 from codetr_cli.engine import distributed
 from codetr_cli.engine.allocator import return_large_blocks
 from codetr_cli.engine.autofit import check_memory
+from codetr_cli.engine.bad_files import BadFiles, open_bad_files, scan, sum_up
 from codetr_cli.engine.disk import writing
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.evaluator import Share, check_truth, evaluate
@@ -27,6 +29,7 @@ from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
 from codetr_cli.engine.memory import with_fitted
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
+from codetr_cli.engine.parts import PartWriters, should_write_parts
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
 from codetr_cli.engine.protocol import expects_masks
 from codetr_cli.engine.randomness import seed_all
@@ -151,10 +154,11 @@ def check_settings(settings: Settings, device: torch.device, world_size: int) ->
     """Refuses early what a training could not do, before data is read and a run folder made.
 
     Raises:
-        ConfigError: batch sizes that do not divide, a precision that the device does not have, what sharding cannot do,
-            or a logger that is not installed.
+        ConfigError: batch sizes that do not divide, images that the network cannot see, a precision that the device
+            does not have, what sharding cannot do, or a logger that is not installed.
     """
     check_loggers(settings.train.loggers)
+    check_image_size(settings, training=True)
     plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
     dtype = autocast_dtype(settings.train.precision, device)
     if settings.train.shard:
@@ -182,7 +186,9 @@ def build_training(
     settings = job.settings
     return_large_blocks()
     _prepare_torch(settings)
-    dataset = build_dataset(settings, split="train", training=True)
+    splits: list[Split] = ["train"] if job.origin.val_annotations is None else ["train", "val"]
+    bad_files = open_bad_files(settings, folder, splits, resume=resume, report=report)
+    dataset = build_dataset(settings, split="train", training=True, left_out=bad_files.left_out("train"))
     seed_all(settings.train.seed)  # the same weights in every process
     model = _build_network(settings)
     saved = load_newest(folder, report) if resume else None
@@ -200,7 +206,8 @@ def build_training(
         report=report,
     )
     batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, distributed.world_size())
-    loader = _train_loader(dataset, settings, batches, device)
+    loader = _train_loader(dataset, settings, batches, device, _tell(folder, report))
+    loader.on_bad_file = bad_files.meet
     if settings.train.compile:
         compile_for(model, device, "train.compile")
     objective = CollaborativeObjective(
@@ -261,7 +268,8 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
     """
     settings = job.settings
     batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
-    dataset = build_dataset(settings, split="train", training=True)
+    bad = scan(settings, "train", Silence())[1] if settings.data.bad_files == "skip" else []
+    dataset = build_dataset(settings, split="train", training=True, left_out=[file.path for file in bad])
     loader = build_train_loader(
         dataset,
         micro_batch=batches.micro_batch,
@@ -277,6 +285,7 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
     dtype = autocast_dtype(settings.train.precision, device)
     return Preview(
         images=len(dataset),
+        bad_files=len(bad),
         val_images=len(build_dataset(settings, split="val", training=False)) if evaluating else None,
         batches=batches,
         steps_per_epoch=per_epoch,
@@ -314,7 +323,11 @@ def _prepare_torch(settings: Settings) -> None:
 
 
 def _train_loader(
-    dataset: CocoDataset, settings: Settings, batches: BatchPlan, device: torch.device
+    dataset: CocoDataset,
+    settings: Settings,
+    batches: BatchPlan,
+    device: torch.device,
+    tell: Callable[[str], None] | None,
 ) -> TrainLoader:
     return build_train_loader(
         dataset,
@@ -325,7 +338,26 @@ def _train_loader(
         world_size=batches.world_size,
         aspect_grouping=settings.data.aspect_grouping,
         pin_memory=device.type == "cuda",
+        tell=tell,
+        patience_s=_reading_patience_s(settings),
     )
+
+
+def _tell(folder: RunFolder, report: Report) -> Callable[[str], None] | None:
+    """Whom a loader tells what it mended; in processes that do not speak, the error output."""
+    if not distributed.is_main():
+        return None
+
+    def tell(text: str) -> None:
+        folder.event(text)
+        report.warn(text)
+
+    return tell
+
+
+def _reading_patience_s(settings: Settings) -> float:
+    """Shorter than the watchdog's: the process whose workers hang shall say so before others call it frozen."""
+    return 0.8 * 60 * settings.train.timeout_minutes
 
 
 def _start_weights(model: CoDETR, job: Job, report: Report) -> None:

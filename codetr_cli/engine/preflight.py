@@ -1,0 +1,335 @@
+"""Memory of the worst batch that data and augmentation can give, measured before the first step.
+
+The worst batch has the largest images that can come together, each with the most objects of any image. One forward and
+backward pass is made on it, with room counted for what comes later: optimizer states, an average of the weights, and on
+a CPU the copy that a checkpoint is written from. Weights, gradients, random states: everything is as before afterwards.
+
+A GPU refuses what it has no memory for. A process on a CPU would be killed, so smaller images are measured first and
+the whole size only when it is sure to fit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from codetr_cli.config import Settings, ViTConfig
+from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.data.transforms import (
+    DetrAugmentation,
+    LsjAugmentation,
+    ResizeChoices,
+    ResizeShortLong,
+    ResizeToCanvas,
+    Size,
+    build_transforms,
+)
+from codetr_cli.engine.clocks import memory_in_use, peak_memory, reset_peak_memory
+from codetr_cli.engine.memory import capacity, free_unused, gib_text, is_out_of_memory, set_checkpointing
+from codetr_cli.engine.optim import autocast_dtype
+from codetr_cli.engine.randomness import random_states, restore_random_states
+from codetr_cli.engine.synthetic import synthetic_batch
+from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.models.codetr import CoDETR
+
+MARGIN = {"cuda": 0.03, "cpu": 0.05}
+"""Share of the memory that must stay free: for fragments, and for what else the machine does."""
+
+CLEARLY = 1.3
+"""On a CPU, the whole size is run when this times its estimate fits."""
+
+PATIENCE_S = 20.0
+"""On a CPU, the whole size is not run when that would take longer."""
+
+SMALLEST_SIDE = 64
+
+
+class Sizes(Protocol):
+    """What is asked of a data set."""
+
+    sizes: np.ndarray
+    aspect_flags: np.ndarray
+
+    @property
+    def object_counts(self) -> np.ndarray:
+        """Objects of each image."""
+
+
+@dataclass(frozen=True)
+class WorstBatch:
+    """The largest batch of a forward pass.
+
+    Attributes:
+        size: (height, width) of the batch in pixels.
+        images: in it.
+        objects: in each image.
+    """
+
+    size: Size
+    images: int
+    objects: int
+
+    def __str__(self) -> str:
+        each = " each" if self.images > 1 else ""
+        images = f"{self.images} image{'s' if self.images > 1 else ''} of {self.size[0]}x{self.size[1]}"
+        return f"{images}, {self.objects} object{'' if self.objects == 1 else 's'}{each}"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a training needs in its worst batch.
+
+    Attributes:
+        needed: bytes of the whole process, or on its GPU.
+        capacity: bytes it may hold.
+        margin: share of the capacity that must stay free.
+        measured: whether the whole batch was run; else the figure comes from smaller images, or is a lower limit where
+            a GPU refused.
+        exceeded: a GPU refused.
+    """
+
+    needed: int
+    capacity: int
+    margin: float
+    measured: bool = True
+    exceeded: bool = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory suffices."""
+        return not self.exceeded and self.needed <= self.capacity * (1 - self.margin)
+
+    @property
+    def share(self) -> float:
+        """Of the capacity, for comparing processes."""
+        return math.inf if self.exceeded else self.needed / max(1, self.capacity)
+
+    def __str__(self) -> str:
+        how = "more than " if self.exceeded else "" if self.measured else "about "
+        return f"{how}{gib_text(self.needed)} of {gib_text(self.capacity)} GiB"
+
+
+# ------------------------------------------------------------------------------------------------------ the worst batch
+
+
+def worst_batch(settings: Settings, dataset: Sizes, micro_batch: int) -> WorstBatch:
+    """The largest batch that the data set and the augmentation of the settings can give.
+
+    Args:
+        settings: of the run.
+        dataset: of the training images.
+        micro_batch: images of a forward pass.
+    """
+    counts = dataset.object_counts
+    objects = int(counts.max(initial=0))
+    if settings.data.copy_paste == "boxes":  # objects that lie in a pasted box come along
+        objects *= 2
+    elif settings.data.copy_paste == "masks":
+        objects += min(objects, settings.data.max_pasted - 1)
+    groups = dataset.aspect_flags if settings.data.aspect_grouping else np.zeros_like(dataset.aspect_flags)
+    sizes = [
+        _largest(settings, np.unique(dataset.sizes[groups == group], axis=0), micro_batch)
+        for group in np.unique(groups)
+    ]
+    divisor = settings.data.pad_divisor
+    height, width = max(sizes, key=math.prod)
+    return WorstBatch((-(-height // divisor) * divisor, -(-width // divisor) * divisor), micro_batch, objects)
+
+
+def _largest(settings: Settings, sizes: np.ndarray, images: int) -> Size:
+    """(height, width) of the largest batch of images of these sizes (N, 2)."""
+    transform = build_transforms(settings.data, settings.test, train=True)
+    if isinstance(transform, LsjAugmentation | ResizeToCanvas):
+        return transform.canvas, transform.canvas
+    reached: set[Size] = set()
+    for height, width in sizes.tolist():
+        if isinstance(transform, DetrAugmentation):
+            reached.update(_reached_by(transform, (height, width)))
+        elif isinstance(transform, ResizeShortLong):
+            reached.add(_resized(transform, (height, width)))
+        else:
+            reached.add((height, width))
+    if images == 1:
+        return max(reached, key=math.prod)
+    # Any two images may meet: the batch is as high as its highest and as wide as its widest.
+    return max(height for height, _ in reached), max(width for _, width in reached)
+
+
+def _reached_by(transform: DetrAugmentation, size: Size) -> Iterator[Size]:
+    """The largest sizes that an image can get: as it is, and by the crops that are highest, widest and fill most."""
+    yield _resized(transform.resize, size)
+    limits = max(transform.resize.short_sides), transform.resize.long_side
+    best = max(limits) / min(limits)
+    for index in range(len(transform.resize_before_crop.short_sides)):
+        before = transform.resize_before_crop.new_size(size, ResizeChoices(index))
+        (low_h, high_h), (low_w, high_w) = (
+            (min(side, transform.crop.low), min(side, transform.crop.high)) for side in before
+        )
+        highest, widest = high_h / low_w, low_h / high_w
+        for ratio in (highest, widest, best, 1 / best):  # height by width
+            ratio = min(max(ratio, widest), highest)
+            yield _resized(transform.resize, (round(1000 * ratio), 1000))
+
+
+def _resized(resize: ResizeShortLong, size: Size) -> Size:
+    """The largest size that an image gets."""
+    largest = max(range(len(resize.short_sides)), key=lambda index: resize.short_sides[index])
+    return resize.new_size(size, ResizeChoices(largest))
+
+
+# --------------------------------------------------------------------------------------------------------- measuring it
+
+
+def measure(
+    model: CoDETR,
+    settings: Settings,
+    worst: WorstBatch,
+    device: torch.device,
+    *,
+    processes: int = 1,
+    local_processes: int = 1,
+    limit: int | None = None,
+) -> Need | None:
+    """What a training with these settings needs for the batch; changes nothing but how the model recomputes.
+
+    Args:
+        model: on its device, neither wrapped nor compiled yet.
+        settings: whose precision, recomputation, optimizer and sharding count.
+        worst: the batch.
+        device: of this process.
+        processes: that train together.
+        local_processes: that share this machine's memory.
+        limit: bytes that the process may hold; None: what there is.
+
+    Returns:
+        None where the system tells nothing of memory, or a network for one size only runs on a CPU.
+    """
+    set_checkpointing(model, settings.model)
+    room = capacity(device, local_processes) if limit is None else limit
+    fixed = isinstance(settings.model.backbone, ViTConfig) and settings.model.backbone.fixed_size is not None
+    held = memory_in_use(device)
+    if room is None or held is None or (fixed and device.type != "cuda"):
+        return None
+    coming = _coming(model, settings, device)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    elsewhere = 1 - 1 / processes if settings.train.shard else 0.0
+    later = coming - int(elsewhere * (coming + weights + trained))
+    with _as_before(model, device):
+        objective = CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
+
+        def growth(share: float) -> int:
+            return _growth(objective, settings, _smaller(worst, share), device)
+
+        if device.type != "cuda":
+            grown, measured = estimate_growth(growth, room - held - later)
+            return Need(held + grown + later, room, MARGIN["cpu"], measured)
+        try:
+            needed = growth(1.0) + torch.cuda.memory_reserved(device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            needed = None
+    free_unused(device)
+    if limit is None:  # kernels that were loaded meanwhile take some of it
+        room = capacity(device) or room
+    if needed is None:
+        return Need(room, room, MARGIN["cuda"], measured=False, exceeded=True)
+    return Need(needed + later, room, MARGIN["cuda"])
+
+
+def estimate_growth(growth: Callable[[float], int], limit: int) -> tuple[int, bool]:
+    """What a step on a CPU takes, without risking more than there is.
+
+    Args:
+        growth: bytes that a step takes on images of a share of the worst batch's area.
+        limit: bytes that it may take.
+
+    Returns:
+        bytes, and whether the whole batch was run; else it is a line through smaller ones.
+    """
+    started = time.monotonic()
+    least = 16 * growth(1 / 16)  # and more where libraries are loaded for it
+    if CLEARLY * least <= limit and 16 * (time.monotonic() - started) <= PATIENCE_S:
+        return growth(1.0), True
+    started = time.monotonic()
+    quarter = growth(1 / 4)
+    seconds = time.monotonic() - started
+    estimate = 4 * quarter
+    if CLEARLY * estimate > limit and CLEARLY * 2 * quarter <= limit:
+        half = growth(1 / 2)
+        estimate = max(half, 3 * half - 2 * quarter)
+    if CLEARLY * estimate > limit or 4 * seconds > PATIENCE_S:
+        return estimate, False
+    return growth(1.0), True
+
+
+def _growth(objective: CollaborativeObjective, settings: Settings, worst: WorstBatch, device: torch.device) -> int:
+    """Bytes by which memory grows in a forward and backward pass."""
+    batch = synthetic_batch(
+        worst.size,
+        worst.images,
+        objects=worst.objects,
+        num_classes=settings.model.num_classes,
+        masks=settings.learns_masks,
+    )
+    free_unused(device)
+    reset_peak_memory(device)
+    before = torch.cuda.memory_reserved(device) if device.type == "cuda" else memory_in_use(device)
+    try:
+        _pass(objective, settings, batch, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
+    finally:
+        objective.zero_grad(set_to_none=True)
+    free_unused(device)
+    return max(0, (peak or 0) - (before or 0))
+
+
+def _pass(objective: nn.Module, settings: Settings, batch: Batch, device: torch.device) -> None:
+    dtype = autocast_dtype(settings.train.precision, device)
+    batch = batch.to(device)
+    images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        losses = objective(images, batch.padding_mask, batch.targets)
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+
+
+@contextmanager
+def _as_before(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Puts back mode and random states, drops gradients, and has peaks measured anew."""
+    training, states = model.training, random_states(device)
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        restore_random_states(states, device)
+        free_unused(device)
+        reset_peak_memory(device)
+
+
+def _smaller(worst: WorstBatch, share: float) -> WorstBatch:
+    """The batch with images of a share of the area."""
+    if share == 1.0:
+        return worst
+    height, width = (max(SMALLEST_SIDE, round(side * math.sqrt(share))) for side in worst.size)
+    return WorstBatch((height, width), worst.images, worst.objects)
+
+
+def _coming(model: nn.Module, settings: Settings, device: torch.device) -> int:
+    """Bytes that are held only later: by the optimizer, the average, and the writing of checkpoints."""
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    optimizer = 2 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    average = weights if settings.train.ema_momentum else 0
+    copied = weights + optimizer + average if device.type == "cpu" else 0
+    return optimizer + average + copied
