@@ -210,7 +210,7 @@ def _evaluate(
     from codetr_cli.data.annotations import read_annotations
     from codetr_cli.engine.environment import choose_device
     from codetr_cli.engine.evaluator import check_truth, evaluate, match_classes
-    from codetr_cli.engine.loading import Classes, load_detector
+    from codetr_cli.engine.loading import Classes, check_image_size, load_detector
     from codetr_cli.engine.protocol import expects_masks
     from codetr_cli.engine.tta import build_augmentation
 
@@ -221,6 +221,7 @@ def _evaluate(
         console.warn(note)
     where = str(paths.annotations_path)
     settings = loaded.settings
+    check_image_size(settings, training=False)
     if masks and settings.model.mask.kind == "fcn" and settings.test.head != "roi":
         console.info("This network draws masks in its RoI head: --head roi scores them, too")
     masks = masks and expects_masks(settings, loaded.postprocess)
@@ -258,6 +259,13 @@ def _evaluate(
             progress=advance,
             note=console.info,
         )
+    if result.left_out:
+        from codetr_cli.data.bad_files import listed_bad
+
+        console.warn(
+            f"{len(result.left_out):,} of {len(loader.dataset):,} images cannot be read and are left out, so that the "
+            f"numbers are of {result.images:,} images: {listed_bad(result.left_out)}. metrics.json names all"
+        )
     _report(
         result, loaded, checkpoint, where, folder, device=str(chosen_device), batch=batch_size, tta=tta, shown=shown
     )
@@ -293,6 +301,7 @@ def _report(
         "checkpoint": str(loaded.path or checkpoint),
         "annotations": where,
         "images": result.images,
+        "left_out": [bad._asdict() for bad in result.left_out],
         "objects": result.objects,
         "protocol": str(protocol),
         "protocol_parts": protocol.as_dict(),
@@ -333,6 +342,7 @@ def _loader(
         max_pixels=settings.data.max_pixels,
         pad_divisor=settings.data.pad_divisor,
         max_images=max_images,
+        skip_bad=settings.data.bad_files == "skip",
     )
     return build_eval_loader(
         dataset, batch_size=batch_size, workers=settings.data.workers, pin_memory=pin_memory and not tta

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from codetr_cli.data.bad_files import BadFile, take_met
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.workers import PATIENCE_S, Reader
@@ -33,6 +34,9 @@ class TrainLoader:
         pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
         tell: told of dead workers that were replaced, and of missing shared memory.
         patience_s: seconds without a batch before workers count as hanging.
+
+    Attributes:
+        on_bad_file: told of every file that could not be read and in whose place another image came.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class TrainLoader:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.sampler = sampler
+        self.on_bad_file: Callable[[BadFile], object] = lambda bad: None
         self.reader = Reader(
             dataset,
             sampler,
@@ -88,7 +93,10 @@ class TrainLoader:
             DatasetError: an image cannot be read.
             MachineError: workers died again and again, hang, or cannot be started.
         """
-        return iter(self.reader)
+        for batch in self.reader:
+            for bad in take_met(batch):
+                self.on_bad_file(bad)
+            yield batch
 
 
 class AspectGroupedSampler(Sampler[list[Key]]):
@@ -172,7 +180,9 @@ class AspectGroupedSampler(Sampler[list[Key]]):
 
 
 class EvalLoader:
-    """Batches in which every image occurs once over all ranks, in order: rank r has images r, r + world_size, ...
+    """Batches in which every image occurs once over all ranks, in order: rank r has batches r, r + world_size, ...
+
+    An image is in the same batch, and so padded alike, however many ranks there are: they change no detection.
 
     Args:
         dataset: what to read.
@@ -198,8 +208,9 @@ class EvalLoader:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.dataset = dataset
-        indices = range(rank, len(dataset), world_size)
-        self._batches = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+        indices = range(len(dataset))
+        self._batches = [list(indices[i : i + batch_size]) for i in range(0, len(dataset), batch_size)][rank::world_size]
+        self.num_images = sum(len(batch) for batch in self._batches)
         self.reader = Reader(
             dataset, self._batches, workers=workers, pin_memory=pin_memory, tell=tell, patience_s=patience_s
         )

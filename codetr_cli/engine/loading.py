@@ -127,6 +127,33 @@ def _ready(model: CoDETR, device: torch.device, settings: Settings, *, lean: boo
     return lean_for_inference(model) if lean else model
 
 
+def check_image_size(settings: Settings, *, training: bool) -> None:
+    """Refuses sizes of images that a network for squares of one size cannot see, before any image is read.
+
+    Args:
+        settings: of the network and its images.
+        training: whether it is trained, not only tested.
+
+    Raises:
+        ConfigError: with what to set.
+    """
+    side = getattr(settings.model.backbone, "fixed_size", None)
+    if side is None:
+        return
+    wanted = {"test.canvas": (settings.test.canvas, side)}
+    if training:
+        wanted["data.canvas"] = (settings.data.canvas if settings.data.augmentation == "lsj" else None, side)
+    wrong = {name: found for name, (found, side) in wanted.items() if found != side}
+    if wrong:
+        found = " and ".join(f"{name} is {value or 'not set'}" for name, value in wrong.items())
+        sizes = [f"--set {name}={side}" for name in wrong]
+        lsj = ["--set data.augmentation=lsj"] if "data.canvas" in wrong and settings.data.augmentation != "lsj" else []
+        raise ConfigError(
+            f"this network sees squares of {side} pixels only (model.backbone.fixed_size), but {found}: use "
+            f"{' '.join([*lsj, *sizes])}"
+        )
+
+
 def compile_for(model: CoDETR, device: torch.device, setting: str) -> None:
     """Compiles the network's static parts because a setting asks for it.
 

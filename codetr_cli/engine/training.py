@@ -24,7 +24,7 @@ from codetr_cli.engine.bad_files import BadFiles, open_bad_files, scan, sum_up
 from codetr_cli.engine.disk import writing
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.evaluator import Share, check_truth, evaluate
-from codetr_cli.engine.loading import compile_for
+from codetr_cli.engine.loading import check_image_size, compile_for
 from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
 from codetr_cli.engine.memory import with_fitted
 from codetr_cli.engine.meter import Meter
@@ -85,6 +85,7 @@ class Preview:
     """What a training would do, for `--dry-run`."""
 
     images: int
+    bad_files: int
     val_images: int | None
     batches: BatchPlan
     steps_per_epoch: int
@@ -147,6 +148,8 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
         if distributed.is_main():
             _open_loggers(training, stack)
         train(training)
+        if distributed.is_main():
+            sum_up(folder, report)
         return _outcome(training)
 
 
@@ -245,8 +248,10 @@ def build_training(
         stop=stop,
         report=report,
     )
+    if should_write_parts(model):
+        training.writers = PartWriters()
     if job.origin.val_annotations is not None:
-        training.evaluate = _evaluation(training, model)
+        training.evaluate = _evaluation(training, model, bad_files)
     if saved is not None:
         restore(training, saved)
         report.note(f"resumed after step {training.position.step} of {training.total_steps}")
@@ -404,7 +409,7 @@ def _start_backbone(model: CoDETR, settings: Settings, report: Report) -> None:
     )
 
 
-def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, float]]:
+def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Callable[[], dict[str, float]]:
     """Scores the model on the validation images, each process its share of them."""
     settings = training.settings
     dataset = build_dataset(settings, split="val", training=False)
@@ -415,6 +420,8 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=training.device.type == "cuda",
+        tell=_tell(training.run, training.report),
+        patience_s=_reading_patience_s(settings),
     )
     share = loader.num_images
     postprocess = build_postprocess(settings.test)
@@ -456,6 +463,8 @@ def _evaluation(training: Training, model: CoDETR) -> Callable[[], dict[str, flo
             note=training.report.note,
             gather=gather,
         )
+        for bad in result.left_out:
+            bad_files.meet(bad, "val")
         if result.protocol is not None:
             training.run.event(f"evaluated: {result.protocol}")
             if not said:  # the same at every evaluation of a run

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import build_eval_loader
 from codetr_cli.data.transforms import GREY
 from codetr_cli.engine.evaluator import evaluate, run_detector
+from codetr_cli.engine.loading import check_image_size
 from codetr_cli.engine.predictor import Detector
 from codetr_cli.engine.synthetic import synthetic_batch
+from codetr_cli.errors import ConfigError
 from codetr_cli.models.postprocess import PostProcess
+from tests.conftest import Ran
 from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, Oracle, write_checkpoint
 
 
@@ -91,3 +95,57 @@ def test_synthetic_objects_have_masks_where_they_are_learned() -> None:
             assert [xs.min(), ys.min()] == np.floor(box[:2]).astype(int).tolist()
             assert [xs.max() + 1, ys.max() + 1] == np.ceil(box[2:]).astype(int).tolist()
     assert "masks" not in synthetic_batch((64, 96), 1, objects=5).targets[0]
+
+
+# ------------------------------------------------------------------------------------------- networks for one size only
+
+ONE_SIZE = """
+[model.backbone]
+kind = "vit"
+width = 32
+depth = 1
+num_heads = 2
+hidden_dim = 32
+global_blocks = [0]
+pretrain_size = 64
+fixed_size = 64
+checkpointing = false
+"""
+
+
+@pytest.fixture
+def one_size(tmp_path: Path, tiny_settings: Settings) -> Path:
+    """The preset of a network that sees squares of 64 pixels."""
+    settings = apply_overrides(tiny_settings, ["model.num_levels=5"])
+    head, _, rest = to_toml(settings).partition("[model.backbone]")
+    path = tmp_path / "one_size.toml"
+    path.write_text(head + ONE_SIZE.strip() + "\n\n[model." + rest.partition("[model.")[2])
+    return path
+
+
+def test_images_that_a_network_cannot_see_are_refused_before_they_are_read(
+    one_size: Path, tiny_coco: Path, tmp_path: Path, codetr: Callable[..., Ran]
+) -> None:
+    for image in (tiny_coco / "train2017").iterdir():
+        image.write_bytes(b"")  # would be the next thing to be told
+    words = ("train", "--preset", one_size, "--data", tiny_coco, "--run", tmp_path / "run", "--device", "cpu")
+    ran = codetr(*words)
+    assert ran.code == 2, ran.err
+    assert "squares of 64 pixels only (model.backbone.fixed_size)" in ran.err
+    cure = ran.err.replace("\n", " ").partition(": use ")[2].split()
+    assert cure == ["--set", "data.augmentation=lsj", "--set", "test.canvas=64", "--set", "data.canvas=64"]
+    assert not (tmp_path / "run").exists()
+    assert codetr(*words, *cure, "--dry-run").code == 0
+    ran = codetr("eval", one_size, "--data", tiny_coco, "--device", "cpu")
+    assert ran.code == 2, ran.err
+    assert ran.err.rstrip().endswith("but test.canvas is not set: use --set test.canvas=64")
+
+
+def test_published_networks_of_one_size_get_it() -> None:
+    for name in ("co_dino_vit_l_lsj_lvis", "co_dino_vit_l_inst_lsj_lvis", "co_dino_vit_l"):
+        check_image_size(load_preset(name), training=True)
+    other = load_preset("co_dino_vit_l_lsj_lvis", ["data.canvas=1024", "test.canvas=1024"])
+    with pytest.raises(ConfigError, match=r"1536 pixels only .* but test.canvas is 1024 and data.canvas is 1024"):
+        check_image_size(other, training=True)
+    with pytest.raises(ConfigError, match=r"but test\.canvas is 1024: use --set test\.canvas=1536"):
+        check_image_size(other, training=False)

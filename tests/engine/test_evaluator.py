@@ -114,13 +114,40 @@ def test_shares_of_several_processes_make_the_whole(run):
 
     silent = run(Oracle(), rank=0, world_size=2, gather=hand_in)
     assert silent.metrics == {}
-    assert silent.speed.images == 2
+    assert silent.speed.images == 3
     run(Oracle(), rank=1, world_size=2, gather=hand_in)
-    assert [len(share.image_ids) for share in shares] == [2, 2]
+    assert [len(share.image_ids) for share in shares] == [3, 1]
     whole = run(Oracle(), rank=1, world_size=2, gather=lambda share: [shares[0], share])
     alone = run(Oracle())
     assert whole.metrics == alone.metrics
     assert whole.images == 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_the_number_of_processes_changes_no_detection_and_no_number(run, tiny_settings, world_size, batch_size):
+    """Four images, so that six processes are too many; images of a batch differ in size and are padded."""
+    torch.manual_seed(0)
+    model = build_model(tiny_settings.model)
+    alone = run(model, batch_size=batch_size)
+    shares: list[Share] = []
+
+    def hand_in(share: Share) -> list[Share]:
+        shares.append(share)
+        return shares if len(shares) == world_size else []
+
+    results = [
+        run(model, batch_size=batch_size, rank=rank, world_size=world_size, gather=hand_in)
+        for rank in range(world_size)
+    ]
+    assert sorted(image for share in shares for image in share.image_ids) == [100, 101, 102, 103]
+    assert [bool(result.metrics) for result in results] == [False] * (world_size - 1) + [True]
+    assert results[-1].metrics == alone.metrics
+    together, single = (
+        sorted(result.detections.to_records(), key=lambda record: (record["image_id"], -record["score"]))
+        for result in (results[-1], alone)
+    )
+    assert together == single
 
 
 def test_repeated_images_count_once():
