@@ -19,7 +19,7 @@ from codetr_cli.boxes import paired_giou
 AVERAGE_EPS = torch.finfo(torch.float32).eps
 """Parity: every weighted loss divides by its normaliser plus this, whatever the precision."""
 
-CHUNK_ELEMENTS = {"cpu": 2**18}
+CHUNK_ELEMENTS = {"cpu": 2**17}
 """Logits that are at work at once, by device: their intermediate numbers fit a CPU's cache."""
 
 GPU_CHUNK_ELEMENTS = 2**25
