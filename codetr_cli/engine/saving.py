@@ -17,7 +17,7 @@ from codetr_cli.engine import distributed
 from codetr_cli.engine.optim import build_schedule
 from codetr_cli.engine.plan import steps_per_epoch
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
-from codetr_cli.engine.randomness import random_states, restore_random_states
+from codetr_cli.engine.randomness import random_states, restore_random_states, seed_all
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import RunFolder, Saved
 from codetr_cli.engine.sharding import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
@@ -231,6 +231,8 @@ def restore(training: Training, saved: Saved) -> None:
     if before == now:
         restore_random_states(state["randomness"][distributed.rank()], training.device)
     else:
+        # Draws of its own for each process, and not those that the run began with once more.
+        seed_all(training.settings.train.seed + 1_000 * position.step + distributed.rank())
         training.report.warn(
             f"the run was trained with {before[0]} x {before[1]} images at once (processes x images of each) and goes "
             f"on with {now[0]} x {now[1]}: still each image of the epoch is used, in another order, so its numbers "

@@ -21,11 +21,13 @@ from codetr_cli.engine import saving
 from codetr_cli.engine.runs import RunFolder, read_state
 from codetr_cli.engine.saving import Saver, host_copy
 from codetr_cli.engine.trainer import Training, train
-from codetr_cli.errors import DivergedError, MachineError, StoppedError
+from codetr_cli.errors import CheckpointError, DivergedError, MachineError, StoppedError
 from tests.conftest import Ran
 from tests.engine.test_trainer import Recorder, Scores, assert_same, begin
 
 pytestmark = pytest.mark.usefixtures("_quick")
+# Newer versions of Python warn of what these tests are about.
+FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 @pytest.fixture
@@ -205,6 +207,7 @@ def test_another_error_is_not_hidden_by_a_full_disk(tmp_path: Path):
 # ---------------------------------------------------------------------------------------------------- kills, processes
 
 
+@FORKING
 def test_a_kill_while_it_is_written_leaves_the_one_before(
     tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
@@ -239,6 +242,7 @@ def test_a_kill_while_it_is_written_leaves_the_one_before(
     assert not list(resumed.run.checkpoints_dir.glob(".*"))
 
 
+@FORKING
 def test_processes_started_while_it_is_written_hang_on_nothing(tmp_path: Path, tiny_settings: Settings):
     """Forked again and again amid writing; each child does what a worker does and allocates what the writer does."""
     training = begin(tmp_path, tiny_settings)
@@ -321,3 +325,13 @@ def test_a_damaged_newest_checkpoint_is_warned_of_once(tmp_path: Path, tiny_sett
     (warning,) = report.warnings
     assert f"checkpoint last cannot be used: {path} is damaged" in warning
     assert warning in events(training)
+
+
+def test_processes_that_see_other_files_do_not_train_together(
+    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    training = begin(tmp_path, tiny_settings, "train.max_steps=2")
+    train(training)
+    monkeypatch.setattr("codetr_cli.engine.distributed.from_main", lambda step: 1)
+    with pytest.raises(CheckpointError, match="all must see the same files"):
+        saving.load_newest(training.run, Recorder())

@@ -295,6 +295,7 @@ def test_another_number_of_images_at_once_uses_what_is_left_of_the_epoch(
     position = resumed.position
     assert (position.step, position.epoch, position.batch, position.segments) == (3, 0, 0, [(1, 2, 3, None)])
     assert "each image of the epoch is used" in resumed.report.warnings[0]
+    assert torch.initial_seed() == tiny_settings.train.seed + 3_000  # not the draws of the run's beginning once more
     # One step of two micro batches is left of this epoch, and each other has three.
     assert resumed.total_steps == 3 + 1 + 3 * (epochs - 1)
     assert resumed.schedule.factor(resumed.total_steps, epochs) == pytest.approx(0, abs=1e-6)
