@@ -101,10 +101,11 @@ def _words(error: OSError, folder: Path) -> str:
             f"cannot write {error.filename or folder}: {error.strerror}. What was saved before is intact. Make the "
             f"folder writable, {again}"
         )
-    if not folder.exists() and error.errno not in FULL:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) or not (folder.exists() or error.errno in FULL):
         return (
-            f"the run folder {folder} is gone: it was deleted or moved, or its disk is no longer there. Nothing more "
-            "can be saved. Put it back and start the same command again to continue from its newest checkpoint."
+            f"the run folder {folder} is gone, or something in it: it was deleted or moved, or its disk is no longer "
+            f"there (missing: {error.filename or folder}). Nothing more can be saved. Put it back and start the same "
+            "command again to continue from its newest checkpoint."
         )
     if error.errno == errno.EDQUOT:
         return (

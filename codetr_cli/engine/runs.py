@@ -4,8 +4,8 @@
     metrics.jsonl      a line a log step, a line an evaluation, one at the end
     events.log         what happened when            plots/*.png   losses, learning rate, AP
     checkpoints/last   newest; best: highest AP; previous: one generation older. Each is a folder of
-        model.safetensors (weights, the average's when there is one), state.pt (all else that resuming needs) and
-        sums.json (SHA-256 of both)
+        model.safetensors (weights, the average's when there is one), state.pt (all else that resuming needs),
+        sharded/ (what each process of a sharded training saves by itself) and sums.json (SHA-256 of all)
 
 A checkpoint is written into a folder of another name, synced, and renamed into place. Whatever a kill leaves half done
 is completed or undone by `recover` when the folder is opened next.
@@ -33,10 +33,11 @@ from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, replacing
 
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
+SHARDED = "sharded"
 ENDS = frozenset(("end", "diverged"))  # kinds of lines that a run which goes on has no more
 # What a run folder may hold before its settings are written.
 BEGINNING = frozenset(
-    (".lock", "origin.json", ".origin.json.tmp", ".settings.toml.tmp", "plots", "checkpoints", "slurm")
+    (".lock", "events.log", "origin.json", ".origin.json.tmp", ".settings.toml.tmp", "plots", "checkpoints", "slurm")
 )
 
 
@@ -61,10 +62,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as it was read: the weights' file and the training state."""
+    """A checkpoint as it was read: the weights' file, the training state, and the folder of all of it."""
 
     weights: Checkpoint
     state: dict[str, Any]
+    folder: Path
 
 
 class RunFolder:
@@ -178,6 +180,7 @@ class RunFolder:
 
     def _append(self, path: Path, text: str) -> None:
         with writing(self.path):
+            self.settings_path.stat()  # a folder that was deleted must not come back with a part of a run in it
             append(path, text)
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -190,6 +193,7 @@ class RunFolder:
         settings: Settings,
         class_names: list[str],
         category_ids: list[int],
+        beside: Callable[[Path], None] | None = None,
     ) -> None:
         """Makes a new newest checkpoint; the one before it becomes `previous`.
 
@@ -199,6 +203,7 @@ class RunFolder:
             settings: for the weights' file.
             class_names: for the weights' file.
             category_ids: for the weights' file.
+            beside: writes the folder of what each process saves by itself.
 
         Raises:
             MachineError: the disk took it not; earlier checkpoints are as they were.
@@ -216,11 +221,15 @@ class RunFolder:
                 category_ids=category_ids,
                 extra={"step": str(state["step"])},
             )
+            if beside is not None:
+                beside(fresh / SHARDED)
+                sync_folder(fresh / SHARDED)
+            parts = {f"{SHARDED}/{path.name}": path for path in (fresh / SHARDED).glob("*")}
             # The state's name appears last: where it is, the checkpoint is whole.
             with replacing(fresh / STATE) as temporary:
                 with temporary.open("wb") as file:
                     torch.save(state, file)
-                write_sums(fresh, {WEIGHTS: fresh / WEIGHTS, STATE: temporary})
+                write_sums(fresh, {WEIGHTS: fresh / WEIGHTS, STATE: temporary, **parts})
 
         with writing(self.path, cleanup=fresh):
             persistently(write)
@@ -308,6 +317,10 @@ class RunFolder:
         shutil.rmtree(fresh, ignore_errors=True)
         with writing(self.path, cleanup=fresh):
             fresh.mkdir()
+            if (source / SHARDED).is_dir():
+                (fresh / SHARDED).mkdir()
+                for part in (source / SHARDED).iterdir():
+                    _link_or_copy(part, fresh / SHARDED / part.name)
             for file in (WEIGHTS, SUMS, STATE):
                 if file != SUMS or (source / SUMS).exists():  # earlier versions wrote none
                     _link_or_copy(source / file, fresh / file)
@@ -356,7 +369,7 @@ def _load(folder: Path) -> Saved:
         raise CheckpointError(
             f"{folder} holds weights of step {weights.extra.get('step')} and a state of step {state['step']}"
         )
-    return Saved(weights, state)
+    return Saved(weights, state, folder)
 
 
 def _is_whole(folder: Path) -> bool:
