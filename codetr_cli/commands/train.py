@@ -256,9 +256,10 @@ def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | 
         )
         return
     console.result(to_toml(job.settings).rstrip("\n"))
+    bad = f" ({plan.bad_files:,} left out, their files cannot be read)" if plan.bad_files else ""
     rows: list[tuple[str, object]] = [
         ("run", where),
-        ("images", f"{plan.images:,} of {job.origin.train_annotations}"),
+        ("images", f"{plan.images:,} of {job.origin.train_annotations}{bad}"),
         ("validation", f"{plan.val_images:,} images" if plan.val_images is not None else "none"),
         (
             "classes",

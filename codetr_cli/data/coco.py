@@ -10,12 +10,14 @@ A target is a dict with these keys; sizes are (height, width) in pixels, G is th
     pad_size                 the image's own padded size; a batch may be larger
     scale_factor (w, h)      exact new / old side of the last resize
     masks (G, h, w) uint8    bitmaps of 0 and 1 of `pad_size`, only where the network learns masks
+    bad_files                files that could not be read in its place, (path, reason) each; only if there were any
 On a canvas (large-scale jittering and its test images) the padding belongs to the image: `size`, `norm_size` and
 `pad_size` are the canvas.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -27,10 +29,12 @@ from codetr_cli.config import DataConfig, Settings
 from codetr_cli.data.annotations import Annotations as Annotations
 from codetr_cli.data.annotations import check_kind
 from codetr_cli.data.annotations import read_annotations as read_annotations
+from codetr_cli.data.bad_files import BLANK, MET, BadFile
 from codetr_cli.data.batch import Target
 from codetr_cli.data.cache import source_of
 from codetr_cli.data.copy_paste import CopyPaste
-from codetr_cli.data.images import read_image
+from codetr_cli.data.file_cache import FileCache
+from codetr_cli.data.images import BrokenImageError, decode_image
 from codetr_cli.data.oversampling import repeated_images
 from codetr_cli.data.places import DataPaths as DataPaths
 from codetr_cli.data.places import find_data as find_data
@@ -65,6 +69,10 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         copy_paste: pastes objects of a second image, which goes through the transform as well.
         filter_empty: leave out images without any annotation (training only).
         oversample_threshold: repeat images of classes that fewer images have, see `repeated_images` (training only).
+        skip_bad: go on without files that cannot be read: in training another image takes their place, else a blank
+            one. The target says which under `bad_files`.
+        left_out: paths of files, below `images_dir` as it is given, to leave out at once.
+        cache_bytes: of image files that each process keeps in memory.
 
     Attributes:
         class_names: names in the order of the labels.
@@ -97,7 +105,11 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         copy_paste: CopyPaste | None = None,
         filter_empty: bool = False,
         oversample_threshold: float | None = None,
+        skip_bad: bool = False,
+        left_out: Collection[str] = (),
+        cache_bytes: int = 0,
     ) -> None:
+        self.files = FileCache(cache_bytes)
         self.images_dir = images_dir
         self.annotations_path = annotations_path
         self.transform = transform
@@ -106,6 +118,8 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         self.pad_divisor = pad_divisor
         self.mask_targets = mask_targets
         self.copy_paste = copy_paste
+        self.training = training
+        self.skip_bad = skip_bad
         annotations = read_annotations(annotations_path, with_outlines=masks)
         if dataset is not None:
             check_kind(annotations, dataset, annotations_path)
@@ -118,6 +132,9 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             if filter_empty:
                 rows = rows[annotations.annotated_images()[rows]]
         rows = rows[:max_images]
+        if left_out:
+            bad = set(left_out)
+            rows = rows[[str(images_dir / annotations.file_names[row]) not in bad for row in rows]]
         self._positions = np.arange(len(rows))
         if training and oversample_threshold is not None:
             self._positions = repeated_images(
@@ -139,6 +156,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             )
         if self._outlines is not None:
             self._check_outlines(~self._outlines.present[self._objects.rows])
+        self._check = source_of(annotations_path).check
 
     def _check_outlines(self, absent: np.ndarray) -> None:
         """Refuses objects (N,) without masks.
@@ -179,34 +197,59 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch, index])
-        index, orig_size, sample = self._transformed(index, rng)
+        met: list[BadFile] = []
+        index, orig_size, sample = self._transformed(index, rng, met)
         if self.copy_paste is not None:
-            _, _, source = self._transformed(int(rng.integers(len(self))), rng)
+            _, _, source = self._transformed(int(rng.integers(len(self))), rng, met)
             sample = self.copy_paste(sample, source, rng)
         if not self.mask_targets:
             sample = replace(sample, masks=None)
         target = sample.to_target(image_id=self.image_ids[index], orig_size=orig_size, pad_divisor=self.pad_divisor)
+        if met:
+            target[MET] = [tuple(bad) for bad in met]
         return np.ascontiguousarray(sample.image), target
 
-    def _transformed(self, index: int, rng: np.random.Generator) -> tuple[int, tuple[int, int], Sample]:
+    def _transformed(
+        self, index: int, rng: np.random.Generator, met: list[BadFile]
+    ) -> tuple[int, tuple[int, int], Sample]:
         """An image after the transform, or another of its orientation if nothing is left of its objects.
+
+        Args:
+            index: of the image.
+            rng: of all choices.
+            met: gets the files that cannot be read, where that is allowed; they are replaced in the same way.
 
         Returns:
             index of the image, its (height, width) as decoded, and the sample.
         """
         for _ in range(TRIES):
-            sample = self.load_sample(index)
             try:
+                sample = self.load_sample(index)
                 return index, sample.size, self.transform(sample, rng)
+            except BrokenImageError as error:
+                if not self.skip_bad:
+                    raise
+                met.append(BadFile(str(self.image_path(index)), error.reason))
+                if not self.training:
+                    sample = Sample.from_image(BLANK)
+                    return index, sample.size, self.transform(sample, rng)
+                index = self._instead(index, rng)
             except DroppedSampleError:
                 # Parity: any image of the same orientation, the same one included.
                 index = int(rng.choice(np.flatnonzero(self.aspect_flags == self.aspect_flags[index])))
         raise DatasetError(
             f"{TRIES} images of {source_of(self.annotations_path).name} in a row lost all their objects in "
-            f"augmentation, at last {self.image_path(index)}. Check that the masks lie where the boxes are, or crop "
-            "less with "
-            "--set data.lsj_ratio=[0.1,1.0]"
+            f"augmentation{' or cannot be read' if met else ''}, at last {self.image_path(index)}. Check that the "
+            "masks lie where the boxes are, or crop less with --set data.lsj_ratio=[0.1,1.0]"
         )
+
+    def _instead(self, index: int, rng: np.random.Generator) -> int:
+        """Another image, of the same orientation if there is any: batches hold one orientation."""
+        alike = np.flatnonzero(self.aspect_flags == self.aspect_flags[index])
+        others = alike[alike != index]
+        if not len(others):
+            others = np.delete(np.arange(len(self)), index)
+        return int(rng.choice(others)) if len(others) else index
 
     def load_sample(self, index: int) -> Sample:
         """The decoded image and its objects, before any transform.
@@ -215,7 +258,8 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             DatasetError: the file is missing or cannot be decoded, or a mask is broken or of another size.
         """
         path = self.image_path(index)
-        image = read_image(path, max_pixels=self.max_pixels)
+        content = self.files.read(path, check=self._check)
+        image = decode_image(content, path, max_pixels=self.max_pixels, check=self._check)
         objects, position = self._objects, self._positions[index]
         rows = slice(objects.offsets[position], objects.offsets[position + 1])
         masks = None
@@ -242,7 +286,9 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         return self.images_dir / self.file_names[index]
 
 
-def build_dataset(settings: Settings, *, split: Split, training: bool, data: str | None = None) -> CocoDataset:
+def build_dataset(
+    settings: Settings, *, split: Split, training: bool, data: str | None = None, left_out: Collection[str] = ()
+) -> CocoDataset:
     """The dataset that the settings describe.
 
     Args:
@@ -250,6 +296,7 @@ def build_dataset(settings: Settings, *, split: Split, training: bool, data: str
         split: which images.
         training: augment and filter for training; otherwise every image is resized as for testing.
         data: folder given on the command line.
+        left_out: image files not to use.
 
     Raises:
         DatasetError: nothing where the data should be, or unusable annotations.
@@ -271,6 +318,9 @@ def build_dataset(settings: Settings, *, split: Split, training: bool, data: str
         copy_paste=build_copy_paste(settings.data) if training else None,
         filter_empty=settings.data.filter_empty,
         oversample_threshold=settings.data.oversample_threshold,
+        skip_bad=settings.data.bad_files == "skip",
+        left_out=left_out,
+        cache_bytes=settings.data.cache_mb * 2**20 if training else 0,
     )
 
 

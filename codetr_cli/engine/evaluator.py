@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from codetr_cli.config import Settings
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
+from codetr_cli.data.bad_files import MET, BadFile, check_share
 from codetr_cli.data.batch import Batch, Target
+from codetr_cli.data.cache import source_of
 from codetr_cli.engine.detections import DetectionTable
 from codetr_cli.engine.inference import TimedPostProcess, detect, inference, resolve_precision
 from codetr_cli.engine.masks import encode_masks
@@ -57,6 +59,8 @@ class Share:
 
     image_ids: list[int]
     detections: DetectionTable
+    left_out: list[BadFile] = field(default_factory=list)
+    """Files that could not be read, where the settings say to go on without them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class EvalResult:
         images: images scored.
         objects: annotations scored, crowds included.
         scoring_seconds: time from detections to numbers.
+        left_out: files that could not be read; their images are not among the scored ones.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -83,6 +88,7 @@ class EvalResult:
     images: int = 0
     objects: int = 0
     scoring_seconds: float = 0.0
+    left_out: list[BadFile] = field(default_factory=list)
 
 
 def evaluate(
@@ -129,7 +135,8 @@ def evaluate(
 
     Raises:
         CheckpointError: the classes are not those of the annotations.
-        DatasetError: the annotations are of another data set, or lack the outlines that mask AP needs.
+        DatasetError: the annotations are of another data set, lack the outlines that mask AP needs, or are of images of
+            which too many cannot be read.
     """
     masks = masks and expects_masks(settings, postprocess)
     truth = truth or read_annotations(annotations_path, with_outlines=masks)
@@ -151,6 +158,8 @@ def evaluate(
     if not shares:
         return EvalResult(speed=speed)
     merged = merge_shares(shares)
+    wanted = len(merged.image_ids) + len(merged.left_out)
+    check_share(merged.left_out, wanted, source_of(annotations_path).name)
     chosen = announce_engine(engine, len(merged.detections), note)
     started = time.perf_counter()
     scores = score_detections(truth, merged.detections, merged.image_ids, where=str(annotations_path), engine=chosen)
@@ -167,6 +176,7 @@ def evaluate(
             precision=resolve_precision(precision),
             split=split,
             images=scores.images,
+            left_out=len(merged.left_out),
             metrics=metrics,
             engine=engine_version(chosen),
             convention=convention,
@@ -174,6 +184,7 @@ def evaluate(
         images=scores.images,
         objects=scores.objects,
         scoring_seconds=time.perf_counter() - started,
+        left_out=merged.left_out,
     )
 
 
@@ -217,6 +228,7 @@ def run_detector(
     ids = np.array(category_ids, np.int64)
     image_ids: list[int] = []
     tables: list[DetectionTable] = []
+    left_out: list[BadFile] = []
     started = time.perf_counter()
     data_seconds, batch_started = 0.0, started
     with inference(model, device, precision):
@@ -227,13 +239,16 @@ def run_detector(
             else:
                 found = augmentation.detect(model, timed, batch, device=device, mean=mean, std=std)
             for target, detections in zip(batch.targets, found, strict=True):
+                if MET in target:
+                    left_out += [BadFile(*bad) for bad in target[MET]]
+                    continue
                 image_ids.append(int(target["image_id"]))
                 tables.append(_table_of(detections, target, ids, masks=masks))
             if progress is not None:
                 progress(len(batch.targets))
             batch_started = time.perf_counter()
     seconds = time.perf_counter() - started
-    share = Share(image_ids, DetectionTable.join(tables))
+    share = Share(image_ids, DetectionTable.join(tables), left_out)
     return share, _speed(len(image_ids), seconds, data_seconds, sum(timed.seconds))
 
 
@@ -271,7 +286,8 @@ def merge_shares(shares: Sequence[Share]) -> Share:
         new = set(share.image_ids) - seen
         tables.append(share.detections if len(new) == len(share.image_ids) else share.detections.of_images(new))
         seen |= new
-    return Share(sorted(seen), DetectionTable.join(tables))
+    left_out = sorted({bad for share in shares for bad in share.left_out})
+    return Share(sorted(seen), DetectionTable.join(tables), left_out)
 
 
 def match_classes(

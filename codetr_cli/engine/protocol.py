@@ -33,6 +33,7 @@ class Protocol:
         precision: of the network's arithmetic.
         split: which part of which annotations.
         images: scored.
+        left_out: images that are not, because their files cannot be read.
         metrics: "COCO box", "COCO box and mask", "LVIS box" or "LVIS box and mask".
         engine: who matched detections to objects, with its version.
         convention: what each column counts.
@@ -48,12 +49,15 @@ class Protocol:
     metrics: str
     engine: str
     convention: str
+    left_out: int = 0
 
     def __str__(self) -> str:
         kept = "" if self.max_detections is None else f", up to {self.max_detections} detections per image"
+        total = self.images + self.left_out
+        without = f" ({self.left_out} of {total} left out: their files cannot be read)" if self.left_out else ""
         return (
             f"{self.views}, {self.suppression}{kept}, {self.head} head, {self.precision}; "
-            f"{self.split}, {self.images} images; {self.metrics} metrics by {self.engine}: {self.convention}"
+            f"{self.split}, {self.images} images{without}; {self.metrics} metrics by {self.engine}: {self.convention}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +82,7 @@ def describe_protocol(
     metrics: str,
     engine: str,
     convention: str,
+    left_out: int = 0,
 ) -> Protocol:
     """The protocol of an evaluation, from what it was made with."""
     own_nms = postprocess.head != "decoder"
@@ -104,6 +109,7 @@ def describe_protocol(
         metrics=metrics,
         engine=engine,
         convention=convention,
+        left_out=left_out,
     )
 
 
