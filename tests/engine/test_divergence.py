@@ -207,6 +207,33 @@ def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path: Path, tiny_settings:
         assert_same(resumed, straight)
 
 
+@pytest.mark.parametrize("stop_after", [2, 3])
+def test_a_run_that_went_back_goes_on_at_another_width(tmp_path: Path, tiny_settings: Settings, stop_after: int):
+    """Back from step 3 to the checkpoint of step 1, then killed in the next step or in the one after it."""
+    overrides = ("train.epochs=2", "train.checkpoint_every=1", "train.max_bad_steps=2")
+    training = begin(tmp_path, tiny_settings, *overrides)
+    spoil(training, 2, 3, again=False)
+
+    def halt(line: Any, left: int) -> None:
+        if training.position.other_order is not None and training.position.step == stop_after:
+            raise KeyboardInterrupt
+
+    training.report.step = halt
+    with pytest.raises(KeyboardInterrupt):
+        train(training)
+    resumed = begin(tmp_path, tiny_settings, *overrides, micro_batch=1, accumulation=2)
+    position = resumed.position
+    # The steps from the first on came in another order, and so does all that follows.
+    assert position.segments == [(1, 2, stop_after - 1, 1)]
+    assert (position.step, position.batch, position.other_order) == (stop_after - 1, 0, (0, 0))
+    stopped = begin(tmp_path, tiny_settings, *overrides, micro_batch=1, accumulation=2, stop_after=stop_after)
+    with pytest.raises(StoppedError):
+        train(stopped)
+    again = begin(tmp_path, tiny_settings, *overrides, micro_batch=1, accumulation=2)
+    assert again.position.segments == position.segments
+    assert (again.position.batch, again.position.other_order) == (2, (0, 0))
+
+
 def test_the_order_after_going_back_leaves_no_image_out():
     groups = np.array([0, 1] * 20)
     ranks = [AspectGroupedSampler(groups, micro_batch=2, rank=rank, world_size=2, seed=3) for rank in (0, 1)]
