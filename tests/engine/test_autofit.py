@@ -1,0 +1,221 @@
+"""Settings that fit the memory: which are tried in which order, what is proposed, applied and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
+from codetr_cli.engine import autofit
+from codetr_cli.engine.autofit import has_fast_bf16, ladder
+from codetr_cli.engine.memory import MemoryRecord, read_record, with_fitted, write_record
+from codetr_cli.engine.preflight import Need
+from tests.conftest import Ran
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+MIB = 2**20
+
+Train = Callable[..., Ran]
+
+
+@pytest.fixture
+def train(codetr: Callable[..., Ran], tmp_path: Path, tiny_settings: Settings, tiny_coco: Path) -> Train:
+    """`codetr train` of the tiny network, 4 images a step."""
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(to_toml(apply_overrides(tiny_settings, ["train.batch_size=4", "train.micro_batch=4"])))
+
+    def run(*words: object) -> Ran:
+        return codetr("train", "--preset", preset, "--data", tiny_coco, "--run", tmp_path / "run", "--device", "cpu",
+                      "--no-eval", "--set", "train.max_steps=2", *words)  # fmt: skip
+
+    return run
+
+
+class Memory:
+    """Stands in for measuring: what is needed follows from the settings, and the limit is as given."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.asked: list[tuple[int, int, bool, bool]] = []
+
+    def __call__(self, model: Any, settings: Settings, worst: Any, device: Any, **named: Any) -> Need:
+        config = settings.model
+        self.asked.append((worst.images, config.encoder_checkpointing, config.aux_checkpointing,
+                           config.backbone.checkpointing))  # fmt: skip
+        saved = 10 * config.encoder_checkpointing + 10 * config.aux_checkpointing + 10 * config.backbone.checkpointing
+        return Need((100 - saved) * worst.images * MIB, self.limit * MIB, 0.0)
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Memory]:
+    def limited(limit: int) -> Memory:
+        stand_in = Memory(limit)
+        monkeypatch.setattr(autofit, "measure", stand_in)
+        return stand_in
+
+    return limited
+
+
+# ----------------------------------------------------------------------------------------------------------- the ladder
+
+
+def changed(settings: Settings, device: torch.device, world_size: int = 1) -> list[str]:
+    return [rung.words for rung in ladder(settings, device, world_size)]
+
+
+def test_the_order_of_what_is_tried():
+    settings = load_preset("co_dino_r50", ["train.micro_batch=4"])
+    recomputed = ["--set model.encoder_checkpointing=6",
+                  "--set model.decoder_checkpointing=true --set model.aux_checkpointing=true",
+                  "--set model.backbone.checkpointing=true"]  # fmt: skip
+    rungs = changed(settings, CPU)
+    assert rungs[:3] == [" ".join(recomputed[: count + 1]) for count in range(3)]
+    assert rungs[3:5] == [" ".join([*recomputed, f"--set train.micro_batch={size}"]) for size in (2, 1)]
+    assert len(rungs) == 5 + has_fast_bf16(CPU)
+
+
+def test_what_is_on_already_is_not_tried():
+    settings = load_preset("co_dino_vit_l", ["model.encoder_checkpointing=6", "train.micro_batch=1"])
+    assert not any("backbone" in words or "encoder" in words or "micro" in words for words in changed(settings, CPU))
+
+
+def test_images_at_once_divide_a_process_share(tiny_settings: Settings):
+    settings = apply_overrides(tiny_settings, ["train.batch_size=18", "train.micro_batch=9"])
+    sizes = [rung.settings.train.micro_batch for rung in ladder(settings, CPU, 2)]
+    assert list(dict.fromkeys(sizes)) == [9, 3, 1]
+    assert all(rung.settings.train.batch_size == 18 for rung in ladder(settings, CPU, 2))
+
+
+def test_bf16_and_shards_where_the_device_has_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    settings = load_preset("co_dino_r50", ["train.precision=fp32"])
+    rungs = list(ladder(settings, CUDA, 8))
+    assert rungs[-2].changes["train.precision"] == "bf16"
+    assert rungs[-1].changes["train.shard"] is True
+    assert "train.shard" not in list(ladder(settings, CUDA, 1))[-1].changes
+    automatic = load_preset("co_dino_r50")  # bf16 already
+    assert not any("precision" in rung.words for rung in ladder(automatic, CUDA, 8))
+    compiled = load_preset("co_dino_r50", ["train.compile=true"])
+    assert not any("shard" in rung.words for rung in ladder(compiled, CUDA, 8))
+
+
+def test_a_cpu_without_bf16_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch, tiny_settings: Settings):
+    for supported in (True, False):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda supported=supported: supported, raising=False)
+        assert has_fast_bf16(CPU) == supported
+        assert any("bf16" in words for words in changed(tiny_settings, CPU)) == supported
+
+
+# -------------------------------------------------------------------------------------------------------- in a training
+
+
+def test_what_fits_is_told_and_not_changed(train: Train, memory: Callable[[int], Memory], tmp_path: Path):
+    asked = memory(900).asked
+    ran = train()
+    assert ran.code == 0, ran.err
+    assert "memory: the worst batch (4 images of " in ran.out
+    assert ") needs 0.39 of 0.88 GiB" in ran.out
+    assert len(asked) == 1
+    record = read_record(tmp_path / "run")
+    assert record.fitted == {}
+    assert record.checked["device"] == "cpu"
+
+
+def test_what_does_not_fit_is_refused_with_what_to_type(train: Train, memory: Callable[[int], Memory], tmp_path: Path):
+    asked = memory(190).asked
+    ran = train()
+    assert ran.code == 5
+    words = (
+        "--set model.encoder_checkpointing=2 --set model.decoder_checkpointing=true --set "
+        "model.aux_checkpointing=true --set model.backbone.checkpointing=true --set train.micro_batch=2"
+    )
+    told = " ".join(ran.err.split())
+    assert f"With {words} it needs 0.12 of 0.19 GiB: add that to the command, or --auto-fit" in told
+    assert "train.preflight=false" in told
+    assert asked == [(4, 0, False, False), (4, 2, False, False), (4, 2, True, False), (4, 2, True, True),
+                     (2, 2, True, True)]  # fmt: skip
+    again = train(*words.split())  # what was proposed is accepted
+    assert again.code == 0, again.err
+
+
+def test_auto_fit_applies_the_first_that_fits_and_keeps_it(
+    train: Train, memory: Callable[[int], Memory], tmp_path: Path
+):
+    memory(190)
+    ran = train("--auto-fit", "--set", "train.max_steps=2")
+    assert ran.code == 0, ran.err
+    told = " ".join(ran.out.split())
+    assert "--auto-fit has chosen model.encoder_checkpointing=2 (was 0)" in told
+    assert "train.micro_batch=2 (was 4)" in told
+    run = tmp_path / "run"
+    settings = load_preset(str(run / "settings.toml"))
+    assert settings.train.micro_batch == 2
+    assert settings.train.batch_size == 4
+    assert settings.model.encoder_checkpointing == 2
+    events = (run / "events.log").read_text()
+    assert "--auto-fit has chosen" in events
+    assert "1 process x 2 at once x 2 accumulated" in events
+    # The same command, longer: the fitted settings stay, nothing is measured again, nobody is warned.
+    asked = memory(190).asked
+    longer = train("--auto-fit", "--set", "train.max_steps=4")
+    assert longer.code == 0, longer.err
+    assert "resumed after step 2 of 4" in longer.out
+    assert asked == []
+    assert "images in another order" not in longer.err
+    assert load_preset(str(run / "settings.toml")).train.micro_batch == 2
+
+
+def test_another_choice_by_hand_is_not_undone_but_checked_anew(
+    train: Train, memory: Callable[[int], Memory], tmp_path: Path
+):
+    memory(190)
+    assert train("--auto-fit").code == 0
+    asked = memory(10_000).asked
+    ran = train("--set", "train.max_steps=3", "--set", "train.micro_batch=1")
+    assert ran.code == 0, ran.err
+    assert [images for images, *_ in asked] == [1]
+    assert load_preset(str(tmp_path / "run/settings.toml")).train.micro_batch == 1
+
+
+def test_when_nothing_fits(train: Train, memory: Callable[[int], Memory]):
+    memory(1)
+    ran = train("--auto-fit")
+    assert ran.code == 5
+    told = " ".join(ran.err.split())
+    assert "Even with --set model.encoder_checkpointing=2" in told
+    assert "smaller images (data.short_sides" in told
+    assert "Traceback" not in told
+
+
+def test_it_can_be_left_out(train: Train, memory: Callable[[int], Memory]):
+    asked = memory(1).asked
+    assert train("--set", "train.preflight=false").code == 0
+    assert asked == []
+
+
+def test_a_machine_that_tells_nothing_of_memory(train: Train, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(autofit, "measure", lambda *arguments, **named: None)
+    ran = train()
+    assert ran.code == 0, ran.err
+    assert "memory: this machine does not tell" in ran.out
+
+
+# ----------------------------------------------------------------------------------------------------------- the record
+
+
+def test_fitted_settings_hold_while_the_command_is_the_same(tmp_path: Path, tiny_settings: Settings):
+    assert with_fitted(tiny_settings, tmp_path) == tiny_settings
+    fitted = {"train.precision": ["fp32", "bf16"], "model.aux_checkpointing": [False, True], "train.gone": [1, 2]}
+    write_record(tmp_path, MemoryRecord(fitted=fitted))
+    settings = with_fitted(tiny_settings, tmp_path)
+    assert settings.train.precision == "bf16"
+    assert settings.model.aux_checkpointing
+    other = with_fitted(apply_overrides(tiny_settings, ["train.precision=auto"]), tmp_path)
+    assert other.train.precision == "auto"
+    assert json.loads((tmp_path / "memory.json").read_text())["fitted"] == fitted
