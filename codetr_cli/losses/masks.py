@@ -52,10 +52,11 @@ def mask_targets(target: dict[str, Any], boxes: Tensor, objects: Tensor, size: i
     masks = target["masks"]
     boxes = clip_boxes(boxes, (masks.shape[1], masks.shape[2]))
     shares = boxes.new_zeros(len(boxes), size, size)
-    for first in range(0, len(masks), OBJECTS_AT_ONCE):
-        rows = ((objects >= first) & (objects < first + OBJECTS_AT_ONCE)).nonzero()[:, 0]
-        regions = torch.cat([(objects[rows] - first)[:, None].to(boxes.dtype), boxes[rows]], 1)
-        bitmaps = masks[first : first + OBJECTS_AT_ONCE, None].to(boxes.dtype)  # objects in the place of images
+    used, numbers = objects.unique(return_inverse=True)  # regions are few, objects can be many
+    for first in range(0, len(used), OBJECTS_AT_ONCE):
+        rows = ((numbers >= first) & (numbers < first + OBJECTS_AT_ONCE)).nonzero()[:, 0]
+        regions = torch.cat([(numbers[rows] - first)[:, None].to(boxes.dtype), boxes[rows]], 1)
+        bitmaps = masks[used[first : first + OBJECTS_AT_ONCE], None].to(boxes.dtype)  # objects in the place of images
         shares[rows] = pool_map(bitmaps, regions, size=size, stride=1)[:, 0]
     return (shares >= MASK_THRESHOLD).to(boxes.dtype)
 
@@ -79,9 +80,10 @@ def visible_shares(target: dict[str, Any], boxes: Tensor, objects: Tensor) -> Te
     ]
     if not inside:
         return boxes.new_zeros(0)
+    used, numbers = objects.unique(return_inverse=True)
     # Some at a time: a sum of bytes turns them into eight times as many first.
-    areas = torch.cat([some.sum((1, 2)) for some in masks.split(OBJECTS_AT_ONCE)])
-    return torch.stack(inside).to(boxes.dtype) / (areas[objects].to(boxes.dtype) + AREA_EPS)
+    areas = torch.cat([masks[some].sum((1, 2)) for some in used.split(OBJECTS_AT_ONCE)])
+    return torch.stack(inside).to(boxes.dtype) / (areas[numbers].to(boxes.dtype) + AREA_EPS)
 
 
 # ------------------------------------------------------------------------------------------------------ the RoI head's
