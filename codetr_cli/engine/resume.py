@@ -22,6 +22,7 @@ FREE = frozenset(
     (
         "summary",
         "data.workers",
+        "data.cache_mb",
         "data.bad_files",
         "model.encoder_checkpointing",
         "model.backbone.checkpointing",

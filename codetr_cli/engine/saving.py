@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from codetr_cli.engine import distributed
 from codetr_cli.engine.optim import build_schedule
+from codetr_cli.engine.parts import host_parts, optimizer_frame, read_parts
 from codetr_cli.engine.plan import steps_per_epoch
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
 from codetr_cli.engine.randomness import random_states, restore_random_states, seed_all
 from codetr_cli.engine.report import Report
-from codetr_cli.engine.runs import RunFolder, Saved
+from codetr_cli.engine.runs import SHARDED, RunFolder, Saved
 from codetr_cli.engine.sharding import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
 from codetr_cli.errors import CheckpointError, MachineError
 
@@ -101,13 +103,17 @@ def save(training: Training) -> None:
     training.saver.wait()
     waited = time.monotonic() - started
     randomness = distributed.gather_objects(random_states(training.device))
-    weights = host_model_state(training.model)
-    optimizer = host_optimizer_state(training.optimizer)
+    sharded, averaged = training.writers is not None, training.ema is not None
+    parts = host_parts(training.model, training.optimizer, host_copy, weights=averaged) if sharded else {}
+    weights = {} if sharded and averaged else host_model_state(training.model)
+    optimizer = host_copy(optimizer_frame(training.optimizer)) if sharded else host_optimizer_state(training.optimizer)
     average = None if training.ema is None else host_model_state(training.model, training.ema.state)
     if training.device.type == "cuda":
         torch.cuda.synchronize(training.device)
     training.saved_at = time.monotonic()
     if not distributed.is_main():
+        if training.writers is not None:
+            training.saver.write(partial(training.writers.follow, parts))
         return
     step, run = training.position.step, training.run
     if waited > LONG_WAIT_S:
@@ -121,13 +127,15 @@ def save(training: Training) -> None:
         "scaler": training.scaler.state_dict(),
         "randomness": randomness,
         # Without an average the weights' file already holds them.
-        "weights": None if average is None else weights,
+        "weights": weights if averaged and not sharded else None,
+        "parts": {"weights": averaged} if sharded else None,
     }
     copied = training.saved_at - started - waited
     description: dict[str, Any] = {
         "settings": training.settings,
         "class_names": training.class_names,
         "category_ids": training.category_ids,
+        "beside": None if training.writers is None else partial(training.writers.lead, parts=parts),
     }
 
     def write() -> None:
@@ -138,6 +146,9 @@ def save(training: Training) -> None:
             with suppress(MachineError):  # a disk without space for a checkpoint may have some for a line
                 run.event(f"checkpoint of step {step} could not be written: {error}")
             raise
+        finally:
+            if training.writers is not None:
+                training.writers.dismiss()
         run.event(f"checkpoint of step {step}: {copied:.2f} s copied, {time.monotonic() - begun:.2f} s written")
 
     training.saver.write(write)
@@ -193,7 +204,7 @@ def host_copy(value: Any) -> Any:
 def load_newest(run: RunFolder, report: Report) -> Saved | None:
     """The newest checkpoint that is as it was written, None without one; every process takes the same.
 
-    A newer one that is damaged is passed over with a warning.
+    A newer one that is damaged is passed over with a warning and taken away, so that it never becomes the previous one.
 
     Args:
         run: whose checkpoints.
@@ -203,7 +214,10 @@ def load_newest(run: RunFolder, report: Report) -> Saved | None:
         CheckpointError: none can be used.
     """
 
+    damaged: list[str] = []
+
     def warn(text: str) -> None:
+        damaged.append(text)
         if distributed.is_main():
             run.event(text)
             report.warn(text)
@@ -215,16 +229,24 @@ def load_newest(run: RunFolder, report: Report) -> Saved | None:
             f"process {distributed.rank()} cannot read the checkpoint in {run.checkpoints_dir} that the process of "
             "rank 0 can: all must see the same files"
         )
+    if damaged and distributed.is_main():
+        run.go_back_to(run.previous.name)  # whoever still reads here finds the same checkpoint under both names
     return saved
 
 
 def restore(training: Training, saved: Saved) -> None:
     """Puts the run where a checkpoint left it; every process does so for itself."""
     state, weights = saved.state, saved.weights.state
-    load_whole_weights(training.model, weights if state["weights"] is None else state["weights"])
+    parts = state.get("parts")
+    if parts is None or not parts["weights"]:
+        load_whole_weights(training.model, weights if state["weights"] is None else state["weights"])
     if training.ema is not None:
         training.ema.load(weights)
-    load_whole_optimizer(training.optimizer, state["optimizer"])
+    if parts is None:
+        load_whole_optimizer(training.optimizer, state["optimizer"])
+    else:
+        folder = saved.folder / SHARDED
+        read_parts(folder, training.model, training.optimizer, state["optimizer"], weights=parts["weights"])
     training.scaler.load_state_dict(state["scaler"])
     position = training.position = Position(**state["position"])
     before, now = (state["world_size"], state["micro_batch"]), (distributed.world_size(), training.micro_batch)

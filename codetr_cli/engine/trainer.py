@@ -24,8 +24,9 @@ from codetr_cli.engine.divergence import BadNumbers, Seen, has_finite_outputs, i
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.loggers import Loggers
 from codetr_cli.engine.memory import is_out_of_memory
-from codetr_cli.engine.meter import Meter
+from codetr_cli.engine.meter import Meter, WaitWatch
 from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
+from codetr_cli.engine.parts import PartWriters
 from codetr_cli.engine.plots import draw_plots
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
 from codetr_cli.engine.randomness import random_states, restore_random_states, untouched_randomness
@@ -97,6 +98,8 @@ class Training:
         taken: micro batches of the newest step, for the reproducer of one that went wrong.
         bad: what was not finite in the newest step that was left out.
         pulse: told what is being done, for the watchdog.
+        waits: notices that data comes too slowly.
+        writers: all processes as writers of the checkpoints of a sharded training; None for any other.
     """
 
     settings: Settings
@@ -128,6 +131,8 @@ class Training:
     taken: Taken = field(default_factory=list)
     bad: BadNumbers | None = None
     pulse: Pulse = field(default_factory=Pulse)
+    waits: WaitWatch = field(default_factory=WaitWatch)
+    writers: PartWriters | None = None
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Writes a line of metrics.jsonl and tells the loggers; for the process of rank 0."""
@@ -340,6 +345,10 @@ def _report_step(training: Training, norm: float) -> None:
         }
         if distributed.is_main():
             training.log(training.newest_line)
+            advice = training.waits.advice(training.newest_line["data_wait"], training.settings)
+            if advice is not None:
+                training.run.event(advice)
+                training.report.warn(advice)
             if time.monotonic() > training.draw_at:
                 _draw(training)
                 training.meter.restart()  # the window is empty, and drawing is no slow step
