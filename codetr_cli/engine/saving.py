@@ -213,7 +213,6 @@ def load_newest(run: RunFolder, report: Report) -> Saved | None:
     Raises:
         CheckpointError: none can be used.
     """
-
     damaged: list[str] = []
 
     def warn(text: str) -> None:

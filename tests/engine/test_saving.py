@@ -325,6 +325,12 @@ def test_a_damaged_newest_checkpoint_is_warned_of_once(tmp_path: Path, tiny_sett
     (warning,) = report.warnings
     assert f"checkpoint last cannot be used: {path} is damaged" in warning
     assert warning in events(training)
+    # It is gone, and the next checkpoint has a good one to come before it.
+    resumed = begin(tmp_path, tiny_settings)
+    assert resumed.position.step == 4
+    train(resumed)
+    steps = {name: read_state(resumed.run.checkpoints_dir / name / "state.pt")["step"] for name in ("last", "previous")}
+    assert steps == {"last": 5, "previous": 4}
 
 
 def test_processes_that_see_other_files_do_not_train_together(
