@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from codetr_cli import console
-from codetr_cli.config import Settings, to_toml
+from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import build_train_loader
 from codetr_cli.engine import disk, run_table
@@ -410,7 +410,7 @@ def test_a_checkpoint_is_due_after_minutes_of_work_not_of_the_clock(
 @pytest.fixture
 def preset(tmp_path: Path, tiny_settings: Settings) -> Path:
     path = tmp_path / "tiny.toml"
-    path.write_text(to_toml(tiny_settings))
+    path.write_text(to_toml(apply_overrides(tiny_settings, ["train.preflight=false"])))
     return path
 
 
