@@ -111,7 +111,7 @@ def open_bad_files(
             lines = [_line(split, what, bad) for (split, _), (what, bad) in known.items()]
             with writing(folder.path):
                 write_text(folder.path / NAME, HEAD + "".join(lines))
-        for split in dict.fromkeys(where for where, _ in known):
+        for split in splits:
             bad = [one for (where, _), (what, one) in known.items() if (where, what) == (split, LEFT_OUT)]
             if not bad:
                 continue
