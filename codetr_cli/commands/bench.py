@@ -15,6 +15,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _bench_tables as tables
+from codetr_cli.commands._bench_data import measure_data, show_data
 from codetr_cli.commands._options import (
     CheckpointOption,
     DeviceOption,
@@ -28,7 +29,7 @@ from codetr_cli.commands._outputs import ForceOption, InferencePrecisionOption, 
 from codetr_cli.commands._weights import fetched
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -44,15 +45,39 @@ CPU_RUNS = (1, 3, 1)
 GPU_RUNS = (10, 50, 10)
 DTYPES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16": "float16"}
 NETWORK_OPTIONS = ("fps", "train", "preset", "checkpoint", "compare", "objects", "set")
+NOT_OF_DATA = ("fps", "train", "ops", "checkpoint", "compare", "objects", "size", "batch", "precision", "warmup")
+DATA_OPTIONS = ("folder", "workers", "step_images_per_s")
 OPERATOR_OPTIONS = ("backend", "shape", "levels", "dtype", "classic")
 
 
 def bench(
+    folder: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DIR]", show_default=False, help="With --data: the data set. Without it: CODETR_DATA or data/coco."
+        ),
+    ] = None,
     fps: Annotated[bool, typer.Option("--fps", help="Time detection; the default.")] = False,
     train: Annotated[bool, typer.Option("--train", help="Time training steps.")] = False,
     ops: Annotated[
         bool, typer.Option("--ops", help="Time deformable attention alone: every backend, beside the machine's limits.")
     ] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="Time reading your training images and name what holds them up.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="With --data: only so many. Without it: 1, 2, 4 ... cores."),
+    ] = None,
+    step_images_per_s: Annotated[
+        float | None,
+        typer.Option(
+            "--step-images-per-s",
+            metavar="X",
+            min=1e-6,
+            help="With --data: what a training step takes. Without it: measured where there is a GPU.",
+        ),
+    ] = None,
     compare: Annotated[
         Literal["torch"] | None,
         typer.Option(
@@ -109,14 +134,18 @@ def bench(
 ) -> None:
     """Measure speed and memory: co_dino_r50 at 800x1333 on the best device here, unless told otherwise.
 
-    Images are synthetic and a preset's weights are random: neither changes the speed.
+    Images are synthetic (but with --data, which reads yours) and a preset's weights are random: neither changes the
+    speed.
     """
     console.set_mode(json=json_output, quiet=quiet)
     given = {
         **{"fps": fps, "train": train, "preset": preset, "checkpoint": checkpoint, "compare": compare},
         **{"objects": objects, "set": overrides, "precision": precision if precision != "auto" else None},
         **{"backend": backend, "shape": shape, "levels": levels, "dtype": dtype, "classic": classic},
+        **{"folder": folder, "workers": workers, "step_images_per_s": step_images_per_s},
+        **{"ops": ops, "size": size, "batch": batch, "warmup": warmup},
     }
+    _check_data(data, given)
     _check(ops, given)
     wanted_size = _parse_size(size) if size else None
 
@@ -127,7 +156,7 @@ def bench(
     chosen_device = choose_device(device)
     if threads:
         torch.set_num_threads(threads)
-    runs = _runs(chosen_device.type, warmup, iterations)
+    runs = GPU_RUNS if data else _runs(chosen_device.type, warmup, iterations)
     target = None if ops else fetched(checkpoint) or preset or DEFAULT_PRESET
     report = _facts(target, chosen_device)
     if ops:
@@ -137,7 +166,13 @@ def bench(
             batch=batch or 1, device=chosen_device, dtype=dtype or "fp32", classic=classic, runs=runs,
             machine=report["machine"],
         )  # fmt: skip
-    for kind, wanted in (("inference", fps or not (train or ops)), ("training", train)):
+    if data and target:
+        report["data"] = measure_data(
+            target, overrides or [], folder=folder, workers=workers, needed=step_images_per_s, images=iterations,
+            measure_step=_step_rate(target, overrides or [], chosen_device), device=chosen_device,
+        )  # fmt: skip
+        show_data(report["data"])
+    for kind, wanted in (("inference", fps or not (train or ops or data)), ("training", train)):
         if wanted and target:
             network = _Network(kind, target, overrides or [], chosen_device, random_weights=checkpoint is None)
             plan = network.plan(size=wanted_size, batch=batch, precision=precision, objects=objects, runs=runs)
@@ -149,6 +184,37 @@ def bench(
     if out is not None:
         _write(free_file(out, force=force), report)
     console.result_json(report)
+
+
+def _check_data(data: bool, given: Mapping[str, Any]) -> None:
+    """Refuses options that do not go with reading data, or with anything else.
+
+    Raises:
+        ConfigError: names one of them.
+    """
+    from codetr_cli.errors import ConfigError
+
+    names = (*NOT_OF_DATA, *OPERATOR_OPTIONS) if data else DATA_OPTIONS
+    culprit = next((name for name in names if given[name]), None)
+    if culprit is None:
+        return
+    option = "a folder" if culprit == "folder" else f"--{culprit.replace('_', '-')}"
+    if data:
+        raise ConfigError(f"{option} is about the network, --data about reading images: leave one of them out")
+    raise ConfigError(f"{option} is about reading images: add --data, or leave it out")
+
+
+def _step_rate(target: str, overrides: Sequence[str], device: torch.device) -> Callable[[], float] | None:
+    """What measures images/s of a training step; None on a CPU, which is busy with it for minutes."""
+    if device.type == "cpu":
+        return None
+
+    def measure() -> float:
+        network = _Network("training", target, overrides, device, random_weights=True)
+        plan = network.plan(size=None, batch=None, precision="auto", objects=None, runs=(3, 8, 1))
+        return float(network.measure(plan)["images_per_second"])
+
+    return measure
 
 
 def _check(ops: bool, given: Mapping[str, Any]) -> None:

@@ -131,18 +131,18 @@ class Reader:
             except _WorkerDiedError as died:
                 deaths += bool(died.what)
                 if deaths > REPLACEMENTS:
-                    self._abandon()
+                    self.close()
                     raise self._give_up(died.what) from died
                 if died.what:
                     self.tell(
                         f"{died.what}. It was replaced, and the training goes on with the batch that was due: nothing "
                         f"is lost. {_cure(died.what)}"
                     )
-                self._abandon()
+                self.close()
                 self._start(delivered)
                 continue
             except CodetrError:
-                self._abandon()  # now: left to the garbage collector, workers hold up the process for seconds
+                self.close()  # now: left to the garbage collector, workers hold up the process for seconds
                 raise
             delivered += 1
             yield batch
@@ -242,14 +242,15 @@ class Reader:
             "from the newest checkpoint"
         )
 
-    def _abandon(self) -> None:
-        """Ends all workers; a killed one may have left locks behind that torch would wait for."""
+    def close(self) -> None:
+        """Ends all workers; the next reading starts new ones."""
         if not self.processes:
             return
         for worker in self.processes:
             worker.kill()
         for worker in self.processes:
             worker.join()
+        # A killed one may have left locks behind that torch would wait for.
         closing = threading.Thread(target=self._stream._shutdown_workers, daemon=True)
         closing.start()
         closing.join(timeout=2 * POLL_S)

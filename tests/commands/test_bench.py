@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.commands._bench_tables import without_folders
+from codetr_cli.data.demo import write_demo
 from codetr_cli.engine import loading, machine_limits
 from codetr_cli.ops.deform_attn import BACKENDS
 from tests.engine.detectors import write_checkpoint
@@ -164,6 +165,39 @@ def test_plain_is_not_lean(codetr, checkpoint, monkeypatch):
     assert asked == [True, False, True]
 
 
+@pytest.fixture
+def small_data(tmp_path, monkeypatch) -> list[str]:
+    """Words for a measurement of few small images."""
+    write_demo(tmp_path / "set", train=8, val=1, size=96)
+    monkeypatch.chdir(tmp_path)
+    words = ["--iterations", "4", "--device", "cpu", "--set", "data.short_sides=[64]", "--set", "data.long_side=100"]
+    return ["bench", "--data", "set", *words]
+
+
+def test_reading_data_is_measured_and_its_bottleneck_named(codetr, small_data):
+    ran = codetr(*small_data, "--workers", 1, "--step-images-per-s", "0.5", "--json", "--out", "results/data.json")
+    assert ran.code == 0, ran.err
+    found = ran.json["data"]
+    assert "inference" not in ran.json
+    assert list(found["loader_images_per_s"]) == ["0", "1"]
+    assert set(found["stages_ms"]) == {
+        "read", "decode", "objects", "augment", "paste", "batch", "hand-over", "copy",
+    }  # fmt: skip
+    assert (found["enough_workers"], found["needed_from"]) == (1, "given")
+    assert (found["images"], found["data_set_images"], found["micro_batch"]) == (4, 8, 2)
+    assert "1 worker feeds the 0.5 images/s of a training step: --set data.workers=1" in found["sentence"]
+    assert json.loads(Path("results/data.json").read_text()) == ran.json
+
+
+def test_reading_data_for_people(codetr, small_data, monkeypatch):
+    monkeypatch.setenv("CODETR_DATA", small_data.pop(2))
+    ran = codetr(*small_data, "--workers", 1)
+    assert ran.code == 0, ran.err
+    for part in ("decoding", "handing batches over", "asked to be forgotten", "of a worker's time", "step-images"):
+        assert part in ran.out
+    assert "beside the workers" in ran.out
+
+
 @pytest.mark.parametrize(
     ("text", "published"),
     [
@@ -200,6 +234,11 @@ def test_reports_tell_no_folders(text, published):
         (["--fps", "--classic"], 2, "--classic"),
         (["--levels", "5"], 2, "--levels"),
         (["--fps", "--objects", "5"], 2, "--objects"),
+        (["--data", "--train"], 2, "--train"),
+        (["--data", "--size", "64x64"], 2, "--size"),
+        (["--data", "nowhere"], 3, "nowhere"),
+        (["--fps", "--workers", "2"], 2, "--workers"),
+        (["set"], 2, "a folder"),
         (["--compare", "tensorflow"], 2, "tensorflow"),
         (["--precision", "fp16", "--device", "cpu", "--checkpoint", "m.safetensors", "--size", "64x64"], 2, "fp16"),
     ],

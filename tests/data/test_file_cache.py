@@ -18,7 +18,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 def test_the_files_used_last_stay_within_the_limit(files: list[Path]) -> None:
     cache = FileCache(25)
-    first, second, third, fourth = files
+    first, second, third, _ = files
     assert [cache.read(path)[0] for path in (first, second, first, third)] == [0, 1, 0, 2]
     assert (len(cache), cache.size) == (2, 20)
     for path in files:

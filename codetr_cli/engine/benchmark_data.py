@@ -1,0 +1,442 @@
+"""Measures how fast images come: what a worker spends its time on, what workers bring together, and what holds them up.
+
+Stages are timed one image after the other in this process, on the user's files and with the training's augmentation.
+Rates are those of the training's own loader. Files are read before they are timed, so that they come from the system's
+cache as they do in every epoch but the first; how long they take from the disk is measured apart.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from codetr_cli.config import Settings
+from codetr_cli.data.batch import Target, normalize
+from codetr_cli.data.coco import CocoDataset
+from codetr_cli.data.images import decode_image, read_file
+from codetr_cli.data.loader import TrainLoader, build_train_loader
+from codetr_cli.data.parcels import pack
+from codetr_cli.data.workers import Reader
+from codetr_cli.engine.clocks import Tick, seconds_of
+
+WORKER_STAGES = {
+    "read": "reading files",
+    "decode": "decoding",
+    "objects": "boxes and masks",
+    "augment": "augmentation",
+    "paste": "pasting objects",
+    "batch": "putting batches together",
+    "hand-over": "handing batches over",
+}
+"""What happens in a worker, in this order, and how it is called."""
+
+MAIN_STAGES = {"copy": "copying to the device"}
+"""What happens beside the training step in the main process."""
+
+HELD = 16
+"""Images that are kept to put batches together of them and hand those over."""
+
+ROUNDS = 3
+"""How often these are handed over."""
+
+MARGIN = 1.1
+"""Workers are enough when they bring this many times what a step needs: images differ."""
+
+MANY_PIXELS = 4.0
+"""Files with this many times the pixels that the network sees are worth storing smaller."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """What to measure with.
+
+    Attributes:
+        images: that are timed stage by stage.
+        seconds: of each measurement of the loader.
+        workers: numbers of worker processes to measure, ascending.
+        device: where batches go.
+        needed: images/s of the training step of one process; None where unknown.
+    """
+
+    images: int
+    seconds: float
+    workers: tuple[int, ...]
+    device: torch.device
+    needed: float | None = None
+
+    @property
+    def ticks(self) -> int:
+        """How often the measurement reports progress."""
+        return self.images + len(self.workers)
+
+
+@dataclass(frozen=True)
+class DataTiming:
+    """What was measured.
+
+    Attributes:
+        images: timed stage by stage.
+        micro_batch: images a batch.
+        stages_ms: mean time of each stage an image; those of MAIN_STAGES are the main process's.
+        cold_read_ms: mean time of reading a file that the system was asked to forget; None where it cannot be asked.
+        file_bytes: mean size.
+        file_pixels: mean height times width.
+        network_pixels: the same of what the network gets.
+        loader_images_per_s: by number of workers.
+        needed_images_per_s: as in the plan.
+        cores: that this process may use.
+        enough_workers: smallest measured number that brings what is needed, None if none does or nothing is known.
+        bottleneck: a stage, or "cores" where workers take each other's time.
+        sentence: what that means and what to type.
+        notes: what else was noticed.
+    """
+
+    images: int
+    micro_batch: int
+    stages_ms: dict[str, float]
+    cold_read_ms: float | None
+    file_bytes: float
+    file_pixels: float
+    network_pixels: float
+    loader_images_per_s: dict[int, float]
+    needed_images_per_s: float | None
+    cores: int
+    enough_workers: int | None = None
+    bottleneck: str = ""
+    sentence: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def worker_ms(self) -> float:
+        """Time of a worker for an image."""
+        return sum(self.stages_ms[name] for name in WORKER_STAGES)
+
+
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_numbers(most: int) -> tuple[int, ...]:
+    """0, 1, 2, 4, ... and `most`."""
+    powers = [2**power for power in range(most.bit_length()) if 2**power < most]
+    return (0, *powers, most) if most else (0,)
+
+
+def benchmark_data(dataset: CocoDataset, settings: Settings, plan: DataPlan, tick: Tick = lambda: None) -> DataTiming:
+    """Times reading, stage by stage and as a whole.
+
+    Args:
+        dataset: training images with their augmentation.
+        settings: of the training.
+        plan: what to measure with.
+        tick: called after each image that is timed, and after each measurement of the loader.
+    """
+    notes: list[str] = []
+    stages = _Stages(dataset, settings, plan)
+    stages.measure(tick)
+    rates = {}
+    for workers in plan.workers:
+        rates[workers] = _rate(dataset, settings, plan, workers, notes.append)
+        tick()
+    timing = DataTiming(
+        images=plan.images,
+        micro_batch=settings.train.micro_batch,
+        stages_ms={name: seconds * 1000 / plan.images for name, seconds in stages.seconds.items()},
+        cold_read_ms=stages.cold_read_ms,
+        file_bytes=float(np.mean(stages.file_bytes)),
+        file_pixels=float(np.mean(stages.file_pixels)),
+        network_pixels=float(np.mean(stages.network_pixels)),
+        loader_images_per_s=rates,
+        needed_images_per_s=plan.needed,
+        cores=usable_cores(),
+        notes=list(dict.fromkeys(notes)),
+    )
+    return judged(timing, images_in_all=len(dataset))
+
+
+class _Stages:
+    """Reads images one by one with a clock at every stage."""
+
+    def __init__(self, dataset: CocoDataset, settings: Settings, plan: DataPlan) -> None:
+        self.dataset, self.settings, self.plan = dataset, settings, plan
+        self.seconds = dict.fromkeys((*WORKER_STAGES, *MAIN_STAGES), 0.0)
+        self.cold_read_ms: float | None = None
+        self.file_bytes: list[int] = []
+        self.file_pixels: list[int] = []
+        self.network_pixels: list[int] = []
+
+    def measure(self, tick: Tick) -> None:
+        """Times as many images as the plan says, the same again where there are fewer."""
+        sampler = _loader(self.dataset, self.settings, self.plan, workers=0).sampler
+        order = ((epoch, int(i)) for epoch in range(self.plan.images) for i in sampler.batches(epoch).ravel())
+        keys = list(islice(order, self.plan.images))
+        self.cold_read_ms = self._cold_reads([self.dataset.image_path(index) for _, index in keys])
+        self.dataset[keys[0]]
+        size = self.settings.train.micro_batch
+        held = max(size, HELD // size * size)
+        samples: list[tuple[np.ndarray, Target]] = []
+        for key in keys:
+            sample = self._one(key)
+            samples += [sample] if len(samples) < held else []
+            tick()
+        self._batches([samples[start : start + size] for start in range(0, len(samples), size)])
+        for name in ("batch", "hand-over", "copy"):
+            self.seconds[name] *= len(keys) / len(samples)
+
+    def _one(self, key: tuple[int, int]) -> tuple[np.ndarray, Target]:
+        """Reads and transforms one image, and another one to paste where the settings say so."""
+        seconds = dict.fromkeys(("read", "load", "augment", "paste"), 0.0)
+        paths: list[Path] = []
+        dataset = self.dataset
+        with ExitStack() as stack:
+            stack.enter_context(_timed(dataset.files, "read", seconds, "read", paths.append))
+            stack.enter_context(_timed(dataset, "load_sample", seconds, "load"))
+            stack.enter_context(_timed(dataset, "transform", seconds, "augment"))
+            if dataset.copy_paste is not None:
+                stack.enter_context(_timed(dataset, "copy_paste", seconds, "paste"))
+            started = time.perf_counter()
+            sample = dataset[key]
+            whole = time.perf_counter() - started
+        decode = 0.0
+        for path in paths:
+            content = read_file(path)
+            started = time.perf_counter()
+            pixels = decode_image(content, path, max_pixels=dataset.max_pixels)
+            decode += time.perf_counter() - started
+            self.file_bytes.append(len(content))
+            self.file_pixels.append(pixels.shape[0] * pixels.shape[1])
+        self.network_pixels.append(sample[0].shape[0] * sample[0].shape[1])
+        decode = min(
+            decode, seconds["load"] - seconds["read"]
+        )  # what is decoded again comes from warmer memory, or not
+        self.seconds["read"] += seconds["read"]
+        self.seconds["decode"] += decode
+        self.seconds["objects"] += seconds["load"] - seconds["read"] - decode
+        self.seconds["paste"] += seconds["paste"]
+        self.seconds["augment"] += whole - seconds["load"] - seconds["paste"]
+        return sample
+
+    def _batches(self, batches: Sequence[Sequence[tuple[np.ndarray, Target]]]) -> None:
+        """Puts samples together, hands them from one process to another, and copies them to the device."""
+        data, device = self.settings.data, self.plan.device
+        for samples in batches:
+            started = time.perf_counter()
+            parcel = pack(samples)
+            self.seconds["batch"] += time.perf_counter() - started
+            batch = parcel.open()
+
+            def copy(batch: Any = batch) -> None:
+                moved = (batch.pin_memory() if device.type == "cuda" else batch).to(device)
+                normalize(moved.images, moved.padding_mask, data.mean, data.std)
+
+            self.seconds["copy"] += seconds_of(copy, device)
+        ready = _Ready([sample for samples in batches for sample in samples])
+        indices = iter(range(len(ready)))
+        order = [list(islice(indices, len(samples))) for samples in batches]
+        stream = iter(Reader(ready, [order[0], *order * ROUNDS], workers=1))
+        next(stream)  # when the worker is there
+        started = time.perf_counter()
+        for _ in stream:
+            pass
+        self.seconds["hand-over"] = max(0.0, (time.perf_counter() - started) / ROUNDS - self.seconds["batch"])
+
+    @staticmethod
+    def _cold_reads(paths: Sequence[Path]) -> float | None:
+        """Mean milliseconds of reading files that are not in the system's cache."""
+        if not hasattr(os, "posix_fadvise"):
+            return None
+        unique = list(dict.fromkeys(paths))
+        for path in unique:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        started = time.perf_counter()
+        for path in unique:
+            read_file(path)
+        return (time.perf_counter() - started) * 1000 / len(unique)
+
+
+@contextmanager
+def _timed(
+    owner: object, name: str, seconds: dict[str, float], key: str, note: Callable[[Any], object] = lambda value: None
+) -> Iterator[None]:
+    """Adds up the time of calls of an object's method or part.
+
+    Args:
+        owner: of it.
+        name: of the attribute.
+        seconds: where the time is added.
+        key: under which.
+        note: told the first argument of each call.
+    """
+    function, attributes = getattr(owner, name), vars(owner)
+    own = name in attributes
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        note(arguments[0])
+        started = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            seconds[key] += time.perf_counter() - started
+
+    attributes[name] = call
+    try:
+        yield
+    finally:
+        if own:
+            attributes[name] = function
+        else:
+            del attributes[name]
+
+
+class _Ready:
+    """Samples that need no reading."""
+
+    def __init__(self, samples: Sequence[tuple[np.ndarray, Target]]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, Target]:
+        return self.samples[key if isinstance(key, int) else key[1]]
+
+    def image_path(self, index: int) -> Path:
+        """A name for messages."""
+        return Path(f"sample {index}")
+
+
+def _loader(
+    dataset: CocoDataset,
+    settings: Settings,
+    plan: DataPlan,
+    *,
+    workers: int,
+    tell: Callable[[str], object] = lambda text: None,
+) -> TrainLoader:
+    return build_train_loader(
+        dataset,
+        micro_batch=settings.train.micro_batch,
+        workers=workers,
+        seed=settings.train.seed,
+        rank=0,
+        world_size=1,
+        aspect_grouping=settings.data.aspect_grouping,
+        pin_memory=plan.device.type == "cuda",
+        tell=tell,
+    )
+
+
+def _rate(
+    dataset: CocoDataset, settings: Settings, plan: DataPlan, workers: int, tell: Callable[[str], object]
+) -> float:
+    """Images per second of the training's loader, copied to the device, once it runs."""
+    loader = _loader(dataset, settings, plan, workers=workers, tell=tell)
+
+    def endless() -> Iterator[Any]:
+        epoch = 0
+        while True:
+            loader.set_epoch(epoch)
+            yield from loader
+            epoch += 1
+
+    stream = endless()
+    for _ in range(1 + workers):
+        next(stream)
+    images, started = 0, time.perf_counter()
+    while time.perf_counter() - started < plan.seconds:
+        images += len(next(stream).to(plan.device))
+    rate = images / (time.perf_counter() - started)
+    loader.reader.close()
+    return rate
+
+
+# ---------------------------------------------------------------------------------------------------------- judgement
+
+
+def judged(timing: DataTiming, *, images_in_all: int) -> DataTiming:
+    """The timing with its bottleneck named.
+
+    Args:
+        timing: as measured.
+        images_in_all: of the data set, for the size of a cache.
+    """
+    rates, needed = timing.loader_images_per_s, timing.needed_images_per_s
+    enough = (
+        None
+        if needed is None
+        else next((n for n, rate in sorted(rates.items()) if n and rate >= MARGIN * needed), None)
+    )
+    stage = max(WORKER_STAGES, key=lambda name: timing.stages_ms[name])
+    share = timing.stages_ms[stage] / max(timing.worker_ms, 1e-9)
+    best = max(rates, key=lambda n: rates[n])
+    name = WORKER_STAGES[stage]
+    text = f"{name[0].upper()}{name[1:]} takes {share:.0%} of a worker's time. "
+    crowded = best > timing.cores or (best > 1 and rates[best] < 0.5 * best * rates.get(1, 0.0))
+    bottleneck = stage
+    if needed is None:
+        text += (
+            f"{_count(best)} {'brings' if best == 1 else 'bring'} most, {rates[best]:.1f} images/s; "
+            "--step-images-per-s X tells how many are needed for a step of X images/s. "
+        )
+    elif enough is not None:
+        text += f"{_count(enough)} {'feeds' if enough == 1 else 'feed'} the {needed:.1f} images/s of a training step: "
+        text += f"--set data.workers={enough}. "
+    else:
+        if crowded:
+            bottleneck = "cores"
+        text += (
+            f"Even {_count(best)} bring {rates[best]:.1f} images/s, and a training step takes {needed:.1f}: "
+            f"it will wait {1 - rates[best] / needed:.0%} of the time, least with --set data.workers={best}. "
+            + (f"The {timing.cores} processor cores here are the limit. " if crowded else "")
+            + _advice(timing, stage, images_in_all, best)
+        )
+    text += _cold_advice(timing, images_in_all, enough or best)
+    return replace(timing, enough_workers=enough, bottleneck=bottleneck, sentence=text.strip())
+
+
+def _count(workers: int) -> str:
+    return f"{workers} worker{'' if workers == 1 else 's'}" if workers else "The training process without workers"
+
+
+def _advice(timing: DataTiming, stage: str, images_in_all: int, workers: int) -> str:
+    """What makes a stage cheaper."""
+    if stage == "read":
+        setting = _cache_setting(timing, images_in_all, workers)
+        return f"Put the images on a faster disk, or keep them in memory: {setting}. "
+    if stage == "decode" and timing.file_pixels > MANY_PIXELS * timing.network_pixels:
+        share = max(0.1, 1.5 * (timing.network_pixels / timing.file_pixels) ** 0.5)
+        return (
+            f"The files are larger than the network ever sees: store them with {share:.0%} of their height and width. "
+        )
+    if stage == "hand-over":
+        return "Look whether /dev/shm is large enough (docker run --shm-size=8g). "
+    return "More or faster processor cores help, or fewer training processes on this machine. "
+
+
+def _cold_advice(timing: DataTiming, images_in_all: int, workers: int) -> str:
+    """Whether reading from the disk itself would be the bottleneck."""
+    cold = timing.cold_read_ms
+    if cold is None or cold < timing.worker_ms - timing.stages_ms["read"]:
+        return ""
+    return (
+        f"Files that the system does not have in its cache take {cold:.1f} ms each to read, more than all else: where "
+        f"memory for that cache is short, a faster disk helps, or {_cache_setting(timing, images_in_all, workers)}. "
+    )
+
+
+def _cache_setting(timing: DataTiming, images_in_all: int, workers: int) -> str:
+    """The setting that lets every worker keep all files in the end."""
+    size = max(1, math.ceil(timing.file_bytes * images_in_all / 2**20))
+    return f"--set data.cache_mb={size}, {size * max(1, workers):,} MiB in all workers"
