@@ -6,21 +6,25 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import collate, pad
-from codetr_cli.engine import trainer
-from codetr_cli.engine.runs import read_state
+from codetr_cli.engine import loading, trainer
 from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.draws import Draws
 from codetr_cli.models.build import build_model
-from tests.conftest import REPOSITORY
+from codetr_cli.models.codetr import CoDETR
+from codetr_cli.models.compiled import compile_static_parts
+from tests.conftest import REPOSITORY, Ran
 from tests.engine.width import CASES, DEFORMABLE, SIZES, SameDraws, run_case, sample
 
 TOLERANCE = 1e-6  # of float32: of each loss, of the norm of all gradients, of each weight
@@ -38,7 +42,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
-    folder = tmp_path_factory.mktemp("together")
+    return in_two_processes(tmp_path_factory.mktemp("together"), *CASES)
+
+
+def in_two_processes(folder: Path, *names: str) -> list[Results]:
+    """What each of them computed."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         port = str(server.getsockname()[1])
@@ -46,7 +54,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
               "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.engine.width", folder],
+            [sys.executable, "-m", "tests.engine.width", folder, *names],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -54,9 +62,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
         for rank in (0, 1)
     ]
     for process in processes:
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
-    return [read_state(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]  # noqa: TID251
 
 
 def furthest(ours: dict[str, Any], theirs: dict[str, Any], scale: float | None = None) -> tuple[float, str]:
@@ -76,7 +84,10 @@ def norm_of(gradients: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("name", EQUAL_CASES)
 def test_two_processes_are_one(alone: Results, together: list[Results], name: str):
-    ours, theirs = together[0][name], alone[name]
+    assert_one(together[0][name], alone[name])
+
+
+def assert_one(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert len(ours["losses"]) == len(theirs["losses"]) == len(ours["gradients"]) > 1
     for step, (a, b) in enumerate(zip(ours["losses"], theirs["losses"], strict=True)):
         difference, loss = furthest(a, b)
@@ -87,6 +98,43 @@ def test_two_processes_are_one(alone: Results, together: list[Results], name: st
     for what in ("weights", "average"):
         difference, parameter = furthest(ours[what], theirs[what])
         assert difference <= TOLERANCE, f"{what}: {parameter}"
+
+
+@pytest.mark.slow
+def test_two_compiled_processes_that_recompute_are_one_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainer, "draw_plots", lambda lines, folder: [])
+    assert_one(in_two_processes(tmp_path, "compiled")[0]["compiled"], run_case("compiled", tmp_path))
+
+
+@pytest.mark.slow
+def test_a_compiled_training_resumes_bit_for_bit(
+    tmp_path: Path,
+    tiny_settings: Settings,
+    tiny_coco: Path,
+    codetr: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    compiled: list[str] = []
+
+    def compile_without_compiler(model: CoDETR) -> CoDETR:
+        compiled.append("yes")
+        return compile_static_parts(model, backend="aot_eager")
+
+    monkeypatch.setattr(loading, "compile_static_parts", compile_without_compiler)
+    monkeypatch.setattr(loading, "why_not_compile", lambda device: None)
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(to_toml(tiny_settings))
+    states = []
+    for stops in ((2,), (1, 2)):
+        for steps in stops:
+            ran = codetr("train", "--preset", preset, "--data", tiny_coco, "--device", "cpu", "--no-eval", "--run",
+                         tmp_path / str(len(stops)), "--set", "train.compile=true", "--set", f"train.max_steps={steps}",
+                         "--set", "model.encoder_checkpointing=1")  # fmt: skip
+            assert ran.code == 0, ran.err
+        states.append(load_file(tmp_path / str(len(stops)) / "checkpoints/last/model.safetensors"))
+    assert "resumed after step 1 of 2" in ran.out
+    assert len(compiled) == 3
+    assert [name for name in states[0] if not torch.equal(states[0][name], states[1][name])] == []
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -26,6 +26,7 @@ from codetr_cli.engine.training import _agreement
 from codetr_cli.losses import collaborative
 from codetr_cli.losses.draws import Draws
 from codetr_cli.models.build import build_model
+from codetr_cli.models.compiled import compile_static_parts
 from tests.conftest import TINY_TABLE
 from tests.engine.test_trainer import begin
 
@@ -55,6 +56,16 @@ CASES: dict[str, tuple[int, tuple[Any, ...], tuple[str, ...]]] = {
         (WIDE, "train.loss.aux_heads=false", "train.loss.positive_queries=false", "model.backbone.frozen_stages=2"),
     ),
     "published": (1, (EQUAL, SIZES, ONE_EMPTY), ()),
+}
+# In several processes it is compiled; it recomputes in the backward pass.
+COMPILED = (
+    "train.compile=true",
+    "model.encoder_checkpointing=2",
+    "model.decoder_checkpointing=true",
+    "model.aux_checkpointing=true",
+)
+SLOW_CASES: dict[str, tuple[int, tuple[Any, ...], tuple[str, ...]]] = {
+    "compiled": (1, (EQUAL, ONE_EMPTY), (WIDE, *COMPILED))
 }
 
 
@@ -106,7 +117,7 @@ class Loader:
 
 def run_case(name: str, folder: Path) -> dict[str, Any]:
     """Trains a case and tells everything that must not depend on the number of processes."""
-    accumulation, kinds, overrides = CASES[name]
+    accumulation, kinds, overrides = (CASES | SLOW_CASES)[name]
     settings: Settings = apply_overrides(parse_settings(TINY_TABLE, where="here"), list(overrides))
     rank, processes = distributed.rank(), distributed.world_size()
     steps = len(kinds) // accumulation
@@ -114,6 +125,8 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     training = begin(folder / f"{name}-{processes}-{rank}", settings, *overrides, *words, accumulation=accumulation)
     torch.manual_seed(3)
     model = build_model(settings.model)
+    if settings.train.compile and processes > 1:
+        compile_static_parts(model, backend="aot_eager")  # what needs no compiler of the machine
     objective = collaborative.CollaborativeObjective(
         model, **settings.train.loss.model_dump(), agreement=_agreement(settings)
     )
@@ -152,6 +165,7 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     trainer.draw_plots = lambda lines, folder: []
-    out = Path(sys.argv[1])
+    out, *names = sys.argv[1:]
     with distributed.process_group(CPU):
-        torch.save({name: run_case(name, out) for name in CASES}, out / f"rank{distributed.rank()}.pt")
+        found = {name: run_case(name, Path(out)) for name in names}
+        torch.save(found, Path(out) / f"rank{distributed.rank()}.pt")
