@@ -52,7 +52,7 @@ def mask_targets(target: dict[str, Any], boxes: Tensor, objects: Tensor, size: i
     masks = target["masks"]
     boxes = clip_boxes(boxes, (masks.shape[1], masks.shape[2]))
     shares = boxes.new_zeros(len(boxes), size, size)
-    used, numbers = objects.unique(return_inverse=True)  # regions are few, objects can be many
+    used, numbers = torch.unique(objects, return_inverse=True)  # regions are few, objects can be many
     for first in range(0, len(used), OBJECTS_AT_ONCE):
         rows = ((numbers >= first) & (numbers < first + OBJECTS_AT_ONCE)).nonzero()[:, 0]
         regions = torch.cat([(numbers[rows] - first)[:, None].to(boxes.dtype), boxes[rows]], 1)
@@ -80,7 +80,7 @@ def visible_shares(target: dict[str, Any], boxes: Tensor, objects: Tensor) -> Te
     ]
     if not inside:
         return boxes.new_zeros(0)
-    used, numbers = objects.unique(return_inverse=True)
+    used, numbers = torch.unique(objects, return_inverse=True)
     # Some at a time: a sum of bytes turns them into eight times as many first.
     areas = torch.cat([masks[some].sum((1, 2)) for some in used.split(OBJECTS_AT_ONCE)])
     return torch.stack(inside).to(boxes.dtype) / (areas[numbers].to(boxes.dtype) + AREA_EPS)
