@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import struct
 import threading
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -267,6 +266,8 @@ def _tiff(source: _Source) -> ImageHeader:
     tags = _read_ifd(source.at, order)
     size, bits = (tags.get(257, [0])[0], tags.get(256, [0])[0]), tags.get(258, [1])[0]
     ends = [a + b for o, c in ((273, 279), (324, 325)) for a, b in zip(tags.get(o, []), tags.get(c, []), strict=False)]
+    if bits > 16:
+        raise ImageFileError("unsupported", f"a TIFF of {bits} bits a sample, of which OpenCV reads 16 at most")
     if not ends or max(ends) > source.size:
         raise ImageFileError("truncated", "the TIFF's pixels lie beyond the end of the file")
     orientation = tags.get(274, [1])[0]
@@ -287,17 +288,16 @@ def _other(head: bytes, path: str | Path) -> ImageHeader:
     from PIL import Image, UnidentifiedImageError
 
     if cv2.haveImageReader(str(path)):
-        # The filter of warnings belongs to the whole process. Pillow warns of large images; our own limit decides.
-        with _PILLOW_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow refuses large images by a limit of the whole process. Nothing is decoded here; our own limit decides.
+        with _PILLOW_LOCK:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 with Image.open(path) as image:
                     return ImageHeader((image.format or "other").lower(), (image.height, image.width))
-            except Image.DecompressionBombError:
-                limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) + 1
-                return ImageHeader("other", (limit, limit))
             except (UnidentifiedImageError, ValueError, SyntaxError) as error:
                 raise ImageFileError("unsupported", "its header cannot be understood") from error
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head[:64]):
         raise ImageFileError("not_an_image", f"text: {head[:24].decode('ascii').splitlines()[0]!r}")
     raise ImageFileError("not_an_image", f"no known image format begins with the bytes {head[:4].hex(' ')}")

@@ -1,7 +1,10 @@
 """Image files into arrays: the header decides whether a file is safe to decode, OpenCV decodes it.
 
 OpenCV returns half-grey pictures for truncated files and lets a small file claim gigabytes of pixels, so
-`codetr_cli.data.headers` looks first. An EXIF orientation is applied and grey images become three channels.
+`codetr_cli.data.headers` looks first. Whatever a file stores becomes 8-bit RGB as OpenCV does it: an EXIF orientation
+is applied, in any format; grey images get three equal channels; of 16 bits the upper 8 stay; CMYK and YCCK are
+converted without a colour profile, which is ignored everywhere; alpha is dropped, so that what is hidden shows, but in
+a TIFF it darkens; of animations and pages the first counts.
 """
 
 from __future__ import annotations
