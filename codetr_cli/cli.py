@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 and 143 stopped by a signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     console.set_mode()
     try:
         code = _run(words)
@@ -46,6 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_UNEXPECTED
     return code
+
+
+def _open_closed_streams() -> None:
+    """Gives a process that was started without standard streams (`>&-`) ones that lead nowhere.
+
+    Otherwise files of its own would get their numbers, and whatever a library prints would end up in them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False, encoding="utf-8"))  # noqa: SIM115
 
 
 def build_app(verbs: Sequence[str] = VERBS) -> typer.Typer:

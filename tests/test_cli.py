@@ -110,3 +110,10 @@ def test_reader_that_leaves_early():
     done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.stdout == 'name = "co_dino_r50"\n'
     assert done.stderr == ""
+
+
+def test_without_standard_streams_it_works_too():
+    """As a service starts it, with nothing to read from and nothing to write to."""
+    script = f"{sys.executable} -m codetr_cli presets <&- >&- 2>&-; echo $?"
+    done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")

@@ -53,10 +53,14 @@ class PartWriters:
         """Has every process write its part into a folder; for the process of rank 0.
 
         Raises:
-            CheckpointException: a process could not write.
+            Exception: what the first process that could not write met, e.g. an OSError.
         """
         self._tell(str(folder))
-        _write(folder, parts, self._group)
+        try:
+            _write(folder, parts, self._group)
+        except CheckpointException as error:
+            first, _ = next(iter(error.failures.values()))
+            raise first from error
 
     def dismiss(self) -> None:
         """Ends what `follow` does; for the process of rank 0, however its writing ended."""

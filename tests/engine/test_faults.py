@@ -27,7 +27,7 @@ from codetr_cli import console
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import build_train_loader
-from codetr_cli.engine import disk, run_table
+from codetr_cli.engine import disk, parts, run_table
 from codetr_cli.engine.files import FileLock
 from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.engine.trainer import Training, train
@@ -288,6 +288,27 @@ def test_a_run_folder_that_is_deleted_while_it_trains_is_named(
     assert training.position.step < STEPS
     assert RunFolder(tmp_path / "run").status() == "empty"
     assert_continues(tmp_path / "elsewhere", tiny_settings, straight)
+
+
+def test_a_process_that_cannot_write_its_part_of_a_sharded_state_is_a_matter_of_the_disk(
+    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch
+):
+    def full(folder: Path, own: object, group: object) -> None:
+        raise parts.CheckpointException("save", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})
+
+    monkeypatch.setattr(parts.PartWriters, "_tell", lambda self, text: None)
+    monkeypatch.setattr(parts, "_write", full)
+    writers = object.__new__(parts.PartWriters)
+    writers._group = None
+    run = straight.run
+    before = run.load()
+    with pytest.raises(MachineError, match="no space left"):
+        run.save({}, {"step": 99}, settings=tiny_settings, class_names=["a", "b", "c"], category_ids=[1, 2, 3],
+                 beside=lambda folder: writers.lead(folder, {}))  # fmt: skip
+    after = run.load()
+    assert before is not None
+    assert after is not None
+    assert before.state["step"] == after.state["step"]
 
 
 def test_settings_that_cannot_be_written_stop_before_the_training(
