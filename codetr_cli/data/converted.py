@@ -14,6 +14,7 @@ from pathlib import Path
 
 from codetr_cli.data import voc, yolo
 from codetr_cli.data.cache import SUMMARY, cache_folder, write_json
+from codetr_cli.data.cache_limits import hold, limit_cache
 from codetr_cli.data.findings import Finding
 from codetr_cli.data.layout import Split
 from codetr_cli.data.records import Contents, to_coco
@@ -117,8 +118,10 @@ def find_converted(folder: Path) -> Converted | None:
     kind, place = found
     place = place.resolve()
     target = cache_folder() / f"{place.name}-{_fingerprint(kind, place)}"
+    hold(target)
     if not (target / SUMMARY).is_file():
         _convert(kind.read(place), place, target)
+        limit_cache(target.parent)
     summary = json.loads((target / SUMMARY).read_text(encoding="utf-8"))
     splits = {
         name: ConvertedSplit(

@@ -21,6 +21,7 @@ import numpy as np
 
 from codetr_cli.data.annotations import Annotations, read_annotations
 from codetr_cli.data.cache import SUMMARY, cache_folder, write_json, write_whole
+from codetr_cli.data.cache_limits import hold, limit_cache
 from codetr_cli.data.records import listed
 from codetr_cli.errors import DatasetError
 
@@ -70,8 +71,10 @@ def find_merged(parts: Sequence[Part]) -> Merged:
             training images do not have.
     """
     target = cache_folder() / f"merged-{_fingerprint(parts)}"
+    hold(target)
     if not (target / SUMMARY).is_file():
         _merge(parts, target)
+        limit_cache(target.parent)
     summary = json.loads((target / SUMMARY).read_text(encoding="utf-8"))
     return Merged(
         images_dir=Path(summary["images_dir"]),
