@@ -3,6 +3,7 @@
     settings.toml      every resolved setting        origin.json   data files and weights the run started from
     metrics.jsonl      a line a log step, a line an evaluation, one at the end
     events.log         what happened when            plots/*.png   losses, learning rate, AP
+    memory.json        what was checked, fitted and decided because of memory
     checkpoints/last   newest; best: highest AP; previous: one generation older. Each is a folder of
         model.safetensors (weights, the average's when there is one), state.pt (all else that resuming needs),
         sharded/ (what each process of a sharded training saves by itself) and sums.json (SHA-256 of all)

@@ -60,7 +60,7 @@ def test_training_leaves_a_whole_run_folder(train: Callable[..., Ran], tmp_path:
     assert ran.code == 0, ran.err
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {
-        ".lock", "settings.toml", "origin.json", "metrics.jsonl", "events.log",
+        ".lock", "settings.toml", "origin.json", "memory.json", "metrics.jsonl", "events.log",
         "plots/losses.png", "plots/learning_rate.png", "plots/ap.png",
         *(
             f"checkpoints/{kind}/{name}"
