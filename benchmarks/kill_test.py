@@ -503,7 +503,7 @@ def summarise(kills: Sequence[Kill], compared: int, seed: int, steps: int, secon
 
     again = [kill.logged - kill.loaded for kill in kills if kill.loaded is not None]
     return {
-        "command": f"python benchmarks/kill_test.py --kills {len(kills)} --seed {seed}",
+        "command": f"python benchmarks/kill_test.py --work DIR --kills {len(kills)} --seed {seed}",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads_per_process": 1, "processes": 2},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
