@@ -333,6 +333,12 @@ def test_two_processes_train_one_model(preset: Path, tiny_coco: Path, tmp_path: 
     assert state["world_size"] == 2
     assert not torch.equal(state["randomness"][0]["torch"], state["randomness"][1]["torch"])
     assert "Warning" not in err
+    # Only one process speaks, and in plain lines where there is no terminal.
+    said = err.splitlines()
+    assert [line for line in said if said.count(line) > 1] == []
+    assert len([line for line in said if line.startswith("epoch 1, step 3: AP")]) == 1
+    assert "\x1b" not in err
+    assert "\r" not in err
 
 
 @pytest.mark.slow

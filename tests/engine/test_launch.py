@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from codetr_cli.config import parse_settings, to_toml
-from codetr_cli.engine.failures import error_from, error_of
+from codetr_cli.engine.failures import error_from, error_of, write_note
 from codetr_cli.engine.launch import split_endpoint
 from codetr_cli.errors import ConfigError, DatasetError, MachineError, StoppedError
 from tests.conftest import REPOSITORY, TINY_TABLE, write_tiny_coco
@@ -293,6 +293,28 @@ def test_a_mistake_on_one_machine_ends_all(light: Callable[..., subprocess.Popen
 
 def note(folder: Path, rank: int, kind: str, text: str, at: float) -> None:
     (folder / f"{rank}.json").write_text(json.dumps({"kind": kind, "text": text, "rank": rank, "time": at}))
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_traceback_of_a_failing_process_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], debug: bool
+):
+    """Its innermost calls in the paragraph that a person gets; the whole of it with CODETR_DEBUG."""
+    monkeypatch.setenv("CODETR_NOTES", str(tmp_path))
+    monkeypatch.setenv("RANK", "3")
+    if debug:
+        monkeypatch.setenv("CODETR_DEBUG", "1")
+
+    def innermost() -> None:
+        {}["nothing"]
+
+    with pytest.raises(KeyError) as caught:
+        innermost()
+    write_note(caught.value)
+    error, _ = error_of(tmp_path, {3: 1})
+    assert re.search(r"process 3 failed with KeyError: 'nothing' \(at test_launch.py:\d+ innermost, called", str(error))
+    shown = capsys.readouterr().err
+    assert ("Traceback" in shown) == ("in innermost" in shown) == debug
 
 
 def test_a_process_that_was_killed_is_a_matter_of_the_machine(tmp_path: Path):
