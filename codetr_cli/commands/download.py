@@ -102,6 +102,7 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
         console.warn(note)
     console.result(f"{name}: {place.converted}, {console.bytes_text(place.converted.stat().st_size)}.")
     console.info(f"The name stands for these weights now, e.g. `codetr eval {name}`.")
+    _tell_cache()
     facts |= {"sha256": conversion.checkpoint.extra["source_sha256"], "bytes": place.file.stat().st_size}
     console.result_json({**facts, "there": True, "downloaded": force or not there, "converted": True})
 
@@ -120,6 +121,7 @@ def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: 
             fetch(remote, backbone.file, force=force, progress=progress)
         console.result(f"{backbone.name}: {backbone.file}, {console.bytes_text(backbone.file.stat().st_size)}.")
         console.info("Trainings from scratch of presets with this backbone start from it now.")
+        _tell_cache()
     console.result_json(
         {
             "name": backbone.name,
@@ -131,6 +133,17 @@ def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: 
             "there": there or not dry_run,
             "downloaded": not dry_run and (force or not there),
         }
+    )
+
+
+def _tell_cache() -> None:
+    """How much all downloads take: they stay until somebody removes them."""
+    from codetr_cli.weights.download import cache_dir
+
+    size = sum(path.stat().st_size for path in cache_dir().rglob("*") if path.is_file())
+    console.info(
+        f"The cache {cache_dir()} holds {console.bytes_text(size)}. What is removed from it is fetched or made again "
+        "when it is needed."
     )
 
 

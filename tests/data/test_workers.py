@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from codetr_cli.data import workers
 from codetr_cli.data.batch import Batch, Target
@@ -227,3 +228,22 @@ def test_a_real_shm_that_is_too_small(tmp_path: Path) -> None:
     (text, _) = run_script(tmp_path, before=mount.format("8k"))
     assert text.startswith("MachineError cannot start 2 data workers: No space left on device")
     assert "--shm-size" in text
+
+
+def test_a_parcel_is_opened_by_torchs_thread_for_pinned_memory(
+    tmp_path: Path, expected: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    images = Images(tmp_path)
+    arrived = pin_memory(pack([images[4], images[5]]))
+    batch = arrived.open()
+    assert same([batch], [expected[2]])
+    assert batch.images is pinned[0]  # not what lies in shared memory
+    error = MachineError("passes as it is")
+    assert pin_memory(error) is error
