@@ -160,6 +160,7 @@ def _show_report(report: Report) -> None:
         "most in one image",
         "masks",
     ]
+    console.info(report.found())
     if rows:
         console.table(f"{report.layout} data set {report.folder}", columns, rows)
     for name, facts in report.splits.items():

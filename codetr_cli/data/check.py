@@ -29,6 +29,7 @@ class Report:
         dataset: as which known data set it is read, a key of `LAYOUTS`.
         layout: how its layout is called.
         notes: sentences about choices that were made.
+        places: what says which images each split has, by "train", "val" and perhaps "test".
         splits: counts of each readable annotation file, by "train" and "val".
         lists: what became of each list file.
         findings: errors first.
@@ -39,10 +40,16 @@ class Report:
     dataset: str = "coco"
     layout: str = LAYOUTS["coco"].title
     notes: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
     splits: dict[str, AnnotationFacts] = field(default_factory=dict)
     lists: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+
+    def found(self) -> str:
+        """What the folder is, and where its splits come from, in a sentence."""
+        places = ", ".join(f"{split} from {place}" for split, place in self.places.items())
+        return f"{self.folder} is a {self.layout} data set: {places}."
 
     @property
     def errors(self) -> int:
@@ -54,6 +61,7 @@ class Report:
         return {
             "folder": str(self.folder),
             "layout": self.layout,
+            "places": self.places,
             "ok": not self.errors,
             "splits": {name: facts.as_json() for name, facts in self.splits.items()},
             "lists": self.lists,
@@ -117,8 +125,11 @@ def _splits(report: Report, config: DataConfig, findings: Findings) -> list[Spli
         splits = list(find_splits(report.folder, config.dataset))
         report.dataset = splits[0].dataset
         report.layout = LAYOUTS[report.dataset].title
+        report.places = {split.name: split.where for split in splits if split.annotations_path.is_file()}
         return splits
     report.layout = converted.title
+    below = "" if converted.folder == report.folder.resolve() else f"{converted.folder.name}/"
+    report.places = {name: f"{below}{split.where}" for name, split in converted.splits.items()}
     report.notes = [f"{note}." for note in converted.notes]
     for finding in converted.findings:
         findings.take(finding)

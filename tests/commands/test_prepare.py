@@ -13,6 +13,7 @@ from PIL import Image
 from codetr_cli.data import demo
 from tests.conftest import Ran, write_tiny_coco
 from tests.data.test_headers import huge_png
+from tests.data.test_voc import write_image, write_voc, xml
 
 Command = Callable[..., Ran]
 
@@ -371,3 +372,36 @@ def test_the_real_demo_set_is_sound(codetr: Command, monkeypatch: pytest.MonkeyP
     assert (splits["train"]["images"], splits["val"]["images"]) == (30, 6)
     assert ran.json["dataset"]["lists"] == {"train": "present", "val": "present"}
     assert ran.json["dataset"]["findings"] == []
+
+
+# ---------------------------------------------------------------------------------------------------- any other layout
+
+
+def test_every_layout_is_named_with_where_its_splits_come_from(
+    codetr: Command, tiny_coco: Path, tmp_path: Path
+) -> None:
+    files = {name: xml(("ant", 1, 1, 9, 9)) for name in "abc"}
+    voc = write_voc(tmp_path / "kit" / "VOC2007", files, {"train": "a", "val": "b", "test": "c"}).parent
+    yolo = tmp_path / "yolo"
+    for split in ("train", "val"):
+        write_image(yolo / "images" / split / "a.jpg")
+        (yolo / "labels" / split).mkdir(parents=True)
+        (yolo / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (yolo / "data.yaml").write_text("names: [ant]\ntrain: images/train\nval: images/val\n")
+    expected = {
+        tiny_coco: "COCO data set: train from annotations/instances_train2017.json, val from annotations/instances_val",
+        voc: "Pascal VOC data set: train from VOC2007/ImageSets/Main/train.txt, val from VOC2007/ImageSets/Main/val.txt"
+        ", test from VOC2007/ImageSets/Main/test.txt",
+        yolo: "YOLO data set: train from images of train, val from images of val",
+    }
+    for folder, words in expected.items():
+        ran = codetr("prepare", folder, "--no-link")
+        assert ran.code == 0, ran.err
+        assert f"{folder} is a {words}" in ran.out
+    for name in ("train", "val"):
+        path = tiny_coco / "annotations" / f"instances_{name}2017.json"
+        path.rename(path.with_name(f"zhiyuan_objv2_{name}.json"))
+        (tiny_coco / f"{name}2017").rename(tiny_coco / name)
+    ran = codetr("prepare", tiny_coco, "--no-link", "--json")
+    assert ran.json["dataset"]["layout"] == "Objects365"
+    assert ran.json["dataset"]["places"]["val"] == "annotations/zhiyuan_objv2_val.json"

@@ -224,6 +224,20 @@ def test_training_says_which_classes_it_learns(lvis: Path, tiny_coco: Path) -> N
         )
 
 
+def test_training_recognises_lvis_and_objects365_where_they_lie(lvis: Path, objects365: Path) -> None:
+    job = plan_job(settings_for(lvis, "coco"))
+    assert job.settings.data.dataset == "lvis"
+    assert any("read, and scored, by the rules of lvis (data.dataset=lvis)" in note for note in job.notes)
+    assert any("co_dino_r50_lvis" in note for note in job.notes)
+    assert len(build_dataset(job.settings, split="train", training=True)) == 4
+    assert plan_job(job.settings).settings.data == job.settings.data
+    job = plan_job(settings_for(objects365, "coco"))
+    assert (job.settings.data.dataset, len(job.class_names)) == ("objects365", 365)
+    # The reverse is no guess: settings made for LVIS mean LVIS.
+    with pytest.raises(DatasetError, match="holds Objects365 annotations, but the settings are for LVIS"):
+        plan_job(settings_for(objects365, "lvis"))
+
+
 def test_an_evaluation_takes_the_data_set_that_is_there(lvis: Path, tiny_coco: Path) -> None:
     paths = find_data(DataConfig(), str(lvis), "val", any_dataset=True)
     assert paths.annotations_path == lvis / "annotations" / "lvis_v1_val.json"

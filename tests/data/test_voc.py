@@ -8,12 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from codetr_cli.config import DataConfig
+from codetr_cli.config import DataConfig, parse_settings
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.cache import cache_folder
-from codetr_cli.data.coco import find_data
+from codetr_cli.data.cache import cache_folder, source_of
+from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.converted import find_converted
 from codetr_cli.data.records import choose_splits
+from codetr_cli.engine.plan import plan_job
 from codetr_cli.errors import DatasetError
 
 Thing = tuple[str, int, int, int, int]
@@ -184,3 +185,26 @@ def test_the_third_split_is_found_by_its_name(tmp_path: Path) -> None:
     (root / "ImageSets" / "Main" / "test.txt").unlink()
     with pytest.raises(DatasetError, match="has no test images, but those of train, val"):
         read(root, "test")
+
+
+def test_the_test_images_have_two_names_where_they_serve_for_evaluation(voc: Path) -> None:
+    (voc / "ImageSets" / "Main" / "val.txt").rename(voc / "ImageSets" / "Main" / "test.txt")
+    assert read(voc, "test").file_names == read(voc, "val").file_names == ["c.jpg"]
+    converted = find_converted(voc)
+    assert converted is not None
+    assert list(converted.splits) == ["train", "val"]  # written once
+
+
+def test_messages_name_the_folder_and_not_the_cache(voc: Path) -> None:
+    path = find_data(DataConfig(), str(voc), "train").annotations_path
+    assert source_of(path).name == f"{voc} (Pascal VOC, ImageSets/Main/train.txt)"
+    assert source_of(path).check == f"`codetr prepare {voc}`"
+    (voc / "Annotations" / "a.xml").write_text(xml(difficult=1))
+    settings = parse_settings({"name": "x", "data": {"root": str(voc)}}, where="test")
+    with pytest.raises(DatasetError, match=f"^{voc}.* has no object of any class.*`codetr prepare {voc}`") as caught:
+        plan_job(settings)
+    assert str(cache_folder()) not in str(caught.value)
+    (voc / "JPEGImages" / "c.jpg").write_bytes(b"")
+    dataset = build_dataset(settings, split="val", training=False)
+    with pytest.raises(DatasetError, match=f"c.jpg: the file has zero bytes.*`codetr prepare {voc}`"):
+        dataset[0]
