@@ -244,6 +244,6 @@ def test_a_parcel_is_opened_by_torchs_thread_for_pinned_memory(
     arrived = pin_memory(pack([images[4], images[5]]))
     batch = arrived.open()
     assert same([batch], [expected[2]])
-    assert batch.images is pinned[0]  # not what lies in shared memory
+    assert any(batch.images is tensor for tensor in pinned)  # not what lies in shared memory
     error = MachineError("passes as it is")
     assert pin_memory(error) is error
