@@ -4,7 +4,8 @@
 
 Nothing is run: the network is built on PyTorch's meta device, and autograd says what it would keep for the backward
 pass, with recomputation as the settings say. Left out are the losses, the RoI head's regions, and what the gradients of
-single tensors take for a moment: a step needs somewhat more. Numbers are float32.
+single tensors take for a moment: a step needs somewhat more. Numbers are float32. `--processes N` adds what each of N
+processes holds with train.shard.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from codetr_cli.config import load_preset
+from codetr_cli.engine.sharding import units
 from codetr_cli.models.backbones.swin import Block as SwinBlock
 from codetr_cli.models.backbones.vit import Block as ViTBlock
 from codetr_cli.models.build import build_model
@@ -119,6 +121,7 @@ def main() -> int:
     parser.add_argument("--preset", default="co_dino_vit_l")
     parser.add_argument("--size", default="1280x1920", help="HEIGHTxWIDTH in pixels")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="that share the weights; 1: none do")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     settings = load_preset(arguments.preset, arguments.set)
@@ -132,6 +135,8 @@ def main() -> int:
     weights = sum(parameter.numel() for parameter in model.parameters()) * 4 / 1e9
     copies = {"weights": 1, "gradients": 1, "adamw": 2, "averages": int(settings.train.ema_momentum > 0)}
     held = {name: round(weights * count, 2) for name, count in copies.items()}
+    if arguments.processes > 1:
+        figures["sharded"] = sharded_figures(model, copies, arguments.processes)
     kept = figures["kept"]
     # The encoder is recomputed when decoder and heads have had their backward pass.
     while_recomputing = (
@@ -142,6 +147,24 @@ def main() -> int:
         json.dumps({"preset": settings.name, "size": [height, width], "unit": "GB", **held, **figures, "total": total})
     )
     return 0
+
+
+def sharded_figures(model: CoDETR, copies: dict[str, int], processes: int) -> dict[str, float]:
+    """Gigabytes of weights and what belongs to them that the largest of several processes holds with train.shard.
+
+    `gathered` is added while a step runs: the root's weights, and those of two units, of which one is being prefetched.
+    """
+    own = sum(-(-p.shape[0] // processes) * (p.numel() // p.shape[0]) if p.dim() else 1 for p in model.parameters())
+    seen: set[int] = set()
+    sizes = []
+    for unit in (*units(model), model):  # parts before what they are part of
+        mine = [p for p in unit.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in mine}
+        sizes.append(sum(p.numel() for p in mine))
+    *of_units, root = sizes
+    held = {name: round(own * count * 4 / 1e9, 2) for name, count in copies.items()}
+    gathered = round((root + sum(sorted(of_units)[-2:])) * 4 / 1e9, 2)
+    return {"processes": processes, **held, "gathered": gathered}
 
 
 def step_figures(model: CoDETR, images: Tensor, mask: Tensor, positive_queries: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import normalize
@@ -201,7 +202,7 @@ class TrainingRun:
         self.batch = batch.to(plan.device)
         self.images = normalize(self.batch.images, self.batch.padding_mask, settings.data.mean, settings.data.std)
         self.dtype = autocast_dtype(plan.precision, plan.device)
-        self.objective = CollaborativeObjective(model, **settings.train.loss.model_dump())
+        self.objective: nn.Module = CollaborativeObjective(model, **settings.train.loss.model_dump())
         self.optimizer = build_optimizer(model, settings.train)
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=self.dtype is torch.float16)
         self.total = torch.zeros(())

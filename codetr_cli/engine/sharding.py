@@ -2,9 +2,9 @@
 
 Each process keeps its part of every parameter along the first dimension. A unit's parameters are gathered when it runs,
 and given up after it. Gathering is a meeting of all processes, so a unit must run equally often in all of them whatever
-their images hold: backbone blocks, encoder layers and the dense auxiliary heads do. All else stays with the root, which
-is gathered once a step: the decoder, which runs three times a step and whose value projections are used outside of its
-layers; heads that are shared; whatever runs on regions, in as many chunks as there are.
+their images hold: backbone blocks, neck, encoder layers and the dense auxiliary heads do. All else stays with the root,
+which is gathered once a step: the decoder, which runs three times a step and whose value projections are used outside
+of its layers; heads that are shared; whatever runs on regions, in as many chunks as there are.
 
 Names and shapes of what is saved are those of a training that is not spread. PyTorch does not shard single numbers, so
 they have one dimension here.
@@ -75,7 +75,7 @@ def units(model: CoDETR) -> list[nn.Module]:
     """The parts whose parameters are gathered one after the other, parts before what they are part of."""
     layers = [m for m in model.modules() if isinstance(m, SwinBlock | ViTBlock | EncoderLayer)]
     heads = [] if model.aux_heads is None else [model.aux_heads.rpn, model.aux_heads.atss]
-    return [*layers, model.backbone, *heads]
+    return [*layers, model.backbone, model.neck, *heads]
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -1,0 +1,156 @@
+"""Measures training steps with whole and with sharded weights, recomputation and torch.compile, on one device.
+
+    python benchmarks/training_gpu.py --precision bf16 --out benchmarks/results/training_gpu_bf16.json
+    python benchmarks/training_gpu.py --preset co_dino_tiny --size 128x160 --batch 1 --device cpu --iterations 1
+
+Every combination runs in a process of its own, which is a group of one: DDP and FSDP2 do there all they do but wait for
+others. Step times are medians; memory is the peak while the counted steps went on, of the GPU's allocator or else of
+the process. A combination that cannot run says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codetr_cli.config import Settings, load_preset
+from codetr_cli.engine import distributed
+from codetr_cli.engine.benchmark import Plan, TrainingRun, measure
+from codetr_cli.engine.environment import choose_device, describe_place
+from codetr_cli.engine.loading import compile_for
+from codetr_cli.engine.optim import build_optimizer
+from codetr_cli.engine.sharding import check_shardable, shard
+from codetr_cli.errors import CodetrError
+from codetr_cli.models.build import build_model
+
+SHARDING = {"ddp": False, "fsdp2": True}
+PARTS = ("backbone.checkpointing", "decoder_checkpointing", "aux_checkpointing")  # beside the encoder's layers
+
+
+def main() -> int:
+    """Measures every combination and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="co_dino_r50")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--size", default="800x1333", help="HEIGHTxWIDTH in pixels")
+    parser.add_argument("--batch", type=int, default=2, help="images of a step")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--only", metavar="WRAP,RECOMPUTE,COMPILE", help="one combination, here, e.g. fsdp2,1,0")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.only:
+        wrap, recompute, compiled = arguments.only.split(",")
+        row = measure_one(arguments, sharded=SHARDING[wrap], recompute=recompute == "1", compiled=compiled == "1")
+        print(json.dumps(row))  # noqa: T201 - read by the process that asked
+        return 0
+    device = choose_device(arguments.device)
+    rows = []
+    for wrap, recompute, compiled in itertools.product(SHARDING, (False, True), (False, True)):
+        named = {"wrap": wrap, "recompute": recompute, "compile": compiled}
+        rows.append({**named, **in_own_process(f"{wrap},{int(recompute)},{int(compiled)}")})
+        print(json.dumps(rows[-1]), file=sys.stderr)  # noqa: T201 - a script for people who measure
+    result = {
+        "command": "python benchmarks/training_gpu.py " + " ".join(sys.argv[1:]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S +0000"),
+        "machine": describe_place(device),
+        "preset": arguments.preset,
+        "size": arguments.size,
+        "batch": arguments.batch,
+        "rows": rows,
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    if arguments.out:
+        arguments.out.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")  # noqa: T201
+    return 0
+
+
+def in_own_process(combination: str) -> dict[str, Any]:
+    """The figures of a combination, or why there are none."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ran = subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], "--only", combination],
+        env={**os.environ, **alone},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode:
+        return {"why_not": (ran.stderr.strip().splitlines() or [f"ended with {ran.returncode}"])[-1][:300]}
+    figures: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return figures
+
+
+def measure_one(arguments: argparse.Namespace, *, sharded: bool, recompute: bool, compiled: bool) -> dict[str, Any]:
+    """The figures of a combination, in this process, which is started as one of one."""
+    settings = load_preset(arguments.preset, [*arguments.overrides, *recomputation(recompute, arguments)])
+    device = distributed.local_device(choose_device(arguments.device))
+    height, width = (int(side) for side in arguments.size.split("x"))
+    plan = Plan(
+        size=(height, width),
+        batch=arguments.batch,
+        device=device,
+        precision=arguments.precision,
+        warmup=arguments.warmup,
+        iterations=arguments.iterations,
+        split_iterations=1,
+    )
+    try:
+        if sharded:
+            check_shardable(fp16=False, compiled=compiled)
+        with distributed.process_group(device):
+            run = build_run(settings, plan, sharded=sharded, compiled=compiled)
+            timing = measure(run, plan)
+            return {
+                "precision": plan.resolved_precision(training=True),
+                "step_ms": timing.latency_ms.p50,
+                "stages_ms": timing.stages_ms,
+                "peak_memory_bytes": timing.peak_memory_bytes,
+                "memory_of": timing.memory_of,
+                "last_loss": run.result,
+            }
+    except CodetrError as error:
+        return {"why_not": str(error)}
+
+
+def build_run(settings: Settings, plan: Plan, *, sharded: bool, compiled: bool) -> TrainingRun:
+    """A training of random weights, the same in every combination, wrapped as `codetr train` does."""
+    torch.manual_seed(0)
+    model = build_model(settings.model).to(plan.device)
+    if compiled:
+        compile_for(model, plan.device, "compile")
+    run = TrainingRun(model, settings, plan)
+    run.objective = shard(run.objective, plan.device) if sharded else distributed.wrap_ddp(run.objective, plan.device)
+    run.optimizer = build_optimizer(model, settings.train)
+    torch.manual_seed(1)
+    return run
+
+
+def recomputation(on: bool, arguments: argparse.Namespace) -> list[str]:
+    """The settings that recompute everything that can be, or nothing."""
+    layers = load_preset(arguments.preset, arguments.overrides).model.encoder_layers
+    return [
+        f"model.encoder_checkpointing={layers if on else 0}",
+        *(f"model.{part}={str(on).lower()}" for part in PARTS),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
