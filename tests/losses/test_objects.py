@@ -12,9 +12,11 @@ from torch.utils._pytree import tree_leaves
 from codetr_cli.boxes import box_iou
 from codetr_cli.losses import assigners, matcher
 from codetr_cli.losses.assigners import BACKGROUND, IGNORED, assign_atss, assign_by_iou
+from codetr_cli.losses.aux_heads import atss_step
 from codetr_cli.losses.masks import OBJECTS_AT_ONCE, visible_shares
 from codetr_cli.losses.matcher import HungarianMatcher
 from codetr_cli.models.aux_heads.anchors import AnchorGrid
+from codetr_cli.models.aux_heads.atss import AtssHead
 
 STRIDES = [4, 8, 16, 32]
 
@@ -195,3 +197,28 @@ def test_the_area_of_many_masks_is_summed_some_at_a_time():
         shares = visible_shares({"masks": masks}, boxes, torch.arange(200))
     torch.testing.assert_close(shares, torch.ones(200))
     assert live.summed <= OBJECTS_AT_ONCE * 200 * 160
+
+
+def test_the_one_stage_head_holds_its_logits_once_and_their_gradient():
+    """Forward and backward pass of 300 classes: twice the logits and somewhat for the rest; plainly it is ten times."""
+    size, classes = (200, 160), 300
+    head = AtssHead(
+        dim=8,
+        num_classes=classes,
+        anchors=AnchorGrid(strides=STRIDES, scales=[8.0], ratios=[1.0]),
+        norm_groups=2,
+        target_stds=(0.1, 0.1, 0.2, 0.2),
+        pre_nms=10,
+        nms="hard",
+        nms_iou=0.6,
+        max_detections=10,
+    )
+    maps = [torch.randn(1, 8, -(-size[0] // s), -(-size[1] // s), requires_grad=True) for s in STRIDES]
+    logits_bytes = sum(m.shape[-1] * m.shape[-2] for m in maps) * classes * 4
+    target = {"boxes": make_objects(20), "labels": torch.randint(classes, (20,)), "pad_size": size}
+
+    def run():
+        step = atss_step(head, maps, [target])
+        (step.class_loss + step.box_loss + step.centerness_loss).backward()
+
+    assert logits_bytes < peak_bytes(run) < 3.5 * logits_bytes
