@@ -1,0 +1,154 @@
+"""Two real processes with sharded weights against one with whole ones; the two are started once for all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from codetr_cli.config import Settings, apply_overrides, load_preset
+from codetr_cli.engine import sharding, training
+from codetr_cli.engine.parts import _Reader
+from codetr_cli.engine.runs import RunFolder
+from codetr_cli.engine.sharding import part_of, units
+from codetr_cli.errors import ConfigError
+from codetr_cli.models.build import build_model
+from codetr_cli.weights.checkpoint import load_checkpoint
+from tests.conftest import REPOSITORY, write_tiny_coco
+from tests.engine import sharded, width
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What two processes computed, and the folder with their runs."""
+
+    folder: Path
+    ranks: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Two processes ran `tests/engine/sharded.py`."""
+    folder = tmp_path_factory.mktemp("sharded")
+    write_tiny_coco(folder / "coco")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+               REPOSITORY / "tests/engine/sharded.py", folder]  # fmt: skip
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
+    return Done(folder, [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)])  # noqa: TID251
+
+
+@pytest.fixture
+def _known_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
+    for name, case in sharded.MINE.items():
+        monkeypatch.setitem(width.CASES, name, case)
+
+
+def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        own = torch.as_tensor(ours[name]).reshape(torch.as_tensor(value).shape)
+        torch.testing.assert_close(own, torch.as_tensor(value), rtol=1e-5, atol=tolerance, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.usefixtures("_known_cases")
+@pytest.mark.parametrize("name", list(sharded.MINE))
+def test_two_sharded_processes_compute_what_one_does(two: Done, tmp_path: Path, name: str):
+    one = width.run_case(name, tmp_path)
+    assert len(one["losses"]) > 1
+    for ours in (rank[name] for rank in two.ranks):
+        for index, losses in enumerate(ours["losses"]):  # of rank 0, which logs the means
+            assert_near(losses, one["losses"][index], 1e-6)
+        for index, gradients in enumerate(one["gradients"]):
+            assert_near(ours["gradients"][index], gradients, 1e-5)
+        assert_near(ours["weights"], one["weights"], 1e-6)
+        assert_near(ours["average"], one["average"], 1e-6)
+
+
+def test_each_process_holds_its_part(two: Done):
+    for name in sharded.MINE:
+        shares = [rank[name]["share"] for rank in two.ranks]
+        assert shares == pytest.approx([0.5, 0.5], abs=0.01)
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_a_sharded_training_goes_on_as_if_it_had_not_been_stopped(two: Done):
+    straight, stopped = (RunFolder(two.folder / name) for name in ("straight", "stopped"))
+    ours, theirs = (load_checkpoint(run.last / "model.safetensors").state for run in (stopped, straight))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    losses = [[line["losses"] for line in run.metrics() if line["kind"] == "train"] for run in (straight, stopped)]
+    assert losses[0] == losses[1]
+    assert [line["metrics"] for line in straight.metrics() if line["kind"] == "eval"][-1]["AP"] >= 0
+
+
+def test_the_weights_are_an_ordinary_checkpoint(two: Done, tiny_settings: Settings):
+    for folder in ("last", "best"):
+        checkpoint = load_checkpoint(two.folder / "straight/checkpoints" / folder / "model.safetensors")
+        assert {name: (value.shape, type(value)) for name, value in checkpoint.state.items()} == {
+            name: (value.shape, Tensor) for name, value in build_model(tiny_settings.model).state_dict().items()
+        }
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_one_process_continues_what_two_began(two: Done, shard: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Alone, in whole tensors, whatever the setting says: the parts of both processes make the state."""
+    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
+    ours, theirs = sharded.train_a_run(two.folder, "straight", sharded.STEPS, resume=True, shard=shard), two.ranks[0]
+    for kind, values in theirs["last"].items():
+        assert len(values) > 100
+        assert ours[kind].keys() == values.keys()
+        assert [n for n, value in values.items() if not torch.equal(ours[kind][n], value.view_as(ours[kind][n]))] == []
+
+
+def test_a_damaged_part_is_noticed(two: Done, tmp_path: Path):
+    run = RunFolder(shutil.copytree(two.folder / "stopped", tmp_path / "run"))
+    folder = run.last
+    part = next((folder / "sharded").glob("*.distcp"))
+    content = part.read_bytes()
+    part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    saved = run.load()
+    assert saved is not None
+    assert saved.folder.name == "previous"
+    (folder / "sums.json").unlink()
+    (folder / "sharded/.metadata").write_bytes(b"cos\nsystem\n(S'true'\ntR.")  # would run a command
+    with pytest.raises(Exception, match="has no place in a description"):
+        _Reader(folder / "sharded").read_metadata()
+
+
+def test_what_sharding_cannot_do_is_refused(tiny_settings: Settings):
+    compiled = apply_overrides(tiny_settings, ["train.shard=true", "train.compile=true"])
+    with pytest.raises(ConfigError, match=r"train\.compile=false"):
+        training.check_settings(compiled, CPU, 1)
+    with pytest.raises(ConfigError, match=r"train\.shard needs bf16 or fp32"):
+        sharding.check_shardable(fp16=True, compiled=False)
+
+
+def test_a_process_alone_keeps_its_weights_whole():
+    whole = torch.ones(3)
+    assert part_of(whole, torch.zeros(3)) is whole
+
+
+def test_most_of_a_large_network_is_gathered_layer_by_layer():
+    """Layers of backbone and encoder are units of their own; the rest stays gathered while a step runs."""
+    with torch.device("meta"):
+        model = build_model(load_preset("co_dino_vit_l").model)
+    of_units = [sum(p.numel() for p in unit.parameters()) for unit in units(model)]
+    assert len(of_units) == 24 + 6 + 1 + 1 + 2
+    total = sum(p.numel() for p in model.parameters())
+    in_units = sum(of_units[24:])  # the blocks are in the backbone
+    assert in_units > 0.85 * total
+    assert max(of_units[:30]) < 0.05 * total
