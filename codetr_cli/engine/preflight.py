@@ -10,6 +10,7 @@ the whole size only when it is sure to fit.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -238,7 +239,6 @@ def measure(
             if not is_out_of_memory(error):
                 raise
             needed = None
-    free_unused(device)
     if limit is None:  # kernels that were loaded meanwhile take some of it
         room = capacity(device) or room
     if needed is None:
@@ -281,8 +281,7 @@ def _growth(objective: CollaborativeObjective, settings: Settings, worst: WorstB
         num_classes=settings.model.num_classes,
         masks=settings.learns_masks,
     )
-    free_unused(device)
-    reset_peak_memory(device)
+    _start_peak(device)
     before = torch.cuda.memory_reserved(device) if device.type == "cuda" else memory_in_use(device)
     try:
         _pass(objective, settings, batch, device)
@@ -291,7 +290,6 @@ def _growth(objective: CollaborativeObjective, settings: Settings, worst: WorstB
         peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
     finally:
         objective.zero_grad(set_to_none=True)
-    free_unused(device)
     return max(0, (peak or 0) - (before or 0))
 
 
@@ -308,14 +306,23 @@ def _pass(objective: nn.Module, settings: Settings, batch: Batch, device: torch.
 def _as_before(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Puts back mode and random states, drops gradients, and has peaks measured anew."""
     training, states = model.training, random_states(device)
+    gc.collect()
+    gc.freeze()  # collections inside look at what is new only, and cost nothing
     try:
         yield
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
         restore_random_states(states, device)
+        _start_peak(device)
+        gc.unfreeze()
+
+
+def _start_peak(device: torch.device) -> None:
+    """Gives back what is free, and measures the peak anew from here on."""
+    if device.type == "cuda":
         free_unused(device)
-        reset_peak_memory(device)
+    reset_peak_memory(device)  # collects, and on a CPU gives back too
 
 
 def _smaller(worst: WorstBatch, share: float) -> WorstBatch:
