@@ -209,7 +209,8 @@ class EvalLoader:
     ) -> None:
         self.dataset = dataset
         indices = range(len(dataset))
-        self._batches = [list(indices[i : i + batch_size]) for i in range(0, len(dataset), batch_size)][rank::world_size]
+        batches = [list(indices[i : i + batch_size]) for i in range(0, len(dataset), batch_size)]
+        self._batches = batches[rank::world_size]
         self.num_images = sum(len(batch) for batch in self._batches)
         self.reader = Reader(
             dataset, self._batches, workers=workers, pin_memory=pin_memory, tell=tell, patience_s=patience_s

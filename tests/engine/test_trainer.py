@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -528,3 +530,24 @@ def test_a_log_line_averages_its_window(tmp_path: Path, tiny_settings: Settings)
     assert line["eta_s"] > 0
     assert lines[-1]["eta_s"] == 0
     assert windows.report.steps == list(range(1, 11))
+
+
+class SlowLoader(StandInLoader):
+    """Every micro batch is long in coming."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            time.sleep(0.02)
+            yield batch
+
+
+def test_waiting_for_data_is_told_once(tmp_path: Path, tiny_settings: Settings):
+    for loader, times in ((SlowLoader(), 1), (StandInLoader(), 0)):
+        training = begin(tmp_path / f"{times}", tiny_settings, "train.log_every=1", "train.epochs=2")
+        training.loader, training.report = loader, Recorder()
+        if not times:
+            training.meter.waiting = nullcontext  # however slow this machine is just now
+        train(training)
+        assert sum("`codetr bench --data" in text for text in training.report.warnings) == times
+        waits = [line["data_wait"] for line in training.run.metrics() if line["kind"] == "train"]
+        assert (min(waits) > 0.2) == bool(times)
