@@ -79,7 +79,8 @@ def error_of(folder: Path, deaths: Mapping[int, int]) -> tuple[Exception, bool]:
         # Who ran out of memory has written down how to go on with less.
         return error_from(notes[0]), notes[0]["kind"] != MemoryShrunkError.__name__
     for rank, code in deaths.items():
-        if code < 0:
+        # PyTorch ends the other processes with SIGTERM when it is the first to see that one failed.
+        if code < 0 and (code != -signal.SIGTERM or len(deaths) == 1):
             return MachineError(
                 f"training process {rank} was ended by {_signal_name(-code)}, often because memory ran out: lower "
                 "train.micro_batch, data.workers or the number of processes. The same command continues from the "

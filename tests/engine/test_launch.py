@@ -325,6 +325,14 @@ def test_a_process_that_was_killed_is_a_matter_of_the_machine(tmp_path: Path):
     assert not final
 
 
+def test_processes_that_are_ended_with_a_failed_one_are_not_the_cause(tmp_path: Path):
+    note(tmp_path, 1, "", "KeyError: 'x'", 1.0)
+    error, final = error_of(tmp_path, {0: -signal.SIGTERM, 1: 1})
+    assert str(error) == "training process 1 failed with KeyError: 'x'"
+    assert not final
+    assert "ended by SIGTERM" in str(error_of(tmp_path, {0: -signal.SIGTERM})[0])
+
+
 def test_what_a_person_can_mend_counts_and_is_final(tmp_path: Path):
     note(tmp_path, 0, "", "RuntimeError: connection closed", 1.0)
     note(tmp_path, 1, "DatasetError", "no image", 2.0)
