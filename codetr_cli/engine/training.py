@@ -213,9 +213,7 @@ def build_training(
     loader.on_bad_file = bad_files.meet
     if settings.train.compile:
         compile_for(model, device, "train.compile")
-    objective = CollaborativeObjective(
-        model, **settings.train.loss.model_dump(), agreement=_agreement(settings)
-    )
+    objective = CollaborativeObjective(model, **settings.train.loss.model_dump(), agreement=_agreement(settings))
     seed_all(settings.train.seed + distributed.rank())  # other draws in each
     wrap = shard if settings.train.shard else distributed.wrap_ddp
     steps = total_steps(settings, steps_per_epoch(len(loader), batches.accumulation))
