@@ -19,10 +19,8 @@ import numpy as np
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.check_files import HEADER_THREADS
 from codetr_cli.data.headers import ImageFileError, read_header
+from codetr_cli.data.records import MAX_SHARE
 from codetr_cli.errors import DatasetError
-
-MAX_SHARE = 0.1
-"""More bad files than this share of the images mean that something else is wrong."""
 
 MET = "bad_files"
 """Key of a target: the files that could not be read in its place, if there were any."""

@@ -17,10 +17,10 @@ from codetr_cli.data.cache import SUMMARY, cache_folder, write_json
 from codetr_cli.data.cache_limits import hold, limit_cache
 from codetr_cli.data.findings import Finding
 from codetr_cli.data.layout import Split
-from codetr_cli.data.records import Contents, to_coco
+from codetr_cli.data.records import Contents, listed, to_coco
 from codetr_cli.errors import DatasetError
 
-FORMAT = "2"
+FORMAT = "3"
 """Changes whenever the same folder would give another file."""
 
 
@@ -30,7 +30,7 @@ class Kind:
 
     title: str
     recognises: Callable[[Path], bool]
-    read: Callable[[Path], Contents]
+    read: Callable[..., Contents]
     sources: Callable[[Path], Iterable[Path]]
 
 
@@ -81,6 +81,7 @@ class Converted:
         notes: sentences about choices that were made.
         findings: what was odd about boxes.
         val_is_test: whether the test images serve for evaluation, for want of others.
+        left_out: images that cannot be used, with the reason, where that is allowed.
     """
 
     title: str
@@ -89,6 +90,7 @@ class Converted:
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     val_is_test: bool = False
+    left_out: list[str] = field(default_factory=list)
 
     def find(self, split: str) -> ConvertedSplit | None:
         """A split by its name; "test" also where its images serve as "val"."""
@@ -99,12 +101,22 @@ class Converted:
         notes = [f"{self.folder} ({self.title}): {note}." for note in self.notes]
         return (*notes, *(finding.sentence() for finding in self.findings))
 
+    def warnings(self) -> tuple[str, ...]:
+        """What may go wrong, in sentences."""
+        if not self.left_out:
+            return ()
+        return (
+            f"{self.folder} ({self.title}): {len(self.left_out):,} images cannot be used and are left out: "
+            f"{listed(self.left_out)}",
+        )
 
-def find_converted(folder: Path) -> Converted | None:
+
+def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
     """Converts a Pascal VOC or YOLO folder, or finds the earlier conversion.
 
     Args:
         folder: the data set's, or one that holds it (VOCdevkit/VOC2007), if it holds no second.
+        skip_bad: leave out images without which there would be no conversion.
 
     Returns:
         None if the folder is of neither layout.
@@ -117,10 +129,10 @@ def find_converted(folder: Path) -> Converted | None:
         return None
     kind, place = found
     place = place.resolve()
-    target = cache_folder() / f"{place.name}-{_fingerprint(kind, place)}"
+    target = cache_folder() / f"{place.name}-{_fingerprint(kind, place)}{'-skip' if skip_bad else ''}"
     hold(target)
     if not (target / SUMMARY).is_file():
-        _convert(kind.read(place), place, target)
+        _convert(kind.read(place, skip_bad=skip_bad), place, target)
         limit_cache(target.parent)
     summary = json.loads((target / SUMMARY).read_text(encoding="utf-8"))
     splits = {
@@ -134,7 +146,7 @@ def find_converted(folder: Path) -> Converted | None:
         for name, where in summary["places"].items()
     }
     findings = [Finding(**finding) for finding in summary["findings"]]
-    return Converted(kind.title, place, splits, summary["notes"], findings, summary["val_is_test"])
+    return Converted(kind.title, place, splits, summary["notes"], findings, summary["val_is_test"], summary["left_out"])
 
 
 def _recognise(folder: Path) -> tuple[Kind, Path] | None:
@@ -173,6 +185,7 @@ def _convert(contents: Contents, folder: Path, target: Path) -> None:
         "names": {split: f"{folder} ({contents.title}, {contents.places[split]})" for split in contents.splits},
         "places": {split: contents.places[split] for split in contents.splits},
         "val_is_test": contents.val_is_test,
+        "left_out": contents.left_out,
         "notes": contents.notes,
         "findings": [
             {"kind": finding.kind, "where": finding.where, "count": finding.count, "first": finding.first}

@@ -96,8 +96,9 @@ def _locate(config: DataConfig, root: Path, split: Split, *, any_dataset: bool) 
         place = SplitPlace(split, root, other)
     title, absent, kind = LAYOUTS[place.dataset].title, "", place.dataset
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     if not (images and annotations) and not has_published_layout(root):
-        converted = find_converted(root)
+        converted = find_converted(root, skip_bad=config.bad_files == "skip")
         if converted is not None:
             title, found = converted.title, converted.find(split)
             if found is None:
@@ -107,11 +108,13 @@ def _locate(config: DataConfig, root: Path, split: Split, *, any_dataset: bool) 
                 )
             else:
                 place, notes, kind = found, converted.sentences(), "coco"
+                warnings = converted.warnings()
     paths = DataPaths(
         images_dir=Path(images or place.images_dir),
         annotations_path=Path(annotations or place.annotations_path),
         notes=notes,
         dataset=_known(kind),
+        warnings=warnings,
     )
     return _Place(paths, kind, title, other, absent)
 
@@ -197,7 +200,7 @@ def _find_several(config: DataConfig, roots: list[Path], split: Split) -> DataPa
         annotations_path=merged.tables[split],
         notes=tuple(merged.notes[split]),
         dataset=_known(kinds.pop()) if len(kinds) == 1 else "coco",
-        warnings=tuple(merged.warnings[split]),
+        warnings=(*(text for _, _, place in wanted for text in place.paths.warnings), *merged.warnings[split]),
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from codetr_cli.data.findings import Findings
 
 SHOWN = 5
+MAX_SHARE = 0.1
+"""More bad files than this share of the images mean that something else is wrong."""
 EDGE_TOLERANCE = 2.0
 """Pixels over the edge that nobody wants to read about; as in the check of COCO's files."""
 
@@ -58,6 +60,7 @@ class Contents:
         splits: images by "train", "val" and perhaps "test"; absent where there are none.
         places: what stands for each split in the folder, for messages.
         val_is_test: whether the test images serve for evaluation, for want of others.
+        left_out: images that cannot be used, with the reason, where that is allowed.
         notes: sentences about choices that were made.
         findings: what is odd.
     """
@@ -69,6 +72,7 @@ class Contents:
     splits: dict[str, list[Picture]]
     places: dict[str, str]
     val_is_test: bool = False
+    left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
 

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from codetr_cli.data.headers import ImageFileError, read_header
 from codetr_cli.data.layout import list_images
-from codetr_cli.data.records import Box, Contents, Picture, choose_splits, listed
+from codetr_cli.data.records import MAX_SHARE, Box, Contents, Picture, choose_splits, listed
 from codetr_cli.errors import DatasetError
 
 TITLE = "Pascal VOC"
@@ -57,8 +57,12 @@ def sources(folder: Path) -> Iterable[Path]:
     yield from sorted((folder / "Annotations").glob("*.xml"))
 
 
-def read_voc(folder: Path) -> Contents:
+def read_voc(folder: Path, *, skip_bad: bool = False) -> Contents:
     """Reads all images that the lists name; without lists, all that have an annotation file.
+
+    Args:
+        folder: of the data set.
+        skip_bad: leave out images that are missing.
 
     Raises:
         DatasetError: broken files, names without an annotation file or image, boxes whose corners are exchanged.
@@ -74,7 +78,7 @@ def read_voc(folder: Path) -> Contents:
             f"{len(absent):,} of the {len(stems):,} names of {folder / 'ImageSets' / 'Main'} have no file in "
             f"{annotations}: {listed(absent)}. Add NAME.xml for each or remove them from the lists"
         )
-    files = _images(folder / "JPEGImages", stems)
+    files, left_out = _images(folder / "JPEGImages", stems, skip_bad=skip_bad)
     with ThreadPoolExecutor(READERS) as pool:
         read = dict(zip(stems, pool.map(lambda stem: _read(annotations / f"{stem}.xml"), stems), strict=True))
     class_names = sorted({found.name for file in read.values() for found in file.objects})
@@ -96,13 +100,15 @@ def read_voc(folder: Path) -> Contents:
             boxes=[Box(labels[found.name], found.corners, found.difficult) for found in file.objects],
         )
         for stem, file in read.items()
+        if stem in files
     }
     return Contents(
         title=TITLE,
         images_dir=folder / "JPEGImages",
         class_names=class_names,
         first_id=1,
-        splits={name: [pictures[stem] for stem in names] for name, names in chosen.items()},
+        splits={name: [pictures[stem] for stem in names if stem in files] for name, names in chosen.items()},
+        left_out=left_out,
         places={
             name: "Annotations/" if origin == "all" else f"ImageSets/Main/{origin}.txt"
             for name, origin in origins.items()
@@ -129,22 +135,22 @@ def _stem(line: str) -> str:
     return name[:-4] if name.lower().endswith((".jpg", ".png", ".xml")) else name
 
 
-def _images(folder: Path, stems: list[str]) -> dict[str, str]:
-    """The image file of each name.
+def _images(folder: Path, stems: list[str], *, skip_bad: bool) -> tuple[dict[str, str], list[str]]:
+    """The image file of each name, and the names that are left out because they have none.
 
     Raises:
-        DatasetError: some have none.
+        DatasetError: some have none, or too many where they may be left out.
     """
     # JPEG last, so that it counts where there are two files of one name.
     names = sorted(list_images(folder), key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
     files = {name.rpartition(".")[0]: name for name in names}
     absent = [stem for stem in stems if stem not in files]
-    if absent:
+    if absent and (not skip_bad or len(absent) > MAX_SHARE * len(stems)):
         raise DatasetError(
             f"{len(absent):,} of {len(stems):,} images are missing in {folder}: {listed(absent)}. Copy them there, or "
             "remove their names from ImageSets/Main (without lists: their files from Annotations)"
         )
-    return files
+    return files, [f"{stem} (no such file)" for stem in absent]
 
 
 def _read(path: Path) -> _File:

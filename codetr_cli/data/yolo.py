@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from codetr_cli.data.headers import ImageFileError, read_header
 from codetr_cli.data.layout import list_images
-from codetr_cli.data.records import Box, Contents, Picture, choose_splits, listed
+from codetr_cli.data.records import MAX_SHARE, Box, Contents, Picture, choose_splits, listed
 from codetr_cli.errors import DatasetError
 
 TITLE = "YOLO"
@@ -56,8 +56,12 @@ def sources(folder: Path) -> Iterable[Path]:
             yield _label_path(path)
 
 
-def read_yolo(folder: Path) -> Contents:
+def read_yolo(folder: Path, *, skip_bad: bool = False) -> Contents:
     """Reads all images that the folder's description names.
+
+    Args:
+        folder: of the data set.
+        skip_bad: leave out images that cannot be read.
 
     Raises:
         DatasetError: no class names, a description that cannot be read, missing images, broken labels.
@@ -68,7 +72,7 @@ def read_yolo(folder: Path) -> Contents:
     with ThreadPoolExecutor(READERS) as pool:
         read = dict(zip(names, pool.map(lambda name: _picture(Path(name), folder, plan), names), strict=True))
     broken = [f"{name} ({problem})" for name, problem in read.items() if isinstance(problem, str)]
-    if broken:
+    if broken and (not skip_bad or len(broken) > MAX_SHARE * len(names)):
         raise DatasetError(f"{len(broken):,} of {len(names):,} images cannot be used: {listed(broken)}")
     pictures = {name: picture for name, picture in read.items() if isinstance(picture, Picture)}
     bare = sum(not _label_path(Path(name)).is_file() for name in names)
@@ -84,7 +88,8 @@ def read_yolo(folder: Path) -> Contents:
         images_dir=folder,
         class_names=plan.class_names,
         first_id=0,
-        splits={name: [pictures[path] for path in paths] for name, paths in chosen.items()},
+        splits={name: [pictures[path] for path in paths if path in pictures] for name, paths in chosen.items()},
+        left_out=broken,
         val_is_test=places.get("val") == "test",
         places={name: "images" if origin == "all" else f"images of {origin}" for name, origin in places.items()},
         notes=notes,

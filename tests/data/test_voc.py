@@ -208,3 +208,15 @@ def test_messages_name_the_folder_and_not_the_cache(voc: Path) -> None:
     dataset = build_dataset(settings, split="val", training=False)
     with pytest.raises(DatasetError, match=f"c.jpg: the file has zero bytes.*`codetr prepare {voc}`"):
         dataset[0]
+
+
+def test_missing_images_are_left_out_where_asked(tmp_path: Path) -> None:
+    names = [f"n{number:02d}" for number in range(20)]
+    root = write_voc(tmp_path / "v", {name: xml(("ant", 1, 1, 9, 9)) for name in names}, {"train": "\n".join(names)})
+    (root / "JPEGImages" / "n03.jpg").unlink()
+    with pytest.raises(DatasetError, match="1 of 20 images are missing"):
+        find_data(DataConfig(root=str(root)), None, "train")
+    found = find_data(DataConfig(root=str(root), bad_files="skip"), None, "train")
+    assert "n03 (no such file)" in found.warnings[0]
+    kept = [found, find_data(DataConfig(root=str(root), bad_files="skip"), None, "val")]
+    assert sum(len(read_annotations(paths.annotations_path).file_names) for paths in kept) == 19

@@ -130,3 +130,25 @@ def test_forms_of_names(tmp_path: Path, text: str, names: object) -> None:
     path = tmp_path / "data.yaml"
     path.write_text(text)
     assert read_description(path)["names"] == (names or {"0": "a", "1": "traffic light"})
+
+
+def test_images_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path) -> None:
+    root = tmp_path / "many"
+    for number in range(20):
+        write_image(root / "images" / "train" / f"{number}.jpg")
+        (root / "labels" / "train").mkdir(parents=True, exist_ok=True)
+        (root / "labels" / "train" / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "classes.txt").write_text("ant\n")
+    (root / "images" / "train" / "7.jpg").write_bytes(b"")
+    with pytest.raises(DatasetError, match="1 of 20 images cannot be used"):
+        find_data(DataConfig(root=str(root)), None, "train")
+    config = DataConfig(root=str(root), bad_files="skip")
+    found = [find_data(config, None, split) for split in ("train", "val")]
+    assert sum(len(read_annotations(paths.annotations_path).file_names) for paths in found) == 19
+    (warning,) = found[0].warnings
+    assert "1 images cannot be used and are left out" in warning
+    assert "7.jpg (the file has zero bytes)" in warning
+    for number in (8, 9):
+        (root / "images" / "train" / f"{number}.jpg").write_bytes(b"")
+    with pytest.raises(DatasetError, match="3 of 20 images cannot be used"):
+        find_data(config, None, "train")
