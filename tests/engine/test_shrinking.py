@@ -279,6 +279,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_that_runs_out_has_all_start_again(
     tmp_path: Path, tiny_settings: Settings, tiny_coco: Path
 ):
