@@ -17,13 +17,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from codetr_cli.config import Settings
+from codetr_cli.data import coco
 from codetr_cli.data.batch import Target, normalize
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.images import decode_image, read_file
+from codetr_cli.data.images import read_file
 from codetr_cli.data.loader import TrainLoader, build_train_loader
 from codetr_cli.data.parcels import pack
 from codetr_cli.data.workers import Reader
@@ -196,11 +198,12 @@ class _Stages:
 
     def _one(self, key: tuple[int, int]) -> tuple[np.ndarray, Target]:
         """Reads and transforms one image, and another one to paste where the settings say so."""
-        seconds = dict.fromkeys(("read", "load", "augment", "paste"), 0.0)
-        paths: list[Path] = []
+        seconds = dict.fromkeys(("read", "decode", "load", "augment", "paste"), 0.0)
         dataset = self.dataset
         with ExitStack() as stack:
-            stack.enter_context(_timed(dataset.files, "read", seconds, "read", paths.append))
+            stack.enter_context(_one_thread())
+            stack.enter_context(_timed(dataset.files, "read", seconds, "read"))
+            stack.enter_context(_timed(coco, "decode_image", seconds, "decode", self._note_file))
             stack.enter_context(_timed(dataset, "load_sample", seconds, "load"))
             stack.enter_context(_timed(dataset, "transform", seconds, "augment"))
             if dataset.copy_paste is not None:
@@ -208,32 +211,26 @@ class _Stages:
             started = time.perf_counter()
             sample = dataset[key]
             whole = time.perf_counter() - started
-        decode = 0.0
-        for path in paths:
-            content = read_file(path)
-            started = time.perf_counter()
-            pixels = decode_image(content, path, max_pixels=dataset.max_pixels)
-            decode += time.perf_counter() - started
-            self.file_bytes.append(len(content))
-            self.file_pixels.append(pixels.shape[0] * pixels.shape[1])
+        self.file_pixels.append(math.prod(sample[1]["orig_size"]))
         self.network_pixels.append(sample[0].shape[0] * sample[0].shape[1])
-        decode = min(
-            decode, seconds["load"] - seconds["read"]
-        )  # what is decoded again comes from warmer memory, or not
         self.seconds["read"] += seconds["read"]
-        self.seconds["decode"] += decode
-        self.seconds["objects"] += seconds["load"] - seconds["read"] - decode
+        self.seconds["decode"] += seconds["decode"]
+        self.seconds["objects"] += seconds["load"] - seconds["read"] - seconds["decode"]
         self.seconds["paste"] += seconds["paste"]
         self.seconds["augment"] += whole - seconds["load"] - seconds["paste"]
         return sample
+
+    def _note_file(self, content: bytes) -> None:
+        self.file_bytes.append(len(content))
 
     def _batches(self, batches: Sequence[Sequence[tuple[np.ndarray, Target]]]) -> None:
         """Puts samples together, hands them from one process to another, and copies them to the device."""
         data, device = self.settings.data, self.plan.device
         for samples in batches:
-            started = time.perf_counter()
-            parcel = pack(samples)
-            self.seconds["batch"] += time.perf_counter() - started
+            with _one_thread():
+                started = time.perf_counter()
+                parcel = pack(samples)
+                self.seconds["batch"] += time.perf_counter() - started
             batch = parcel.open()
 
             def copy(batch: Any = batch) -> None:
@@ -267,13 +264,26 @@ class _Stages:
 
 
 @contextmanager
+def _one_thread() -> Iterator[None]:
+    """Computes as a worker does."""
+    torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        cv2.setNumThreads(cv2_threads)
+
+
+@contextmanager
 def _timed(
     owner: object, name: str, seconds: dict[str, float], key: str, note: Callable[[Any], object] = lambda value: None
 ) -> Iterator[None]:
     """Adds up the time of calls of an object's method or part.
 
     Args:
-        owner: of it.
+        owner: of it; a module too.
         name: of the attribute.
         seconds: where the time is added.
         key: under which.
