@@ -107,6 +107,7 @@ def test_two_compiled_processes_that_recompute_are_one_that_does_not(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks, and hides it by other means than ours
 def test_a_compiled_training_resumes_bit_for_bit(
     tmp_path: Path,
     tiny_settings: Settings,
