@@ -17,7 +17,6 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,8 +86,7 @@ def describe(arguments: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"device": cpu_name(), "system": platform.platform(), "cpus": os.cpu_count(), "threads": 1},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "note": "peak_bytes: resident size of forward and backward pass above weights and image; seconds of one step, "
-        "on a machine that may have had other work; null: more than the limit",
+        "note": "peak_bytes: resident size of forward and backward pass above weights and image; null: over the limit",
     }
 
 
@@ -98,7 +96,7 @@ def row(arguments: argparse.Namespace, classes: int, objects: int) -> dict[str, 
     command += ["--classes", str(classes), "--objects", str(objects), "--limit-gb", str(arguments.limit_gb)]
     command += [part for text in arguments.overrides for part in ("--set", text)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    figures = {"peak_bytes": None, "seconds": None}
+    figures = {"peak_bytes": None}
     if done.returncode != DOES_NOT_FIT:
         done.check_returncode()
         figures = json.loads(done.stdout)
@@ -116,7 +114,7 @@ def measure(arguments: argparse.Namespace) -> int:
     torch.manual_seed(0)
     objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump()).train()
 
-    def step(size: tuple[int, int], objects: int) -> tuple[int, float]:
+    def step(size: tuple[int, int], objects: int) -> int:
         batch = synthetic_batch(
             size, 1, objects=objects, num_classes=settings.model.num_classes, masks=settings.learns_masks
         )
@@ -124,21 +122,21 @@ def measure(arguments: argparse.Namespace) -> int:
         cpu = torch.device("cpu")
         if not reset_peak_memory(cpu):
             raise SystemExit("the peak of a process's memory is known on Linux only")
-        before, started = memory_in_use(cpu) or 0, time.perf_counter()
+        before = memory_in_use(cpu) or 0
         torch.stack(list(objective(images, batch.padding_mask, batch.targets).values())).sum().backward()
-        return (peak_memory(cpu) or 0) - before, time.perf_counter() - started
+        return (peak_memory(cpu) or 0) - before
 
     step((128, 160), 2)  # loads libraries
     limit = math.ceil(arguments.limit_gb * 1e9) + (memory_in_use(torch.device("cpu")) or 0)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     height, width = (int(side) for side in arguments.size.split("x"))
     try:
-        peak, seconds = step((height, width), arguments.objects[0])
+        peak = step((height, width), arguments.objects[0])
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
         return DOES_NOT_FIT
-    sys.stdout.write(json.dumps({"peak_bytes": peak, "seconds": round(seconds, 2)}) + "\n")
+    sys.stdout.write(json.dumps({"peak_bytes": peak}) + "\n")
     return 0
 
 
