@@ -35,7 +35,7 @@ class MachineError(CodetrError):
 
 
 class MemoryShrunkError(MachineError):
-    """Memory ran out in one of several processes; what has to change is written down and serves once all start again."""
+    """One of several processes ran out of memory; what has to change is written down for all, which start again."""
 
 
 class DivergedError(CodetrError):
