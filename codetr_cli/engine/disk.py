@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,9 @@ def append(path: Path, text: str) -> None:
 def system_error(error: BaseException | None) -> OSError | None:
     """The system's error behind another one; None where there is none."""
     while error is not None and not isinstance(error, OSError):
+        told = re.search(r"\(os error (\d+)\)", str(error))  # all that safetensors tells of it
+        if told:
+            return OSError(int(told[1]), os.strerror(int(told[1])))
         error = error.__cause__ or error.__context__
     return error
 

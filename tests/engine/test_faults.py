@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from codetr_cli import console
 from codetr_cli.config import Settings, apply_overrides, to_toml
@@ -558,3 +559,10 @@ def losses_in(run: Path) -> list[tuple[int, float]]:
 def test_a_system_error_that_is_no_matter_of_the_disk_stays_what_it_is(tmp_path: Path):
     with pytest.raises(KeyError), disk.writing(tmp_path):
         raise KeyError("x")
+
+
+def test_what_safetensors_tells_of_a_disk_is_understood(tmp_path: Path):
+    error = SafetensorError(f'Error while serializing: I/O error: Stale (os error {errno.ESTALE}) at path "x"')
+    assert disk.system_error(error).errno == errno.ESTALE  # type: ignore[union-attr]
+    with pytest.raises(MachineError, match=os.strerror(errno.ESTALE)), disk.writing(tmp_path):
+        raise error
