@@ -11,6 +11,7 @@ import pytest
 kill_test = pytest.importorskip("benchmarks.kill_test", reason="a source distribution has no benchmarks")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_killed_three_times_it_ends_like_a_run_that_nothing_happened_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
