@@ -51,6 +51,7 @@ TINY_TABLE: dict[str, Any] = {
         "micro_batch": 2,
         "log_every": 1,
         "precision": "fp32",
+        "preflight": False,  # a second for each of hundreds of trainings of a network that fits anywhere
         "loss": {"denoising_queries": 10, "max_positive_queries": 20, "rpn_samples": 32, "roi_samples": 32},
     },
     "test": {"short_side": 96, "long_side": 160, "max_detections": 20},

@@ -27,7 +27,9 @@ Train = Callable[..., Ran]
 def train(codetr: Callable[..., Ran], tmp_path: Path, tiny_settings: Settings, tiny_coco: Path) -> Train:
     """`codetr train` of the tiny network, 4 images a step."""
     preset = tmp_path / "tiny.toml"
-    preset.write_text(to_toml(apply_overrides(tiny_settings, ["train.batch_size=4", "train.micro_batch=4"])))
+    preset.write_text(
+        to_toml(apply_overrides(tiny_settings, ["train.batch_size=4", "train.micro_batch=4", "train.preflight=true"]))
+    )
 
     def run(*words: object) -> Ran:
         return codetr("train", "--preset", preset, "--data", tiny_coco, "--run", tmp_path / "run", "--device", "cpu",

@@ -11,12 +11,11 @@ import pytest
 kill_test = pytest.importorskip("benchmarks.kill_test", reason="a source distribution has no benchmarks")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_killed_three_times_it_ends_like_a_run_that_nothing_happened_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    draw = random.SystemRandom()  # every run of the test kills at instants of its own, which a failure tells
+    draw = random.Random(5)
     plans = [
         kill_test.Plan("process", "writing", 2, draw.random(), draw.random()),
         kill_test.Plan("loader", "step", 6, draw.random(), draw.random()),
