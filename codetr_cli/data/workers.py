@@ -114,6 +114,11 @@ class Reader:
         """The worker processes that are there now."""
         return list(self._stream._workers) if self.workers and self._stream is not None else []
 
+    @property
+    def _on_the_way(self) -> int:
+        """Batches that workers were asked for and that were not taken."""
+        return len(self._stream._task_info) if self.processes else 0
+
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the order as it is now.
 
@@ -121,10 +126,15 @@ class Reader:
             DatasetError: an image cannot be read.
             MachineError: workers died again and again, hang, or cannot be started.
         """
+        if self._on_the_way:  # left over from a reading that was not finished
+            self.close()
         delivered = deaths = 0
-        self._start(delivered)
+        started = False
         while True:
             try:
+                if not started:
+                    self._start(delivered)
+                    started = True
                 batch = self._next()
             except StopIteration:
                 return
@@ -139,7 +149,7 @@ class Reader:
                         f"is lost. {_cure(died.what)}"
                     )
                 self.close()
-                self._start(delivered)
+                started = False
                 continue
             except CodetrError:
                 self.close()  # now: left to the garbage collector, workers hold up the process for seconds
@@ -148,7 +158,14 @@ class Reader:
             yield batch
 
     def _start(self, skip: int) -> None:
-        """Starts workers, or sets those that wait to work, from a batch of the order on."""
+        """Starts workers, or sets those that wait to work, from a batch of the order on.
+
+        Raises:
+            _WorkerDiedError: one of those that wait is gone.
+            MachineError: workers cannot be started.
+        """
+        if self._dead():
+            raise _WorkerDiedError(self._death())
         self._order.skip = skip
         if self.workers:
             _allow_descriptors()
@@ -164,6 +181,10 @@ class Reader:
             raise MachineError(
                 f"cannot start {self.workers} data workers: {error.strerror}. {_cure(error.strerror or '')}"
             ) from error
+        except RuntimeError as error:
+            if not self._dead():
+                raise
+            raise _WorkerDiedError(self._death()) from error
         finally:
             _keep_deaths_quiet(outside)
 
@@ -218,7 +239,8 @@ class Reader:
         dead = self._dead()[0]
         code = dead.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"a data worker (process {dead.pid}) {how} while it read {self._image_of(self.processes.index(dead))}"
+        doing = "while it read" if self._on_the_way else "when it had read"
+        return f"a data worker (process {dead.pid}) {how} {doing} {self._image_of(self.processes.index(dead))}"
 
     def _image_of(self, worker: int) -> str:
         index = self._doing[worker]
@@ -393,8 +415,9 @@ def _hearing_of_deaths() -> Iterator[None]:
     if _torch_hears is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    outside = signal.signal(signal.SIGCHLD, _torch_hears)
-    try:
+    outside = signal.getsignal(signal.SIGCHLD)
+    try:  # from here on: it may be called, and raise, at once
+        signal.signal(signal.SIGCHLD, _torch_hears)
         yield
     finally:
         signal.signal(signal.SIGCHLD, outside)

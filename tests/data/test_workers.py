@@ -138,6 +138,31 @@ def test_a_death_beside_the_reading_interrupts_nothing(tmp_path: Path, expected:
 
 
 @linux
+def test_a_death_between_two_readings_is_mended_by_the_next(tmp_path: Path, expected: list[Batch]) -> None:
+    told: list[str] = []
+    reader = Reader(Images(tmp_path), ORDER, workers=2, keep_workers=True, tell=told.append)
+    assert same(list(reader), expected)
+    victim = reader.processes[0]
+    os.kill(victim.pid or 0, signal.SIGKILL)
+    victim.join()
+    assert same(list(reader), expected)
+    (text,) = told
+    assert f"process {victim.pid}) was killed by SIGKILL when it had read {tmp_path}" in text
+
+
+def test_a_reading_that_is_left_does_not_hold_up_the_next(
+    tmp_path: Path, expected: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "POLL_S", 0.5)
+    reader = Reader(Images(tmp_path, "stop", at=3), ORDER, workers=1, keep_workers=True)
+    assert same([next(iter(reader))], expected[:1])
+    while not (tmp_path / "fault0").exists():
+        time.sleep(0.01)  # until the worker is at the image that takes a minute
+    assert same(list(reader), expected)
+    reader.close()
+
+
+@linux
 def test_a_hanging_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "POLL_S", 0.1)
     reader = Reader(Images(tmp_path, "stop"), ORDER, workers=1, patience_s=0.3)
