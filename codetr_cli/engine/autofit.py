@@ -92,7 +92,7 @@ def check_memory(
 
     def need_of(candidate: Settings) -> tuple[WorstBatch, Need | None]:
         batches = plan_batches(candidate.train.batch_size, candidate.train.micro_batch, world)
-        worst = worst_batch(candidate, dataset, batches.micro_batch)
+        worst = worst_batch(candidate, dataset, batches.micro_batch, world)
         distributed.barrier()  # memory is shared fairly while nobody measures
         need = measure(model, candidate, worst, device, processes=world, local_processes=local_processes(world))
         return worst, _agreed(need)
@@ -220,8 +220,9 @@ def _record(folder: RunFolder, origin: Origin, before: Settings, chosen: Rung, f
     record = read_record(folder.path)
     record.checked = facts
     for key, value in chosen.changes.items():
-        first = record.fitted.get(key, [_value(before, key)])[0]  # what the command says
-        record.fitted[key] = [first, value]
+        now = _value(before, key)
+        said, used = record.fitted.get(key, [now, now])
+        record.fitted[key] = [said if used == now else now, value]  # what the command says, unless it was fitted before
     write_record(folder.path, record)
     if chosen.changes:
         folder.open(chosen.settings, origin)

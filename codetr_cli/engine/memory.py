@@ -19,7 +19,7 @@ from torch import nn
 
 from codetr_cli.config import ModelConfig, Settings, apply_overrides
 from codetr_cli.engine.clocks import memory_in_use, return_freed_memory
-from codetr_cli.engine.files import write_text
+from codetr_cli.weights.checkpoint import replacing
 
 RECORD = "memory.json"
 GIB = 2**30
@@ -188,8 +188,13 @@ def read_record(run: Path) -> MemoryRecord:
 
 
 def write_record(run: Path, record: MemoryRecord) -> None:
-    """Writes the decisions of a run folder, as a whole."""
-    write_text(run / RECORD, json.dumps(asdict(record), indent=2) + "\n")
+    """Writes the decisions of a run folder, as a whole.
+
+    Raises:
+        MachineError: no space left, or the folder cannot be written.
+    """
+    with replacing(run / RECORD) as temporary:  # under a name of this process: memory may run out in several at once
+        temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
 
 def with_fitted(settings: Settings, run: Path) -> Settings:

@@ -121,13 +121,14 @@ class Need:
 # ------------------------------------------------------------------------------------------------------ the worst batch
 
 
-def worst_batch(settings: Settings, dataset: Sizes, micro_batch: int) -> WorstBatch:
+def worst_batch(settings: Settings, dataset: Sizes, micro_batch: int, processes: int = 1) -> WorstBatch:
     """The largest batch that the data set and the augmentation of the settings can give.
 
     Args:
         settings: of the run.
         dataset: of the training images.
         micro_batch: images of a forward pass.
+        processes: that train together.
     """
     counts = dataset.object_counts
     objects = int(counts.max(initial=0))
@@ -135,9 +136,12 @@ def worst_batch(settings: Settings, dataset: Sizes, micro_batch: int) -> WorstBa
         objects *= 2
     elif settings.data.copy_paste == "masks":
         objects += min(objects, settings.data.max_pasted - 1)
-    groups = dataset.aspect_flags if settings.data.aspect_grouping else np.zeros_like(dataset.aspect_flags)
+    # Images of several processes that are padded alike may be of any orientation each.
+    alike = processes if settings.train.same_at_any_width else 1
+    grouped = settings.data.aspect_grouping and alike == 1
+    groups = dataset.aspect_flags if grouped else np.zeros_like(dataset.aspect_flags)
     sizes = [
-        _largest(settings, np.unique(dataset.sizes[groups == group], axis=0), micro_batch)
+        _largest(settings, np.unique(dataset.sizes[groups == group], axis=0), micro_batch * alike)
         for group in np.unique(groups)
     ]
     divisor = settings.data.pad_divisor
@@ -233,17 +237,18 @@ def measure(
         if device.type != "cuda":
             grown, measured = estimate_growth(growth, room - held - later)
             return Need(held + grown + later, room, MARGIN["cpu"], measured)
+        grown: int | None = None
         try:
-            needed = growth(1.0) + torch.cuda.memory_reserved(device)
+            grown = growth(1.0)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            needed = None
     if limit is None:  # kernels that were loaded meanwhile take some of it
         room = capacity(device) or room
-    if needed is None:
+    if grown is None:
         return Need(room, room, MARGIN["cuda"], measured=False, exceeded=True)
-    return Need(needed + later, room, MARGIN["cuda"])
+    # Only here the allocator has given back what the pass took, and holds what it held before.
+    return Need(torch.cuda.memory_reserved(device) + grown + later, room, MARGIN["cuda"])
 
 
 def estimate_growth(growth: Callable[[float], int], limit: int) -> tuple[int, bool]:

@@ -9,10 +9,12 @@ shuffled anew, and so are all later epochs. When steps go wrong as long a second
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codetr_cli.engine import distributed
+from codetr_cli.engine.disk import writing
 from codetr_cli.engine.divergence import Seen, find_bad_numbers
 from codetr_cli.engine.reproducer import save_reproducer
 from codetr_cli.engine.runs import STATE, Saved, read_state
@@ -117,14 +119,16 @@ def _give_up(training: Training) -> DivergedError:
         f"{run.checkpoints_dir} are as they were. "
     )
     try:
-        _save_reproducer(training, folder)
+        with writing(run.path):
+            _save_reproducer(training, folder)
         text += f"`codetr runs {run.path} --replay` computes that step again from {folder}. "
     except MachineError as error:
         text += f"The step could not be kept to be computed again: {error} "
     text += "Look at these images and their annotations, lower train.lr, or try --set train.precision=fp32."
     if distributed.is_main():
-        training.log({"kind": "diverged", "step": position.step, "epoch": position.epoch})
-        run.event(text)
+        with suppress(MachineError):  # a disk that takes no line does not change the verdict
+            training.log({"kind": "diverged", "step": position.step, "epoch": position.epoch})
+            run.event(text)
     return DivergedError(text)
 
 

@@ -6,7 +6,8 @@ When a single image does not fit, everything that can be is recomputed in the ba
 to try.
 
 A process alone does this at once, and checkpoints keep it in their position. Of several processes, the others wait for
-the one that ran out and cannot be told: it writes down what to do and ends, and the launcher starts all again.
+the one that ran out and cannot be told: it writes down what to do and ends, and the launcher starts all again. So does
+a group of one, whose wrapped network cannot begin a backward pass anew that was cut short.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def shrink(training: Training, batch: Batch) -> None:
         MachineError: there is no smaller way.
     """
     free_unused(training.device)
-    position, alone = training.position, distributed.world_size() == 1
+    position, alone = training.position, not distributed.is_connected()
     parts, recompute = position.parts, position.recompute
     if parts < len(batch):
         parts = min(2 * parts, len(batch))
@@ -87,7 +88,7 @@ def shrink(training: Training, batch: Batch) -> None:
 def adopt(training: Training) -> None:
     """Takes over how steps are computed since memory ran out: from the checkpoint, or from the run folder."""
     position = training.position
-    if distributed.world_size() > 1:
+    if distributed.is_connected():
         record = read_record(training.run.path)
         if record.parts > position.parts or record.recompute > position.recompute:
             position.parts = max(position.parts, record.parts)

@@ -185,6 +185,20 @@ def test_another_choice_by_hand_is_not_undone_but_checked_anew(
     assert load_preset(str(tmp_path / "run/settings.toml")).train.micro_batch == 1
 
 
+def test_what_was_chosen_by_hand_meanwhile_is_what_the_next_fit_is_kept_for(
+    train: Train, memory: Callable[[int], Memory], tmp_path: Path
+):
+    memory(190)
+    assert train("--auto-fit", "--set", "train.batch_size=8", "--set", "train.micro_batch=8").code == 0
+    assert read_record(tmp_path / "run").fitted["train.micro_batch"] == [8, 2]
+    by_hand = ("--auto-fit", "--set", "train.batch_size=8", "--set", "train.micro_batch=4")
+    assert train(*by_hand, "--set", "train.max_steps=3").code == 0
+    assert read_record(tmp_path / "run").fitted["train.micro_batch"] == [4, 2]
+    asked = memory(190).asked
+    assert train(*by_hand, "--set", "train.max_steps=4").code == 0
+    assert asked == []
+
+
 def test_when_nothing_fits(train: Train, memory: Callable[[int], Memory]):
     memory(1)
     ran = train("--auto-fit")

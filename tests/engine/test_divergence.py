@@ -303,15 +303,19 @@ def test_a_short_run_of_bad_steps_only_does_not_end_well(tmp_path: Path, tiny_se
         train(training)
 
 
+@pytest.mark.parametrize("refused", ["reproducer.save_file", "reproducer.Path.mkdir"])
 def test_a_full_disk_does_not_hide_what_happened(
-    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, refused: str
 ):
-    def full(*words: Any) -> None:
+    def full(*words: Any, **named: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("codetr_cli.engine.reproducer.save_file", full)
     training = begin(tmp_path, tiny_settings, "train.max_bad_steps=1")
     spoil(training, 1)
+    training.report.warn = lambda text: [  # the disk is full from the step on that is left out
+        monkeypatch.setattr(f"codetr_cli.engine.{refused}", full),
+        monkeypatch.setattr("codetr_cli.engine.runs.append", full),
+    ]
     with pytest.raises(DivergedError, match=r"loss_bbox = nan.*could not be kept.*no space left"):
         train(training)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +65,15 @@ def test_two_images_of_different_shape_share_a_canvas():
     mixed = apply_overrides(settings, ["data.aspect_grouping=false"])
     assert worst_batch(mixed, both, 2).size == (1067, 1333)
     assert worst_batch(apply_overrides(mixed, ["data.pad_divisor=32"]), both, 2).size == (1088, 1344)
+
+
+def test_images_of_processes_that_are_padded_alike_share_a_canvas():
+    settings = load_preset("co_dino_r50", ["data.augmentation=none"])
+    both = images((480, 640), (640, 480))
+    assert worst_batch(settings, both, 1, 2).size in ((800, 1067), (1067, 800))
+    alike = apply_overrides(settings, ["train.same_at_any_width=true"])
+    assert worst_batch(alike, both, 1, 1).size in ((800, 1067), (1067, 800))
+    assert worst_batch(alike, both, 1, 2) == WorstBatch((1067, 1067), 1, 1)
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (300, 1000), (401, 399)])
@@ -226,6 +237,30 @@ def test_a_limit_that_is_too_low(tiny_settings: Settings):
     assert not need.fits
     assert not need.measured
     assert str(need).startswith("about ")
+
+
+def test_on_a_gpu_what_a_pass_takes_counts_once(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """Its allocator, acted: it keeps what a pass took until it is asked to give it back."""
+    held, grows, room = 100 * MIB, 700 * MIB, 2000 * MIB
+    reserved = [held]
+
+    def growth(*arguments: Any) -> int:
+        reserved[0] = held + grows
+        return grows
+
+    @contextmanager
+    def as_before(*arguments: Any) -> Iterator[None]:
+        yield
+        reserved[0] = held
+
+    monkeypatch.setattr(preflight, "_growth", growth)
+    monkeypatch.setattr(preflight, "_as_before", as_before)
+    monkeypatch.setattr(preflight, "capacity", lambda *arguments: room)
+    monkeypatch.setattr(preflight, "memory_in_use", lambda device: held)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved[0])
+    model, gpu = build_model(tiny_settings.model), torch.device("cuda", 0)
+    need = measure(model, tiny_settings, WorstBatch((96, 128), 2, 5), gpu)
+    assert need == Need(held + grows + preflight._coming(model, tiny_settings, gpu), room, preflight.MARGIN["cuda"])
 
 
 def test_how_a_need_is_told():

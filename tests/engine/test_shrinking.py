@@ -18,13 +18,14 @@ from torch import Tensor
 
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import Batch
+from codetr_cli.engine import distributed
 from codetr_cli.engine.failures import error_of
 from codetr_cli.engine.memory import MemoryRecord, is_out_of_memory, read_record
 from codetr_cli.engine.run_table import read_run
 from codetr_cli.engine.shrinking import split
 from codetr_cli.engine.synthetic import synthetic_batch
 from codetr_cli.engine.trainer import Training, _gradients, train
-from codetr_cli.errors import MachineError, StoppedError
+from codetr_cli.errors import MachineError, MemoryShrunkError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from tests.conftest import REPOSITORY
@@ -183,6 +184,20 @@ def test_a_single_image_that_does_not_fit_is_recomputed(tmp_path: Path, tiny_set
     assert training.model.backbone.checkpointing is True
     assert [(line["parts"], line["recompute"]) for line in memory_lines(training)] == [(2, False), (2, True)]
     assert training.position.step == MICRO_BATCHES
+
+
+def test_a_group_of_one_starts_again(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """A wrapped network refuses a step whose backward pass was cut short."""
+    monkeypatch.setattr(distributed, "is_connected", lambda: True)
+    training = started(tmp_path / "run", tiny_settings)
+    RunsOut(training, images=1)
+    with pytest.raises(MemoryShrunkError, match="ran out of memory in step 1"):
+        train(training)
+    again = started(tmp_path / "run", tiny_settings)
+    memory = RunsOut(again, images=1)
+    train(again)
+    assert memory.failures == 0
+    assert again.position.parts == 2
 
 
 def test_when_nothing_is_left_to_try_it_is_said(tmp_path: Path, tiny_settings: Settings):
