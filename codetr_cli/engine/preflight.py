@@ -237,18 +237,18 @@ def measure(
         if device.type != "cuda":
             grown, measured = estimate_growth(growth, room - held - later)
             return Need(held + grown + later, room, MARGIN["cpu"], measured)
-        grown: int | None = None
+        taken: int | None = None
         try:
-            grown = growth(1.0)
+            taken = growth(1.0)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
     if limit is None:  # kernels that were loaded meanwhile take some of it
         room = capacity(device) or room
-    if grown is None:
+    if taken is None:
         return Need(room, room, MARGIN["cuda"], measured=False, exceeded=True)
     # Only here the allocator has given back what the pass took, and holds what it held before.
-    return Need(torch.cuda.memory_reserved(device) + grown + later, room, MARGIN["cuda"])
+    return Need(torch.cuda.memory_reserved(device) + taken + later, room, MARGIN["cuda"])
 
 
 def estimate_growth(growth: Callable[[float], int], limit: int) -> tuple[int, bool]:
