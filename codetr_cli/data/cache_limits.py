@@ -10,6 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
+from codetr_cli.data.cache import SUMMARY
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing tells whether a conversion is in use, so all stay
@@ -74,6 +76,7 @@ def _take_away(entry: Path) -> bool:
     try:
         with lock.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (entry / SUMMARY).unlink(missing_ok=True)  # first: what a kill leaves is then no conversion
             shutil.rmtree(entry)
             lock.unlink()
     except OSError:

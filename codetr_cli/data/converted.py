@@ -164,13 +164,13 @@ def _recognise(folder: Path) -> tuple[Kind, Path] | None:
 
 
 def _fingerprint(kind: Kind, folder: Path) -> str:
-    digest = hashlib.sha256(f"{FORMAT}\0{kind.title}\0{folder}".encode())
+    digest = hashlib.sha256(f"{FORMAT}\0{kind.title}\0{folder}".encode(errors="surrogateescape"))
     for path in kind.sources(folder):
         try:
             stat = path.stat()
         except OSError:
             continue
-        digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+        digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

@@ -87,11 +87,12 @@ def find_merged(parts: Sequence[Part]) -> Merged:
 def _fingerprint(parts: Sequence[Part]) -> str:
     digest = hashlib.sha256(FORMAT.encode())
     for part in parts:
-        digest.update(f"\0\0{part.folder}".encode())
+        digest.update(f"\0\0{part.folder}".encode(errors="surrogateescape"))
         for split, (images_dir, path) in part.splits.items():
             stat = path.stat()
             place = f"{images_dir.absolute()}\0{path.absolute()}"
-            digest.update(f"\0{split}\0{place}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+            state = f"\0{split}\0{place}\0{stat.st_size}\0{stat.st_mtime_ns}"
+            digest.update(state.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -168,13 +169,21 @@ def _merge(parts: Sequence[Part], target: Path) -> None:
         warnings[split] = [*_traps(parts, split, shares[split], classes), *_shared_files(shares, split)]
     folders = [str(images_dir.absolute()) for part in parts for images_dir, _ in part.splits.values()]
     summary = {
-        "images_dir": os.path.commonpath(folders),
+        "images_dir": common_folder(folders),
         "folders": [str(part.folder) for part in parts],
         "names": names,
         "notes": notes,
         "warnings": warnings,
     }
     write_json(target / SUMMARY, summary)
+
+
+def common_folder(folders: Sequence[str]) -> str:
+    """A folder that holds all of these, or the first where none does: on several drives of Windows."""
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:
+        return folders[0]
 
 
 def _merge_classes(parts: Sequence[Part], read: dict[str, dict[int, Annotations]]) -> _Classes:
@@ -319,7 +328,8 @@ def _notes(parts: Sequence[Part], split: str, shares: Sequence[_Share], classes:
         alone = [classes.names[label] for label in sorted(here - elsewhere)]
         notes.append(
             f"  {part.folder} ({part.title}): {len(table.image_ids):,} images, {len(table.labels):,} objects, "
-            f"{len(here)} classes, " + (f"alone with {listed(alone)}" if alone else "all of them elsewhere too")
+            f"{len(here)} {'class' if len(here) == 1 else 'classes'}, "
+            + (f"alone with {listed(alone)}" if alone else "all of them elsewhere too")
         )
     if split != "train":
         absent = [str(part.folder) for part in parts if split not in part.splits]

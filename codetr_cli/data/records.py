@@ -105,7 +105,10 @@ def choose_splits(lists: Mapping[str, list[str]]) -> tuple[dict[str, list[str]],
         chosen["val"], places["val"] = held["test"], "test"
         notes.append("there is no list of validation images: the test images are used for evaluation")
     elif len(chosen.get("train", ())) > 1:
-        order = sorted(chosen["train"], key=lambda name: hashlib.sha1(name.encode(), usedforsecurity=False).digest())
+        order = sorted(
+            chosen["train"],
+            key=lambda name: hashlib.sha1(name.encode(errors="surrogateescape"), usedforsecurity=False).digest(),
+        )
         apart = set(order[: max(1, round(len(order) / 5))])
         chosen["val"], places["val"] = [name for name in chosen["train"] if name in apart], places["train"]
         chosen["train"] = [name for name in chosen["train"] if name not in apart]

@@ -124,7 +124,8 @@ def _lists(folder: Path) -> dict[str, list[str]]:
     for name in SETS:
         path = folder / "ImageSets" / "Main" / f"{name}.txt"
         if path.is_file():
-            lists[name] = [_stem(line) for line in path.read_text("utf-8-sig", "replace").splitlines() if line.strip()]
+            lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
+            lists[name] = [_stem(line) for line in lines if line.strip()]
     return lists or {"all": sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))}
 
 

@@ -69,7 +69,8 @@ class BadFiles:
         self._known[split, bad.path] = what, bad
         self._met += 1
         # Every process appends its own: a line at once, which the system keeps whole.
-        with writing(self.folder.path), (self.folder.path / NAME).open("a", encoding="utf-8") as file:
+        path = self.folder.path / NAME
+        with writing(self.folder.path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(_line(split, what, bad))
         text = f"{listed_bad([bad])} cannot be read: {_consequence(split)}"
         self.folder.event(text)
@@ -155,7 +156,7 @@ def sum_up(folder: RunFolder, report: Report) -> None:
 def read_list(path: Path) -> dict[tuple[str, str], tuple[str, BadFile]]:
     """What became of each file, and why, by split and path; empty where there is no list."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
         return {}
     known: dict[tuple[str, str], tuple[str, BadFile]] = {}

@@ -81,7 +81,7 @@ def append(path: Path, text: str) -> None:
     """Adds lines to the end of a text file; after a failure begins anew on a line of its own."""
 
     def add(failures: int) -> None:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write("\n" + text if failures else text)
 
     persistently(add)

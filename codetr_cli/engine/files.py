@@ -14,9 +14,12 @@ except ImportError:  # Windows has no record locks; two trainings in one folder 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content as a whole: a reader or a kill sees the old text or the new one."""
+    """Replaces a file's content as a whole: a reader or a kill sees the old text or the new one.
+
+    Names of files in it that are no UTF-8 are written byte by byte as they are.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

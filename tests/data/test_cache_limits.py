@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from codetr_cli.data import cache_limits
+from codetr_cli.data.cache import SUMMARY
 from codetr_cli.data.cache_limits import hold, limit_cache
 from codetr_cli.data.converted import find_converted
 
@@ -77,6 +78,19 @@ def test_a_conversion_that_is_not_there_yet_can_be_held(cache: Path) -> None:
     assert (cache / "new" / "set.lock").exists()
     limit_cache(cache / "new", max_sets=0)
     assert (cache / "new" / "set.lock").exists()
+
+
+def test_what_is_taken_away_halfway_is_no_conversion_any_more(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "e" / SUMMARY).touch()
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_limits.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        limit_cache(cache, max_sets=4)
+    assert names(cache) == "abcde"
+    assert not (cache / "e" / SUMMARY).exists()
 
 
 def test_converting_a_folder_keeps_the_limits(

@@ -12,6 +12,7 @@ from codetr_cli.config import DataConfig, Settings, parse_settings
 from codetr_cli.data.annotations import Annotations, read_annotations
 from codetr_cli.data.cache import source_of
 from codetr_cli.data.coco import build_dataset, find_data
+from codetr_cli.data.merged import common_folder
 from codetr_cli.engine.plan import plan_job
 from codetr_cli.errors import ConfigError, DatasetError
 from tests.data.test_voc import write_voc, xml
@@ -194,3 +195,8 @@ def test_one_set_is_never_merged(pets: Path) -> None:
     found = find_data(DataConfig(root=str(pets)), None, "train")
     assert found.annotations_path == pets / "annotations" / "instances_train2017.json"
     assert (found.notes, found.warnings) == ((), ())
+
+
+def test_sets_without_a_common_folder_get_one_all_the_same() -> None:
+    assert common_folder(["/a/b", "/a/c"]) == "/a"
+    assert common_folder(["/a/b", "c"]) == "/a/b"  # as two drives of Windows: no common one

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,3 +221,20 @@ def test_missing_images_are_left_out_where_asked(tmp_path: Path) -> None:
     assert "n03 (no such file)" in found.warnings[0]
     kept = [found, find_data(DataConfig(root=str(root), bad_files="skip"), None, "val")]
     assert sum(len(read_annotations(paths.annotations_path).file_names) for paths in kept) == 19
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere refuse such names")
+@pytest.mark.parametrize("listed", [True, False])
+def test_names_that_are_no_utf8(tmp_path: Path, listed: bool) -> None:
+    names = {"a": b"caf\xe9", "b": b"th\xe9"}
+    root = write_voc(tmp_path / "voc", dict.fromkeys(names, xml(("ant", 1, 1, 9, 9))), {})
+    for plain, odd in names.items():
+        for folder, ending in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+            (root / folder / f"{plain}{ending}").rename(root / folder / f"{os.fsdecode(odd)}{ending}")
+    if listed:
+        (root / "ImageSets" / "Main").mkdir(parents=True)
+        (root / "ImageSets" / "Main" / "train.txt").write_bytes(b"\n".join(names.values()))
+    settings = parse_settings({"name": "x", "data": {"root": str(root)}}, where="test")
+    dataset = build_dataset(settings, split="val", training=False)
+    assert dataset.image_path(0).is_file()
+    assert dataset[0][0].ndim == 3

@@ -234,3 +234,10 @@ def test_many_are_told_of_a_few_times_only(tmp_path: Path) -> None:
     assert listed["train", "4.jpg"] == ("replaced", BadFile("4.jpg", "two lines here"))
     with pytest.raises(DatasetError, match="11 of 100 images of the train split"):
         bad_files.meet(BadFile("10.jpg", "one too many"))
+
+
+def test_names_that_are_no_utf8_can_be_noted(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").touch()
+    bad = BadFile("caf\udce9\x85.jpg", "cut short")
+    BadFiles(RunFolder(tmp_path), {"train": 100}, {}, lambda text: None).meet(bad)
+    assert read_list(tmp_path / "bad_files.txt") == {("train", bad.path): ("replaced", bad)}
