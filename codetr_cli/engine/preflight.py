@@ -226,8 +226,10 @@ def measure(
     coming = _coming(model, settings, device)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    elsewhere = 1 - 1 / processes if settings.train.shard else 0.0
-    later = coming - int(elsewhere * (coming + weights + trained))
+    if settings.train.shard:
+        later = coming - int((1 - 1 / processes) * (coming + weights + trained))
+    else:  # what gradients are exchanged in is held all the time, not only when they are there
+        later = coming + (trained if processes > 1 else 0)
     with _as_before(model, device):
         objective = CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
 

@@ -17,7 +17,8 @@ from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.errors import CodetrError, ConfigError
 
 # Settings that may change within a run: they change no number of a training, only how it is watched, how fast data
-# comes and how much memory is used. With another micro batch, images come in another order: a resumed run warns of it.
+# comes and how much memory is used; sharding none but by rounding. With another micro batch, images come in another
+# order: a resumed run warns of it.
 FREE = frozenset(
     (
         "summary",

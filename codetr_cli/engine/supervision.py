@@ -35,7 +35,7 @@ def watchdog(board: Board, pulse: Pulse, settings: Settings, folder: RunFolder, 
     """
 
     def alarm(text: str) -> None:
-        with suppress(OSError):
+        with suppress(OSError, MachineError):  # the disk may be what the training waits for
             folder.event(text)
         end_process(MachineError(text), report.failed)
 

@@ -183,14 +183,21 @@ def test_the_average_and_the_optimizer_are_counted(tiny_settings: Settings):
     assert averaged - plain == 2 * weights
 
 
-def test_sharding_leaves_a_part_to_each_process(tiny_settings: Settings):
-    model = build_model(apply_overrides(tiny_settings, ["model.ffn_dim=8192"]).model)
-    worst, weights = WorstBatch((64, 64), 1, 2), sum(parameter.nbytes for parameter in model.parameters())
-    whole = measure(model, tiny_settings, worst, CPU, processes=4)
-    spread = measure(model, apply_overrides(tiny_settings, ["train.shard=true"]), worst, CPU, processes=4)
-    assert whole is not None
-    assert spread is not None
-    assert whole.needed - spread.needed > 2 * weights
+def test_sharding_leaves_a_part_to_each_process(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(preflight, "_growth", lambda *arguments: 0)
+    monkeypatch.setattr(preflight, "memory_in_use", lambda device: 0)
+    model = build_model(tiny_settings.model)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    sharded = apply_overrides(tiny_settings, ["train.shard=true"])
+
+    def needed(settings: Settings, processes: int) -> int:
+        need = measure(model, settings, WorstBatch((64, 64), 1, 2), CPU, processes=processes, limit=1000 * MIB)
+        assert need is not None
+        return need.needed
+
+    assert needed(tiny_settings, 1) - needed(sharded, 4) > 2 * weights
+    # What gradients are exchanged in; all parameters are trained.
+    assert needed(tiny_settings, 4) - needed(tiny_settings, 1) == weights
 
 
 class Growth:

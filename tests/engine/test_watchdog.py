@@ -5,9 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from codetr_cli.config import Settings
+from codetr_cli.engine import supervision
+from codetr_cli.engine.report import Silence
+from codetr_cli.engine.runs import RunFolder
 from codetr_cli.engine.watchdog import SLOW_FACTOR, Pulse, Sign, Watchdog, find_frozen
 
 TIMEOUT_S = 60.0
@@ -135,3 +140,12 @@ def test_a_store_that_is_gone_ends_the_watch_without_an_alarm():
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert alarms == []
+
+
+def test_an_alarm_needs_no_disk(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """The process ends also when the run folder, for which it may be waiting, takes no line."""
+    ended: list[str] = []
+    monkeypatch.setattr(supervision, "end_process", lambda error, tell: ended.append(str(error)))
+    watch = supervision.watchdog(Board(), Pulse(), tiny_settings, RunFolder(tmp_path / "gone"), Silence())
+    watch.alarm("process 1 stopped answering")
+    assert ended == ["process 1 stopped answering"]
