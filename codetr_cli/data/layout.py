@@ -186,17 +186,31 @@ def _no_folder(folder: Path) -> str:
     if folder.is_file():
         hint = "unpack it and give" if folder.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") else "give"
         return f"{folder} is a file: {hint} the folder that holds {EXPECTED}."
-    parent = next(place for place in folder.absolute().parents if place.is_dir())
-    names = [child.name for child in _folders(parent)]
-    missing = folder.absolute().relative_to(parent).parts[0]
-    close = difflib.get_close_matches(missing, names, n=1, cutoff=0.6)
+    parent, names = _around(folder)
+    close = similar_folder(folder)
     if close:
-        hint = f"did you mean {parent / close[0]}?"
+        hint = f"did you mean {close}?"
     elif names:
         hint = f"{parent} holds the folders {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}."
     else:
         hint = f"{parent} holds no folders."
-    return f"there is no folder {folder}: {hint} `codetr prepare` wants the folder that holds {EXPECTED}."
+    return (
+        f"there is no folder {folder}: {hint} `codetr prepare` wants the folder that holds {EXPECTED}, or one in the "
+        "layout of LVIS, Objects365, Pascal VOC or YOLO."
+    )
+
+
+def similar_folder(folder: Path) -> Path | None:
+    """The folder with a name most like that of one that is not there, if any is like it."""
+    parent, names = _around(folder)
+    close = difflib.get_close_matches(folder.absolute().relative_to(parent).parts[0], names, n=1, cutoff=0.6)
+    return parent / close[0] if close else None
+
+
+def _around(folder: Path) -> tuple[Path, list[str]]:
+    """The innermost folder above one that is there, and what folders it holds."""
+    parent = next(place for place in folder.absolute().parents if place.is_dir())
+    return parent, [child.name for child in _folders(parent)]
 
 
 def _other_layout(folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from codetr_cli.config import DataConfig
 from codetr_cli.data.converted import find_converted
-from codetr_cli.data.layout import LAYOUTS, default_root, has_published_layout
+from codetr_cli.data.layout import LAYOUTS, default_root, has_published_layout, similar_folder
 from codetr_cli.data.layout import Split as SplitPlace
 from codetr_cli.data.merged import Part, find_merged
 from codetr_cli.errors import ConfigError, DatasetError
@@ -135,15 +135,20 @@ def _check_present(config: DataConfig, root: Path, place: _Place, split: Split) 
     if not missing:
         return
     layout = LAYOUTS[place.kind]
+    others = ", or in Pascal VOC's or YOLO's," if layout is LAYOUTS["coco"] else ""
     hint = ""
+    if not root.exists() and len(missing) == 2:
+        missing = [f"the folder {root}"]
+        close = similar_folder(root)
+        hint = f"Did you mean {close}? " if close else ""
     if place.other is not None and place.kind == config.dataset:
         hint = (
             f"{root} holds {LAYOUTS[place.other].title} annotations, but the settings are for {layout.title}: take a "
             f"preset for {LAYOUTS[place.other].title}, or say --set data.dataset={place.other}. "
         )
     raise DatasetError(
-        f"no {split} data: {' and '.join(missing)} not found. {hint}Name a folder in {layout.title}'s layout with "
-        f"--data or CODETR_DATA, or link it as {layout.roots[0]} once and for all with `codetr prepare FOLDER`"
+        f"no {split} data: {' and '.join(missing)} not found. {hint}Name a folder in {layout.title}'s layout{others} "
+        f"with --data or CODETR_DATA, or link it as {layout.roots[0]} once and for all with `codetr prepare FOLDER`"
     )
 
 

@@ -397,7 +397,7 @@ def judged(timing: DataTiming, *, images_in_all: int) -> DataTiming:
     bottleneck = stage
     if needed is None:
         text += (
-            f"{_count(best)} {'brings' if best == 1 else 'bring'} most, {rates[best]:.1f} images/s; "
+            f"{_count(best)} {_bring(best)} most, {rates[best]:.1f} images/s; "
             "--step-images-per-s X tells how many are needed for a step of X images/s. "
         )
     elif enough is not None:
@@ -407,7 +407,8 @@ def judged(timing: DataTiming, *, images_in_all: int) -> DataTiming:
         if crowded:
             bottleneck = "cores"
         text += (
-            f"Even {_count(best)} bring {rates[best]:.1f} images/s, and a training step takes {needed:.1f}: "
+            f"{_count(best)} {_bring(best)} {rates[best]:.1f} images/s at most, and a training step takes "
+            f"{needed:.1f}: "
             f"it will wait {1 - rates[best] / needed:.0%} of the time, least with --set data.workers={best}. "
             + (f"The {timing.cores} processor cores here are the limit. " if crowded else "")
             + _advice(timing, stage, images_in_all, best)
@@ -418,6 +419,10 @@ def judged(timing: DataTiming, *, images_in_all: int) -> DataTiming:
 
 def _count(workers: int) -> str:
     return f"{workers} worker{'' if workers == 1 else 's'}" if workers else "The training process without workers"
+
+
+def _bring(workers: int) -> str:
+    return "bring" if workers > 1 else "brings"
 
 
 def _advice(timing: DataTiming, stage: str, images_in_all: int, workers: int) -> str:

@@ -246,6 +246,16 @@ def test_an_evaluation_takes_the_data_set_that_is_there(lvis: Path, tiny_coco: P
         find_data(DataConfig(), str(tiny_coco.parent), "val", any_dataset=True)
 
 
+def test_a_folder_that_is_not_there_is_named_with_the_one_that_may_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(DatasetError) as caught:
+        find_data(DataConfig(), str(tmp_path / "cels"), "train")
+    assert f"the folder {tmp_path / 'cels'} not found. Did you mean {tmp_path / 'cells'}? Name a" in str(caught.value)
+    assert "Pascal VOC's or YOLO's" in str(caught.value)
+    with pytest.raises(DatasetError, match=r"the folder .*train2017 and the file .*json not found\. Name a"):
+        find_data(DataConfig(), str(tmp_path / "cells"), "train")
+
+
 def test_each_data_set_has_its_own_folder(lvis: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DatasetError, match="data/lvis_v1"):

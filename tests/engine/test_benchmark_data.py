@@ -92,6 +92,7 @@ def test_without_a_need_and_with_a_slow_disk():
     assert "4 workers bring most, 36.0 images/s; --step-images-per-s X" in found.sentence
     assert "take 40.0 ms each to read" in found.sentence
     assert "data.cache_mb=100" in found.sentence
+    assert "The training process without workers brings most" in timing_of({0: 20.0, 1: 10.0}).sentence
 
 
 def test_numbers_of_workers_go_up_to_the_cores():
