@@ -286,10 +286,11 @@ def _settle_length(training: Training) -> None:
     if left == 0:
         position.begin_next_epoch()
         left = len(training.loader)
-    epochs = settings.epochs - position.epoch
-    if settings.max_steps is not None or epochs < 1:
+    if settings.max_steps is not None:
         return
-    later = (epochs - 1) * steps_per_epoch(len(training.loader), training.accumulation)
-    total = position.step + steps_per_epoch(left, training.accumulation) + later
+    epochs, total = settings.epochs - position.epoch, position.step
+    if epochs > 0:
+        later = (epochs - 1) * steps_per_epoch(len(training.loader), training.accumulation)
+        total += steps_per_epoch(left, training.accumulation) + later
     if total != training.total_steps:
         training.total_steps, training.schedule = total, build_schedule(settings, total)

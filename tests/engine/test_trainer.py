@@ -316,6 +316,13 @@ def test_an_epoch_of_which_nothing_is_left_at_another_width_is_over(tmp_path: Pa
     assert resumed.total_steps == 4 + 4
 
 
+def test_a_run_that_had_reached_its_end_trains_no_more_at_another_width(tmp_path: Path, tiny_settings: Settings):
+    """A kill came between its last checkpoint and the line that says so; it would have more steps now."""
+    train(begin(tmp_path, tiny_settings, accumulation=2))
+    resumed = begin(tmp_path, tiny_settings, micro_batch=1)
+    assert (resumed.position.step, resumed.position.epoch, resumed.total_steps) == (3, 1, 3)
+
+
 def test_the_weights_of_a_checkpoint_are_the_average_where_there_is_one(tmp_path: Path, tiny_settings: Settings):
     training = begin(tmp_path, tiny_settings, "train.ema_momentum=1e-3", "train.max_steps=3")
     train(training)
@@ -537,17 +544,17 @@ class SlowLoader(StandInLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
-            time.sleep(0.02)
+            time.sleep(0.15)  # far more than a step takes on a busy machine
             yield batch
 
 
 def test_waiting_for_data_is_told_once(tmp_path: Path, tiny_settings: Settings):
     for loader, times in ((SlowLoader(), 1), (StandInLoader(), 0)):
-        training = begin(tmp_path / f"{times}", tiny_settings, "train.log_every=1", "train.epochs=2")
+        training = begin(tmp_path / f"{times}", tiny_settings, "train.log_every=1")
         training.loader, training.report = loader, Recorder()
         if not times:
             training.meter.waiting = nullcontext  # however slow this machine is just now
         train(training)
         assert sum("`codetr bench --data" in text for text in training.report.warnings) == times
         waits = [line["data_wait"] for line in training.run.metrics() if line["kind"] == "train"]
-        assert (min(waits) > 0.2) == bool(times)
+        assert (max(waits) > 0.2) == bool(times)
