@@ -12,33 +12,32 @@ import functools
 import itertools
 import logging
 import multiprocessing
-import multiprocessing.util
-import os
 import signal
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from codetr_cli.data.batch import Batch, Target, collate
 from codetr_cli.data.parcels import Parcel, Pinned, pack
+from codetr_cli.data.worker_process import (
+    allow_descriptors,
+    hearing_of_deaths,
+    keep_deaths_quiet,
+    leaving_flag,
+    many_workers_allowed,
+    start_method,
+    start_worker,
+)
 from codetr_cli.errors import CodetrError, MachineError
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent dies
 
 Key = int | tuple[int, int]
 Item = tuple[np.ndarray, Target]
-Handler = Callable[[int, FrameType | None], Any] | int | None
 
 REPLACEMENTS = 3
 """Times that dead workers are replaced while the batches of one epoch are read."""
@@ -48,9 +47,6 @@ POLL_S = 5.0
 
 PATIENCE_S = 600.0
 """Without a batch, before the worker that has it to deliver counts as hanging."""
-
-DESCRIPTORS = 4096
-"""Open files that a process with workers wants to be allowed, if the system lets it."""
 
 
 class ImageSet(Protocol):
@@ -96,14 +92,14 @@ class Reader:
         self._doing = multiprocessing.RawArray(ctypes.c_int64, max(1, workers))
         self._told = False  # of memory that cannot be shared
         self._stream: Any = None  # torch's iterator over what the present workers read
-        with _many_workers_allowed():
+        with many_workers_allowed():
             self._loader: DataLoader[Item | CodetrError] = DataLoader(
                 _Guarded(dataset, self._doing),
                 batch_sampler=self._order,  # type: ignore[arg-type]
                 collate_fn=_pack_or_error if workers else _collate_or_error,
                 num_workers=workers,
-                worker_init_fn=functools.partial(_start_worker, _leaving()) if workers else None,
-                multiprocessing_context=_start_method() if workers else None,
+                worker_init_fn=functools.partial(start_worker, leaving_flag()) if workers else None,
+                multiprocessing_context=start_method() if workers else None,
                 persistent_workers=keep_workers and workers > 0,
                 pin_memory=pin_memory,
                 timeout=POLL_S if workers else 0,
@@ -168,11 +164,11 @@ class Reader:
             raise _WorkerDiedError(self._death())
         self._order.skip = skip
         if self.workers:
-            _allow_descriptors()
+            allow_descriptors()
         outside = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         before = multiprocessing.active_children()
         try:
-            with _many_workers_allowed():
+            with many_workers_allowed():
                 self._stream = iter(self._loader)
         except OSError as error:
             for worker in multiprocessing.active_children():
@@ -186,7 +182,7 @@ class Reader:
                 raise
             raise _WorkerDiedError(self._death()) from error
         finally:
-            _keep_deaths_quiet(outside)
+            keep_deaths_quiet(outside)
 
     def _next(self) -> Batch:
         """The next batch, however long it takes within the patience.
@@ -198,7 +194,7 @@ class Reader:
         started = time.monotonic()
         while True:
             try:
-                with _hearing_of_deaths():
+                with hearing_of_deaths():
                     if self._dead():
                         raise _WorkerDiedError(self._death())
                     item = next(self._stream)
@@ -271,7 +267,7 @@ class Reader:
         for worker in self.processes:
             worker.kill()
         for worker in self.processes:
-            worker.join()
+            worker.join(timeout=POLL_S)  # one that waits for a drive that is gone cannot even be killed
         # A killed one may have left locks behind that torch would wait for.
         closing = threading.Thread(target=self._stream._shutdown_workers, daemon=True)
         closing.start()
@@ -380,91 +376,3 @@ def _cure(trouble: str) -> str:
             else "Lower data.workers or data.cache_mb, or free memory."
         )
     return "Look at that image; `codetr prepare DIR` checks all."
-
-
-# --------------------------------------------------------------------------------------------------- signals and limits
-
-_torch_hears: Handler = None  # torch's handler of SIGCHLD, which raises an error when a worker died
-
-
-def _keep_deaths_quiet(outside: Handler) -> None:
-    """Takes away the handler that torch installs with its first workers.
-
-    It would raise its error wherever the training is just then: within a backward pass, or while it saves.
-    """
-    global _torch_hears
-    if outside is None or threading.current_thread() is not threading.main_thread():
-        return
-    inside = signal.getsignal(signal.SIGCHLD)
-    if inside is not outside:
-        _torch_hears = inside
-        signal.signal(signal.SIGCHLD, outside)
-
-
-@contextmanager
-def _many_workers_allowed() -> Iterator[None]:
-    """Without torch's warning: more workers than processors may well be wanted, where reading waits for a network."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        yield
-
-
-@contextmanager
-def _hearing_of_deaths() -> Iterator[None]:
-    """Lets torch's handler interrupt what waits for a batch."""
-    if _torch_hears is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    outside = signal.getsignal(signal.SIGCHLD)
-    try:  # from here on: it may be called, and raise, at once
-        signal.signal(signal.SIGCHLD, _torch_hears)
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, outside)
-
-
-def _allow_descriptors() -> None:
-    """Raises this process's limit of open files as far as it may: each batch on its way needs one, each worker five."""
-    try:
-        import resource
-    except ImportError:  # Windows knows no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@functools.cache
-def _leaving() -> ctypes.c_bool:
-    """A flag shared with the workers: true once this process exits and ends them."""
-    flag = multiprocessing.RawValue(ctypes.c_bool, False)
-    # Not atexit: a process that multiprocessing itself started ends without those and waits for its workers for ever.
-    multiprocessing.util.Finalize(None, setattr, args=(flag, "value", True), exitpriority=100)
-    return flag
-
-
-def _start_method() -> str | None:
-    """How workers are started: as copies of this process on Linux, else as the system has it.
-
-    A process that a launcher of ours started would otherwise start its workers as it was started itself: each would
-    import everything anew, which takes seconds, and hold a data set of its own.
-    """
-    return "fork" if sys.platform == "linux" else None
-
-
-def _start_worker(leaving: ctypes.c_bool, worker: int) -> None:
-    """Limits a worker to one thread and lets signals of strangers pass.
-
-    Ctrl-C and a cluster's SIGTERM reach every process of a job at once. The main process saves before it stops and
-    needs its workers until then, so a worker obeys SIGTERM only when the main process leaves. Its own process group
-    keeps it out of reach of the signal that torchrun sends to a whole group. It dies with its main process at once:
-    as a copy it holds the connections to other processes too, which would otherwise seem alive for seconds.
-    """
-    cv2.setNumThreads(0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from codetr_cli.data import workers
+from codetr_cli.data import worker_process, workers
 from codetr_cli.data.batch import Batch, Target
 from codetr_cli.data.parcels import Parcel, pack
 from codetr_cli.data.workers import REPLACEMENTS, Reader
@@ -231,7 +231,7 @@ def run_script(folder: Path, *, limit: tuple[int, int] | None = None, count: int
 @linux
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may(tmp_path: Path) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    wanted = workers.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, workers.DESCRIPTORS)
+    wanted = worker_process.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, worker_process.DESCRIPTORS)
     assert run_script(tmp_path, limit=(32, wanted)) == ["same", str(wanted)]
 
 
