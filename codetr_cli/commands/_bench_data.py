@@ -66,7 +66,7 @@ def measure_data(
 
 def show_data(numbers: Mapping[str, Any]) -> None:
     """Shows the stages of a worker, the rates of the loader, and what they mean."""
-    from codetr_cli.engine.benchmark_data import MAIN_STAGES, WORKER_STAGES
+    from codetr_cli.engine.data_timing import MAIN_STAGES, WORKER_STAGES
 
     stages = numbers["stages_ms"]
     within = max(1e-9, sum(stages[name] for name in WORKER_STAGES))
