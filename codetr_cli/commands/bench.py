@@ -16,6 +16,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _bench_tables as tables
 from codetr_cli.commands._bench_data import measure_data, show_data
+from codetr_cli.commands._bench_network import Network
 from codetr_cli.commands._options import (
     CheckpointOption,
     DeviceOption,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from codetr_cli.engine.benchmark import Plan, Run
-    from codetr_cli.engine.loading import LoadedModel
     from codetr_cli.engine.operator_inputs import Shape
 
 DEFAULT_PRESET = "co_dino_r50"
@@ -174,7 +173,7 @@ def bench(
         show_data(report["data"])
     for kind, wanted in (("inference", fps or not (train or ops or data)), ("training", train)):
         if wanted and target:
-            network = _Network(kind, target, overrides or [], chosen_device, random_weights=checkpoint is None)
+            network = Network(kind, target, overrides or [], chosen_device, random_weights=checkpoint is None)
             plan = network.plan(size=wanted_size, batch=batch, precision=precision, objects=objects, runs=runs)
             report[kind] = network.compare(plan) if compare else network.measure(plan)
             show = tables.show_comparison if compare else tables.show_timing
@@ -210,7 +209,7 @@ def _step_rate(target: str, overrides: Sequence[str], device: torch.device) -> C
         return None
 
     def measure() -> float:
-        network = _Network("training", target, overrides, device, random_weights=True)
+        network = Network("training", target, overrides, device, random_weights=True)
         plan = network.plan(size=None, batch=None, precision="auto", objects=None, runs=(3, 8, 1))
         return float(network.measure(plan)["images_per_second"])
 
@@ -276,123 +275,6 @@ def _facts(target: str | None, device: torch.device) -> dict[str, Any]:
         **({"weights": target} if target else {}),
         "machine": describe_place(device),
     }
-
-
-class _Network:
-    """The whole network: what is measured of it, and with what.
-
-    Args:
-        kind: "inference" or "training".
-        target: checkpoint or preset.
-        overrides: settings.
-        device: where it runs.
-        random_weights: time a preset without the weights that are published for it.
-    """
-
-    def __init__(
-        self, kind: str, target: str, overrides: Sequence[str], device: torch.device, *, random_weights: bool
-    ) -> None:
-        self.training, self.target, self.overrides, self.device = kind == "training", target, overrides, device
-        self.random_weights = random_weights
-        loaded = self._load(self.overrides, lean=True)
-        self.settings = loaded.settings
-        self.parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-        self.loaded: LoadedModel | None = loaded
-
-    def plan(
-        self,
-        *,
-        size: tuple[int, int] | None,
-        batch: int | None,
-        precision: str,
-        objects: int | None,
-        runs: tuple[int, int, int],
-    ) -> Plan:
-        """What to measure with; what is not given is the settings'."""
-        from codetr_cli.engine.benchmark import TRAINING_OBJECTS, Plan
-
-        settings = self.settings
-        return Plan(
-            size=size or settings.test.input_size,
-            batch=batch or (settings.train.micro_batch if self.training else 1),
-            device=self.device,
-            precision=precision,
-            warmup=runs[0],
-            iterations=runs[1],
-            split_iterations=runs[2],
-            objects=objects or TRAINING_OBJECTS,
-        )
-
-    def measure(self, plan: Plan) -> dict[str, Any]:
-        """Times the network."""
-        from codetr_cli.engine.benchmark import measure
-
-        with console.progress(f"timing {'training' if self.training else 'inference'}", plan.ticks) as advance:
-            timing = measure(self._ours(plan), plan, advance)
-        return {**self._facts(plan), **asdict(timing)}
-
-    def compare(self, plan: Plan) -> dict[str, Any]:
-        """Times the network with all savings and without, in turn."""
-        from codetr_cli.engine.benchmark_compare import compare, compare_ticks
-
-        with console.progress("timing ours and plain in turn", compare_ticks(plan)) as advance:
-            found = compare(lambda: self._ours(plan), lambda: self._plain(plan), plan, advance)
-        return {**self._facts(plan), **asdict(found)}
-
-    def _ours(self, plan: Plan) -> Run:
-        """The network as every other verb uses it; kept by nobody else."""
-        loaded, self.loaded = self.loaded or self._load(self.overrides, lean=True), None
-        return self._run(loaded, plan)
-
-    def _plain(self, plan: Plan) -> Run:
-        """The network without what makes it fast, apart from the operator, which is chosen around its runs."""
-        from codetr_cli.models.lean import without_savings
-
-        # A backend that the settings name would stand above the plain way's.
-        overrides = [*self.overrides, "model.attention_backend=auto"]
-        loaded = self._load(overrides, lean=False)
-        without_savings(loaded.model)
-        return self._run(loaded, plan)
-
-    def _load(self, overrides: Sequence[str], *, lean: bool) -> LoadedModel:
-        """The network; a preset's random weights are the same every time."""
-        import torch
-
-        from codetr_cli.engine.loading import load_detector
-        from codetr_cli.engine.synthetic import stir
-
-        torch.manual_seed(0)
-        loaded = load_detector(
-            self.target,
-            self.device,
-            overrides,
-            training=self.training,
-            lean=lean,
-            random_weights=self.random_weights,
-        )
-        if loaded.path is None:
-            stir(loaded.model)
-        return loaded
-
-    def _run(self, loaded: LoadedModel, plan: Plan) -> Run:
-        from codetr_cli.engine.benchmark import DetectionRun, TrainingRun
-
-        if self.training:
-            return TrainingRun(loaded.model, loaded.settings, plan)
-        return DetectionRun(loaded.model, loaded.postprocess, loaded.settings, plan)
-
-    def _facts(self, plan: Plan) -> dict[str, Any]:
-        return {
-            "name": self.settings.name,
-            "size": list(plan.size),
-            "batch": plan.batch,
-            "precision": plan.resolved_precision(training=self.training),
-            "warmup": plan.warmup,
-            "iterations": plan.iterations,
-            "split_iterations": plan.split_iterations,
-            **({"objects": plan.objects} if self.training else {}),
-            "parameters": self.parameters,
-        }
 
 
 def _measure_operators(
