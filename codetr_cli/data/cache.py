@@ -8,10 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from codetr_cli.errors import MachineError
 
 SUMMARY = "summary.json"
 
@@ -31,7 +35,7 @@ class Source:
     @property
     def check(self) -> str:
         """The command that lists all that is wrong."""
-        return " and ".join(f"`codetr prepare {folder}`" for folder in self.folders)
+        return " and ".join(f"`codetr prepare {shlex.quote(str(folder))}`" for folder in self.folders)
 
 
 def cache_folder() -> Path:
@@ -53,6 +57,22 @@ def content_digest(path: Path) -> str:
     """SHA-256 of a file, 16 hexadecimal digits: whether annotations are those of before, whenever they were written."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@contextmanager
+def filling_cache() -> Iterator[None]:
+    """Says where the cache is, and how to have it elsewhere, when nothing can be written there.
+
+    Raises:
+        MachineError: in place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            f"cannot keep converted annotations in {cache_folder()}: {error.strerror or error}. Make room there or "
+            "allow writing, or name another folder with the environment variable CODETR_CACHE"
+        ) from error
 
 
 def write_json(path: Path, table: Any) -> None:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from codetr_cli.data import voc, yolo
-from codetr_cli.data.cache import SUMMARY, cache_folder, write_json
+from codetr_cli.data.cache import SUMMARY, cache_folder, filling_cache, write_json
 from codetr_cli.data.cache_limits import hold, limit_cache
 from codetr_cli.data.findings import Finding
 from codetr_cli.data.layout import Split
@@ -132,7 +132,9 @@ def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
     target = cache_folder() / f"{place.name}-{_fingerprint(kind, place)}{'-skip' if skip_bad else ''}"
     hold(target)
     if not (target / SUMMARY).is_file():
-        _convert(kind.read(place, skip_bad=skip_bad), place, target)
+        contents = kind.read(place, skip_bad=skip_bad)
+        with filling_cache():
+            _convert(contents, place, target)
         limit_cache(target.parent)
     summary = json.loads((target / SUMMARY).read_text(encoding="utf-8"))
     splits = {

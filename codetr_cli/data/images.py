@@ -10,6 +10,7 @@ a TIFF it darkens; of animations and pages the first counts.
 from __future__ import annotations
 
 import errno
+import shlex
 from pathlib import Path
 
 import cv2
@@ -100,7 +101,7 @@ def decode_image(
 
 
 def _broken(path: Path, reason: str, check: str | None, verb: str = "read") -> BrokenImageError:
-    lister = check or f"`codetr prepare {path.parent.parent}`"
+    lister = check or f"`codetr prepare {shlex.quote(str(path.parent.parent))}`"
     return BrokenImageError(
         f"cannot {verb} image {path}: {reason}. Replace it or remove it from the annotations; {lister} lists all such "
         "files",

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.cache import SUMMARY, cache_folder, write_json, write_whole
+from codetr_cli.data.cache import SUMMARY, cache_folder, filling_cache, write_json, write_whole
 from codetr_cli.data.cache_limits import hold, limit_cache
 from codetr_cli.data.records import listed
 from codetr_cli.errors import DatasetError
@@ -73,7 +73,10 @@ def find_merged(parts: Sequence[Part]) -> Merged:
     target = cache_folder() / f"merged-{_fingerprint(parts)}"
     hold(target)
     if not (target / SUMMARY).is_file():
-        _merge(parts, target)
+        read = _read(parts)
+        classes = _merge_classes(parts, read)
+        with filling_cache():
+            _write_tables(parts, read, classes, target)
         limit_cache(target.parent)
     summary = json.loads((target / SUMMARY).read_text(encoding="utf-8"))
     return Merged(
@@ -143,9 +146,9 @@ class _Share:
         return np.bincount(self.labels[table.labels[counted]], minlength=classes)
 
 
-def _merge(parts: Sequence[Part], target: Path) -> None:
-    """Writes the tables, and the summary last; several processes may do so at once."""
-    read = {
+def _read(parts: Sequence[Part]) -> dict[str, dict[int, Annotations]]:
+    """The annotations of each split, by the number of the set."""
+    return {
         split: {
             index: read_annotations(part.splits[split][1], with_outlines=True)
             for index, part in enumerate(parts)
@@ -153,7 +156,12 @@ def _merge(parts: Sequence[Part], target: Path) -> None:
         }
         for split in ("train", "val", "test")
     }
-    classes = _merge_classes(parts, read)
+
+
+def _write_tables(
+    parts: Sequence[Part], read: dict[str, dict[int, Annotations]], classes: _Classes, target: Path
+) -> None:
+    """Writes the tables, and the summary last; several processes may do so at once."""
     target.mkdir(parents=True, exist_ok=True)
     names: dict[str, str] = {}
     notes: dict[str, list[str]] = {}

@@ -16,7 +16,7 @@ from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.converted import find_converted
 from codetr_cli.data.records import choose_splits
 from codetr_cli.engine.plan import plan_job
-from codetr_cli.errors import DatasetError
+from codetr_cli.errors import DatasetError, MachineError
 
 Thing = tuple[str, int, int, int, int]
 
@@ -238,3 +238,11 @@ def test_names_that_are_no_utf8(tmp_path: Path, listed: bool) -> None:
     dataset = build_dataset(settings, split="val", training=False)
     assert dataset.image_path(0).is_file()
     assert dataset[0][0].ndim == 3
+
+
+def test_a_cache_that_cannot_be_written_is_named(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "file"))
+    with pytest.raises(MachineError, match=r"file/datasets: .*another folder with .* CODETR_CACHE") as caught:
+        find_converted(voc)
+    assert caught.value.exit_code == 5
