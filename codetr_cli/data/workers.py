@@ -160,7 +160,7 @@ class Reader:
             _WorkerDiedError: one of those that wait is gone.
             MachineError: workers cannot be started.
         """
-        if self._dead():
+        if self._loader.persistent_workers and self._dead():
             raise _WorkerDiedError(self._death())
         self._order.skip = skip
         if self.workers:
