@@ -91,14 +91,15 @@ def choose_run(
     changed = differences(folder, settings, origin)
     if changed:
         raise ConfigError(
-            f"{run} was trained with other settings: {'; '.join(changed)}. Give the same command as before to continue "
-            "it, another folder with --run to start anew, or --fresh to move the old run aside."
+            f"{run} was trained with other settings: {'; '.join(changed)}. Give the same command as before, or its "
+            f"settings with --preset {folder.settings_path}, to continue it, another folder with --run to start anew, "
+            "or --fresh to move the old run aside."
         )
     if status == "finished" and _length(folder.settings()) == _length(settings):
         raise ConfigError(
             f"the run in {run} is finished and stays as it is; its weights are {folder.last / 'model.safetensors'}. "
-            "Train on with a larger --set train.epochs=... or train.max_steps=..., give another folder with --run, or "
-            "--fresh to move the old run aside."
+            f"Train on with --preset {folder.settings_path} and a larger --set train.epochs=... or "
+            "--set train.max_steps=..., give another folder with --run, or --fresh to move the old run aside."
         )
     return Choice(run, True, f"continuing the {'finished' if status == 'finished' else 'interrupted'} run in {run}")
 

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.config import Settings, apply_overrides, chosen_settings, load_preset
+from codetr_cli.engine.plan import Job, plan_job
 from codetr_cli.engine.recipe import MAX_EPOCHS, fit_recipe
+from codetr_cli.engine.resume import choose_run
+from codetr_cli.engine.runs import RunFolder
+from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
 
 
@@ -94,3 +98,25 @@ def test_a_frozen_backbone_leaves_the_optimizer_the_rest(preset: str):
     model.backbone.requires_grad_(False)
     trained = {id(p) for group in build_optimizer(model, settings.train).param_groups for p in group["params"]}
     assert trained == {id(p) for name, p in model.named_parameters() if not name.startswith("backbone.")}
+
+
+def test_a_run_with_a_recipe_is_prolonged_with_its_own_settings(tmp_path: Path, tiny_coco: Path):
+    """A length by hand switches off what the recipe had made of the milestones; the message says how it works."""
+
+    def job(preset: str, *overrides: str) -> Job:
+        settings, chosen = load_preset(preset, list(overrides)), chosen_settings(preset, list(overrides))
+        return plan_job(settings, data=str(tiny_coco), evaluate=False, chosen=chosen)
+
+    run, begun = RunFolder(tmp_path / "run"), job("co_dino_r50")
+    run.open(begun.settings, begun.origin)
+    run.log({"kind": "end", "step": 300})
+    with pytest.raises(
+        ConfigError, match=r"is finished .*--preset .*run/settings\.toml and a larger --set train\.epochs"
+    ):
+        choose_run(begun.settings, begun.origin, run=run.path)
+    longer = job("co_dino_r50", "train.epochs=400")
+    with pytest.raises(ConfigError, match=r"lr_milestones.* its settings with --preset .*run/settings\.toml"):
+        choose_run(longer.settings, longer.origin, run=run.path)
+    longer = job(str(run.settings_path), "train.epochs=400")
+    assert choose_run(longer.settings, longer.origin, run=run.path).resume
+    assert longer.settings.train.lr_milestones == begun.settings.train.lr_milestones
