@@ -115,9 +115,11 @@ def waits_with(workers: int, batches: int) -> float:
 
 def test_waiting_for_workers_is_counted_as_they_are_too_slow_or_not():
     """A step of 10 ms, 20 ms an image: one worker leaves half of the time idle, none two thirds, six nothing."""
-    assert waits_with(1, batches=20) == pytest.approx(0.5, abs=0.12)
-    assert waits_with(0, batches=15) == pytest.approx(0.67, abs=0.1)
-    assert waits_with(6, batches=30) < 0.2
+    cases = {1: (20, 0.38, 0.62), 0: (15, 0.57, 0.77), 6: (30, 0.0, 0.2)}
+    for workers, (batches, least, most) in cases.items():
+        # Other work on the machine disturbs one measurement, a wrong count all of them.
+        found = (waits_with(workers, batches=batches) for _ in range(4))
+        assert any(least <= share <= most for share in found), workers
 
 
 def test_waiting_for_long_is_told_once_with_what_to_type():
