@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from codetr_cli.config import ResNetConfig, Settings
+from codetr_cli.config import Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loader import TrainLoader, build_eval_loader, build_train_loader
@@ -39,6 +39,7 @@ from codetr_cli.engine.runs import WEIGHTS, RunFolder
 from codetr_cli.engine.saving import load_newest, restore
 from codetr_cli.engine.sharding import check_shardable, own_copy, shard
 from codetr_cli.engine.signals import NAMES, StopRequest
+from codetr_cli.engine.starting_weights import start_weights
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.engine.watchdog import Pulse
@@ -48,11 +49,6 @@ from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.lean import lean_for_inference
-from codetr_cli.weights.carry import load_into
-from codetr_cli.weights.classes import same_numbered_classes
-from codetr_cli.weights.door import open_weights
-from codetr_cli.weights.pretrained import find_backbone, load_backbone
-from codetr_cli.weights.sources import pretrained_name
 
 LOCK_PATIENCE_S = 20.0  # processes of a killed launcher save before they leave
 
@@ -196,7 +192,7 @@ def build_training(
     model = _build_network(settings)
     saved = load_newest(folder, report) if resume else None
     if saved is None:
-        _start_weights(model, job, report)
+        start_weights(model, job, report)
     settings = check_memory(
         model.to(device),
         dataset,
@@ -361,50 +357,6 @@ def _tell(folder: RunFolder, report: Report) -> Callable[[str], None] | None:
 def _reading_patience_s(settings: Settings) -> float:
     """Shorter than the watchdog's: the process whose workers hang shall say so before others call it frozen."""
     return 0.8 * 60 * settings.train.timeout_minutes
-
-
-def _start_weights(model: CoDETR, job: Job, report: Report) -> None:
-    """Loads the weights to fine-tune, as far as they fit, and says what became of them."""
-    path = job.origin.weights
-    if path is None:
-        _start_backbone(model, job.settings, report)
-        return
-    checkpoint = open_weights(path, prefer=job.settings)
-    unnamed = same_numbered_classes(checkpoint.class_names, checkpoint.category_ids, job.category_ids)
-    loaded = load_into(
-        model,
-        checkpoint.state,
-        strict=False,
-        class_names=job.class_names,
-        checkpoint_class_names=job.class_names if unnamed else checkpoint.class_names,
-        source=path,
-    )
-    report.note(f"weights from {path}:")
-    if unnamed:
-        report.note("  it names no classes; they have the category ids of the annotations' and are taken for these.")
-    for line in loaded.lines():
-        report.note(f"  {line}")
-
-
-def _start_backbone(model: CoDETR, settings: Settings, report: Report) -> None:
-    """Loads a pretrained backbone where there is one, or warns once of what random weights mean."""
-    file = find_backbone(settings)
-    if file is not None:
-        report.note(load_backbone(model, file))
-        return
-    backbone = settings.model.backbone
-    frozen = isinstance(backbone, ResNetConfig) and backbone.norm == "frozen_batch"
-    if isinstance(backbone, ResNetConfig) and not frozen:
-        return  # made for random weights
-    if settings.train.backbone_weights == "none" and not frozen:
-        return  # asked for
-    name = pretrained_name(settings)
-    why = "batch norms are frozen and expect a pretrained" if frozen else "recipe is too short for an untrained"
-    how = f"run `codetr download {name}` first" if name else "give one with --set train.backbone_weights=FILE"
-    report.warn(
-        f"training {settings.name} from random weights: its {why} backbone. For that, {how}; or start from a "
-        "checkpoint with --weights."
-    )
 
 
 def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Callable[[], dict[str, float]]:
