@@ -105,6 +105,9 @@ def start_worker(leaving: ctypes.c_bool, worker: int) -> None:
     cv2.setNumThreads(0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    parent = multiprocessing.parent_process()
+    if parent is not None and sys.platform != "win32" and os.getppid() != parent.pid:
+        os._exit(0)  # it died before anyone was told to watch it
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

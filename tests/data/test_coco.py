@@ -130,7 +130,7 @@ def test_an_empty_file_of_images_can_be_read(rewrite: Rewrite) -> None:
 def test_find_data_precedence(mixed_coco: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CODETR_DATA", raising=False)
-    with pytest.raises(DatasetError, match=r"data/coco/train2017 and the file .*codetr prepare"):
+    with pytest.raises(DatasetError, match=r"the folder data/coco not found.*codetr prepare"):
         find_data(DataConfig(), None, "train")
     monkeypatch.setenv("CODETR_DATA", str(mixed_coco))
     assert find_data(DataConfig(), None, "train").images_dir == mixed_coco / "train2017"

@@ -2,16 +2,12 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from codetr_cli.config import parse_settings
-from codetr_cli.data.batch import Target
-from codetr_cli.data.workers import Reader
 from codetr_cli.engine.meter import Meter, WaitWatch
 
 CPU = torch.device("cpu")
@@ -85,41 +81,31 @@ def test_alone_the_share_is_ones_own():
     assert 0.2 < ours.line(0)["data_wait"] < 0.8
 
 
-class SlowImages:
-    """Takes 20 ms an image without work for a processor."""
+class Clock:
+    """A clock that only moves when somebody waits."""
 
-    def __len__(self) -> int:
-        return 40
+    def __init__(self) -> None:
+        self.now = 0.0
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, Target]:
-        time.sleep(0.02)
-        return np.zeros((8, 8, 3), np.uint8), {"size": (8, 8), "pad_size": (8, 8)}
-
-    def image_path(self, index: int) -> Path:
-        return Path(f"{index}.jpg")
+    def perf_counter(self) -> float:
+        return self.now
 
 
-def waits_with(workers: int, batches: int) -> float:
+@pytest.mark.parametrize(("images_s", "step_s", "share"), [(0.02, 0.01, 2 / 3), (0.005, 0.015, 0.25), (0.0, 0.01, 0.0)])
+def test_the_share_is_that_of_the_time_between_steps(
+    monkeypatch: pytest.MonkeyPatch, images_s: float, step_s: float, share: float
+):
+    clock = Clock()
+    monkeypatch.setattr("codetr_cli.engine.meter.time", clock)
     ours = meter()
-    stream = iter(Reader(SlowImages(), [[i] for i in range(batches + 1)], workers=workers))
-    next(stream)  # starts the workers
     ours.restart()
-    for _ in range(batches):
+    for _ in range(10):
         with ours.waiting():
-            next(stream)
-        time.sleep(0.01)
+            clock.now += images_s
+        clock.now += step_s
         ours.add(losses(1.0), 1)
         ours.step_done()
-    return float(ours.line(1)["data_wait"])
-
-
-def test_waiting_for_workers_is_counted_as_they_are_too_slow_or_not():
-    """A step of 10 ms, 20 ms an image: one worker leaves half of the time idle, none two thirds, six nothing."""
-    cases = {1: (20, 0.38, 0.62), 0: (15, 0.57, 0.77), 6: (30, 0.0, 0.2)}
-    for workers, (batches, least, most) in cases.items():
-        # Other work on the machine disturbs one measurement, a wrong count all of them.
-        found = (waits_with(workers, batches=batches) for _ in range(4))
-        assert any(least <= share <= most for share in found), workers
+    assert ours.line(1)["data_wait"] == pytest.approx(share)
 
 
 def test_waiting_for_long_is_told_once_with_what_to_type():
