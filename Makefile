@@ -33,14 +33,15 @@ demo: setup ## write a synthetic data set, train a tiny Co-DINO on it, evaluate 
 	$(BIN)/codetr eval $(WEIGHTS) --data $(DEMO)/data
 	$(BIN)/codetr predict $(DEMO)/data/val2017 --checkpoint $(WEIGHTS) --out $(DEMO)/pictures
 
-# One thread a process: several processes with a thread a core each would only wait for each other.
+# One thread a process: several processes with a thread a core each would only wait for each other. Files in the order of
+# their names: by number of tests, those with few and long ones would come last and keep one core busy alone.
 test test-all: export OMP_NUM_THREADS = 1
 
 test: setup ## run the tests that every change must pass
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: setup ## run the slow tests too
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not network"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not network"
 
 lint: setup ## check format, style and who imports whom
 	$(BIN)/ruff format --check .

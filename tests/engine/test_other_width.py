@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from codetr_cli.config import parse_settings, to_toml
 from codetr_cli.data.demo import write_demo
 from codetr_cli.engine.runs import read_state
@@ -56,6 +58,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_then_one_then_another_micro_batch_use_each_image_once(tmp_path: Path):
     write_demo(tmp_path / "data", train=IMAGES, val=1, size=96)
     table = {**TINY_TABLE, "train": {**TINY_TABLE["train"], "epochs": 2}}
