@@ -15,6 +15,7 @@ def test_costs_are_those_of_the_papers():
     assert measure(load_preset("co_deformable_r50")).gflops == pytest.approx(279, rel=0.005)
 
 
+@pytest.mark.slow
 def test_every_part_is_counted():
     base = measure(load_preset("co_dino_tiny"))
     larger = {

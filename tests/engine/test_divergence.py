@@ -368,6 +368,7 @@ def test_a_run_that_diverged_is_replayed_to_the_last_bit(
         next(replay(run / "diverged", CPU))
 
 
+@pytest.mark.slow
 def test_going_back_with_worker_processes(
     tmp_path: Path,
     tiny_coco: Path,
