@@ -331,7 +331,7 @@ def _loader(
 ) -> EvalLoader:
     """The images of one split, at the size of the test, or as decoded for test-time augmentation."""
     from codetr_cli.data.coco import CocoDataset
-    from codetr_cli.data.loader import build_eval_loader
+    from codetr_cli.data.loader import EvalLoader
     from codetr_cli.data.transforms import Keep, build_transforms
 
     dataset = CocoDataset(
@@ -344,9 +344,7 @@ def _loader(
         max_images=max_images,
         skip_bad=settings.data.bad_files == "skip",
     )
-    return build_eval_loader(
-        dataset, batch_size=batch_size, workers=settings.data.workers, pin_memory=pin_memory and not tta
-    )
+    return EvalLoader(dataset, batch_size=batch_size, workers=settings.data.workers, pin_memory=pin_memory and not tta)
 
 
 def _default_folder(loaded: LoadedModel, name: str, split: str) -> Path:

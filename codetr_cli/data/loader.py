@@ -201,8 +201,8 @@ class EvalLoader:
         *,
         batch_size: int,
         workers: int,
-        rank: int,
-        world_size: int,
+        rank: int = 0,
+        world_size: int = 1,
         pin_memory: bool = False,
         tell: Callable[[str], object] | None = None,
         patience_s: float = PATIENCE_S,
@@ -264,27 +264,3 @@ def build_train_loader(
     groups = dataset.aspect_flags if aspect_grouping else np.zeros_like(dataset.aspect_flags)
     sampler = AspectGroupedSampler(groups, micro_batch=micro_batch, rank=rank, world_size=world_size, seed=seed)
     return TrainLoader(dataset, sampler, workers=workers, pin_memory=pin_memory, tell=tell, patience_s=patience_s)
-
-
-def build_eval_loader(
-    dataset: CocoDataset,
-    *,
-    batch_size: int,
-    workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-    tell: Callable[[str], object] | None = None,
-    patience_s: float = PATIENCE_S,
-) -> EvalLoader:
-    """The evaluation loader of one process; see `EvalLoader`."""
-    return EvalLoader(
-        dataset,
-        batch_size=batch_size,
-        workers=workers,
-        rank=rank,
-        world_size=world_size,
-        pin_memory=pin_memory,
-        tell=tell,
-        patience_s=patience_s,
-    )

@@ -15,7 +15,7 @@ from torch import nn
 from codetr_cli.config import Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.loader import TrainLoader, build_eval_loader, build_train_loader
+from codetr_cli.data.loader import EvalLoader, TrainLoader, build_train_loader
 from codetr_cli.data.places import Split
 from codetr_cli.engine import distributed
 from codetr_cli.engine.allocator import return_large_blocks
@@ -363,7 +363,7 @@ def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Calla
     """Scores the model on the validation images, each process its share of them."""
     settings = training.settings
     dataset = build_dataset(settings, split="val", training=False)
-    loader = build_eval_loader(
+    loader = EvalLoader(
         dataset,
         batch_size=settings.test.batch_size,
         workers=settings.data.workers,

@@ -18,9 +18,9 @@ from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loader import (
     AspectGroupedSampler,
+    EvalLoader,
     Segment,
     TrainLoader,
-    build_eval_loader,
     build_train_loader,
 )
 from codetr_cli.errors import DatasetError
@@ -203,7 +203,7 @@ def test_evaluation_gives_each_image_once_over_all_ranks(mixed_coco: Path, batch
     dataset = build_dataset(settings, split="val", training=False, data=str(mixed_coco))
     seen: list[int] = []
     for rank in range(world_size):
-        loader = build_eval_loader(dataset, batch_size=batch_size, workers=0, rank=rank, world_size=world_size)
+        loader = EvalLoader(dataset, batch_size=batch_size, workers=0, rank=rank, world_size=world_size)
         batches = list(loader)
         assert len(loader) == len(batches)
         seen += [target["image_id"] for batch in batches for target in batch.targets]

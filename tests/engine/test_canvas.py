@@ -11,7 +11,7 @@ import torch
 
 from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.loader import build_eval_loader
+from codetr_cli.data.loader import EvalLoader
 from codetr_cli.data.transforms import GREY
 from codetr_cli.engine.evaluator import evaluate, run_detector
 from codetr_cli.engine.loading import check_image_size
@@ -30,7 +30,7 @@ def on_canvas(tiny_settings: Settings) -> Settings:
 
 def test_batches_are_squares_without_padding_mask(on_canvas: Settings, tiny_coco: Path) -> None:
     dataset = build_dataset(on_canvas, split="train", training=False, data=str(tiny_coco))
-    batches = list(build_eval_loader(dataset, batch_size=2, workers=0))
+    batches = list(EvalLoader(dataset, batch_size=2, workers=0))
     assert [tuple(batch.images.shape) for batch in batches] == [(2, 3, 128, 128)] * 2
     for batch in batches:
         assert not batch.padding_mask.any()
@@ -50,7 +50,7 @@ def test_detections_come_back_in_pixels_of_the_file(on_canvas: Settings, tiny_co
     result = evaluate(
         Oracle(),
         PostProcess(),
-        build_eval_loader(dataset, batch_size=2, workers=0),
+        EvalLoader(dataset, batch_size=2, workers=0),
         settings=on_canvas,
         class_names=CLASS_NAMES,
         category_ids=CATEGORY_IDS,
@@ -66,7 +66,7 @@ def test_prediction_equals_evaluation(on_canvas: Settings, tiny_coco: Path, tmp_
     share, _ = run_detector(
         detector.loaded.model,
         detector.loaded.postprocess,
-        build_eval_loader(dataset, batch_size=1, workers=0),
+        EvalLoader(dataset, batch_size=1, workers=0),
         settings=on_canvas,
         category_ids=CATEGORY_IDS,
         device=torch.device("cpu"),

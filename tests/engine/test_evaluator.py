@@ -10,7 +10,7 @@ import torch
 
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.loader import build_eval_loader
+from codetr_cli.data.loader import EvalLoader
 from codetr_cli.data.transforms import Keep, build_transforms
 from codetr_cli.engine.detections import DetectionTable
 from codetr_cli.engine.evaluator import Share, evaluate, match_classes, merge_shares
@@ -37,7 +37,7 @@ def run(tiny_coco: Path, tiny_settings):
             transform=transform or build_transforms(settings.data, settings.test, train=False),
             training=False,
         )
-        loader = build_eval_loader(dataset, batch_size=batch_size, workers=0, rank=rank, world_size=world_size)
+        loader = EvalLoader(dataset, batch_size=batch_size, workers=0, rank=rank, world_size=world_size)
         options = {"class_names": CLASS_NAMES, "category_ids": CATEGORY_IDS, "device": CPU, **options}
         return evaluate(
             model,

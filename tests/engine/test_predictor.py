@@ -13,7 +13,7 @@ import codetr_cli
 from codetr_cli.config import apply_overrides
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.images import read_image
-from codetr_cli.data.loader import build_eval_loader
+from codetr_cli.data.loader import EvalLoader
 from codetr_cli.engine.evaluator import run_detector
 from codetr_cli.engine.predictor import Detection, Detector, to_pixels
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, MachineError
@@ -63,7 +63,7 @@ def test_every_kind_of_image_gives_the_same_numbers(detector, photo):
 
 def test_the_numbers_are_those_of_an_evaluation(detector, tiny_coco, tiny_settings):
     dataset = build_dataset(tiny_settings, split="train", training=False, data=str(tiny_coco))
-    loader = build_eval_loader(dataset, batch_size=1, workers=0)
+    loader = EvalLoader(dataset, batch_size=1, workers=0)
     share, _ = run_detector(
         detector.loaded.model,
         detector.loaded.postprocess,
