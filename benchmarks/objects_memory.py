@@ -25,12 +25,12 @@ import torch
 
 from codetr_cli.config import load_preset
 from codetr_cli.data.batch import normalize
-from codetr_cli.engine.allocator import return_large_blocks
-from codetr_cli.engine.clocks import memory_in_use, peak_memory, reset_peak_memory
-from codetr_cli.engine.environment import cpu_name
-from codetr_cli.engine.synthetic import synthetic_batch
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
+from codetr_cli.runtime.environment import cpu_name
+from codetr_cli.runtime.malloc import return_large_blocks
+from codetr_cli.runtime.synthetic import synthetic_batch
+from codetr_cli.runtime.timing import memory_in_use, peak_memory, reset_peak_memory
 
 NARROW = [
     "model.backbone.block=basic",

@@ -97,7 +97,7 @@ class Network:
         import torch
 
         from codetr_cli.engine.loading import load_detector
-        from codetr_cli.engine.synthetic import stir
+        from codetr_cli.runtime.synthetic import stir
 
         torch.manual_seed(0)
         loaded = load_detector(

@@ -150,7 +150,7 @@ def bench(
 
     import torch
 
-    from codetr_cli.engine.environment import choose_device
+    from codetr_cli.runtime.environment import choose_device
 
     chosen_device = choose_device(device)
     if threads:
@@ -267,7 +267,7 @@ def _runs(device_type: str, warmup: int | None, iterations: int | None) -> tuple
 
 def _facts(target: str | None, device: torch.device) -> dict[str, Any]:
     """What a reader of the numbers must know to repeat them."""
-    from codetr_cli.engine.environment import describe_place
+    from codetr_cli.runtime.environment import describe_place
 
     return {
         "command": shlex.join(["codetr", *sys.argv[1:]]),
@@ -341,7 +341,7 @@ def _known_backends(names: Sequence[str] | None, device_type: str) -> tuple[str,
 
 
 def _write(file: Path, report: Mapping[str, Any]) -> None:
-    from codetr_cli.engine.files import write_text
+    from codetr_cli.files import write_text
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(report, indent=2) + "\n")

@@ -104,7 +104,7 @@ def eval(
             "give a checkpoint to evaluate, or --from detections.json to score a file"
             + ("; not both" if checkpoint else ": codetr eval CHECKPOINT")
         )
-    from codetr_cli.engine.environment import choose_device
+    from codetr_cli.runtime.environment import choose_device
 
     if checkpoint is not None:
         from codetr_cli.engine.loading import find_checkpoint
@@ -208,11 +208,11 @@ def _evaluate(
 ) -> None:
     """Runs the network over the images and shows what came out."""
     from codetr_cli.data.annotations import read_annotations
-    from codetr_cli.engine.environment import choose_device
     from codetr_cli.engine.evaluator import check_truth, evaluate, match_classes
     from codetr_cli.engine.loading import Classes, check_image_size, load_detector
     from codetr_cli.engine.protocol import expects_masks
     from codetr_cli.engine.tta import build_augmentation
+    from codetr_cli.runtime.environment import choose_device
 
     chosen_device = choose_device(device)
     truth = read_annotations(paths.annotations_path)
@@ -360,7 +360,7 @@ def _default_folder(loaded: LoadedModel, name: str, split: str) -> Path:
 
 
 def _write(folder: Path, detections: DetectionTable, facts: Mapping[str, Any]) -> None:
-    from codetr_cli.engine.files import write_text
+    from codetr_cli.files import write_text
 
     write_text(folder / DETECTIONS_NAME, detections.to_json())
     write_text(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")

@@ -136,7 +136,7 @@ class Results:
 
     def write(self) -> None:
         """Writes predictions.json."""
-        from codetr_cli.engine.files import write_text
+        from codetr_cli.files import write_text
 
         write_text(self.folder / PREDICTIONS_NAME, json.dumps(self.records, ensure_ascii=False))
 

@@ -16,7 +16,7 @@ from codetr_cli.errors import ConfigError, DatasetError
 if TYPE_CHECKING:
     from codetr_cli.data.check import Report
     from codetr_cli.data.layout import Link
-    from codetr_cli.engine.environment import Environment
+    from codetr_cli.runtime.environment import Environment
 
 PRESETS = {"coco": "co_dino_r50", "lvis": "co_dino_r50_lvis", "objects365": "co_dino_swin_l_o365"}
 """What to train on each data set to begin with."""
@@ -68,7 +68,7 @@ def prepare(
     folder = _write_demo(demo, path) if demo is not None else _folder(path, settings.data.dataset)
     report = check_dataset(folder, config=settings.data, progress=console.progress, workers=workers, deep=deep)
     _show_report(report)
-    from codetr_cli.engine.environment import describe  # imports torch: what went before should not wait for it
+    from codetr_cli.runtime.environment import describe  # imports torch: what went before should not wait for it
 
     environment = describe(Path.cwd(), folder)
     _show_environment(environment)

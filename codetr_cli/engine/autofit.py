@@ -16,13 +16,6 @@ import torch
 
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.engine import distributed
-from codetr_cli.engine.memory import (
-    all_checkpointing,
-    local_processes,
-    read_record,
-    set_checkpointing,
-    write_record,
-)
 from codetr_cli.engine.optim import autocast_dtype
 from codetr_cli.engine.plan import plan_batches
 from codetr_cli.engine.preflight import Need, Sizes, WorstBatch, measure, worst_batch
@@ -30,6 +23,13 @@ from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.errors import MachineError
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.runtime.memory import (
+    all_checkpointing,
+    local_processes,
+    read_record,
+    set_checkpointing,
+    write_record,
+)
 
 SWITCH_OFF = "`--set train.preflight=false` leaves this check out"
 

@@ -29,8 +29,8 @@ from codetr_cli.data.images import read_file
 from codetr_cli.data.loader import TrainLoader, build_train_loader
 from codetr_cli.data.parcels import pack
 from codetr_cli.data.workers import Reader
-from codetr_cli.engine.clocks import Tick, seconds_of
 from codetr_cli.engine.data_timing import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
+from codetr_cli.runtime.timing import Tick, seconds_of
 
 HELD = 16
 """Images that are kept to put batches together of them and hand those over."""

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from codetr_cli.engine.clocks import Tick, extra_peak_memory, in_turn, seconds_of
 from codetr_cli.engine.machine_limits import MachineLimits, Work
 from codetr_cli.engine.operator_inputs import OperatorInputs, OperatorShape, make_inputs
 from codetr_cli.ops.deform_attn import (
@@ -30,6 +29,7 @@ from codetr_cli.ops.deform_attn import (
     use_backend,
 )
 from codetr_cli.ops.deform_attn_backends import COMPILED, proven
+from codetr_cli.runtime.timing import Tick, extra_peak_memory, in_turn, seconds_of
 
 REFERENCE = "reference"
 """Name of the yardstick's row."""

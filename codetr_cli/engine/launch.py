@@ -27,10 +27,10 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from codetr_cli.engine.agent import Agent
 from codetr_cli.engine.distributed import RESTART_REASON, ROUND, STARTS_BEFORE
-from codetr_cli.engine.environment import cpu_count
 from codetr_cli.engine.failures import NOTES, stopped_at_once, write_note
-from codetr_cli.engine.signals import STOPPING
 from codetr_cli.errors import CodetrError, ConfigError, MachineError, StoppedError
+from codetr_cli.runtime.environment import cpu_count
+from codetr_cli.runtime.signals import STOPPING
 
 MAX_RESTARTS = 3
 GATHER_S = 900  # for all machines to come together

@@ -24,8 +24,8 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from codetr_cli.config import Settings
-from codetr_cli.engine.files import write_text
 from codetr_cli.errors import ConfigError, StoppedError
+from codetr_cli.files import write_text
 
 Ending = Literal["finished", "stopped", "failed"]
 

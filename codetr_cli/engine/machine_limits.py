@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codetr_cli.engine.clocks import seconds_of
+from codetr_cli.runtime.timing import seconds_of
 
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
 """Size of the tensor that is copied: beyond any cache."""

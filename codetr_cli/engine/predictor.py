@@ -18,12 +18,12 @@ from codetr_cli.data.images import read_image
 from codetr_cli.data.transforms import AnyTransform, Keep, Sample, build_transforms
 from codetr_cli.engine.detections import DetectionTable, Rle
 from codetr_cli.engine.drawing import draw_detections
-from codetr_cli.engine.environment import choose_device
 from codetr_cli.engine.inference import detect, inference
 from codetr_cli.engine.loading import LoadedModel, load_detector
 from codetr_cli.engine.masks import decode_masks, encode_masks
 from codetr_cli.engine.tta import build_augmentation
 from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.runtime.environment import choose_device
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 Nms = Literal["none", "hard", "soft"]

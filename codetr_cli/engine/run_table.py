@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from codetr_cli.engine.files import is_locked
+from codetr_cli.files import is_locked
 
 DEPTH = 4  # folders below the one that is asked for
 BLOCK_BYTES = 1 << 16

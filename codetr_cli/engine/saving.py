@@ -19,11 +19,11 @@ from codetr_cli.engine.optim import build_schedule
 from codetr_cli.engine.parts import host_parts, optimizer_frame, read_parts
 from codetr_cli.engine.plan import steps_per_epoch
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
-from codetr_cli.engine.randomness import random_states, restore_random_states, seed_all
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import SHARDED, RunFolder, Saved
 from codetr_cli.engine.sharding import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
 from codetr_cli.errors import CheckpointError, MachineError
+from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
 
 if TYPE_CHECKING:
     from codetr_cli.engine.trainer import Training

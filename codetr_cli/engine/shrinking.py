@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from codetr_cli.data.batch import Batch
 from codetr_cli.engine import distributed
-from codetr_cli.engine.memory import free_unused, read_record, set_checkpointing, with_all_checkpointing, write_record
 from codetr_cli.errors import MachineError, MemoryShrunkError
+from codetr_cli.runtime.memory import free_unused, read_record, set_checkpointing, with_all_checkpointing, write_record
 
 if TYPE_CHECKING:
     from codetr_cli.engine.trainer import Training

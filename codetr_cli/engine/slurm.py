@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codetr_cli.engine.files import write_text
 from codetr_cli.errors import MachineError
+from codetr_cli.files import write_text
 
 # Steps with numbers from here on are no `srun` of a program: a batch script's own shell, an interactive one.
 FIRST_SPECIAL_STEP = 0xFFFFFFF0

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from codetr_cli.engine.files import write_text
 from codetr_cli.errors import CheckpointError
+from codetr_cli.files import write_text
 from codetr_cli.weights.checkpoint import file_sha256
 
 SUMS = "sums.json"

@@ -23,13 +23,11 @@ from codetr_cli.engine import distributed
 from codetr_cli.engine.divergence import BadNumbers, Seen, has_finite_outputs, is_bad_step, on_images
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.loggers import Loggers
-from codetr_cli.engine.memory import is_out_of_memory
 from codetr_cli.engine.meter import Meter, WaitWatch
 from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
 from codetr_cli.engine.parts import PartWriters
 from codetr_cli.engine.plots import draw_plots
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
-from codetr_cli.engine.randomness import random_states, restore_random_states, untouched_randomness
 from codetr_cli.engine.recovery import leave_out_step, recover
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.reproducer import Taken
@@ -37,9 +35,11 @@ from codetr_cli.engine.runs import RunFolder
 from codetr_cli.engine.saving import Saver, restore, save, wait_until_saved
 from codetr_cli.engine.sharding import gathered, is_sharded
 from codetr_cli.engine.shrinking import adopt, shrink, split
-from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import DivergedError, StoppedError
+from codetr_cli.runtime.memory import is_out_of_memory
+from codetr_cli.runtime.rng import random_states, restore_random_states, untouched_randomness
+from codetr_cli.runtime.signals import NAMES, StopRequest
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch, unless the settings count steps
 PLOT_SECONDS = 60.0  # between plots drawn within an epoch, and longer where drawing takes more than 1 / PLOT_SHARE

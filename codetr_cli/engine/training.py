@@ -18,27 +18,22 @@ from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loader import EvalLoader, TrainLoader, build_train_loader
 from codetr_cli.data.places import Split
 from codetr_cli.engine import distributed
-from codetr_cli.engine.allocator import return_large_blocks
 from codetr_cli.engine.autofit import check_memory
 from codetr_cli.engine.bad_files import BadFiles, open_bad_files, scan, sum_up
-from codetr_cli.engine.disk import writing
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.evaluator import Share, check_truth, evaluate
 from codetr_cli.engine.loading import check_image_size, compile_for
 from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
-from codetr_cli.engine.memory import with_fitted
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
 from codetr_cli.engine.parts import PartWriters, should_write_parts
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
 from codetr_cli.engine.protocol import expects_masks
-from codetr_cli.engine.randomness import seed_all
 from codetr_cli.engine.report import Report, Silence
 from codetr_cli.engine.resume import Choice, choose_run
 from codetr_cli.engine.runs import WEIGHTS, RunFolder
 from codetr_cli.engine.saving import load_newest, restore
 from codetr_cli.engine.sharding import check_shardable, own_copy, shard
-from codetr_cli.engine.signals import NAMES, StopRequest
 from codetr_cli.engine.starting_weights import start_weights
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
 from codetr_cli.engine.trainer import Training, train
@@ -49,6 +44,11 @@ from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.runtime.disk_errors import writing
+from codetr_cli.runtime.malloc import return_large_blocks
+from codetr_cli.runtime.memory import with_fitted
+from codetr_cli.runtime.rng import seed_all
+from codetr_cli.runtime.signals import NAMES, StopRequest
 
 LOCK_PATIENCE_S = 20.0  # processes of a killed launcher save before they leave
 

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY, Ran
 HOLDER = """
 import sys, time
 from pathlib import Path
-from codetr_cli.engine.files import FileLock
+from codetr_cli.files import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 print("locked", flush=True)

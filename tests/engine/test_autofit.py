@@ -13,8 +13,8 @@ import torch
 from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
 from codetr_cli.engine import autofit
 from codetr_cli.engine.autofit import has_fast_bf16, ladder
-from codetr_cli.engine.memory import MemoryRecord, read_record, with_fitted, write_record
 from codetr_cli.engine.preflight import Need
+from codetr_cli.runtime.memory import MemoryRecord, read_record, with_fitted, write_record
 from tests.conftest import Ran
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -7,11 +7,11 @@ import torch
 
 from codetr_cli.engine.benchmark import DetectionRun, Plan, TrainingRun
 from codetr_cli.engine.benchmark_compare import compare, compare_detections, compare_ticks
-from codetr_cli.engine.synthetic import stir
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops import deform_attn
 from codetr_cli.ops.deform_attn import active_backend
+from codetr_cli.runtime.synthetic import stir
 
 PLAN = Plan(
     size=(64, 96), batch=1, device=torch.device("cpu"), precision="auto", warmup=0, iterations=2, split_iterations=1

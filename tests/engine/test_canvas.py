@@ -16,9 +16,9 @@ from codetr_cli.data.transforms import GREY
 from codetr_cli.engine.evaluator import evaluate, run_detector
 from codetr_cli.engine.loading import check_image_size
 from codetr_cli.engine.predictor import Detector
-from codetr_cli.engine.synthetic import synthetic_batch
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.postprocess import PostProcess
+from codetr_cli.runtime.synthetic import synthetic_batch
 from tests.conftest import Ran
 from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, Oracle, write_checkpoint
 

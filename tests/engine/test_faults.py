@@ -28,11 +28,12 @@ from codetr_cli import console
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import build_train_loader
-from codetr_cli.engine import disk, parts, run_table
-from codetr_cli.engine.files import FileLock
+from codetr_cli.engine import parts, run_table
 from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import CheckpointError, MachineError
+from codetr_cli.files import FileLock
+from codetr_cli.runtime import disk_errors
 from tests.conftest import REPOSITORY, Ran
 from tests.engine.test_trainer import Scores, assert_same, begin, losses_of
 
@@ -45,7 +46,7 @@ STEPS = 10
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, and no pauses before something is tried again."""
     monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
-    monkeypatch.setattr(disk, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(disk_errors, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def begun(path: Path, settings: Settings, *overrides: str) -> Training:
@@ -205,10 +206,10 @@ def test_a_name_that_changed_without_an_answer_counts(tmp_path: Path, monkeypatc
             raise error
 
     monkeypatch.setattr(Path, "rename", lost_answer)
-    disk.move(source, target)
+    disk_errors.move(source, target)
     assert target.exists()
     with pytest.raises(FileNotFoundError):
-        disk.move(source, target)
+        disk_errors.move(source, target)
 
 
 def test_a_disk_that_keeps_failing_is_named(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
@@ -492,7 +493,7 @@ def test_the_reader_of_a_pipe_may_leave(train_words: list[object], tmp_path: Pat
 HOLDER = """
 import sys, time
 from pathlib import Path
-from codetr_cli.engine.files import FileLock
+from codetr_cli.files import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 print("held", flush=True)
@@ -557,12 +558,12 @@ def losses_in(run: Path) -> list[tuple[int, float]]:
 
 
 def test_a_system_error_that_is_no_matter_of_the_disk_stays_what_it_is(tmp_path: Path):
-    with pytest.raises(KeyError), disk.writing(tmp_path):
+    with pytest.raises(KeyError), disk_errors.writing(tmp_path):
         raise KeyError("x")
 
 
 def test_what_safetensors_tells_of_a_disk_is_understood(tmp_path: Path):
     error = SafetensorError(f'Error while serializing: I/O error: Stale (os error {errno.ESTALE}) at path "x"')
-    assert disk.system_error(error).errno == errno.ESTALE  # type: ignore[union-attr]
-    with pytest.raises(MachineError, match=os.strerror(errno.ESTALE)), disk.writing(tmp_path):
+    assert disk_errors.system_error(error).errno == errno.ESTALE  # type: ignore[union-attr]
+    with pytest.raises(MachineError, match=os.strerror(errno.ESTALE)), disk_errors.writing(tmp_path):
         raise error

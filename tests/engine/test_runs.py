@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from codetr_cli import files
 from codetr_cli.config import Settings, apply_overrides
-from codetr_cli.engine import files
 from codetr_cli.engine.resume import choose_run, differences
 from codetr_cli.engine.runs import Origin, RunFolder, read_state
 from codetr_cli.engine.sums import write_sums
@@ -368,7 +368,7 @@ def test_no_space_for_a_log_line(folder: RunFolder, monkeypatch: pytest.MonkeyPa
 def test_two_processes_do_not_share_a_folder(folder: RunFolder):
     lock = folder.lock()
     script = (
-        "import sys; from pathlib import Path; from codetr_cli.engine.files import FileLock; "
+        "import sys; from pathlib import Path; from codetr_cli.files import FileLock; "
         "sys.exit(0 if FileLock(Path(sys.argv[1])).acquire() else 9)"
     )
     command = [sys.executable, "-c", script, str(folder.path / ".lock")]

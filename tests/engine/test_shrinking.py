@@ -20,14 +20,14 @@ from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import Batch
 from codetr_cli.engine import distributed
 from codetr_cli.engine.failures import error_of
-from codetr_cli.engine.memory import MemoryRecord, is_out_of_memory, read_record
 from codetr_cli.engine.run_table import read_run
 from codetr_cli.engine.shrinking import split
-from codetr_cli.engine.synthetic import synthetic_batch
 from codetr_cli.engine.trainer import Training, _gradients, train
 from codetr_cli.errors import MachineError, MemoryShrunkError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
+from codetr_cli.runtime.memory import MemoryRecord, is_out_of_memory, read_record
+from codetr_cli.runtime.synthetic import synthetic_batch
 from tests.conftest import REPOSITORY
 from tests.engine.test_launch import lines_of, note
 from tests.engine.test_trainer import MICRO_BATCHES, StandInLoader, begin, losses_of, state_of

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from codetr_cli.engine import signals
-from codetr_cli.engine.signals import StopRequest
+from codetr_cli.runtime import signals
+from codetr_cli.runtime.signals import StopRequest
 from tests.conftest import REPOSITORY
 
 

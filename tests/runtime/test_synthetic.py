@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from codetr_cli.engine.synthetic import stir, synthetic_batch
 from codetr_cli.models.build import build_model
+from codetr_cli.runtime.synthetic import stir, synthetic_batch
 
 
 def test_synthetic_images_fill_the_size_and_hold_usable_objects():

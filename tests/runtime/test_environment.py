@@ -10,10 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from codetr_cli.engine import environment
-from codetr_cli.engine.environment import attention_note, choose_device, cpu_count, describe, describe_place, why_no_gpu
 from codetr_cli.errors import ConfigError, MachineError
 from codetr_cli.ops.deform_attn import available_backends
+from codetr_cli.runtime import environment
+from codetr_cli.runtime.environment import (
+    attention_note,
+    choose_device,
+    cpu_count,
+    describe,
+    describe_place,
+    why_no_gpu,
+)
 
 SYSTEM_FILES = {
     "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release\n",

@@ -9,7 +9,7 @@ import pytest
 CHURN = """
 import sys
 import torch
-from codetr_cli.engine.allocator import return_large_blocks
+from codetr_cli.runtime.malloc import return_large_blocks
 if sys.argv[1] == "on":
     assert return_large_blocks()
 def resident():
@@ -39,7 +39,7 @@ def test_freed_activations_go_back_to_the_system(monkeypatch):
 
 
 def test_the_environments_own_limit_wins(monkeypatch):
-    from codetr_cli.engine.allocator import return_large_blocks
+    from codetr_cli.runtime.malloc import return_large_blocks
 
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1048576")
     assert not return_large_blocks()

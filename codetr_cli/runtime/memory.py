@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from codetr_cli.config import ModelConfig, Settings, apply_overrides
-from codetr_cli.engine.clocks import memory_in_use, return_freed_memory
+from codetr_cli.runtime.timing import memory_in_use, return_freed_memory
 from codetr_cli.weights.checkpoint import replacing
 
 RECORD = "memory.json"

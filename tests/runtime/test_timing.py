@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from codetr_cli.engine.clocks import (
+from codetr_cli.runtime.timing import (
     extra_peak_memory,
     in_turn,
     memory_in_use,
@@ -87,7 +87,7 @@ def test_extra_memory_leaves_out_what_is_returned():
 
 
 def test_memory_is_unknown_where_the_peak_cannot_be_reset(monkeypatch):
-    monkeypatch.setattr("codetr_cli.engine.clocks.reset_peak_memory", lambda device: False)
+    monkeypatch.setattr("codetr_cli.runtime.timing.reset_peak_memory", lambda device: False)
     assert extra_peak_memory(lambda: [], CPU) is None
 
 

@@ -17,7 +17,7 @@ from codetr_cli.data.batch import Batch, collate, normalize
 from codetr_cli.data.images import read_image
 from codetr_cli.data.masks import Masks
 from codetr_cli.data.transforms import AnyTransform, Sample
-from codetr_cli.engine.clocks import seconds_of
+from codetr_cli.runtime.timing import seconds_of
 
 SOURCE_SHORT_SIDE = 480
 """Short side of the photograph that the data stage reads; most of COCO's have 427 or 480."""
