@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from codetr_cli.config import Settings, load_preset
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import check_shardable, shard
 from codetr_cli.engine.benchmark import Plan, TrainingRun, measure
 from codetr_cli.engine.loading import compile_for
 from codetr_cli.engine.optim import build_optimizer
-from codetr_cli.engine.sharding import check_shardable, shard
 from codetr_cli.errors import CodetrError
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.environment import choose_device, describe_place
@@ -101,7 +101,7 @@ def in_own_process(combination: str) -> dict[str, Any]:
 def measure_one(arguments: argparse.Namespace, *, sharded: bool, recompute: bool, compiled: bool) -> dict[str, Any]:
     """The figures of a combination, in this process, which is started as one of one."""
     settings = load_preset(arguments.preset, [*arguments.overrides, *recomputation(recompute, arguments)])
-    device = distributed.local_device(choose_device(arguments.device))
+    device = process_group.local_device(choose_device(arguments.device))
     height, width = (int(side) for side in arguments.size.split("x"))
     plan = Plan(
         size=(height, width),
@@ -115,7 +115,7 @@ def measure_one(arguments: argparse.Namespace, *, sharded: bool, recompute: bool
     try:
         if sharded:
             check_shardable(fp16=False, compiled=compiled)
-        with distributed.process_group(device):
+        with process_group.process_group(device):
             run = build_run(settings, plan, sharded=sharded, compiled=compiled)
             timing = measure(run, plan)
             return {
@@ -137,7 +137,7 @@ def build_run(settings: Settings, plan: Plan, *, sharded: bool, compiled: bool) 
     if compiled:
         compile_for(model, plan.device, "compile")
     run = TrainingRun(model, settings, plan)
-    run.objective = shard(run.objective, plan.device) if sharded else distributed.wrap_ddp(run.objective, plan.device)
+    run.objective = shard(run.objective, plan.device) if sharded else process_group.wrap_ddp(run.objective, plan.device)
     run.optimizer = build_optimizer(model, settings.train)
     torch.manual_seed(1)
     return run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from codetr_cli import console
 
 if TYPE_CHECKING:
-    from codetr_cli.engine.placement import Request
+    from codetr_cli.distributed.topology import Request
     from codetr_cli.engine.plan import Job
 
 
@@ -26,8 +26,8 @@ def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: boo
         ConfigError: options or batch sizes that do not fit together.
         MachineError: SLURM refused the script.
     """
+    from codetr_cli.distributed.slurm import submit, write_batch
     from codetr_cli.engine.plan import plan_batches
-    from codetr_cli.engine.slurm import submit, write_batch
     from codetr_cli.engine.training import choose_for
 
     gpus = 0 if request.device == "cpu" else request.gpus or 1

@@ -107,9 +107,9 @@ def train(
     """
     console.set_mode(json=json_output, quiet=quiet)
     from codetr_cli.config import chosen_settings, load_preset
-    from codetr_cli.engine.distributed import launched_rank
-    from codetr_cli.engine.launch import launch
-    from codetr_cli.engine.placement import Request, place
+    from codetr_cli.distributed.launcher import launch
+    from codetr_cli.distributed.process_group import launched_rank
+    from codetr_cli.distributed.topology import Request, place
     from codetr_cli.engine.plan import plan_job
     from codetr_cli.engine.training import check_settings, choose_for
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from codetr_cli.config import Settings, apply_overrides
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 from codetr_cli.engine.optim import autocast_dtype
 from codetr_cli.engine.plan import plan_batches
 from codetr_cli.engine.preflight import Need, Sizes, WorstBatch, measure, worst_batch
@@ -83,17 +83,17 @@ def check_memory(
     Raises:
         MachineError: it does not fit; says with which settings it would.
     """
-    world = distributed.world_size()
+    world = process_group.world_size()
     facts = _facts(settings, device, world)
     checked = read_record(folder.path).checked
-    (known,) = distributed.any_process(checked == facts or (begun and not checked))
+    (known,) = process_group.any_process(checked == facts or (begun and not checked))
     if known or not settings.train.preflight:
         return settings
 
     def need_of(candidate: Settings) -> tuple[WorstBatch, Need | None]:
         batches = plan_batches(candidate.train.batch_size, candidate.train.micro_batch, world)
         worst = worst_batch(candidate, dataset, batches.micro_batch, world)
-        distributed.barrier()  # memory is shared fairly while nobody measures
+        process_group.barrier()  # memory is shared fairly while nobody measures
         need = measure(model, candidate, worst, device, processes=world, local_processes=local_processes(world))
         return worst, _agreed(need)
 
@@ -112,9 +112,9 @@ def check_memory(
     finally:
         set_checkpointing(model, settings.model)
     set_checkpointing(model, chosen.settings.model)
-    if distributed.is_main():
+    if process_group.is_main():
         _record(folder, origin, settings, chosen, _facts(chosen.settings, device, world))
-    distributed.barrier()
+    process_group.barrier()
     return chosen.settings
 
 
@@ -171,7 +171,7 @@ def _fitting(
         MachineError: none does, or nobody asked to apply one.
     """
     tried = ""
-    for rung in ladder(settings, device, distributed.world_size()):
+    for rung in ladder(settings, device, process_group.world_size()):
         found = need_of(rung.settings)
         if found is None:
             continue
@@ -193,11 +193,11 @@ def _fitting(
 
 def _agreed(need: Need | None) -> Need | None:
     """The need of the process that has least left; None when any process does not know."""
-    needs = distributed.gather_objects(need)
+    needs = process_group.gather_objects(need)
     worst = None
-    if distributed.is_main() and None not in needs:
+    if process_group.is_main() and None not in needs:
         worst = max(needs, key=lambda item: item.share)
-    agreed: Need | None = distributed.from_main(worst)
+    agreed: Need | None = process_group.from_main(worst)
     return agreed
 
 
@@ -229,7 +229,7 @@ def _record(folder: RunFolder, origin: Origin, before: Settings, chosen: Rung, f
 
 
 def _note(text: str, folder: RunFolder, report: Report) -> None:
-    if distributed.is_main():
+    if process_group.is_main():
         folder.event(text)
     report.note(text)
 

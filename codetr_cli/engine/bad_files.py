@@ -14,7 +14,7 @@ from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.bad_files import BadFile, check_share, find_bad_files, listed_bad
 from codetr_cli.data.cache import source_of
 from codetr_cli.data.places import Split, find_data
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import RunFolder
 from codetr_cli.files import write_text
@@ -99,7 +99,7 @@ def open_bad_files(
     """
     images: dict[str, int] = {}
     known: dict[tuple[str, str], tuple[str, BadFile]] = {}
-    if distributed.is_main():
+    if process_group.is_main():
         if resume and folder.last.exists():
             known = read_list(folder.path / NAME)
         skip = settings.data.bad_files == "skip"
@@ -119,7 +119,7 @@ def open_bad_files(
             text = f"{split}: {len(bad):,} image files cannot be read and are left out: {listed_bad(bad)}"
             report.warn(f"{text}. All of them: {folder.path / NAME}")
             folder.event(text)
-    images, known = distributed.from_main((images, known))
+    images, known = process_group.from_main((images, known))
     return BadFiles(folder, images, known, report.warn)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 
 Seen = list[tuple[dict[str, Tensor], list[int]]]
 """Losses by name and image ids of each micro batch of a step in this process."""
@@ -59,7 +59,7 @@ def find_bad_numbers(model: nn.Module, seen: Seen) -> BadNumbers:
     ]
     gradients = [] if losses else not_finite_gradients(model)
     image_ids = [image_id for _, ids in seen for image_id in ids]
-    shares = distributed.from_main(distributed.gather_objects((losses, gradients, image_ids)))
+    shares = process_group.from_main(process_group.gather_objects((losses, gradients, image_ids)))
     found = [item for share, _, _ in shares for item in share]
     blamed = [ids for _, _, ids in found] if found else [ids for _, _, ids in shares]
     return BadNumbers(
@@ -74,7 +74,7 @@ def not_finite_gradients(model: nn.Module) -> list[str]:
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not bool(distributed.own_part(parameter.grad).isfinite().all())
+        if parameter.grad is not None and not bool(process_group.own_part(parameter.grad).isfinite().all())
     ]
 
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.engine import distributed
-from codetr_cli.engine.sharding import part_of
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import part_of
 
 WARMUP_STEPS = 2000
 
@@ -43,7 +43,7 @@ class ModelEma:
         momentum = step_momentum(step, self.momentum)
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                distributed.own_part(self.state[name]).lerp_(distributed.own_part(value), momentum)
+                process_group.own_part(self.state[name]).lerp_(process_group.own_part(value), momentum)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes an average saved earlier, not spread; names and shapes must be the model's."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.config import TrainConfig
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 from codetr_cli.errors import ConfigError
 
 PUBLISHED_BATCH = 16  # images per step that the published learning rates are for
@@ -73,7 +73,7 @@ def parameter_groups(
             * layer_decay ** _layers_above(name, blocks)
         )
         # Every bias is a vector; single numbers are decayed.
-        decayed = decay_norms or parameter.dim() != 1 or distributed.is_single_number(parameter)
+        decayed = decay_norms or parameter.dim() != 1 or process_group.is_single_number(parameter)
         groups.setdefault((scale, weight_decay if decayed else 0.0), []).append(parameter)
     ordered = sorted(groups, key=lambda group: (group[0] == 1.0, *group))
     return [
@@ -193,10 +193,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     max_norm = max_norm if max_norm > 0 else math.inf
-    parts = [distributed.own_part(gradient) for gradient in gradients]
+    parts = [process_group.own_part(gradient) for gradient in gradients]
     if all(part is gradient for part, gradient in zip(parts, gradients, strict=True)):
         return nn.utils.clip_grad_norm_(parameters, max_norm)
-    norm = distributed.norm_of_spread(gradients)
+    norm = process_group.norm_of_spread(gradients)
     share = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch has it
     for part in parts:
         part.mul_(share)

@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import whole_weights
 from codetr_cli.engine.divergence import Seen, find_bad_numbers
 from codetr_cli.engine.reproducer import save_reproducer
 from codetr_cli.engine.runs import STATE, Saved, read_state
 from codetr_cli.engine.saving import load_newest, wait_until_saved
-from codetr_cli.engine.sharding import whole_weights
 from codetr_cli.errors import DivergedError, MachineError
 from codetr_cli.runtime.disk_errors import writing
 
@@ -39,7 +39,7 @@ def leave_out_step(training: Training, seen: Seen) -> None:
     if training.scaler.is_enabled():
         training.scaler.update(training.scaler.get_scale())  # as it was, and ready for the next step
     training.meter.step_skipped()
-    if not distributed.is_main():
+    if not process_group.is_main():
         return
     training.log(
         {
@@ -66,14 +66,14 @@ def recover(training: Training, restore: Callable[[Training, Saved], None]) -> N
         DivergedError: there is nothing left to try.
     """
     wait_until_saved(training)
-    name = training.run.last_good() if training.position.other_order is None and distributed.is_main() else None
-    name = distributed.from_main(name)
+    name = training.run.last_good() if training.position.other_order is None and process_group.is_main() else None
+    name = process_group.from_main(name)
     if name is None:
         raise _give_up(training)
-    if distributed.is_main():
+    if process_group.is_main():
         training.run.go_back_to(name)
         _note_return(training)
-    distributed.barrier()
+    process_group.barrier()
     saved = load_newest(training.run, training.report)
     if saved is None:
         raise _give_up(training)
@@ -125,7 +125,7 @@ def _give_up(training: Training) -> DivergedError:
     except MachineError as error:
         text += f"The step could not be kept to be computed again: {error} "
     text += "Look at these images and their annotations, lower train.lr, or try --set train.precision=fp32."
-    if distributed.is_main():
+    if process_group.is_main():
         with suppress(MachineError):  # a disk that takes no line does not change the verdict
             training.log({"kind": "diverged", "step": position.step, "epoch": position.epoch})
             run.event(text)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, normalize
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 from codetr_cli.engine.divergence import not_finite_gradients
 from codetr_cli.engine.optim import autocast_dtype
 from codetr_cli.engine.runs import WEIGHTS
@@ -64,10 +64,10 @@ def save_reproducer(
     Raises:
         MachineError: no space left.
     """
-    if distributed.is_main():
+    if process_group.is_main():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    distributed.barrier()
+    process_group.barrier()
     tensors: dict[str, Tensor] = {}
     rest = []
     for index, (batch, states) in enumerate(taken):
@@ -77,13 +77,13 @@ def save_reproducer(
     with replacing(folder / f"rank{distributed.rank()}.safetensors") as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary,
                   {"micro_batches": json.dumps(rest)})  # fmt: skip
-    if distributed.is_main():
+    if process_group.is_main():
         save_checkpoint(
             folder / WEIGHTS, weights, settings=settings, class_names=class_names, category_ids=category_ids
         )
-    distributed.barrier()
-    if distributed.is_main():
-        facts = {**facts, "seed": settings.train.seed, "processes": distributed.world_size()}
+    process_group.barrier()
+    if process_group.is_main():
+        facts = {**facts, "seed": settings.train.seed, "processes": process_group.world_size()}
         write_text(folder / STEP, json.dumps(facts, indent=2) + "\n")
 
 

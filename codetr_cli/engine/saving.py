@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
+from codetr_cli.distributed.sharded_state import host_parts, optimizer_frame, read_parts
 from codetr_cli.engine.optim import build_schedule
-from codetr_cli.engine.parts import host_parts, optimizer_frame, read_parts
 from codetr_cli.engine.plan import steps_per_epoch
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import SHARDED, RunFolder, Saved
-from codetr_cli.engine.sharding import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
 from codetr_cli.errors import CheckpointError, MachineError
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
 
@@ -102,7 +102,7 @@ def save(training: Training) -> None:
     started = time.monotonic()
     training.saver.wait()
     waited = time.monotonic() - started
-    randomness = distributed.gather_objects(random_states(training.device))
+    randomness = process_group.gather_objects(random_states(training.device))
     sharded, averaged = training.writers is not None, training.ema is not None
     parts = host_parts(training.model, training.optimizer, host_copy, weights=averaged) if sharded else {}
     weights = {} if sharded and averaged else host_model_state(training.model)
@@ -111,7 +111,7 @@ def save(training: Training) -> None:
     if training.device.type == "cuda":
         torch.cuda.synchronize(training.device)
     training.saved_at = time.monotonic()
-    if not distributed.is_main():
+    if not process_group.is_main():
         if training.writers is not None:
             training.saver.write(partial(training.writers.follow, parts))
         return
@@ -121,7 +121,7 @@ def save(training: Training) -> None:
     state = {
         "step": step,
         "position": asdict(training.position),
-        "world_size": distributed.world_size(),
+        "world_size": process_group.world_size(),
         "micro_batch": training.micro_batch,
         "optimizer": optimizer,
         "scaler": training.scaler.state_dict(),
@@ -162,7 +162,7 @@ def wait_until_saved(training: Training) -> None:
     """
     training.pulse("checkpoint")
     training.saver.wait()
-    distributed.barrier()
+    process_group.barrier()
 
 
 def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None
         model: sharded or not.
         state: one with the same names, e.g. an average; None: the model's own.
     """
-    writes = distributed.is_main()
+    writes = process_group.is_main()
     return {name: host_copy(value) for name, value in whole_weights(model, state) if writes}
 
 
@@ -181,7 +181,7 @@ def host_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
     Every process must ask.
     """
-    return whole_optimizer(optimizer, host_copy if distributed.is_main() else lambda _: None)
+    return whole_optimizer(optimizer, host_copy if process_group.is_main() else lambda _: None)
 
 
 def host_copy(value: Any) -> Any:
@@ -217,18 +217,18 @@ def load_newest(run: RunFolder, report: Report) -> Saved | None:
 
     def warn(text: str) -> None:
         damaged.append(text)
-        if distributed.is_main():
+        if process_group.is_main():
             run.event(text)
             report.warn(text)
 
     saved = run.load(warn)
     step = None if saved is None else saved.state["step"]
-    if step != distributed.from_main(step):
+    if step != process_group.from_main(step):
         raise CheckpointError(
             f"process {distributed.rank()} cannot read the checkpoint in {run.checkpoints_dir} that the process of "
             "rank 0 can: all must see the same files"
         )
-    if damaged and distributed.is_main():
+    if damaged and process_group.is_main():
         run.go_back_to(run.previous.name)  # whoever still reads here finds the same checkpoint under both names
     return saved
 
@@ -248,12 +248,12 @@ def restore(training: Training, saved: Saved) -> None:
         read_parts(folder, training.model, training.optimizer, state["optimizer"], weights=parts["weights"])
     training.scaler.load_state_dict(state["scaler"])
     position = training.position = Position(**state["position"])
-    before, now = (state["world_size"], state["micro_batch"]), (distributed.world_size(), training.micro_batch)
+    before, now = (state["world_size"], state["micro_batch"]), (process_group.world_size(), training.micro_batch)
     if before == now:
-        restore_random_states(state["randomness"][distributed.rank()], training.device)
+        restore_random_states(state["randomness"][process_group.rank()], training.device)
     else:
         # Draws of its own for each process, and not those that the run began with once more.
-        seed_all(training.settings.train.seed + 1_000 * position.step + distributed.rank())
+        seed_all(training.settings.train.seed + 1_000 * position.step + process_group.rank())
         training.report.warn(
             f"the run was trained with {before[0]} x {before[1]} images at once (processes x images of each) and goes "
             f"on with {now[0]} x {now[1]}: still each image of the epoch is used, in another order, so its numbers "

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from codetr_cli.data.batch import Batch
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 from codetr_cli.errors import MachineError, MemoryShrunkError
 from codetr_cli.runtime.memory import free_unused, read_record, set_checkpointing, with_all_checkpointing, write_record
 
@@ -51,7 +51,7 @@ def shrink(training: Training, batch: Batch) -> None:
         MachineError: there is no smaller way.
     """
     free_unused(training.device)
-    position, alone = training.position, not distributed.is_connected()
+    position, alone = training.position, not process_group.is_connected()
     parts, recompute = position.parts, position.recompute
     if parts < len(batch):
         parts = min(2 * parts, len(batch))
@@ -66,7 +66,7 @@ def shrink(training: Training, batch: Batch) -> None:
     why = {
         "step": position.step + 1,
         "epoch": position.epoch,
-        "process": distributed.rank(),
+        "process": process_group.rank(),
         "images": [int(target["image_id"]) for target in batch.targets],
         "size": list(batch.images.shape[-2:]),
         "named": _named(batch),
@@ -88,12 +88,12 @@ def shrink(training: Training, batch: Batch) -> None:
 def adopt(training: Training) -> None:
     """Takes over how steps are computed since memory ran out: from the checkpoint, or from the run folder."""
     position = training.position
-    if distributed.is_connected():
+    if process_group.is_connected():
         record = read_record(training.run.path)
         if record.parts > position.parts or record.recompute > position.recompute:
             position.parts = max(position.parts, record.parts)
             position.recompute = position.recompute or record.recompute
-            if distributed.is_main():
+            if process_group.is_main():
                 _tell(training, {**record.why, "step": position.step, "epoch": position.epoch})
     apply(training)
 

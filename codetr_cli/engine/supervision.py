@@ -8,11 +8,11 @@ from contextlib import suppress
 from datetime import timedelta
 
 from codetr_cli.config import Settings
-from codetr_cli.engine import distributed
-from codetr_cli.engine.failures import end_process
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.watchdog import SLOW_FACTOR, Board, Pulse, Watchdog
+from codetr_cli.distributed.worker_errors import end_process
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.runs import RunFolder
-from codetr_cli.engine.watchdog import SLOW_FACTOR, Board, Pulse, Watchdog
 from codetr_cli.errors import MachineError
 
 SAME_DISK_PATIENCE_S = 60.0  # network file systems show new files late
@@ -42,11 +42,11 @@ def watchdog(board: Board, pulse: Pulse, settings: Settings, folder: RunFolder, 
     return Watchdog(
         board=board,
         pulse=pulse,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=process_group.rank(),
+        world_size=process_group.world_size(),
         timeout_s=settings.train.timeout_minutes * 60,
         alarm=alarm,
-        meet=distributed.barrier,
+        meet=process_group.barrier,
     )
 
 

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, normalize, pad
 from codetr_cli.data.loader import Segment
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import gathered, is_sharded
+from codetr_cli.distributed.sharded_state import PartWriters
+from codetr_cli.distributed.watchdog import Pulse
 from codetr_cli.engine.divergence import BadNumbers, Seen, has_finite_outputs, is_bad_step, on_images
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.loggers import Loggers
 from codetr_cli.engine.meter import Meter, WaitWatch
 from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
-from codetr_cli.engine.parts import PartWriters
 from codetr_cli.engine.plots import draw_plots
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
 from codetr_cli.engine.recovery import leave_out_step, recover
@@ -33,9 +35,7 @@ from codetr_cli.engine.report import Report
 from codetr_cli.engine.reproducer import Taken
 from codetr_cli.engine.runs import RunFolder
 from codetr_cli.engine.saving import Saver, restore, save, wait_until_saved
-from codetr_cli.engine.sharding import gathered, is_sharded
 from codetr_cli.engine.shrinking import adopt, shrink, split
-from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import DivergedError, StoppedError
 from codetr_cli.runtime.memory import is_out_of_memory
 from codetr_cli.runtime.rng import random_states, restore_random_states, untouched_randomness
@@ -166,7 +166,7 @@ def train(training: Training) -> None:
             train_one_epoch(training)
             _evaluate_if_due(training)
         wait_until_saved(training)
-    if distributed.is_main():
+    if process_group.is_main():
         _finish(training)
 
 
@@ -199,7 +199,7 @@ def train_one_epoch(training: Training) -> None:
             return
         if left == 0:
             position.begin_next_epoch()
-        stopping, due = distributed.any_process(training.stop.number is not None, _is_save_due(training))
+        stopping, due = process_group.any_process(training.stop.number is not None, _is_save_due(training))
         if stopping or due or left == 0 or position.step == training.total_steps:
             save(training)
         if stopping:
@@ -220,7 +220,7 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
     norm = clip_gradients(parameters, training.settings.train.clip_norm)
     finite = torch.stack([value for losses, _ in seen for value in losses.values()]).isfinite().all()
     finite_value, norm_value = torch.stack([finite.to(norm.dtype), norm]).tolist()  # the one wait for the device
-    bad_losses, bad_gradients = distributed.any_process(finite_value == 0, not math.isfinite(norm_value))
+    bad_losses, bad_gradients = process_group.any_process(finite_value == 0, not math.isfinite(norm_value))
     if is_bad_step(training.scaler, finite_losses=not bad_losses, finite_gradients=not bad_gradients):
         leave_out_step(training, seen)
         return float(norm_value)
@@ -243,7 +243,7 @@ def _ends_badly(training: Training) -> bool:
     images = normalize(batch.images, batch.padding_mask, data.mean, data.std)
     with gathered(training.objective):
         finite = has_finite_outputs(training.model, images, batch.padding_mask)
-    return distributed.any_process(not finite)[0]
+    return process_group.any_process(not finite)[0]
 
 
 def _gradients(training: Training, batches: Iterator[Batch], size: int) -> Seen:
@@ -259,7 +259,7 @@ def _gradients(training: Training, batches: Iterator[Batch], size: int) -> Seen:
                 with training.meter.waiting(), untouched_randomness():
                     batch = next(batches)
                 if training.settings.train.same_at_any_width:
-                    batch = pad(batch, *distributed.reduce_max(batch.images.shape[2:]))
+                    batch = pad(batch, *process_group.reduce_max(batch.images.shape[2:]))
                 drawn.append(batch)
             try:
                 losses = _forward_backward(training, drawn[index], size, last=index == size - 1)
@@ -303,7 +303,7 @@ def _forward_backward_part(training: Training, batch: Batch, divisor: float, *, 
     batch = batch.to(training.device)
     images = normalize(batch.images, batch.padding_mask, data.mean, data.std)
     try:
-        with nullcontext() if last else distributed.without_sync(training.objective):
+        with nullcontext() if last else process_group.without_sync(training.objective):
             with torch.autocast(training.device.type, dtype=training.dtype, enabled=training.dtype is not None):
                 training.pulse("forward")
                 losses: dict[str, Tensor] = training.objective(images, batch.padding_mask, batch.targets)
@@ -327,7 +327,7 @@ def _is_save_due(training: Training) -> bool:
         return False  # the newest checkpoint stays one to go back to
     if every is not None:
         return training.position.step % every == 0
-    return distributed.is_main() and time.monotonic() - training.saved_at > SAVE_SECONDS
+    return process_group.is_main() and time.monotonic() - training.saved_at > SAVE_SECONDS
 
 
 def _report_step(training: Training, norm: float) -> None:
@@ -343,7 +343,7 @@ def _report_step(training: Training, norm: float) -> None:
             "grad_norm": norm if math.isfinite(norm) else None,
             **training.meter.line(left),
         }
-        if distributed.is_main():
+        if process_group.is_main():
             training.log(training.newest_line)
             advice = training.waits.advice(training.newest_line["data_wait"], training.settings)
             if advice is not None:
@@ -368,9 +368,9 @@ def _evaluate_if_due(training: Training) -> None:
     averaged = nullcontext() if training.ema is None else training.ema.swapped_into(training.model)
     with untouched_randomness(), averaged:
         metrics = training.evaluate()
-    ap = distributed.from_main(metrics["AP"] if distributed.is_main() else None)
+    ap = process_group.from_main(metrics["AP"] if process_group.is_main() else None)
     count_evaluation(position, position.step, ap)
-    if distributed.is_main():
+    if process_group.is_main():
         if position.fruitless == 0:
             training.run.mark_best()
         line = {
@@ -385,7 +385,7 @@ def _evaluate_if_due(training: Training) -> None:
         training.run.event(f"evaluation of step {position.step}: AP {metrics['AP']:.4f}, best {position.best:.4f}")
         training.report.evaluated(line)
         _draw(training)
-    distributed.barrier()
+    process_group.barrier()
 
 
 def _finish(training: Training) -> None:
@@ -414,7 +414,7 @@ def _draw(training: Training) -> None:
 def _stopped(training: Training) -> StoppedError:
     number = training.stop.number or 15  # the signal reached another process only
     step = training.position.step
-    if distributed.is_main():
+    if process_group.is_main():
         training.run.event(f"stopped by {NAMES[number]} after step {step}")
     return StoppedError(
         f"stopped by {NAMES[number]} after step {step} of {training.total_steps}, saved in {training.run.path}: "
@@ -429,6 +429,6 @@ def _diverged(training: Training, what: str) -> DivergedError:
         f"Nothing of this step was saved; the checkpoints in {training.run.checkpoints_dir} are as they were. Look at "
         "these images and their annotations, lower train.lr, or try --set train.precision=fp32."
     )
-    if distributed.is_main():
+    if process_group.is_main():
         training.run.event(text)
     return DivergedError(text)

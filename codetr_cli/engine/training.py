@@ -17,7 +17,10 @@ from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loader import EvalLoader, TrainLoader, build_train_loader
 from codetr_cli.data.places import Split
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import check_shardable, own_copy, shard
+from codetr_cli.distributed.sharded_state import PartWriters, should_write_parts
+from codetr_cli.distributed.watchdog import Pulse
 from codetr_cli.engine.autofit import check_memory
 from codetr_cli.engine.bad_files import BadFiles, open_bad_files, scan, sum_up
 from codetr_cli.engine.ema import ModelEma
@@ -26,18 +29,15 @@ from codetr_cli.engine.loading import check_image_size, compile_for
 from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
-from codetr_cli.engine.parts import PartWriters, should_write_parts
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
 from codetr_cli.engine.protocol import expects_masks
 from codetr_cli.engine.report import Report, Silence
 from codetr_cli.engine.resume import Choice, choose_run
 from codetr_cli.engine.runs import WEIGHTS, RunFolder
 from codetr_cli.engine.saving import load_newest, restore
-from codetr_cli.engine.sharding import check_shardable, own_copy, shard
 from codetr_cli.engine.starting_weights import start_weights
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
 from codetr_cli.engine.trainer import Training, train
-from codetr_cli.engine.watchdog import Pulse
 from codetr_cli.errors import StoppedError
 from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
@@ -110,20 +110,20 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
         StoppedError: a signal came; the work is saved.
         CodetrError: anything a person can mend.
     """
-    device = distributed.local_device(device)
-    with distributed.process_group(device, group_timeout(job.settings)) as board, ExitStack() as stack:
-        loud, report = report, report if distributed.is_main() else Silence()
+    device = process_group.local_device(device)
+    with process_group.process_group(device, group_timeout(job.settings)) as board, ExitStack() as stack:
+        loud, report = report, report if process_group.is_main() else Silence()
         stop = stack.enter_context(StopRequest(lambda number: _announce(number, report), report.leave))
-        (restarted,) = distributed.any_process(distributed.was_restarted())
+        (restarted,) = process_group.any_process(process_group.was_restarted())
         if choice is None:
             job = replace(job, fresh=job.fresh and not restarted)
-            choice = distributed.from_main(choose_for(job) if distributed.is_main() else None)
+            choice = process_group.from_main(choose_for(job) if process_group.is_main() else None)
         if choice.resume or restarted:
             job = replace(job, settings=with_fitted(job.settings, choice.path))
         folder, pulse = RunFolder(choice.path), Pulse()
         if board is not None:
             stack.enter_context(watchdog(board, pulse, job.settings, folder, loud))
-        if distributed.is_main():
+        if process_group.is_main():
             with writing(folder.path):
                 folder.path.mkdir(parents=True, exist_ok=True)
             stack.callback(folder.lock(LOCK_PATIENCE_S).release)
@@ -136,15 +136,15 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
                 report.warn(warning)
             if restarted:
                 folder.event(f"started again: {os.environ.get(distributed.RESTART_REASON, 'a process died')}")
-        distributed.barrier()
+        process_group.barrier()
         check_same_disk(folder)
         resume = choice.resume or restarted
         training = build_training(job, folder, device=device, resume=resume, stop=stop, report=report)
         training.pulse = pulse
-        if distributed.is_main():
+        if process_group.is_main():
             _open_loggers(training, stack)
         train(training)
-        if distributed.is_main():
+        if process_group.is_main():
             sum_up(folder, report)
         return _outcome(training)
 
@@ -204,14 +204,14 @@ def build_training(
         begun=saved is not None,
         report=report,
     )
-    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, distributed.world_size())
+    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, process_group.world_size())
     loader = _train_loader(dataset, settings, batches, device, _tell(folder, report))
     loader.on_bad_file = bad_files.meet
     if settings.train.compile:
         compile_for(model, device, "train.compile")
     objective = CollaborativeObjective(model, **settings.train.loss.model_dump(), agreement=_agreement(settings))
-    seed_all(settings.train.seed + distributed.rank())  # other draws in each
-    wrap = shard if settings.train.shard else distributed.wrap_ddp
+    seed_all(settings.train.seed + process_group.rank())  # other draws in each
+    wrap = shard if settings.train.shard else process_group.wrap_ddp
     steps = total_steps(settings, steps_per_epoch(len(loader), batches.accumulation))
     dtype = autocast_dtype(settings.train.precision, device)
     training = Training(
@@ -234,10 +234,10 @@ def build_training(
         evaluate=None,
         meter=Meter(
             group_losses=group_losses,
-            reduce_mean=distributed.reduce_mean,
+            reduce_mean=process_group.reduce_mean,
             world_size=batches.world_size,
             device=device,
-            rank=distributed.rank(),
+            rank=process_group.rank(),
         ),
         stop=stop,
         report=report,
@@ -249,11 +249,11 @@ def build_training(
     if saved is not None:
         restore(training, saved)
         report.note(f"resumed after step {training.position.step} of {training.total_steps}")
-    if distributed.is_main():
+    if process_group.is_main():
         folder.rewind(training.position.step)
         length = f"from step {training.position.step} to {training.total_steps}"
         folder.event(f"training {length}: {batches.describe()}, {device}")
-    distributed.barrier()
+    process_group.barrier()
     return training
 
 
@@ -306,9 +306,9 @@ def _build_network(settings: Settings) -> CoDETR:
 
 def _agreement(settings: Settings) -> Agreement:
     return Agreement(
-        reduce_mean=distributed.reduce_mean,
-        reduce_max=distributed.reduce_max,
-        processes=distributed.world_size(),
+        reduce_mean=process_group.reduce_mean,
+        reduce_max=process_group.reduce_max,
+        processes=process_group.world_size(),
         whole_batch=settings.train.same_at_any_width,
     )
 
@@ -333,7 +333,7 @@ def _train_loader(
         micro_batch=batches.micro_batch,
         workers=settings.data.workers,
         seed=settings.train.seed,
-        rank=distributed.rank(),
+        rank=process_group.rank(),
         world_size=batches.world_size,
         aspect_grouping=settings.data.aspect_grouping,
         pin_memory=device.type == "cuda",
@@ -344,7 +344,7 @@ def _train_loader(
 
 def _tell(folder: RunFolder, report: Report) -> Callable[[str], None] | None:
     """Whom a loader tells what it mended; in processes that do not speak, the error output."""
-    if not distributed.is_main():
+    if not process_group.is_main():
         return None
 
     def tell(text: str) -> None:
@@ -367,8 +367,8 @@ def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Calla
         dataset,
         batch_size=settings.test.batch_size,
         workers=settings.data.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=process_group.rank(),
+        world_size=process_group.world_size(),
         pin_memory=training.device.type == "cuda",
         tell=_tell(training.run, training.report),
         patience_s=_reading_patience_s(settings),
@@ -381,13 +381,13 @@ def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Calla
 
     def gather(found: Share) -> list[Share]:
         training.pulse("scoring")
-        return distributed.gather_objects(found)
+        return process_group.gather_objects(found)
 
     def show(images: int) -> None:
         training.report.evaluating(images, share)
         training.pulse("evaluation")
         if training.stop.number is not None:
-            if distributed.is_main():
+            if process_group.is_main():
                 training.run.event(f"stopped during the evaluation of step {training.position.step}")
             raise StoppedError(
                 f"stopped during the evaluation after step {training.position.step}, which is saved in "

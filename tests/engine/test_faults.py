@@ -28,7 +28,8 @@ from codetr_cli import console
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import build_train_loader
-from codetr_cli.engine import parts, run_table
+from codetr_cli.distributed import sharded_state
+from codetr_cli.engine import run_table
 from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import CheckpointError, MachineError
@@ -296,11 +297,11 @@ def test_a_process_that_cannot_write_its_part_of_a_sharded_state_is_a_matter_of_
     tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch
 ):
     def full(folder: Path, own: object, group: object) -> None:
-        raise parts.CheckpointException("save", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})
+        raise sharded_state.CheckpointException("save", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})
 
-    monkeypatch.setattr(parts.PartWriters, "_tell", lambda self, text: None)
-    monkeypatch.setattr(parts, "_write", full)
-    writers = object.__new__(parts.PartWriters)
+    monkeypatch.setattr(sharded_state.PartWriters, "_tell", lambda self, text: None)
+    monkeypatch.setattr(sharded_state, "_write", full)
+    writers = object.__new__(sharded_state.PartWriters)
     writers._group = None
     run = straight.run
     before = run.load()

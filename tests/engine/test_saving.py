@@ -338,6 +338,6 @@ def test_processes_that_see_other_files_do_not_train_together(
 ):
     training = begin(tmp_path, tiny_settings, "train.max_steps=2")
     train(training)
-    monkeypatch.setattr("codetr_cli.engine.distributed.from_main", lambda step: 1)
+    monkeypatch.setattr("codetr_cli.distributed.process_group.from_main", lambda step: 1)
     with pytest.raises(CheckpointError, match="all must see the same files"):
         saving.load_newest(training.run, Recorder())

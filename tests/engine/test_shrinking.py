@@ -18,8 +18,8 @@ from torch import Tensor
 
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import Batch
-from codetr_cli.engine import distributed
-from codetr_cli.engine.failures import error_of
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.worker_errors import error_of
 from codetr_cli.engine.run_table import read_run
 from codetr_cli.engine.shrinking import split
 from codetr_cli.engine.trainer import Training, _gradients, train
@@ -29,7 +29,7 @@ from codetr_cli.models.build import build_model
 from codetr_cli.runtime.memory import MemoryRecord, is_out_of_memory, read_record
 from codetr_cli.runtime.synthetic import synthetic_batch
 from tests.conftest import REPOSITORY
-from tests.engine.test_launch import lines_of, note
+from tests.distributed.test_launcher import lines_of, note
 from tests.engine.test_trainer import MICRO_BATCHES, StandInLoader, begin, losses_of, state_of
 
 GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
@@ -188,7 +188,7 @@ def test_a_single_image_that_does_not_fit_is_recomputed(tmp_path: Path, tiny_set
 
 def test_a_group_of_one_starts_again(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """A wrapped network refuses a step whose backward pass was cut short."""
-    monkeypatch.setattr(distributed, "is_connected", lambda: True)
+    monkeypatch.setattr(process_group, "is_connected", lambda: True)
     training = started(tmp_path / "run", tiny_settings)
     RunsOut(training, images=1)
     with pytest.raises(MemoryShrunkError, match="ran out of memory in step 1"):

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config import Settings, apply_overrides, load_preset
-from codetr_cli.engine import sharding, training
-from codetr_cli.engine.parts import _Reader
+from codetr_cli.distributed import fsdp
+from codetr_cli.distributed.fsdp import part_of, units
+from codetr_cli.distributed.sharded_state import _Reader
+from codetr_cli.engine import training
 from codetr_cli.engine.runs import RunFolder
-from codetr_cli.engine.sharding import part_of, units
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, write_tiny_coco
-from tests.engine import sharded, width
+from tests.distributed import sharded_training, world_size_cases
 
 CPU = torch.device("cpu")
 
@@ -38,12 +39,12 @@ class Done:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """Two processes ran `tests/engine/sharded.py`."""
+    """Two processes ran `tests/distributed/sharded_training.py`."""
     folder = tmp_path_factory.mktemp("sharded")
     write_tiny_coco(folder / "coco")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-               REPOSITORY / "tests/engine/sharded.py", folder]  # fmt: skip
+               REPOSITORY / "tests/distributed/sharded_training.py", folder]  # fmt: skip
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "Traceback" not in ran.stderr
@@ -53,8 +54,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Done:
 @pytest.fixture
 def _known_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
-    for name, case in sharded.MINE.items():
-        monkeypatch.setitem(width.CASES, name, case)
+    for name, case in sharded_training.MINE.items():
+        monkeypatch.setitem(world_size_cases.CASES, name, case)
 
 
 def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
@@ -65,9 +66,9 @@ def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: f
 
 
 @pytest.mark.usefixtures("_known_cases")
-@pytest.mark.parametrize("name", list(sharded.MINE))
+@pytest.mark.parametrize("name", list(sharded_training.MINE))
 def test_two_sharded_processes_compute_what_one_does(two: Done, tmp_path: Path, name: str):
-    one = width.run_case(name, tmp_path)
+    one = world_size_cases.run_case(name, tmp_path)
     assert len(one["losses"]) > 1
     for ours in (rank[name] for rank in two.ranks):
         for index, losses in enumerate(ours["losses"]):  # of rank 0, which logs the means
@@ -79,7 +80,7 @@ def test_two_sharded_processes_compute_what_one_does(two: Done, tmp_path: Path, 
 
 
 def test_each_process_holds_its_part(two: Done):
-    for name in sharded.MINE:
+    for name in sharded_training.MINE:
         shares = [rank[name]["share"] for rank in two.ranks]
         assert shares == pytest.approx([0.5, 0.5], abs=0.01)
         assert sum(shares) == pytest.approx(1)
@@ -107,7 +108,10 @@ def test_the_weights_are_an_ordinary_checkpoint(two: Done, tiny_settings: Settin
 def test_one_process_continues_what_two_began(two: Done, shard: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Alone, in whole tensors, whatever the setting says: the parts of both processes make the state."""
     monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
-    ours, theirs = sharded.train_a_run(two.folder, "straight", sharded.STEPS, resume=True, shard=shard), two.ranks[0]
+    ours, theirs = (
+        sharded_training.train_a_run(two.folder, "straight", sharded_training.STEPS, resume=True, shard=shard),
+        two.ranks[0],
+    )
     for kind, values in theirs["last"].items():
         assert len(values) > 100
         assert ours[kind].keys() == values.keys()
@@ -134,7 +138,7 @@ def test_what_sharding_cannot_do_is_refused(tiny_settings: Settings):
     with pytest.raises(ConfigError, match=r"train\.compile=false"):
         training.check_settings(compiled, CPU, 1)
     with pytest.raises(ConfigError, match=r"train\.shard needs bf16 or fp32"):
-        sharding.check_shardable(fp16=True, compiled=False)
+        fsdp.check_shardable(fp16=True, compiled=False)
 
 
 def test_a_process_alone_keeps_its_weights_whole():

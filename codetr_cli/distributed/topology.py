@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from codetr_cli.engine.distributed import launched_world_size, was_launched
-from codetr_cli.engine.launch import MAX_RESTARTS, LaunchPlan, split_endpoint
-from codetr_cli.engine.slurm import SlurmStep, become_process, read_step
+from codetr_cli.distributed.launcher import MAX_RESTARTS, LaunchPlan, split_endpoint
+from codetr_cli.distributed.process_group import launched_world_size, was_launched
+from codetr_cli.distributed.slurm import SlurmStep, become_process, read_step
 from codetr_cli.errors import ConfigError, MachineError
 from codetr_cli.runtime.environment import choose_device
 

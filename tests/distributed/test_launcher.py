@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from codetr_cli.config import parse_settings, to_toml
-from codetr_cli.engine.failures import error_from, error_of, write_note
-from codetr_cli.engine.launch import split_endpoint
+from codetr_cli.distributed.launcher import split_endpoint
+from codetr_cli.distributed.worker_errors import error_from, error_of, write_note
 from codetr_cli.errors import ConfigError, DatasetError, MachineError, StoppedError
 from tests.conftest import REPOSITORY, TINY_TABLE, write_tiny_coco
 
@@ -208,7 +208,7 @@ SCRIPT = """
 import json, os, sys, time
 import torch
 from codetr_cli.engine import distributed
-from codetr_cli.engine.launch import LaunchPlan, launch
+from codetr_cli.distributed.launcher import LaunchPlan, launch
 from codetr_cli.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from codetr_cli.engine import distributed
-from codetr_cli.engine.sharding import is_sharded
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import is_sharded
 from codetr_cli.errors import CheckpointError
 
 METADATA = ".metadata"
@@ -47,7 +47,7 @@ class PartWriters:
     """All processes of a sharded training as writers of its checkpoints; every process makes one, at the same time."""
 
     def __init__(self) -> None:
-        self._group: Any = dist.new_group(backend="gloo", timeout=distributed.PATIENCE)
+        self._group: Any = dist.new_group(backend="gloo", timeout=process_group.PATIENCE)
 
     def lead(self, folder: Path, parts: Parts) -> None:
         """Has every process write its part into a folder; for the process of rank 0.
@@ -149,7 +149,7 @@ def read_parts(
 
 def should_write_parts(model: nn.Module) -> bool:
     """Whether the state of this network's training is written in parts."""
-    return distributed.is_connected() and is_sharded(model)
+    return process_group.is_connected() and is_sharded(model)
 
 
 def _write(folder: Path, parts: Parts, group: dist.ProcessGroup | None) -> None:

@@ -20,8 +20,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 
-from codetr_cli.engine.distributed import RESTART_REASON, ROUND, STARTS_BEFORE
-from codetr_cli.engine.failures import error_from, error_of, stopped_at_once
+from codetr_cli.distributed.process_group import RESTART_REASON, ROUND, STARTS_BEFORE
+from codetr_cli.distributed.worker_errors import error_from, error_of, stopped_at_once
 from codetr_cli.errors import CodetrError
 
 LEAVE_S = 15.0  # for the other machines to hear why the training ends

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from codetr_cli.config import load_preset
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.engine.launch import LaunchPlan, launch
+from codetr_cli.distributed.launcher import LaunchPlan, launch
 from codetr_cli.engine.plan import plan_job
 from codetr_cli.engine.report import Silence
 from codetr_cli.engine.resume import Choice

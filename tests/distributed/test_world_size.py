@@ -25,7 +25,7 @@ from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.compiled import compile_static_parts
 from tests.conftest import REPOSITORY, Ran
-from tests.engine.width import CASES, DEFORMABLE, SIZES, SameDraws, run_case, sample
+from tests.distributed.world_size_cases import CASES, DEFORMABLE, SIZES, SameDraws, run_case, sample
 
 TOLERANCE = 1e-6  # of float32: of each loss, of the norm of all gradients, of each weight
 EQUAL_CASES = [name for name in CASES if name != "published"]
@@ -54,7 +54,7 @@ def in_two_processes(folder: Path, *names: str) -> list[Results]:
               "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.engine.width", folder, *names],
+            [sys.executable, "-m", "tests.distributed.world_size_cases", folder, *names],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 from codetr_cli.errors import ConfigError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.backbones.swin import Block as SwinBlock
@@ -55,10 +55,10 @@ def shard(objective: CollaborativeObjective, device: torch.device) -> nn.Module:
         objective: on its device, with the same weights in every process.
         device: of this process.
     """
-    if not distributed.is_connected():
+    if not process_group.is_connected():
         return objective
     single = _give_single_numbers_a_dimension(objective)
-    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    mesh = init_device_mesh(device.type, (process_group.world_size(),))
     for unit in (*units(objective.model), objective):
         fully_shard(unit, mesh=mesh)
         if isinstance(unit, EncoderLayer):  # recomputes one half of itself
@@ -67,7 +67,7 @@ def shard(objective: CollaborativeObjective, device: torch.device) -> nn.Module:
         if device.type == "cpu" and isinstance(unit, FSDPModule):
             unit.set_force_sum_reduction_for_comms(True)  # gloo has no mean
     for name in single:
-        setattr(objective.get_parameter(name), distributed.SINGLE_NUMBER, True)
+        setattr(objective.get_parameter(name), process_group.SINGLE_NUMBER, True)
     return objective
 
 
@@ -104,7 +104,7 @@ def whole_weights(model: nn.Module, state: Mapping[str, Tensor] | None = None) -
         state: one with the names and shapes of the model's, e.g. an average; None: the model's own.
     """
     own = model.state_dict()  # the model's parameters are spread then, also after a forward pass
-    single = {name for name, parameter in model.named_parameters() if distributed.is_single_number(parameter)}
+    single = {name for name, parameter in model.named_parameters() if process_group.is_single_number(parameter)}
     state = own if state is None else state
     for name, value in state.items():
         yield name, _whole(value, name in single)
@@ -138,7 +138,7 @@ def whole_optimizer(optimizer: torch.optim.Optimizer, keep: Callable[[Tensor], T
         keep: what becomes of each gathered tensor, before the next is.
     """
     state = optimizer.state_dict()
-    single = [distributed.is_single_number(p) for group in optimizer.param_groups for p in group["params"]]
+    single = [process_group.is_single_number(p) for group in optimizer.param_groups for p in group["params"]]
 
     def kept(index: int, value: Any) -> Any:
         return keep(_whole(value, single[index])) if isinstance(value, Tensor) else value

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config import apply_overrides, parse_settings
-from codetr_cli.engine import distributed, sharding, trainer, training
+from codetr_cli.distributed import fsdp, process_group
+from codetr_cli.engine import trainer, training
 from codetr_cli.engine.plan import plan_job
 from codetr_cli.engine.report import Silence
 from codetr_cli.engine.resume import Choice
 from tests.conftest import TINY_TABLE
-from tests.engine import width
-from tests.engine.width import CASES, CPU, ONE_EMPTY, SIZES, WIDE, run_case
+from tests.distributed import world_size_cases
+from tests.distributed.world_size_cases import CASES, CPU, ONE_EMPTY, SIZES, WIDE, run_case
 
 RECOMPUTED = (
     "model.encoder_checkpointing=1",
@@ -47,7 +48,7 @@ def as_whole(results: Any) -> Any:
 def own_share(results: dict[str, Any]) -> float:
     """How much of the weights this process holds."""
     weights = results["weights"].values()
-    return sum(distributed.own_part(w).numel() for w in weights) / sum(w.numel() for w in weights)
+    return sum(process_group.own_part(w).numel() for w in weights) / sum(w.numel() for w in weights)
 
 
 def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: bool = True) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
     words = [f"train.max_steps={steps}", f"train.shard={str(shard).lower()}", "train.ema_momentum=1e-3",
              "train.micro_batch=1", "train.batch_size=2", "train.epochs=9", "train.eval_every=9",
              "train.preflight=false"]  # fmt: skip
-    os.environ[distributed.ROUND] = f"{name} to {steps}"  # what an earlier group of these processes said is not read
+    os.environ[process_group.ROUND] = f"{name} to {steps}"  # what an earlier group of these processes said is not read
     settings = apply_overrides(parse_settings(TINY_TABLE, where="here"), words)
     evaluate = name == "straight"  # which changes nothing that is trained
     job = plan_job(settings, data=str(folder / "coco"), run=folder / name, evaluate=evaluate)
@@ -63,7 +64,7 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
 
     def train(started: trainer.Training) -> None:
         trainer.train(started)
-        last["weights"] = dict(sharding.whole_weights(started.model))
+        last["weights"] = dict(fsdp.whole_weights(started.model))
         last["moments"] = {
             f"{name}.{key}": value
             for name, parameter in started.model.named_parameters()
@@ -81,13 +82,13 @@ if __name__ == "__main__":
     trainer.draw_plots = lambda lines, folder: []
     out = Path(sys.argv[1])
     CASES.update(MINE)
-    width.distributed.wrap_ddp = sharding.shard
-    with distributed.process_group(CPU):
+    world_size_cases.distributed.wrap_ddp = fsdp.shard
+    with process_group.process_group(CPU):
         found = {}
         for case in MINE:
             results = run_case(case, out)
             found[case] = {**as_whole(results), "share": own_share(results)}
-        rank = distributed.rank()
+        rank = process_group.rank()
         del results
     found["last"] = train_a_run(out, "straight", STEPS, resume=False)
     train_a_run(out, "stopped", BEFORE, resume=False)

@@ -25,9 +25,9 @@ from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from codetr_cli.engine.agent import Agent
-from codetr_cli.engine.distributed import RESTART_REASON, ROUND, STARTS_BEFORE
-from codetr_cli.engine.failures import NOTES, stopped_at_once, write_note
+from codetr_cli.distributed.elastic_agent import Agent
+from codetr_cli.distributed.process_group import RESTART_REASON, ROUND, STARTS_BEFORE
+from codetr_cli.distributed.worker_errors import NOTES, stopped_at_once, write_note
 from codetr_cli.errors import CodetrError, ConfigError, MachineError, StoppedError
 from codetr_cli.runtime.environment import cpu_count
 from codetr_cli.runtime.signals import STOPPING

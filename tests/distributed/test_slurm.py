@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from codetr_cli.config import Settings, to_toml
-from codetr_cli.engine import placement
-from codetr_cli.engine.placement import Request, place
-from codetr_cli.engine.slurm import batch_script, first_host, job_words, read_step
+from codetr_cli.distributed import topology
+from codetr_cli.distributed.slurm import batch_script, first_host, job_words, read_step
+from codetr_cli.distributed.topology import Request, place
 from codetr_cli.errors import ConfigError, MachineError
 from tests.conftest import Ran
 
@@ -131,7 +131,7 @@ def test_a_step_of_a_task_a_process_is_the_training(monkeypatch: pytest.MonkeyPa
 
 def test_every_gpu_of_a_job_is_used_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch):
     put(monkeypatch, STEP)
-    monkeypatch.setattr(placement, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(topology, "choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert place(Request()).world_size == 8
     assert place(Request(gpus=2)).world_size == 4
@@ -161,7 +161,7 @@ def test_options_that_do_not_fit(request_: Request, error: type[Exception], says
 
 
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(placement, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(topology, "choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(MachineError, match="--gpus 2 asked for, but this machine has 1"):
         place(Request(gpus=2))

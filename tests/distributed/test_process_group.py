@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from codetr_cli.engine import distributed
-from codetr_cli.engine.launch import share_threads
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.launcher import share_threads
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ import json, os, sys
 import torch
 from torch import nn
 from codetr_cli.engine import distributed
-from codetr_cli.engine.launch import LaunchPlan, launch
+from codetr_cli.distributed.launcher import LaunchPlan, launch
 
 CPU = torch.device("cpu")
 
@@ -99,21 +99,21 @@ def test_two_processes_agree_and_report(tmp_path: Path):
 
 
 def test_alone_there_is_nobody_to_ask():
-    with distributed.process_group(CPU):
-        assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    with process_group.process_group(CPU):
+        assert (process_group.rank(), process_group.world_size(), process_group.is_main()) == (0, 1, True)
         tensor, module = torch.ones(2), nn.Linear(1, 1)
-        assert distributed.reduce_mean(tensor) is tensor
-        assert distributed.any_process(True, False) == (True, False)
-        assert distributed.gather_objects("x") == ["x"]
-        assert distributed.from_main("x") == "x"
-        assert distributed.wrap_ddp(module, CPU) is module
-        distributed.barrier()
-        with distributed.without_sync(module):
+        assert process_group.reduce_mean(tensor) is tensor
+        assert process_group.any_process(True, False) == (True, False)
+        assert process_group.gather_objects("x") == ["x"]
+        assert process_group.from_main("x") == "x"
+        assert process_group.wrap_ddp(module, CPU) is module
+        process_group.barrier()
+        with process_group.without_sync(module):
             pass
 
 
 def test_threads_are_shared_unless_chosen(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("codetr_cli.engine.launch.cpu_count", lambda: 9)
+    monkeypatch.setattr("codetr_cli.distributed.launcher.cpu_count", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     share_threads(4)
     assert os.environ["OMP_NUM_THREADS"] == "2"
@@ -124,19 +124,19 @@ def test_threads_are_shared_unless_chosen(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_launched_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
     cuda = torch.device("cuda", 0)
-    assert distributed.local_device(cuda) == cuda
+    assert process_group.local_device(cuda) == cuda
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert distributed.local_device(cuda) == torch.device("cuda", 1)
-    assert distributed.local_device(CPU) == CPU
+    assert process_group.local_device(cuda) == torch.device("cuda", 1)
+    assert process_group.local_device(CPU) == CPU
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a cluster that shows each process its own
-    assert distributed.local_device(cuda) == torch.device("cuda", 0)
+    assert process_group.local_device(cuda) == torch.device("cuda", 0)
 
 
 def test_a_restart_is_known_by_whoever_started_the_processes(monkeypatch: pytest.MonkeyPatch):
-    assert not distributed.was_restarted()
+    assert not process_group.was_restarted()
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_RESTART_COUNT", "1")):
         monkeypatch.setenv(name, value)
-    assert distributed.was_restarted()
-    monkeypatch.setenv(distributed.STARTS_BEFORE, "0")
-    assert not distributed.was_restarted()
+    assert process_group.was_restarted()
+    monkeypatch.setenv(process_group.STARTS_BEFORE, "0")
+    assert not process_group.was_restarted()

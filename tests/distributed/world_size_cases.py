@@ -18,7 +18,8 @@ from torch import Tensor
 
 from codetr_cli.config import Settings, apply_overrides, parse_settings
 from codetr_cli.data.batch import Batch, collate
-from codetr_cli.engine import distributed, trainer
+from codetr_cli.distributed import process_group
+from codetr_cli.engine import trainer
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import build_optimizer
@@ -119,7 +120,7 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     """Trains a case and tells everything that must not depend on the number of processes."""
     accumulation, kinds, overrides = (CASES | SLOW_CASES)[name]
     settings: Settings = apply_overrides(parse_settings(TINY_TABLE, where="here"), list(overrides))
-    rank, processes = distributed.rank(), distributed.world_size()
+    rank, processes = process_group.rank(), process_group.world_size()
     steps = len(kinds) // accumulation
     words = [f"train.max_steps={steps}", "train.ema_momentum=1e-3", "train.checkpoint_every=100"]
     training = begin(folder / f"{name}-{processes}-{rank}", settings, *overrides, *words, accumulation=accumulation)
@@ -132,12 +133,12 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     )
     training = replace(
         training,
-        objective=distributed.wrap_ddp(objective, CPU),
+        objective=process_group.wrap_ddp(objective, CPU),
         model=model,
         optimizer=build_optimizer(model, training.settings.train),
         ema=ModelEma(model, 1e-3),
         loader=Loader(kinds, rank, processes),
-        meter=Meter(group_losses=collaborative.group_losses, reduce_mean=distributed.reduce_mean,
+        meter=Meter(group_losses=collaborative.group_losses, reduce_mean=process_group.reduce_mean,
                     world_size=processes, device=CPU, rank=rank),
     )  # fmt: skip
     gradients: list[dict[str, Tensor]] = []
@@ -166,6 +167,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     trainer.draw_plots = lambda lines, folder: []
     out, *names = sys.argv[1:]
-    with distributed.process_group(CPU):
+    with process_group.process_group(CPU):
         found = {name: run_case(name, Path(out)) for name in names}
         torch.save(found, Path(out) / f"rank{distributed.rank()}.pt")
