@@ -339,8 +339,8 @@ class Job:
 
     def _load_copy(self, plan: Plan) -> int:
         """The step that a start would go on from; a copy is opened, so that the next start does all by itself."""
-        from codetr_cli.engine.runs import RunFolder
         from codetr_cli.errors import CodetrError
+        from codetr_cli.runs.folder import RunFolder
 
         copy = self.run.with_name("copy")
         shutil.rmtree(copy, ignore_errors=True)
@@ -462,7 +462,7 @@ def _content(run: Path) -> Iterator[tuple[str, Any]]:
     """All values of a run by name: weights and states of its newest and its best checkpoint, and what was logged."""
     from safetensors.torch import load_file
 
-    from codetr_cli.engine.runs import STATE, WEIGHTS, read_state
+    from codetr_cli.runs.folder import STATE, WEIGHTS, read_state
 
     for name in ("last", "best"):
         folder = run / "checkpoints" / name

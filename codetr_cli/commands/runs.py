@@ -11,7 +11,7 @@ from codetr_cli import console
 from codetr_cli.commands._options import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
-    from codetr_cli.engine.run_table import RunRow
+    from codetr_cli.runs.listing import RunRow
 
 DAY_S = 86400.0
 
@@ -39,7 +39,7 @@ def runs(
     if replay:
         _replay(folder, device, json_output)
         return
-    from codetr_cli.engine.run_table import list_runs
+    from codetr_cli.runs.listing import list_runs
 
     rows = list_runs(folder)
     console.result_json({"folder": folder, "runs": [row.as_dict() for row in rows]})

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
 
     from codetr_cli.engine.plan import Job
-    from codetr_cli.engine.resume import Choice
     from codetr_cli.engine.training import Outcome
+    from codetr_cli.runs.resume import Choice
 
 
 LINE_SECONDS = 20.0  # between two lines of losses on a terminal

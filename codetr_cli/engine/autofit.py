@@ -20,9 +20,9 @@ from codetr_cli.engine.optim import autocast_dtype
 from codetr_cli.engine.plan import plan_batches
 from codetr_cli.engine.preflight import Need, Sizes, WorstBatch, measure, worst_batch
 from codetr_cli.engine.report import Report
-from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.errors import MachineError
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runtime.memory import (
     all_checkpointing,
     local_processes,

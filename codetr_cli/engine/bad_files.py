@@ -16,8 +16,8 @@ from codetr_cli.data.cache import source_of
 from codetr_cli.data.places import Split, find_data
 from codetr_cli.distributed import process_group
 from codetr_cli.engine.report import Report
-from codetr_cli.engine.runs import RunFolder
 from codetr_cli.files import write_text
+from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runtime.disk_errors import writing
 
 NAME = "bad_files.txt"

@@ -18,8 +18,8 @@ from codetr_cli.data.coco import DataPaths, find_data
 from codetr_cli.engine.learnable import count_learnable
 from codetr_cli.engine.loading import find_checkpoint
 from codetr_cli.engine.recipe import Recipe, fit_recipe
-from codetr_cli.engine.runs import Origin
 from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.runs.folder import Origin
 
 
 @dataclass(frozen=True)

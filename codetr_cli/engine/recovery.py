@@ -17,9 +17,9 @@ from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import whole_weights
 from codetr_cli.engine.divergence import Seen, find_bad_numbers
 from codetr_cli.engine.reproducer import save_reproducer
-from codetr_cli.engine.runs import STATE, Saved, read_state
 from codetr_cli.engine.saving import load_newest, wait_until_saved
 from codetr_cli.errors import DivergedError, MachineError
+from codetr_cli.runs.folder import STATE, Saved, read_state
 from codetr_cli.runtime.disk_errors import writing
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from codetr_cli.engine.optim import build_schedule
 from codetr_cli.engine.plan import steps_per_epoch
 from codetr_cli.engine.position import Position, count_evaluation, other_order_from
 from codetr_cli.engine.report import Report
-from codetr_cli.engine.runs import SHARDED, RunFolder, Saved
 from codetr_cli.errors import CheckpointError, MachineError
+from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
 
 if TYPE_CHECKING:

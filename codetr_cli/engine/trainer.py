@@ -33,10 +33,10 @@ from codetr_cli.engine.position import Position, count_evaluation, other_order_f
 from codetr_cli.engine.recovery import leave_out_step, recover
 from codetr_cli.engine.report import Report
 from codetr_cli.engine.reproducer import Taken
-from codetr_cli.engine.runs import RunFolder
 from codetr_cli.engine.saving import Saver, restore, save, wait_until_saved
 from codetr_cli.engine.shrinking import adopt, shrink, split
 from codetr_cli.errors import DivergedError, StoppedError
+from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runtime.memory import is_out_of_memory
 from codetr_cli.runtime.rng import random_states, restore_random_states, untouched_randomness
 from codetr_cli.runtime.signals import NAMES, StopRequest

@@ -32,8 +32,6 @@ from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_op
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
 from codetr_cli.engine.protocol import expects_masks
 from codetr_cli.engine.report import Report, Silence
-from codetr_cli.engine.resume import Choice, choose_run
-from codetr_cli.engine.runs import WEIGHTS, RunFolder
 from codetr_cli.engine.saving import load_newest, restore
 from codetr_cli.engine.starting_weights import start_weights
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
@@ -44,6 +42,8 @@ from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.runs.folder import WEIGHTS, RunFolder
+from codetr_cli.runs.resume import Choice, choose_run
 from codetr_cli.runtime.disk_errors import writing
 from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.runtime.memory import with_fitted

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config import Settings, apply_overrides, to_toml
-from codetr_cli.engine.run_table import list_runs, read_run
-from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.runs.folder import Origin, RunFolder
+from codetr_cli.runs.listing import list_runs, read_run
 from tests.conftest import REPOSITORY, Ran
 
 HOLDER = """
@@ -109,7 +109,7 @@ def test_a_run_that_a_process_holds_is_running(make: Callable[..., RunFolder], c
 
 
 def test_where_a_disk_has_no_locks_the_time_tells(make: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("codetr_cli.engine.run_table.is_locked", lambda path: None)
+    monkeypatch.setattr("codetr_cli.runs.listing.is_locked", lambda path: None)
     assert read_run(make("a", train_line(1, 0)).path).state == "running"
     assert read_run(make("b", train_line(1, 0), age_s=3600).path).state == "interrupted"
     assert read_run(make("c", train_line(1, 0), end_line(1, 1)).path).state == "finished"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from codetr_cli.config import Settings, load_preset, to_toml
-from codetr_cli.engine.runs import read_state
+from codetr_cli.runs.folder import read_state
 from codetr_cli.weights.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, Ran
 

@@ -16,7 +16,7 @@ from codetr_cli.distributed import fsdp, process_group
 from codetr_cli.engine import trainer, training
 from codetr_cli.engine.plan import plan_job
 from codetr_cli.engine.report import Silence
-from codetr_cli.engine.resume import Choice
+from codetr_cli.runs.resume import Choice
 from tests.conftest import TINY_TABLE
 from tests.distributed import world_size_cases
 from tests.distributed.world_size_cases import CASES, CPU, ONE_EMPTY, SIZES, WIDE, run_case

@@ -19,9 +19,9 @@ from codetr_cli.distributed import fsdp
 from codetr_cli.distributed.fsdp import part_of, units
 from codetr_cli.distributed.sharded_state import _Reader
 from codetr_cli.engine import training
-from codetr_cli.engine.runs import RunFolder
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
+from codetr_cli.runs.folder import RunFolder
 from codetr_cli.weights.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, write_tiny_coco
 from tests.distributed import sharded_training, world_size_cases

@@ -12,7 +12,7 @@ import pytest
 
 from codetr_cli.config import parse_settings, to_toml
 from codetr_cli.data.demo import write_demo
-from codetr_cli.engine.runs import read_state
+from codetr_cli.runs.folder import read_state
 from tests.conftest import REPOSITORY, TINY_TABLE
 
 IMAGES = 11
@@ -27,7 +27,7 @@ from codetr_cli.data.coco import CocoDataset
 from codetr_cli.distributed.launcher import LaunchPlan, launch
 from codetr_cli.engine.plan import plan_job
 from codetr_cli.engine.report import Silence
-from codetr_cli.engine.resume import Choice
+from codetr_cli.runs.resume import Choice
 from codetr_cli.engine.training import run_training
 
 FOLDER = Path(sys.argv[1])

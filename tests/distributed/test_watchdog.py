@@ -13,7 +13,7 @@ from codetr_cli.config import Settings
 from codetr_cli.distributed.watchdog import SLOW_FACTOR, Pulse, Sign, Watchdog, find_frozen
 from codetr_cli.engine import supervision
 from codetr_cli.engine.report import Silence
-from codetr_cli.engine.runs import RunFolder
+from codetr_cli.runs.folder import RunFolder
 
 TIMEOUT_S = 60.0
 WELL = Sign(number=9, doing="backward", slow=False, progress=(41, 1, 2), idle_s=0.0, host="node1")

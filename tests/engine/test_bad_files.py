@@ -15,8 +15,8 @@ from codetr_cli.data.bad_files import BadFile
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import build_train_loader
 from codetr_cli.engine.bad_files import BadFiles, read_list
-from codetr_cli.engine.runs import RunFolder
 from codetr_cli.errors import DatasetError
+from codetr_cli.runs.folder import RunFolder
 from tests.conftest import Ran
 from tests.data.test_images import write_png_header
 

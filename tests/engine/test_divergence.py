@@ -23,10 +23,10 @@ from codetr_cli.config import Settings, to_toml
 from codetr_cli.data.loader import AspectGroupedSampler
 from codetr_cli.engine.divergence import SCALE_FLOOR
 from codetr_cli.engine.reproducer import read_micro_batches, replay
-from codetr_cli.engine.runs import read_state
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import CheckpointError, DivergedError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.runs.folder import read_state
 from tests.conftest import REPOSITORY, Ran
 from tests.engine.test_trainer import CPU, Scores, assert_same, begin, losses_of
 
@@ -314,7 +314,7 @@ def test_a_full_disk_does_not_hide_what_happened(
     spoil(training, 1)
     training.report.warn = lambda text: [  # the disk is full from the step on that is left out
         monkeypatch.setattr(f"codetr_cli.engine.{refused}", full),
-        monkeypatch.setattr("codetr_cli.engine.runs.append", full),
+        monkeypatch.setattr("codetr_cli.runs.folder.append", full),
     ]
     with pytest.raises(DivergedError, match=r"loss_bbox = nan.*could not be kept.*no space left"):
         train(training)

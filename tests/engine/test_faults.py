@@ -29,11 +29,11 @@ from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import build_train_loader
 from codetr_cli.distributed import sharded_state
-from codetr_cli.engine import run_table
-from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import CheckpointError, MachineError
 from codetr_cli.files import FileLock
+from codetr_cli.runs import listing
+from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runtime import disk_errors
 from tests.conftest import REPOSITORY, Ran
 from tests.engine.test_trainer import Scores, assert_same, begin, losses_of
@@ -406,7 +406,7 @@ def test_a_clock_that_jumps_changes_nothing(
     lock = FileLock(tmp_path / "lock")
     assert lock.acquire(patience_s=5)
     lock.release()
-    row = run_table.read_run(tmp_path / "run")
+    row = listing.read_run(tmp_path / "run")
     assert row.state == "finished"
     assert row.age_s is not None
     assert row.age_s >= 0  # a file from the future is new

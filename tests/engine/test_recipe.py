@@ -9,10 +9,10 @@ import pytest
 from codetr_cli.config import Settings, apply_overrides, chosen_settings, load_preset
 from codetr_cli.engine.plan import Job, plan_job
 from codetr_cli.engine.recipe import MAX_EPOCHS, fit_recipe
-from codetr_cli.engine.resume import choose_run
-from codetr_cli.engine.runs import RunFolder
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
+from codetr_cli.runs.folder import RunFolder
+from codetr_cli.runs.resume import choose_run
 
 
 def fitted(preset: str, images: int, *, weights: bool, by_hand: tuple[str, ...] = ()) -> tuple[Settings, str]:

@@ -18,10 +18,10 @@ import torch
 
 from codetr_cli.config import Settings, to_toml
 from codetr_cli.engine import saving
-from codetr_cli.engine.runs import RunFolder, read_state
 from codetr_cli.engine.saving import Saver, host_copy
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import CheckpointError, DivergedError, MachineError, StoppedError
+from codetr_cli.runs.folder import RunFolder, read_state
 from tests.conftest import Ran
 from tests.engine.test_trainer import Recorder, Scores, assert_same, begin
 

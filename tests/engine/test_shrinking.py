@@ -20,12 +20,12 @@ from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.worker_errors import error_of
-from codetr_cli.engine.run_table import read_run
 from codetr_cli.engine.shrinking import split
 from codetr_cli.engine.trainer import Training, _gradients, train
 from codetr_cli.errors import MachineError, MemoryShrunkError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
+from codetr_cli.runs.listing import read_run
 from codetr_cli.runtime.memory import MemoryRecord, is_out_of_memory, read_record
 from codetr_cli.runtime.synthetic import synthetic_batch
 from tests.conftest import REPOSITORY

@@ -21,10 +21,10 @@ from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import build_optimizer, build_schedule
 from codetr_cli.engine.plots import draw_plots
 from codetr_cli.engine.report import Silence
-from codetr_cli.engine.runs import Origin, RunFolder, read_state
 from codetr_cli.engine.saving import restore
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import StoppedError
+from codetr_cli.runs.folder import Origin, RunFolder, read_state
 from codetr_cli.runtime.signals import StopRequest
 
 CPU = torch.device("cpu")

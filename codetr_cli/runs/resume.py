@@ -12,8 +12,8 @@ from typing import Any
 
 from codetr_cli.config import Settings
 from codetr_cli.data.cache import cache_folder
-from codetr_cli.engine.runs import Origin, RunFolder
 from codetr_cli.errors import CodetrError, ConfigError
+from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runtime.memory import with_fitted
 
 # Settings that may change within a run: they change no number of a training, only how it is watched, how fast data

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from codetr_cli import files
 from codetr_cli.config import Settings, apply_overrides
-from codetr_cli.engine.resume import choose_run, differences
-from codetr_cli.engine.runs import Origin, RunFolder, read_state
-from codetr_cli.engine.sums import write_sums
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.runs.checksums import write_sums
+from codetr_cli.runs.folder import Origin, RunFolder, read_state
+from codetr_cli.runs.resume import choose_run, differences
 from codetr_cli.weights.checkpoint import load_checkpoint
 
 ORIGIN = Origin(train_annotations="/data/train.json", val_annotations="/data/val.json")

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config import Settings, load_preset, to_toml
-from codetr_cli.engine.sums import SUMS, check_sums, write_sums
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.files import FileLock, sync_folder, write_text
+from codetr_cli.runs.checksums import SUMS, check_sums, write_sums
 from codetr_cli.runtime.disk_errors import FULL, append, move, persistently, writing
 from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, replacing, save_checkpoint
 
