@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from codetr_cli.data.annotations import read_annotations
-from codetr_cli.engine.detections import DetectionTable
 from codetr_cli.engine.scoring import score_detections
+from codetr_cli.inference.detections import DetectionTable
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES, PER_IMAGE, OBJECTS = 80, 300, 7.3

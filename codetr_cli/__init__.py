@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from codetr_cli.engine.predictor import Detector as Detector
+    from codetr_cli.inference.detector import Detector as Detector
 
 __version__ = "0.1.0"
 __all__: list[str] = []
@@ -17,6 +17,6 @@ __all__: list[str] = []
 def __getattr__(name: str) -> Any:
     if name != "Detector":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from codetr_cli.engine.predictor import Detector
+    from codetr_cli.inference.detector import Detector
 
     return Detector

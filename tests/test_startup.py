@@ -44,7 +44,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_detector_is_there_for_python_users():
     from codetr_cli import Detector
-    from codetr_cli.engine.predictor import Detector as Same
+    from codetr_cli.inference.detector import Detector as Same
 
     assert Detector is Same
     with pytest.raises(AttributeError, match="no attribute 'Predictor'"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from codetr_cli.engine.benchmark import Plan, Run
-    from codetr_cli.engine.loading import LoadedModel
+    from codetr_cli.inference.loading import LoadedModel
 
 
 class Network:
@@ -96,7 +96,7 @@ class Network:
         """The network; a preset's random weights are the same every time."""
         import torch
 
-        from codetr_cli.engine.loading import load_detector
+        from codetr_cli.inference.loading import load_detector
         from codetr_cli.runtime.synthetic import stir
 
         torch.manual_seed(0)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from codetr_cli.config import Settings
     from codetr_cli.data.coco import DataPaths
     from codetr_cli.data.loader import EvalLoader
-    from codetr_cli.engine.detections import DetectionTable
     from codetr_cli.engine.evaluator import EvalResult
-    from codetr_cli.engine.loading import LoadedModel
     from codetr_cli.engine.scoring import ClassScore
+    from codetr_cli.inference.detections import DetectionTable
+    from codetr_cli.inference.loading import LoadedModel
 
 DETECTIONS_NAME = "detections.json"
 EngineName = Literal["hotcoco", "pycocotools"]
@@ -107,7 +107,7 @@ def eval(
     from codetr_cli.runtime.environment import choose_device
 
     if checkpoint is not None:
-        from codetr_cli.engine.loading import find_checkpoint
+        from codetr_cli.inference.loading import find_checkpoint
 
         choose_device(device)  # a missing GPU or checkpoint is told before any data is read
         checkpoint = fetched(checkpoint)
@@ -209,9 +209,9 @@ def _evaluate(
     """Runs the network over the images and shows what came out."""
     from codetr_cli.data.annotations import read_annotations
     from codetr_cli.engine.evaluator import check_truth, evaluate, match_classes
-    from codetr_cli.engine.loading import Classes, check_image_size, load_detector
     from codetr_cli.engine.protocol import expects_masks
-    from codetr_cli.engine.tta import build_augmentation
+    from codetr_cli.inference.loading import Classes, check_image_size, load_detector
+    from codetr_cli.inference.tta import build_augmentation
     from codetr_cli.runtime.environment import choose_device
 
     chosen_device = choose_device(device)
@@ -378,11 +378,11 @@ def _score_file(
 ) -> None:
     """Scores a file of detections, by the rules of the data set that the annotations are of."""
     from codetr_cli.data.annotations import check_kind, read_annotations
-    from codetr_cli.engine.detections import load_detections
     from codetr_cli.engine.evaluator import announce_engine
     from codetr_cli.engine.matching_engines import engine_version
     from codetr_cli.engine.protocol import counting
     from codetr_cli.engine.scoring import score_detections
+    from codetr_cli.inference.detections import load_detections
 
     found = load_detections(detections)
     masks = masks and found.masks is not None

@@ -19,8 +19,8 @@ from codetr_cli.commands._weights import fetched
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from codetr_cli.engine.predictor import Detector, Prediction
-    from codetr_cli.engine.sources import SourceImage
+    from codetr_cli.inference.detector import Detector, Prediction
+    from codetr_cli.inference.inputs import SourceImage
 
 PREDICTIONS_NAME = "predictions.json"
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -60,8 +60,8 @@ def predict(
     """
     console.set_mode(json=json_output, quiet=quiet)
 
-    from codetr_cli.engine.predictor import Detector
-    from codetr_cli.engine.sources import find_images
+    from codetr_cli.inference.detector import Detector
+    from codetr_cli.inference.inputs import find_images
 
     images = find_images(sources)
     chosen = [f"test.head={head}"] if head else []
@@ -87,8 +87,8 @@ def predict(
 
 
 def _newest() -> Path:
-    from codetr_cli.engine.loading import newest_checkpoint
     from codetr_cli.errors import ConfigError
+    from codetr_cli.inference.loading import newest_checkpoint
 
     found = newest_checkpoint(Path("runs"))
     if found is None:
@@ -163,8 +163,8 @@ def _predict_one(
     draw: bool,
 ) -> None:
     """Looks at one image; a broken file is noted and the others go on."""
-    from codetr_cli.engine.predictor import to_pixels
     from codetr_cli.errors import DatasetError
+    from codetr_cli.inference.detector import to_pixels
 
     started = time.perf_counter()
     try:

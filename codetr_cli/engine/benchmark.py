@@ -16,8 +16,8 @@ from torch import nn
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import normalize
 from codetr_cli.data.transforms import ResizeShortLong, ResizeToCanvas, build_transforms
-from codetr_cli.engine.inference import TimedPostProcess, inference, resolve_precision
 from codetr_cli.engine.optim import autocast_dtype, build_optimizer, clip_gradients
+from codetr_cli.inference.pipeline import TimedPostProcess, inference, resolve_precision
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess

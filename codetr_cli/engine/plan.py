@@ -16,9 +16,9 @@ from codetr_cli.data.annotations import Annotations, check_kind, read_annotation
 from codetr_cli.data.cache import content_digest, source_of
 from codetr_cli.data.coco import DataPaths, find_data
 from codetr_cli.engine.learnable import count_learnable
-from codetr_cli.engine.loading import find_checkpoint
 from codetr_cli.engine.recipe import Recipe, fit_recipe
 from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.runs.folder import Origin
 
 

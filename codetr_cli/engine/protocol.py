@@ -8,7 +8,7 @@ from typing import Any
 
 from codetr_cli.config import Settings, load_preset, preset_names
 from codetr_cli.engine.scoring import COCO_CONVENTION, LVIS_CONVENTION, MASK_PREFIX
-from codetr_cli.engine.tta import Augmentation, size_text
+from codetr_cli.inference.tta import Augmentation, size_text
 from codetr_cli.models.postprocess import PostProcess
 
 PUBLISHED_IMAGES = {"coco": ("COCO val2017", 5000), "lvis": ("LVIS v1 val", 19809)}

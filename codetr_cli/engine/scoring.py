@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from codetr_cli.data.annotations import Annotations
 from codetr_cli.data.masks import OutlineError, check_polygons, decode
-from codetr_cli.engine.detections import DetectionTable
 from codetr_cli.engine.matching_engines import (
     Engine,
     Federation,
@@ -28,6 +27,7 @@ from codetr_cli.engine.matching_engines import (
     mask_areas,
 )
 from codetr_cli.errors import DatasetError
+from codetr_cli.inference.detections import DetectionTable
 
 COCO_MAX_DETS = (1, 10, 100, 300, 1000)
 LVIS_MAX_DETS = 300

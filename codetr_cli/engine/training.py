@@ -25,7 +25,6 @@ from codetr_cli.engine.autofit import check_memory
 from codetr_cli.engine.bad_files import BadFiles, open_bad_files, scan, sum_up
 from codetr_cli.engine.ema import ModelEma
 from codetr_cli.engine.evaluator import Share, check_truth, evaluate
-from codetr_cli.engine.loading import check_image_size, compile_for
 from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
@@ -37,6 +36,7 @@ from codetr_cli.engine.starting_weights import start_weights
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import StoppedError
+from codetr_cli.inference.loading import check_image_size, compile_for
 from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.models.build import build_model, build_postprocess

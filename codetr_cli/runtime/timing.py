@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from codetr_cli.engine.inference import synchronize
+from codetr_cli.inference.pipeline import synchronize
 
 try:
     import resource

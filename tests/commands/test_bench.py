@@ -9,9 +9,10 @@ import pytest
 
 from codetr_cli.commands._bench_tables import without_folders
 from codetr_cli.data.demo import write_demo
-from codetr_cli.engine import loading, machine_limits
+from codetr_cli.engine import machine_limits
+from codetr_cli.inference import loading
 from codetr_cli.ops.deform_attn import BACKENDS
-from tests.engine.detectors import write_checkpoint
+from tests.inference.fakes import write_checkpoint
 
 STAGES = ["data", "backbone", "neck", "encoder", "decoder", "heads and query selection", "post-processing"]
 

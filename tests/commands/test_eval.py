@@ -11,8 +11,8 @@ from codetr_cli.config import apply_overrides
 from codetr_cli.engine.scoring import LVIS_METRICS, METRICS
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import save_checkpoint
-from tests.engine.detectors import CLASS_NAMES, write_checkpoint, write_run
 from tests.engine.scoring_material import make_lvis
+from tests.inference.fakes import CLASS_NAMES, write_checkpoint, write_run
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from codetr_cli.config import apply_overrides
-from tests.engine.detectors import write_run
+from tests.inference.fakes import write_run
 
 
 @pytest.fixture

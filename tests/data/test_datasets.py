@@ -17,7 +17,7 @@ from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.layout import LAYOUTS, find_splits, image_name
 from codetr_cli.engine.plan import plan_job
 from codetr_cli.errors import DatasetError
-from tests.engine.detectors import write_checkpoint
+from tests.inference.fakes import write_checkpoint
 
 ADDRESS = "http://images.cocodataset.org/"
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import collate, pad
-from codetr_cli.engine import loading, trainer
+from codetr_cli.engine import trainer
+from codetr_cli.inference import loading
 from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.draws import Draws

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from codetr_cli.engine.detections import DetectionTable
+from codetr_cli.inference.detections import DetectionTable
 
 CATEGORY_IDS = [2, 5, 9, 90]
 IMAGE_IDS = [7, 5, 900, 12, 13, 14, 15, 16, 17, 18]

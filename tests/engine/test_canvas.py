@@ -14,13 +14,13 @@ from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import EvalLoader
 from codetr_cli.data.transforms import GREY
 from codetr_cli.engine.evaluator import evaluate, run_detector
-from codetr_cli.engine.loading import check_image_size
-from codetr_cli.engine.predictor import Detector
 from codetr_cli.errors import ConfigError
+from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.loading import check_image_size
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.runtime.synthetic import synthetic_batch
 from tests.conftest import Ran
-from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, Oracle, write_checkpoint
+from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, Oracle, write_checkpoint
 
 
 @pytest.fixture

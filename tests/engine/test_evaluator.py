@@ -12,14 +12,14 @@ from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.loader import EvalLoader
 from codetr_cli.data.transforms import Keep, build_transforms
-from codetr_cli.engine.detections import DetectionTable
 from codetr_cli.engine.evaluator import Share, evaluate, match_classes, merge_shares
 from codetr_cli.engine.scoring import LVIS_METRICS
-from codetr_cli.engine.tta import build_augmentation
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError
+from codetr_cli.inference.detections import DetectionTable
+from codetr_cli.inference.tta import build_augmentation
 from codetr_cli.models.build import build_model, build_postprocess
-from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, Blind, Masked, Oracle
 from tests.engine.scoring_material import make_lvis
+from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, Blind, Masked, Oracle
 
 CPU = torch.device("cpu")
 

@@ -13,10 +13,10 @@ from pycocotools.cocoeval import COCOeval
 
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.engine import scoring
-from codetr_cli.engine.detections import DetectionTable
 from codetr_cli.engine.matching_engines import Engine, Question, Tables, compute_tables
 from codetr_cli.engine.scoring import LVIS_METRICS, METRICS, score_detections
 from codetr_cli.errors import DatasetError
+from codetr_cli.inference.detections import DetectionTable
 from tests.engine.lvis_reference import lvis_metrics
 from tests.engine.scoring_material import write_material
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from codetr_cli.config import apply_overrides
-from codetr_cli.engine.loading import compile_for
 from codetr_cli.errors import MachineError
+from codetr_cli.inference.loading import compile_for
 from codetr_cli.models import compiled
 from codetr_cli.models.build import build_model
 from codetr_cli.models.compiled import compile_static_parts

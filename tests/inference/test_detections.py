@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from codetr_cli.engine.detections import DetectionTable, load_detections
 from codetr_cli.errors import DatasetError
+from codetr_cli.inference.detections import DetectionTable, load_detections
 from tests.engine.scoring_material import write_material
 
 
@@ -73,7 +73,7 @@ def test_records_are_xywh_with_original_ids():
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_a_written_table_is_read_as_it_was(tmp_path, monkeypatch, masks):
-    monkeypatch.setattr("codetr_cli.engine.detections.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("codetr_cli.inference.detections.ROWS_AT_ONCE", 7)
     table = write_material(tmp_path / "a.json", seed=0, masks=masks)
     path = tmp_path / "detections.json"
     path.write_text(table.to_json())

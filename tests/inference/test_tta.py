@@ -10,11 +10,11 @@ from torch import nn
 from codetr_cli.config import Settings, apply_overrides, load_preset
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.transforms import Sample, build_transforms
-from codetr_cli.engine.inference import detect, inference
-from codetr_cli.engine.tta import Augmentation, build_augmentation, flip_detections, join, merge, size_text
+from codetr_cli.inference.pipeline import detect, inference
+from codetr_cli.inference.tta import Augmentation, build_augmentation, flip_detections, join, merge, size_text
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.postprocess import Detections, PostProcess
-from tests.engine.detectors import Masked
+from tests.inference.fakes import Masked
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ import torch
 from codetr_cli.config import Settings, TestConfig
 from codetr_cli.data.batch import Batch, Target, collate
 from codetr_cli.data.transforms import AnyTransform, Flip, FlipChoices, Sample, build_transforms
-from codetr_cli.engine.inference import detect
+from codetr_cli.inference.pipeline import detect
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.ops.nms import batched_soft_nms

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codetr_cli.engine import drawing
-from codetr_cli.engine.drawing import class_colour, draw_detections, font_size, line_width
-from codetr_cli.engine.masks import encode_crop
+from codetr_cli.inference import drawing
+from codetr_cli.inference.drawing import class_colour, draw_detections, font_size, line_width
+from codetr_cli.inference.rle import encode_crop
 
 
 def draw(image, boxes, labels=None, names=None, scores=None):

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_cli.engine.sources import find_images
 from codetr_cli.errors import DatasetError
+from codetr_cli.inference.inputs import find_images
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from codetr_cli.config import load_preset
-from codetr_cli.engine.loading import Classes, find_checkpoint, load_detector, newest_checkpoint
 from codetr_cli.errors import CheckpointError, ConfigError
+from codetr_cli.inference.loading import Classes, find_checkpoint, load_detector, newest_checkpoint
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
 from codetr_cli.weights.sources import published_weights
-from tests.engine.detectors import CATEGORY_IDS, CLASS_NAMES, write_checkpoint, write_run
+from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, write_checkpoint, write_run
 from tests.weights.server import serve
 
 CPU = torch.device("cpu")

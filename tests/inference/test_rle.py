@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from codetr_cli.engine.masks import decode_masks, encode_crop, encode_masks
+from codetr_cli.inference.rle import decode_masks, encode_crop, encode_masks
 from codetr_cli.models.masks import paste_masks
 from codetr_cli.models.postprocess import Detections
 

@@ -16,12 +16,12 @@ from codetr_cli.config import DataConfig
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.images import read_image
 from codetr_cli.data.transforms import AnyTransform, Keep, Sample, build_transforms
-from codetr_cli.engine.detections import DetectionTable, Rle
-from codetr_cli.engine.drawing import draw_detections
-from codetr_cli.engine.inference import detect, inference
-from codetr_cli.engine.loading import LoadedModel, load_detector
-from codetr_cli.engine.masks import decode_masks, encode_masks
-from codetr_cli.engine.tta import build_augmentation
+from codetr_cli.inference.detections import DetectionTable, Rle
+from codetr_cli.inference.drawing import draw_detections
+from codetr_cli.inference.loading import LoadedModel, load_detector
+from codetr_cli.inference.pipeline import detect, inference
+from codetr_cli.inference.rle import decode_masks, encode_masks
+from codetr_cli.inference.tta import build_augmentation
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.runtime.environment import choose_device
 
