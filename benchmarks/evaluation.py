@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from codetr_cli.data.annotations import read_annotations
-from codetr_cli.engine.scoring import score_detections
+from codetr_cli.evaluation.scoring import score_detections
 from codetr_cli.inference.detections import DetectionTable
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from codetr_cli.config import Settings
     from codetr_cli.data.coco import DataPaths
     from codetr_cli.data.loader import EvalLoader
-    from codetr_cli.engine.evaluator import EvalResult
-    from codetr_cli.engine.scoring import ClassScore
+    from codetr_cli.evaluation.evaluator import EvalResult
+    from codetr_cli.evaluation.scoring import ClassScore
     from codetr_cli.inference.detections import DetectionTable
     from codetr_cli.inference.loading import LoadedModel
 
@@ -208,8 +208,8 @@ def _evaluate(
 ) -> None:
     """Runs the network over the images and shows what came out."""
     from codetr_cli.data.annotations import read_annotations
-    from codetr_cli.engine.evaluator import check_truth, evaluate, match_classes
-    from codetr_cli.engine.protocol import expects_masks
+    from codetr_cli.evaluation.evaluator import check_truth, evaluate, match_classes
+    from codetr_cli.evaluation.protocol import expects_masks
     from codetr_cli.inference.loading import Classes, check_image_size, load_detector
     from codetr_cli.inference.tta import build_augmentation
     from codetr_cli.runtime.environment import choose_device
@@ -284,7 +284,7 @@ def _report(
     shown: _Shown,
 ) -> None:
     """Writes and shows an evaluation."""
-    from codetr_cli.engine.protocol import find_published
+    from codetr_cli.evaluation.protocol import find_published
 
     protocol = result.protocol
     assert protocol is not None
@@ -378,10 +378,10 @@ def _score_file(
 ) -> None:
     """Scores a file of detections, by the rules of the data set that the annotations are of."""
     from codetr_cli.data.annotations import check_kind, read_annotations
-    from codetr_cli.engine.evaluator import announce_engine
-    from codetr_cli.engine.matching_engines import engine_version
-    from codetr_cli.engine.protocol import counting
-    from codetr_cli.engine.scoring import score_detections
+    from codetr_cli.evaluation.backends import engine_version
+    from codetr_cli.evaluation.evaluator import announce_engine
+    from codetr_cli.evaluation.protocol import counting
+    from codetr_cli.evaluation.scoring import score_detections
     from codetr_cli.inference.detections import load_detections
 
     found = load_detections(detections)

@@ -24,18 +24,18 @@ from codetr_cli.distributed.watchdog import Pulse
 from codetr_cli.engine.autofit import check_memory
 from codetr_cli.engine.bad_files import BadFiles, open_bad_files, scan, sum_up
 from codetr_cli.engine.ema import ModelEma
-from codetr_cli.engine.evaluator import Share, check_truth, evaluate
 from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
 from codetr_cli.engine.meter import Meter
 from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
 from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
-from codetr_cli.engine.protocol import expects_masks
 from codetr_cli.engine.report import Report, Silence
 from codetr_cli.engine.saving import load_newest, restore
 from codetr_cli.engine.starting_weights import start_weights
 from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
 from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import StoppedError
+from codetr_cli.evaluation.evaluator import Share, check_truth, evaluate
+from codetr_cli.evaluation.protocol import expects_masks
 from codetr_cli.inference.loading import check_image_size, compile_for
 from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses

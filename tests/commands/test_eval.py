@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from codetr_cli.config import apply_overrides
-from codetr_cli.engine.scoring import LVIS_METRICS, METRICS
+from codetr_cli.evaluation.scoring import LVIS_METRICS, METRICS
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import save_checkpoint
-from tests.engine.scoring_material import make_lvis
+from tests.evaluation.annotation_samples import make_lvis
 from tests.inference.fakes import CLASS_NAMES, write_checkpoint, write_run
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from codetr_cli.errors import DatasetError
 from codetr_cli.inference.detections import DetectionTable, load_detections
-from tests.engine.scoring_material import write_material
+from tests.evaluation.annotation_samples import write_material
 
 
 @pytest.mark.parametrize(

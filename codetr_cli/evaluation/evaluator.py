@@ -16,10 +16,10 @@ from codetr_cli.data.annotations import Annotations, check_kind, read_annotation
 from codetr_cli.data.bad_files import MET, BadFile, check_share
 from codetr_cli.data.batch import Batch, Target
 from codetr_cli.data.cache import source_of
-from codetr_cli.engine.matching_engines import Engine, choose_engine, engine_version
-from codetr_cli.engine.protocol import Protocol, counting, describe_protocol, expects_masks
-from codetr_cli.engine.scoring import ClassScore, check_outlines, score_detections
 from codetr_cli.errors import CheckpointError
+from codetr_cli.evaluation.backends import Engine, choose_engine, engine_version
+from codetr_cli.evaluation.protocol import Protocol, counting, describe_protocol, expects_masks
+from codetr_cli.evaluation.scoring import ClassScore, check_outlines, score_detections
 from codetr_cli.inference.detections import DetectionTable
 from codetr_cli.inference.pipeline import TimedPostProcess, detect, inference, resolve_precision
 from codetr_cli.inference.rle import encode_masks

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 
 from codetr_cli.config import Settings, apply_overrides, load_preset
-from codetr_cli.engine.protocol import Protocol, Published, counting, describe_protocol, expects_masks, find_published
+from codetr_cli.evaluation.protocol import (
+    Protocol,
+    Published,
+    counting,
+    describe_protocol,
+    expects_masks,
+    find_published,
+)
 from codetr_cli.inference.tta import build_augmentation
 from codetr_cli.models.build import build_postprocess
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from codetr_cli.config import Settings, load_preset, preset_names
-from codetr_cli.engine.scoring import COCO_CONVENTION, LVIS_CONVENTION, MASK_PREFIX
+from codetr_cli.evaluation.scoring import COCO_CONVENTION, LVIS_CONVENTION, MASK_PREFIX
 from codetr_cli.inference.tta import Augmentation, size_text
 from codetr_cli.models.postprocess import PostProcess
 

@@ -12,13 +12,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from codetr_cli.data.annotations import read_annotations
-from codetr_cli.engine import scoring
-from codetr_cli.engine.matching_engines import Engine, Question, Tables, compute_tables
-from codetr_cli.engine.scoring import LVIS_METRICS, METRICS, score_detections
 from codetr_cli.errors import DatasetError
+from codetr_cli.evaluation import scoring
+from codetr_cli.evaluation.backends import Engine, Question, Tables, compute_tables
+from codetr_cli.evaluation.scoring import LVIS_METRICS, METRICS, score_detections
 from codetr_cli.inference.detections import DetectionTable
-from tests.engine.lvis_reference import lvis_metrics
-from tests.engine.scoring_material import write_material
+from tests.evaluation.annotation_samples import write_material
+from tests.evaluation.lvis_reference import lvis_metrics
 
 
 def write_annotations(path: Path, *, images: int = 6, objects: int = 40, first_id: int = 0, bare: bool = False) -> Path:

@@ -12,13 +12,13 @@ from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.loader import EvalLoader
 from codetr_cli.data.transforms import Keep, build_transforms
-from codetr_cli.engine.evaluator import Share, evaluate, match_classes, merge_shares
-from codetr_cli.engine.scoring import LVIS_METRICS
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError
+from codetr_cli.evaluation.evaluator import Share, evaluate, match_classes, merge_shares
+from codetr_cli.evaluation.scoring import LVIS_METRICS
 from codetr_cli.inference.detections import DetectionTable
 from codetr_cli.inference.tta import build_augmentation
 from codetr_cli.models.build import build_model, build_postprocess
-from tests.engine.scoring_material import make_lvis
+from tests.evaluation.annotation_samples import make_lvis
 from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, Blind, Masked, Oracle
 
 CPU = torch.device("cpu")
@@ -218,7 +218,7 @@ def test_long_scoring_is_announced(run, monkeypatch):
     notes: list[str] = []
     run(Oracle(), note=notes.append, engine="pycocotools")
     assert notes == []
-    monkeypatch.setattr("codetr_cli.engine.evaluator.MANY_DETECTIONS", 6)
+    monkeypatch.setattr("codetr_cli.evaluation.evaluator.MANY_DETECTIONS", 6)
     run(Oracle(), note=notes.append)
     assert notes == []  # hotcoco needs no patience
     run(Oracle(), note=notes.append, engine="pycocotools")

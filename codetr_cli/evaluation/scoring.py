@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from codetr_cli.data.annotations import Annotations
 from codetr_cli.data.masks import OutlineError, check_polygons, decode
-from codetr_cli.engine.matching_engines import (
+from codetr_cli.errors import DatasetError
+from codetr_cli.evaluation.backends import (
     Engine,
     Federation,
     IouType,
@@ -26,7 +27,6 @@ from codetr_cli.engine.matching_engines import (
     compute_tables,
     mask_areas,
 )
-from codetr_cli.errors import DatasetError
 from codetr_cli.inference.detections import DetectionTable
 
 COCO_MAX_DETS = (1, 10, 100, 300, 1000)

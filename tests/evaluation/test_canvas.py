@@ -13,8 +13,8 @@ from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import EvalLoader
 from codetr_cli.data.transforms import GREY
-from codetr_cli.engine.evaluator import evaluate, run_detector
 from codetr_cli.errors import ConfigError
+from codetr_cli.evaluation.evaluator import evaluate, run_detector
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.loading import check_image_size
 from codetr_cli.models.postprocess import PostProcess
