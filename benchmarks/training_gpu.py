@@ -27,11 +27,11 @@ from codetr_cli.config import Settings, load_preset
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import check_shardable, shard
 from codetr_cli.engine.benchmark import Plan, TrainingRun, measure
-from codetr_cli.engine.optim import build_optimizer
 from codetr_cli.errors import CodetrError
 from codetr_cli.inference.loading import compile_for
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.environment import choose_device, describe_place
+from codetr_cli.training.optim import build_optimizer
 
 SHARDING = {"ddp": False, "fsdp2": True}
 PARTS = ("backbone.checkpointing", "decoder_checkpointing", "aux_checkpointing")  # beside the encoder's layers

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config import Settings, apply_overrides
-from codetr_cli.engine.optim import build_optimizer, clip_gradients
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
+from codetr_cli.training.optim import build_optimizer, clip_gradients
 
 HEIGHT, WIDTH = 96, 128
 DEFORMABLE = ["model.family=co_deformable", "model.finest_stride=8", "train.loss.class_weight=2.0"]

@@ -10,7 +10,7 @@ from codetr_cli import console
 
 if TYPE_CHECKING:
     from codetr_cli.distributed.topology import Request
-    from codetr_cli.engine.plan import Job
+    from codetr_cli.training.plan import Job
 
 
 def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: bool) -> None:
@@ -27,8 +27,8 @@ def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: boo
         MachineError: SLURM refused the script.
     """
     from codetr_cli.distributed.slurm import submit, write_batch
-    from codetr_cli.engine.plan import plan_batches
-    from codetr_cli.engine.training import choose_for
+    from codetr_cli.training.plan import plan_batches
+    from codetr_cli.training.setup import choose_for
 
     gpus = 0 if request.device == "cpu" else request.gpus or 1
     nodes, processes = request.nodes or 1, gpus or request.procs or 1

@@ -81,8 +81,8 @@ def _age_text(age_s: float) -> str:
 
 
 def _replay(folder: Path, device: str, json_output: bool) -> None:
-    from codetr_cli.engine.reproducer import STEP, read_step, replay
     from codetr_cli.runtime.environment import choose_device
+    from codetr_cli.training.repro import STEP, read_step, replay
 
     kept = folder if (folder / STEP).is_file() else folder / "diverged"
     facts = read_step(kept)

@@ -28,9 +28,9 @@ from codetr_cli.commands._weights import fetched
 if TYPE_CHECKING:
     import torch
 
-    from codetr_cli.engine.plan import Job
-    from codetr_cli.engine.training import Outcome
     from codetr_cli.runs.resume import Choice
+    from codetr_cli.training.plan import Job
+    from codetr_cli.training.setup import Outcome
 
 
 LINE_SECONDS = 20.0  # between two lines of losses on a terminal
@@ -110,8 +110,8 @@ def train(
     from codetr_cli.distributed.launcher import launch
     from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.distributed.topology import Request, place
-    from codetr_cli.engine.plan import plan_job
-    from codetr_cli.engine.training import check_settings, choose_for
+    from codetr_cli.training.plan import plan_job
+    from codetr_cli.training.setup import check_settings, choose_for
 
     settings, chosen_by_hand = load_preset(preset, overrides), chosen_settings(preset, overrides)
     plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=fresh, chosen=chosen_by_hand)
@@ -150,7 +150,7 @@ def train(
 
 def _work(job: Job, device: torch.device, choice: Choice | None, json_output: bool, quiet: bool) -> Outcome:
     """Trains in this process, alone or as one of several, and draws its progress."""
-    from codetr_cli.engine.training import run_training
+    from codetr_cli.training.setup import run_training
 
     console.set_mode(json=json_output, quiet=quiet)
     with console.forgiving(), _Display() as display:
@@ -240,7 +240,7 @@ def _fields(line: Mapping[str, Any], left: int) -> dict[str, str]:
 
 def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | None, json_output: bool) -> None:
     from codetr_cli.config import to_toml
-    from codetr_cli.engine.training import preview
+    from codetr_cli.training.setup import preview
 
     plan = preview(job, device=device, world_size=processes)
     where = choice.note if choice else "the run folder is chosen when training starts"

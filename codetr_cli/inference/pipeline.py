@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from codetr_cli.data.batch import Batch, normalize
-from codetr_cli.engine.optim import autocast_dtype
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.training.optim import autocast_dtype
 
 
 def resolve_precision(precision: str) -> str:

@@ -131,7 +131,7 @@ def test_random_weights_warn_once_where_a_pretrained_backbone_is_missing(train, 
     ran, _ = train(*frozen)
     assert ran.err.count("from random weights") == 1
     assert "--set train.backbone_weights=FILE" in ran.err
-    monkeypatch.setattr("codetr_cli.engine.starting_weights.pretrained_name", lambda settings: "resnet50")
+    monkeypatch.setattr("codetr_cli.training.initial_weights.pretrained_name", lambda settings: "resnet50")
     ran, _ = train(*frozen)
     assert "run `codetr download resnet50` first" in ran.err
     file = sources.BACKBONES["resnet50"].file

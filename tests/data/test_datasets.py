@@ -15,8 +15,8 @@ from codetr_cli.data.annotations import check_kind, read_annotations
 from codetr_cli.data.check import check_dataset
 from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.layout import LAYOUTS, find_splits, image_name
-from codetr_cli.engine.plan import plan_job
 from codetr_cli.errors import DatasetError
+from codetr_cli.training.plan import plan_job
 from tests.inference.fakes import write_checkpoint
 
 ADDRESS = "http://images.cocodataset.org/"

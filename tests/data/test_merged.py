@@ -13,8 +13,8 @@ from codetr_cli.data.annotations import Annotations, read_annotations
 from codetr_cli.data.cache import source_of
 from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.merged import common_folder
-from codetr_cli.engine.plan import plan_job
 from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.training.plan import plan_job
 from tests.data.test_voc import write_voc, xml
 
 

@@ -15,8 +15,8 @@ from codetr_cli.data.cache import cache_folder, source_of
 from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.converted import find_converted
 from codetr_cli.data.records import choose_splits
-from codetr_cli.engine.plan import plan_job
 from codetr_cli.errors import DatasetError, MachineError
+from codetr_cli.training.plan import plan_job
 
 Thing = tuple[str, int, int, int, int]
 

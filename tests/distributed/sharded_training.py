@@ -13,10 +13,10 @@ from torch import Tensor
 
 from codetr_cli.config import apply_overrides, parse_settings
 from codetr_cli.distributed import fsdp, process_group
-from codetr_cli.engine import trainer, training
-from codetr_cli.engine.plan import plan_job
-from codetr_cli.engine.report import Silence
 from codetr_cli.runs.resume import Choice
+from codetr_cli.training import loop, setup
+from codetr_cli.training.plan import plan_job
+from codetr_cli.training.reporter import Silence
 from tests.conftest import TINY_TABLE
 from tests.distributed import world_size_cases
 from tests.distributed.world_size_cases import CASES, CPU, ONE_EMPTY, SIZES, WIDE, run_case
@@ -62,8 +62,8 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
     job = plan_job(settings, data=str(folder / "coco"), run=folder / name, evaluate=evaluate)
     last: dict[str, Any] = {}
 
-    def train(started: trainer.Training) -> None:
-        trainer.train(started)
+    def train(started: loop.Training) -> None:
+        loop.train(started)
         last["weights"] = dict(fsdp.whole_weights(started.model))
         last["moments"] = {
             f"{name}.{key}": value
@@ -73,13 +73,13 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
         last.update(as_whole(last))
 
     with mock.patch.object(training, "train", train):
-        training.run_training(job, device=CPU, choice=Choice(folder / name, resume, ""), report=Silence())
+        setup.run_training(job, device=CPU, choice=Choice(folder / name, resume, ""), report=Silence())
     return last
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trainer.draw_plots = lambda lines, folder: []
+    loop.draw_plots = lambda lines, folder: []
     out = Path(sys.argv[1])
     CASES.update(MINE)
     world_size_cases.distributed.wrap_ddp = fsdp.shard

@@ -25,10 +25,10 @@ import torch
 from codetr_cli.config import load_preset
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.distributed.launcher import LaunchPlan, launch
-from codetr_cli.engine.plan import plan_job
-from codetr_cli.engine.report import Silence
+from codetr_cli.training.plan import plan_job
+from codetr_cli.training.reporter import Silence
 from codetr_cli.runs.resume import Choice
-from codetr_cli.engine.training import run_training
+from codetr_cli.training.setup import run_training
 
 FOLDER = Path(sys.argv[1])
 

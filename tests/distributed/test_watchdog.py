@@ -11,9 +11,9 @@ import pytest
 
 from codetr_cli.config import Settings
 from codetr_cli.distributed.watchdog import SLOW_FACTOR, Pulse, Sign, Watchdog, find_frozen
-from codetr_cli.engine import supervision
-from codetr_cli.engine.report import Silence
 from codetr_cli.runs.folder import RunFolder
+from codetr_cli.training import liveness
+from codetr_cli.training.reporter import Silence
 
 TIMEOUT_S = 60.0
 WELL = Sign(number=9, doing="backward", slow=False, progress=(41, 1, 2), idle_s=0.0, host="node1")
@@ -145,7 +145,7 @@ def test_a_store_that_is_gone_ends_the_watch_without_an_alarm():
 def test_an_alarm_needs_no_disk(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """The process ends also when the run folder, for which it may be waiting, takes no line."""
     ended: list[str] = []
-    monkeypatch.setattr(supervision, "end_process", lambda error, tell: ended.append(str(error)))
-    watch = supervision.watchdog(Board(), Pulse(), tiny_settings, RunFolder(tmp_path / "gone"), Silence())
+    monkeypatch.setattr(liveness, "end_process", lambda error, tell: ended.append(str(error)))
+    watch = liveness.watchdog(Board(), Pulse(), tiny_settings, RunFolder(tmp_path / "gone"), Silence())
     watch.alarm("process 1 stopped answering")
     assert ended == ["process 1 stopped answering"]

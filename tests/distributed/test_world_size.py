@@ -17,7 +17,6 @@ from torch import Tensor
 
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import collate, pad
-from codetr_cli.engine import trainer
 from codetr_cli.inference import loading
 from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective
@@ -25,6 +24,7 @@ from codetr_cli.losses.draws import Draws
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.compiled import compile_static_parts
+from codetr_cli.training import loop
 from tests.conftest import REPOSITORY, Ran
 from tests.distributed.world_size_cases import CASES, DEFORMABLE, SIZES, SameDraws, run_case, sample
 
@@ -36,7 +36,7 @@ Results = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Results:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "draw_plots", lambda lines, folder: [])
+        patch.setattr(loop, "draw_plots", lambda lines, folder: [])
         torch.set_num_threads(1)
         return {name: run_case(name, tmp_path_factory.mktemp("alone")) for name in CASES}
 
@@ -103,7 +103,7 @@ def assert_one(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_two_compiled_processes_that_recompute_are_one_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trainer, "draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr(loop, "draw_plots", lambda lines, folder: [])
     assert_one(in_two_processes(tmp_path, "compiled")[0]["compiled"], run_case("compiled", tmp_path))
 
 

@@ -19,17 +19,17 @@ from torch import Tensor
 from codetr_cli.config import Settings, apply_overrides, parse_settings
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.distributed import process_group
-from codetr_cli.engine import trainer
-from codetr_cli.engine.ema import ModelEma
-from codetr_cli.engine.meter import Meter
-from codetr_cli.engine.optim import build_optimizer
-from codetr_cli.engine.training import _agreement
 from codetr_cli.losses import collaborative
 from codetr_cli.losses.draws import Draws
 from codetr_cli.models.build import build_model
 from codetr_cli.models.compiled import compile_static_parts
+from codetr_cli.training import loop
+from codetr_cli.training.ema import ModelEma
+from codetr_cli.training.metrics import Meter
+from codetr_cli.training.optim import build_optimizer
+from codetr_cli.training.setup import _agreement
 from tests.conftest import TINY_TABLE
-from tests.engine.test_trainer import begin
+from tests.training.test_loop import begin
 
 CPU = torch.device("cpu")
 IMAGES = 2  # of a micro batch, in all processes together
@@ -142,17 +142,17 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
                     world_size=processes, device=CPU, rank=rank),
     )  # fmt: skip
     gradients: list[dict[str, Tensor]] = []
-    clip, draws = trainer.clip_gradients, collaborative.Draws
+    clip, draws = loop.clip_gradients, collaborative.Draws
 
     def watched(parameters: list[Tensor], limit: float) -> Tensor:
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
         return clip(parameters, limit)
 
-    trainer.clip_gradients, collaborative.Draws = watched, SameDraws
+    loop.clip_gradients, collaborative.Draws = watched, SameDraws
     try:
-        trainer.train(training)
+        loop.train(training)
     finally:
-        trainer.clip_gradients, collaborative.Draws = clip, draws
+        loop.clip_gradients, collaborative.Draws = clip, draws
     lines = [line for line in training.run.metrics() if line["kind"] == "train"]
     return {
         "losses": [line["losses"] for line in lines],
@@ -165,7 +165,7 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trainer.draw_plots = lambda lines, folder: []
+    loop.draw_plots = lambda lines, folder: []
     out, *names = sys.argv[1:]
     with process_group.process_group(CPU):
         found = {name: run_case(name, Path(out)) for name in names}

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from codetr_cli.config import Settings, TrainConfig, load_preset, preset_names
-from codetr_cli.engine.ema import ModelEma, step_momentum
-from codetr_cli.engine.optim import base_learning_rate, build_optimizer, build_schedule, set_learning_rate
 from codetr_cli.models.build import build_model
+from codetr_cli.training.ema import ModelEma, step_momentum
+from codetr_cli.training.optim import base_learning_rate, build_optimizer, build_schedule, set_learning_rate
 from codetr_cli.weights.names import Naming, to_published
 from tests.golden import synth
 from tests.golden.case import UnsupportedCaseError

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.engine.optim import build_optimizer
 from codetr_cli.losses.aux_heads import AtssStep, RoiStep, RpnStep
 from codetr_cli.losses.collaborative import PositivePass, Step
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.training.optim import build_optimizer
 from tests.golden import synth
 from tests.golden.case import GRADIENT_TOLERANCE, TOLERANCE, Case, Report
 from tests.golden.mask_stages import train_mask_values

@@ -21,7 +21,7 @@ from codetr_cli.errors import MachineError, MemoryShrunkError
 from codetr_cli.runtime.memory import free_unused, read_record, set_checkpointing, with_all_checkpointing, write_record
 
 if TYPE_CHECKING:
-    from codetr_cli.engine.trainer import Training
+    from codetr_cli.training.loop import Training
 
 
 def split(batch: Batch, parts: int, *, keep_padding: bool = False) -> list[Batch]:

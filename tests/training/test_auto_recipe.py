@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.config import Settings, apply_overrides, chosen_settings, load_preset
-from codetr_cli.engine.plan import Job, plan_job
-from codetr_cli.engine.recipe import MAX_EPOCHS, fit_recipe
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runs.resume import choose_run
+from codetr_cli.training.auto_recipe import MAX_EPOCHS, fit_recipe
+from codetr_cli.training.plan import Job, plan_job
 
 
 def fitted(preset: str, images: int, *, weights: bool, by_hand: tuple[str, ...] = ()) -> tuple[Settings, str]:
@@ -90,7 +90,7 @@ def test_the_length_of_max_steps_stays():
 def test_a_frozen_backbone_leaves_the_optimizer_the_rest(preset: str):
     import torch
 
-    from codetr_cli.engine.optim import build_optimizer
+    from codetr_cli.training.optim import build_optimizer
 
     settings = load_preset(preset, ["train.freeze_backbone=true"])
     with torch.device("meta"):

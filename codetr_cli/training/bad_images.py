@@ -15,10 +15,10 @@ from codetr_cli.data.bad_files import BadFile, check_share, find_bad_files, list
 from codetr_cli.data.cache import source_of
 from codetr_cli.data.places import Split, find_data
 from codetr_cli.distributed import process_group
-from codetr_cli.engine.report import Report
 from codetr_cli.files import write_text
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runtime.disk_errors import writing
+from codetr_cli.training.reporter import Report
 
 NAME = "bad_files.txt"
 HEAD = "# Image files that cannot be read. Columns: split, what became of it, file, why.\n"

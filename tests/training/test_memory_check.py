@@ -16,13 +16,13 @@ import torch
 from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.transforms import build_transforms
-from codetr_cli.engine import preflight
-from codetr_cli.engine.preflight import Need, WorstBatch, estimate_growth, measure, worst_batch
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.runtime.memory import capacity, main_memory_left, set_checkpointing
 from codetr_cli.runtime.rng import random_states
+from codetr_cli.training import memory_check
+from codetr_cli.training.memory_check import Need, WorstBatch, estimate_growth, measure, worst_batch
 from tests.commands.test_train import assert_same_weights, losses
 from tests.conftest import Ran
 
@@ -165,7 +165,7 @@ def test_more_images_need_more_and_recomputation_less(tiny_settings: Settings):
     objective = CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
 
     def growth(count: int) -> int:
-        return preflight._growth(objective, settings, WorstBatch((192, 256), count, 5), CPU)
+        return memory_check._growth(objective, settings, WorstBatch((192, 256), count, 5), CPU)
 
     growth(1)  # loads libraries
     one, two = growth(1), growth(2)
@@ -177,15 +177,15 @@ def test_more_images_need_more_and_recomputation_less(tiny_settings: Settings):
 def test_the_average_and_the_optimizer_are_counted(tiny_settings: Settings):
     model = build_model(tiny_settings.model)
     weights = sum(value.nbytes for value in model.state_dict().values())
-    plain = preflight._coming(model, tiny_settings, CPU)
-    averaged = preflight._coming(model, apply_overrides(tiny_settings, ["train.ema_momentum=1e-4"]), CPU)
+    plain = memory_check._coming(model, tiny_settings, CPU)
+    averaged = memory_check._coming(model, apply_overrides(tiny_settings, ["train.ema_momentum=1e-4"]), CPU)
     assert plain >= 3 * weights  # two states for each weight, and the copy that is written
     assert averaged - plain == 2 * weights
 
 
 def test_sharding_leaves_a_part_to_each_process(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(preflight, "_growth", lambda *arguments: 0)
-    monkeypatch.setattr(preflight, "memory_in_use", lambda device: 0)
+    monkeypatch.setattr(memory_check, "_growth", lambda *arguments: 0)
+    monkeypatch.setattr(memory_check, "memory_in_use", lambda device: 0)
     model = build_model(tiny_settings.model)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     sharded = apply_overrides(tiny_settings, ["train.shard=true"])
@@ -231,7 +231,7 @@ def test_what_might_not_fit_is_estimated_from_smaller_images():
 
 
 def test_what_would_take_long_is_estimated(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(preflight, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(memory_check, "PATIENCE_S", -1.0)
     growth = Growth(1000)
     assert estimate_growth(growth, 100_000) == (1000, False)
     assert 1 not in growth.tried
@@ -260,14 +260,16 @@ def test_on_a_gpu_what_a_pass_takes_counts_once(tiny_settings: Settings, monkeyp
         yield
         reserved[0] = held
 
-    monkeypatch.setattr(preflight, "_growth", growth)
-    monkeypatch.setattr(preflight, "_as_before", as_before)
-    monkeypatch.setattr(preflight, "capacity", lambda *arguments: room)
-    monkeypatch.setattr(preflight, "memory_in_use", lambda device: held)
+    monkeypatch.setattr(memory_check, "_growth", growth)
+    monkeypatch.setattr(memory_check, "_as_before", as_before)
+    monkeypatch.setattr(memory_check, "capacity", lambda *arguments: room)
+    monkeypatch.setattr(memory_check, "memory_in_use", lambda device: held)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved[0])
     model, gpu = build_model(tiny_settings.model), torch.device("cuda", 0)
     need = measure(model, tiny_settings, WorstBatch((96, 128), 2, 5), gpu)
-    assert need == Need(held + grows + preflight._coming(model, tiny_settings, gpu), room, preflight.MARGIN["cuda"])
+    assert need == Need(
+        held + grows + memory_check._coming(model, tiny_settings, gpu), room, memory_check.MARGIN["cuda"]
+    )
 
 
 def test_how_a_need_is_told():

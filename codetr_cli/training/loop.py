@@ -23,23 +23,23 @@ from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import gathered, is_sharded
 from codetr_cli.distributed.sharded_state import PartWriters
 from codetr_cli.distributed.watchdog import Pulse
-from codetr_cli.engine.divergence import BadNumbers, Seen, has_finite_outputs, is_bad_step, on_images
-from codetr_cli.engine.ema import ModelEma
-from codetr_cli.engine.loggers import Loggers
-from codetr_cli.engine.meter import Meter, WaitWatch
-from codetr_cli.engine.optim import Schedule, clip_gradients, set_learning_rate
-from codetr_cli.engine.plots import draw_plots
-from codetr_cli.engine.position import Position, count_evaluation, other_order_from
-from codetr_cli.engine.recovery import leave_out_step, recover
-from codetr_cli.engine.report import Report
-from codetr_cli.engine.reproducer import Taken
-from codetr_cli.engine.saving import Saver, restore, save, wait_until_saved
-from codetr_cli.engine.shrinking import adopt, shrink, split
 from codetr_cli.errors import DivergedError, StoppedError
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runtime.memory import is_out_of_memory
 from codetr_cli.runtime.rng import random_states, restore_random_states, untouched_randomness
 from codetr_cli.runtime.signals import NAMES, StopRequest
+from codetr_cli.training.checkpointing import Saver, restore, save, wait_until_saved
+from codetr_cli.training.ema import ModelEma
+from codetr_cli.training.loggers import Loggers
+from codetr_cli.training.metrics import Meter, WaitWatch
+from codetr_cli.training.nonfinite import BadNumbers, Seen, has_finite_outputs, is_bad_step, on_images
+from codetr_cli.training.oom import adopt, shrink, split
+from codetr_cli.training.optim import Schedule, clip_gradients, set_learning_rate
+from codetr_cli.training.plots import draw_plots
+from codetr_cli.training.progress import Position, count_evaluation, other_order_from
+from codetr_cli.training.reporter import Report
+from codetr_cli.training.repro import Taken
+from codetr_cli.training.rollback import leave_out_step, recover
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch, unless the settings count steps
 PLOT_SECONDS = 60.0  # between plots drawn within an epoch, and longer where drawing takes more than 1 / PLOT_SHARE

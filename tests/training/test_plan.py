@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_cli.engine.plan import BatchPlan, plan_batches, steps_per_epoch
 from codetr_cli.errors import ConfigError
+from codetr_cli.training.plan import BatchPlan, plan_batches, steps_per_epoch
 
 
 @pytest.mark.parametrize(

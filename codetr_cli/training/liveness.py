@@ -11,9 +11,9 @@ from codetr_cli.config import Settings
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.watchdog import SLOW_FACTOR, Board, Pulse, Watchdog
 from codetr_cli.distributed.worker_errors import end_process
-from codetr_cli.engine.report import Report
 from codetr_cli.errors import MachineError
 from codetr_cli.runs.folder import RunFolder
+from codetr_cli.training.reporter import Report
 
 SAME_DISK_PATIENCE_S = 60.0  # network file systems show new files late
 

@@ -20,17 +20,17 @@ from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.worker_errors import error_of
-from codetr_cli.engine.shrinking import split
-from codetr_cli.engine.trainer import Training, _gradients, train
 from codetr_cli.errors import MachineError, MemoryShrunkError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.listing import read_run
 from codetr_cli.runtime.memory import MemoryRecord, is_out_of_memory, read_record
 from codetr_cli.runtime.synthetic import synthetic_batch
+from codetr_cli.training.loop import Training, _gradients, train
+from codetr_cli.training.oom import split
 from tests.conftest import REPOSITORY
 from tests.distributed.test_launcher import lines_of, note
-from tests.engine.test_trainer import MICRO_BATCHES, StandInLoader, begin, losses_of, state_of
+from tests.training.test_loop import MICRO_BATCHES, StandInLoader, begin, losses_of, state_of
 
 GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: ...")
@@ -38,7 +38,7 @@ CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAl
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
 
 
 class Loader(StandInLoader):

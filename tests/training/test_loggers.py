@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from codetr_cli.config import Settings, apply_overrides, to_toml
-from codetr_cli.engine.loggers import Loggers, Record, check_loggers, numbers, open_loggers
 from codetr_cli.errors import ConfigError, DivergedError, StoppedError
+from codetr_cli.training.loggers import Loggers, Record, check_loggers, numbers, open_loggers
 from tests.conftest import Ran
 
 TRAIN = {
@@ -277,7 +277,7 @@ class Stuck:
 
 
 def test_a_service_that_does_not_answer_costs_no_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("codetr_cli.engine.loggers.LINES_WAITING", 5)
+    monkeypatch.setattr("codetr_cli.training.loggers.LINES_WAITING", 5)
     service, told = Stuck(), Told()
     loggers = Loggers({"wandb": lambda: service}, told.warnings.append)
     started = time.monotonic()

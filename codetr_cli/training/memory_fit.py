@@ -16,10 +16,6 @@ import torch
 
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.distributed import process_group
-from codetr_cli.engine.optim import autocast_dtype
-from codetr_cli.engine.plan import plan_batches
-from codetr_cli.engine.preflight import Need, Sizes, WorstBatch, measure, worst_batch
-from codetr_cli.engine.report import Report
 from codetr_cli.errors import MachineError
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.runs.folder import Origin, RunFolder
@@ -30,6 +26,10 @@ from codetr_cli.runtime.memory import (
     set_checkpointing,
     write_record,
 )
+from codetr_cli.training.memory_check import Need, Sizes, WorstBatch, measure, worst_batch
+from codetr_cli.training.optim import autocast_dtype
+from codetr_cli.training.plan import plan_batches
+from codetr_cli.training.reporter import Report
 
 SWITCH_OFF = "`--set train.preflight=false` leaves this check out"
 

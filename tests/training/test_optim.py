@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from codetr_cli.config import TrainConfig
-from codetr_cli.engine.ema import ModelEma, step_momentum
-from codetr_cli.engine.optim import (
+from codetr_cli.errors import ConfigError
+from codetr_cli.training.ema import ModelEma, step_momentum
+from codetr_cli.training.optim import (
     Schedule,
     autocast_dtype,
     base_learning_rate,
@@ -20,7 +21,6 @@ from codetr_cli.engine.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from codetr_cli.errors import ConfigError
 from tests.golden.case import Report
 from tests.golden.optimizer_case import run_optimizer
 from tests.golden.test_cases import failing_lines

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
 from codetr_cli.distributed.sharded_state import host_parts, optimizer_frame, read_parts
-from codetr_cli.engine.optim import build_schedule
-from codetr_cli.engine.plan import steps_per_epoch
-from codetr_cli.engine.position import Position, count_evaluation, other_order_from
-from codetr_cli.engine.report import Report
 from codetr_cli.errors import CheckpointError, MachineError
 from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
+from codetr_cli.training.optim import build_schedule
+from codetr_cli.training.plan import steps_per_epoch
+from codetr_cli.training.progress import Position, count_evaluation, other_order_from
+from codetr_cli.training.reporter import Report
 
 if TYPE_CHECKING:
-    from codetr_cli.engine.trainer import Training
+    from codetr_cli.training.loop import Training
 
 LONG_WAIT_S = 1.0  # for an earlier checkpoint; longer waits are worth a line in events.log
 

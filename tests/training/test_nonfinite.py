@@ -21,20 +21,20 @@ from torch import Tensor
 
 from codetr_cli.config import Settings, to_toml
 from codetr_cli.data.loader import AspectGroupedSampler
-from codetr_cli.engine.divergence import SCALE_FLOOR
-from codetr_cli.engine.reproducer import read_micro_batches, replay
-from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import CheckpointError, DivergedError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.runs.folder import read_state
+from codetr_cli.training.loop import Training, train
+from codetr_cli.training.nonfinite import SCALE_FLOOR
+from codetr_cli.training.repro import read_micro_batches, replay
 from tests.conftest import REPOSITORY, Ran
-from tests.engine.test_trainer import CPU, Scores, assert_same, begin, losses_of
+from tests.training.test_loop import CPU, Scores, assert_same, begin, losses_of
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, and no waiting for the disk: that takes longer than these trainings."""
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import pytest
 
-from codetr_cli.engine.plots import draw_plots
+from codetr_cli.training.plots import draw_plots
 
 
 def line(step: int, loss: float = 3.0, **groups: float) -> dict[str, Any]:

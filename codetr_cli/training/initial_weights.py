@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from codetr_cli.config import ResNetConfig, Settings
-from codetr_cli.engine.plan import Job
-from codetr_cli.engine.report import Report
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.training.plan import Job
+from codetr_cli.training.reporter import Report
 from codetr_cli.weights.carry import load_into
 from codetr_cli.weights.classes import same_numbered_classes
 from codetr_cli.weights.door import open_weights

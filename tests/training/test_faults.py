@@ -29,14 +29,14 @@ from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loader import build_train_loader
 from codetr_cli.distributed import sharded_state
-from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import CheckpointError, MachineError
 from codetr_cli.files import FileLock
 from codetr_cli.runs import listing
 from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runtime import disk_errors
+from codetr_cli.training.loop import Training, train
 from tests.conftest import REPOSITORY, Ran
-from tests.engine.test_trainer import Scores, assert_same, begin, losses_of
+from tests.training.test_loop import Scores, assert_same, begin, losses_of
 
 OVERRIDES = ("train.epochs=2", "train.checkpoint_every=2", "train.ema_momentum=1e-3")
 SCORES = (0.1, 0.2)
@@ -46,7 +46,7 @@ STEPS = 10
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, and no pauses before something is tried again."""
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
     monkeypatch.setattr(disk_errors, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
@@ -267,7 +267,7 @@ def test_plots_that_cannot_be_drawn_stop_nothing(
     def full(lines: object, folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", full)
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", full)
     training = begun(tmp_path / "run", tiny_settings)
     train(training)
     assert_same(training, straight)
@@ -505,7 +505,7 @@ time.sleep(60)
 def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(
     codetr: Callable[..., Ran], train_words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("codetr_cli.engine.training.LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("codetr_cli.training.setup.LOCK_PATIENCE_S", 0.1)
     assert codetr(*train_words).code == 0
     longer = [*train_words, "--set", "train.max_steps=4"]
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import whole_weights
-from codetr_cli.engine.divergence import Seen, find_bad_numbers
-from codetr_cli.engine.reproducer import save_reproducer
-from codetr_cli.engine.saving import load_newest, wait_until_saved
 from codetr_cli.errors import DivergedError, MachineError
 from codetr_cli.runs.folder import STATE, Saved, read_state
 from codetr_cli.runtime.disk_errors import writing
+from codetr_cli.training.checkpointing import load_newest, wait_until_saved
+from codetr_cli.training.nonfinite import Seen, find_bad_numbers
+from codetr_cli.training.repro import save_reproducer
 
 if TYPE_CHECKING:
-    from codetr_cli.engine.trainer import Training
+    from codetr_cli.training.loop import Training
 
 
 def leave_out_step(training: Training, seen: Seen) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from codetr_cli.data.annotations import read_annotations
-from codetr_cli.engine.learnable import count_learnable
 from codetr_cli.errors import DatasetError
+from codetr_cli.training.trainable_objects import count_learnable
 
 BOX = [4.0, 4.0, 10.0, 10.0]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config import parse_settings
-from codetr_cli.engine.meter import Meter, WaitWatch
+from codetr_cli.training.metrics import Meter, WaitWatch
 
 CPU = torch.device("cpu")
 
@@ -96,7 +96,7 @@ def test_the_share_is_that_of_the_time_between_steps(
     monkeypatch: pytest.MonkeyPatch, images_s: float, step_s: float, share: float
 ):
     clock = Clock()
-    monkeypatch.setattr("codetr_cli.engine.meter.time", clock)
+    monkeypatch.setattr("codetr_cli.training.metrics.time", clock)
     ours = meter()
     ours.restart()
     for _ in range(10):

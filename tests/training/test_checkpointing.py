@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from codetr_cli.config import Settings, to_toml
-from codetr_cli.engine import saving
-from codetr_cli.engine.saving import Saver, host_copy
-from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import CheckpointError, DivergedError, MachineError, StoppedError
 from codetr_cli.runs.folder import RunFolder, read_state
+from codetr_cli.training import checkpointing
+from codetr_cli.training.checkpointing import Saver, host_copy
+from codetr_cli.training.loop import Training, train
 from tests.conftest import Ran
-from tests.engine.test_trainer import Recorder, Scores, assert_same, begin
+from tests.training.test_loop import Recorder, Scores, assert_same, begin
 
 pytestmark = pytest.mark.usefixtures("_quick")
 # Newer versions of Python warn of what these tests are about.
@@ -32,7 +32,7 @@ FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:D
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
@@ -101,7 +101,7 @@ def test_training_goes_on_and_the_checkpoint_is_of_its_step(
 def test_two_are_never_written_at_once_and_a_long_wait_is_noted(
     tmp_path: Path, tiny_settings: Settings, slow_disk: SlowDisk, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(saving, "LONG_WAIT_S", 0.05)
+    monkeypatch.setattr(checkpointing, "LONG_WAIT_S", 0.05)
     training = begin(tmp_path, tiny_settings, "train.checkpoint_every=1")
     at_step(training, 2, threading.Timer(0.2, slow_disk.through.set).start)
     train(training)
@@ -319,7 +319,7 @@ def test_a_damaged_newest_checkpoint_is_warned_of_once(tmp_path: Path, tiny_sett
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     report = Recorder()
-    saved = saving.load_newest(training.run, report)
+    saved = checkpointing.load_newest(training.run, report)
     assert saved is not None
     assert saved.state["step"] == 4
     (warning,) = report.warnings
@@ -340,4 +340,4 @@ def test_processes_that_see_other_files_do_not_train_together(
     train(training)
     monkeypatch.setattr("codetr_cli.distributed.process_group.from_main", lambda step: 1)
     with pytest.raises(CheckpointError, match="all must see the same files"):
-        saving.load_newest(training.run, Recorder())
+        checkpointing.load_newest(training.run, Recorder())

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
-from codetr_cli.engine import autofit
-from codetr_cli.engine.autofit import has_fast_bf16, ladder
-from codetr_cli.engine.preflight import Need
 from codetr_cli.runtime.memory import MemoryRecord, read_record, with_fitted, write_record
+from codetr_cli.training import memory_fit
+from codetr_cli.training.memory_check import Need
+from codetr_cli.training.memory_fit import has_fast_bf16, ladder
 from tests.conftest import Ran
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -57,7 +57,7 @@ class Memory:
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Memory]:
     def limited(limit: int) -> Memory:
         stand_in = Memory(limit)
-        monkeypatch.setattr(autofit, "measure", stand_in)
+        monkeypatch.setattr(memory_fit, "measure", stand_in)
         return stand_in
 
     return limited
@@ -216,7 +216,7 @@ def test_it_can_be_left_out(train: Train, memory: Callable[[int], Memory]):
 
 
 def test_a_machine_that_tells_nothing_of_memory(train: Train, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(autofit, "measure", lambda *arguments, **named: None)
+    monkeypatch.setattr(memory_fit, "measure", lambda *arguments, **named: None)
     ran = train()
     assert ran.code == 0, ran.err
     assert "memory: this machine does not tell" in ran.out

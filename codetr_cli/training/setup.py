@@ -21,18 +21,6 @@ from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import check_shardable, own_copy, shard
 from codetr_cli.distributed.sharded_state import PartWriters, should_write_parts
 from codetr_cli.distributed.watchdog import Pulse
-from codetr_cli.engine.autofit import check_memory
-from codetr_cli.engine.bad_files import BadFiles, open_bad_files, scan, sum_up
-from codetr_cli.engine.ema import ModelEma
-from codetr_cli.engine.loggers import Record, check_loggers, open_loggers
-from codetr_cli.engine.meter import Meter
-from codetr_cli.engine.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
-from codetr_cli.engine.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
-from codetr_cli.engine.report import Report, Silence
-from codetr_cli.engine.saving import load_newest, restore
-from codetr_cli.engine.starting_weights import start_weights
-from codetr_cli.engine.supervision import check_same_disk, group_timeout, watchdog
-from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import StoppedError
 from codetr_cli.evaluation.evaluator import Share, check_truth, evaluate
 from codetr_cli.evaluation.protocol import expects_masks
@@ -49,6 +37,18 @@ from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.runtime.memory import with_fitted
 from codetr_cli.runtime.rng import seed_all
 from codetr_cli.runtime.signals import NAMES, StopRequest
+from codetr_cli.training.bad_images import BadFiles, open_bad_files, scan, sum_up
+from codetr_cli.training.checkpointing import load_newest, restore
+from codetr_cli.training.ema import ModelEma
+from codetr_cli.training.initial_weights import start_weights
+from codetr_cli.training.liveness import check_same_disk, group_timeout, watchdog
+from codetr_cli.training.loggers import Record, check_loggers, open_loggers
+from codetr_cli.training.loop import Training, train
+from codetr_cli.training.memory_fit import check_memory
+from codetr_cli.training.metrics import Meter
+from codetr_cli.training.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
+from codetr_cli.training.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
+from codetr_cli.training.reporter import Report, Silence
 
 LOCK_PATIENCE_S = 20.0  # processes of a killed launcher save before they leave
 

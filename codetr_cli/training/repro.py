@@ -24,14 +24,14 @@ from torch import Tensor
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.distributed import process_group
-from codetr_cli.engine.divergence import not_finite_gradients
-from codetr_cli.engine.optim import autocast_dtype
 from codetr_cli.errors import CheckpointError
 from codetr_cli.files import write_text
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.folder import WEIGHTS
 from codetr_cli.runtime.rng import restore_random_states
+from codetr_cli.training.nonfinite import not_finite_gradients
+from codetr_cli.training.optim import autocast_dtype
 from codetr_cli.weights.checkpoint import load_checkpoint, read_safetensors, replacing, save_checkpoint
 
 STEP = "step.json"

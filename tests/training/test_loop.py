@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.loader import Segment
-from codetr_cli.engine.ema import ModelEma
-from codetr_cli.engine.loggers import Loggers
-from codetr_cli.engine.meter import Meter
-from codetr_cli.engine.optim import build_optimizer, build_schedule
-from codetr_cli.engine.plots import draw_plots
-from codetr_cli.engine.report import Silence
-from codetr_cli.engine.saving import restore
-from codetr_cli.engine.trainer import Training, train
 from codetr_cli.errors import StoppedError
 from codetr_cli.runs.folder import Origin, RunFolder, read_state
 from codetr_cli.runtime.signals import StopRequest
+from codetr_cli.training.checkpointing import restore
+from codetr_cli.training.ema import ModelEma
+from codetr_cli.training.loggers import Loggers
+from codetr_cli.training.loop import Training, train
+from codetr_cli.training.metrics import Meter
+from codetr_cli.training.optim import build_optimizer, build_schedule
+from codetr_cli.training.plots import draw_plots
+from codetr_cli.training.reporter import Silence
 
 CPU = torch.device("cpu")
 MICRO_BATCHES = 5
@@ -34,7 +34,7 @@ MICRO_BATCHES = 5
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than a stand-in's whole training."""
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
 
 
 class StandIn(nn.Module):
@@ -395,8 +395,8 @@ def test_evaluations_come_after_epochs_and_keep_the_best(tmp_path: Path, tiny_se
 def test_plots_are_there_at_the_end_and_while_it_trains(
     tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", draw_plots)
-    monkeypatch.setattr("codetr_cli.engine.trainer.PLOT_SECONDS", 0.0)
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", draw_plots)
+    monkeypatch.setattr("codetr_cli.training.loop.PLOT_SECONDS", 0.0)
     training = begin(tmp_path, tiny_settings, evaluate=Scores(0.1), stop_after=2)
     with pytest.raises(StoppedError):
         train(training)
@@ -502,7 +502,7 @@ def test_plots_that_cannot_be_drawn_stop_nothing(
     def fail(*words: Any) -> None:
         raise OSError("no fonts")
 
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", fail)
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", fail)
     training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5))
     train(training)
     assert training.run.status() == "finished"
@@ -513,7 +513,7 @@ def test_plots_are_current_after_each_evaluation(
     tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
     drawn: list[int] = []
-    monkeypatch.setattr("codetr_cli.engine.trainer.draw_plots", lambda lines, folder: drawn.append(lines[-1]["step"]))
+    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: drawn.append(lines[-1]["step"]))
     train(begin(tmp_path, tiny_settings, "train.epochs=3", evaluate=Scores(0.1, 0.2, 0.3)))
     assert drawn == [5, 10, 15, 15]
 
