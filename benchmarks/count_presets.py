@@ -2,7 +2,7 @@
 
     python benchmarks/count_presets.py
 
-A minute on a CPU; nothing is run, see codetr_cli/engine/complexity.py. A test counts some of them again.
+A minute on a CPU; nothing is run, see codetr_cli/benchmark/flops.py. A test counts some of them again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 import sys
 from typing import Any
 
+from codetr_cli.benchmark.flops import measure
 from codetr_cli.config import load_preset, preset_names, presets_dir
-from codetr_cli.engine.complexity import measure
 
 
 def figures_of(name: str) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
+from codetr_cli.benchmark.model import Plan, TrainingRun, measure
 from codetr_cli.config import Settings, load_preset
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import check_shardable, shard
-from codetr_cli.engine.benchmark import Plan, TrainingRun, measure
 from codetr_cli.errors import CodetrError
 from codetr_cli.inference.loading import compile_for
 from codetr_cli.models.build import build_model

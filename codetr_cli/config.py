@@ -546,7 +546,7 @@ def preset_names() -> list[str]:
 
 
 def preset_figures() -> dict[str, dict[str, Any]]:
-    """Name of a preset -> its `parameters`, `detection_parameters`, `gflops` and `size`, see engine/complexity.py."""
+    """Name of a preset -> its `parameters`, `detection_parameters`, `gflops` and `size`, see benchmark/flops.py."""
     figures: dict[str, dict[str, Any]] = json.loads((presets_dir() / "figures.json").read_text(encoding="utf-8"))
     return figures
 

@@ -38,9 +38,9 @@ def measure_data(
         images: to time stage by stage.
         device: where batches go.
     """
+    from codetr_cli.benchmark.data import DataPlan, benchmark_data, usable_cores, worker_numbers
     from codetr_cli.config import load_preset
     from codetr_cli.data.coco import build_dataset
-    from codetr_cli.engine.benchmark_data import DataPlan, benchmark_data, usable_cores, worker_numbers
 
     settings = load_preset(preset, list(overrides))
     dataset = build_dataset(settings, split="train", training=True, data=folder)
@@ -66,7 +66,7 @@ def measure_data(
 
 def show_data(numbers: Mapping[str, Any]) -> None:
     """Shows the stages of a worker, the rates of the loader, and what they mean."""
-    from codetr_cli.engine.data_timing import MAIN_STAGES, WORKER_STAGES
+    from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES
 
     stages = numbers["stages_ms"]
     within = max(1e-9, sum(stages[name] for name in WORKER_STAGES))

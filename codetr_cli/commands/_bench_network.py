@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from codetr_cli.engine.benchmark import Plan, Run
+    from codetr_cli.benchmark.model import Plan, Run
     from codetr_cli.inference.loading import LoadedModel
 
 
@@ -47,7 +47,7 @@ class Network:
         runs: tuple[int, int, int],
     ) -> Plan:
         """What to measure with; what is not given is the settings'."""
-        from codetr_cli.engine.benchmark import TRAINING_OBJECTS, Plan
+        from codetr_cli.benchmark.model import TRAINING_OBJECTS, Plan
 
         settings = self.settings
         return Plan(
@@ -63,7 +63,7 @@ class Network:
 
     def measure(self, plan: Plan) -> dict[str, Any]:
         """Times the network."""
-        from codetr_cli.engine.benchmark import measure
+        from codetr_cli.benchmark.model import measure
 
         with console.progress(f"timing {'training' if self.training else 'inference'}", plan.ticks) as advance:
             timing = measure(self._ours(plan), plan, advance)
@@ -71,7 +71,7 @@ class Network:
 
     def compare(self, plan: Plan) -> dict[str, Any]:
         """Times the network with all savings and without, in turn."""
-        from codetr_cli.engine.benchmark_compare import compare, compare_ticks
+        from codetr_cli.benchmark.compare import compare, compare_ticks
 
         with console.progress("timing ours and plain in turn", compare_ticks(plan)) as advance:
             found = compare(lambda: self._ours(plan), lambda: self._plain(plan), plan, advance)
@@ -113,7 +113,7 @@ class Network:
         return loaded
 
     def _run(self, loaded: LoadedModel, plan: Plan) -> Run:
-        from codetr_cli.engine.benchmark import DetectionRun, TrainingRun
+        from codetr_cli.benchmark.model import DetectionRun, TrainingRun
 
         if self.training:
             return TrainingRun(loaded.model, loaded.settings, plan)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from codetr_cli import console
 
 if TYPE_CHECKING:
-    from codetr_cli.engine.benchmark_ops import OperatorReport
-    from codetr_cli.engine.machine_limits import MachineLimits
+    from codetr_cli.benchmark.operators import OperatorReport
+    from codetr_cli.benchmark.roofline import MachineLimits
 
 PACKAGE = "torch-ms-deform-attn"
 

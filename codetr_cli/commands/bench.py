@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from codetr_cli.engine.operator_inputs import Shape
+    from codetr_cli.benchmark.operator_inputs import Shape
 
 DEFAULT_PRESET = "co_dino_r50"
 DEFAULT_OPERATOR_SIZE = (800, 1333)
@@ -293,9 +293,9 @@ def _measure_operators(
     """Times deformable attention alone, after what the machine can do at best."""
     import torch
 
-    from codetr_cli.engine.benchmark_ops import OperatorPlan, benchmark_operator, contenders, report_table
-    from codetr_cli.engine.machine_limits import measure_limits
-    from codetr_cli.engine.operator_inputs import OperatorShape
+    from codetr_cli.benchmark.operator_inputs import OperatorShape
+    from codetr_cli.benchmark.operators import OperatorPlan, benchmark_operator, contenders, report_table
+    from codetr_cli.benchmark.roofline import measure_limits
 
     plans = [
         OperatorPlan(
@@ -327,8 +327,8 @@ def _known_backends(names: Sequence[str] | None, device_type: str) -> tuple[str,
     Raises:
         ConfigError: one of them does not exist.
     """
+    from codetr_cli.benchmark.operators import contender_names
     from codetr_cli.config import nearest
-    from codetr_cli.engine.benchmark_ops import contender_names
     from codetr_cli.errors import ConfigError
 
     if not names:

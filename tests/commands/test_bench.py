@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from codetr_cli.benchmark import roofline
 from codetr_cli.commands._bench_tables import without_folders
 from codetr_cli.data.demo import write_demo
-from codetr_cli.engine import machine_limits
 from codetr_cli.inference import loading
 from codetr_cli.ops.deform_attn import BACKENDS
 from tests.inference.fakes import write_checkpoint
@@ -84,8 +84,8 @@ SMALL_RUN = ("--size", "64x96", "--iterations", 2, "--warmup", 0, "--device", "c
 @pytest.fixture
 def small_limits(monkeypatch):
     """Measures the machine's limits on small tensors."""
-    real = machine_limits.measure_limits
-    monkeypatch.setattr(machine_limits, "measure_limits", lambda device, dtype: real(device, dtype, scale=0.05))
+    real = roofline.measure_limits
+    monkeypatch.setattr(roofline, "measure_limits", lambda device, dtype: real(device, dtype, scale=0.05))
 
 
 def test_every_backend_of_the_operator(codetr, small_limits, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from codetr_cli.engine.benchmark import Plan, benchmark_inference, benchmark_training
+from codetr_cli.benchmark.model import Plan, benchmark_inference, benchmark_training
 from codetr_cli.models.build import build_model, build_postprocess
 
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from codetr_cli.benchmark.data import DataPlan, benchmark_data, worker_numbers
 from codetr_cli.config import Settings, parse_settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.demo import write_demo
-from codetr_cli.engine.benchmark_data import DataPlan, benchmark_data, worker_numbers
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_cli.engine.data_timing import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
+from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
 
 
 def timing_of(

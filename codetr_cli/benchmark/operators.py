@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from codetr_cli.engine.machine_limits import MachineLimits, Work
-from codetr_cli.engine.operator_inputs import OperatorInputs, OperatorShape, make_inputs
+from codetr_cli.benchmark.operator_inputs import OperatorInputs, OperatorShape, make_inputs
+from codetr_cli.benchmark.roofline import MachineLimits, Work
 from codetr_cli.ops.deform_attn import (
     available_backends,
     fused_multi_scale_deformable_attention,

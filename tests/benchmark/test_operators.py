@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from codetr_cli.engine import benchmark_ops
-from codetr_cli.engine.benchmark_ops import (
+from codetr_cli.benchmark import operators
+from codetr_cli.benchmark.operator_inputs import OperatorShape, make_inputs
+from codetr_cli.benchmark.operators import (
     PACKAGE,
     REFERENCE,
     Contender,
@@ -19,8 +20,7 @@ from codetr_cli.engine.benchmark_ops import (
     operator_work,
     report_table,
 )
-from codetr_cli.engine.machine_limits import MachineLimits
-from codetr_cli.engine.operator_inputs import OperatorShape, make_inputs
+from codetr_cli.benchmark.roofline import MachineLimits
 from codetr_cli.ops.deform_attn import available_backends, multi_scale_deformable_attention
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return multi_scale_deformable_attention(value, shapes, sampling_locations, attention_weights, backend="torch")
 
     monkeypatch.setitem(sys.modules, "torch_ms_deform_attn", SimpleNamespace(ms_deform_attn=ms_deform_attn))
-    monkeypatch.setattr(benchmark_ops, "_installed", lambda module: True)
+    monkeypatch.setattr(operators, "_installed", lambda module: True)
     return called
 
 
@@ -85,7 +85,7 @@ def test_every_backend_has_a_row(name, classic):
 
 def test_backends_take_turns(monkeypatch):
     order = []
-    real = benchmark_ops._forced
+    real = operators._forced
 
     def noted(name):
         call = real(name)
@@ -97,7 +97,7 @@ def test_backends_take_turns(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(benchmark_ops, "_forced", noted)
+    monkeypatch.setattr(operators, "_forced", noted)
     benchmark_operator(make_plan(backends=("torch",), rounds=3), LIMITS)
     # The warm-up of each, three rounds in turn, the memory of each in a call of its own.
     assert order == ["torch", "reference", *["torch", "reference"] * 3, "torch", "reference"]
@@ -132,7 +132,7 @@ def test_a_backend_that_fails_costs_only_its_row(package, monkeypatch):
 
 @pytest.mark.parametrize("stage", ["forward", "backward", "forward_memory", "training_memory"])
 def test_a_backend_that_fails_late_costs_only_its_row(package, monkeypatch, stage):
-    real, calls = getattr(benchmark_ops._Clock, stage), []
+    real, calls = getattr(operators._Clock, stage), []
 
     def broken(clock):
         calls.append(clock.contender.name)
@@ -140,7 +140,7 @@ def test_a_backend_that_fails_late_costs_only_its_row(package, monkeypatch, stag
             raise LookupError
         return real(clock)
 
-    monkeypatch.setattr(benchmark_ops._Clock, stage, broken)
+    monkeypatch.setattr(operators._Clock, stage, broken)
     report = benchmark_operator(make_plan(backends=(PACKAGE,), rounds=3), LIMITS)
     assert [row.name for row in report.rows] == [REFERENCE, PACKAGE]
     assert report.rows[1].reason == "it fails with these inputs: LookupError"
@@ -148,14 +148,14 @@ def test_a_backend_that_fails_late_costs_only_its_row(package, monkeypatch, stag
 
 
 def test_a_backend_whose_errors_cannot_be_found_costs_only_its_row(package, monkeypatch):
-    real = benchmark_ops.largest_errors
+    real = operators.largest_errors
 
     def broken(contender, plan):
         if contender.name == PACKAGE:
             raise MemoryError("no room")
         return real(contender, plan)
 
-    monkeypatch.setattr(benchmark_ops, "largest_errors", broken)
+    monkeypatch.setattr(operators, "largest_errors", broken)
     report = benchmark_operator(make_plan(backends=(PACKAGE,)), LIMITS)
     assert [(row.name, row.reason) for row in report.rows] == [
         (REFERENCE, None),
@@ -172,8 +172,8 @@ def test_a_package_that_cannot_be_imported_costs_only_its_row(monkeypatch, tmp_p
 
 
 def test_a_backend_with_wrong_numbers_is_not_measured_under_its_name(monkeypatch):
-    monkeypatch.setattr(benchmark_ops, "available_backends", lambda kind: {"cpu": None, "reference": None})
-    monkeypatch.setattr(benchmark_ops, "proven", lambda name, kind: False)
+    monkeypatch.setattr(operators, "available_backends", lambda kind: {"cpu": None, "reference": None})
+    monkeypatch.setattr(operators, "proven", lambda name, kind: False)
     found, absent = contenders(make_plan())
     assert [contender.name for contender in found] == ["reference"]
     assert "numbers" in absent["cpu"]
@@ -181,7 +181,7 @@ def test_a_backend_with_wrong_numbers_is_not_measured_under_its_name(monkeypatch
 
 def test_errors_are_found():
     def wrong(inputs):
-        return benchmark_ops._forced(REFERENCE)(inputs) * 1.01
+        return operators._forced(REFERENCE)(inputs) * 1.01
 
     errors = largest_errors(Contender("wrong", wrong), make_plan())
     assert errors["output"] == pytest.approx(0.01, rel=0.01)
@@ -190,7 +190,7 @@ def test_errors_are_found():
 
 def test_half_precision_is_judged_by_its_own_numbers():
     plan = make_plan(dtype=torch.bfloat16)
-    errors = largest_errors(Contender("torch", benchmark_ops._forced("torch")), plan)
+    errors = largest_errors(Contender("torch", operators._forced("torch")), plan)
     assert 1e-4 < errors["output"] < 2e-2
     assert errors["grad_sampling"] < 2e-2
 

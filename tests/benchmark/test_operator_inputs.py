@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codetr_cli.engine.operator_inputs import OperatorShape, make_inputs
+from codetr_cli.benchmark.operator_inputs import OperatorShape, make_inputs
 from codetr_cli.ops.deform_attn import fused_multi_scale_deformable_attention, multi_scale_deformable_attention
 
 CPU = torch.device("cpu")

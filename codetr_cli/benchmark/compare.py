@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from codetr_cli.engine.benchmark import Plan, Run, Timing, timing_of
+from codetr_cli.benchmark.model import Plan, Run, Timing, timing_of
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops.deform_attn import active_backend, use_backend
 from codetr_cli.runtime.timing import Tick, in_turn, peak_memory, reset_peak_memory

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from codetr_cli.benchmark.flops import detection_size, measure
 from codetr_cli.config import load_preset
-from codetr_cli.engine.complexity import detection_size, measure
 
 
 def test_costs_are_those_of_the_papers():

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 
+from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
 from codetr_cli.config import Settings
 from codetr_cli.data import coco
 from codetr_cli.data.batch import Target, normalize
@@ -29,7 +30,6 @@ from codetr_cli.data.images import read_file
 from codetr_cli.data.loader import TrainLoader, build_train_loader
 from codetr_cli.data.parcels import pack
 from codetr_cli.data.workers import Reader
-from codetr_cli.engine.data_timing import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
 from codetr_cli.runtime.timing import Tick, seconds_of
 
 HELD = 16

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from codetr_cli.engine.benchmark import DetectionRun, Plan, TrainingRun
-from codetr_cli.engine.benchmark_compare import compare, compare_detections, compare_ticks
+from codetr_cli.benchmark.compare import compare, compare_detections, compare_ticks
+from codetr_cli.benchmark.model import DetectionRun, Plan, TrainingRun
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops import deform_attn

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codetr_cli.engine.machine_limits import MachineLimits, Work, cache_size, measure_limits
+from codetr_cli.benchmark.roofline import MachineLimits, Work, cache_size, measure_limits
 
 CPU = torch.device("cpu")
 

@@ -1,1 +1,0 @@
-"""The verbs as plain functions on built objects; they log and report, they never print."""
