@@ -27,9 +27,9 @@ from codetr_cli.data import coco
 from codetr_cli.data.batch import Target, normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.images import read_file
-from codetr_cli.data.loader import TrainLoader, build_train_loader
-from codetr_cli.data.parcels import pack
-from codetr_cli.data.workers import Reader
+from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
+from codetr_cli.data.loading.transport import pack
+from codetr_cli.data.loading.workers import Reader
 from codetr_cli.runtime.timing import Tick, seconds_of
 
 HELD = 16

@@ -12,7 +12,7 @@ from codetr_cli.commands._options import JsonOption, QuietOption
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
-    from codetr_cli.data.converted import Converted
+    from codetr_cli.data.formats.converted import Converted
 
 
 def convert_data(
@@ -34,7 +34,7 @@ def convert_data(
     File names are relative to the folder of the images, which is printed. Nothing is written into DIR.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    from codetr_cli.data.converted import find_converted
+    from codetr_cli.data.formats.converted import find_converted
 
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}: give the one of the data set")
@@ -83,7 +83,7 @@ def _write(converted: Converted, name: str, path: Path) -> tuple[int, int, int]:
     """Writes a split; returns its numbers of images, boxes and classes."""
     import json
 
-    from codetr_cli.data.cache import write_json
+    from codetr_cli.data.formats.cache import write_json
 
     table = json.loads(converted.splits[name].annotations_path.read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)

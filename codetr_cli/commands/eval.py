@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from codetr_cli.config import Settings
     from codetr_cli.data.coco import DataPaths
-    from codetr_cli.data.loader import EvalLoader
+    from codetr_cli.data.loading.loader import EvalLoader
     from codetr_cli.evaluation.evaluator import EvalResult
     from codetr_cli.evaluation.scoring import ClassScore
     from codetr_cli.inference.detections import DetectionTable
@@ -331,7 +331,7 @@ def _loader(
 ) -> EvalLoader:
     """The images of one split, at the size of the test, or as decoded for test-time augmentation."""
     from codetr_cli.data.coco import CocoDataset
-    from codetr_cli.data.loader import EvalLoader
+    from codetr_cli.data.loading.loader import EvalLoader
     from codetr_cli.data.transforms import Keep, build_transforms
 
     dataset = CocoDataset(

@@ -14,8 +14,8 @@ from codetr_cli.commands._options import JsonOption, QuietOption, SetOption
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
-    from codetr_cli.data.check import Report
-    from codetr_cli.data.layout import Link
+    from codetr_cli.data.checks.dataset import Report
+    from codetr_cli.data.formats.detect import Link
     from codetr_cli.runtime.environment import Environment
 
 PRESETS = {"coco": "co_dino_r50", "lvis": "co_dino_r50_lvis", "objects365": "co_dino_swin_l_o365"}
@@ -60,8 +60,8 @@ def prepare(
     Says what is wrong, where, and how to mend it. Ends with exit code 3 if anything would stop training.
     """
     from codetr_cli.config import Settings, apply_overrides
-    from codetr_cli.data.check import check_dataset
-    from codetr_cli.data.layout import LAYOUTS, link_folder
+    from codetr_cli.data.checks.dataset import check_dataset
+    from codetr_cli.data.formats.detect import LAYOUTS, link_folder
 
     console.set_mode(json=json_output, quiet=quiet)
     settings = apply_overrides(Settings(name="prepare"), overrides or [])
@@ -99,7 +99,7 @@ def prepare(
 
 def _folder(path: Path | None, dataset: str) -> Path:
     """The folder to check."""
-    from codetr_cli.data.layout import default_root
+    from codetr_cli.data.formats.detect import default_root
 
     if path is not None:
         return path.expanduser()
@@ -243,7 +243,7 @@ def _next(report: Report, environment: Environment, link: Link | None, folder: P
     """The command to type next."""
     if report.errors:
         return f"codetr prepare {shlex.quote(str(folder))}"
-    from codetr_cli.data.layout import default_root
+    from codetr_cli.data.formats.detect import default_root
 
     small = is_demo or not environment.gpus
     words: list[Any] = ["codetr", "train", "--preset", "co_dino_tiny" if small else PRESETS[report.dataset]]

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from codetr_cli.data.cache import source_of
-from codetr_cli.data.layout import image_name
+from codetr_cli.data.formats.cache import source_of
+from codetr_cli.data.formats.detect import image_name
 from codetr_cli.data.masks import Outlines
 from codetr_cli.errors import DatasetError
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from codetr_cli.data.batch import Batch
-from codetr_cli.data.check_files import HEADER_THREADS
+from codetr_cli.data.checks.files import HEADER_THREADS
+from codetr_cli.data.formats.intermediate import MAX_SHARE
 from codetr_cli.data.headers import ImageFileError, read_header
-from codetr_cli.data.records import MAX_SHARE
 from codetr_cli.errors import DatasetError
 
 MET = "bad_files"

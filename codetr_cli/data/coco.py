@@ -31,13 +31,13 @@ from codetr_cli.data.annotations import check_kind
 from codetr_cli.data.annotations import read_annotations as read_annotations
 from codetr_cli.data.bad_files import BLANK, MET, BadFile
 from codetr_cli.data.batch import Target
-from codetr_cli.data.cache import source_of
 from codetr_cli.data.copy_paste import CopyPaste
 from codetr_cli.data.file_cache import FileCache
+from codetr_cli.data.formats.cache import source_of
+from codetr_cli.data.formats.resolve import DataPaths as DataPaths
+from codetr_cli.data.formats.resolve import find_data as find_data
 from codetr_cli.data.images import BrokenImageError, decode_image
 from codetr_cli.data.oversampling import repeated_images
-from codetr_cli.data.places import DataPaths as DataPaths
-from codetr_cli.data.places import find_data as find_data
 from codetr_cli.data.transforms import AnyTransform, DroppedSampleError, Sample, build_transforms
 from codetr_cli.errors import DatasetError
 

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from codetr_cli.data.layout import Split, write_list
+from codetr_cli.data.formats.detect import Split, write_list
 from codetr_cli.data.masks import encode
 
 MIN_VISIBLE = 0.6

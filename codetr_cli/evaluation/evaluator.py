@@ -15,7 +15,7 @@ from codetr_cli.config import Settings
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.bad_files import MET, BadFile, check_share
 from codetr_cli.data.batch import Batch, Target
-from codetr_cli.data.cache import source_of
+from codetr_cli.data.formats.cache import source_of
 from codetr_cli.errors import CheckpointError
 from codetr_cli.evaluation.backends import Engine, choose_engine, engine_version
 from codetr_cli.evaluation.protocol import Protocol, counting, describe_protocol, expects_masks

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.config import Settings
-from codetr_cli.data.cache import cache_folder
+from codetr_cli.data.formats.cache import cache_folder
 from codetr_cli.errors import CodetrError, ConfigError
 from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runtime.memory import with_fitted

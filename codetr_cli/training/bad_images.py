@@ -12,8 +12,8 @@ from pathlib import Path
 from codetr_cli.config import Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.bad_files import BadFile, check_share, find_bad_files, listed_bad
-from codetr_cli.data.cache import source_of
-from codetr_cli.data.places import Split, find_data
+from codetr_cli.data.formats.cache import source_of
+from codetr_cli.data.formats.resolve import Split, find_data
 from codetr_cli.distributed import process_group
 from codetr_cli.files import write_text
 from codetr_cli.runs.folder import RunFolder

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch, normalize, pad
-from codetr_cli.data.loader import Segment
+from codetr_cli.data.loading.loader import Segment
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import gathered, is_sharded
 from codetr_cli.distributed.sharded_state import PartWriters
@@ -61,7 +61,7 @@ class Loader(Protocol):
         other_order_from: int | None = None,
         segments: Sequence[Segment] = (),
     ) -> int:
-        """Chooses what the next iteration yields, and counts it; see `codetr_cli.data.loader.TrainLoader`."""
+        """Chooses what the next iteration yields, and counts it; see `codetr_cli.data.loading.loader.TrainLoader`."""
 
 
 @dataclass(kw_only=True)

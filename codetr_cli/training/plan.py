@@ -13,8 +13,8 @@ from pathlib import Path
 
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
-from codetr_cli.data.cache import content_digest, source_of
 from codetr_cli.data.coco import DataPaths, find_data
+from codetr_cli.data.formats.cache import content_digest, source_of
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.runs.folder import Origin

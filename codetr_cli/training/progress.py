@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from codetr_cli.data.loader import Segment
+from codetr_cli.data.loading.loader import Segment
 
 
 @dataclass

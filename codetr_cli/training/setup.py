@@ -15,8 +15,8 @@ from torch import nn
 from codetr_cli.config import Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.loader import EvalLoader, TrainLoader, build_train_loader
-from codetr_cli.data.places import Split
+from codetr_cli.data.formats.resolve import Split
+from codetr_cli.data.loading.loader import EvalLoader, TrainLoader, build_train_loader
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import check_shardable, own_copy, shard
 from codetr_cli.distributed.sharded_state import PartWriters, should_write_parts

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from codetr_cli.data.annotations import Annotations
-from codetr_cli.data.cache import source_of
+from codetr_cli.data.formats.cache import source_of
 from codetr_cli.errors import DatasetError
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from codetr_cli.data import demo
 from tests.conftest import Ran, write_tiny_coco
+from tests.data.formats.test_voc import write_image, write_voc, xml
 from tests.data.test_headers import huge_png
-from tests.data.test_voc import write_image, write_voc, xml
 
 Command = Callable[..., Ran]
 

@@ -11,7 +11,7 @@ import pytest
 
 from codetr_cli.config import Settings, to_toml
 from tests.conftest import Ran
-from tests.data.test_voc import write_voc, xml
+from tests.data.formats.test_voc import write_voc, xml
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.bad_files import BadFile, check_share, find_bad_files
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.loader import TrainLoader, build_train_loader
+from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
 from codetr_cli.errors import DatasetError
 from tests.data.test_images import write_png_header
 

@@ -12,9 +12,9 @@ import pytest
 
 from codetr_cli.config import DataConfig, Settings, parse_settings
 from codetr_cli.data.annotations import check_kind, read_annotations
-from codetr_cli.data.check import check_dataset
+from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.data.coco import build_dataset, find_data
-from codetr_cli.data.layout import LAYOUTS, find_splits, image_name
+from codetr_cli.data.formats.detect import LAYOUTS, find_splits, image_name
 from codetr_cli.errors import DatasetError
 from codetr_cli.training.plan import plan_job
 from tests.inference.fakes import write_checkpoint

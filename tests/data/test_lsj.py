@@ -15,7 +15,7 @@ from codetr_cli import config
 from codetr_cli.config import Settings, apply_overrides, parse_settings
 from codetr_cli.data.batch import collate
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.loader import build_train_loader
+from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.data.masks import Masks
 from codetr_cli.data.transforms import (
     GREY,

@@ -11,7 +11,7 @@ import torch
 
 from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.loader import EvalLoader
+from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.data.transforms import GREY
 from codetr_cli.errors import ConfigError
 from codetr_cli.evaluation.evaluator import evaluate, run_detector

@@ -10,7 +10,7 @@ import torch
 
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.loader import EvalLoader
+from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.data.transforms import Keep, build_transforms
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError
 from codetr_cli.evaluation.evaluator import Share, evaluate, match_classes, merge_shares

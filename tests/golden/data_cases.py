@@ -18,7 +18,7 @@ from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.copy_paste import CopyPaste, CopyPasteChoices
 from codetr_cli.data.images import read_image
-from codetr_cli.data.loader import AspectGroupedSampler
+from codetr_cli.data.loading.loader import AspectGroupedSampler
 from codetr_cli.data.transforms import (
     CropChoices,
     DetrAugmentation,

@@ -13,7 +13,7 @@ import codetr_cli
 from codetr_cli.config import apply_overrides
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.images import read_image
-from codetr_cli.data.loader import EvalLoader
+from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, MachineError
 from codetr_cli.evaluation.evaluator import run_detector
 from codetr_cli.inference.detector import Detection, Detector, to_pixels

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.bad_files import BadFile
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.loader import build_train_loader
+from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.errors import DatasetError
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.training.bad_images import BadFiles, read_list

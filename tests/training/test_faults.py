@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from codetr_cli import console
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.loader import build_train_loader
+from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.distributed import sharded_state
 from codetr_cli.errors import CheckpointError, MachineError
 from codetr_cli.files import FileLock

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codetr_cli.config import Settings, apply_overrides
 from codetr_cli.data.batch import Batch
-from codetr_cli.data.loader import Segment
+from codetr_cli.data.loading.loader import Segment
 from codetr_cli.errors import StoppedError
 from codetr_cli.runs.folder import Origin, RunFolder, read_state
 from codetr_cli.runtime.signals import StopRequest

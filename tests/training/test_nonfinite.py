@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from codetr_cli.config import Settings, to_toml
-from codetr_cli.data.loader import AspectGroupedSampler
+from codetr_cli.data.loading.loader import AspectGroupedSampler
 from codetr_cli.errors import CheckpointError, DivergedError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.runs.folder import read_state

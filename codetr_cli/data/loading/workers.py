@@ -24,8 +24,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from codetr_cli.data.batch import Batch, Target, collate
-from codetr_cli.data.parcels import Parcel, Pinned, pack
-from codetr_cli.data.worker_process import (
+from codetr_cli.data.loading.transport import Parcel, Pinned, pack
+from codetr_cli.data.loading.worker_process import (
     allow_descriptors,
     hearing_of_deaths,
     keep_deaths_quiet,

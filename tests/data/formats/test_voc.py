@@ -11,10 +11,10 @@ import pytest
 
 from codetr_cli.config import DataConfig, parse_settings
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.cache import cache_folder, source_of
 from codetr_cli.data.coco import build_dataset, find_data
-from codetr_cli.data.converted import find_converted
-from codetr_cli.data.records import choose_splits
+from codetr_cli.data.formats.cache import cache_folder, source_of
+from codetr_cli.data.formats.converted import find_converted
+from codetr_cli.data.formats.intermediate import choose_splits
 from codetr_cli.errors import DatasetError, MachineError
 from codetr_cli.training.plan import plan_job
 

@@ -8,10 +8,10 @@ import pytest
 from codetr_cli.config import DataConfig
 from codetr_cli.data.annotations import Annotations, read_annotations
 from codetr_cli.data.coco import find_data
-from codetr_cli.data.converted import find_converted
-from codetr_cli.data.yolo import read_description
+from codetr_cli.data.formats.converted import find_converted
+from codetr_cli.data.formats.yolo import read_description
 from codetr_cli.errors import DatasetError
-from tests.data.test_voc import snapshot, write_image
+from tests.data.formats.test_voc import snapshot, write_image
 
 DESCRIPTION = "path: .\ntrain: images/train\nval: images/val  # kept apart\nnames:\n  0: disc\n  1: 'red ring'\n"
 

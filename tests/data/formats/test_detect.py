@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.data.layout import Split, find_splits, link_folder, list_images, read_list, write_list
+from codetr_cli.data.formats.detect import Split, find_splits, link_folder, list_images, read_list, write_list
 from codetr_cli.errors import DatasetError
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.data.findings import Findings
+from codetr_cli.data.checks.findings import Findings
 
 SHOWN = 5
 MAX_SHARE = 0.1

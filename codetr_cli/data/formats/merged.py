@@ -20,9 +20,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.cache import SUMMARY, cache_folder, filling_cache, write_json, write_whole
-from codetr_cli.data.cache_limits import hold, limit_cache
-from codetr_cli.data.records import listed
+from codetr_cli.data.formats.cache import SUMMARY, cache_folder, filling_cache, write_json, write_whole
+from codetr_cli.data.formats.cache_limits import hold, limit_cache
+from codetr_cli.data.formats.intermediate import listed
 from codetr_cli.errors import DatasetError
 
 FORMAT = "1"

@@ -10,12 +10,12 @@ import pytest
 
 from codetr_cli.config import DataConfig, Settings, parse_settings
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.cache import source_of
 from codetr_cli.data.coco import build_dataset, find_data
-from codetr_cli.data.merged import common_folder
+from codetr_cli.data.formats.cache import source_of
+from codetr_cli.data.formats.merged import common_folder
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.training.plan import plan_job
-from tests.data.test_voc import write_voc, xml
+from tests.data.formats.test_voc import write_voc, xml
 
 
 def write_coco(root: Path, names: dict[int, str], images: dict[str, list[int]], *, first_id: int = 1) -> Path:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from codetr_cli.data import worker_process, workers
 from codetr_cli.data.batch import Batch, Target
-from codetr_cli.data.parcels import Parcel, pack
-from codetr_cli.data.workers import REPLACEMENTS, Reader
+from codetr_cli.data.loading import worker_process, workers
+from codetr_cli.data.loading.transport import Parcel, pack
+from codetr_cli.data.loading.workers import REPLACEMENTS, Reader
 from codetr_cli.errors import MachineError
 
 ORDER = [[(0, index), (0, index + 1)] for index in range(0, 12, 2)]
@@ -201,7 +201,7 @@ SCRIPT = """
 import os, resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.data.test_workers import ORDER, Images, Reader, same
+from tests.data.loading.test_workers import ORDER, Images, Reader, same
 if {limit!r}:
     resource.setrlimit(resource.RLIMIT_NOFILE, {limit!r})
 expected = list(Reader(Images(Path({folder!r})), ORDER, workers=0))

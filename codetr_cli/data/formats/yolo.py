@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from codetr_cli.data.formats.detect import list_images
+from codetr_cli.data.formats.intermediate import MAX_SHARE, Box, Contents, Picture, choose_splits, listed
 from codetr_cli.data.headers import ImageFileError, read_header
-from codetr_cli.data.layout import list_images
-from codetr_cli.data.records import MAX_SHARE, Box, Contents, Picture, choose_splits, listed
 from codetr_cli.errors import DatasetError
 
 TITLE = "YOLO"

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from codetr_cli.config import DataConfig
-from codetr_cli.data.check import Report, check_dataset
-from codetr_cli.data.findings import KINDS, Finding, Findings
+from codetr_cli.data.checks.dataset import Report, check_dataset
+from codetr_cli.data.checks.findings import KINDS, Finding, Findings
 from tests.data.test_headers import huge_png
 
 Edit = Callable[[dict[str, Any]], None]
@@ -451,5 +451,5 @@ def test_merged_findings_keep_counts_and_order() -> None:
 
 
 def test_the_check_needs_no_torch() -> None:
-    code = "import sys, codetr_cli.data.check, codetr_cli.data.images; sys.exit('torch' in sys.modules)"
+    code = "import sys, codetr_cli.data.checks.dataset, codetr_cli.data.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from codetr_cli.data import cache_limits
-from codetr_cli.data.cache import SUMMARY
-from codetr_cli.data.cache_limits import hold, limit_cache
-from codetr_cli.data.converted import find_converted
+from codetr_cli.data.formats import cache_limits
+from codetr_cli.data.formats.cache import SUMMARY
+from codetr_cli.data.formats.cache_limits import hold, limit_cache
+from codetr_cli.data.formats.converted import find_converted
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is taken away there")
 
@@ -57,7 +57,7 @@ def test_use_makes_young_and_what_this_process_uses_stays(cache: Path) -> None:
 
 def test_what_another_process_uses_stays_until_it_ends(cache: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from codetr_cli.data.cache_limits import hold\n"
+        "import sys; from pathlib import Path; from codetr_cli.data.formats.cache_limits import hold\n"
         "hold(Path(sys.argv[1])); hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

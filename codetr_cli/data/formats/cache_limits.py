@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from codetr_cli.data.cache import SUMMARY
+from codetr_cli.data.formats.cache import SUMMARY
 
 try:
     import fcntl

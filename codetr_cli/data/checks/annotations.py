@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.data.findings import SHOWN, Findings
-from codetr_cli.data.layout import image_name
+from codetr_cli.data.checks.findings import SHOWN, Findings
+from codetr_cli.data.formats.detect import image_name
 from codetr_cli.data.masks import OutlineError, check_polygons, run_lengths
 
 QUERIES = 900

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from codetr_cli.data import voc, yolo
-from codetr_cli.data.cache import SUMMARY, cache_folder, filling_cache, write_json
-from codetr_cli.data.cache_limits import hold, limit_cache
-from codetr_cli.data.findings import Finding
-from codetr_cli.data.layout import Split
-from codetr_cli.data.records import Contents, listed, to_coco
+from codetr_cli.data.checks.findings import Finding
+from codetr_cli.data.formats import voc, yolo
+from codetr_cli.data.formats.cache import SUMMARY, cache_folder, filling_cache, write_json
+from codetr_cli.data.formats.cache_limits import hold, limit_cache
+from codetr_cli.data.formats.detect import Split
+from codetr_cli.data.formats.intermediate import Contents, listed, to_coco
 from codetr_cli.errors import DatasetError
 
 FORMAT = "3"

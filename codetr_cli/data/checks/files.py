@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.data.findings import Findings
+from codetr_cli.data.checks.findings import Findings
+from codetr_cli.data.formats.detect import list_images
 from codetr_cli.data.headers import ImageFileError, ImageHeader, read_header
-from codetr_cli.data.layout import list_images
 from codetr_cli.errors import DatasetError, MachineError
 
 HEADER_THREADS = 16

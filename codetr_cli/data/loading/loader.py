@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from codetr_cli.data.bad_files import BadFile, take_met
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.workers import PATIENCE_S, Reader
+from codetr_cli.data.loading.workers import PATIENCE_S, Reader
 
 Key = tuple[int, int]
 Segment = tuple[int, int, int, int | None]

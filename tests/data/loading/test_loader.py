@@ -16,7 +16,7 @@ import torch
 from codetr_cli.config import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.loader import (
+from codetr_cli.data.loading.loader import (
     AspectGroupedSampler,
     EvalLoader,
     Segment,
@@ -236,7 +236,7 @@ def test_a_process_that_leaves_in_the_middle_of_an_epoch_ends_its_workers(mixed_
 import sys
 from codetr_cli.config import Settings
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.loader import build_train_loader
+from codetr_cli.data.loading.loader import build_train_loader
 settings = Settings.model_validate({{"name": "x", "data": {{"root": {str(mixed_coco)!r}}}}})
 dataset = build_dataset(settings, split="train", training=True)
 loader = build_train_loader(
@@ -270,7 +270,7 @@ def test_workers_die_with_a_killed_process(mixed_coco: Path) -> None:
 import os, signal
 from codetr_cli.config import Settings
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.loader import build_train_loader
+from codetr_cli.data.loading.loader import build_train_loader
 settings = Settings.model_validate({{"name": "x", "data": {{"root": {str(mixed_coco)!r}}}}})
 dataset = build_dataset(settings, split="train", training=True)
 loader = build_train_loader(

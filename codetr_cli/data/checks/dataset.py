@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from codetr_cli.config import DataConfig
-from codetr_cli.data.check_annotations import AnnotationFacts, check_annotations, compare_categories, note_category_ids
-from codetr_cli.data.check_files import FileRules, check_files, default_workers
-from codetr_cli.data.converted import ConvertedSplit, find_converted
-from codetr_cli.data.findings import Finding, Findings
-from codetr_cli.data.layout import LAYOUTS, Split, find_splits, has_published_layout, read_list, write_list
+from codetr_cli.data.checks.annotations import AnnotationFacts, check_annotations, compare_categories, note_category_ids
+from codetr_cli.data.checks.files import FileRules, check_files, default_workers
+from codetr_cli.data.checks.findings import Finding, Findings
+from codetr_cli.data.formats.converted import ConvertedSplit, find_converted
+from codetr_cli.data.formats.detect import LAYOUTS, Split, find_splits, has_published_layout, read_list, write_list
 
 Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Makes a progress display from a description and a total; yields the function that advances it."""
