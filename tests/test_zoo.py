@@ -12,8 +12,8 @@ import torch
 
 from codetr_cli.config import ModelConfig, Settings, load_preset, preset_names
 from codetr_cli.models.build import FINEST_SCALE_CELLS, build_model
-from codetr_cli.weights.layouts import to_our_state
 from codetr_cli.weights.names import Naming, to_ours, to_published
+from codetr_cli.weights.tensor_layout import to_our_state
 from tests.golden.case import Case
 from tests.golden.network_inputs import settings_of
 from tests.golden.test_cases import test_shared_case as run_cases

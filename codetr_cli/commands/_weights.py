@@ -18,7 +18,7 @@ def fetched(weights: str | None) -> str | None:
     """What was given as weights, or the file that an address gives: it is downloaded once, and shown while it comes."""
     if weights is None or "://" not in weights:
         return weights
-    from codetr_cli.weights.door import resolve_weights
+    from codetr_cli.weights.resolve import resolve_weights
 
     with byte_progress(f"downloading {weights}") as progress:
         return str(resolve_weights(weights, progress=progress))

@@ -13,7 +13,7 @@ from codetr_cli.commands._weights import byte_progress
 
 if TYPE_CHECKING:
     from codetr_cli.weights.download import Remote
-    from codetr_cli.weights.sources import PretrainedBackbone, PublishedWeights
+    from codetr_cli.weights.published import PretrainedBackbone, PublishedWeights
 
 
 def download(
@@ -41,7 +41,7 @@ def download(
     console.set_mode(json=json_output, quiet=quiet)
     from codetr_cli.config import load_preset, nearest, preset_names
     from codetr_cli.errors import ConfigError
-    from codetr_cli.weights.sources import BACKBONES, published_weights
+    from codetr_cli.weights.published import BACKBONES, published_weights
 
     if name in BACKBONES:
         _download_backbone(BACKBONES[name], url, force=force, dry_run=dry_run)
@@ -80,8 +80,8 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
         return
     from codetr_cli.commands.convert import model_shapes
     from codetr_cli.weights.checkpoint import load_checkpoint
-    from codetr_cli.weights.door import convert_preset, is_current
     from codetr_cli.weights.download import fetch, verify
+    from codetr_cli.weights.resolve import convert_preset, is_current
 
     if place.converted.is_file() and is_current(place.converted) and not force:
         kept = load_checkpoint(place.converted)  # verifies it bit by bit

@@ -19,12 +19,12 @@ from codetr_cli.models.compiled import compile_static_parts, why_not_compile
 from codetr_cli.models.lean import lean_for_inference
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.runtime.malloc import return_large_blocks
-from codetr_cli.weights.carry import load_into
 from codetr_cli.weights.classes import COCO_CATEGORIES
 from codetr_cli.weights.convert import NOTES
-from codetr_cli.weights.door import open_weights, preset_weights, resolve_weights
 from codetr_cli.weights.download import is_url
-from codetr_cli.weights.sources import published_weights
+from codetr_cli.weights.load_state import load_into
+from codetr_cli.weights.published import published_weights
+from codetr_cli.weights.resolve import open_weights, preset_weights, resolve_weights
 
 WEIGHTS_NAME = "model.safetensors"
 PREFERRED = ("best", "last", "previous")

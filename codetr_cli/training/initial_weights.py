@@ -6,11 +6,11 @@ from codetr_cli.config import ResNetConfig, Settings
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.training.plan import Job
 from codetr_cli.training.reporter import Report
-from codetr_cli.weights.carry import load_into
 from codetr_cli.weights.classes import same_numbered_classes
-from codetr_cli.weights.door import open_weights
+from codetr_cli.weights.load_state import load_into
 from codetr_cli.weights.pretrained import find_backbone, load_backbone
-from codetr_cli.weights.sources import pretrained_name
+from codetr_cli.weights.published import pretrained_name
+from codetr_cli.weights.resolve import open_weights
 
 
 def start_weights(model: CoDETR, job: Job, report: Report) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from codetr_cli.config import Settings, parse_settings
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
-from codetr_cli.weights.carry import LoadReport, load_into
+from codetr_cli.weights.load_state import LoadReport, load_into
 
 __all__ = [
     "Checkpoint",

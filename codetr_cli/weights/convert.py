@@ -22,12 +22,12 @@ from torch import Tensor
 from codetr_cli.config import Settings, apply_overrides, load_preset, preset_names
 from codetr_cli.errors import CheckpointError
 from codetr_cli.weights.architecture import describe, differences
-from codetr_cli.weights.carry import check_entries, shape_text
 from codetr_cli.weights.checkpoint import Checkpoint, file_sha256, is_safetensors, read_safetensors
 from codetr_cli.weights.classes import COCO_CATEGORIES, is_coco, numbered_names
-from codetr_cli.weights.layouts import to_our_state
+from codetr_cli.weights.load_state import check_entries, shape_text
 from codetr_cli.weights.names import REASON_RAW_COPY, Naming
 from codetr_cli.weights.pickles import read_pickle
+from codetr_cli.weights.tensor_layout import to_our_state
 
 ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from codetr_cli.config import Settings
 from codetr_cli.errors import CheckpointError
-from codetr_cli.weights.carry import check_entries, shape_text
 from codetr_cli.weights.checkpoint import is_safetensors, load_checkpoint, read_metadata, read_safetensors
-from codetr_cli.weights.door import open_weights, resolve_weights
 from codetr_cli.weights.download import Progress
+from codetr_cli.weights.load_state import check_entries, shape_text
 from codetr_cli.weights.names import drop_reason, to_ours
 from codetr_cli.weights.pickles import read_pickle
-from codetr_cli.weights.sources import BACKBONES, pretrained_name
+from codetr_cli.weights.published import BACKBONES, pretrained_name
+from codetr_cli.weights.resolve import open_weights, resolve_weights
 
 PREFIX = "backbone."
 SECTIONS = ("model", "module", "state_dict")

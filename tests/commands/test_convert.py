@@ -13,7 +13,7 @@ from PIL import Image
 
 from codetr_cli.cli import main
 from codetr_cli.weights.checkpoint import load_checkpoint, load_into
-from tests.weights.published import published_state, raw_state, save_mmengine, small_model, small_preset
+from tests.weights.published_states import published_state, raw_state, save_mmengine, small_model, small_preset
 
 
 class Trap:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
 from codetr_cli.models.build import build_model
-from codetr_cli.weights import sources
+from codetr_cli.weights import published
 from codetr_cli.weights.names import to_published
 from tests.conftest import Ran
 from tests.weights.server import serve
@@ -134,7 +134,7 @@ def test_random_weights_warn_once_where_a_pretrained_backbone_is_missing(train, 
     monkeypatch.setattr("codetr_cli.training.initial_weights.pretrained_name", lambda settings: "resnet50")
     ran, _ = train(*frozen)
     assert "run `codetr download resnet50` first" in ran.err
-    file = sources.BACKBONES["resnet50"].file
+    file = published.BACKBONES["resnet50"].file
     assert not file.exists()
 
 

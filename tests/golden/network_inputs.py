@@ -18,8 +18,8 @@ from codetr_cli.losses.draws import Draws
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.weights.architecture import describe
-from codetr_cli.weights.layouts import to_our_state
 from codetr_cli.weights.names import drop_reason, find_naming, to_ours
+from codetr_cli.weights.tensor_layout import to_our_state
 from tests.golden import synth
 from tests.golden.case import Case, UnsupportedCaseError
 from tests.golden.rotations import use_drawn_rotations

@@ -10,7 +10,7 @@ from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.inference.loading import Classes, find_checkpoint, load_detector, newest_checkpoint
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
-from codetr_cli.weights.sources import published_weights
+from codetr_cli.weights.published import published_weights
 from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, write_checkpoint, write_run
 from tests.weights.server import serve
 

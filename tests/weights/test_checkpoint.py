@@ -17,7 +17,7 @@ from codetr_cli import __version__
 from codetr_cli.errors import CheckpointError, MachineError
 from codetr_cli.weights import checkpoint as module
 from codetr_cli.weights.checkpoint import load_checkpoint, replacing, save_checkpoint
-from tests.weights.published import small_settings
+from tests.weights.published_states import small_settings
 
 CLASSES = {"class_names": ["cat", "dog", "größter hen"], "category_ids": [3, 7, 90]}
 

@@ -16,7 +16,7 @@ from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.checkpoint import save_checkpoint
 from codetr_cli.weights.convert import convert_file
 from codetr_cli.weights.names import REASON_BATCH_COUNTER, REASON_RAW_COPY
-from tests.weights.published import (
+from tests.weights.published_states import (
     published_state,
     raw_state,
     save_mmengine,

@@ -15,8 +15,8 @@ from codetr_cli.config import load_preset, preset_names
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.convert import convert_file
-from codetr_cli.weights.layouts import to_our_state
 from codetr_cli.weights.names import REASON_BATCH_COUNTER, REASON_ROTARY_TABLE, REASON_WINDOW_INDEX, find_naming
+from codetr_cli.weights.tensor_layout import to_our_state
 from tests.conftest import REPOSITORY
 
 SHARED = Path(os.environ.get("CODETR_SHARED") or REPOSITORY.parent / "shared")

@@ -18,7 +18,7 @@ import torch
 
 from codetr_cli.errors import CheckpointError
 from codetr_cli.weights.pickles import forbidden_globals, read_pickle
-from tests.weights.published import fake_mmengine, save_mmengine
+from tests.weights.published_states import fake_mmengine, save_mmengine
 
 
 class Trap:

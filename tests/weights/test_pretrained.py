@@ -12,8 +12,8 @@ from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import save_checkpoint
 from codetr_cli.weights.names import to_published
 from codetr_cli.weights.pretrained import find_backbone, load_backbone
-from codetr_cli.weights.sources import BACKBONES, pretrained_name
-from tests.weights.published import SMALL, published_state, raw_state, small_model, small_settings
+from codetr_cli.weights.published import BACKBONES, pretrained_name
+from tests.weights.published_states import SMALL, published_state, raw_state, small_model, small_settings
 
 SMALL_HEAD = [item for item in SMALL if ".backbone." not in item]
 BACKBONE_SETTINGS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from codetr_cli.models.backbones.swin import SwinTransformer
-from codetr_cli.weights.layouts import to_our_state, to_published_state
+from codetr_cli.weights.tensor_layout import to_our_state, to_published_state
 
 WIDTH = 8
 

@@ -12,12 +12,12 @@ import torch
 
 from codetr_cli.config import load_preset, parse_settings, to_toml
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
-from codetr_cli.weights import door
+from codetr_cli.weights import resolve
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
-from codetr_cli.weights.door import open_weights, preset_weights, resolve_weights
 from codetr_cli.weights.download import cache_dir
-from codetr_cli.weights.sources import published_weights
-from tests.weights.published import published_state, raw_state, small_settings
+from codetr_cli.weights.published import published_weights
+from codetr_cli.weights.resolve import open_weights, preset_weights, resolve_weights
+from tests.weights.published_states import published_state, raw_state, small_settings
 from tests.weights.server import serve
 
 CLASSES = {"class_names": ["cat", "dog", "hen"], "category_ids": [1, 2, 3]}
@@ -55,13 +55,13 @@ def assert_small(checkpoint):
 def conversions(monkeypatch):
     """Counts how often a published file is converted."""
     done = []
-    real = door.convert_file
+    real = resolve.convert_file
 
     def convert(path, **options):
         done.append(path)
         return real(path, **options)
 
-    monkeypatch.setattr(door, "convert_file", convert)
+    monkeypatch.setattr(resolve, "convert_file", convert)
     return done
 
 
@@ -105,7 +105,7 @@ def test_no_space_for_the_conversion_costs_nothing_else(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise MachineError("no space left")
 
-    monkeypatch.setattr(door, "save_checkpoint", full)
+    monkeypatch.setattr(resolve, "save_checkpoint", full)
     assert_small(open_weights(published_file(tmp_path / "x.pth"), prefer=settings()))
     assert not (cache_dir() / "converted").exists()
 
@@ -161,7 +161,7 @@ def test_a_conversion_of_another_version_is_made_again(conversions, monkeypatch)
     preset = settings(filename="x.pth")
     published_file(published_weights(preset).file)
     preset_weights(preset)
-    monkeypatch.setattr(door, "VERSION", "0.0.0.next")
+    monkeypatch.setattr(resolve, "VERSION", "0.0.0.next")
     preset_weights(preset)
     assert len(conversions) == 2
 

@@ -24,7 +24,7 @@ from codetr_cli.weights.checkpoint import (
 )
 from codetr_cli.weights.convert import Conversion, convert_file
 from codetr_cli.weights.download import Progress, Remote, cache_dir, fetch, is_url
-from codetr_cli.weights.sources import PublishedWeights, published_weights
+from codetr_cli.weights.published import PublishedWeights, published_weights
 
 ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
 

@@ -11,9 +11,9 @@ import torch
 from codetr_cli.config import load_preset
 from codetr_cli.errors import CheckpointError
 from codetr_cli.models.build import build_model
-from codetr_cli.weights.carry import CLASS_ENTRIES, load_into
 from codetr_cli.weights.classes import COCO_CATEGORIES, match_names
-from tests.weights.published import SMALL, small_model
+from codetr_cli.weights.load_state import CLASS_ENTRIES, load_into
+from tests.weights.published_states import SMALL, small_model
 
 OLD = ["cat", "dog", "hen"]
 
