@@ -84,7 +84,7 @@ class Network:
 
     def _plain(self, plan: Plan) -> Run:
         """The network without what makes it fast, apart from the operator, which is chosen around its runs."""
-        from codetr_cli.models.lean import without_savings
+        from codetr_cli.models.inference_mode import without_savings
 
         # A backend that the settings name would stand above the plain way's.
         overrides = [*self.overrides, "model.attention_backend=auto"]

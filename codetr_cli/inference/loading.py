@@ -15,9 +15,9 @@ from codetr_cli.config import Settings, apply_overrides, load_preset, nearest, p
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.models.compiled import compile_static_parts, why_not_compile
-from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.models.inference_mode import lean_for_inference
 from codetr_cli.models.postprocess import PostProcess
+from codetr_cli.models.torch_compile import compile_static_parts, why_not_compile
 from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.weights.classes import COCO_CATEGORIES
 from codetr_cli.weights.convert import NOTES

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.boxes import box_iou, paired_iou
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.random import Draws
 
 BACKGROUND = -1
 IGNORED = -2

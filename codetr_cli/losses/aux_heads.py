@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.assigners import BACKGROUND, assign_atss, assign_by_iou, sample_balanced
-from codetr_cli.losses.draws import Draws
 from codetr_cli.losses.functional import average, focal_loss, giou_loss
+from codetr_cli.losses.normalizers import ALONE, Agreement
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.aux_heads.anchors import decode_deltas, encode_deltas, flatten_map
 from codetr_cli.models.aux_heads.atss import AtssHead
 from codetr_cli.models.aux_heads.roi import RoiHead

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.boxes import host_values
-from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.aux_heads import AtssStep, Candidates, RoiStep, RpnStep, atss_step, roi_step, rpn_step
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.denoising import DenoisingQueries, make_denoising_queries
-from codetr_cli.losses.draws import Draws
 from codetr_cli.losses.masks import MaskStep, RoiMaskStep, mask_step, roi_mask_step
 from codetr_cli.losses.matcher import HungarianMatcher, Match
-from codetr_cli.losses.positive import select_positive_queries
+from codetr_cli.losses.normalizers import ALONE, Agreement
+from codetr_cli.losses.positive_queries import select_positive_queries
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.codetr import AuxHeads, CoDETR, Encoded
 from codetr_cli.models.decoder import DecoderOutput
 from codetr_cli.models.layers import at_least_float32, full_precision

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.boxes import inverse_sigmoid, size_scale, xyxy_to_cxcywh
-from codetr_cli.losses.agreement import ALONE, Agreement
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.normalizers import ALONE, Agreement
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.decoder import DINO_REFERENCE_EPS
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codetr_cli.boxes import clip_boxes, cxcywh_to_xyxy, size_scale
-from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.aux_heads import RoiStep, sample_regions
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.normalizers import ALONE, Agreement
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.mask_heads.branch import MaskBranch, RegionMasks
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead, of_class
 from codetr_cli.models.masks import MASK_THRESHOLD, boundary, enlarge

@@ -18,7 +18,7 @@ from codetr_cli.models.backbones.swin import SwinTransformer
 from codetr_cli.models.backbones.vit import ViT
 from codetr_cli.models.codetr import AuxHeads, CoDETR
 from codetr_cli.models.encoder import DeformableEncoder
-from codetr_cli.models.families import FAMILIES
+from codetr_cli.models.family import FAMILIES
 from codetr_cli.models.layers import MLP
 from codetr_cli.models.mask_heads.branch import MaskBranch
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead

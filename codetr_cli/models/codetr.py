@@ -19,7 +19,7 @@ from codetr_cli.models.aux_heads.roi import RoiHead
 from codetr_cli.models.aux_heads.rpn import RpnHead
 from codetr_cli.models.decoder import Decoder, DecoderOutput
 from codetr_cli.models.encoder import DeformableEncoder, TokenLayout, describe_tokens
-from codetr_cli.models.families import Family
+from codetr_cli.models.family import Family
 from codetr_cli.models.layers import ConvNorm, at_least_float32, full_precision
 from codetr_cli.models.mask_heads.branch import MaskBranch
 from codetr_cli.models.postprocess import Detections, PostProcess

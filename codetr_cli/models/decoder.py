@@ -23,7 +23,7 @@ from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.encoder import TokenLayout
 from codetr_cli.models.feed_forward import FeedForward
 from codetr_cli.models.layers import MLP, SelfAttention, at_least_float32, full_precision
-from codetr_cli.models.position import encode_boxes
+from codetr_cli.models.posenc import encode_boxes
 from codetr_cli.models.queries import Queries
 
 DINO_REFERENCE_EPS = 1e-3

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.feed_forward import FeedForward
 from codetr_cli.models.layers import chunks_of, runs_in_chunks
-from codetr_cli.models.position import encode_cells, encode_unpadded_cells
+from codetr_cli.models.posenc import encode_cells, encode_unpadded_cells
 
 
 @dataclass(frozen=True)

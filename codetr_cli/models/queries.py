@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.boxes import inverse_sigmoid
-from codetr_cli.models.position import encode_boxes
+from codetr_cli.models.posenc import encode_boxes
 
 
 @dataclass(frozen=True)

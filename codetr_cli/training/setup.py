@@ -25,11 +25,11 @@ from codetr_cli.errors import StoppedError
 from codetr_cli.evaluation.evaluator import Share, check_truth, evaluate
 from codetr_cli.evaluation.protocol import expects_masks
 from codetr_cli.inference.loading import check_image_size, compile_for
-from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
+from codetr_cli.losses.normalizers import Agreement
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.models.inference_mode import lean_for_inference
 from codetr_cli.runs.folder import WEIGHTS, RunFolder
 from codetr_cli.runs.resume import Choice, choose_run
 from codetr_cli.runtime.disk_errors import writing

@@ -18,12 +18,12 @@ from torch import Tensor
 from codetr_cli.config import Settings, apply_overrides, to_toml
 from codetr_cli.data.batch import collate, pad
 from codetr_cli.inference import loading
-from codetr_cli.losses.agreement import Agreement
 from codetr_cli.losses.collaborative import CollaborativeObjective
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.normalizers import Agreement
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.models.compiled import compile_static_parts
+from codetr_cli.models.torch_compile import compile_static_parts
 from codetr_cli.training import loop
 from tests.conftest import REPOSITORY, Ran
 from tests.distributed.world_size_cases import CASES, DEFORMABLE, SIZES, SameDraws, run_case, sample

@@ -20,9 +20,9 @@ from codetr_cli.config import Settings, apply_overrides, parse_settings
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.distributed import process_group
 from codetr_cli.losses import collaborative
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.build import build_model
-from codetr_cli.models.compiled import compile_static_parts
+from codetr_cli.models.torch_compile import compile_static_parts
 from codetr_cli.training import loop
 from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.metrics import Meter

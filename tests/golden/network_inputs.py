@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codetr_cli.config import ModelConfig, Settings, apply_overrides, load_preset, preset_names
 from codetr_cli.losses.collaborative import CollaborativeObjective
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.weights.architecture import describe

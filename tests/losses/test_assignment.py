@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from codetr_cli.losses.assigners import BACKGROUND, IGNORED, assign_atss, assign_by_iou, sample_balanced
-from codetr_cli.losses.draws import Draws
 from codetr_cli.losses.matcher import HungarianMatcher
+from codetr_cli.losses.random import Draws
 
 MATCHER = HungarianMatcher(class_cost=2.0, l1_cost=5.0, giou_cost=2.0)
 

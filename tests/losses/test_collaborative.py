@@ -7,8 +7,8 @@ from codetr_cli.config import apply_overrides
 from codetr_cli.losses.aux_heads import Candidates
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
-from codetr_cli.losses.draws import Draws
-from codetr_cli.losses.positive import MIN_QUERIES, select_positive_queries
+from codetr_cli.losses.positive_queries import MIN_QUERIES, select_positive_queries
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.build import build_model
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codetr_cli.losses.denoising import make_denoising_queries
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.random import Draws
 
 
 def make(counts, num_queries=100, **options):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codetr_cli.losses.aux_heads import roi_step
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas
 from codetr_cli.models.aux_heads.roi import RoiHead, suppress
 from codetr_cli.models.aux_heads.rpn import RpnHead

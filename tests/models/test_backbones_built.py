@@ -11,8 +11,8 @@ from codetr_cli.config import apply_overrides
 from codetr_cli.errors import ConfigError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model, build_postprocess
-from codetr_cli.models.compiled import compile_static_parts
-from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.models.inference_mode import lean_for_inference
+from codetr_cli.models.torch_compile import compile_static_parts
 from tests.models.test_codetr import make_batch
 
 SWIN = [

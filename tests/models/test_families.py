@@ -1,4 +1,4 @@
-"""What the two families do differently, one test a row of the table in `models/families.py`."""
+"""What the two families do differently, one test a row of the table in `models/family.py`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from codetr_cli.config import apply_overrides
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.random import Draws
 from codetr_cli.models.build import build_model
-from codetr_cli.models.families import FAMILIES
+from codetr_cli.models.family import FAMILIES
 from codetr_cli.models.queries import Queries
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from codetr_cli.config import apply_overrides, load_preset
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model, build_postprocess
-from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.models.inference_mode import lean_for_inference
 from codetr_cli.models.mask_heads.fcn import of_class
 from codetr_cli.models.mask_heads.refine import keep_fine_boundaries, logits_of_class
 from codetr_cli.models.masks import boundary

@@ -8,10 +8,10 @@ import torch
 from codetr_cli.config import apply_overrides
 from codetr_cli.errors import MachineError
 from codetr_cli.inference.loading import compile_for
-from codetr_cli.models import compiled
+from codetr_cli.models import torch_compile
 from codetr_cli.models.build import build_model
-from codetr_cli.models.compiled import compile_static_parts
-from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.models.inference_mode import lean_for_inference
+from codetr_cli.models.torch_compile import compile_static_parts
 from tests.models.test_codetr import make_batch
 
 
@@ -52,7 +52,7 @@ def test_the_compiled_network_trains_the_same(tiny_settings):
 
 
 def test_without_a_compiler_the_setting_is_refused_by_name(tiny_settings, monkeypatch):
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch_compile.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     model = build_model(tiny_settings.model)
     with pytest.raises(MachineError, match=r"train\.compile=true.*g\+\+"):

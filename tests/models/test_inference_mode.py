@@ -9,7 +9,7 @@ from codetr_cli.config import apply_overrides
 from codetr_cli.models.backbones.resnet import FrozenBatchNorm2d
 from codetr_cli.models.build import build_model
 from codetr_cli.models.encoder import EncoderLayer
-from codetr_cli.models.lean import lean_for_inference
+from codetr_cli.models.inference_mode import lean_for_inference
 from codetr_cli.models.proposals import QuerySelection
 from tests.models.test_codetr import make_batch
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from codetr_cli.boxes import size_scale, xyxy_to_cxcywh
-from codetr_cli.losses.agreement import ALONE, Agreement
 from codetr_cli.losses.aux_heads import Candidates
 from codetr_cli.losses.criterion import QueryTargets
-from codetr_cli.losses.draws import Draws
+from codetr_cli.losses.normalizers import ALONE, Agreement
+from codetr_cli.losses.random import Draws
 
 MIN_QUERIES = 9
 """Fewest queries of a pass; images without that many positives are filled up with random background boxes."""
