@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from codetr_cli.benchmark.flops import measure
-from codetr_cli.config import load_preset, preset_names, presets_dir
+from codetr_cli.config.presets import load_preset, preset_names, presets_dir
 
 
 def figures_of(name: str) -> dict[str, Any]:

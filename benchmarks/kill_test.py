@@ -206,7 +206,8 @@ def stand(work: Path, plans: Sequence[Plan], steps: int) -> tuple[list[Kill], in
 
 def prepare(work: Path) -> None:
     """Writes the data set and the settings."""
-    from codetr_cli.config import apply_overrides, load_preset, to_toml
+    from codetr_cli.config.overrides import apply_overrides, to_toml
+    from codetr_cli.config.presets import load_preset
     from codetr_cli.data.demo import write_demo
 
     write_demo(work / "data", train=IMAGES, val=VAL_IMAGES, size=IMAGE_SIDE)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from codetr_cli.config import load_preset
+from codetr_cli.config.presets import load_preset
 from codetr_cli.data.batch import normalize
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from codetr_cli.benchmark.model import Plan, TrainingRun, measure
-from codetr_cli.config import Settings, load_preset
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import check_shardable, shard
 from codetr_cli.errors import CodetrError

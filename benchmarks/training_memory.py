@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from codetr_cli.config import load_preset
+from codetr_cli.config.presets import load_preset
 from codetr_cli.distributed.fsdp import units
 from codetr_cli.models.backbones.swin import Block as SwinBlock
 from codetr_cli.models.backbones.vit import Block as ViTBlock

@@ -3,6 +3,8 @@
 Every message is one paragraph: what was found, where, what to do next. `cli.py` prints it without a traceback.
 """
 
+import difflib
+
 
 class CodetrError(Exception):
     """A failure that the user can mend; the message says how."""
@@ -55,3 +57,11 @@ class StoppedError(CodetrError):
     def __init__(self, message: str, signal_number: int = 2) -> None:
         super().__init__(message)
         self.exit_code = 130 if signal_number == 2 else 143
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """A phrase that suggests the choice closest to a mistyped word, or lists the choices."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(choices[:12]) + (" ..." if len(choices) > 12 else "")

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from codetr_cli.cli import main
-from codetr_cli.config import Settings, parse_settings
+from codetr_cli.config.overrides import parse_settings
+from codetr_cli.config.schema import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -6,17 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config import (
-    Settings,
-    SwinConfig,
-    apply_overrides,
-    load_preset,
-    nearest,
-    parse_settings,
-    setting_names,
-    to_toml,
-)
-from codetr_cli.errors import ConfigError
+from codetr_cli.config.overrides import apply_overrides, parse_settings, setting_names, to_toml
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings, SwinConfig
+from codetr_cli.errors import ConfigError, nearest
 
 
 @pytest.fixture

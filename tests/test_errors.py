@@ -37,7 +37,7 @@ def failing(codetr, monkeypatch):
         def load_preset(*_: object) -> None:
             raise exception
 
-        monkeypatch.setattr("codetr_cli.config.load_preset", load_preset)
+        monkeypatch.setattr("codetr_cli.config.presets.load_preset", load_preset)
         return codetr("presets", "co_dino_r50", *words)
 
     return run

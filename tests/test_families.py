@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.schema import Settings
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from codetr_cli.training.optim import build_optimizer, clip_gradients

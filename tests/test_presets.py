@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from codetr_cli import console
-from codetr_cli.config import Settings, load_preset, preset_figures, preset_names, presets_dir, to_toml
+from codetr_cli.config.overrides import to_toml
+from codetr_cli.config.presets import load_preset, preset_figures, preset_names, presets_dir
+from codetr_cli.config.schema import Settings
 from codetr_cli.models.build import build_model, build_postprocess
 from tests.conftest import REPOSITORY
 

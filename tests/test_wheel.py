@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 from packaging.tags import sys_tags
 
-from codetr_cli.config import preset_names
+from codetr_cli.config.presets import preset_names
 from codetr_cli.ops.compile_kernel import LIBRARY, CompilerError, find_compiler
 from tests.conftest import REPOSITORY
 

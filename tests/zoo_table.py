@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from codetr_cli.commands.presets import BACKBONES, DATASETS
-from codetr_cli.config import ModelConfig, Settings, load_preset, preset_figures, preset_names
+from codetr_cli.config.presets import load_preset, preset_figures, preset_names
+from codetr_cli.config.schema import ModelConfig, Settings
 from tests.conftest import REPOSITORY
 
 README = REPOSITORY / "README.md"

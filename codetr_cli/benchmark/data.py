@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data import coco
 from codetr_cli.data.batch import Target, normalize
 from codetr_cli.data.coco import CocoDataset

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.build import build_model
 

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import normalize
 from codetr_cli.data.transforms import ResizeShortLong, ResizeToCanvas, build_transforms
-from codetr_cli.inference.pipeline import TimedPostProcess, inference, resolve_precision
+from codetr_cli.inference.pipeline import TimedPostProcess, inference
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.runtime.precision import autocast_dtype, resolve_precision
 from codetr_cli.runtime.synthetic import data_seconds, synthetic_batch
 from codetr_cli.runtime.timing import Tick, in_turn, peak_memory, reset_peak_memory, seconds_of, timed_children
-from codetr_cli.training.optim import autocast_dtype, build_optimizer, clip_gradients
+from codetr_cli.training.optim import build_optimizer, clip_gradients
 
 STAGES = ("backbone", "neck", "encoder", "decoder")
 """Children of the network that are timed by name; the rest is query selection, heads and position encodings."""

@@ -39,7 +39,7 @@ def measure_data(
         device: where batches go.
     """
     from codetr_cli.benchmark.data import DataPlan, benchmark_data, usable_cores, worker_numbers
-    from codetr_cli.config import load_preset
+    from codetr_cli.config.presets import load_preset
     from codetr_cli.data.coco import build_dataset
 
     settings = load_preset(preset, list(overrides))

@@ -328,8 +328,7 @@ def _known_backends(names: Sequence[str] | None, device_type: str) -> tuple[str,
         ConfigError: one of them does not exist.
     """
     from codetr_cli.benchmark.operators import contender_names
-    from codetr_cli.config import nearest
-    from codetr_cli.errors import ConfigError
+    from codetr_cli.errors import ConfigError, nearest
 
     if not names:
         return None

@@ -12,7 +12,7 @@ from codetr_cli import console
 from codetr_cli.commands._options import JsonOption, PresetOption, QuietOption, SetOption
 
 if TYPE_CHECKING:
-    from codetr_cli.config import Settings
+    from codetr_cli.config.schema import Settings
     from codetr_cli.weights.convert import Conversion
 
 SHOWN_NAMES = 3

@@ -39,8 +39,8 @@ def download(
     CODETR_CACHE, else ~/.cache/codetr. Afterwards the preset's name stands for its weights: `codetr eval NAME`.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    from codetr_cli.config import load_preset, nearest, preset_names
-    from codetr_cli.errors import ConfigError
+    from codetr_cli.config.presets import load_preset, preset_names
+    from codetr_cli.errors import ConfigError, nearest
     from codetr_cli.weights.published import BACKBONES, published_weights
 
     if name in BACKBONES:

@@ -17,7 +17,7 @@ from codetr_cli.commands._weights import fetched
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from codetr_cli.config import Settings
+    from codetr_cli.config.schema import Settings
     from codetr_cli.data.coco import DataPaths
     from codetr_cli.data.loading.loader import EvalLoader
     from codetr_cli.evaluation.evaluator import EvalResult
@@ -151,7 +151,8 @@ class _Shown:
 
 def _named_dataset(overrides: Sequence[str]) -> Literal["coco", "lvis", "objects365"] | None:
     """The kind of data set that the command line names, if it does."""
-    from codetr_cli.config import Settings, apply_overrides
+    from codetr_cli.config.overrides import apply_overrides
+    from codetr_cli.config.schema import Settings
 
     named = [override for override in overrides if override.strip().startswith("data.dataset")]
     return apply_overrides(Settings(name="eval"), named).data.dataset if named else None
@@ -167,7 +168,8 @@ def _find_data(
     images_needed: bool,
 ) -> DataPaths:
     """Where images and annotations are; what the checkpoint was trained on plays no part in it."""
-    from codetr_cli.config import Settings, apply_overrides
+    from codetr_cli.config.overrides import apply_overrides
+    from codetr_cli.config.schema import Settings
     from codetr_cli.data.coco import DataPaths, find_data
     from codetr_cli.errors import ConfigError, DatasetError
 

@@ -59,7 +59,8 @@ def prepare(
 
     Says what is wrong, where, and how to mend it. Ends with exit code 3 if anything would stop training.
     """
-    from codetr_cli.config import Settings, apply_overrides
+    from codetr_cli.config.overrides import apply_overrides
+    from codetr_cli.config.schema import Settings
     from codetr_cli.data.checks.dataset import check_dataset
     from codetr_cli.data.formats.detect import LAYOUTS, link_folder
 

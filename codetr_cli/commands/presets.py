@@ -10,7 +10,7 @@ from codetr_cli import console
 from codetr_cli.commands._options import JsonOption, SetOption
 
 if TYPE_CHECKING:
-    from codetr_cli.config import Settings
+    from codetr_cli.config.schema import Settings
 
 BACKBONES = {
     ("resnet", (3, 4, 6, 3), 64): "R50",
@@ -64,7 +64,8 @@ def presets(
     json_output: JsonOption = False,
 ) -> None:
     """List the presets, or print every resolved setting of one as TOML."""
-    from codetr_cli.config import load_preset, preset_figures, preset_names, to_toml
+    from codetr_cli.config.overrides import to_toml
+    from codetr_cli.config.presets import load_preset, preset_figures, preset_names
     from codetr_cli.errors import ConfigError
 
     console.set_mode(json=json_output)
@@ -92,8 +93,7 @@ def presets(
 
 
 def _check(option: str, value: str | None, choices: set[str]) -> None:
-    from codetr_cli.config import nearest
-    from codetr_cli.errors import ConfigError
+    from codetr_cli.errors import ConfigError, nearest
 
     if value is not None and value not in choices:
         raise ConfigError(f"{option} {value!r}: {nearest(value, sorted(choices))}")

@@ -106,7 +106,7 @@ def train(
     Classes come from the annotations. Ctrl-C saves and stops; once more stops at once.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    from codetr_cli.config import chosen_settings, load_preset
+    from codetr_cli.config.presets import chosen_settings, load_preset
     from codetr_cli.distributed.launcher import launch
     from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.distributed.topology import Request, place
@@ -239,7 +239,7 @@ def _fields(line: Mapping[str, Any], left: int) -> dict[str, str]:
 
 
 def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | None, json_output: bool) -> None:
-    from codetr_cli.config import to_toml
+    from codetr_cli.config.overrides import to_toml
     from codetr_cli.training.setup import preview
 
     plan = preview(job, device=device, world_size=processes)

@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from codetr_cli.config import DataConfig, Settings
+from codetr_cli.config.schema import DataConfig, Settings
 from codetr_cli.data.annotations import Annotations as Annotations
 from codetr_cli.data.annotations import check_kind
 from codetr_cli.data.annotations import read_annotations as read_annotations

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from codetr_cli.config import DataConfig, TestConfig
+from codetr_cli.config.schema import DataConfig, TestConfig
 from codetr_cli.data.batch import Target
 from codetr_cli.data.masks import Masks
 

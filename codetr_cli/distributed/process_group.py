@@ -1,6 +1,6 @@
 """Several processes as one: who am I, agree, average.
 
-Every function works in a single process too, where there is nobody to ask. Processes come from `engine.launch`, or from
+Every function works in a single process too, where there is nobody to ask. Processes come from `launcher`, or from
 a torchrun or SLURM outside that sets RANK, LOCAL_RANK and WORLD_SIZE.
 """
 
@@ -24,7 +24,7 @@ from codetr_cli.errors import MachineError, StoppedError
 
 # One process evaluates or saves while the others wait for it.
 PATIENCE = timedelta(hours=3)
-# Set by `engine.launch` for the processes it starts: a name of this start that all of them share, how many starts
+# Set by `launcher` for the processes it starts: a name of this start that all of them share, how many starts
 # there were before, and why there had to be another.
 ROUND = "CODETR_ROUND"
 STARTS_BEFORE = "CODETR_STARTS_BEFORE"

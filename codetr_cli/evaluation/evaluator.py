@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.bad_files import MET, BadFile, check_share
 from codetr_cli.data.batch import Batch, Target
@@ -21,11 +21,12 @@ from codetr_cli.evaluation.backends import Engine, choose_engine, engine_version
 from codetr_cli.evaluation.protocol import Protocol, counting, describe_protocol, expects_masks
 from codetr_cli.evaluation.scoring import ClassScore, check_outlines, score_detections
 from codetr_cli.inference.detections import DetectionTable
-from codetr_cli.inference.pipeline import TimedPostProcess, detect, inference, resolve_precision
+from codetr_cli.inference.pipeline import TimedPostProcess, detect, inference
 from codetr_cli.inference.rle import encode_masks
 from codetr_cli.inference.tta import Augmentation
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.runtime.precision import resolve_precision
 from codetr_cli.weights.classes import same_numbered_classes
 
 MANY_DETECTIONS = 30_000

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from codetr_cli.config import Settings, load_preset, preset_names
+from codetr_cli.config.presets import load_preset, preset_names
+from codetr_cli.config.schema import Settings
 from codetr_cli.evaluation.scoring import COCO_CONVENTION, LVIS_CONVENTION, MASK_PREFIX
 from codetr_cli.inference.tta import Augmentation, size_text
 from codetr_cli.models.postprocess import PostProcess

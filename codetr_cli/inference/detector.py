@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from codetr_cli.config import DataConfig
+from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.images import read_image
 from codetr_cli.data.transforms import AnyTransform, Keep, Sample, build_transforms

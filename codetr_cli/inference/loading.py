@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
-from codetr_cli.config import Settings, apply_overrides, load_preset, nearest, preset_names
-from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset, preset_names
+from codetr_cli.config.schema import Settings
+from codetr_cli.errors import CheckpointError, ConfigError, MachineError, nearest
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import lean_for_inference

@@ -14,12 +14,8 @@ from torch import Tensor
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
-from codetr_cli.training.optim import autocast_dtype
-
-
-def resolve_precision(precision: str) -> str:
-    """The arithmetic to detect with: auto is fp32 on every device, because published numbers are fp32."""
-    return "fp32" if precision == "auto" else precision
+from codetr_cli.runtime.precision import autocast_dtype, resolve_precision
+from codetr_cli.runtime.timing import synchronize
 
 
 @contextlib.contextmanager
@@ -60,12 +56,6 @@ def detect(
     """
     images = normalize(batch.images, batch.padding_mask, mean, std)
     return model.detect(images, batch.padding_mask, batch.targets, postprocess)
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all it was asked to; nothing to do on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True, kw_only=True)

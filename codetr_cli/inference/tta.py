@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from codetr_cli.config import Settings, TestConfig
+from codetr_cli.config.schema import Settings, TestConfig
 from codetr_cli.data.batch import Batch, Target, collate
 from codetr_cli.data.transforms import AnyTransform, Flip, FlipChoices, Sample, build_transforms
 from codetr_cli.inference.pipeline import detect
@@ -37,7 +37,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Detects as `engine.inference.detect` does, in several views of each image.
+    """Detects as `inference.pipeline.detect` does, in several views of each image.
 
     Args:
         views: at least one; a single one that does not mirror gives what it gives alone.

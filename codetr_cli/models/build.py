@@ -7,7 +7,7 @@ import math
 
 from torch import nn
 
-from codetr_cli.config import ModelConfig, ResNetConfig, SwinConfig, TestConfig, ViTConfig
+from codetr_cli.config.schema import ModelConfig, ResNetConfig, SwinConfig, TestConfig, ViTConfig
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.aux_heads.anchors import AnchorGrid
 from codetr_cli.models.aux_heads.atss import AtssHead

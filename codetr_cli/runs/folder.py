@@ -25,7 +25,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from codetr_cli.config import Settings, load_preset, to_toml
+from codetr_cli.config.overrides import to_toml
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.files import FileLock, sync_folder, write_text
 from codetr_cli.runs.checksums import SUMS, check_sums, write_sums

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.formats.cache import cache_folder
 from codetr_cli.errors import CodetrError, ConfigError
 from codetr_cli.runs.folder import Origin, RunFolder
-from codetr_cli.runtime.memory import with_fitted
+from codetr_cli.runs.memory_record import with_fitted
 
 # Settings that may change within a run: they change no number of a training, only how it is watched, how fast data
 # comes and how much memory is used; sharding none but by rounding. With another micro batch, images come in another

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from codetr_cli import __version__
-from codetr_cli.config import nearest
-from codetr_cli.errors import CodetrError, ConfigError, MachineError
+from codetr_cli.errors import CodetrError, ConfigError, MachineError, nearest
 from codetr_cli.ops.deform_attn import active_backend, available_backends
 
 PACKAGES = (

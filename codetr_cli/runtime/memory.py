@@ -7,19 +7,13 @@ start: settings that were fitted, and how a step is computed since memory ran ou
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from codetr_cli.config import ModelConfig, Settings, apply_overrides
 from codetr_cli.runtime.timing import memory_in_use, return_freed_memory
-from codetr_cli.weights.checkpoint import replacing
 
 RECORD = "memory.json"
 GIB = 2**30
@@ -115,110 +109,6 @@ def _read(path: Path) -> str:
         return ""
 
 
-# -------------------------------------------------------------------------------------------------------- recomputation
-
-
-def set_checkpointing(model: nn.Module, config: ModelConfig) -> None:
-    """Has a network that is built already recompute in the backward pass what the settings say; changes no number.
-
-    Args:
-        model: a CoDETR, or a stand-in that has not all of its parts.
-        config: the settings.
-    """
-    wanted: dict[str, int | bool] = {
-        "encoder": config.encoder_checkpointing,
-        "decoder": config.decoder_checkpointing,
-        "aux_heads": config.aux_checkpointing,
-        "backbone": config.backbone.checkpointing,
-    }
-    for name, value in wanted.items():
-        part: Any = getattr(model, name, None)
-        if part is not None:
-            part.checkpointing = value
-
-
-def with_all_checkpointing(settings: Settings) -> Settings:
-    """The settings with everything recomputed that can be."""
-    return apply_overrides(settings, [f"{key}={_toml(value)}" for key, value in all_checkpointing(settings).items()])
-
-
-def all_checkpointing(settings: Settings) -> dict[str, int | bool]:
-    """The settings that recompute everything, by name, in the order of what they save; only those not on already."""
-    model = settings.model
-    keys: dict[str, int | bool] = {}
-    if model.encoder_checkpointing < model.encoder_layers:
-        keys["model.encoder_checkpointing"] = model.encoder_layers
-    if not model.decoder_checkpointing:
-        keys["model.decoder_checkpointing"] = True
-    if not model.aux_checkpointing:
-        keys["model.aux_checkpointing"] = True
-    if not model.backbone.checkpointing:
-        keys["model.backbone.checkpointing"] = True
-    return keys
-
-
-# ---------------------------------------------------------------------------------------------------------- memory.json
-
-
-@dataclass
-class MemoryRecord:
-    """What was decided about a run because of memory.
-
-    Attributes:
-        checked: what the newest preflight was for.
-        fitted: settings that were changed to fit, by name: what the command says, and what is used instead.
-        parts: that the images of a forward pass are split into since memory ran out in a training of several processes.
-        recompute: everything is recomputed since then.
-        why: what ran out of memory, for the person.
-    """
-
-    checked: dict[str, Any] = field(default_factory=dict)
-    fitted: dict[str, list[Any]] = field(default_factory=dict)
-    parts: int = 1
-    recompute: bool = False
-    why: dict[str, Any] = field(default_factory=dict)
-
-
-def read_record(run: Path) -> MemoryRecord:
-    """The decisions of a run folder; those of a run without any when there are none, or none that can be read."""
-    try:
-        return MemoryRecord(**json.loads((run / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return MemoryRecord()
-
-
-def write_record(run: Path, record: MemoryRecord) -> None:
-    """Writes the decisions of a run folder, as a whole.
-
-    Raises:
-        MachineError: no space left, or the folder cannot be written.
-    """
-    with replacing(run / RECORD) as temporary:  # under a name of this process: memory may run out in several at once
-        temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-
-
-def with_fitted(settings: Settings, run: Path) -> Settings:
-    """The settings of a command as its run was fitted before; what the command now says otherwise stays so.
-
-    Args:
-        settings: of the command.
-        run: the folder; it need not hold a run.
-    """
-    table = settings.model_dump(mode="json")
-    changed = []
-    for key, (before, after) in read_record(run).fitted.items():
-        value: Any = table
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if value == before:
-            changed.append(f"{key}={_toml(after)}")
-    return apply_overrides(settings, changed)
-
-
 def local_processes(world_size: int) -> int:
     """Training processes of this machine, as far as whoever started them tells."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(value)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, collate, normalize
 from codetr_cli.data.images import read_image
 from codetr_cli.data.masks import Masks

@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from codetr_cli.inference.pipeline import synchronize
-
 try:
     import resource
 except ImportError:  # Windows does not tell a process its peak memory this way
@@ -29,6 +27,12 @@ RESET_PEAK = "5"
 
 
 # ---------------------------------------------------------------------------------------------------------------- time
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all it was asked to; nothing to do on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, tick: Tick = lambda: None) -> float:

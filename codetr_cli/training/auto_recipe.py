@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 
 SMALL_DATA = 20_000
 """Images from which on a preset's own learning rate is right for fine-tuning too."""

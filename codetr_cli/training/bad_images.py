@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.bad_files import BadFile, check_share, find_bad_files, listed_bad
 from codetr_cli.data.formats.cache import source_of

@@ -225,7 +225,7 @@ def load_newest(run: RunFolder, report: Report) -> Saved | None:
     step = None if saved is None else saved.state["step"]
     if step != process_group.from_main(step):
         raise CheckpointError(
-            f"process {distributed.rank()} cannot read the checkpoint in {run.checkpoints_dir} that the process of "
+            f"process {process_group.rank()} cannot read the checkpoint in {run.checkpoints_dir} that the process of "
             "rank 0 can: all must see the same files"
         )
     if damaged and process_group.is_main():

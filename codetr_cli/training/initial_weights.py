@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codetr_cli.config import ResNetConfig, Settings
+from codetr_cli.config.schema import ResNetConfig, Settings
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.training.plan import Job
 from codetr_cli.training.reporter import Report

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.watchdog import SLOW_FACTOR, Board, Pulse, Watchdog
 from codetr_cli.distributed.worker_errors import end_process

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, normalize, pad
 from codetr_cli.data.loading.loader import Segment
 from codetr_cli.distributed import process_group

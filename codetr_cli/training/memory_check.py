@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from codetr_cli.config import Settings, ViTConfig
+from codetr_cli.config.schema import Settings, ViTConfig
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.data.transforms import (
     DetrAugmentation,
@@ -35,11 +35,12 @@ from codetr_cli.data.transforms import (
 )
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.runtime.memory import capacity, free_unused, gib_text, is_out_of_memory, set_checkpointing
+from codetr_cli.runtime.memory import capacity, free_unused, gib_text, is_out_of_memory
+from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import random_states, restore_random_states
 from codetr_cli.runtime.synthetic import synthetic_batch
 from codetr_cli.runtime.timing import memory_in_use, peak_memory, reset_peak_memory
-from codetr_cli.training.optim import autocast_dtype
+from codetr_cli.training.recomputation import set_checkpointing
 
 MARGIN = {"cuda": 0.03, "cpu": 0.05}
 """Share of the memory that must stay free: for fragments, and for what else the machine does."""

@@ -14,21 +14,18 @@ from typing import Any
 
 import torch
 
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import MachineError
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.runs.folder import Origin, RunFolder
-from codetr_cli.runtime.memory import (
-    all_checkpointing,
-    local_processes,
-    read_record,
-    set_checkpointing,
-    write_record,
-)
+from codetr_cli.runs.memory_record import read_record, write_record
+from codetr_cli.runtime.memory import local_processes
+from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.training.memory_check import Need, Sizes, WorstBatch, measure, worst_batch
-from codetr_cli.training.optim import autocast_dtype
 from codetr_cli.training.plan import plan_batches
+from codetr_cli.training.recomputation import all_checkpointing, set_checkpointing
 from codetr_cli.training.reporter import Report
 
 SWITCH_OFF = "`--set train.preflight=false` leaves this check out"

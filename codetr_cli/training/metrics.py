@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 
 GroupLosses = Callable[[dict[str, Tensor]], Mapping[str, Tensor | float]]
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import MachineError, MemoryShrunkError
-from codetr_cli.runtime.memory import free_unused, read_record, set_checkpointing, with_all_checkpointing, write_record
+from codetr_cli.runs.memory_record import read_record, write_record
+from codetr_cli.runtime.memory import free_unused
+from codetr_cli.training.recomputation import set_checkpointing, with_all_checkpointing
 
 if TYPE_CHECKING:
     from codetr_cli.training.loop import Training
@@ -76,7 +78,7 @@ def shrink(training: Training, batch: Batch) -> None:
         record.parts, record.recompute, record.why = parts, recompute, why
         write_record(training.run.path, record)
         raise MemoryShrunkError(
-            f"training process {distributed.rank()} ran out of memory in step {position.step + 1} with "
+            f"training process {process_group.rank()} ran out of memory in step {position.step + 1} with "
             f"{_named(batch)}: when the training continues, {_told(parts, recompute)}. The same command continues from "
             "the newest checkpoint."
         )

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.config import TrainConfig
+from codetr_cli.config.schema import TrainConfig
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import ConfigError
 
@@ -201,21 +201,3 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     for part in parts:
         part.mul_(share)
     return norm
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The reduced type of matrix products and convolutions, None for float32.
-
-    Args:
-        precision: auto, fp32, bf16 or fp16. auto is bf16 on GPUs that have it in hardware and fp32 anywhere else.
-        device: where the network runs.
-
-    Raises:
-        ConfigError: fp16 asked for without a GPU; its small range needs loss scaling that only GPUs support.
-    """
-    if precision == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else None
-    if precision == "fp16" and device.type != "cuda":
-        raise ConfigError(f"precision fp16 needs a CUDA GPU, the device is {device}: use fp32 or bf16")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.coco import DataPaths, find_data
 from codetr_cli.data.formats.cache import content_digest, source_of

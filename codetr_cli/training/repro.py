@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import CheckpointError
@@ -29,9 +29,9 @@ from codetr_cli.files import write_text
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.folder import WEIGHTS
+from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import restore_random_states
 from codetr_cli.training.nonfinite import not_finite_gradients
-from codetr_cli.training.optim import autocast_dtype
 from codetr_cli.weights.checkpoint import load_checkpoint, read_safetensors, replacing, save_checkpoint
 
 STEP = "step.json"
@@ -74,7 +74,7 @@ def save_reproducer(
         found, plain = _apart({"batch": vars(batch), "random": states}, f"{index}")
         tensors |= found
         rest.append(plain)
-    with replacing(folder / f"rank{distributed.rank()}.safetensors") as temporary:
+    with replacing(folder / f"rank{process_group.rank()}.safetensors") as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary,
                   {"micro_batches": json.dumps(rest)})  # fmt: skip
     if process_group.is_main():

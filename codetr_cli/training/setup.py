@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.formats.resolve import Split
@@ -31,10 +31,11 @@ from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import lean_for_inference
 from codetr_cli.runs.folder import WEIGHTS, RunFolder
+from codetr_cli.runs.memory_record import with_fitted
 from codetr_cli.runs.resume import Choice, choose_run
 from codetr_cli.runtime.disk_errors import writing
 from codetr_cli.runtime.malloc import return_large_blocks
-from codetr_cli.runtime.memory import with_fitted
+from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import seed_all
 from codetr_cli.runtime.signals import NAMES, StopRequest
 from codetr_cli.training.bad_images import BadFiles, open_bad_files, scan, sum_up
@@ -46,7 +47,7 @@ from codetr_cli.training.loggers import Record, check_loggers, open_loggers
 from codetr_cli.training.loop import Training, train
 from codetr_cli.training.memory_fit import check_memory
 from codetr_cli.training.metrics import Meter
-from codetr_cli.training.optim import autocast_dtype, base_learning_rate, build_optimizer, build_schedule
+from codetr_cli.training.optim import base_learning_rate, build_optimizer, build_schedule
 from codetr_cli.training.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
 from codetr_cli.training.reporter import Report, Silence
 
@@ -135,7 +136,7 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
             for warning in job.warnings:
                 report.warn(warning)
             if restarted:
-                folder.event(f"started again: {os.environ.get(distributed.RESTART_REASON, 'a process died')}")
+                folder.event(f"started again: {os.environ.get(process_group.RESTART_REASON, 'a process died')}")
         process_group.barrier()
         check_same_disk(folder)
         resume = choice.resume or restarted

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from codetr_cli.config import ModelConfig
+from codetr_cli.config.schema import ModelConfig
 from codetr_cli.errors import CheckpointError
 
 

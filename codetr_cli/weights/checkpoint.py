@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codetr_cli.config import Settings, parse_settings
+from codetr_cli.config.overrides import parse_settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
 from codetr_cli.weights.load_state import LoadReport, load_into
 

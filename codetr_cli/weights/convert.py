@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codetr_cli.config import Settings, apply_overrides, load_preset, preset_names
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset, preset_names
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.checkpoint import Checkpoint, file_sha256, is_safetensors, read_safetensors

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.config import ResNetConfig, Settings, SwinConfig, ViTConfig
+from codetr_cli.config.schema import ResNetConfig, Settings, SwinConfig, ViTConfig
 from codetr_cli.weights.download import Remote, cache_dir
 
 CONVERTED_NAME = "model.safetensors"

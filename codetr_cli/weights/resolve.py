@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from codetr_cli.config import Settings, load_preset, preset_names
+from codetr_cli.config.presets import load_preset, preset_names
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, CodetrError, MachineError
 from codetr_cli.weights.checkpoint import (
     VERSION,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from codetr_cli.benchmark.data import DataPlan, benchmark_data, worker_numbers
-from codetr_cli.config import Settings, parse_settings
+from codetr_cli.config.overrides import parse_settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.demo import write_demo
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from codetr_cli.benchmark.flops import detection_size, measure
-from codetr_cli.config import load_preset
+from codetr_cli.config.presets import load_preset
 
 
 def test_costs_are_those_of_the_papers():

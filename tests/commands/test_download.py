@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from codetr_cli.cli import main
-from codetr_cli.config import parse_settings, to_toml
-from codetr_cli.weights import download, published
+from codetr_cli.config.overrides import parse_settings, to_toml
+from codetr_cli.weights import download
+from codetr_cli.weights import published as published_weights
 from codetr_cli.weights.checkpoint import load_checkpoint
 from codetr_cli.weights.download import cache_dir
 from tests.weights.published_states import published_state, raw_state, small_settings
@@ -183,8 +184,8 @@ def test_another_address(tmp_path, capsys, published):
 def test_backbones(capsys, monkeypatch):
     data = b"x" * 1000
     with serve(data) as served:
-        backbone = published.PretrainedBackbone("resnet50", "A backbone", served.url, "BSD", bytes=1000)
-        monkeypatch.setitem(published.BACKBONES, "resnet50", backbone)
+        backbone = published_weights.PretrainedBackbone("resnet50", "A backbone", served.url, "BSD", bytes=1000)
+        monkeypatch.setitem(published_weights.BACKBONES, "resnet50", backbone)
         assert run("resnet50", "--dry-run", "--json") == 0
         assert json.loads(capsys.readouterr().out)["there"] is False
         assert run("resnet50") == 0
@@ -203,11 +204,11 @@ def test_a_mistyped_name(capsys):
 
 
 def test_every_shipped_preset_says_where_its_weights_are(capsys):
-    from codetr_cli.config import load_preset, preset_names
+    from codetr_cli.config.presets import load_preset, preset_names
 
     for name in preset_names():
         settings = load_preset(name)
-        known = published.published_weights(settings).known
+        known = published_weights.published_weights(settings).known
         assert known or settings.source.box_ap is None, name
         assert run(name, "--dry-run") == (0 if known else 4)
         capsys.readouterr()

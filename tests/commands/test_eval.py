@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.evaluation.scoring import LVIS_METRICS, METRICS
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import save_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from tests.inference.fakes import write_run
 
 

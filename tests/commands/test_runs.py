@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from codetr_cli.config import Settings, apply_overrides, to_toml
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runs.listing import list_runs, read_run

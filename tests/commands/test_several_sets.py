@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config import Settings, to_toml
+from codetr_cli.config.overrides import to_toml
+from codetr_cli.config.schema import Settings
 from tests.conftest import Ran
 from tests.data.formats.test_voc import write_voc, xml
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codetr_cli.config import Settings, load_preset, to_toml
+from codetr_cli.config.overrides import to_toml
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.runs.folder import read_state
 from codetr_cli.weights.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, Ran

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.models.build import build_model
-from codetr_cli.weights import published
+from codetr_cli.weights import published as published_weights
 from codetr_cli.weights.names import to_published
 from tests.conftest import Ran
 from tests.weights.server import serve
@@ -134,7 +136,7 @@ def test_random_weights_warn_once_where_a_pretrained_backbone_is_missing(train, 
     monkeypatch.setattr("codetr_cli.training.initial_weights.pretrained_name", lambda settings: "resnet50")
     ran, _ = train(*frozen)
     assert "run `codetr download resnet50` first" in ran.err
-    file = published.BACKBONES["resnet50"].file
+    file = published_weights.BACKBONES["resnet50"].file
     assert not file.exists()
 
 

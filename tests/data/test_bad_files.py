@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.bad_files import BadFile, check_share, find_bad_files
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset, build_dataset

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from codetr_cli.config import DataConfig, Settings
+from codetr_cli.config.schema import DataConfig, Settings
 from codetr_cli.data.coco import CocoDataset, build_dataset, find_data
 from codetr_cli.data.transforms import ResizeShortLong
 from codetr_cli.errors import DatasetError

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from codetr_cli.config import DataConfig, Settings, parse_settings
+from codetr_cli.config.overrides import parse_settings
+from codetr_cli.config.schema import DataConfig, Settings
 from codetr_cli.data.annotations import check_kind, read_annotations
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.data.coco import build_dataset, find_data

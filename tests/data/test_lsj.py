@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from codetr_cli import config
-from codetr_cli.config import Settings, apply_overrides, parse_settings
+from codetr_cli.config import schema
+from codetr_cli.config.overrides import apply_overrides, parse_settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import collate
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
@@ -118,7 +119,7 @@ def test_drawn_sizes_and_windows_are_within_the_image() -> None:
 
 
 def test_test_images_get_a_canvas_and_detections_come_back() -> None:
-    transform = build_transforms(config.DataConfig(), config.TestConfig(canvas=160), train=False)
+    transform = build_transforms(schema.DataConfig(), schema.TestConfig(canvas=160), train=False)
     assert isinstance(transform, ResizeToCanvas)
     result = transform(sample(), np.random.default_rng(0))
     assert result.size == (160, 160)
@@ -127,8 +128,8 @@ def test_test_images_get_a_canvas_and_detections_come_back() -> None:
     target = result.to_target(image_id=1, orig_size=(40, 80), pad_divisor=32)
     assert (result.boxes / np.float32(target["scale_factor"] * 2)).tolist() == [[20, 10, 40, 30]]
     # Without augmentation, training images are prepared as test images are.
-    plain = config.DataConfig(augmentation="none")
-    assert isinstance(build_transforms(plain, config.TestConfig(canvas=160), train=True), ResizeToCanvas)
+    plain = schema.DataConfig(augmentation="none")
+    assert isinstance(build_transforms(plain, schema.TestConfig(canvas=160), train=True), ResizeToCanvas)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from codetr_cli import config
+from codetr_cli.config import schema
 from codetr_cli.data.transforms import (
     CropChoices,
     DetrAugmentation,
@@ -137,8 +137,8 @@ def test_augmentation_is_its_choices_and_both_policies_occur() -> None:
 
 def test_build_transforms_reads_the_settings() -> None:
     data, test = (
-        config.DataConfig(short_sides=(64,), crop_size=(10, 20)),
-        config.TestConfig(short_side=96, long_side=160),
+        schema.DataConfig(short_sides=(64,), crop_size=(10, 20)),
+        schema.TestConfig(short_side=96, long_side=160),
     )
     train = build_transforms(data, test, train=True)
     assert isinstance(train, DetrAugmentation)

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from codetr_cli.config import apply_overrides, parse_settings
+from codetr_cli.config.overrides import apply_overrides, parse_settings
 from codetr_cli.distributed import fsdp, process_group
 from codetr_cli.runs.resume import Choice
 from codetr_cli.training import loop, setup
@@ -72,7 +72,7 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
         }
         last.update(as_whole(last))
 
-    with mock.patch.object(training, "train", train):
+    with mock.patch.object(setup, "train", train):
         setup.run_training(job, device=CPU, choice=Choice(folder / name, resume, ""), report=Silence())
     return last
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from codetr_cli.config import Settings, apply_overrides, load_preset
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import fsdp
 from codetr_cli.distributed.fsdp import part_of, units
 from codetr_cli.distributed.sharded_state import _Reader

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codetr_cli.config import parse_settings, to_toml
+from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.distributed.launcher import split_endpoint
 from codetr_cli.distributed.worker_errors import error_from, error_of, write_note
 from codetr_cli.errors import ConfigError, DatasetError, MachineError, StoppedError
@@ -207,23 +207,23 @@ def test_torchrun_restarts_a_training_too(place: Path, undisturbed: Path):
 SCRIPT = """
 import json, os, sys, time
 import torch
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 from codetr_cli.distributed.launcher import LaunchPlan, launch
 from codetr_cli.errors import ConfigError
 
 CPU = torch.device("cpu")
 
 def mistaken():
-    with distributed.process_group(CPU):
-        if distributed.rank() == 1:
+    with process_group.process_group(CPU):
+        if process_group.rank() == 1:
             raise ConfigError("train.lr is no number")
-        distributed.barrier()
+        process_group.barrier()
 
 def buggy():
-    with distributed.process_group(CPU):
-        if distributed.rank() == 1:
+    with process_group.process_group(CPU):
+        if process_group.rank() == 1:
             {}["nothing"]
-        distributed.barrier()
+        process_group.barrier()
 
 if __name__ == "__main__":
     answers, told = {}, []

@@ -22,36 +22,36 @@ SCRIPT = """
 import json, os, sys
 import torch
 from torch import nn
-from codetr_cli.engine import distributed
+from codetr_cli.distributed import process_group
 from codetr_cli.distributed.launcher import LaunchPlan, launch
 
 CPU = torch.device("cpu")
 
 def talk():
-    with distributed.process_group(CPU) as board:
-        board.set(f"key{distributed.rank()}", "text")
-        rank = distributed.rank()
+    with process_group.process_group(CPU) as board:
+        board.set(f"key{process_group.rank()}", "text")
+        rank = process_group.rank()
         model = nn.Linear(2, 1, bias=False)
         nn.init.constant_(model.weight, float(rank))  # ranks differ until they are wrapped
-        wrapped = distributed.wrap_ddp(model, CPU)
-        with distributed.without_sync(wrapped):
+        wrapped = process_group.wrap_ddp(model, CPU)
+        with process_group.without_sync(wrapped):
             wrapped(torch.ones(1, 2)).sum().backward()
         own = model.weight.grad.tolist()
         wrapped(torch.full((1, 2), 1.0 + 4 * rank)).sum().backward()
-        distributed.barrier()
+        process_group.barrier()
         return {
-            "world": distributed.world_size(),
-            "mean": distributed.reduce_mean(torch.tensor([1.0 + rank])).item(),
-            "any": distributed.any_process(rank == 1, False),
-            "gathered": distributed.gather_objects({"rank": rank}),
-            "from_main": distributed.from_main("main" if rank == 0 else None),
+            "world": process_group.world_size(),
+            "mean": process_group.reduce_mean(torch.tensor([1.0 + rank])).item(),
+            "any": process_group.any_process(rank == 1, False),
+            "gathered": process_group.gather_objects({"rank": rank}),
+            "from_main": process_group.from_main("main" if rank == 0 else None),
             "weight": model.weight.tolist(),
             "own": own,
             "averaged": model.weight.grad.tolist(),
             "threads": os.environ["OMP_NUM_THREADS"],
-            "launched": distributed.launched_world_size(),
+            "launched": process_group.launched_world_size(),
             "board": [text.decode() for text in board.multi_get(["key0", "key1"])],
-            "restarted": distributed.was_restarted(),
+            "restarted": process_group.was_restarted(),
         }
 
 def die():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config import parse_settings, to_toml
+from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.data.demo import write_demo
 from codetr_cli.runs.folder import read_state
 from tests.conftest import REPOSITORY, TINY_TABLE
@@ -22,7 +22,7 @@ import os, sys
 from functools import partial
 from pathlib import Path
 import torch
-from codetr_cli.config import load_preset
+from codetr_cli.config.presets import load_preset
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.distributed.launcher import LaunchPlan, launch
 from codetr_cli.training.plan import plan_job

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from codetr_cli.config import Settings, to_toml
+from codetr_cli.config.overrides import to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import topology
 from codetr_cli.distributed.slurm import batch_script, first_host, job_words, read_step
 from codetr_cli.distributed.topology import Request, place

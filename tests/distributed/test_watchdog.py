@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.distributed.watchdog import SLOW_FACTOR, Pulse, Sign, Watchdog, find_frozen
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.training import liveness

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codetr_cli.config import Settings, apply_overrides, to_toml
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import collate, pad
 from codetr_cli.inference import loading
 from codetr_cli.losses.collaborative import CollaborativeObjective

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codetr_cli.config import Settings, apply_overrides, parse_settings
+from codetr_cli.config.overrides import apply_overrides, parse_settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.distributed import process_group
 from codetr_cli.losses import collaborative
@@ -169,4 +170,4 @@ if __name__ == "__main__":
     out, *names = sys.argv[1:]
     with process_group.process_group(CPU):
         found = {name: run_case(name, Path(out)) for name in names}
-        torch.save(found, Path(out) / f"rank{distributed.rank()}.pt")
+        torch.save(found, Path(out) / f"rank{process_group.rank()}.pt")

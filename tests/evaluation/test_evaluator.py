@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.data.transforms import Keep, build_transforms

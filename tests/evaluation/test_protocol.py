@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_cli.config import Settings, apply_overrides, load_preset
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.evaluation.protocol import (
     Protocol,
     Published,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from codetr_cli.config import DataConfig, TestConfig
+from codetr_cli.config.schema import DataConfig, TestConfig
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.copy_paste import CopyPaste, CopyPasteChoices

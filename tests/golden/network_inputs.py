@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codetr_cli.config import ModelConfig, Settings, apply_overrides, load_preset, preset_names
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset, preset_names
+from codetr_cli.config.schema import ModelConfig, Settings
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.random import Draws
 from codetr_cli.models.build import build_model

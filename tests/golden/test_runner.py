@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from codetr_cli.config import apply_overrides, load_preset
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.names import Naming, to_published
 from tests.golden import synth

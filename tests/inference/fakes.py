@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.models.build import build_model
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.weights.checkpoint import save_checkpoint

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import codetr_cli
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.images import read_image
 from codetr_cli.data.loading.loader import EvalLoader

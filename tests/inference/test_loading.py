@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from codetr_cli.config import load_preset
+from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.inference.loading import Classes, find_checkpoint, load_detector, newest_checkpoint
 from codetr_cli.models.build import build_model

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from codetr_cli.config import Settings, apply_overrides, load_preset
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.transforms import Sample, build_transforms
 from codetr_cli.inference.pipeline import detect, inference

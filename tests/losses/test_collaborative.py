@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.losses.aux_heads import Candidates
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets

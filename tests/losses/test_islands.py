@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.losses import aux_heads, criterion, masks, matcher
 from tests.losses.test_collaborative import make_batch, make_objective
 from tests.losses.test_masks import SMALL

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.losses.masks import best_boxes, boundary_losses, mask_iou, mask_targets, visible_shares
 from codetr_cli.models.build import build_model

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.errors import ConfigError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model, build_postprocess

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from codetr_cli.config import apply_overrides, load_preset
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset
 from codetr_cli.models import decoder as decoder_module
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.decoder import DinoDecoder

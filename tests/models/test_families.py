@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.random import Draws

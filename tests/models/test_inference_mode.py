@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.models.backbones.resnet import FrozenBatchNorm2d
 from codetr_cli.models.build import build_model
 from codetr_cli.models.encoder import EncoderLayer

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from codetr_cli.config import apply_overrides, load_preset
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.inference_mode import lean_for_inference

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.errors import MachineError
 from codetr_cli.inference.loading import compile_for
 from codetr_cli.models import torch_compile

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from codetr_cli import files
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
 from codetr_cli.runs.checksums import write_sums
 from codetr_cli.runs.folder import Origin, RunFolder, read_state

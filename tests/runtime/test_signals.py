@@ -39,7 +39,7 @@ def test_the_first_signal_is_a_wish(number: int):
 def test_a_second_signal_ends_the_process_even_in_a_long_computation():
     script = """
 import ctypes, signal, sys
-from codetr_cli.engine import signals
+from codetr_cli.runtime import signals
 signals.SAME_WISH_SECONDS = 0.3
 say = lambda text: (sys.stdout.write(text + "\\n"), sys.stdout.flush())
 with signals.StopRequest(lambda number: say(f"first {number}"), lambda: say("second")):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config import Settings, apply_overrides, chosen_settings, load_preset
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.presets import chosen_settings, load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.folder import RunFolder

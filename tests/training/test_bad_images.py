@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codetr_cli.config import Settings, apply_overrides, to_toml
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.bad_files import BadFile
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import build_train_loader

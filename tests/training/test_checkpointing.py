@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from codetr_cli.config import Settings, to_toml
+from codetr_cli.config.overrides import to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, DivergedError, MachineError, StoppedError
 from codetr_cli.runs.folder import RunFolder, read_state
 from codetr_cli.training import checkpointing

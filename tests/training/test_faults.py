@@ -25,7 +25,8 @@ import torch
 from safetensors import SafetensorError
 
 from codetr_cli import console
-from codetr_cli.config import Settings, apply_overrides, to_toml
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.distributed import sharded_state

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from codetr_cli.config import Settings, apply_overrides, to_toml
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, DivergedError, StoppedError
 from codetr_cli.training.loggers import Loggers, Record, check_loggers, numbers, open_loggers
 from tests.conftest import Ran

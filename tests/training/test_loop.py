@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.config import Settings, apply_overrides
+from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.loading.loader import Segment
 from codetr_cli.errors import StoppedError

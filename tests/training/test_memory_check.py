@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.transforms import build_transforms
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.malloc import return_large_blocks
-from codetr_cli.runtime.memory import capacity, main_memory_left, set_checkpointing
+from codetr_cli.runtime.memory import capacity, main_memory_left
 from codetr_cli.runtime.rng import random_states
 from codetr_cli.training import memory_check
 from codetr_cli.training.memory_check import Need, WorstBatch, estimate_growth, measure, worst_batch
+from codetr_cli.training.recomputation import set_checkpointing
 from tests.commands.test_train import assert_same_weights, losses
 from tests.conftest import Ran
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from codetr_cli.config import Settings, apply_overrides, load_preset, to_toml
-from codetr_cli.runtime.memory import MemoryRecord, read_record, with_fitted, write_record
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.presets import load_preset
+from codetr_cli.config.schema import Settings
+from codetr_cli.runs.memory_record import MemoryRecord, read_record, with_fitted, write_record
 from codetr_cli.training import memory_fit
 from codetr_cli.training.memory_check import Need
 from codetr_cli.training.memory_fit import has_fast_bf16, ladder

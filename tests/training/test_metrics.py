@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codetr_cli.config import parse_settings
+from codetr_cli.config.overrides import parse_settings
 from codetr_cli.training.metrics import Meter, WaitWatch
 
 CPU = torch.device("cpu")

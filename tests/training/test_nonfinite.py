@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codetr_cli.config import Settings, to_toml
+from codetr_cli.config.overrides import to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.loading.loader import AspectGroupedSampler
 from codetr_cli.errors import CheckpointError, DivergedError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
@@ -303,7 +304,7 @@ def test_a_short_run_of_bad_steps_only_does_not_end_well(tmp_path: Path, tiny_se
         train(training)
 
 
-@pytest.mark.parametrize("refused", ["reproducer.save_file", "reproducer.Path.mkdir"])
+@pytest.mark.parametrize("refused", ["repro.save_file", "repro.Path.mkdir"])
 def test_a_full_disk_does_not_hide_what_happened(
     tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, refused: str
 ):
@@ -313,7 +314,7 @@ def test_a_full_disk_does_not_hide_what_happened(
     training = begin(tmp_path, tiny_settings, "train.max_bad_steps=1")
     spoil(training, 1)
     training.report.warn = lambda text: [  # the disk is full from the step on that is left out
-        monkeypatch.setattr(f"codetr_cli.engine.{refused}", full),
+        monkeypatch.setattr(f"codetr_cli.training.{refused}", full),
         monkeypatch.setattr("codetr_cli.runs.folder.append", full),
     ]
     with pytest.raises(DivergedError, match=r"loss_bbox = nan.*could not be kept.*no space left"):
@@ -402,37 +403,38 @@ TOGETHER = """
 import json, math, os, sys
 from pathlib import Path
 import torch
-from codetr_cli.config import parse_settings
-from codetr_cli.engine import distributed, trainer
+from codetr_cli.config.overrides import parse_settings
+from codetr_cli.distributed import process_group
 from codetr_cli.errors import DivergedError
+from codetr_cli.training import loop
 from tests.conftest import TINY_TABLE
-from tests.engine import test_trainer
+from tests.training import test_loop
 
-trainer.draw_plots = lambda lines, folder: []
+loop.draw_plots = lambda lines, folder: []
 os.fsync = lambda file: None
 torch.set_num_threads(1)
 root, answers = Path(sys.argv[1]), {}
 
 
-class Loader(test_trainer.StandInLoader):
+class Loader(test_loop.StandInLoader):
     def __iter__(self):
         for batch in super().__iter__():
             for target in batch.targets:
-                target["image_id"] += 1000 * distributed.rank()
+                target["image_id"] += 1000 * process_group.rank()
             yield batch
 
 
-with distributed.process_group(torch.device("cpu")):
-    rank = distributed.rank()
+with process_group.process_group(torch.device("cpu")):
+    rank = process_group.rank()
     if rank == 1:  # what only the process of rank 0 may do
         for method in ("open", "recover", "rewind", "log", "event", "save", "mark_best", "go_back_to"):
-            setattr(test_trainer.RunFolder, method, lambda *words, **more: None)
+            setattr(test_loop.RunFolder, method, lambda *words, **more: None)
 
     def begin(name, *overrides):
-        training = test_trainer.begin(root / name, parse_settings(TINY_TABLE, "here"), *overrides)
-        distributed.barrier()
+        training = test_loop.begin(root / name, parse_settings(TINY_TABLE, "here"), *overrides)
+        process_group.barrier()
         training.loader = Loader()
-        training.objective = distributed.wrap_ddp(training.objective, torch.device("cpu"))
+        training.objective = process_group.wrap_ddp(training.objective, torch.device("cpu"))
         return training
 
     def spoil_rank_1(training, *steps, again=True):
@@ -455,21 +457,21 @@ with distributed.process_group(torch.device("cpu")):
     spoil_rank_1(once, 2)
     states = []
     once.report.step = lambda line, left: states.append(sums(once))
-    trainer.train(once)
+    loop.train(once)
     answers["once"] = states
     back = begin("back", "train.checkpoint_every=1", "train.max_bad_steps=2")
     spoil_rank_1(back, 3, 4, again=False)
-    trainer.train(back)
+    loop.train(back)
     answers["back"] = [sums(back), back.position.step, back.position.other_order]
     gradient = begin("gradient")
     if rank == 1:
         gradient.model.head.bias.register_hook(lambda g: g * (math.inf if gradient.position.step == 2 else 1))
-    trainer.train(gradient)
+    loop.train(gradient)
     answers["gradient"] = sums(gradient)
     never = begin("never", "train.max_bad_steps=2")
     spoil_rank_1(never, 1, 2, 3, 4, 5)
     try:
-        trainer.train(never)
+        loop.train(never)
     except DivergedError as error:
         answers["never"] = str(error)
 Path(root, f"answers{rank}.json").write_text(json.dumps(answers))

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codetr_cli.config import Settings, apply_overrides, to_toml
+from codetr_cli.config.overrides import apply_overrides, to_toml
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.worker_errors import error_of
@@ -24,7 +25,8 @@ from codetr_cli.errors import MachineError, MemoryShrunkError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.listing import read_run
-from codetr_cli.runtime.memory import MemoryRecord, is_out_of_memory, read_record
+from codetr_cli.runs.memory_record import MemoryRecord, read_record
+from codetr_cli.runtime.memory import is_out_of_memory
 from codetr_cli.runtime.synthetic import synthetic_batch
 from codetr_cli.training.loop import Training, _gradients, train
 from codetr_cli.training.oom import split

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from codetr_cli.config import TrainConfig
+from codetr_cli.config.schema import TrainConfig
 from codetr_cli.errors import ConfigError
+from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.training.ema import ModelEma, step_momentum
 from codetr_cli.training.optim import (
     Schedule,
-    autocast_dtype,
     base_learning_rate,
     build_optimizer,
     build_schedule,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from codetr_cli.config import load_preset
+from codetr_cli.config.presets import load_preset
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.names import to_published
 
@@ -35,7 +35,7 @@ def small_settings(num_classes=3, *more):
 
 def small_preset(folder, name="small", num_classes=3):
     """A TOML file of the small architecture; its path is what --preset takes."""
-    from codetr_cli.config import to_toml
+    from codetr_cli.config.overrides import to_toml
 
     path = folder / f"{name}.toml"
     path.write_text(to_toml(small_settings(num_classes).model_copy(update={"name": name})))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codetr_cli.config import apply_overrides
+from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.tensor_layout import to_published_state

@@ -9,7 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from codetr_cli.config import load_preset, parse_settings, to_toml
+from codetr_cli.config.overrides import parse_settings, to_toml
+from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.architecture import describe, differences
@@ -218,7 +219,7 @@ def test_presets_are_tried_and_recognised_by_hash(tmp_path, preset, monkeypatch)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     settings = load_preset(second, [f"source.sha256={sha256}"])
     known = tmp_path / "small_other.toml"
-    from codetr_cli.config import to_toml
+    from codetr_cli.config.overrides import to_toml
 
     known.write_text(to_toml(settings))
     assert convert(path, None).preset == "small_other"

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from codetr_cli.config import load_preset
+from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import CheckpointError
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.classes import COCO_CATEGORIES, match_names

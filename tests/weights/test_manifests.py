@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codetr_cli.config import load_preset, preset_names
+from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.convert import convert_file

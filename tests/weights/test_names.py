@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codetr_cli.config import load_preset
+from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import CheckpointError
 from codetr_cli.models.build import build_model
 from codetr_cli.weights import names

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from codetr_cli.config import load_preset, preset_names
+from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.errors import CheckpointError
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import save_checkpoint

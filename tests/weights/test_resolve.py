@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from codetr_cli.config import load_preset, parse_settings, to_toml
+from codetr_cli.config.overrides import parse_settings, to_toml
+from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import CheckpointError, ConfigError, MachineError
 from codetr_cli.weights import resolve
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from codetr_cli.config import DataConfig
+from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.checks.annotations import AnnotationFacts, check_annotations, compare_categories, note_category_ids
 from codetr_cli.data.checks.files import FileRules, check_files, default_workers
 from codetr_cli.data.checks.findings import Finding, Findings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from codetr_cli.config import DataConfig
+from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.formats.converted import find_converted
 from codetr_cli.data.formats.detect import LAYOUTS, default_root, has_published_layout, similar_folder
 from codetr_cli.data.formats.detect import Split as SplitPlace
@@ -39,7 +39,7 @@ class DataPaths:
 
 
 def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset: bool = False) -> DataPaths:
-    """Finds one split of a data set in its published layout, see `codetr_cli.data.formats.detect`, or in VOC's or YOLO's.
+    """Finds one split of a data set in its published layout, see `data.formats.detect`, or in VOC's or YOLO's.
 
     The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
     data/objects365); paths of `config` for the split's images or annotations override what lies in it. The sets of

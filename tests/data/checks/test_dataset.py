@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codetr_cli.config import DataConfig
+from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.checks.dataset import Report, check_dataset
 from codetr_cli.data.checks.findings import KINDS, Finding, Findings
 from tests.data.test_headers import huge_png

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from codetr_cli.config import DataConfig, Settings, parse_settings
+from codetr_cli.config.overrides import parse_settings
+from codetr_cli.config.schema import DataConfig, Settings
 from codetr_cli.data.annotations import Annotations, read_annotations
 from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.formats.cache import source_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config import DataConfig
+from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.annotations import Annotations, read_annotations
 from codetr_cli.data.coco import find_data
 from codetr_cli.data.formats.converted import find_converted

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loading.loader import (
@@ -234,7 +234,7 @@ def test_workers_outlive_a_signal_to_all_processes(dataset: CocoDataset) -> None
 def test_a_process_that_leaves_in_the_middle_of_an_epoch_ends_its_workers(mixed_coco: Path) -> None:
     script = f"""
 import sys
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
 settings = Settings.model_validate({{"name": "x", "data": {{"root": {str(mixed_coco)!r}}}}})
@@ -268,7 +268,7 @@ def test_workers_are_copies_also_in_a_process_that_was_started_afresh(
 def test_workers_die_with_a_killed_process(mixed_coco: Path) -> None:
     script = f"""
 import os, signal
-from codetr_cli.config import Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
 settings = Settings.model_validate({{"name": "x", "data": {{"root": {str(mixed_coco)!r}}}}})

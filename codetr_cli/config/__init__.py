@@ -1,0 +1,1 @@
+"""What can be set: the schema, the presets, and overrides of single values."""

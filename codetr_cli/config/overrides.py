@@ -1,0 +1,147 @@
+"""Tables and `key=value` texts into validated settings, and settings into TOML; errors name the nearest right key."""
+
+from __future__ import annotations
+
+import tomllib
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from codetr_cli.config.schema import Settings
+from codetr_cli.errors import ConfigError, nearest
+
+
+def parse_settings(table: dict[str, Any], where: str) -> Settings:
+    """Validates a nested table of settings.
+
+    Args:
+        table: as read from TOML or JSON.
+        where: the source named in error messages.
+
+    Raises:
+        ConfigError: one line a wrong field, with the nearest right name for an unknown key.
+    """
+    try:
+        return Settings.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(f"wrong settings in {where}: " + "; ".join(_explain(error))) from error
+
+
+def apply_overrides(settings: Settings, overrides: list[str]) -> Settings:
+    """Applies `table.key=value` overrides; values are read as TOML and, failing that, as plain text.
+
+    Raises:
+        ConfigError: not of the form key=value, an unknown key, or a value out of range.
+    """
+    table = settings.model_dump(mode="json", exclude_unset=False)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set {override!r} is not of the form key=value, e.g. --set train.lr=1e-4")
+        *parents, leaf = key.strip().split(".")
+        _check_key(key.strip())
+        node = table
+        for parent in parents:
+            node = node[parent]
+        value = _parse_value(text.strip(), optional=_is_optional(key.strip()))
+        if leaf == "kind" and node.get("kind") != value:
+            node.clear()  # the other kind's settings mean nothing here: this one starts from its defaults
+        node[leaf] = value
+    return parse_settings(table, where="--set") if overrides else settings
+
+
+def to_toml(settings: Settings) -> str:
+    """The complete settings, without None values, as TOML text that `load_preset` reads back to an equal object."""
+    lines: list[str] = []
+    _write_table(settings.model_dump(mode="json", exclude_none=True), [], lines)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_table(table: dict[str, Any], path: list[str], lines: list[str]) -> None:
+    if path:
+        lines += ["", f"[{'.'.join(path)}]"]
+    lines += [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _write_table(value, [*path, key], lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)
+
+
+def _parse_value(text: str, *, optional: bool) -> Any:
+    if optional and text.lower() in ("none", "null"):
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _fields(section: type[BaseModel]) -> dict[str, list[type[BaseModel]]]:
+    """Field names of a section, each with its section classes when it is a table: several for tables with a `kind`."""
+    return {name: _sections(info.annotation) for name, info in section.model_fields.items()}
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    choices = get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+    return [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+
+
+def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Dotted names of every single setting, in the order of definition."""
+    names: list[str] = []
+    for name, children in _fields(section).items():
+        for child in children:
+            names += [known for known in setting_names(child, f"{prefix}{name}.") if known not in names]
+        if not children:
+            names.append(prefix + name)
+    return names
+
+
+def _is_optional(key: str) -> bool:
+    """Whether the setting may be absent, so that the word none means that and not a choice of this name."""
+    sections: list[type[BaseModel]] = [Settings]
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        sections = [child for section in sections for child in _fields(section).get(parent, [])]
+    annotations = [section.model_fields[leaf].annotation for section in sections if leaf in section.model_fields]
+    return any(type(None) in get_args(annotation) for annotation in annotations)
+
+
+def _check_key(key: str) -> None:
+    names = setting_names()
+    if key in names:
+        return
+    if any(name.startswith(key + ".") for name in names):
+        raise ConfigError(f"--set {key} names a table: set one value of it, e.g. --set {key}.<name>=...")
+    by_leaf = [name for name in names if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = f"did you mean {by_leaf[0]!r}?" if by_leaf else nearest(key, names)
+    raise ConfigError(f"unknown setting {key!r}: {hint}")
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One sentence a wrong field: its dotted name, what is wrong, and the nearest name for an unknown one."""
+    sentences = []
+    for item in error.errors():
+        # Of a table that comes in kinds, the place names the kind too.
+        places = [str(part) for part in item["loc"]]
+        key = ".".join(part for before, part in zip(["", *places], places, strict=False) if before != "backbone")
+        if item["type"] == "extra_forbidden":
+            known = setting_names()
+            hint = "it is one of another kind of backbone" if key in known else nearest(key, known)
+            sentences.append(f"unknown setting {key!r} ({hint})")
+        else:
+            sentences.append(
+                f"{key or 'settings'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+            )
+    return sentences
