@@ -59,7 +59,7 @@ def train(variant: str, seed: int, data: Path, arguments: argparse.Namespace) ->
     """Trains one run on one thread and reads its evaluations."""
     run = arguments.work / "runs" / f"{variant.replace(' ', '-')}-{seed}"
     overrides = [*arguments.overrides, *VARIANTS[variant], f"train.seed={seed}"]
-    overrides += ["data.workers=0", "train.recipe=preset"]
+    overrides += ["data.workers=0", "train.auto_recipe=false"]
     metrics = run / "metrics.jsonl"
     if not (metrics.is_file() and '"kind": "end"' in metrics.read_text(encoding="utf-8")):
         command = [*codetr(), "train", "--preset", "co_dino_tiny", "--data", str(data), "--run", str(run), "--quiet"]

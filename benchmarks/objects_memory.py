@@ -35,7 +35,7 @@ from codetr_cli.runtime.timing import memory_in_use, peak_memory, reset_peak_mem
 NARROW = [
     "model.backbone.block=basic",
     "model.backbone.layers=[1,1,1,1]",
-    "model.backbone.width=8",
+    "model.backbone.base_channels=8",
     "model.backbone.norm=group",
     "model.backbone.frozen_stages=0",
     "model.embed_dim=32",

@@ -5,7 +5,7 @@
 Nothing is run: the network is built on PyTorch's meta device, and autograd says what it would keep for the backward
 pass, with recomputation as the settings say. Left out are the losses, the RoI head's regions, and what the gradients of
 single tensors take for a moment: a step needs somewhat more. Numbers are float32. `--processes N` adds what each of N
-processes holds with train.shard.
+processes holds with train.fsdp.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def main() -> int:
 
 
 def sharded_figures(model: CoDETR, copies: dict[str, int], processes: int) -> dict[str, float]:
-    """Gigabytes of weights and what belongs to them that the largest of several processes holds with train.shard.
+    """Gigabytes of weights and what belongs to them that the largest of several processes holds with train.fsdp.
 
     `gathered` is added while a step runs: the root's weights, and those of two units, of which one is being prefetched.
     """

@@ -159,7 +159,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Advance]:
 
 
 @contextmanager
-def forgiving() -> Iterator[None]:
+def tolerate_closed_streams() -> Iterator[None]:
     """Inside, text that can no longer be written is let go: nobody need listen for work to be done.
 
     The reader of a pipe may leave (`| head`), a terminal may close, the disk of a log file may be full.

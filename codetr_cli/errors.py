@@ -30,13 +30,13 @@ class CheckpointError(CodetrError):
     exit_code = 4
 
 
-class MachineError(CodetrError):
+class ResourceError(CodetrError):
     """The machine lacks something: no GPU, too little memory, no space on disk, a missing optional package."""
 
     exit_code = 5
 
 
-class MemoryShrunkError(MachineError):
+class MemoryShrunkError(ResourceError):
     """One of several processes ran out of memory; what has to change is written down for all, which start again."""
 
 

@@ -24,7 +24,7 @@ TINY_TABLE: dict[str, Any] = {
     "name": "tiny",
     "model": {
         "num_classes": 3,
-        "backbone": {"block": "basic", "layers": [1, 1, 1, 1], "width": 8, "norm": "group", "frozen_stages": 0},
+        "backbone": {"block": "basic", "layers": [1, 1, 1, 1], "base_channels": 8, "norm": "group", "frozen_stages": 0},
         "embed_dim": 32,
         "num_heads": 4,
         "num_levels": 4,
@@ -52,7 +52,7 @@ TINY_TABLE: dict[str, Any] = {
         "micro_batch": 2,
         "log_every": 1,
         "precision": "fp32",
-        "preflight": False,  # a second for each of hundreds of trainings of a network that fits anywhere
+        "memory_check": False,  # a second for each of hundreds of trainings of a network that fits anywhere
         "loss": {"denoising_queries": 10, "max_positive_queries": 20, "rpn_samples": 32, "roi_samples": 32},
     },
     "test": {"short_side": 96, "long_side": 160, "max_detections": 20},

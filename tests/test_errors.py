@@ -15,7 +15,7 @@ from codetr_cli import cli, errors
         (errors.ConfigError, 2),
         (errors.DatasetError, 3),
         (errors.CheckpointError, 4),
-        (errors.MachineError, 5),
+        (errors.ResourceError, 5),
         (errors.DivergedError, 6),
     ],
 )
@@ -92,4 +92,4 @@ def test_json_errors_are_one_object(failing):
 
 
 def test_exit_codes_of_the_command_line_are_those_of_the_kinds():
-    assert errors.MachineError.exit_code == cli.EXIT_MACHINE
+    assert errors.ResourceError.exit_code == cli.EXIT_MACHINE

@@ -18,11 +18,11 @@ from codetr_cli.training.optim import build_optimizer, clip_gradients
 HEIGHT, WIDTH = 96, 128
 DEFORMABLE = ["model.family=co_deformable", "model.finest_stride=8", "train.loss.class_weight=2.0"]
 SWIN = [
-    *("model.backbone.kind=swin", "model.backbone.width=16", "model.backbone.num_heads=[1, 2, 2, 4]"),
+    *("model.backbone.kind=swin", "model.backbone.embed_dim=16", "model.backbone.num_heads=[1, 2, 2, 4]"),
     *("model.backbone.layers=[2, 1, 1, 1]", "model.backbone.window_size=4", "model.backbone.drop_path=0"),
 ]
 VIT = [
-    *("model.backbone.kind=vit", "model.backbone.width=32", "model.backbone.depth=3", "model.backbone.num_heads=2"),
+    *("model.backbone.kind=vit", "model.backbone.embed_dim=32", "model.backbone.depth=3", "model.backbone.num_heads=2"),
     *("model.backbone.hidden_dim=48", "model.backbone.global_blocks=[2]", "model.backbone.window_size=3"),
     *("model.backbone.drop_path=0", "model.backbone.pretrain_size=64", "model.num_levels=5"),
     *("model.roi.num_convs=2", "model.roi.num_fcs=1", "model.roi.class_agnostic=true", "train.layer_decay=0.8"),

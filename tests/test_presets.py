@@ -129,9 +129,9 @@ def test_listing_does_not_load_torch():
 
 
 DEFORMABLE = ["model.family=co_deformable", "model.finest_stride=8"]
-SWIN = ["model.backbone.kind=swin", "model.backbone.width=16", "model.backbone.num_heads=[1, 2, 2, 4]"]
+SWIN = ["model.backbone.kind=swin", "model.backbone.embed_dim=16", "model.backbone.num_heads=[1, 2, 2, 4]"]
 VIT = [
-    *("model.backbone.kind=vit", "model.backbone.width=32", "model.backbone.depth=2", "model.backbone.num_heads=2"),
+    *("model.backbone.kind=vit", "model.backbone.embed_dim=32", "model.backbone.depth=2", "model.backbone.num_heads=2"),
     *("model.backbone.hidden_dim=48", "model.backbone.global_blocks=[1]", "model.backbone.window_size=4"),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from codetr_cli.commands.presets import BACKBONES, DATASETS
+from codetr_cli.commands.presets import BACKBONES, DATASETS, backbone_key
 from codetr_cli.config.presets import load_preset, preset_figures, preset_names
 from codetr_cli.config.schema import ModelConfig, Settings
 from tests.conftest import REPOSITORY
@@ -76,11 +76,9 @@ def readme_parts() -> tuple[str, str, str]:
 
 def _network(settings: Settings) -> str:
     model = settings.model
-    backbone = model.backbone
-    layers = backbone.depth if backbone.kind == "vit" else backbone.layers
     family = {"co_dino": "Co-DINO", "co_deformable": "Co-Deformable"}[model.family]
     masks = " + masks" if settings.learns_masks else ""
-    return f"{family} {BACKBONES.get((backbone.kind, layers, backbone.width), 'tiny')}{masks}"
+    return f"{family} {BACKBONES.get(backbone_key(settings), 'tiny')}{masks}"
 
 
 def _ap(single: float | None, augmented: float | None) -> str:

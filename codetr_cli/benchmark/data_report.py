@@ -147,4 +147,4 @@ def _cold_advice(timing: DataTiming, images_in_all: int, workers: int) -> str:
 def _cache_setting(timing: DataTiming, images_in_all: int, workers: int) -> str:
     """The setting that lets every worker keep all files in the end."""
     size = max(1, math.ceil(timing.file_bytes * images_in_all / 2**20))
-    return f"--set data.cache_mb={size}, {size * max(1, workers):,} MiB in all workers"
+    return f"--set data.file_cache_mb={size}, {size * max(1, workers):,} MiB in all workers"

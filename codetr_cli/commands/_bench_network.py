@@ -84,12 +84,12 @@ class Network:
 
     def _plain(self, plan: Plan) -> Run:
         """The network without what makes it fast, apart from the operator, which is chosen around its runs."""
-        from codetr_cli.models.inference_mode import without_savings
+        from codetr_cli.models.inference_mode import disable_optimizations
 
         # A backend that the settings name would stand above the plain way's.
         overrides = [*self.overrides, "model.attention_backend=auto"]
         loaded = self._load(overrides, lean=False)
-        without_savings(loaded.model)
+        disable_optimizations(loaded.model)
         return self._run(loaded, plan)
 
     def _load(self, overrides: Sequence[str], *, lean: bool) -> LoadedModel:

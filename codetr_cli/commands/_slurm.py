@@ -24,7 +24,7 @@ def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: boo
 
     Raises:
         ConfigError: options or batch sizes that do not fit together.
-        MachineError: SLURM refused the script.
+        ResourceError: SLURM refused the script.
     """
     from codetr_cli.distributed.slurm import submit, write_batch
     from codetr_cli.training.plan import plan_batches

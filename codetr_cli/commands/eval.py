@@ -187,7 +187,7 @@ def _find_data(
     named = any(override.strip().startswith("data.dataset") for override in relevant)
     config = apply_overrides(Settings(name="eval"), relevant).data
     if data:
-        config = config.model_copy(update={"root": data[0], "more": tuple(data[1:])})
+        config = config.model_copy(update={"root": data[0], "extra_roots": tuple(data[1:])})
     return find_data(config, None, split, any_dataset=not named)
 
 

@@ -131,8 +131,15 @@ def _words(row: dict[str, Any]) -> dict[str, Any]:
 
 def _backbone(settings: Settings) -> str:
     backbone = settings.model.backbone
-    layers = backbone.depth if backbone.kind == "vit" else backbone.layers
-    return BACKBONES.get((backbone.kind, layers, backbone.width), f"small {backbone.kind}")
+    return BACKBONES.get(backbone_key(settings), f"small {backbone.kind}")
+
+
+def backbone_key(settings: Settings) -> tuple[str, object, int]:
+    """Kind, depth and channels of the backbone: what `BACKBONES` names it by."""
+    backbone = settings.model.backbone
+    if backbone.kind == "resnet":
+        return backbone.kind, backbone.layers, backbone.base_channels
+    return backbone.kind, backbone.depth if backbone.kind == "vit" else backbone.layers, backbone.embed_dim
 
 
 def _augmentation(settings: Settings) -> str:

@@ -140,7 +140,7 @@ def train(
         _show_plan(job, chosen, processes, choice, json_output)
         return
     arguments = (job, chosen, choice, json_output, quiet)
-    with console.forgiving():
+    with console.tolerate_closed_streams():
         outcome = (
             _work(*arguments) if placement.plan is None else launch(_work, arguments, placement.plan, console.warn)
         )
@@ -153,7 +153,7 @@ def _work(job: Job, device: torch.device, choice: Choice | None, json_output: bo
     from codetr_cli.training.setup import run_training
 
     console.set_mode(json=json_output, quiet=quiet)
-    with console.forgiving(), _Display() as display:
+    with console.tolerate_closed_streams(), _Display() as display:
         return run_training(job, device=device, choice=choice, report=display)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -11,19 +12,38 @@ from pydantic import BaseModel, ValidationError
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, nearest
 
+logger = logging.getLogger(__name__)
+
+# Former name of a setting -> its name now. Run folders, checkpoints and settings written earlier are read with it.
+RENAMED = {
+    "data.more": "data.extra_roots",
+    "data.cache_mb": "data.file_cache_mb",
+    "model.backbone.width": "model.backbone.embed_dim",  # a ResNet's: see `_current_name`
+    "train.recipe": "train.auto_recipe",
+    "train.least_steps": "train.min_steps",
+    "train.same_at_any_width": "train.global_batch_losses",
+    "train.shard": "train.fsdp",
+    "train.preflight": "train.memory_check",
+    "train.patience": "train.early_stop_patience",
+    "train.max_bad_steps": "train.max_nonfinite_steps",
+}
+# Values whose form changed with the name.
+RENAMED_VALUES: dict[str, dict[Any, Any]] = {"train.recipe": {"auto": True, "preset": False}}
+_ABSENT = object()
+
 
 def parse_settings(table: dict[str, Any], where: str) -> Settings:
     """Validates a nested table of settings.
 
     Args:
-        table: as read from TOML or JSON.
+        table: as read from TOML or JSON; settings may have former names (`RENAMED`).
         where: the source named in error messages.
 
     Raises:
         ConfigError: one line a wrong field, with the nearest right name for an unknown key.
     """
     try:
-        return Settings.model_validate(table)
+        return Settings.model_validate(_with_current_names(table, where))
     except ValidationError as error:
         raise ConfigError(f"wrong settings in {where}: " + "; ".join(_explain(error))) from error
 
@@ -39,16 +59,64 @@ def apply_overrides(settings: Settings, overrides: list[str]) -> Settings:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"--set {override!r} is not of the form key=value, e.g. --set train.lr=1e-4")
-        *parents, leaf = key.strip().split(".")
-        _check_key(key.strip())
+        former, key = key.strip(), _current_name(key.strip(), table)
+        *parents, leaf = key.split(".")
+        _check_key(key)
         node = table
         for parent in parents:
             node = node[parent]
-        value = _parse_value(text.strip(), optional=_is_optional(key.strip()))
+        value = _parse_value(text.strip(), optional=_is_optional(key))
+        if key != former:
+            value = _current_value(former, value)
+            logger.warning("the setting %s is now called %s", former, key)
         if leaf == "kind" and node.get("kind") != value:
             node.clear()  # the other kind's settings mean nothing here: this one starts from its defaults
         node[leaf] = value
     return parse_settings(table, where="--set") if overrides else settings
+
+
+def _current_name(key: str, table: dict[str, Any]) -> str:
+    """The name of a setting now, by its name now or a former one; `table` has the settings around it."""
+    if key == "model.backbone.width":
+        kind = table.get("model", {}).get("backbone", {}).get("kind", "resnet")
+        return "model.backbone.base_channels" if kind == "resnet" else RENAMED[key]
+    return RENAMED.get(key, key)
+
+
+def _current_value(former: str, value: Any) -> Any:
+    values = RENAMED_VALUES.get(former, {})
+    return values.get(value, value) if isinstance(value, str) else value
+
+
+def _with_current_names(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """A table of settings with former names replaced; the given one stays as it is.
+
+    Raises:
+        ConfigError: a setting is there under both names.
+    """
+    for former in RENAMED:
+        value = _value_at(table, former)
+        if value is _ABSENT:
+            continue
+        current = _current_name(former, table)
+        if _value_at(table, current) is not _ABSENT:
+            raise ConfigError(f"{where} has both {former} and {current}, its name now: keep the second")
+        table = _moved(table, former.split("."), current.rsplit(".", 1)[1], _current_value(former, value))
+    return table
+
+
+def _value_at(table: Any, key: str) -> Any:
+    for name in key.split("."):
+        table = table.get(name, _ABSENT) if isinstance(table, dict) else _ABSENT
+    return table
+
+
+def _moved(table: dict[str, Any], path: list[str], name: str, value: Any) -> dict[str, Any]:
+    """A copy of a nested table in which the entry at `path` has another name and value."""
+    first, *rest = path
+    if rest:
+        return {**table, first: _moved(table[first], rest, name, value)}
+    return {key: kept for key, kept in table.items() if key != first} | {name: value}
 
 
 def to_toml(settings: Settings) -> str:

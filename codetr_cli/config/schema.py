@@ -36,7 +36,9 @@ class ResNetConfig(Section):
     kind: Literal["resnet"] = "resnet"
     block: Literal["basic", "bottleneck"] = "bottleneck"
     layers: tuple[Positive, Positive, Positive, Positive] = Field((3, 4, 6, 3), description="Blocks of each stage.")
-    width: Positive = Field(64, description="Channels of the stem; stage i has width * 2**i (times 4 for bottlenecks).")
+    base_channels: Positive = Field(
+        64, description="Channels of the stem; stage i has base_channels * 2**i (times 4 for bottlenecks)."
+    )
     norm: Literal["frozen_batch", "group"] = Field(
         "frozen_batch",
         description="frozen_batch needs pretrained statistics; group (8 groups) trains from random weights.",
@@ -51,7 +53,7 @@ class SwinConfig(Section):
     """A hierarchical transformer with shifted windows (arXiv 2103.14030); the defaults are Swin-T."""
 
     kind: Literal["swin"] = "swin"
-    width: Positive = Field(96, description="Channels of the first stage; they double from stage to stage.")
+    embed_dim: Positive = Field(96, description="Channels of the first stage; they double from stage to stage.")
     layers: tuple[Positive, Positive, Positive, Positive] = Field((2, 2, 6, 2), description="Blocks of each stage.")
     num_heads: tuple[Positive, Positive, Positive, Positive] = (3, 6, 12, 24)
     window_size: Positive = Field(7, description="Side of a window in tokens.")
@@ -61,8 +63,8 @@ class SwinConfig(Section):
     @model_validator(mode="after")
     def _divisible(self) -> SwinConfig:
         for stage, heads in enumerate(self.num_heads):
-            if self.width * 2**stage % heads:
-                channels = self.width * 2**stage
+            if self.embed_dim * 2**stage % heads:
+                channels = self.embed_dim * 2**stage
                 raise ValueError(f"the {channels} channels of stage {stage} do not divide by {heads} heads")
         return self
 
@@ -71,7 +73,7 @@ class ViTConfig(Section):
     """A plain transformer with rotary positions, window and global blocks (EVA-02, arXiv 2303.11331); ViT-L."""
 
     kind: Literal["vit"] = "vit"
-    width: Positive = 1024
+    embed_dim: Positive = Field(1024, description="Channels.")
     depth: Positive = 24
     num_heads: Positive = 16
     hidden_dim: Positive = Field(2730, description="Channels inside the gated feed-forward layers.")
@@ -89,8 +91,8 @@ class ViTConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ViTConfig:
-        if self.width % (4 * self.num_heads):
-            raise ValueError(f"width {self.width} is not divisible by 4 x num_heads {self.num_heads}")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by 4 x num_heads {self.num_heads}")
         if self.global_blocks and max(self.global_blocks) >= self.depth:
             raise ValueError(f"global_blocks {self.global_blocks} name a block that a depth of {self.depth} has not")
         for name, size in (("pretrain_size", self.pretrain_size), ("fixed_size", self.fixed_size or 0)):
@@ -239,7 +241,7 @@ class DataConfig(Section):
         "coco", description="Whose files are looked for in the folder; coco is the layout of every other set too."
     )
     root: str | None = Field(None, description="Folder of the data set; absent: CODETR_DATA, else data/<dataset>.")
-    more: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = Field(
+    extra_roots: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = Field(
         (), description="Folders of further data sets in any known layout, merged with root's by the names of classes."
     )
     train_images: str | None = Field(None, description="Overrides <root>/train2017 (coco).")
@@ -281,7 +283,7 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] = Field(
         2, description="Processes that read and augment, per training process."
     )
-    cache_mb: Annotated[int, Field(ge=0)] = Field(
+    file_cache_mb: Annotated[int, Field(ge=0)] = Field(
         0, description="MiB of training image files that each worker keeps in memory, for slow disks; 0: none."
     )
     aspect_grouping: bool = Field(True, description="Batches hold images of one orientation, as published.")
@@ -358,20 +360,20 @@ class TrainConfig(Section):
         description="Pretrained backbone to start from without --weights: a name of `codetr download`, preset, file or "
         "URL. auto: the one that belongs to the backbone, if it was downloaded; none: random weights.",
     )
-    recipe: Literal["auto", "preset"] = Field(
-        "auto",
-        description="auto: epochs, lr, milestones, warm-up, frozen backbone and evaluations follow the number of "
-        "images, each unless it is set by hand; preset: all as written.",
+    auto_recipe: bool = Field(
+        True,
+        description="Choose epochs, lr, milestones, warm-up, frozen backbone and evaluations by the number of images, "
+        "each unless it is set explicitly; false: all as written in the preset.",
     )
     epochs: Positive = 12
-    least_steps: Positive = Field(
+    min_steps: Positive = Field(
         20_000,
-        description="recipe auto: so many steps, at least, from random weights, a tenth of them from a checkpoint.",
+        description="auto_recipe: minimum optimizer steps from scratch; 10 % of that when fine-tuning.",
     )
     max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps, whatever the epoch.")
     batch_size: Positive = Field(16, description="Images per optimizer step over all processes.")
     micro_batch: Positive = Field(2, description="Images per process and forward pass; the rest is accumulated.")
-    same_at_any_width: bool = Field(
+    global_batch_losses: bool = Field(
         False,
         description="Images that several processes train at once count as one batch: padded alike, normalisers over "
         "all, so that the number of processes changes no result. As published, some of that is each process's own.",
@@ -400,11 +402,11 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
     ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Published EMA uses 1e-4; 0: no EMA.")
     compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
-    shard: bool = Field(
+    fsdp: bool = Field(
         False,
         description="Several processes: each keeps a part of weights, gradients and optimizer states (FSDP2), not all.",
     )
-    preflight: bool = Field(
+    memory_check: bool = Field(
         True, description="Before the first step, measure the memory of the worst batch that the data can give."
     )
     seed: int = 0
@@ -415,8 +417,10 @@ class TrainConfig(Section):
     timeout_minutes: Annotated[float, Field(gt=0)] = Field(
         10.0, description="Several processes: end the training when one of them did nothing new for so long."
     )
-    patience: Positive | None = Field(None, description="End after this many evaluations in a row without a better AP.")
-    max_bad_steps: Positive = Field(
+    early_stop_patience: Positive | None = Field(
+        None, description="End after this many evaluations in a row without a better AP."
+    )
+    max_nonfinite_steps: Positive = Field(
         10,
         description="Steps in a row without finite losses and gradients, each skipped, after which the run goes back "
         "to its last good checkpoint; the second time it stops.",

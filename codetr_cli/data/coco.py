@@ -320,7 +320,7 @@ def build_dataset(
         oversample_threshold=settings.data.oversample_threshold,
         skip_bad=settings.data.bad_files == "skip",
         left_out=left_out,
-        cache_bytes=settings.data.cache_mb * 2**20 if training else 0,
+        cache_bytes=settings.data.file_cache_mb * 2**20 if training else 0,
     )
 
 

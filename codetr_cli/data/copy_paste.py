@@ -17,7 +17,7 @@ from codetr_cli.data.transforms import Sample
 
 
 @dataclass(frozen=True)
-class CopyPasteChoices:
+class CopyPasteParams:
     """Indices of the source's objects to paste, in the order in which they follow the destination's."""
 
     selected: tuple[int, ...]
@@ -56,14 +56,14 @@ class CopyPaste:
         """Draws and applies."""
         return self.apply(destination, source, self.draw(rng, source))
 
-    def draw(self, rng: np.random.Generator, source: Sample) -> CopyPasteChoices:
+    def draw(self, rng: np.random.Generator, source: Sample) -> CopyPasteParams:
         """Draws the number of objects and then which of them."""
         candidates = self._candidates(source)
         count = int(rng.integers(min(len(candidates) + 1, self.max_pasted)))
         chosen = rng.choice(len(candidates), size=count, replace=False) if count else np.zeros(0, np.int64)
-        return CopyPasteChoices(selected=tuple(candidates[chosen].tolist()))
+        return CopyPasteParams(selected=tuple(candidates[chosen].tolist()))
 
-    def apply(self, destination: Sample, source: Sample, choices: CopyPasteChoices) -> Sample:
+    def apply(self, destination: Sample, source: Sample, choices: CopyPasteParams) -> Sample:
         """The destination with the chosen objects over it; as it is when there are none.
 
         Args:

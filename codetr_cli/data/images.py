@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from codetr_cli.data.headers import ImageFileError, header_of
-from codetr_cli.errors import DatasetError, MachineError
+from codetr_cli.errors import DatasetError, ResourceError
 
 MAX_PIXELS = 100_000_000
 """Default limit of height times width."""
@@ -55,7 +55,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | N
 
     Raises:
         BrokenImageError: missing, empty, not an image, truncated or too large; names the file and what to do.
-        MachineError: not the file's fault.
+        ResourceError: not the file's fault.
     """
     return decode_image(read_file(path, check=check), path, max_pixels=max_pixels, check=check)
 
@@ -69,7 +69,7 @@ def read_file(path: str | Path, *, check: str | None = None) -> bytes:
         raise _broken(path, "no such file", check) from error
     except OSError as error:
         if error.errno in NOT_THE_FILE:
-            raise MachineError(
+            raise ResourceError(
                 f"cannot read image {path}: {error.strerror}. The file is not to blame: look at free memory, at the "
                 "limit of open files (ulimit -n) and at the drive, then start the same command again"
             ) from error
@@ -92,7 +92,7 @@ def decode_image(
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB if is_jpeg else cv2.IMREAD_COLOR)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
-            raise MachineError(f"not enough memory to decode {path}: lower data.workers or free memory") from error
+            raise ResourceError(f"not enough memory to decode {path}: lower data.workers or free memory") from error
         image = None
     if image is None:
         raise _broken(path, "the file is damaged", check, "decode")

@@ -124,40 +124,40 @@ class Transform(ABC, Generic[Choices]):
 
 
 @dataclass(frozen=True)
-class NoChoices:
+class NoParams:
     """Nothing to choose."""
 
 
-class Keep(Transform[NoChoices]):
+class Keep(Transform[NoParams]):
     """Leaves an image as it was decoded: test-time augmentation makes several sizes of it later."""
 
-    def draw(self, rng: np.random.Generator, size: Size) -> NoChoices:
+    def draw(self, rng: np.random.Generator, size: Size) -> NoParams:
         """Draws nothing."""
-        return NoChoices()
+        return NoParams()
 
-    def apply(self, sample: Sample, choices: NoChoices) -> Sample:
+    def apply(self, sample: Sample, choices: NoParams) -> Sample:
         """The sample itself."""
         return sample
 
 
 @dataclass(frozen=True)
-class FlipChoices:
+class FlipParams:
     """Whether to mirror the image left to right."""
 
     flip: bool
 
 
-class Flip(Transform[FlipChoices]):
+class Flip(Transform[FlipParams]):
     """Mirrors the image left to right with some probability."""
 
     def __init__(self, *, probability: float) -> None:
         self.probability = probability
 
-    def draw(self, rng: np.random.Generator, size: Size) -> FlipChoices:
+    def draw(self, rng: np.random.Generator, size: Size) -> FlipParams:
         """Draws one uniform number."""
-        return FlipChoices(flip=bool(rng.random() < self.probability))
+        return FlipParams(flip=bool(rng.random() < self.probability))
 
-    def apply(self, sample: Sample, choices: FlipChoices) -> Sample:
+    def apply(self, sample: Sample, choices: FlipParams) -> Sample:
         """Mirrors image, boxes and masks, or returns the sample as it is."""
         if not choices.flip:
             return sample
@@ -170,13 +170,13 @@ class Flip(Transform[FlipChoices]):
 
 
 @dataclass(frozen=True)
-class ResizeChoices:
+class ResizeParams:
     """Which of the short sides to take."""
 
     index: int
 
 
-class ResizeShortLong(Transform[ResizeChoices]):
+class ResizeShortLong(Transform[ResizeParams]):
     """Resizes, keeping the ratio, so that neither the short side nor the long side exceeds its limit.
 
     Args:
@@ -188,15 +188,15 @@ class ResizeShortLong(Transform[ResizeChoices]):
         self.short_sides = short_sides
         self.long_side = long_side
 
-    def draw(self, rng: np.random.Generator, size: Size) -> ResizeChoices:
+    def draw(self, rng: np.random.Generator, size: Size) -> ResizeParams:
         """Draws one integer."""
-        return ResizeChoices(index=int(rng.integers(len(self.short_sides))))
+        return ResizeParams(index=int(rng.integers(len(self.short_sides))))
 
-    def apply(self, sample: Sample, choices: ResizeChoices) -> Sample:
+    def apply(self, sample: Sample, choices: ResizeParams) -> Sample:
         """Resizes image, boxes and masks."""
         return _resized(sample, self.new_size(sample.size, choices))
 
-    def new_size(self, size: Size, choices: ResizeChoices) -> Size:
+    def new_size(self, size: Size, choices: ResizeParams) -> Size:
         """The size that an image of `size` gets."""
         return _kept_ratio(size, (self.short_sides[choices.index], self.long_side))
 
@@ -255,7 +255,7 @@ def _padded(sample: Sample, canvas: int) -> Sample:
 
 
 @dataclass(frozen=True)
-class CropChoices:
+class CropParams:
     """The window to keep, in pixels."""
 
     top: int
@@ -264,7 +264,7 @@ class CropChoices:
     width: int
 
 
-class RandomCrop(Transform[CropChoices]):
+class RandomCrop(Transform[CropParams]):
     """Cuts out a window whose sides are drawn between two limits; smaller sides of the image are kept whole.
 
     Args:
@@ -276,14 +276,14 @@ class RandomCrop(Transform[CropChoices]):
         self.low = low
         self.high = high
 
-    def draw(self, rng: np.random.Generator, size: Size) -> CropChoices:
+    def draw(self, rng: np.random.Generator, size: Size) -> CropParams:
         """Draws height, width, top and left, in this order."""
         height, width = (int(rng.integers(min(side, self.low), min(side, self.high) + 1)) for side in size)
         top = int(rng.integers(size[0] - height + 1))
         left = int(rng.integers(size[1] - width + 1))
-        return CropChoices(top=top, left=left, height=height, width=width)
+        return CropParams(top=top, left=left, height=height, width=width)
 
-    def apply(self, sample: Sample, choices: CropChoices) -> Sample:
+    def apply(self, sample: Sample, choices: CropParams) -> Sample:
         """Crops image and masks, clips the boxes and drops those that are left without area; none may remain."""
         top, left, height, width = choices.top, choices.left, choices.height, choices.width
         boxes = _clip(sample.boxes - np.array([left, top, left, top], np.float32), (height, width))
@@ -305,15 +305,15 @@ def _clip(boxes: np.ndarray, size: Size) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class DetrChoices:
+class DetrParams:
     """One path through `DetrAugmentation`; `crop` is absent in the policy that only resizes."""
 
-    flip: FlipChoices
-    crop: tuple[ResizeChoices, CropChoices] | None
-    resize: ResizeChoices
+    flip: FlipParams
+    crop: tuple[ResizeParams, CropParams] | None
+    resize: ResizeParams
 
 
-class DetrAugmentation(Transform[DetrChoices]):
+class DetrAugmentation(Transform[DetrParams]):
     """Flip, then with equal chances a resize, or a resize, a crop and another resize (arXiv 2005.12872, section 4)."""
 
     def __init__(
@@ -331,21 +331,21 @@ class DetrAugmentation(Transform[DetrChoices]):
         self.crop = RandomCrop(low=crop_size[0], high=crop_size[1])
         self.resize = ResizeShortLong(short_sides=short_sides, long_side=long_side)
 
-    def draw(self, rng: np.random.Generator, size: Size) -> DetrChoices:
+    def draw(self, rng: np.random.Generator, size: Size) -> DetrParams:
         """Draws flip, policy, the choices of the crop if there is one, and the resize."""
         flip = self.flip.draw(rng, size)
         crop = None
         if rng.integers(2):
             first = self.resize_before_crop.draw(rng, size)
             crop = (first, self.crop.draw(rng, self.resize_before_crop.new_size(size, first)))
-        return DetrChoices(flip=flip, crop=crop, resize=self.resize.draw(rng, size))
+        return DetrParams(flip=flip, crop=crop, resize=self.resize.draw(rng, size))
 
-    def apply(self, sample: Sample, choices: DetrChoices) -> Sample:
+    def apply(self, sample: Sample, choices: DetrParams) -> Sample:
         """The sample after all steps."""
         *_, last = self.stages(sample, choices)
         return last
 
-    def stages(self, sample: Sample, choices: DetrChoices) -> Iterator[Sample]:
+    def stages(self, sample: Sample, choices: DetrParams) -> Iterator[Sample]:
         """The sample after each step, in order."""
         sample = self.flip.apply(sample, choices.flip)
         yield sample
@@ -358,19 +358,19 @@ class DetrAugmentation(Transform[DetrChoices]):
 
 
 @dataclass(frozen=True)
-class LsjChoices:
+class LsjParams:
     """One path through `LsjAugmentation`."""
 
     ratio: float
-    crop: CropChoices
-    flip: FlipChoices
+    crop: CropParams
+    flip: FlipParams
 
 
 class DroppedSampleError(Exception):
     """No pixel of any object is left in a sample that had some: another image takes its place."""
 
 
-class LsjAugmentation(Transform[LsjChoices]):
+class LsjAugmentation(Transform[LsjParams]):
     """Large-scale jittering (arXiv 2012.07177): resize by a wide range, crop, flip, and pad to a square canvas.
 
     With masks, boxes become the tight boxes of what the crop left of them; without, they are clipped.
@@ -390,14 +390,14 @@ class LsjAugmentation(Transform[LsjChoices]):
         self.crop = RandomCrop(low=canvas, high=canvas)
         self.flip = Flip(probability=flip_probability)
 
-    def draw(self, rng: np.random.Generator, size: Size) -> LsjChoices:
+    def draw(self, rng: np.random.Generator, size: Size) -> LsjParams:
         """Draws the factor, the crop and the flip, in this order."""
         low, high = self.ratio
         ratio = float(rng.random()) * (high - low) + low
         crop = self.crop.draw(rng, self.new_size(size, ratio))
-        return LsjChoices(ratio=ratio, crop=crop, flip=self.flip.draw(rng, size))
+        return LsjParams(ratio=ratio, crop=crop, flip=self.flip.draw(rng, size))
 
-    def apply(self, sample: Sample, choices: LsjChoices) -> Sample:
+    def apply(self, sample: Sample, choices: LsjParams) -> Sample:
         """The sample after all steps.
 
         Raises:
@@ -406,7 +406,7 @@ class LsjAugmentation(Transform[LsjChoices]):
         *_, last = self.stages(sample, choices)
         return last
 
-    def stages(self, sample: Sample, choices: LsjChoices) -> Iterator[Sample]:
+    def stages(self, sample: Sample, choices: LsjParams) -> Iterator[Sample]:
         """The sample after each step: resize, crop, filter, flip, pad.
 
         Raises:

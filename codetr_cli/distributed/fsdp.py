@@ -40,11 +40,11 @@ def check_shardable(*, fp16: bool, compiled: bool) -> None:
             parameters cannot be gathered.
     """
     if fp16:
-        raise ConfigError("train.shard needs bf16 or fp32: use --set train.precision=bf16, or train.shard=false")
+        raise ConfigError("train.fsdp needs bf16 or fp32: use --set train.precision=bf16, or train.fsdp=false")
     if compiled:
         raise ConfigError(
-            "train.shard gathers weights around each layer, which compiled layers have no room for: use "
-            "--set train.compile=false, or train.shard=false"
+            "train.fsdp gathers weights around each layer, which compiled layers have no room for: use "
+            "--set train.compile=false, or train.fsdp=false"
         )
 
 

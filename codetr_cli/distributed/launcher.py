@@ -28,7 +28,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from codetr_cli.distributed.elastic_agent import Agent
 from codetr_cli.distributed.process_group import RESTART_REASON, ROUND, STARTS_BEFORE
 from codetr_cli.distributed.worker_errors import NOTES, stopped_at_once, write_note
-from codetr_cli.errors import CodetrError, ConfigError, MachineError, StoppedError
+from codetr_cli.errors import CodetrError, ConfigError, ResourceError, StoppedError
 from codetr_cli.runtime.environment import cpu_count
 from codetr_cli.runtime.signals import STOPPING
 
@@ -95,7 +95,7 @@ def launch(
 
     Raises:
         CodetrError: the first error that a process raised, as it was raised there.
-        MachineError: a process ended without a word, e.g. killed for lack of memory, or a machine did not come.
+        ResourceError: a process ended without a word, e.g. killed for lack of memory, or a machine did not come.
     """
     share_threads(plan.processes)
     with tempfile.TemporaryDirectory(prefix="codetr-") as folder, _quiet_agent(), _forwarded_signals() as received:
@@ -105,12 +105,12 @@ def launch(
             agent = _build_agent(plan, function, arguments, Path(folder), received, tell)
             result = agent.run_to_the_end()
         except RendezvousTimeoutError as error:
-            raise MachineError(
+            raise ResourceError(
                 f"not all of the {plan.nodes} machines came to {plan.endpoint} within {GATHER_S // 60} minutes: "
                 "start the same command on each, and check that they reach that address"
             ) from error
         except RendezvousError as error:
-            raise MachineError(
+            raise ResourceError(
                 f"lost the meeting point of the machines, {plan.endpoint}: {error} Check that the machine there runs "
                 "the same command and that its port can be reached."
             ) from error
@@ -193,7 +193,7 @@ def _address_towards(host: str, port: int) -> str:
     """This machine's address as another one sees it: not every machine's name is known to the others.
 
     Raises:
-        MachineError: nobody knows that host.
+        ResourceError: nobody knows that host.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
@@ -201,7 +201,7 @@ def _address_towards(host: str, port: int) -> str:
             probe.connect(address)  # sends nothing
             return str(probe.getsockname()[0])
     except OSError as error:
-        raise MachineError(
+        raise ResourceError(
             f"--rdzv-endpoint {host}:{port}: this machine finds no way to {host} ({error}); check the name"
         ) from error
 

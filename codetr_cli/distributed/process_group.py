@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from codetr_cli.errors import MachineError, StoppedError
+from codetr_cli.errors import ResourceError, StoppedError
 
 # One process evaluates or saves while the others wait for it.
 PATIENCE = timedelta(hours=3)
@@ -94,7 +94,7 @@ def process_group(device: torch.device, timeout: timedelta = PATIENCE) -> Iterat
         texts that all processes share, for a thread of its own; None for a process alone.
 
     Raises:
-        MachineError: another process is gone.
+        ResourceError: another process is gone.
     """
     if not was_launched():
         yield None
@@ -121,7 +121,7 @@ def process_group(device: torch.device, timeout: timedelta = PATIENCE) -> Iterat
         # A launcher of ours knows which process died; one from outside shows what each process says.
         if ROUND in os.environ or not _is_lost_connection(error):
             raise
-        raise MachineError(
+        raise ResourceError(
             f"training process {number} lost its connection to another one, which has died or was ended: its own "
             "message, or the system's log where memory ran out, tells why. The same command continues from the newest "
             "checkpoint."

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codetr_cli.errors import MachineError
+from codetr_cli.errors import ResourceError
 from codetr_cli.files import write_text
 
 # Steps with numbers from here on are no `srun` of a program: a batch script's own shell, an interactive one.
@@ -243,13 +243,13 @@ def submit(script: Path) -> str | None:
         the job's number; None where there is no `sbatch`.
 
     Raises:
-        MachineError: it refused; the script stays.
+        ResourceError: it refused; the script stays.
     """
     if shutil.which("sbatch") is None:
         return None
     asked = _run(["sbatch", "--parsable", str(script)])
     if asked.returncode != 0:
-        raise MachineError(
+        raise ResourceError(
             f"sbatch refused {script}: {' '.join(asked.stderr.split()) or f'exit code {asked.returncode}'}. Edit the "
             "script, or set what it lacks, e.g. SBATCH_PARTITION, SBATCH_ACCOUNT or SBATCH_TIMELIMIT, and submit it "
             f"with `sbatch {script}`."

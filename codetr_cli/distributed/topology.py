@@ -10,7 +10,7 @@ import torch
 from codetr_cli.distributed.launcher import MAX_RESTARTS, LaunchPlan, split_endpoint
 from codetr_cli.distributed.process_group import launched_world_size, was_launched
 from codetr_cli.distributed.slurm import SlurmStep, become_process, read_step
-from codetr_cli.errors import ConfigError, MachineError
+from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.runtime.environment import choose_device
 
 
@@ -59,7 +59,7 @@ def place(request: Request) -> Placement:
 
     Raises:
         ConfigError: options that exclude each other.
-        MachineError: more GPUs than there are.
+        ResourceError: more GPUs than there are.
     """
     _check(request)
     step = None if was_launched() else read_step(os.environ)
@@ -75,7 +75,9 @@ def place(request: Request) -> Placement:
         return Placement(device, launched, plan=None, agreed=True)
     available = torch.cuda.device_count()
     if request.gpus is not None and request.gpus > available:
-        raise MachineError(f"--gpus {request.gpus} asked for, but this machine has {available}: use --gpus {available}")
+        raise ResourceError(
+            f"--gpus {request.gpus} asked for, but this machine has {available}: use --gpus {available}"
+        )
     plan = _plan(request, step, available if step is not None and _is_any_gpu(request, device) else 1)
     alone = plan.world_size == 1 and not request.max_restarts
     return Placement(device, plan.world_size, None if alone else plan, agreed=plan.nodes > 1)

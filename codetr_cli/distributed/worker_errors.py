@@ -17,11 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from codetr_cli import errors
-from codetr_cli.errors import CodetrError, MachineError, MemoryShrunkError, StoppedError
+from codetr_cli.errors import CodetrError, MemoryShrunkError, ResourceError, StoppedError
 
 NOTES = "CODETR_NOTES"  # the folder, for the processes
 FRAMES = 4  # of a traceback, innermost first
-MENDABLE = range(2, 7)  # exit codes of what a person has to mend
+USER_ERRORS = range(2, 7)  # exit codes of what a person has to mend
 
 
 def write_note(error: Exception) -> None:
@@ -81,7 +81,7 @@ def error_of(folder: Path, deaths: Mapping[int, int]) -> tuple[Exception, bool]:
     for rank, code in deaths.items():
         # PyTorch ends the other processes with SIGTERM when it is the first to see that one failed.
         if code < 0 and (code != -signal.SIGTERM or len(deaths) == 1):
-            return MachineError(
+            return ResourceError(
                 f"training process {rank} was ended by {_signal_name(-code)}, often because memory ran out: lower "
                 "train.micro_batch, data.workers or the number of processes. The same command continues from the "
                 "newest checkpoint."
@@ -90,8 +90,8 @@ def error_of(folder: Path, deaths: Mapping[int, int]) -> tuple[Exception, bool]:
         return RuntimeError(f"training process {notes[0]['rank']} failed with {notes[0]['text']}"), False
     rank, code = next(iter(deaths.items()))
     return (
-        MachineError(f"training process {rank} ended with exit code {code} and without a message."),
-        code in MENDABLE,
+        ResourceError(f"training process {rank} ended with exit code {code} and without a message."),
+        code in USER_ERRORS,
     )
 
 

@@ -174,7 +174,7 @@ class Detector:
         Raises:
             CheckpointError: no such file, unreadable, unsafe or of another architecture.
             ConfigError: a wrong override, or neither a file nor a preset.
-            MachineError: the device is not there.
+            ResourceError: the device is not there.
         """
         chosen = choose_device(device)
         return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision, tta=tta)

@@ -14,10 +14,10 @@ import torch
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError, ConfigError, MachineError, nearest
+from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, nearest
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.models.inference_mode import lean_for_inference
+from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.models.torch_compile import compile_static_parts, why_not_compile
 from codetr_cli.runtime.malloc import return_large_blocks
@@ -86,14 +86,14 @@ def load_detector(
         overrides: `key=value` settings; those under `model.` must fit the checkpoint.
         classes: of a preset; a checkpoint brings its own. Without them a preset has COCO's.
         training: build the auxiliary heads as well; otherwise only when `test.head` asks for one.
-        lean: unless it is for training, make the network one that only detects, faster (`lean_for_inference`).
+        lean: unless it is for training, make the network one that only detects, faster (`optimize_for_inference`).
         random_weights: build a preset with random weights even if others are published for it.
 
     Raises:
         CheckpointError: no such file, unreadable, unsafe, of another architecture than the settings say, or a preset
             whose published weights are not on this machine.
         ConfigError: neither a file nor a preset, or a wrong override.
-        MachineError: `test.compile` is set and there is no compiler.
+        ResourceError: `test.compile` is set and there is no compiler.
     """
     if training:
         return_large_blocks()
@@ -126,7 +126,7 @@ def _ready(model: CoDETR, device: torch.device, settings: Settings, *, lean: boo
         return model
     if settings.test.compile:
         compile_for(model, device, "test.compile")
-    return lean_for_inference(model) if lean else model
+    return optimize_for_inference(model) if lean else model
 
 
 def check_image_size(settings: Settings, *, training: bool) -> None:
@@ -160,11 +160,11 @@ def compile_for(model: CoDETR, device: torch.device, setting: str) -> None:
     """Compiles the network's static parts because a setting asks for it.
 
     Raises:
-        MachineError: there is no compiler for the device.
+        ResourceError: there is no compiler for the device.
     """
     reason = why_not_compile(device.type)
     if reason is not None:
-        raise MachineError(f"{setting}=true, but: {reason} Install one, or leave the setting at false.")
+        raise ResourceError(f"{setting}=true, but: {reason} Install one, or leave the setting at false.")
     compile_static_parts(model)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from codetr_cli.config.schema import Settings, TestConfig
 from codetr_cli.data.batch import Batch, Target, collate
-from codetr_cli.data.transforms import AnyTransform, Flip, FlipChoices, Sample, build_transforms
+from codetr_cli.data.transforms import AnyTransform, Flip, FlipParams, Sample, build_transforms
 from codetr_cli.inference.pipeline import detect
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
@@ -100,7 +100,7 @@ class Augmentation:
             area=target["area"].numpy(),
         )
         # Mirrored before it is resized and padded, so that the padding of a canvas stays at the right.
-        sample = Flip(probability=1).apply(sample, FlipChoices(flip=view.flip))
+        sample = Flip(probability=1).apply(sample, FlipParams(flip=view.flip))
         sample = view.transform(sample, np.random.default_rng(0))
         shown = sample.to_target(
             image_id=target["image_id"], orig_size=target["orig_size"], pad_divisor=self.pad_divisor

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.boxes import box_iou, paired_iou
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 
 BACKGROUND = -1
 IGNORED = -2
@@ -119,7 +119,9 @@ def _closest(centres_of_level: Sequence[Tensor], objects: Tensor, top_k: int) ->
     return torch.cat(candidates)
 
 
-def sample_balanced(assigned: Tensor, *, count: int, positive_fraction: float, draws: Draws) -> tuple[Tensor, Tensor]:
+def sample_balanced(
+    assigned: Tensor, *, count: int, positive_fraction: float, draws: RandomSource
+) -> tuple[Tensor, Tensor]:
     """Draws a subset with at most the given share of positives; draws only where there are more candidates than wanted.
 
     Args:
@@ -136,7 +138,7 @@ def sample_balanced(assigned: Tensor, *, count: int, positive_fraction: float, d
     return positives, negatives
 
 
-def _choose(candidates: Tensor, count: int, draws: Draws) -> Tensor:
+def _choose(candidates: Tensor, count: int, draws: RandomSource) -> Tensor:
     if len(candidates) <= count:
         return candidates
     return candidates[draws.permutation(len(candidates), candidates)[:count]].sort()[0]

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from codetr_cli.losses.assigners import BACKGROUND, assign_atss, assign_by_iou, sample_balanced
 from codetr_cli.losses.functional import average, focal_loss, giou_loss
-from codetr_cli.losses.normalizers import ALONE, Agreement
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.normalizers import ALONE, Normalizers
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.aux_heads.anchors import decode_deltas, encode_deltas, flatten_map
 from codetr_cli.models.aux_heads.atss import AtssHead
 from codetr_cli.models.aux_heads.roi import RoiHead
@@ -47,7 +47,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class RpnStep:
+class RpnOutput:
     """Outputs of the RPN and what was made of them; losses are sums over levels.
 
     `assigned` is the assignment of each image's valid anchors, before sampling.
@@ -67,10 +67,10 @@ def rpn_step(
     targets: Targets,
     *,
     samples: int,
-    draws: Draws,
-    agreement: Agreement = ALONE,
+    draws: RandomSource,
+    agreement: Normalizers = ALONE,
     checkpointing: bool = False,
-) -> RpnStep:
+) -> RpnOutput:
     """Runs the RPN, its losses (unweighted) and its proposals.
 
     Args:
@@ -108,7 +108,7 @@ def rpn_step(
     box_sum = box_sum + 0.0 * flat_deltas.sum()
     agreed = agreement.own(normaliser, class_sum)
     class_loss, box_loss = average(class_sum, agreed), average(box_sum, agreed)
-    return RpnStep(logits, deltas, assignments, proposals, class_loss, box_loss)
+    return RpnOutput(logits, deltas, assignments, proposals, class_loss, box_loss)
 
 
 # ----------------------------------------------------------------------------------------------------------------- RoI
@@ -140,8 +140,8 @@ def roi_step(
     targets: Targets,
     *,
     samples: int,
-    draws: Draws,
-    agreement: Agreement = ALONE,
+    draws: RandomSource,
+    agreement: Normalizers = ALONE,
 ) -> RoiStep:
     """Samples regions, runs the box head and its losses (unweighted).
 
@@ -186,7 +186,7 @@ def roi_step(
 
 
 def sample_regions(
-    proposals: Tensor, target: dict[str, Any], num_classes: int, samples: int, draws: Draws
+    proposals: Tensor, target: dict[str, Any], num_classes: int, samples: int, draws: RandomSource
 ) -> tuple[Candidates, Tensor, Tensor]:
     """Draws regions of one image; the objects themselves stand in front of the proposals.
 
@@ -238,7 +238,7 @@ def atss_step(
     maps: Sequence[Tensor],
     targets: Targets,
     *,
-    agreement: Agreement = ALONE,
+    agreement: Normalizers = ALONE,
     checkpointing: bool = False,
 ) -> AtssStep:
     """Runs the ATSS head and its losses (unweighted).

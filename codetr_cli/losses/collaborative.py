@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.boxes import host_values
-from codetr_cli.losses.aux_heads import AtssStep, Candidates, RoiStep, RpnStep, atss_step, roi_step, rpn_step
+from codetr_cli.losses.aux_heads import AtssStep, Candidates, RoiStep, RpnOutput, atss_step, roi_step, rpn_step
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.denoising import DenoisingQueries, make_denoising_queries
 from codetr_cli.losses.masks import MaskStep, RoiMaskStep, mask_step, roi_mask_step
 from codetr_cli.losses.matcher import HungarianMatcher, Match
-from codetr_cli.losses.normalizers import ALONE, Agreement
+from codetr_cli.losses.normalizers import ALONE, Normalizers
 from codetr_cli.losses.positive_queries import select_positive_queries
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.codetr import AuxHeads, CoDETR, Encoded
 from codetr_cli.models.decoder import DecoderOutput
 from codetr_cli.models.layers import at_least_float32, full_precision
@@ -61,7 +61,7 @@ class Step:
     matches: list[list[Match]]
     losses: dict[str, Tensor]
     aux_maps: list[Tensor] = field(default_factory=list)
-    rpn: RpnStep | None = None
+    rpn: RpnOutput | None = None
     roi: RoiStep | None = None
     atss: AtssStep | None = None
     roi_masks: RoiMaskStep | None = None
@@ -124,7 +124,7 @@ class CollaborativeObjective(nn.Module):
         mask_iou_weight: float = 6.0,
         mask_candidates: int = 1000,
         mask_samples: int = 512,
-        agreement: Agreement = ALONE,
+        agreement: Normalizers = ALONE,
     ) -> None:
         super().__init__()
         if model.aux_heads is None:
@@ -169,7 +169,7 @@ class CollaborativeObjective(nn.Module):
         return heads
 
     def forward(
-        self, images: Tensor, padding_mask: Tensor, targets: Targets, draws: Draws | None = None
+        self, images: Tensor, padding_mask: Tensor, targets: Targets, draws: RandomSource | None = None
     ) -> dict[str, Tensor]:
         """All losses, weighted, under their published names; the total is their sum.
 
@@ -180,9 +180,9 @@ class CollaborativeObjective(nn.Module):
                 `masks` uint8 (G, h, w) of the padded size where the network learns masks.
             draws: source of random numbers; None: torch's global generators.
         """
-        return self.run(images, padding_mask, targets, draws or Draws()).losses
+        return self.run(images, padding_mask, targets, draws or RandomSource()).losses
 
-    def run(self, images: Tensor, padding_mask: Tensor, targets: Targets, draws: Draws) -> Step:
+    def run(self, images: Tensor, padding_mask: Tensor, targets: Targets, draws: RandomSource) -> Step:
         """The forward pass with all it computed; arguments as for `forward`."""
         encoded = self.model.encode(images, padding_mask)
         if self.use_positive_queries and self.model.shares_values:
@@ -207,7 +207,7 @@ class CollaborativeObjective(nn.Module):
                     self._positive_losses(step, candidates, features, targets, head, draws)
         return step
 
-    def _decode_matching(self, encoded: Encoded, targets: Targets, draws: Draws) -> Step:
+    def _decode_matching(self, encoded: Encoded, targets: Targets, draws: RandomSource) -> Step:
         model = self.model
         proposals = model.select_queries(encoded, all_tokens=model.family.supervises == "all_tokens")
         queries, blocked, denoising = model.matching_queries(proposals), None, None
@@ -282,7 +282,7 @@ class CollaborativeObjective(nn.Module):
             prefix = _layer_prefix(layer, len(logits))
             step.losses.update({f"{prefix}dn_loss_{name}": value for name, value in terms.items()})
 
-    def _run_aux_heads(self, step: Step, targets: Targets, draws: Draws) -> None:
+    def _run_aux_heads(self, step: Step, targets: Targets, draws: RandomSource) -> None:
         heads = self._heads
         step.aux_maps = self.model.aux_maps(step.encoded)
         with full_precision(step.aux_maps[0]):
@@ -311,7 +311,7 @@ class CollaborativeObjective(nn.Module):
                 step.roi_masks = roi_mask_step(heads.roi.mask_head, maps, step.roi, targets, agreed)
             step.atss = atss_step(heads.atss, maps, targets, agreement=agreed, checkpointing=again)
 
-    def _run_mask_branch(self, step: Step, targets: Targets, draws: Draws) -> None:
+    def _run_mask_branch(self, step: Step, targets: Targets, draws: RandomSource) -> None:
         """Masks of the last decoder layer's detections. Parity: drawn between the RPN's and the RoI head's samples."""
         branch = self.model.mask_branch
         if branch is None:
@@ -337,7 +337,7 @@ class CollaborativeObjective(nn.Module):
         if step.roi_masks is not None:
             step.losses["loss_mask0"] = step.roi_masks.loss * self.roi_mask_weight
 
-    def _aux_head_losses(self, step: Step, rpn: RpnStep, roi: RoiStep, atss: AtssStep) -> None:
+    def _aux_head_losses(self, step: Step, rpn: RpnOutput, roi: RoiStep, atss: AtssStep) -> None:
         step.losses["loss_rpn_cls"] = rpn.class_loss * self.rpn_weights[0]
         step.losses["loss_rpn_bbox"] = rpn.box_loss * self.rpn_weights[1]
         step.losses["loss_cls0"] = roi.class_loss * self.roi_weights[0]
@@ -353,7 +353,7 @@ class CollaborativeObjective(nn.Module):
         features: Sequence[Tensor] | None,
         targets: Targets,
         head: int,
-        draws: Draws,
+        draws: RandomSource,
     ) -> None:
         done = self._positive_pass(step.encoded, candidates, features, targets, head, draws)
         step.positive.append(done)
@@ -375,7 +375,7 @@ class CollaborativeObjective(nn.Module):
         features: Sequence[Tensor] | None,
         targets: Targets,
         head: int,
-        draws: Draws,
+        draws: RandomSource,
     ) -> PositivePass:
         """Decodes one head's positive boxes: no mask, so that all queries of an image see each other."""
         boxes, wanted, chosen = select_positive_queries(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.boxes import inverse_sigmoid, size_scale, xyxy_to_cxcywh
-from codetr_cli.losses.normalizers import ALONE, Agreement
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.normalizers import ALONE, Normalizers
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.decoder import DINO_REFERENCE_EPS
 
 
@@ -50,8 +50,8 @@ def make_denoising_queries(
     label_noise: float,
     box_noise: float,
     dtype: torch.dtype,
-    draws: Draws,
-    agreement: Agreement = ALONE,
+    draws: RandomSource,
+    agreement: Normalizers = ALONE,
 ) -> DenoisingQueries:
     """Makes the queries of one batch.
 
@@ -98,13 +98,13 @@ def make_denoising_queries(
     return DenoisingQueries(content_slots, reference_slots, blocked, label_slots, box_slots, sum(counts) * groups)
 
 
-def _noise_labels(labels: Tensor, noise: float, num_classes: int, dtype: torch.dtype, draws: Draws) -> Tensor:
+def _noise_labels(labels: Tensor, noise: float, num_classes: int, dtype: torch.dtype, draws: RandomSource) -> Tensor:
     share = draws.uniform(tuple(labels.shape), labels.new_empty(0, dtype=dtype))
     chosen = (share < noise * 0.5).nonzero()[:, 0]
     return labels.scatter(0, chosen, draws.integers(num_classes, (len(chosen),), labels))
 
 
-def _noise_boxes(corners: Tensor, groups: int, noise: float, draws: Draws) -> Tensor:
+def _noise_boxes(corners: Tensor, groups: int, noise: float, draws: RandomSource) -> Tensor:
     """Shifts corners (2 groups T, 4), negatives further, and gives the inverse sigmoid of their cxcywh."""
     sign = draws.integers(2, tuple(corners.shape), corners).to(corners.dtype) * 2 - 1
     shift = draws.uniform(tuple(corners.shape), corners)

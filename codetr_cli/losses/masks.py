@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from codetr_cli.boxes import clip_boxes, cxcywh_to_xyxy, size_scale
 from codetr_cli.losses.aux_heads import RoiStep, sample_regions
-from codetr_cli.losses.normalizers import ALONE, Agreement
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.normalizers import ALONE, Normalizers
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.mask_heads.branch import MaskBranch, RegionMasks
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead, of_class
 from codetr_cli.models.masks import MASK_THRESHOLD, boundary, enlarge
@@ -111,7 +111,7 @@ class RoiMaskStep:
 
 
 def roi_mask_step(
-    head: FcnMaskHead, maps: Sequence[Tensor], roi: RoiStep, targets: Targets, agreement: Agreement = ALONE
+    head: FcnMaskHead, maps: Sequence[Tensor], roi: RoiStep, targets: Targets, agreement: Normalizers = ALONE
 ) -> RoiMaskStep:
     """Draws the masks of the positive regions that the RoI head was trained on; there are no further random numbers.
 
@@ -137,7 +137,7 @@ def roi_mask_step(
     return RoiMaskStep(regions, labels, wanted, pooled, logits, _mean_cross_entropy(own_class, wanted, agreement))
 
 
-def _mean_cross_entropy(logits: Tensor, targets: Tensor, agreement: Agreement) -> Tensor:
+def _mean_cross_entropy(logits: Tensor, targets: Tensor, agreement: Normalizers) -> Tensor:
     """Zero, and still a part of the graph, without any region."""
     total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     return total / agreement.own(targets.numel(), total)
@@ -184,8 +184,8 @@ def mask_step(
     *,
     candidates: int,
     samples: int,
-    draws: Draws,
-    agreement: Agreement = ALONE,
+    draws: RandomSource,
+    agreement: Normalizers = ALONE,
 ) -> MaskStep:
     """Draws the masks of detections that overlap an object, and of the objects' own boxes.
 
@@ -253,7 +253,7 @@ def best_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int], count: int)
 
 
 def boundary_losses(
-    masks: Sequence[Tensor], targets: Sequence[Tensor], agreement: Agreement = ALONE
+    masks: Sequence[Tensor], targets: Sequence[Tensor], agreement: Normalizers = ALONE
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Cross-entropy of every size: over all cells of the first two, at the boundaries of the others.
 
@@ -304,7 +304,7 @@ def mask_iou(logits: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
     return overlap / (predicted.sum((1, 2)) + whole - overlap)
 
 
-def _iou_loss(estimated: Tensor, targets: Tensor, agreement: Agreement) -> Tensor:
+def _iou_loss(estimated: Tensor, targets: Tensor, agreement: Normalizers) -> Tensor:
     """Mean squared error over the masks that overlap their object; zero without any, and still a part of the graph."""
     counts = targets > 0
     squared = torch.where(counts, estimated - targets, torch.zeros_like(estimated)) ** 2

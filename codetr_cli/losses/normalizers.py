@@ -19,7 +19,7 @@ def _same(value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class Normalizers:
     """How processes agree; the default is one process alone.
 
     Attributes:
@@ -61,4 +61,4 @@ class Agreement:
         return -self.largest(-number)
 
 
-ALONE = Agreement()
+ALONE = Normalizers()

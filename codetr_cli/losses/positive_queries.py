@@ -15,8 +15,8 @@ from torch import Tensor
 from codetr_cli.boxes import size_scale, xyxy_to_cxcywh
 from codetr_cli.losses.aux_heads import Candidates
 from codetr_cli.losses.criterion import QueryTargets
-from codetr_cli.losses.normalizers import ALONE, Agreement
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.normalizers import ALONE, Normalizers
+from codetr_cli.losses.random import RandomSource
 
 MIN_QUERIES = 9
 """Fewest queries of a pass; images without that many positives are filled up with random background boxes."""
@@ -29,8 +29,8 @@ def select_positive_queries(
     *,
     num_classes: int,
     max_queries: int,
-    draws: Draws,
-    agreement: Agreement = ALONE,
+    draws: RandomSource,
+    agreement: Normalizers = ALONE,
 ) -> tuple[Tensor, QueryTargets, Tensor]:
     """Chooses as many boxes in every image as the image with most positives has.
 
@@ -66,7 +66,7 @@ def select_positive_queries(
     return torch.stack(boxes), QueryTargets(torch.stack(labels), torch.stack(objects)), torch.stack(indices)
 
 
-def _fill(labels: Tensor, positive: Tensor, count: int, num_classes: int, draws: Draws) -> Tensor:
+def _fill(labels: Tensor, positive: Tensor, count: int, num_classes: int, draws: RandomSource) -> Tensor:
     """Indices of `count` boxes: a random subset of the positives, or all of them and random background."""
     if len(positive) > count:
         return positive[draws.permutation(len(positive), positive)[:count]]

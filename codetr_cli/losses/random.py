@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Draws:
+class RandomSource:
     """Random tensors for denoising and sampling."""
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
         backbone = ResNet(
             block=settings.block,
             layers=settings.layers,
-            width=settings.width,
+            base_channels=settings.base_channels,
             norm=settings.norm,
             frozen_stages=settings.frozen_stages,
             finest_stride=config.finest_stride,
@@ -101,7 +101,7 @@ def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
         )
     elif isinstance(settings, SwinConfig):
         backbone = SwinTransformer(
-            width=settings.width,
+            embed_dim=settings.embed_dim,
             layers=settings.layers,
             num_heads=settings.num_heads,
             window_size=settings.window_size,
@@ -111,7 +111,7 @@ def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
         )
     else:
         backbone = _build_vit(settings)
-        return backbone, FeaturePyramid(in_channels=settings.width, out_channels=config.embed_dim)
+        return backbone, FeaturePyramid(in_channels=settings.embed_dim, out_channels=config.embed_dim)
     neck = ChannelMapper(
         in_channels=backbone.out_channels,
         out_channels=config.embed_dim,
@@ -123,7 +123,7 @@ def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
 
 def _build_vit(settings: ViTConfig) -> ViT:
     return ViT(
-        width=settings.width,
+        embed_dim=settings.embed_dim,
         depth=settings.depth,
         num_heads=settings.num_heads,
         hidden_dim=settings.hidden_dim,

@@ -77,7 +77,7 @@ class CoDETR(nn.Module):
         mask_branch: draws the masks of the decoder's detections; None: they have none.
 
     Attributes:
-        lean: changed by `lean_for_inference`.
+        lean: changed by `optimize_for_inference`.
         shares_values: whether decoder passes over one memory share what they sample.
     """
 

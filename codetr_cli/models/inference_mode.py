@@ -24,7 +24,7 @@ GPU_CHUNK_TOKENS = 16384
 """Tokens at once anywhere else: enough to fill the device, and no hidden tensor of a whole large image."""
 
 
-def lean_for_inference(model: CoDETR) -> CoDETR:
+def optimize_for_inference(model: CoDETR) -> CoDETR:
     """Changes the network, in place, into one that only detects.
 
     Its state dict is another one afterwards, without the folded norms: load weights before, and save or train another
@@ -48,7 +48,7 @@ def lean_for_inference(model: CoDETR) -> CoDETR:
     return model
 
 
-def without_savings(model: CoDETR) -> CoDETR:
+def disable_optimizations(model: CoDETR) -> CoDETR:
     """Has the network train as published code does, for comparison; in place.
 
     Nothing is shared between decoder passes, norms are computed, and feed-forward layers keep their hidden numbers;

@@ -75,7 +75,7 @@ def multi_scale_deformable_attention(
 
     Raises:
         ValueError: shapes, dtypes or devices that contradict each other, with the argument's name.
-        MachineError: a backend was asked for that cannot run here.
+        ResourceError: a backend was asked for that cannot run here.
     """
     _check(value, spatial_shapes, None, sampling_locations, attention_weights, "sampling_locations attention_weights")
     return _dispatch(value, spatial_shapes, None, sampling_locations, attention_weights, backend)
@@ -106,7 +106,7 @@ def fused_multi_scale_deformable_attention(
 
     Raises:
         ValueError: shapes, dtypes or devices that contradict each other, with the argument's name.
-        MachineError: a backend was asked for that cannot run here.
+        ResourceError: a backend was asked for that cannot run here.
     """
     names = "sampling_offsets attention_logits"
     _check(value, spatial_shapes, reference_points, sampling_offsets, attention_logits, names)

@@ -18,7 +18,7 @@ from types import ModuleType
 
 import torch
 
-from codetr_cli.errors import ConfigError, MachineError
+from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.ops import deform_attn_torch
 
 COMPILED = ("triton", "cpu", "mmcv")
@@ -59,7 +59,7 @@ def active_backend(device_type: str = "cpu") -> str:
     """The name of the backend that calls on `device_type` ("cpu", "cuda") use.
 
     Raises:
-        MachineError: one is forced that cannot run there.
+        ResourceError: one is forced that cannot run there.
         ConfigError: the environment names one that does not exist.
     """
     return choose_backend("auto", device_type)
@@ -75,7 +75,7 @@ def choose_backend(wanted: str, device_type: str) -> str:
         device_type: "cpu" or "cuda" (ROCm calls itself that too).
 
     Raises:
-        MachineError: the one asked for cannot run there.
+        ResourceError: the one asked for cannot run there.
         ConfigError: there is no backend of that name.
     """
     name, source = wanted, "attention_backend"
@@ -85,7 +85,7 @@ def choose_backend(wanted: str, device_type: str) -> str:
         name = _fastest(device_type, deform_attn_torch.wants_fixed_order())
     reason = _why_not(name, device_type)
     if reason is not None:
-        raise MachineError(f"{source} asks for the deformable attention of {name!r}: {reason} Use 'auto' instead.")
+        raise ResourceError(f"{source} asks for the deformable attention of {name!r}: {reason} Use 'auto' instead.")
     return name if name not in COMPILED or proven(name, device_type) else "torch"
 
 

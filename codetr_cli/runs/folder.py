@@ -209,7 +209,7 @@ class RunFolder:
             beside: writes the folder of what each process saves by itself.
 
         Raises:
-            MachineError: the disk took it not; earlier checkpoints are as they were.
+            ResourceError: the disk took it not; earlier checkpoints are as they were.
         """
         fresh = self.checkpoints_dir / ".fresh-last"
 
@@ -249,7 +249,7 @@ class RunFolder:
         """Completes, or else undoes, what a kill interrupted while checkpoints were exchanged.
 
         Raises:
-            MachineError: the disk does not let it.
+            ResourceError: the disk does not let it.
         """
         with writing(self.path):
             self._recover()

@@ -45,7 +45,7 @@ def write_record(run: Path, record: MemoryRecord) -> None:
     """Writes the decisions of a run folder, as a whole.
 
     Raises:
-        MachineError: no space left, or the folder cannot be written.
+        ResourceError: no space left, or the folder cannot be written.
     """
     with replacing(run / RECORD) as temporary:  # under a name of this process: memory may run out in several at once
         temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")

@@ -23,22 +23,22 @@ FREE = frozenset(
     (
         "summary",
         "data.workers",
-        "data.cache_mb",
+        "data.file_cache_mb",
         "data.bad_files",
         "model.encoder_checkpointing",
         "model.backbone.checkpointing",
         "model.decoder_checkpointing",
         "model.aux_checkpointing",
-        "train.preflight",
+        "train.memory_check",
         "train.micro_batch",
-        "train.shard",
+        "train.fsdp",
         "train.log_every",
         "train.eval_every",
         "train.checkpoint_every",
         "train.timeout_minutes",
         "train.loggers",
-        "train.max_bad_steps",
-        "train.patience",
+        "train.max_nonfinite_steps",
+        "train.early_stop_patience",
         "test.batch_size",
     )
 )
@@ -195,7 +195,7 @@ def _move_aside(folder: RunFolder) -> Path:
 
 
 def _length(settings: Settings) -> tuple[int, int | None, int | None]:
-    return settings.train.epochs, settings.train.max_steps, settings.train.patience
+    return settings.train.epochs, settings.train.max_steps, settings.train.early_stop_patience
 
 
 def _grows(old: Any, new: Any) -> bool:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from codetr_cli.errors import MachineError
+from codetr_cli.errors import ResourceError
 
 Done = TypeVar("Done")
 
@@ -31,7 +31,7 @@ def writing(folder: Path, cleanup: Path | None = None) -> Iterator[None]:
         cleanup: a half-written folder to delete.
 
     Raises:
-        MachineError: the disk is full, read-only, or fails, a quota is used up, or the folder is gone.
+        ResourceError: the disk is full, read-only, or fails, a quota is used up, or the folder is gone.
     """
     try:
         yield
@@ -44,7 +44,7 @@ def writing(folder: Path, cleanup: Path | None = None) -> Iterator[None]:
             refusal = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if refusal is None:
             raise
-        raise MachineError(_words(refusal, folder)) from error
+        raise ResourceError(_words(refusal, folder)) from error
 
 
 def persistently(action: Callable[[int], Done]) -> Done:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from codetr_cli import __version__
-from codetr_cli.errors import CodetrError, ConfigError, MachineError, nearest
+from codetr_cli.errors import CodetrError, ConfigError, ResourceError, nearest
 from codetr_cli.ops.deform_attn import active_backend, available_backends
 
 PACKAGES = (
@@ -180,7 +180,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
     Raises:
         ConfigError: not such a name.
-        MachineError: a GPU was asked for that is not there; says what is.
+        ResourceError: a GPU was asked for that is not there; says what is.
     """
     match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d+)", name)
     if not match:
@@ -192,11 +192,11 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda", 0) if count else torch.device("cpu")
     if not count:
-        raise MachineError(f"a GPU was asked for ({name}), but {why_no_gpu()} Or use --device cpu.")
+        raise ResourceError(f"a GPU was asked for ({name}), but {why_no_gpu()} Or use --device cpu.")
     index = int(match[2] or 0)
     if index >= count:
         names = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
-        raise MachineError(f"there is no {name}: this machine has {names}.")
+        raise ResourceError(f"there is no {name}: this machine has {names}.")
     return torch.device("cuda", index)
 
 

@@ -20,7 +20,7 @@ FEW_IMAGES = 300
 """Images under which a pretrained backbone is kept as it is."""
 
 FINE_TUNING_SHARE = 0.1
-"""Of `train.least_steps` that suffices when training starts from a detector's weights."""
+"""Of `train.min_steps` that suffices when training starts from a detector's weights."""
 
 GENTLE_LR = 1e-4
 """Learning rates up to this one are for fine-tuning already (Objects365 to COCO as published)."""
@@ -63,7 +63,7 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
         the changes; none for a preset trained on data of the size it was made for.
     """
     recipe, train = Recipe(), settings.train
-    if train.recipe == "preset" or images == 0:
+    if not train.auto_recipe or images == 0:
         return recipe
     if from_weights and images < FEW_IMAGES and "train.freeze_backbone" not in chosen and not train.freeze_backbone:
         recipe.overrides.append("train.freeze_backbone=true")
@@ -77,7 +77,7 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
     if recipe.sentences:
         start = "from the given weights" if from_weights else "without a detector's weights"
         recipe.sentences.insert(0, f"Recipe for {images:,} images {start}:")
-        recipe.sentences.append("Set any of these with --set; --set train.recipe=preset follows the preset.")
+        recipe.sentences.append("Set any of these with --set; --set train.auto_recipe=false follows the preset.")
     return recipe
 
 
@@ -87,7 +87,7 @@ def _fit_length(recipe: Recipe, settings: Settings, images: int, from_weights: b
     if not {"train.epochs", "train.max_steps"}.isdisjoint(chosen) or train.max_steps is not None:
         return
     steps = math.ceil(images / train.batch_size)
-    least = train.least_steps * (FINE_TUNING_SHARE if from_weights else 1.0)
+    least = train.min_steps * (FINE_TUNING_SHARE if from_weights else 1.0)
     epochs = max(train.epochs, min(math.ceil(least / steps), MAX_EPOCHS))
     if epochs > train.epochs:
         recipe.overrides.append(f"train.epochs={epochs}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
 from codetr_cli.distributed.sharded_state import host_parts, optimizer_frame, read_parts
-from codetr_cli.errors import CheckpointError, MachineError
+from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
 from codetr_cli.training.optim import build_schedule
@@ -64,7 +64,7 @@ class Saver:
         """Raises what a write that has ended met; waits for nothing.
 
         Raises:
-            MachineError: no space; earlier checkpoints are as they were.
+            ResourceError: no space; earlier checkpoints are as they were.
         """
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
@@ -73,7 +73,7 @@ class Saver:
         """Returns when nothing is being written any more.
 
         Raises:
-            MachineError: no space; earlier checkpoints are as they were.
+            ResourceError: no space; earlier checkpoints are as they were.
         """
         if self._thread is not None:
             self._thread.join()
@@ -96,7 +96,7 @@ def save(training: Training) -> None:
     checkpoint on disk calls `wait_until_saved`.
 
     Raises:
-        MachineError: an earlier checkpoint could not be written; those before it are as they were.
+        ResourceError: an earlier checkpoint could not be written; those before it are as they were.
     """
     training.pulse("checkpoint")
     started = time.monotonic()
@@ -142,8 +142,8 @@ def save(training: Training) -> None:
         begun = time.monotonic()
         try:
             run.save(weights if average is None else average, state, **description)
-        except MachineError as error:
-            with suppress(MachineError):  # a disk without space for a checkpoint may have some for a line
+        except ResourceError as error:
+            with suppress(ResourceError):  # a disk without space for a checkpoint may have some for a line
                 run.event(f"checkpoint of step {step} could not be written: {error}")
             raise
         finally:
@@ -158,7 +158,7 @@ def wait_until_saved(training: Training) -> None:
     """Returns when the newest checkpoint is on disk; every process must call it.
 
     Raises:
-        MachineError: it could not be written; earlier ones are as they were.
+        ResourceError: it could not be written; earlier ones are as they were.
     """
     training.pulse("checkpoint")
     training.saver.wait()
@@ -252,7 +252,7 @@ def restore(training: Training, saved: Saved) -> None:
     if before == now:
         restore_random_states(state["randomness"][process_group.rank()], training.device)
     else:
-        # Draws of its own for each process, and not those that the run began with once more.
+        # Random numbers of its own for each process, and not those that the run began with once more.
         seed_all(training.settings.train.seed + 1_000 * position.step + process_group.rank())
         training.report.warn(
             f"the run was trained with {before[0]} x {before[1]} images at once (processes x images of each) and goes "

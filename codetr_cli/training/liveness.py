@@ -11,7 +11,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.watchdog import SLOW_FACTOR, Board, Pulse, Watchdog
 from codetr_cli.distributed.worker_errors import end_process
-from codetr_cli.errors import MachineError
+from codetr_cli.errors import ResourceError
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.training.reporter import Report
 
@@ -35,9 +35,9 @@ def watchdog(board: Board, pulse: Pulse, settings: Settings, folder: RunFolder, 
     """
 
     def alarm(text: str) -> None:
-        with suppress(OSError, MachineError):  # the disk may be what the training waits for
+        with suppress(OSError, ResourceError):  # the disk may be what the training waits for
             folder.event(text)
-        end_process(MachineError(text), report.failed)
+        end_process(ResourceError(text), report.failed)
 
     return Watchdog(
         board=board,
@@ -54,12 +54,12 @@ def check_same_disk(folder: RunFolder) -> None:
     """Every process reads the checkpoints that the one of rank 0 writes.
 
     Raises:
-        MachineError: this machine does not see the run folder.
+        ResourceError: this machine does not see the run folder.
     """
     deadline = time.monotonic() + SAME_DISK_PATIENCE_S
     while not folder.settings_path.is_file():
         if time.monotonic() > deadline:
-            raise MachineError(
+            raise ResourceError(
                 f"{socket.gethostname()} does not see the run folder {folder.path.absolute()} that another machine has "
                 "made: give a folder on a disk that all machines share with --run"
             )

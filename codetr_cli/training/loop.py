@@ -39,7 +39,7 @@ from codetr_cli.training.plots import draw_plots
 from codetr_cli.training.progress import Position, count_evaluation, other_order_from
 from codetr_cli.training.reporter import Report
 from codetr_cli.training.repro import Taken
-from codetr_cli.training.rollback import leave_out_step, recover
+from codetr_cli.training.rollback import recover, skip_step
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch, unless the settings count steps
 PLOT_SECONDS = 60.0  # between plots drawn within an epoch, and longer where drawing takes more than 1 / PLOT_SHARE
@@ -142,12 +142,12 @@ class Training:
     @property
     def bad_limit(self) -> int:
         """How many steps in a row may go wrong; a short run must not end without a good one."""
-        return min(self.settings.train.max_bad_steps, self.total_steps)
+        return min(self.settings.train.max_nonfinite_steps, self.total_steps)
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether the newest evaluations brought no better AP for as long as the settings allow."""
-        patience = self.settings.train.patience
+        patience = self.settings.train.early_stop_patience
         return patience is not None and self.evaluate is not None and self.position.fruitless >= patience
 
 
@@ -157,7 +157,7 @@ def train(training: Training) -> None:
     Raises:
         StoppedError: a signal came; the work is saved.
         DivergedError: too many steps in a row had no finite loss or gradient, also after going back to a checkpoint.
-        MachineError: out of memory, or no space left to save.
+        ResourceError: out of memory, or no space left to save.
     """
     adopt(training)
     with training.saver:
@@ -222,7 +222,7 @@ def _step(training: Training, batches: Iterator[Batch], size: int) -> float:
     finite_value, norm_value = torch.stack([finite.to(norm.dtype), norm]).tolist()  # the one wait for the device
     bad_losses, bad_gradients = process_group.any_process(finite_value == 0, not math.isfinite(norm_value))
     if is_bad_step(training.scaler, finite_losses=not bad_losses, finite_gradients=not bad_gradients):
-        leave_out_step(training, seen)
+        skip_step(training, seen)
         return float(norm_value)
     if not bad_gradients:
         training.position.bad_steps = 0
@@ -258,7 +258,7 @@ def _gradients(training: Training, batches: Iterator[Batch], size: int) -> Seen:
                 training.pulse("data", training.position.step + 1)
                 with training.meter.waiting(), untouched_randomness():
                     batch = next(batches)
-                if training.settings.train.same_at_any_width:
+                if training.settings.train.global_batch_losses:
                     batch = pad(batch, *process_group.reduce_max(batch.images.shape[2:]))
                 drawn.append(batch)
             try:
@@ -285,7 +285,7 @@ def _forward_backward(training: Training, batch: Batch, size: int, *, last: bool
     Returns:
         the losses, of parts as their mean over images.
     """
-    parts = split(batch, training.position.parts, keep_padding=training.settings.train.same_at_any_width)
+    parts = split(batch, training.position.parts, keep_padding=training.settings.train.global_batch_losses)
     losses: dict[str, Tensor] = {}
     for index, part in enumerate(parts):
         share = len(batch) / len(part)

@@ -27,7 +27,7 @@ from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.data.transforms import (
     DetrAugmentation,
     LsjAugmentation,
-    ResizeChoices,
+    ResizeParams,
     ResizeShortLong,
     ResizeToCanvas,
     Size,
@@ -138,7 +138,7 @@ def worst_batch(settings: Settings, dataset: Sizes, micro_batch: int, processes:
     elif settings.data.copy_paste == "masks":
         objects += min(objects, settings.data.max_pasted - 1)
     # Images of several processes that are padded alike may be of any orientation each.
-    alike = processes if settings.train.same_at_any_width else 1
+    alike = processes if settings.train.global_batch_losses else 1
     grouped = settings.data.aspect_grouping and alike == 1
     groups = dataset.aspect_flags if grouped else np.zeros_like(dataset.aspect_flags)
     sizes = [
@@ -175,7 +175,7 @@ def _reached_by(transform: DetrAugmentation, size: Size) -> Iterator[Size]:
     limits = max(transform.resize.short_sides), transform.resize.long_side
     best = max(limits) / min(limits)
     for index in range(len(transform.resize_before_crop.short_sides)):
-        before = transform.resize_before_crop.new_size(size, ResizeChoices(index))
+        before = transform.resize_before_crop.new_size(size, ResizeParams(index))
         (low_h, high_h), (low_w, high_w) = (
             (min(side, transform.crop.low), min(side, transform.crop.high)) for side in before
         )
@@ -188,7 +188,7 @@ def _reached_by(transform: DetrAugmentation, size: Size) -> Iterator[Size]:
 def _resized(resize: ResizeShortLong, size: Size) -> Size:
     """The largest size that an image gets."""
     largest = max(range(len(resize.short_sides)), key=lambda index: resize.short_sides[index])
-    return resize.new_size(size, ResizeChoices(largest))
+    return resize.new_size(size, ResizeParams(largest))
 
 
 # --------------------------------------------------------------------------------------------------------- measuring it
@@ -227,7 +227,7 @@ def measure(
     coming = _coming(model, settings, device)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    if settings.train.shard:
+    if settings.train.fsdp:
         later = coming - int((1 - 1 / processes) * (coming + weights + trained))
     else:  # what gradients are exchanged in is held all the time, not only when they are there
         later = coming + (trained if processes > 1 else 0)

@@ -17,7 +17,7 @@ import torch
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
-from codetr_cli.errors import MachineError
+from codetr_cli.errors import ResourceError
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runs.memory_record import read_record, write_record
@@ -28,11 +28,11 @@ from codetr_cli.training.plan import plan_batches
 from codetr_cli.training.recomputation import all_checkpointing, set_checkpointing
 from codetr_cli.training.reporter import Report
 
-SWITCH_OFF = "`--set train.preflight=false` leaves this check out"
+SWITCH_OFF = "`--set train.memory_check=false` leaves this check out"
 
 
 @dataclass(frozen=True)
-class Rung:
+class MemoryOption:
     """One way to need less memory.
 
     Attributes:
@@ -78,13 +78,13 @@ def check_memory(
         the settings, with `auto_fit` perhaps changed ones.
 
     Raises:
-        MachineError: it does not fit; says with which settings it would.
+        ResourceError: it does not fit; says with which settings it would.
     """
     world = process_group.world_size()
     facts = _facts(settings, device, world)
     checked = read_record(folder.path).checked
     (known,) = process_group.any_process(checked == facts or (begun and not checked))
-    if known or not settings.train.preflight:
+    if known or not settings.train.memory_check:
         return settings
 
     def need_of(candidate: Settings) -> tuple[WorstBatch, Need | None]:
@@ -102,7 +102,7 @@ def check_memory(
         text = f"memory: the worst batch ({worst}) needs {need}{' in each process' if world > 1 else ''}"
         if need.fits:
             _note(text, folder, report)
-            chosen = Rung(settings, {})
+            chosen = MemoryOption(settings, {})
         else:
             chosen = _fitting(settings, need, text, lambda tried: need_of(tried)[1], device, auto_fit)
             _note(f"{text}; so that it fits, --auto-fit has chosen {_told(chosen.changes, settings)}", folder, report)
@@ -115,7 +115,7 @@ def check_memory(
     return chosen.settings
 
 
-def ladder(settings: Settings, device: torch.device, world_size: int) -> Iterator[Rung]:
+def ladder(settings: Settings, device: torch.device, world_size: int) -> Iterator[MemoryOption]:
     """Ways to need less memory, each with those before it, from the one that costs least to the one that costs most.
 
     Args:
@@ -125,9 +125,9 @@ def ladder(settings: Settings, device: torch.device, world_size: int) -> Iterato
     """
     changes: dict[str, Any] = {}
 
-    def rung(**more: Any) -> Rung:
+    def rung(**more: Any) -> MemoryOption:
         changes.update({key.replace("__", "."): value for key, value in more.items()})
-        return Rung(apply_overrides(settings, [f"{key}={_shown(value)}" for key, value in changes.items()]),
+        return MemoryOption(apply_overrides(settings, [f"{key}={_shown(value)}" for key, value in changes.items()]),
                     dict(changes))  # fmt: skip
 
     for names in (("encoder",), ("decoder", "aux"), ("backbone",)):
@@ -142,7 +142,7 @@ def ladder(settings: Settings, device: torch.device, world_size: int) -> Iterato
     if autocast_dtype(settings.train.precision, device) is None and has_fast_bf16(device):
         yield rung(train__precision="bf16")
     shardable = not settings.train.compile and autocast_dtype(settings.train.precision, device) != torch.float16
-    if device.type == "cuda" and world_size > 1 and shardable and not settings.train.shard:
+    if device.type == "cuda" and world_size > 1 and shardable and not settings.train.fsdp:
         yield rung(train__shard=True)
 
 
@@ -161,11 +161,11 @@ def _fitting(
     need_of: Callable[[Settings], Need | None],
     device: torch.device,
     auto_fit: bool,
-) -> Rung:
+) -> MemoryOption:
     """The first rung of the ladder that fits.
 
     Raises:
-        MachineError: none does, or nobody asked to apply one.
+        ResourceError: none does, or nobody asked to apply one.
     """
     tried = ""
     for rung in ladder(settings, device, process_group.world_size()):
@@ -177,12 +177,12 @@ def _fitting(
             continue
         if auto_fit:
             return rung
-        raise MachineError(
+        raise ResourceError(
             f"{text}. With {rung.words} it needs {need}: add that to the command, or --auto-fit, which does it by "
             f"itself. {SWITCH_OFF}."
         )
     even = f" Even with {tried} it needs {need}." if tried else ""
-    raise MachineError(
+    raise ResourceError(
         f"{text}.{even} Use smaller images (data.short_sides, data.long_side, data.canvas), a smaller network, or a "
         f"machine with more memory. {SWITCH_OFF}."
     )
@@ -208,11 +208,11 @@ def _facts(settings: Settings, device: torch.device, world_size: int) -> dict[st
         "model": json.loads(settings.model.model_dump_json()),
         "images": [train.batch_size, train.micro_batch, data.augmentation, list(data.short_sides), data.long_side,
                    data.canvas, data.max_images],
-        "arithmetic": [train.precision, train.shard, train.ema_momentum],
+        "arithmetic": [train.precision, train.fsdp, train.ema_momentum],
     }  # fmt: skip
 
 
-def _record(folder: RunFolder, origin: Origin, before: Settings, chosen: Rung, facts: dict[str, Any]) -> None:
+def _record(folder: RunFolder, origin: Origin, before: Settings, chosen: MemoryOption, facts: dict[str, Any]) -> None:
     """Writes down what was checked and changed."""
     record = read_record(folder.path)
     record.checked = facts

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
-from codetr_cli.errors import MachineError, MemoryShrunkError
+from codetr_cli.errors import MemoryShrunkError, ResourceError
 from codetr_cli.runs.memory_record import read_record, write_record
 from codetr_cli.runtime.memory import free_unused
 from codetr_cli.training.recomputation import set_checkpointing, with_all_checkpointing
@@ -50,7 +50,7 @@ def shrink(training: Training, batch: Batch) -> None:
 
     Raises:
         MemoryShrunkError: all processes have to start again to compute that way.
-        MachineError: there is no smaller way.
+        ResourceError: there is no smaller way.
     """
     free_unused(training.device)
     position, alone = training.position, not process_group.is_connected()
@@ -60,7 +60,7 @@ def shrink(training: Training, batch: Batch) -> None:
     elif not recompute and _recomputes_less_than_it_could(training):
         recompute = True
     else:
-        raise MachineError(
+        raise ResourceError(
             f"out of memory in step {position.step + 1} with {_named(batch)}, although {_told(parts, recompute)}: use "
             "smaller images (data.short_sides, data.long_side) or a smaller network. The same command continues from "
             "the newest checkpoint."

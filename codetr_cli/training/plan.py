@@ -141,8 +141,8 @@ def plan_job(
             f"{len(absent)} of {len(counts)} classes have no object in {source.name} and cannot be learned: "
             f"{_listed(absent)}"
         )
-    if settings.train.patience is not None and not evaluate:
-        warnings.append("train.patience has no effect: without evaluations the training goes on to its end")
+    if settings.train.early_stop_patience is not None and not evaluate:
+        warnings.append("train.early_stop_patience has no effect: without evaluations the training goes on to its end")
     val_path = None
     if evaluate:
         val = find_data(settings.data, None, "val")
@@ -180,11 +180,11 @@ def _find_training_data(settings: Settings, data: Sequence[str] | None) -> tuple
     """
     if data:
         root, *more = [json.dumps(str(Path(folder).absolute())) for folder in data]
-        settings = apply_overrides(settings, [f"data.root={root}", f"data.more=[{', '.join(more)}]"])
+        settings = apply_overrides(settings, [f"data.root={root}", f"data.extra_roots=[{', '.join(more)}]"])
     config = settings.data
     found = find_data(config, None, "train", any_dataset=config.dataset == "coco")
     notes = list(found.notes)
-    if found.dataset != config.dataset and (config.dataset == "coco" or config.more):
+    if found.dataset != config.dataset and (config.dataset == "coco" or config.extra_roots):
         settings = apply_overrides(settings, [f"data.dataset={found.dataset}"])
         notes.append(
             f"{source_of(found.annotations_path).name} is read, and scored, by the rules of {found.dataset} "

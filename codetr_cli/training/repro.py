@@ -62,7 +62,7 @@ def save_reproducer(
         category_ids: by label.
 
     Raises:
-        MachineError: no space left.
+        ResourceError: no space left.
     """
     if process_group.is_main():
         shutil.rmtree(folder, ignore_errors=True)

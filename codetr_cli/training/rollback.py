@@ -1,9 +1,9 @@
 """What becomes of a training whose steps go wrong: skip them, go back to a checkpoint once, then stop with evidence.
 
-A step without finite losses and gradients is left out by all processes alike: weights, optimizer and average stay as
-they are, while learning rate and data go on. After `train.max_bad_steps` of them in a row the run returns to its last
-checkpoint that was not made amid such steps. From there on images come in another order: what is left of the epoch is
-shuffled anew, and so are all later epochs. When steps go wrong as long a second time, the run ends.
+A step without finite losses and gradients is skipped by all processes alike: weights, optimizer and average stay as they
+are, while learning rate and data go on. After `train.max_nonfinite_steps` of them in a row the run returns to its last
+checkpoint that was not made amid such steps. From there on images come in another order: the rest of the epoch is
+reshuffled, and so are all later epochs. When as many steps in a row fail a second time, the run ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import whole_weights
-from codetr_cli.errors import DivergedError, MachineError
+from codetr_cli.errors import DivergedError, ResourceError
 from codetr_cli.runs.folder import STATE, Saved, read_state
 from codetr_cli.runtime.disk_errors import writing
 from codetr_cli.training.checkpointing import load_newest, wait_until_saved
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from codetr_cli.training.loop import Training
 
 
-def leave_out_step(training: Training, seen: Seen) -> None:
+def skip_step(training: Training, seen: Seen) -> None:
     """Records a step that is not taken; every process must call it, before the step is counted.
 
     Args:
@@ -122,11 +122,11 @@ def _give_up(training: Training) -> DivergedError:
         with writing(run.path):
             _save_reproducer(training, folder)
         text += f"`codetr runs {run.path} --replay` computes that step again from {folder}. "
-    except MachineError as error:
+    except ResourceError as error:
         text += f"The step could not be kept to be computed again: {error} "
     text += "Look at these images and their annotations, lower train.lr, or try --set train.precision=fp32."
     if process_group.is_main():
-        with suppress(MachineError):  # a disk that takes no line does not change the verdict
+        with suppress(ResourceError):  # a disk that takes no line does not change the verdict
             training.log({"kind": "diverged", "step": position.step, "epoch": position.epoch})
             run.event(text)
     return DivergedError(text)

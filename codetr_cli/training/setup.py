@@ -26,10 +26,10 @@ from codetr_cli.evaluation.evaluator import Share, check_truth, evaluate
 from codetr_cli.evaluation.protocol import expects_masks
 from codetr_cli.inference.loading import check_image_size, compile_for
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
-from codetr_cli.losses.normalizers import Agreement
+from codetr_cli.losses.normalizers import Normalizers
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.models.inference_mode import lean_for_inference
+from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.runs.folder import WEIGHTS, RunFolder
 from codetr_cli.runs.memory_record import with_fitted
 from codetr_cli.runs.resume import Choice, choose_run
@@ -161,7 +161,7 @@ def check_settings(settings: Settings, device: torch.device, world_size: int) ->
     check_image_size(settings, training=True)
     plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
     dtype = autocast_dtype(settings.train.precision, device)
-    if settings.train.shard:
+    if settings.train.fsdp:
         check_shardable(fp16=dtype == torch.float16, compiled=settings.train.compile)
 
 
@@ -212,7 +212,7 @@ def build_training(
         compile_for(model, device, "train.compile")
     objective = CollaborativeObjective(model, **settings.train.loss.model_dump(), agreement=_agreement(settings))
     seed_all(settings.train.seed + process_group.rank())  # other draws in each
-    wrap = shard if settings.train.shard else process_group.wrap_ddp
+    wrap = shard if settings.train.fsdp else process_group.wrap_ddp
     steps = total_steps(settings, steps_per_epoch(len(loader), batches.accumulation))
     dtype = autocast_dtype(settings.train.precision, device)
     training = Training(
@@ -305,12 +305,12 @@ def _build_network(settings: Settings) -> CoDETR:
     return model
 
 
-def _agreement(settings: Settings) -> Agreement:
-    return Agreement(
+def _agreement(settings: Settings) -> Normalizers:
+    return Normalizers(
         reduce_mean=process_group.reduce_mean,
         reduce_max=process_group.reduce_max,
         processes=process_group.world_size(),
-        whole_batch=settings.train.same_at_any_width,
+        whole_batch=settings.train.global_batch_losses,
     )
 
 
@@ -401,7 +401,7 @@ def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Calla
     def score() -> dict[str, float]:
         training.report.evaluating(0, share)
         result = evaluate(
-            lean_for_inference(own_copy(model, lambda: _build_network(settings))),
+            optimize_for_inference(own_copy(model, lambda: _build_network(settings))),
             postprocess,
             loader,
             settings=settings,

@@ -68,7 +68,7 @@ def _describe_backbone(state: Mapping[str, Tensor], published: Mapping[str, Tens
         "backbone.kind": "resnet",
         "backbone.block": "bottleneck" if bottleneck else "basic",
         "backbone.layers": tuple(_count(state, rf"backbone\.layer{i}\.(\d+)\..*") for i in range(1, 5)),
-        "backbone.width": width,
+        "backbone.base_channels": width,
     }
 
 
@@ -79,7 +79,7 @@ def _describe_swin(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "finest_stride": 4 if "backbone.norm0.weight" in state else 8,
         "backbone.kind": "swin",
-        "backbone.width": _sizes(state, "backbone.patch_embed.proj.weight", 4)[0],
+        "backbone.embed_dim": _sizes(state, "backbone.patch_embed.proj.weight", 4)[0],
         "backbone.layers": tuple(_count(state, rf"backbone\.layers\.{stage}\.blocks\.(\d+)\..*") for stage in range(4)),
         "backbone.num_heads": tuple(heads for _, heads in tables),
         "backbone.window_size": (math.isqrt(tables[0][0]) + 1) // 2,
@@ -94,7 +94,7 @@ def _describe_vit(state: Mapping[str, Tensor], published: Mapping[str, Tensor]) 
     facts: dict[str, Any] = {
         "finest_stride": 4,
         "backbone.kind": "vit",
-        "backbone.width": width,
+        "backbone.embed_dim": width,
         "backbone.depth": depth,
         "backbone.hidden_dim": _sizes(state, "backbone.blocks.0.mlp.w1.weight", 2)[0],
         "backbone.patch_size": patch_size,

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.weights.load_state import LoadReport, load_into
 
 __all__ = [
@@ -82,7 +82,7 @@ def save_checkpoint(
         extra: any texts.
 
     Raises:
-        MachineError: no space left, or the folder cannot be written.
+        ResourceError: no space left, or the folder cannot be written.
         ValueError: as many class names as category ids and classes of the settings are needed.
     """
     path = Path(path)
@@ -210,7 +210,7 @@ def replacing(path: Path, *, size: int = 0) -> Iterator[Path]:
         size: bytes that will be written, for the message when they do not fit; 0: not known.
 
     Raises:
-        MachineError: no space left, or the folder cannot be written.
+        ResourceError: no space left, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -250,21 +250,21 @@ def _system_error(error: BaseException | None) -> Exception | None:
     return error
 
 
-def _write_error(path: Path, error: Exception, size: int) -> MachineError:
+def _write_error(path: Path, error: Exception, size: int) -> ResourceError:
     # safetensors reports the system's error as text only.
     full = isinstance(error, OSError) and error.errno in FULL_DISK
     full = full or any(os.strerror(number) in str(error) for number in FULL_DISK)
     if not full:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return MachineError(f"cannot write {path}: {reason}. Choose another place or mend its permissions.")
+        return ResourceError(f"cannot write {path}: {reason}. Choose another place or mend its permissions.")
     with suppress(OSError):
         free = shutil.disk_usage(path.parent).free
         needed = f"{size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free. " if size else ""
-        return MachineError(
+        return ResourceError(
             f"no space left on the disk while writing {path}. {needed}What was there before is unchanged: "
             "free some space or choose another folder, then run again."
         )
-    return MachineError(f"no space left on the disk while writing {path}: free some space, then run again.")
+    return ResourceError(f"no space left on the disk while writing {path}: free some space, then run again.")
 
 
 def _unreadable(path: Path, error: OSError) -> str:

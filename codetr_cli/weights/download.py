@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from codetr_cli.errors import CheckpointError, ConfigError, MachineError, StoppedError
+from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, StoppedError
 
 try:
     import fcntl
@@ -121,7 +121,7 @@ def fetch(
     Raises:
         CheckpointError: size or hash are not the published ones, or a web page came instead of a file.
         ConfigError: the address is not one of http or https.
-        MachineError: no connection, an answer such as 404, no space left, or the folder cannot be written.
+        ResourceError: no connection, an answer such as 404, no space left, or the folder cannot be written.
         StoppedError: Ctrl-C; what is there is kept for the next try.
     """
     if target.is_file() and not force:
@@ -172,11 +172,11 @@ def check_space(folder: Path, needed: int) -> None:
     """Refuses to begin what the disk cannot hold.
 
     Raises:
-        MachineError: fewer bytes are free in the folder's file system.
+        ResourceError: fewer bytes are free in the folder's file system.
     """
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
-        raise MachineError(
+        raise ResourceError(
             f"{folder} has {_megabytes(free)} free and {_megabytes(needed + SPARE_BYTES)} are needed: free some space, "
             "or set CODETR_CACHE to a folder on a larger disk."
         )
@@ -199,7 +199,7 @@ def _complete(remote: Remote, target: Path, part: Path, copies: int, progress: P
             elif there == 0 and not fresh:  # what was there did not belong to the server's file
                 best, fresh = 0, True
             else:  # a try that brings nothing more is the last one
-                raise MachineError(_broken_text(remote, target, part, str(error))) from error
+                raise ResourceError(_broken_text(remote, target, part, str(error))) from error
             continue
         try:
             verify(part, remote, advice="It was thrown away: check the address, then download it again.")
@@ -263,7 +263,7 @@ def _answer(remote: Remote, request: urllib.request.Request, part: Path) -> Iter
     except urllib.error.HTTPError as error:
         with error:
             if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise MachineError(_answer_text(remote.url, error.code, error.reason)) from error
+                raise ResourceError(_answer_text(remote.url, error.code, error.reason)) from error
             whole = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         if whole != str(part.stat().st_size):
             _discard(part)
@@ -275,7 +275,7 @@ def _answer(remote: Remote, request: urllib.request.Request, part: Path) -> Iter
     with response:
         if remote.url.lower().startswith("https:") and not response.url.lower().startswith("https:"):
             # Not every published file has a known hash: nobody on the way may put another in its place.
-            raise MachineError(
+            raise ResourceError(
                 f"{remote.url} leads to {response.url}, which is not encrypted: nothing was downloaded. Give another "
                 "address with --url, or download it by hand."
             )
@@ -375,7 +375,7 @@ def _claim(file: IO[bytes], part: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise MachineError(f"another codetr is downloading {part}: wait for it, or stop it.") from None
+        raise ResourceError(f"another codetr is downloading {part}: wait for it, or stop it.") from None
     except OSError:  # a file system without locks
         return
 
@@ -408,13 +408,13 @@ def _reason(error: Exception) -> str:
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
-def _disk_error(target: Path, error: OSError) -> MachineError:
+def _disk_error(target: Path, error: OSError) -> ResourceError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(
+        return ResourceError(
             f"no space left on the disk while downloading {target}: free some, or set CODETR_CACHE to a folder on a "
             "larger disk, then run again. What is there already is kept."
         )
-    return MachineError(
+    return ResourceError(
         f"cannot write {target}: {error.strerror or error}. Mend its permissions, or set CODETR_CACHE to another "
         "folder."
     )

@@ -38,7 +38,7 @@ ALLOWED_BY_TORCH = re.compile(
 )
 
 
-class Inert:
+class UnpickledStub:
     """Takes the place of an object that weights do not need and keeps nothing of it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -48,14 +48,14 @@ class Inert:
         pass
 
 
-def _inert_getattr(owner: Any, name: Any) -> Inert:
+def _inert_getattr(owner: Any, name: Any) -> UnpickledStub:
     """The only use of `getattr` that is allowed: a method of something inert.
 
     A log history (mmengine/logging/history_buffer.py) pickles its statistics as `getattr(HistoryBuffer, "mean")`.
     """
-    if owner is not Inert:
+    if owner is not UnpickledStub:
         raise pickle.UnpicklingError("GLOBAL builtins.getattr is used on something else than a log history")
-    return Inert()
+    return UnpickledStub()
 
 
 def _plain_mapping(*args: Any) -> OrderedDict[Any, Any]:
@@ -163,7 +163,7 @@ def _can_be_mapped(path: Path) -> bool:
 
 def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     return [
-        *((Inert, name) for name in INERT_NAMES),
+        *((UnpickledStub, name) for name in INERT_NAMES),
         *((OrderedDict, name) for name in MAPPING_NAMES),
         (_plain_mapping, DEFAULT_DICT),
         (_inert_getattr, GETATTR),

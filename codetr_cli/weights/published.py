@@ -137,7 +137,7 @@ def pretrained_name(settings: Settings) -> str | None:
     """The pretrained backbone that belongs to these settings; None when nobody has published one of these sizes."""
     backbone = settings.model.backbone
     if isinstance(backbone, ResNetConfig):
-        sizes: tuple[Any, ...] = (backbone.norm, backbone.block, backbone.width, backbone.layers)
+        sizes: tuple[Any, ...] = (backbone.norm, backbone.block, backbone.base_channels, backbone.layers)
         return "resnet50" if sizes == ("frozen_batch", "bottleneck", 64, (3, 4, 6, 3)) else None
     if isinstance(backbone, SwinConfig):
         deep, shallow = (2, 2, 18, 2), (2, 2, 6, 2)
@@ -147,7 +147,7 @@ def pretrained_name(settings: Settings) -> str | None:
             (128, deep, 12): "swin_b",
             (192, deep, 12): "swin_l",
         }
-        return known.get((backbone.width, backbone.layers, backbone.window_size))
+        return known.get((backbone.embed_dim, backbone.layers, backbone.window_size))
     assert isinstance(backbone, ViTConfig)
-    sizes = (backbone.width, backbone.depth, backbone.num_heads, backbone.hidden_dim)
+    sizes = (backbone.embed_dim, backbone.depth, backbone.num_heads, backbone.hidden_dim)
     return "eva02_l" if sizes == (1024, 24, 16, 2730) else None

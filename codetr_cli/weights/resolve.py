@@ -14,7 +14,7 @@ import torch
 
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError, CodetrError, MachineError
+from codetr_cli.errors import CheckpointError, CodetrError, ResourceError
 from codetr_cli.weights.checkpoint import (
     VERSION,
     Checkpoint,
@@ -40,7 +40,7 @@ def resolve_weights(text: str | Path, *, progress: Progress | None = None) -> Pa
     Raises:
         CheckpointError: a preset whose weights are not on this disk, or a wrong file at the address.
         ConfigError: an address of another kind.
-        MachineError: no connection, no space.
+        ResourceError: no connection, no space.
     """
     text = str(text)
     if is_url(text):
@@ -81,7 +81,7 @@ def convert_preset(place: PublishedWeights, expected_shapes: ExpectedShapes | No
 
     Raises:
         CheckpointError: it is another file than the preset's, or damaged.
-        MachineError: no space left.
+        ResourceError: no space left.
     """
     conversion = convert_file(place.file, prefer=place.preset, only_preferred=True, expected_shapes=expected_shapes)
     _save(conversion.checkpoint, place.converted)
@@ -109,7 +109,7 @@ def open_weights(path: Path | str, *, prefer: Settings | None = None, device: to
             return load_checkpoint(kept, device)
     checkpoint = convert_file(path, prefer=prefer).checkpoint
     if kept is not None:
-        with suppress(MachineError):  # no space to keep it: what was read is as good
+        with suppress(ResourceError):  # no space to keep it: what was read is as good
             _save(checkpoint, kept)
     if torch.device(device).type != "cpu":
         for name, tensor in checkpoint.state.items():

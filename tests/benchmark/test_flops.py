@@ -19,7 +19,7 @@ def test_costs_are_those_of_the_papers():
 def test_every_part_is_counted():
     base = measure(load_preset("co_dino_tiny"))
     larger = {
-        "model.backbone.width=32": "backbone",
+        "model.backbone.base_channels=32": "backbone",
         "model.encoder_layers=2": "encoder",
         "model.decoder_layers=4": "decoder",
         "model.num_queries=60": "queries",

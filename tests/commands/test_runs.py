@@ -231,7 +231,7 @@ def test_the_step_of_a_diverged_run_is_computed_again(
         patch.setattr(CollaborativeObjective, "forward", spoiled)
         ran = codetr(
             "train", "--preset", preset, "--data", tiny_coco, "--device", "cpu", "--no-eval", "--run", run,
-            "--set", "train.max_bad_steps=1", "--set", "train.batch_size=4",
+            "--set", "train.max_nonfinite_steps=1", "--set", "train.batch_size=4",
         )  # fmt: skip
         assert ran.code == 6
         assert f"codetr runs {run} --replay" in ran.err

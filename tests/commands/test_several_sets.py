@@ -19,7 +19,7 @@ from tests.data.formats.test_voc import write_voc, xml
 def train(codetr: Callable[..., Ran], tiny_settings: Settings, tmp_path: Path) -> Callable[..., Ran]:
     preset = tmp_path / "tiny.toml"
     preset.write_text(to_toml(tiny_settings))
-    settings = ["train.batch_size=1", "train.micro_batch=1", "train.preflight=false"]
+    settings = ["train.batch_size=1", "train.micro_batch=1", "train.memory_check=false"]
     options = [word for setting in settings for word in ("--set", setting)]
 
     def run(steps: int, *words: object) -> Ran:
@@ -55,7 +55,7 @@ def test_two_sets_are_trained_and_evaluated_as_one(
     # Other data sets are another run.
     ran = train(3, "--data", tiny_coco, "--run", tmp_path / "run", "--no-eval")
     assert ran.code == 2
-    assert f"data.more: ['{voc}'] there, [] now" in " ".join(ran.err.split())
+    assert f"data.extra_roots: ['{voc}'] there, [] now" in " ".join(ran.err.split())
 
 
 def test_a_run_notices_that_its_data_changed(train: Callable[..., Ran], voc: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
 
 def test_training_leaves_a_whole_run_folder(train: Callable[..., Ran], tmp_path: Path, tiny_coco: Path):
     run = tmp_path / "run"
-    ran = train("--run", run, "--set", "train.preflight=true")
+    ran = train("--run", run, "--set", "train.memory_check=true")
     assert ran.code == 0, ran.err
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {

@@ -150,7 +150,7 @@ def test_fine_tuning_is_one_command_that_fits_its_recipe_and_tells_it(codetr, tm
     ran = codetr(*command, *(word for text in small for word in ("--set", text)))
     assert ran.code == 0, ran.err
     said = " ".join((ran.out + ran.err).split())
-    for words in ("Recipe for", "The backbone stays as it is", "half the preset's", "train.recipe=preset"):
+    for words in ("Recipe for", "The backbone stays as it is", "half the preset's", "train.auto_recipe=false"):
         assert words in said
     settings = load_preset(str(tmp_path / "run/settings.toml"))
     assert settings.train.freeze_backbone

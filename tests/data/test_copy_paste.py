@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codetr_cli.data.copy_paste import CopyPaste, CopyPasteChoices
+from codetr_cli.data.copy_paste import CopyPaste, CopyPasteParams
 from codetr_cli.data.masks import Masks
 from codetr_cli.data.transforms import Sample
 
@@ -31,7 +31,7 @@ def test_pasted_pixels_cover_and_what_is_left_of_the_others_counts() -> None:
         [[10, 10, 20, 20], [30, 10, 50, 30], [0, 30, 60, 90], [60, 60, 99, 90], [0, 95, 3, 98]], colour=10
     )
     source = sample([[5, 5, 40, 40], [60, 60, 99, 80]], colour=200, first_label=10)
-    pasted = CopyPaste(cut="masks").apply(destination, source, CopyPasteChoices((1, 0)))
+    pasted = CopyPaste(cut="masks").apply(destination, source, CopyPasteParams((1, 0)))
     assert pasted.labels.tolist() == [1, 2, 3, 4, 11, 10]
     np.testing.assert_array_equal(pasted.image[70, 70], [200] * 3)
     np.testing.assert_array_equal(pasted.image[85, 70], [10] * 3)
@@ -53,9 +53,9 @@ def test_pasted_pixels_cover_and_what_is_left_of_the_others_counts() -> None:
 def test_small_remains_that_moved_are_gone() -> None:
     destination = sample([[10, 10, 40, 40]], colour=10)
     source = sample([[10, 10, 40, 31]], colour=200, first_label=5)
-    assert CopyPaste(cut="masks").apply(destination, source, CopyPasteChoices((0,))).labels.tolist() == [5]
+    assert CopyPaste(cut="masks").apply(destination, source, CopyPasteParams((0,))).labels.tolist() == [5]
     wider = sample([[10, 10, 40, 29]], colour=200, first_label=5)
-    assert CopyPaste(cut="masks").apply(destination, wider, CopyPasteChoices((0,))).labels.tolist() == [0, 5]
+    assert CopyPaste(cut="masks").apply(destination, wider, CopyPasteParams((0,))).labels.tolist() == [0, 5]
 
 
 def test_nothing_to_paste_leaves_the_destination() -> None:
@@ -65,8 +65,8 @@ def test_nothing_to_paste_leaves_the_destination() -> None:
         paste = CopyPaste(cut=cut)
         rng = np.random.default_rng(0)
         assert paste(destination, empty, rng) is destination
-        assert paste.apply(destination, sample([[1, 1, 9, 9]], 3), CopyPasteChoices(())) is destination
-    filled = CopyPaste(cut="masks").apply(empty, destination, CopyPasteChoices((0,)))
+        assert paste.apply(destination, sample([[1, 1, 9, 9]], 3), CopyPasteParams(())) is destination
+    filled = CopyPaste(cut="masks").apply(empty, destination, CopyPasteParams((0,)))
     assert filled.boxes.tolist() == destination.boxes.tolist()
 
 
@@ -84,7 +84,7 @@ def test_numbers_are_drawn_from_none_to_all_below_the_limit() -> None:
 def test_masks_are_needed_to_paste_by_masks() -> None:
     bare = sample([[1, 1, 9, 9]], 3, masks=False)
     with pytest.raises(ValueError, match="needs samples with masks"):
-        CopyPaste(cut="masks").apply(bare, bare, CopyPasteChoices((0,)))
+        CopyPaste(cut="masks").apply(bare, bare, CopyPasteParams((0,)))
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -97,7 +97,7 @@ def test_boxes_are_pasted_whole(masks: bool) -> None:
     source = sample(
         [[10, 10, 35, 20], [15, 12, 20, 22], [30, 10, 60, 20], [0, 90, 5, 95]], colour=200, first_label=10, masks=masks
     )
-    pasted = CopyPaste(cut="boxes").apply(destination, source, CopyPasteChoices((0,)))
+    pasted = CopyPaste(cut="boxes").apply(destination, source, CopyPasteParams((0,)))
     assert pasted.labels.tolist() == [2, 3, 10, 11]
     expected = [[10, 0, 20, 40], [70.25, 70, 80, 80.5], [10, 10, 35, 20], [15, 12, 20, 20]]
     assert pasted.boxes.tolist() == expected

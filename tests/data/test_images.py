@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from codetr_cli.data.images import read_image
-from codetr_cli.errors import DatasetError, MachineError
+from codetr_cli.errors import DatasetError, ResourceError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -95,5 +95,5 @@ def test_a_machine_without_open_files_does_not_blame_the_image(tmp_path: Path, m
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(MachineError, match=r"a\.jpg: Too many open files.*ulimit -n"):
+    with pytest.raises(ResourceError, match=r"a\.jpg: Too many open files.*ulimit -n"):
         read_image(tmp_path / "a.jpg")

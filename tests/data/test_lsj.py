@@ -20,11 +20,11 @@ from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.data.masks import Masks
 from codetr_cli.data.transforms import (
     GREY,
-    CropChoices,
+    CropParams,
     DroppedSampleError,
-    FlipChoices,
+    FlipParams,
     LsjAugmentation,
-    LsjChoices,
+    LsjParams,
     ResizeToCanvas,
     Sample,
     build_transforms,
@@ -62,8 +62,8 @@ def sample(masks: bool = True) -> Sample:
 
 
 def choices(ratio: float = 1.0, top: int = 0, left: int = 0, size: tuple[int, int] = (40, 80), flip: bool = False):
-    crop = CropChoices(top=top, left=left, height=size[0], width=size[1])
-    return LsjChoices(ratio=ratio, crop=crop, flip=FlipChoices(flip))
+    crop = CropParams(top=top, left=left, height=size[0], width=size[1])
+    return LsjParams(ratio=ratio, crop=crop, flip=FlipParams(flip))
 
 
 def test_padding_is_grey_at_the_bottom_and_right_also_of_flipped_images() -> None:
@@ -223,7 +223,7 @@ def test_a_dropped_sample_is_replaced_by_one_of_its_orientation(
     apply = LsjAugmentation.apply
     dropped: list[int] = []
 
-    def drop_the_first(self: LsjAugmentation, sample: Sample, choices: LsjChoices) -> Sample:
+    def drop_the_first(self: LsjAugmentation, sample: Sample, choices: LsjParams) -> Sample:
         if len(dropped) % 2 == 0:
             dropped.append(1)
             raise DroppedSampleError
@@ -242,7 +242,7 @@ def test_a_dropped_sample_is_replaced_by_one_of_its_orientation(
 def test_a_set_of_which_nothing_survives_is_told(tiny_coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = train_set(tiny_coco)
 
-    def drop(self: LsjAugmentation, sample: Sample, choices: LsjChoices) -> Sample:
+    def drop(self: LsjAugmentation, sample: Sample, choices: LsjParams) -> Sample:
         raise DroppedSampleError
 
     monkeypatch.setattr(LsjAugmentation, "apply", drop)

@@ -7,12 +7,12 @@ import pytest
 
 from codetr_cli.config import schema
 from codetr_cli.data.transforms import (
-    CropChoices,
+    CropParams,
     DetrAugmentation,
     Flip,
-    FlipChoices,
+    FlipParams,
     RandomCrop,
-    ResizeChoices,
+    ResizeParams,
     ResizeShortLong,
     Sample,
     build_transforms,
@@ -45,12 +45,12 @@ def make_augmentation() -> DetrAugmentation:
 
 def test_flip_mirrors_pixels_and_boxes_and_twice_is_nothing() -> None:
     sample = make_sample()
-    flipped = Flip(probability=1).apply(sample, FlipChoices(flip=True))
+    flipped = Flip(probability=1).apply(sample, FlipParams(flip=True))
     np.testing.assert_array_equal(flipped.image, sample.image[:, ::-1])
     assert flipped.boxes.tolist() == [[50, 3, 58, 12], [55, 0, 60, 5], [0, 20, 30, 40]]
-    back = Flip(probability=1).apply(flipped, FlipChoices(flip=True))
+    back = Flip(probability=1).apply(flipped, FlipParams(flip=True))
     np.testing.assert_array_equal(back.boxes, sample.boxes)
-    assert Flip(probability=1).apply(sample, FlipChoices(flip=False)) is sample
+    assert Flip(probability=1).apply(sample, FlipParams(flip=False)) is sample
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 200), (0.5, 100)])
@@ -74,12 +74,12 @@ def test_resize_keeps_the_ratio_within_both_limits(
     size: tuple[int, int], limits: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     resize = ResizeShortLong(short_sides=limits[:1], long_side=limits[1])
-    assert resize.new_size(size, ResizeChoices(0)) == expected
+    assert resize.new_size(size, ResizeParams(0)) == expected
 
 
 def test_resize_scales_boxes_by_each_axis_and_clips_them() -> None:
     sample = replace(make_sample(37, 60), boxes=np.float32([[1, 2, 70, 40]]))
-    resized = ResizeShortLong(short_sides=(50,), long_side=200).apply(sample, ResizeChoices(0))
+    resized = ResizeShortLong(short_sides=(50,), long_side=200).apply(sample, ResizeParams(0))
     assert resized.size == (50, 81)
     assert resized.image.shape == (50, 81, 3)
     assert resized.scale_factor == (81 / 60, 50 / 37)
@@ -89,14 +89,14 @@ def test_resize_scales_boxes_by_each_axis_and_clips_them() -> None:
 
 def test_crop_clips_boxes_and_drops_those_outside_with_all_their_columns() -> None:
     sample = make_sample()
-    cropped = RandomCrop(low=1, high=100).apply(sample, CropChoices(top=4, left=5, height=20, width=30))
+    cropped = RandomCrop(low=1, high=100).apply(sample, CropParams(top=4, left=5, height=20, width=30))
     np.testing.assert_array_equal(cropped.image, sample.image[4:24, 5:35])
     # The second box only touches the window's corner column: no width is left of it.
     assert cropped.boxes.tolist() == [[0, 0, 5, 8], [25, 16, 30, 20]]
     assert cropped.labels.tolist() == [4, 6]
     assert cropped.iscrowd.tolist() == [0, 1]
     assert cropped.area.tolist() == [1, 3]
-    empty = RandomCrop(low=1, high=100).apply(sample, CropChoices(top=30, left=0, height=5, width=5))
+    empty = RandomCrop(low=1, high=100).apply(sample, CropParams(top=30, left=0, height=5, width=5))
     assert empty.boxes.shape == (0, 4)
 
 
@@ -108,7 +108,7 @@ def test_crop_windows_stay_inside_and_reach_both_limits() -> None:
     assert all(window.top + window.height <= 30 and window.left + window.width <= 60 for window in windows)
     assert any(window.top + window.height == 30 for window in windows)
     small = RandomCrop(low=20, high=35).draw(rng, (10, 12))
-    assert small == CropChoices(top=0, left=0, height=10, width=12)
+    assert small == CropParams(top=0, left=0, height=10, width=12)
 
 
 def test_transforms_never_change_their_input() -> None:

@@ -53,9 +53,9 @@ def own_share(results: dict[str, Any]) -> float:
 
 def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: bool = True) -> dict[str, Any]:
     """Trains in a run folder, with an average, up to a step, and tells weights and moments then."""
-    words = [f"train.max_steps={steps}", f"train.shard={str(shard).lower()}", "train.ema_momentum=1e-3",
+    words = [f"train.max_steps={steps}", f"train.fsdp={str(shard).lower()}", "train.ema_momentum=1e-3",
              "train.micro_batch=1", "train.batch_size=2", "train.epochs=9", "train.eval_every=9",
-             "train.preflight=false"]  # fmt: skip
+             "train.memory_check=false"]  # fmt: skip
     os.environ[process_group.ROUND] = f"{name} to {steps}"  # what an earlier group of these processes said is not read
     settings = apply_overrides(parse_settings(TINY_TABLE, where="here"), words)
     evaluate = name == "straight"  # which changes nothing that is trained

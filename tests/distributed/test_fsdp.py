@@ -136,10 +136,10 @@ def test_a_damaged_part_is_noticed(two: Done, tmp_path: Path):
 
 
 def test_what_sharding_cannot_do_is_refused(tiny_settings: Settings):
-    compiled = apply_overrides(tiny_settings, ["train.shard=true", "train.compile=true"])
+    compiled = apply_overrides(tiny_settings, ["train.fsdp=true", "train.compile=true"])
     with pytest.raises(ConfigError, match=r"train\.compile=false"):
         setup.check_settings(compiled, CPU, 1)
-    with pytest.raises(ConfigError, match=r"train\.shard needs bf16 or fp32"):
+    with pytest.raises(ConfigError, match=r"train\.fsdp needs bf16 or fp32"):
         fsdp.check_shardable(fp16=True, compiled=False)
 
 

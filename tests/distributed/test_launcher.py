@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.distributed.launcher import split_endpoint
 from codetr_cli.distributed.worker_errors import error_from, error_of, write_note
-from codetr_cli.errors import ConfigError, DatasetError, MachineError, StoppedError
+from codetr_cli.errors import ConfigError, DatasetError, ResourceError, StoppedError
 from tests.conftest import REPOSITORY, TINY_TABLE, write_tiny_coco
 
 STEPS = 12
@@ -320,7 +320,7 @@ def test_the_traceback_of_a_failing_process_is_shown(
 def test_a_process_that_was_killed_is_a_matter_of_the_machine(tmp_path: Path):
     note(tmp_path, 0, "", "RuntimeError: connection closed by peer", 1.0)  # follows from the death of the other
     error, final = error_of(tmp_path, {0: 1, 3: -9})
-    assert isinstance(error, MachineError)
+    assert isinstance(error, ResourceError)
     assert "process 3 was ended by SIGKILL" in str(error)
     assert not final
 

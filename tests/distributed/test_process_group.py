@@ -94,7 +94,7 @@ def test_two_processes_agree_and_report(tmp_path: Path):
     assert int(talk["threads"]) >= 1
     assert talk["board"] == ["text", "text"]
     assert not talk["restarted"]
-    assert answers["die"].startswith("MachineError: training process 1 ended with exit code 7")
+    assert answers["die"].startswith("ResourceError: training process 1 ended with exit code 7")
     assert ran.stderr == ""
 
 

@@ -19,7 +19,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import topology
 from codetr_cli.distributed.slurm import batch_script, first_host, job_words, read_step
 from codetr_cli.distributed.topology import Request, place
-from codetr_cli.errors import ConfigError, MachineError
+from codetr_cli.errors import ConfigError, ResourceError
 from tests.conftest import Ran
 
 # A task of `srun` on the second of two machines.
@@ -164,7 +164,7 @@ def test_options_that_do_not_fit(request_: Request, error: type[Exception], says
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(topology, "choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(MachineError, match="--gpus 2 asked for, but this machine has 1"):
+    with pytest.raises(ResourceError, match="--gpus 2 asked for, but this machine has 1"):
         place(Request(gpus=2))
 
 

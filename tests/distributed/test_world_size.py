@@ -20,8 +20,8 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import collate, pad
 from codetr_cli.inference import loading
 from codetr_cli.losses.collaborative import CollaborativeObjective
-from codetr_cli.losses.normalizers import Agreement
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.normalizers import Normalizers
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.torch_compile import compile_static_parts
@@ -159,7 +159,7 @@ def test_as_published_processes_change_what_is_each_ones_own(alone: Results, tog
 # --------------------------------------------------------------------------------------------- what processes agree on
 
 
-def losses_with(settings: Any, agreement: Agreement) -> dict[str, float]:
+def losses_with(settings: Any, agreement: Normalizers) -> dict[str, float]:
     """Losses of two images, of which only the normalisers depend on the agreement."""
     torch.manual_seed(3)
     objective = CollaborativeObjective(
@@ -172,7 +172,7 @@ def losses_with(settings: Any, agreement: Agreement) -> dict[str, float]:
 
 def halved(settings: Any, **more: Any) -> set[str]:
     """Names of losses that halve when every number that is averaged over processes is twice one's own."""
-    alone, others = losses_with(settings, Agreement()), losses_with(settings, Agreement(reduce_mean=_twice, **more))
+    alone, others = losses_with(settings, Normalizers()), losses_with(settings, Normalizers(reduce_mean=_twice, **more))
     same = {name for name in alone if others[name] == pytest.approx(alone[name], rel=1e-5)}
     half = {name for name in alone if others[name] == pytest.approx(alone[name] / 2, rel=1e-5)}
     assert same | half == set(alone)
@@ -202,19 +202,19 @@ def test_the_other_family_averages_the_class_loss_too(tiny_settings):
 @pytest.mark.parametrize("mask", ["none", "fcn", "refine"])
 def test_a_whole_batch_has_every_normaliser_in_common(tiny_settings, mask: str):
     settings = apply_overrides(tiny_settings, [f"model.mask.kind={mask}", "model.mask.dim=16"])
-    names = set(losses_with(settings, Agreement()))
+    names = set(losses_with(settings, Normalizers()))
     assert halved(settings, whole_batch=True, processes=2) == names
 
 
 def test_a_whole_batch_of_one_process_is_as_published(tiny_settings):
-    assert losses_with(tiny_settings, Agreement(whole_batch=True)) == losses_with(tiny_settings, Agreement())
+    assert losses_with(tiny_settings, Normalizers(whole_batch=True)) == losses_with(tiny_settings, Normalizers())
 
 
 def test_less_than_one_object_a_process_counts_as_what_it_is():
     one_in_four = torch.tensor(0.25)
-    assert Agreement(processes=4).shared(one_in_four) == 1
-    assert Agreement(processes=4, whole_batch=True).shared(one_in_four) == 0.25
-    assert Agreement(processes=4, whole_batch=True).shared(torch.tensor(0.0)) == 0.25
+    assert Normalizers(processes=4).shared(one_in_four) == 1
+    assert Normalizers(processes=4, whole_batch=True).shared(one_in_four) == 0.25
+    assert Normalizers(processes=4, whole_batch=True).shared(torch.tensor(0.0)) == 0.25
 
 
 def test_padding_is_added_below_and_on_the_right():
@@ -244,7 +244,7 @@ def test_every_trained_parameter_gets_a_gradient_in_every_step(tiny_settings, na
     settings = apply_overrides(tiny_settings, list(CASES[name][2]))
     objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump()).train()
     batch = collate([sample(i, 64, 80, count) for i, count in enumerate(counts)])
-    losses = objective(batch.images.float() / 64 - 2, batch.padding_mask, batch.targets, Draws())
+    losses = objective(batch.images.float() / 64 - 2, batch.padding_mask, batch.targets, RandomSource())
     torch.stack(list(losses.values())).sum().backward()
     trained = {key: p.grad for key, p in objective.named_parameters() if p.requires_grad}
     assert [key for key, gradient in trained.items() if gradient is None] == []

@@ -21,7 +21,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.distributed import process_group
 from codetr_cli.losses import collaborative
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 from codetr_cli.models.torch_compile import compile_static_parts
 from codetr_cli.training import loop
@@ -44,7 +44,7 @@ EVERYTHING = (EQUAL, SIZES, ONE_EMPTY, ALL_EMPTY)
 
 DEFORMABLE = ("model.family=co_deformable", "model.finest_stride=8", "train.loss.class_weight=2.0")
 MASKS = ("model.mask.dim=16", "model.mask.iou_fc_dim=8", "train.loss.mask_candidates=60", "train.loss.mask_samples=32")
-WIDE = "train.same_at_any_width=true"
+WIDE = "train.global_batch_losses=true"
 # Name: micro batches a step, kinds of micro batches, settings.
 CASES: dict[str, tuple[int, tuple[Any, ...], tuple[str, ...]]] = {
     "co_dino": (1, EVERYTHING, (WIDE,)),
@@ -71,7 +71,7 @@ SLOW_CASES: dict[str, tuple[int, tuple[Any, ...], tuple[str, ...]]] = {
 }
 
 
-class SameDraws(Draws):
+class SameDraws(RandomSource):
     """Numbers that are the same for every image."""
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -143,17 +143,17 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
                     world_size=processes, device=CPU, rank=rank),
     )  # fmt: skip
     gradients: list[dict[str, Tensor]] = []
-    clip, draws = loop.clip_gradients, collaborative.Draws
+    clip, draws = loop.clip_gradients, collaborative.RandomSource
 
     def watched(parameters: list[Tensor], limit: float) -> Tensor:
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
         return clip(parameters, limit)
 
-    loop.clip_gradients, collaborative.Draws = watched, SameDraws
+    loop.clip_gradients, collaborative.RandomSource = watched, SameDraws
     try:
         loop.train(training)
     finally:
-        loop.clip_gradients, collaborative.Draws = clip, draws
+        loop.clip_gradients, collaborative.RandomSource = clip, draws
     lines = [line for line in training.run.metrics() if line["kind"] == "train"]
     return {
         "losses": [line["losses"] for line in lines],

@@ -104,7 +104,7 @@ def test_synthetic_objects_have_masks_where_they_are_learned() -> None:
 ONE_SIZE = """
 [model.backbone]
 kind = "vit"
-width = 32
+embed_dim = 32
 depth = 1
 num_heads = 2
 hidden_dim = 32

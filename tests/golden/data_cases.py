@@ -16,18 +16,18 @@ import numpy as np
 from codetr_cli.config.schema import DataConfig, TestConfig
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.copy_paste import CopyPaste, CopyPasteChoices
+from codetr_cli.data.copy_paste import CopyPaste, CopyPasteParams
 from codetr_cli.data.images import read_image
 from codetr_cli.data.loading.loader import AspectGroupedSampler
 from codetr_cli.data.transforms import (
-    CropChoices,
+    CropParams,
     DetrAugmentation,
-    DetrChoices,
+    DetrParams,
     DroppedSampleError,
-    FlipChoices,
+    FlipParams,
     LsjAugmentation,
-    LsjChoices,
-    ResizeChoices,
+    LsjParams,
+    ResizeParams,
     ResizeShortLong,
     Sample,
     build_transforms,
@@ -109,7 +109,7 @@ def _run_lsj(
         first, last = split["copypaste"]
         selected = values[first:last][1] if last - first > 1 else []
         paste = CopyPaste(cut="masks", max_pasted=steps["CopyPaste"]["max_num_pasted"])
-        choices = CopyPasteChoices(selected=tuple(selected))
+        choices = CopyPasteParams(selected=tuple(selected))
         samples["destination"].append(paste.apply(samples["destination"][-1], samples["source"][-1], choices))
     _compare_stages(f"{key}/stages", run["stages"], dataset, run["file"], steps, samples["destination"], report)
     return samples["destination"]
@@ -178,24 +178,24 @@ def _augmentation_of(steps: dict[str, Any]) -> DetrAugmentation | LsjAugmentatio
     )
 
 
-def _choices_of(values: list[Any]) -> DetrChoices:
+def _choices_of(values: list[Any]) -> DetrParams:
     """Recorded draws: flip, policy, then a scale, or a scale, crop height, width, y, x and a scale."""
     flip, policy, *rest = values
     crop = None
     if policy == 1:
         scale, height, width, top, left, *rest = rest
-        crop = (ResizeChoices(scale), CropChoices(top=top, left=left, height=height, width=width))
+        crop = (ResizeParams(scale), CropParams(top=top, left=left, height=height, width=width))
     (scale,) = rest
-    return DetrChoices(flip=FlipChoices(flip == "horizontal"), crop=crop, resize=ResizeChoices(scale))
+    return DetrParams(flip=FlipParams(flip == "horizontal"), crop=crop, resize=ResizeParams(scale))
 
 
-def _lsj_choices_of(values: list[Any], augmentation: LsjAugmentation) -> LsjChoices:
+def _lsj_choices_of(values: list[Any], augmentation: LsjAugmentation) -> LsjParams:
     """Recorded draws: share of the range of factors, crop height, width, y, x and, unless dropped before, flip."""
     share, height, width, top, left, *flip = values
     low, high = augmentation.ratio
-    crop = CropChoices(top=top, left=left, height=height, width=width)
-    return LsjChoices(
-        ratio=share * (high - low) + low, crop=crop, flip=FlipChoices(bool(flip) and flip[0] == "horizontal")
+    crop = CropParams(top=top, left=left, height=height, width=width)
+    return LsjParams(
+        ratio=share * (high - low) + low, crop=crop, flip=FlipParams(bool(flip) and flip[0] == "horizontal")
     )
 
 

@@ -16,7 +16,7 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import ModelConfig, Settings
 from codetr_cli.losses.collaborative import CollaborativeObjective
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.weights.architecture import describe
@@ -216,7 +216,7 @@ def listed_draws(facts: Mapping[str, Any]) -> list[Draw]:
     return draws
 
 
-class RecordedDraws(Draws):
+class RecordedDraws(RandomSource):
     """Gives the recorded random numbers in the published order; permutations are the identity.
 
     Args:

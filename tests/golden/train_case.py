@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.losses.aux_heads import AtssStep, RoiStep, RpnStep
+from codetr_cli.losses.aux_heads import AtssStep, RoiStep, RpnOutput
 from codetr_cli.losses.collaborative import PositivePass, Step
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.training.optim import build_optimizer
@@ -133,7 +133,7 @@ def _loss_values(step: Step, num_classes: int) -> Values:
     return values
 
 
-def _rpn_values(case: Case, rpn: RpnStep) -> Values:
+def _rpn_values(case: Case, rpn: RpnOutput) -> Values:
     values: Values = {f"rpn/cls/{i}": logits for i, logits in enumerate(rpn.logits)}
     values |= {f"rpn/reg/{i}": deltas for i, deltas in enumerate(rpn.deltas)}
     for i, assigned in enumerate(rpn.assigned):

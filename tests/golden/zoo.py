@@ -73,7 +73,7 @@ def _backbone(row: dict[str, Any]) -> dict[str, Any]:
     if kind == "swin":
         return {
             "kind": kind,
-            "width": backbone["embed_dim"],
+            "embed_dim": backbone["embed_dim"],
             "layers": backbone["depths"],
             "num_heads": backbone["num_heads"],
             "window_size": backbone["window_size"],
@@ -83,7 +83,7 @@ def _backbone(row: dict[str, Any]) -> dict[str, Any]:
     windowed = backbone["window_block_indexes"]
     return {
         "kind": kind,
-        "width": backbone["embed_dim"],
+        "embed_dim": backbone["embed_dim"],
         "depth": backbone["depth"],
         "num_heads": backbone["num_heads"],
         "hidden_dim": int(backbone["embed_dim"] * backbone["mlp_ratio"]),

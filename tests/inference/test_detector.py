@@ -14,7 +14,7 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.images import read_image
 from codetr_cli.data.loading.loader import EvalLoader
-from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, MachineError
+from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, ResourceError
 from codetr_cli.evaluation.evaluator import run_detector
 from codetr_cli.inference.detector import Detection, Detector, to_pixels
 from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, write_checkpoint, write_run
@@ -182,7 +182,7 @@ def test_loading_explains_what_is_wrong(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="tpu"):
         Detector.load("none.safetensors", device="tpu")
     if not torch.cuda.is_available():
-        with pytest.raises(MachineError, match="cuda"):
+        with pytest.raises(ResourceError, match="cuda"):
             Detector.load("none.safetensors", device="cuda")
 
 

@@ -63,7 +63,7 @@ def test_a_wrong_override_suggests_the_right_one(tmp_path, tiny_settings):
 
 
 def test_a_preset_has_random_weights_and_says_so():
-    small = ["model.embed_dim=32", "model.ffn_dim=32", "model.backbone.width=8", "model.norm_groups=8"]
+    small = ["model.embed_dim=32", "model.ffn_dim=32", "model.backbone.base_channels=8", "model.norm_groups=8"]
     few = [*small, "model.encoder_layers=1", "model.decoder_layers=1"]
     loaded = load_detector("co_dino_r50", CPU, few, random_weights=True)
     assert loaded.path is None

@@ -5,7 +5,7 @@ import torch
 
 from codetr_cli.losses.assigners import BACKGROUND, IGNORED, assign_atss, assign_by_iou, sample_balanced
 from codetr_cli.losses.matcher import HungarianMatcher
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 
 MATCHER = HungarianMatcher(class_cost=2.0, l1_cost=5.0, giou_cost=2.0)
 
@@ -126,7 +126,7 @@ def test_atss_picks_anchors_inside_the_object_above_its_own_threshold():
 
 def test_sampling_limits_positives_and_fills_with_negatives():
     assigned = torch.tensor([0] * 10 + [BACKGROUND] * 30 + [IGNORED] * 5)
-    positives, negatives = sample_balanced(assigned, count=16, positive_fraction=0.25, draws=Draws())
+    positives, negatives = sample_balanced(assigned, count=16, positive_fraction=0.25, draws=RandomSource())
     assert (len(positives), len(negatives)) == (4, 12)
     assert int(positives.max()) < 10 <= int(negatives.min())
     assert int(negatives.max()) < 40
@@ -134,7 +134,7 @@ def test_sampling_limits_positives_and_fills_with_negatives():
 
 
 def test_sampling_draws_nothing_when_all_fit():
-    class NoDraws(Draws):
+    class NoDraws(RandomSource):
         def permutation(self, count, like):
             raise AssertionError("nothing to choose")
 

@@ -8,7 +8,7 @@ from codetr_cli.losses.aux_heads import Candidates
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.positive_queries import MIN_QUERIES, select_positive_queries
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 
 
@@ -191,7 +191,7 @@ def make_candidates(positives, total, classes=5):
 def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expected):
     candidates = [make_candidates(n, 200) for n in positives]
     targets = [{"norm_size": (100, 100)}] * 2
-    boxes, wanted, _ = select_positive_queries(candidates, targets, num_classes=5, max_queries=50, draws=Draws())
+    boxes, wanted, _ = select_positive_queries(candidates, targets, num_classes=5, max_queries=50, draws=RandomSource())
     assert boxes.shape == (2, expected, 4)
     for image, n in enumerate(positives):
         assert int((wanted.labels[image] < 5).sum()) == min(n, expected)
@@ -202,7 +202,7 @@ def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expecte
 def test_no_candidates_give_background_queries():
     boxes, wanted, _ = select_positive_queries(
         [make_candidates(0, 0), make_candidates(2, 3)], [{"norm_size": (9, 9)}] * 2, num_classes=5, max_queries=50,
-        draws=Draws(),
+        draws=RandomSource(),
     )  # fmt: skip
     assert boxes.shape == (2, MIN_QUERIES, 4)
     assert set(wanted.labels.flatten().tolist()) == {5}
@@ -210,6 +210,6 @@ def test_no_candidates_give_background_queries():
 
 def test_too_few_candidates_repeat():
     boxes, *_ = select_positive_queries(
-        [make_candidates(2, 3)], [{"norm_size": (9, 9)}], num_classes=5, max_queries=50, draws=Draws()
+        [make_candidates(2, 3)], [{"norm_size": (9, 9)}], num_classes=5, max_queries=50, draws=RandomSource()
     )
     assert boxes.shape == (1, MIN_QUERIES, 4)

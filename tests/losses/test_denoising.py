@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codetr_cli.losses.denoising import make_denoising_queries
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 
 
 def make(counts, num_queries=100, **options):
@@ -25,7 +25,7 @@ def make(counts, num_queries=100, **options):
         num_matching=7,
         num_queries=num_queries,
         dtype=torch.float32,
-        draws=Draws(),
+        draws=RandomSource(),
         **options,
     )
     return queries, embed

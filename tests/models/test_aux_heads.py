@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codetr_cli.losses.aux_heads import roi_step
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas
 from codetr_cli.models.aux_heads.roi import RoiHead, suppress
 from codetr_cli.models.aux_heads.rpn import RpnHead
@@ -88,7 +88,9 @@ def test_agnostic_boxes_are_those_of_every_class():
         {"boxes": torch.tensor([[6.0, 6, 58, 62], [32, 28, 118, 112]]), "labels": torch.tensor([2, 0])},
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
     ]
-    steps = [roi_step(head, maps(), PROPOSALS, targets, samples=8, draws=Draws()) for head in (agnostic, specific)]
+    steps = [
+        roi_step(head, maps(), PROPOSALS, targets, samples=8, draws=RandomSource()) for head in (agnostic, specific)
+    ]
     torch.testing.assert_close(steps[0].box_loss, steps[1].box_loss)
     assert float(steps[0].box_loss.detach()) > 0
     for step in steps:

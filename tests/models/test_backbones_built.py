@@ -11,20 +11,20 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.errors import ConfigError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model, build_postprocess
-from codetr_cli.models.inference_mode import lean_for_inference
+from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.torch_compile import compile_static_parts
 from tests.models.test_codetr import make_batch
 
 SWIN = [
     'model.backbone.kind="swin"',
-    "model.backbone.width=8",
+    "model.backbone.embed_dim=8",
     "model.backbone.layers=[1, 1, 2, 1]",
     "model.backbone.num_heads=[1, 2, 2, 4]",
     "model.backbone.window_size=3",
 ]
 VIT = [
     'model.backbone.kind="vit"',
-    "model.backbone.width=32",
+    "model.backbone.embed_dim=32",
     "model.backbone.depth=3",
     "model.backbone.num_heads=2",
     "model.backbone.hidden_dim=24",
@@ -69,7 +69,7 @@ def test_lean_and_compiled_networks_predict_the_same(settings):
     images, mask, _ = make_batch()
     with torch.no_grad():
         plain = model(images, mask)
-        lean = lean_for_inference(copy.deepcopy(model))
+        lean = optimize_for_inference(copy.deepcopy(model))
         for module in lean.modules():
             if getattr(module, "chunk_tokens", 0):
                 module.chunk_tokens = 100

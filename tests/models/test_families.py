@@ -8,7 +8,7 @@ import torch
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
-from codetr_cli.losses.random import Draws
+from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 from codetr_cli.models.family import FAMILIES
 from codetr_cli.models.queries import Queries
@@ -120,7 +120,7 @@ def test_objects_are_of_the_first_class_for_the_proposals_only(settings):
         return criterion(logits, boxes, wanted, *rest)
 
     objective.criterion = record
-    step = objective.run(images, mask, targets, Draws())
+    step = objective.run(images, mask, targets, RandomSource())
     tokens, layers = step.proposals.all_logits.shape[1], settings.model.decoder_layers
     assert [found for found in sets if found[0] == tokens] == [(tokens, {0, 3})]
     assert sets[:layers] == [(settings.model.num_queries, {2, 3})] * layers

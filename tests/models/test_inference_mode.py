@@ -9,7 +9,7 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.models.backbones.resnet import FrozenBatchNorm2d
 from codetr_cli.models.build import build_model
 from codetr_cli.models.encoder import EncoderLayer
-from codetr_cli.models.inference_mode import lean_for_inference
+from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.proposals import QuerySelection
 from tests.models.test_codetr import make_batch
 
@@ -47,7 +47,7 @@ def test_the_lean_network_predicts_what_the_plain_one_does(model, dtype, toleran
     model = model.to(dtype)
     with torch.no_grad():
         plain = model(images, mask)
-        lean = chunk(lean_for_inference(copy.deepcopy(model)), 100)
+        lean = chunk(optimize_for_inference(copy.deepcopy(model)), 100)
         found = lean(images, mask if padded else None)
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in lean.modules())
     assert any(isinstance(module, FrozenBatchNorm2d) for module in model.modules()), "the plain one is untouched"
@@ -57,7 +57,7 @@ def test_the_lean_network_predicts_what_the_plain_one_does(model, dtype, toleran
 
 
 def test_lean_weights_stand_with_channels_innermost(model):
-    lean = lean_for_inference(model)
+    lean = optimize_for_inference(model)
     for part in (lean.backbone, lean.neck):
         for module in part.modules():
             if isinstance(module, torch.nn.Conv2d):

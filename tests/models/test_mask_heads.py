@@ -10,7 +10,7 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model, build_postprocess
-from codetr_cli.models.inference_mode import lean_for_inference
+from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.mask_heads.fcn import of_class
 from codetr_cli.models.mask_heads.refine import keep_fine_boundaries, logits_of_class
 from codetr_cli.models.masks import boundary
@@ -110,7 +110,7 @@ def test_without_aux_heads_refined_masks_remain_and_lean_changes_little(tiny_set
     bare.load_state_dict({k: v for k, v in model.state_dict().items() if k in bare.state_dict()})
     batch = make_batch()
     expected = model.detect(*batch, postprocess)
-    for ours, theirs in zip(lean_for_inference(bare).detect(*batch, postprocess), expected, strict=True):
+    for ours, theirs in zip(optimize_for_inference(bare).detect(*batch, postprocess), expected, strict=True):
         torch.testing.assert_close(ours.masks, theirs.masks, rtol=1e-3, atol=1e-3)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.images import read_image
-from codetr_cli.data.transforms import ResizeChoices, ResizeShortLong, Sample
+from codetr_cli.data.transforms import ResizeParams, ResizeShortLong, Sample
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.models.proposals import Proposals, propose_boxes
@@ -73,7 +73,7 @@ def load(paths: Sequence[Path], short_side: int, long_side: int) -> Inputs:
     samples = []
     for index, path in enumerate(paths):
         original = read_image(path)
-        sample = resize.apply(Sample.from_image(original), ResizeChoices(0))
+        sample = resize.apply(Sample.from_image(original), ResizeParams(0))
         samples.append((sample.image, sample.to_target(image_id=index, orig_size=original.shape[:2], pad_divisor=1)))
     batch = collate(samples)
     images = normalize(batch.images, batch.padding_mask, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

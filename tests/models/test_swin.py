@@ -12,7 +12,7 @@ from codetr_cli.models.backbones.swin import BLOCKED, SwinTransformer, relative_
 def small(**changes):
     torch.manual_seed(0)
     sizes = {
-        "width": 8,
+        "embed_dim": 8,
         "layers": (2, 2, 2, 2),
         "num_heads": (1, 2, 4, 4),
         "window_size": 3,
@@ -122,6 +122,6 @@ def test_half_precision_stays_close():
 
 
 def test_starts_as_published():
-    linear = small(width=32).layers[2].blocks[0].mlp.fc1
+    linear = small(embed_dim=32).layers[2].blocks[0].mlp.fc1
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not linear.bias.any()

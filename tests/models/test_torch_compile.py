@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.errors import MachineError
+from codetr_cli.errors import ResourceError
 from codetr_cli.inference.loading import compile_for
 from codetr_cli.models import torch_compile
 from codetr_cli.models.build import build_model
-from codetr_cli.models.inference_mode import lean_for_inference
+from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.torch_compile import compile_static_parts
 from tests.models.test_codetr import make_batch
 
@@ -25,8 +25,8 @@ def _fresh():
 def test_the_compiled_network_detects_the_same(tiny_settings):
     """`fullgraph` refuses whatever cannot be traced, so this also says that nothing needs to run outside."""
     model = build_model(tiny_settings.model).eval()
-    plain = lean_for_inference(copy.deepcopy(model))
-    traced = lean_for_inference(compile_static_parts(model, backend="aot_eager"))
+    plain = optimize_for_inference(copy.deepcopy(model))
+    traced = optimize_for_inference(compile_static_parts(model, backend="aot_eager"))
     for height, width in ((96, 128), (64, 96)):
         images, mask, _ = make_batch(height, width, valid=(64, 80))
         with torch.inference_mode():
@@ -55,5 +55,5 @@ def test_without_a_compiler_the_setting_is_refused_by_name(tiny_settings, monkey
     monkeypatch.setattr(torch_compile.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     model = build_model(tiny_settings.model)
-    with pytest.raises(MachineError, match=r"train\.compile=true.*g\+\+"):
+    with pytest.raises(ResourceError, match=r"train\.compile=true.*g\+\+"):
         compile_for(model, torch.device("cpu"), "train.compile")

@@ -17,7 +17,7 @@ PATCH, WINDOW = 4, 3
 def small(**changes):
     torch.manual_seed(0)
     sizes = {
-        "width": 16,
+        "embed_dim": 16,
         "depth": 4,
         "num_heads": 2,
         "hidden_dim": 20,

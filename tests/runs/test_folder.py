@@ -18,7 +18,7 @@ from torch import Tensor
 from codetr_cli import files
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.runs.checksums import write_sums
 from codetr_cli.runs.folder import Origin, RunFolder, read_state
 from codetr_cli.runs.resume import choose_run, differences
@@ -334,7 +334,7 @@ def test_a_full_disk_says_so_and_leaves_the_checkpoints(
             patch.setattr(torch, "save", full)
         else:
             patch.setattr(Path, "hardlink_to", full)
-        with pytest.raises(MachineError, match="no space left"):
+        with pytest.raises(ResourceError, match="no space left"):
             folder.mark_best() if where == "best" else save(folder, tiny_settings, 2)
     saved = reopened(folder).load()
     assert saved is not None
@@ -359,7 +359,7 @@ def test_no_space_for_a_log_line(folder: RunFolder, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(MachineError, match=r"no space left.*same command"):
+    with pytest.raises(ResourceError, match=r"no space left.*same command"):
         folder.log({"kind": "train", "step": 1})
 
 

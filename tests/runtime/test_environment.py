@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from codetr_cli.errors import ConfigError, MachineError
+from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.ops.deform_attn import available_backends
 from codetr_cli.runtime import environment
 from codetr_cli.runtime.environment import (
@@ -199,7 +199,7 @@ def test_devices_by_name_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 0)
     assert choose_device() == choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     for name in ("cuda", "cuda:0", "cuda:3"):
-        with pytest.raises(MachineError, match=r"a GPU was asked for .* Or use --device cpu"):
+        with pytest.raises(ResourceError, match=r"a GPU was asked for .* Or use --device cpu"):
             choose_device(name)
 
 
@@ -208,7 +208,7 @@ def test_devices_by_name_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 0)
     assert choose_device("cuda:1") == torch.device("cuda", 1)
     assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(MachineError, match=r"there is no cuda:2: this machine has cuda:0 \(Test GPU\), cuda:1"):
+    with pytest.raises(ResourceError, match=r"there is no cuda:2: this machine has cuda:0 \(Test GPU\), cuda:1"):
         choose_device("cuda:2")
 
 

@@ -71,7 +71,7 @@ def test_what_a_person_chose_stays():
     settings, text = fitted("co_dino_r50", 205, weights=True, by_hand=by_hand)
     assert settings == load_preset("co_dino_r50", list(by_hand))
     assert text == ""
-    settings, text = fitted("co_dino_r50", 205, weights=True, by_hand=("train.recipe=preset",))
+    settings, text = fitted("co_dino_r50", 205, weights=True, by_hand=("train.auto_recipe=false",))
     assert settings.train.epochs == 12
     assert text == ""
 

@@ -50,7 +50,7 @@ def train(codetr: Callable[..., Ran], tiny_settings: Settings, many: Path, tmp_p
     preset.write_text(to_toml(tiny_settings))
 
     def run(folder: str, steps: int, *words: object) -> Ran:
-        settings = [f"train.max_steps={steps}", "train.batch_size=1", "train.micro_batch=1", "train.preflight=false"]
+        settings = [f"train.max_steps={steps}", "train.batch_size=1", "train.micro_batch=1", "train.memory_check=false"]
         options = [word for setting in settings for word in ("--set", setting)]
         return codetr("train", "--preset", preset, "--data", many, "--device", "cpu", "--run", tmp_path / folder,
                       *options, *words)  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 
 from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError, DivergedError, MachineError, StoppedError
+from codetr_cli.errors import CheckpointError, DivergedError, ResourceError, StoppedError
 from codetr_cli.runs.folder import RunFolder, read_state
 from codetr_cli.training import checkpointing
 from codetr_cli.training.checkpointing import Saver, host_copy
@@ -124,7 +124,9 @@ def test_whatever_needs_the_checkpoint_waits_for_it(tmp_path: Path, tiny_setting
 
 
 def test_going_back_waits_for_the_checkpoint(tmp_path: Path, tiny_settings: Settings, slow_disk: SlowDisk):
-    training = begin(tmp_path, tiny_settings, "train.max_steps=4", "train.checkpoint_every=1", "train.max_bad_steps=2")
+    training = begin(
+        tmp_path, tiny_settings, "train.max_steps=4", "train.checkpoint_every=1", "train.max_nonfinite_steps=2"
+    )
     forward = training.objective.forward
 
     def spoiled(*inputs: Any) -> dict[str, torch.Tensor]:
@@ -171,7 +173,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, from_step: int) -> None:
 def test_a_full_disk_is_told_within_a_step(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
     fill_disk(monkeypatch, 2)
     training = begin(tmp_path, tiny_settings, "train.checkpoint_every=1", "train.epochs=50")
-    with pytest.raises(MachineError, match="no space left"):
+    with pytest.raises(ResourceError, match="no space left"):
         train(training)
     assert training.position.step <= 3
     assert read_state(training.run.last / "state.pt")["step"] == 1
@@ -185,7 +187,7 @@ def test_a_full_disk_is_told_at_the_end(
 ):
     fill_disk(monkeypatch, 5)
     training = begin(tmp_path, tiny_settings, stop_after=stop_after)
-    with pytest.raises(MachineError, match="no space left"):
+    with pytest.raises(ResourceError, match="no space left"):
         train(training)
     assert training.run.status() == "interrupted"
     assert training.run.load() is None
@@ -193,7 +195,7 @@ def test_a_full_disk_is_told_at_the_end(
 
 def test_another_error_is_not_hidden_by_a_full_disk(tmp_path: Path):
     def full() -> None:
-        raise MachineError("no space left")
+        raise ResourceError("no space left")
 
     def write_and_fail() -> None:
         with Saver() as saver:

@@ -30,7 +30,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.distributed import sharded_state
-from codetr_cli.errors import CheckpointError, MachineError
+from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.files import FileLock
 from codetr_cli.runs import listing
 from codetr_cli.runs.folder import Origin, RunFolder
@@ -161,7 +161,7 @@ def test_a_disk_that_takes_nothing_more_stops_a_training_that_continues_later(
         stopped = begun(run, tiny_settings)
         with monkeypatch.context() as patch:
             Writes(instant, number).install(patch)
-            with pytest.raises(MachineError) as caught:
+            with pytest.raises(ResourceError) as caught:
                 train(stopped)
         assert words[number] in str(caught.value), instant
         assert "the same command again to continue" in str(caught.value)
@@ -218,7 +218,7 @@ def test_a_disk_that_keeps_failing_is_named(tmp_path: Path, tiny_settings: Setti
     training = begun(tmp_path / "run", tiny_settings)
     with monkeypatch.context() as patch:
         Writes(1, errno.EIO).install(patch)
-        with pytest.raises(MachineError, match=r"the disk of .*run fails: .*Input/output error.*the same command"):
+        with pytest.raises(ResourceError, match=r"the disk of .*run fails: .*Input/output error.*the same command"):
             train(training)
 
 
@@ -287,7 +287,7 @@ def test_a_run_folder_that_is_deleted_while_it_trains_is_named(
             (tmp_path / "run").rename(tmp_path / "elsewhere")
 
     training.report.step = delete  # type: ignore[method-assign]
-    with pytest.raises(MachineError, match=r"the run folder .*run is gone.*deleted or moved"):
+    with pytest.raises(ResourceError, match=r"the run folder .*run is gone.*deleted or moved"):
         train(training)
     assert training.position.step < STEPS
     assert RunFolder(tmp_path / "run").status() == "empty"
@@ -306,7 +306,7 @@ def test_a_process_that_cannot_write_its_part_of_a_sharded_state_is_a_matter_of_
     writers._group = None
     run = straight.run
     before = run.load()
-    with pytest.raises(MachineError, match="no space left"):
+    with pytest.raises(ResourceError, match="no space left"):
         run.save({}, {"step": 99}, settings=tiny_settings, class_names=["a", "b", "c"], category_ids=[1, 2, 3],
                  beside=lambda folder: writers.lead(folder, {}))  # fmt: skip
     after = run.load()
@@ -327,7 +327,7 @@ def test_settings_that_cannot_be_written_stop_before_the_training(
         folder = RunFolder(tmp_path / str(instant))
         with monkeypatch.context() as patch:
             Writes(instant, errno.ENOSPC).install(patch)
-            with pytest.raises(MachineError, match="no space left"):
+            with pytest.raises(ResourceError, match="no space left"):
                 folder.open(tiny_settings, Origin(train_annotations="x.json"))
         assert folder.status() == "empty"
         folder.open(tiny_settings, Origin(train_annotations="x.json"))
@@ -435,7 +435,7 @@ def test_a_checkpoint_is_due_after_minutes_of_work_not_of_the_clock(
 @pytest.fixture
 def preset(tmp_path: Path, tiny_settings: Settings) -> Path:
     path = tmp_path / "tiny.toml"
-    path.write_text(to_toml(apply_overrides(tiny_settings, ["train.preflight=false"])))
+    path.write_text(to_toml(apply_overrides(tiny_settings, ["train.memory_check=false"])))
     return path
 
 
@@ -567,5 +567,5 @@ def test_a_system_error_that_is_no_matter_of_the_disk_stays_what_it_is(tmp_path:
 def test_what_safetensors_tells_of_a_disk_is_understood(tmp_path: Path):
     error = SafetensorError(f'Error while serializing: I/O error: Stale (os error {errno.ESTALE}) at path "x"')
     assert disk_errors.system_error(error).errno == errno.ESTALE  # type: ignore[union-attr]
-    with pytest.raises(MachineError, match=os.strerror(errno.ESTALE)), disk_errors.writing(tmp_path):
+    with pytest.raises(ResourceError, match=os.strerror(errno.ESTALE)), disk_errors.writing(tmp_path):
         raise error

@@ -445,7 +445,7 @@ def test_an_evaluation_that_was_done_is_not_repeated(tmp_path: Path, tiny_settin
 @pytest.mark.parametrize("stop_after", [None, 7, 15, 17])
 def test_a_run_that_gets_no_better_ends_early(tmp_path: Path, tiny_settings: Settings, stop_after: int | None):
     """The AP of the second evaluation is the best one; two more pass, whatever interrupts the run."""
-    scores, overrides = [0.1, 0.3, 0.2, 0.3, 0.9], ("train.epochs=5", "train.patience=2")
+    scores, overrides = [0.1, 0.3, 0.2, 0.3, 0.9], ("train.epochs=5", "train.early_stop_patience=2")
     training = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(*scores), stop_after=stop_after)
     if stop_after is not None:
         with pytest.raises(StoppedError):
@@ -464,13 +464,13 @@ def test_a_run_that_gets_no_better_ends_early(tmp_path: Path, tiny_settings: Set
     assert training.report.notes == [f"finished early, at step {text.removeprefix('finished at step ')}"]
     assert read_state(training.run.best / "state.pt")["step"] == 10
     # With more patience the same run goes on.
-    longer = begin(tmp_path, tiny_settings, "train.epochs=5", "train.patience=3", evaluate=Scores(0.9))
+    longer = begin(tmp_path, tiny_settings, "train.epochs=5", "train.early_stop_patience=3", evaluate=Scores(0.9))
     train(longer)
     assert longer.run.metrics()[-1] == {"kind": "end", "step": 25, "epoch": 5, "early": False}
 
 
 def test_a_kill_before_the_early_end_changes_nothing(tmp_path: Path, tiny_settings: Settings):
-    overrides = ("train.epochs=5", "train.patience=1")
+    overrides = ("train.epochs=5", "train.early_stop_patience=1")
     training = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(0.3, 0.2))
     training.report.evaluated = lambda line: (_ for _ in ()).throw(KeyboardInterrupt) if line["step"] == 10 else None
     with pytest.raises(KeyboardInterrupt):

@@ -74,7 +74,7 @@ def test_images_of_processes_that_are_padded_alike_share_a_canvas():
     settings = load_preset("co_dino_r50", ["data.augmentation=none"])
     both = images((480, 640), (640, 480))
     assert worst_batch(settings, both, 1, 2).size in ((800, 1067), (1067, 800))
-    alike = apply_overrides(settings, ["train.same_at_any_width=true"])
+    alike = apply_overrides(settings, ["train.global_batch_losses=true"])
     assert worst_batch(alike, both, 1, 1).size in ((800, 1067), (1067, 800))
     assert worst_batch(alike, both, 1, 2) == WorstBatch((1067, 1067), 1, 1)
 
@@ -151,7 +151,7 @@ def test_a_training_is_the_same_without_it(
     for name in ("true", "false"):
         ran = codetr("train", "--preset", tmp_path / "tiny.toml", "--data", tiny_coco, "--run", tmp_path / name,
                      "--device", "cpu", "--no-eval", "--set", "train.max_steps=3",
-                     "--set", f"train.preflight={name}")  # fmt: skip
+                     "--set", f"train.memory_check={name}")  # fmt: skip
         assert ran.code == 0, ran.err
         assert ("memory: the worst batch (2 images of" in ran.out + ran.err) == (name == "true")
     assert_same_weights(tmp_path / "true", tmp_path / "false")
@@ -191,7 +191,7 @@ def test_sharding_leaves_a_part_to_each_process(tiny_settings: Settings, monkeyp
     monkeypatch.setattr(memory_check, "memory_in_use", lambda device: 0)
     model = build_model(tiny_settings.model)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    sharded = apply_overrides(tiny_settings, ["train.shard=true"])
+    sharded = apply_overrides(tiny_settings, ["train.fsdp=true"])
 
     def needed(settings: Settings, processes: int) -> int:
         need = measure(model, settings, WorstBatch((64, 64), 1, 2), CPU, processes=processes, limit=1000 * MIB)

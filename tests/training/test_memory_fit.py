@@ -30,7 +30,9 @@ def train(codetr: Callable[..., Ran], tmp_path: Path, tiny_settings: Settings, t
     """`codetr train` of the tiny network, 4 images a step."""
     preset = tmp_path / "tiny.toml"
     preset.write_text(
-        to_toml(apply_overrides(tiny_settings, ["train.batch_size=4", "train.micro_batch=4", "train.preflight=true"]))
+        to_toml(
+            apply_overrides(tiny_settings, ["train.batch_size=4", "train.micro_batch=4", "train.memory_check=true"])
+        )
     )
 
     def run(*words: object) -> Ran:
@@ -100,8 +102,8 @@ def test_bf16_and_shards_where_the_device_has_them(monkeypatch: pytest.MonkeyPat
     settings = load_preset("co_dino_r50", ["train.precision=fp32"])
     rungs = list(ladder(settings, CUDA, 8))
     assert rungs[-2].changes["train.precision"] == "bf16"
-    assert rungs[-1].changes["train.shard"] is True
-    assert "train.shard" not in list(ladder(settings, CUDA, 1))[-1].changes
+    assert rungs[-1].changes["train.fsdp"] is True
+    assert "train.fsdp" not in list(ladder(settings, CUDA, 1))[-1].changes
     automatic = load_preset("co_dino_r50")  # bf16 already
     assert not any("precision" in rung.words for rung in ladder(automatic, CUDA, 8))
     compiled = load_preset("co_dino_r50", ["train.compile=true"])
@@ -141,7 +143,7 @@ def test_what_does_not_fit_is_refused_with_what_to_type(train: Train, memory: Ca
     )
     told = " ".join(ran.err.split())
     assert f"With {words} it needs 0.12 of 0.19 GiB: add that to the command, or --auto-fit" in told
-    assert "train.preflight=false" in told
+    assert "train.memory_check=false" in told
     assert asked == [(4, 0, False, False), (4, 2, False, False), (4, 2, True, False), (4, 2, True, True),
                      (2, 2, True, True)]  # fmt: skip
     again = train(*words.split())  # what was proposed is accepted
@@ -213,7 +215,7 @@ def test_when_nothing_fits(train: Train, memory: Callable[[int], Memory]):
 
 def test_it_can_be_left_out(train: Train, memory: Callable[[int], Memory]):
     asked = memory(1).asked
-    assert train("--set", "train.preflight=false").code == 0
+    assert train("--set", "train.memory_check=false").code == 0
     assert asked == []
 
 

@@ -122,7 +122,7 @@ def test_a_window_of_losses_leaves_bad_steps_out(tmp_path: Path, tiny_settings: 
 
 
 def test_fp16_overflow_counts_only_when_the_scale_cannot_be_lowered(tmp_path: Path, tiny_settings: Settings):
-    training = begin(tmp_path, tiny_settings, "train.epochs=2", "train.max_bad_steps=3")
+    training = begin(tmp_path, tiny_settings, "train.epochs=2", "train.max_nonfinite_steps=3")
     training.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     training.model.head.weight.register_hook(lambda gradient: gradient * (math.inf if bad else 1))
     bad, scales, counts = True, [], []
@@ -157,7 +157,7 @@ def test_an_fp16_loss_that_is_not_finite_counts_at_once(tmp_path: Path, tiny_set
 
 def test_after_many_bad_steps_the_run_goes_back_and_on_in_another_order(tmp_path: Path, tiny_settings: Settings):
     """Six steps, of which the last three are bad: back to the checkpoint of step 2."""
-    overrides = ("train.epochs=3", "train.checkpoint_every=2", "train.max_bad_steps=3")
+    overrides = ("train.epochs=3", "train.checkpoint_every=2", "train.max_nonfinite_steps=3")
     training = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(0.3, 0.1, 0.2, 0.1))
     spoil(training, 4, 5, 6, again=False)
     asked: list[tuple[int, int, int | None]] = []
@@ -178,7 +178,7 @@ def test_after_many_bad_steps_the_run_goes_back_and_on_in_another_order(tmp_path
 
 
 def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path: Path, tiny_settings: Settings):
-    overrides = ("train.epochs=3", "train.checkpoint_every=2", "train.max_bad_steps=2")
+    overrides = ("train.epochs=3", "train.checkpoint_every=2", "train.max_nonfinite_steps=2")
 
     def started(path: Path, stop_after: int | None = None) -> Training:
         training = begin(path, tiny_settings, *overrides, stop_after=stop_after)
@@ -211,7 +211,7 @@ def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path: Path, tiny_settings:
 @pytest.mark.parametrize("stop_after", [2, 3])
 def test_a_run_that_went_back_goes_on_at_another_width(tmp_path: Path, tiny_settings: Settings, stop_after: int):
     """Back from step 3 to the checkpoint of step 1, then killed in the next step or in the one after it."""
-    overrides = ("train.epochs=2", "train.checkpoint_every=1", "train.max_bad_steps=2")
+    overrides = ("train.epochs=2", "train.checkpoint_every=1", "train.max_nonfinite_steps=2")
     training = begin(tmp_path, tiny_settings, *overrides)
     spoil(training, 2, 3, again=False)
 
@@ -258,7 +258,9 @@ def test_the_order_after_going_back_leaves_no_image_out():
 
 
 def test_the_second_time_the_run_ends_with_a_reproducer(tmp_path: Path, tiny_settings: Settings):
-    training = begin(tmp_path, tiny_settings, "train.epochs=3", "train.checkpoint_every=2", "train.max_bad_steps=2")
+    training = begin(
+        tmp_path, tiny_settings, "train.epochs=3", "train.checkpoint_every=2", "train.max_nonfinite_steps=2"
+    )
     spoil(training, *range(4, 16))
     with pytest.raises(DivergedError) as error:
         train(training)
@@ -281,13 +283,13 @@ def test_the_second_time_the_run_ends_with_a_reproducer(tmp_path: Path, tiny_set
     assert torch.equal(batch.images, training.taken[0][0].images)
     assert torch.equal(states["torch"], training.taken[0][1]["torch"])
     # Whoever goes on from there meets the same steps and the same end; nothing is lost by trying.
-    again = begin(tmp_path, tiny_settings, "train.epochs=3", "train.checkpoint_every=2", "train.max_bad_steps=2")
+    again = begin(tmp_path, tiny_settings, "train.epochs=3", "train.checkpoint_every=2", "train.max_nonfinite_steps=2")
     assert again.position.step == 2
     assert "diverged" not in [line["kind"] for line in again.run.metrics()]
 
 
 def test_without_a_good_checkpoint_the_run_ends_at_once(tmp_path: Path, tiny_settings: Settings):
-    training = begin(tmp_path, tiny_settings, "train.max_bad_steps=2")
+    training = begin(tmp_path, tiny_settings, "train.max_nonfinite_steps=2")
     spoil(training, *range(1, 6))
     before = weights(training)
     with pytest.raises(DivergedError, match=r"step 2 \(epoch 1\).*no good checkpoint to go back to"):
@@ -311,7 +313,7 @@ def test_a_full_disk_does_not_hide_what_happened(
     def full(*words: Any, **named: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    training = begin(tmp_path, tiny_settings, "train.max_bad_steps=1")
+    training = begin(tmp_path, tiny_settings, "train.max_nonfinite_steps=1")
     spoil(training, 1)
     training.report.warn = lambda text: [  # the disk is full from the step on that is left out
         monkeypatch.setattr(f"codetr_cli.training.{refused}", full),
@@ -352,7 +354,7 @@ def test_a_run_that_diverged_is_replayed_to_the_last_bit(
     seen: list[dict[str, float]] = []
     with monkeypatch.context() as patch:
         patch.setattr(CollaborativeObjective, "forward", spoiled_forward(201, seen))
-        ran = codetr(*words, "--set", "train.max_bad_steps=1", "--set", "data.workers=1")
+        ran = codetr(*words, "--set", "train.max_nonfinite_steps=1", "--set", "data.workers=1")
         assert ran.code == 6, ran.err
         assert "loss_rpn_bbox = nan" in ran.err
         (replayed,) = replay(run / "diverged", CPU)
@@ -383,7 +385,7 @@ def test_going_back_with_worker_processes(
     words = ("train", "--preset", preset, "--data", tiny_coco, "--device", "cpu", "--no-eval", "--run", run)
     monkeypatch.setattr(CollaborativeObjective, "forward", spoiled_forward(201))
     more = ("--set", "train.epochs=2", "--set", "data.workers=1", "--set", "train.checkpoint_every=1")
-    ran = codetr(*words, *more, "--set", "train.max_bad_steps=1")
+    ran = codetr(*words, *more, "--set", "train.max_nonfinite_steps=1")
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kinds = [line["kind"] for line in metrics]
     assert (ran.code, kinds.count("rollback"), kinds[-1]) == (6, 1, "diverged"), ran.err
@@ -459,7 +461,7 @@ with process_group.process_group(torch.device("cpu")):
     once.report.step = lambda line, left: states.append(sums(once))
     loop.train(once)
     answers["once"] = states
-    back = begin("back", "train.checkpoint_every=1", "train.max_bad_steps=2")
+    back = begin("back", "train.checkpoint_every=1", "train.max_nonfinite_steps=2")
     spoil_rank_1(back, 3, 4, again=False)
     loop.train(back)
     answers["back"] = [sums(back), back.position.step, back.position.other_order]
@@ -468,7 +470,7 @@ with process_group.process_group(torch.device("cpu")):
         gradient.model.head.bias.register_hook(lambda g: g * (math.inf if gradient.position.step == 2 else 1))
     loop.train(gradient)
     answers["gradient"] = sums(gradient)
-    never = begin("never", "train.max_bad_steps=2")
+    never = begin("never", "train.max_nonfinite_steps=2")
     spoil_rank_1(never, 1, 2, 3, 4, 5)
     try:
         loop.train(never)

@@ -21,7 +21,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.worker_errors import error_of
-from codetr_cli.errors import MachineError, MemoryShrunkError, StoppedError
+from codetr_cli.errors import MemoryShrunkError, ResourceError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.listing import read_run
@@ -205,7 +205,9 @@ def test_a_group_of_one_starts_again(tmp_path: Path, tiny_settings: Settings, mo
 def test_when_nothing_is_left_to_try_it_is_said(tmp_path: Path, tiny_settings: Settings):
     training = started(tmp_path / "run", tiny_settings)
     memory = RunsOut(training, images=0)
-    with pytest.raises(MachineError, match=r"out of memory in step 1 .*although .*2 parts and everything.*short_sides"):
+    with pytest.raises(
+        ResourceError, match=r"out of memory in step 1 .*although .*2 parts and everything.*short_sides"
+    ):
         train(training)
     assert memory.failures == 3  # whole, in halves, recomputed
 
@@ -305,7 +307,7 @@ def test_of_two_processes_one_that_runs_out_has_all_start_again(
     run = tmp_path / "run"
     words = ["train", "--preset", tmp_path / "tiny.toml", "--data", tiny_coco, "--run", run, "--device", "cpu",
              "--procs", 2, "--no-eval", "--set", "train.max_steps=8", "--set", "train.batch_size=4",
-             "--set", "train.checkpoint_every=2", "--set", "train.preflight=false"]  # fmt: skip
+             "--set", "train.checkpoint_every=2", "--set", "train.memory_check=false"]  # fmt: skip
     ran = subprocess.run(
         [sys.executable, str(tmp_path / "short_of_memory.py"), *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
@@ -330,9 +332,9 @@ def test_of_two_processes_one_that_runs_out_has_all_start_again(
 def test_a_process_that_has_written_down_less_is_started_again(tmp_path: Path):
     note(tmp_path, 1, "MemoryShrunkError", "ran out of memory", 1.0)
     error, final = error_of(tmp_path, {1: 5})
-    assert isinstance(error, MachineError)
+    assert isinstance(error, ResourceError)
     assert not final
-    note(tmp_path, 0, "MachineError", "no space", 0.5)
+    note(tmp_path, 0, "ResourceError", "no space", 0.5)
     assert error_of(tmp_path, {1: 5})[1]
 
 

@@ -16,7 +16,7 @@ from codetr_cli.weights.names import to_published
 
 SMALL = [
     "model.backbone.layers=[1, 1, 1, 1]",
-    "model.backbone.width=8",
+    "model.backbone.base_channels=8",
     "model.embed_dim=32",
     "model.num_heads=4",
     "model.num_points=2",

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from codetr_cli import __version__
-from codetr_cli.errors import CheckpointError, MachineError
+from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.weights import checkpoint as module
 from codetr_cli.weights.checkpoint import load_checkpoint, replacing, save_checkpoint
 from tests.weights.published_states import small_settings
@@ -200,7 +200,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, t
         save(path, {"w": torch.ones(3)})
     old = path.read_bytes() if before else None
     monkeypatch.setattr(target, fault)
-    with pytest.raises(MachineError, match=r"no space left on the disk while writing .*x\.safetensors") as caught:
+    with pytest.raises(ResourceError, match=r"no space left on the disk while writing .*x\.safetensors") as caught:
         save(path)
     assert caught.value.exit_code == 5
     assert (path.read_bytes() if path.exists() else None) == old
@@ -232,7 +232,7 @@ def test_content_is_on_disk_before_the_name(tmp_path, monkeypatch):
 
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MachineError, match="cannot write"):
+    with pytest.raises(ResourceError, match="cannot write"):
         save(tmp_path / "file" / "x.safetensors")
 
 
@@ -247,7 +247,7 @@ def test_replacing_sees_through_torch_when_the_disk_is_full(tmp_path):
         def write(self, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(MachineError, match="no space left"), replacing(tmp_path / "state.pt"):
+    with pytest.raises(ResourceError, match="no space left"), replacing(tmp_path / "state.pt"):
         torch.save({"w": torch.zeros(1000)}, FullDisk())
     with pytest.raises(RuntimeError, match="a mistake"), replacing(tmp_path / "state.pt"):
         raise RuntimeError("a mistake")

@@ -140,7 +140,7 @@ def test_shapes_tell_the_architecture():
     assert differences(small_settings().model, facts) == {}
     for override, told in {
         "model.backbone.layers=[1, 2, 1, 1]": (1, 2, 1, 1),
-        "model.backbone.width=16": 16,
+        "model.backbone.base_channels=16": 16,
         "model.num_levels=4": 4,
         "model.ffn_dim=24": 24,
         "model.encoder_layers=3": 3,

@@ -14,7 +14,7 @@ from collections import namedtuple
 
 import pytest
 
-from codetr_cli.errors import CheckpointError, ConfigError, MachineError, StoppedError
+from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, StoppedError
 from codetr_cli.weights import download
 from codetr_cli.weights.download import Remote, cache_dir, fetch, is_url
 from tests.weights.server import serve
@@ -76,7 +76,7 @@ def test_a_broken_connection_is_continued_where_it_broke(target, known):
 
 def test_a_later_call_continues_what_an_earlier_one_left(target):
     with serve(DATA, cut_at=[100_000, 0]) as served:
-        with pytest.raises(MachineError, match=r"0\.1 MB of 0\.3 MB.*run the same command again.*put it at .*weights"):
+        with pytest.raises(ResourceError, match=r"0\.1 MB of 0\.3 MB.*run the same command again.*put it at .*weights"):
             fetch(remote(served), target)
         assert not target.exists()
         assert target.with_name("weights.pth.part").stat().st_size == 100_000
@@ -102,7 +102,7 @@ def test_a_server_without_ranges_sends_it_whole_again(target):
 
 def test_a_server_that_always_breaks_off_is_given_up(target):
     with serve(DATA, ranges=False, cut_at=[100_000, 50_000, 90_000, 120_000, 1, 2]) as served:
-        with pytest.raises(MachineError, match="the connection ended"):
+        with pytest.raises(ResourceError, match="the connection ended"):
             fetch(remote(served), target)
         assert len(served.requests) == 2
     assert not target.exists()
@@ -199,7 +199,7 @@ def test_a_failed_replacement_keeps_the_old_file(target):
 
 @pytest.mark.parametrize(("status", "said"), [(404, "404 Not Found.*--url"), (403, "403"), (503, "Try again later")])
 def test_answers_that_are_no_file(target, status, said):
-    with serve(DATA, status=status) as served, pytest.raises(MachineError, match=said):
+    with serve(DATA, status=status) as served, pytest.raises(ResourceError, match=said):
         fetch(remote(served), target)
     assert leftovers(target) == []
 
@@ -215,7 +215,7 @@ def test_no_server(target):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses connections
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/weights.pth"
-        with pytest.raises(MachineError, match=r"cannot download .*refused.*put it at .*weights\.pth"):
+        with pytest.raises(ResourceError, match=r"cannot download .*refused.*put it at .*weights\.pth"):
             fetch(Remote.at(url), target)
     assert leftovers(target) == []
 
@@ -223,7 +223,7 @@ def test_no_server(target):
 def test_too_little_space_is_told_before_anything_is_written(target, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, (64 << 20) + 450_000))
     with serve(DATA) as served:
-        with pytest.raises(MachineError, match="CODETR_CACHE"):
+        with pytest.raises(ResourceError, match="CODETR_CACHE"):
             fetch(remote(served), target, copies=2)
         assert leftovers(target) == []
         fetch(remote(served), target)
@@ -236,7 +236,7 @@ def test_a_disk_that_fills_up_on_the_way(target, monkeypatch):
 
     with serve(DATA) as served:
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(MachineError, match="no space left on the disk"):
+        with pytest.raises(ResourceError, match="no space left on the disk"):
             fetch(remote(served), target)
         assert not target.exists()
         monkeypatch.undo()
@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up_on_the_way(target, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with serve(DATA) as served, pytest.raises(MachineError, match=r"cannot write .*CODETR_CACHE"):
+    with serve(DATA) as served, pytest.raises(ResourceError, match=r"cannot write .*CODETR_CACHE"):
         fetch(remote(served), tmp_path / "file" / "weights.pth")
 
 
@@ -269,7 +269,7 @@ def test_two_at_once(target):
     part = leave_part(target, b"", "x", None)
     with serve(DATA) as served, part.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(MachineError, match="another codetr is downloading"):
+        with pytest.raises(ResourceError, match="another codetr is downloading"):
             fetch(remote(served), target)
 
 
@@ -316,6 +316,6 @@ def test_an_encrypted_address_that_leads_to_an_open_one_is_refused(target, monke
     with serve(DATA) as served:
         open_url, plain = served.url, download.urllib.request.urlopen
         monkeypatch.setattr(download.urllib.request, "urlopen", lambda request, timeout: plain(open_url))
-        with pytest.raises(MachineError, match="not encrypted"):
+        with pytest.raises(ResourceError, match="not encrypted"):
             fetch(Remote.at("https://example.org/weights.pth", bytes=len(DATA), sha256=SHA256), target)
     assert not target.exists()

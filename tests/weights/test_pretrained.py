@@ -17,10 +17,10 @@ from tests.weights.published_states import SMALL, published_state, raw_state, sm
 
 SMALL_HEAD = [item for item in SMALL if ".backbone." not in item]
 BACKBONE_SETTINGS = {
-    "resnet": ["layers=[1, 1, 1, 1]", "width=8"],
-    "swin": ['kind="swin"', "width=8", "layers=[1, 2, 1, 1]", "num_heads=[1, 2, 2, 2]", "window_size=4"],
+    "resnet": ["layers=[1, 1, 1, 1]", "base_channels=8"],
+    "swin": ['kind="swin"', "embed_dim=8", "layers=[1, 2, 1, 1]", "num_heads=[1, 2, 2, 2]", "window_size=4"],
     "vit": [
-        'kind="vit"', "width=32", "depth=2", "num_heads=2", "hidden_dim=20", "patch_size=16", "window_size=4",
+        'kind="vit"', "embed_dim=32", "depth=2", "num_heads=2", "hidden_dim=20", "patch_size=16", "window_size=4",
         "global_blocks=[1]", "pretrain_size=64",
     ],
 }  # fmt: skip
@@ -168,7 +168,7 @@ def test_wrong_files_are_refused_and_change_nothing(tmp_path):
             publishers_entries(model("swin", 1, "model.backbone.layers=[2, 2, 1, 1]")),
             r"no place.*layers\.0\.blocks\.1",
         ),
-        "another width": (publishers_entries(model("swin", 1, "model.backbone.width=16")), "differ in shape"),
+        "another width": (publishers_entries(model("swin", 1, "model.backbone.embed_dim=16")), "differ in shape"),
         "another window": (
             publishers_entries(model("swin", 1, "model.backbone.window_size=7")),
             "169x1 instead of 49x1",

@@ -12,7 +12,7 @@ import torch
 
 from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.config.presets import load_preset
-from codetr_cli.errors import CheckpointError, ConfigError, MachineError
+from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.weights import resolve
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
 from codetr_cli.weights.download import cache_dir
@@ -104,7 +104,7 @@ def test_a_damaged_conversion_is_made_again(tmp_path, conversions):
 
 def test_no_space_for_the_conversion_costs_nothing_else(tmp_path, monkeypatch):
     def full(*args, **kwargs):
-        raise MachineError("no space left")
+        raise ResourceError("no space left")
 
     monkeypatch.setattr(resolve, "save_checkpoint", full)
     assert_small(open_weights(published_file(tmp_path / "x.pth"), prefer=settings()))
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_nothing_half_converted(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MachineError, match="no space left"):
+    with pytest.raises(ResourceError, match="no space left"):
         preset_weights(preset)
     assert [path.name for path in place.file.parent.iterdir()] == ["x.pth"]
 

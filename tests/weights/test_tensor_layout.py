@@ -15,7 +15,7 @@ WIDTH = 8
 def swin(finest_stride=4):
     torch.manual_seed(0)
     return SwinTransformer(
-        width=WIDTH,
+        embed_dim=WIDTH,
         layers=(1, 1, 2, 1),
         num_heads=(1, 2, 2, 4),
         window_size=3,

@@ -88,7 +88,7 @@ def check_dataset(
 
     Raises:
         DatasetError: there is no such folder, or it has another layout.
-        MachineError: a decoding process was killed.
+        ResourceError: a decoding process was killed.
     """
     report, findings = Report(folder), Findings()
     for split in _splits(report, config, findings):

@@ -21,7 +21,7 @@ from typing import Any
 from codetr_cli.data.checks.findings import Findings
 from codetr_cli.data.formats.detect import list_images
 from codetr_cli.data.headers import ImageFileError, ImageHeader, read_header
-from codetr_cli.errors import DatasetError, MachineError
+from codetr_cli.errors import DatasetError, ResourceError
 
 HEADER_THREADS = 16
 """More than cores on purpose: on network disks each file costs milliseconds of waiting."""
@@ -86,7 +86,7 @@ def check_files(
         advance: told after every few files how many more are done.
 
     Raises:
-        MachineError: a decoding process died, e.g. for want of memory.
+        ResourceError: a decoding process died, e.g. for want of memory.
     """
     if not rules.images_dir.is_dir():
         findings.add("no_image_folder", rules.where, str(rules.images_dir))
@@ -100,7 +100,7 @@ def check_files(
                 findings.merge(found)
                 advance(len(chunk))
     except BrokenProcessPool as error:
-        raise MachineError(
+        raise ResourceError(
             f"a process that decoded images of {rules.images_dir} was killed, probably for want of memory: run again "
             f"with fewer --workers (now {workers}) or without --deep."
         ) from error

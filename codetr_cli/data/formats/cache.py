@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from codetr_cli.errors import MachineError
+from codetr_cli.errors import ResourceError
 
 SUMMARY = "summary.json"
 
@@ -64,12 +64,12 @@ def filling_cache() -> Iterator[None]:
     """Says where the cache is, and how to have it elsewhere, when nothing can be written there.
 
     Raises:
-        MachineError: in place of the system's error.
+        ResourceError: in place of the system's error.
     """
     try:
         yield
     except OSError as error:
-        raise MachineError(
+        raise ResourceError(
             f"cannot keep converted annotations in {cache_folder()}: {error.strerror or error}. Make room there or "
             "allow writing, or name another folder with the environment variable CODETR_CACHE"
         ) from error

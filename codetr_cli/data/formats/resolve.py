@@ -43,7 +43,7 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
 
     The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
     data/objects365); paths of `config` for the split's images or annotations override what lies in it. The sets of
-    `config.more` are merged with it, each read as whatever it is.
+    `config.extra_roots` are merged with it, each read as whatever it is.
 
     Args:
         config: names the data set, and perhaps the paths.
@@ -56,8 +56,8 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
         DatasetError: the folder of images or the annotation file is not there; or those of another data set are.
     """
     root = _root(config, data)
-    if config.more:
-        return _find_several(config, [root, *map(Path, config.more)], split)
+    if config.extra_roots:
+        return _find_several(config, [root, *map(Path, config.extra_roots)], split)
     place = _locate(config, root, split, any_dataset=any_dataset)
     if place.absent:
         raise DatasetError(place.absent)

@@ -91,7 +91,7 @@ class TrainLoader:
 
         Raises:
             DatasetError: an image cannot be read.
-            MachineError: workers died again and again, hang, or cannot be started.
+            ResourceError: workers died again and again, hang, or cannot be started.
         """
         for batch in self.reader:
             for bad in take_met(batch):
@@ -224,7 +224,7 @@ class EvalLoader:
 
         Raises:
             DatasetError: an image cannot be read.
-            MachineError: workers died again and again, hang, or cannot be started.
+            ResourceError: workers died again and again, hang, or cannot be started.
         """
         return iter(self.reader)
 

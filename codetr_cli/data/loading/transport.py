@@ -22,7 +22,7 @@ from codetr_cli.data.batch import Batch, Target, batch_bytes, batch_views, colla
 
 
 @dataclass(frozen=True)
-class InBlock:
+class SharedTensor:
     """Stands in a target for a tensor that lies in the block.
 
     Attributes:
@@ -33,14 +33,14 @@ class InBlock:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class SharedBatch:
     """A batch on its way from one process to another.
 
     Attributes:
         shape: (B, 3, H, W) of the images.
         block: images, padding masks, and then the objects' masks, uint8: pickled shared memory, or the bytes
             themselves.
-        targets: with arrays in place of tensors, and `InBlock` in place of masks.
+        targets: with arrays in place of tensors, and `SharedTensor` in place of masks.
         trouble: why the bytes had to go through the pipe; absent when they did not.
     """
 
@@ -59,7 +59,7 @@ class Parcel:
 
         def unpacked(value: Any) -> Any:
             nonlocal position
-            if isinstance(value, InBlock):
+            if isinstance(value, SharedTensor):
                 start, position = position, position + math.prod(value.shape)
                 return block[start:position].view(value.shape)
             return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -88,7 +88,7 @@ class Pinned:
         return self.batch
 
 
-def pack(samples: Sequence[tuple[np.ndarray, Target]]) -> Parcel:
+def pack(samples: Sequence[tuple[np.ndarray, Target]]) -> SharedBatch:
     """Puts samples together as `collate` does, ready to be handed over."""
     bitmaps = [value for _, target in samples for value in target.values() if _belongs_in_block(value)]
     extra = sum(bitmap.nbytes for bitmap in bitmaps)
@@ -104,7 +104,7 @@ def pack(samples: Sequence[tuple[np.ndarray, Target]]) -> Parcel:
     for bitmap in bitmaps:
         block[position : position + bitmap.nbytes] = bitmap.flatten()
         position += bitmap.nbytes
-    return Parcel(tuple(batch.images.shape), handle, _mapped(batch.targets, _packed), trouble)
+    return SharedBatch(tuple(batch.images.shape), handle, _mapped(batch.targets, _packed), trouble)
 
 
 def _reserve(size: int) -> tuple[Tensor, bytes | np.ndarray, str | None]:
@@ -127,7 +127,7 @@ def _belongs_in_block(value: Any) -> bool:
 
 def _packed(value: Any) -> Any:
     if _belongs_in_block(value):
-        return InBlock(tuple(value.shape))
+        return SharedTensor(tuple(value.shape))
     return value.numpy() if isinstance(value, Tensor) else value
 
 

@@ -1,7 +1,7 @@
 """Batches from worker processes that may die, hang, or find no shared memory.
 
 A worker that dies is replaced and reading goes on at the batch that is due: batches depend on seed, epoch and index
-only, so the training computes what it would have computed. What cannot be mended here ends as a `MachineError` that
+only, so the training computes what it would have computed. What cannot be mended here ends as a `ResourceError` that
 names the worker, the image it was at, and what to do.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from codetr_cli.data.batch import Batch, Target, collate
-from codetr_cli.data.loading.transport import Parcel, Pinned, pack
+from codetr_cli.data.loading.transport import Pinned, SharedBatch, pack
 from codetr_cli.data.loading.worker_process import (
     allow_descriptors,
     hearing_of_deaths,
@@ -34,7 +34,7 @@ from codetr_cli.data.loading.worker_process import (
     start_method,
     start_worker,
 )
-from codetr_cli.errors import CodetrError, MachineError
+from codetr_cli.errors import CodetrError, ResourceError
 
 Key = int | tuple[int, int]
 Item = tuple[np.ndarray, Target]
@@ -120,7 +120,7 @@ class Reader:
 
         Raises:
             DatasetError: an image cannot be read.
-            MachineError: workers died again and again, hang, or cannot be started.
+            ResourceError: workers died again and again, hang, or cannot be started.
         """
         if self._on_the_way:  # left over from a reading that was not finished
             self.close()
@@ -158,7 +158,7 @@ class Reader:
 
         Raises:
             _WorkerDiedError: one of those that wait is gone.
-            MachineError: workers cannot be started.
+            ResourceError: workers cannot be started.
         """
         if self._loader.persistent_workers and self._dead():
             raise _WorkerDiedError(self._death())
@@ -174,7 +174,7 @@ class Reader:
             for worker in multiprocessing.active_children():
                 if worker not in before:
                     worker.kill()  # those that could be started would be waited for
-            raise MachineError(
+            raise ResourceError(
                 f"cannot start {self.workers} data workers: {error.strerror}. {_cure(error.strerror or '')}"
             ) from error
         except RuntimeError as error:
@@ -198,7 +198,7 @@ class Reader:
                     if self._dead():
                         raise _WorkerDiedError(self._death())
                     item = next(self._stream)
-                    if isinstance(item, Parcel | Pinned):
+                    if isinstance(item, SharedBatch | Pinned):
                         self._tell_of(item.trouble)
                         return item.open()
             except (RuntimeError, OSError, EOFError) as error:
@@ -209,7 +209,7 @@ class Reader:
                     # One of another reader's. Torch was interrupted by the news: what it had in hand may be lost.
                     raise _WorkerDiedError("") from error
                 if any(sign in text for sign in ("Too many open files", "ancdata")):
-                    raise MachineError(
+                    raise ResourceError(
                         f"too many open files to receive what data workers read. {_cure('open files')}"
                     ) from error
                 if not text.startswith("DataLoader timed out"):
@@ -242,20 +242,20 @@ class Reader:
         index = self._doing[worker]
         return str(self.dataset.image_path(index)) if index >= 0 else "nothing yet"
 
-    def _stalled(self) -> MachineError:
+    def _stalled(self) -> ResourceError:
         """What to say of workers that do not answer."""
         named = ", ".join(
             f"process {worker.pid} at {self._image_of(number)}" for number, worker in enumerate(self.processes)
         )
-        return MachineError(
+        return ResourceError(
             f"no data for {self.patience_s:.0f} seconds: the data workers stopped answering ({named}). Look at that "
             "disk or network drive and at free memory; if reading is only slow, raise --set train.timeout_minutes. The "
             "same command continues from the newest checkpoint"
         )
 
-    def _give_up(self, what: str) -> MachineError:
+    def _give_up(self, what: str) -> ResourceError:
         """What to say when replacing workers does not help."""
-        return MachineError(
+        return ResourceError(
             f"{what}. That was the {REPLACEMENTS + 1}th within one epoch. {_cure(what)} The same command continues "
             "from the newest checkpoint"
         )
@@ -336,7 +336,7 @@ class _Guarded(Dataset[Item | CodetrError]):
         except CodetrError as error:
             return type(error)(*error.args)
         except MemoryError:
-            return MachineError(f"out of memory with {self.dataset.image_path(index)}. {_cure('memory')}")
+            return ResourceError(f"out of memory with {self.dataset.image_path(index)}. {_cure('memory')}")
 
 
 def _collate_or_error(items: list[Item | CodetrError]) -> Batch | CodetrError:
@@ -344,7 +344,7 @@ def _collate_or_error(items: list[Item | CodetrError]) -> Batch | CodetrError:
     return samples if isinstance(samples, CodetrError) else collate(samples)
 
 
-def _pack_or_error(items: list[Item | CodetrError]) -> Parcel | CodetrError:
+def _pack_or_error(items: list[Item | CodetrError]) -> SharedBatch | CodetrError:
     samples = _samples(items)
     return samples if isinstance(samples, CodetrError) else pack(samples)
 
@@ -370,9 +370,9 @@ def _cure(trouble: str) -> str:
         return "Allow more with ulimit -n 4096, or lower --set data.workers=2."
     if any(sign in trouble for sign in ("SIGKILL", "memory", "temporarily")):
         return (
-            "SIGKILL without anyone's doing is the system running out of memory: lower data.workers or data.cache_mb, "
+            "SIGKILL usually means that the system ran out of memory: lower data.workers or data.file_cache_mb, "
             "or free memory."
             if "SIGKILL" in trouble
-            else "Lower data.workers or data.cache_mb, or free memory."
+            else "Lower data.workers or data.file_cache_mb, or free memory."
         )
     return "Look at that image; `codetr prepare DIR` checks all."

@@ -47,7 +47,7 @@ class ResNet(nn.Module):
     Args:
         block: "basic" or "bottleneck".
         layers: blocks of each stage.
-        width: channels of the stem.
+        base_channels: channels of the stem.
         norm: "frozen_batch" or "group".
         frozen_stages: stages whose weights are not trained, the stem included when above 0.
         finest_stride: 4 gives the maps of all stages, 8 those from the second on.
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         *,
         block: str,
         layers: Sequence[int],
-        width: int,
+        base_channels: int,
         norm: str,
         frozen_stages: int,
         finest_stride: int = 4,
@@ -69,12 +69,12 @@ class ResNet(nn.Module):
         kind: type[BasicBlock | Bottleneck] = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
         norm_layer: Callable[[int], nn.Module] = FrozenBatchNorm2d if norm == "frozen_batch" else _group_norm
         self.frozen_stages, self.checkpointing = frozen_stages, checkpointing
-        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = norm_layer(width)
-        channels = width
+        self.conv1 = nn.Conv2d(3, base_channels, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = norm_layer(base_channels)
+        channels = base_channels
         self.out_channels: list[int] = []
         for stage, count in enumerate(layers):
-            planes, stride = width * 2**stage, 1 if stage == 0 else 2
+            planes, stride = base_channels * 2**stage, 1 if stage == 0 else 2
             blocks = []
             for index in range(count):
                 step = stride if index == 0 else 1

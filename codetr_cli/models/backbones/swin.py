@@ -26,7 +26,7 @@ class SwinTransformer(nn.Module):
     """Four stages of window attention; gives the normed map of each that is asked for.
 
     Args:
-        width: channels of the first stage; they double from stage to stage.
+        embed_dim: channels of the first stage; they double from stage to stage.
         layers: blocks of each stage.
         num_heads: heads of each stage; divide its channels.
         window_size: side of a window in tokens.
@@ -38,7 +38,7 @@ class SwinTransformer(nn.Module):
     def __init__(
         self,
         *,
-        width: int,
+        embed_dim: int,
         layers: Sequence[int],
         num_heads: Sequence[int],
         window_size: int,
@@ -49,13 +49,13 @@ class SwinTransformer(nn.Module):
         super().__init__()
         self.checkpointing = checkpointing
         self.first_output = {4: 0, 8: 1}[finest_stride]
-        self.patch_embed = PatchEmbed(width)
+        self.patch_embed = PatchEmbed(embed_dim)
         last = max(sum(layers) - 1, 1)
         rates = [drop_path * i / last for i in range(sum(layers))]
         self.layers = nn.ModuleList()
         self.out_channels: list[int] = []
         for stage, (depth, heads) in enumerate(zip(layers, num_heads, strict=True)):
-            dim = width * 2**stage
+            dim = embed_dim * 2**stage
             first = sum(layers[:stage])
             self.layers.append(
                 Stage(dim, heads, window_size, rates[first : first + depth], merge=stage + 1 < len(layers))

@@ -34,7 +34,7 @@ class ViT(nn.Module):
     """Image to one map.
 
     Args:
-        width: channels.
+        embed_dim: channels.
         depth: blocks.
         num_heads: heads; channels per head are a multiple of 4.
         hidden_dim: channels inside the feed-forward layers.
@@ -51,7 +51,7 @@ class ViT(nn.Module):
     def __init__(
         self,
         *,
-        width: int,
+        embed_dim: int,
         depth: int,
         num_heads: int,
         hidden_dim: int,
@@ -65,15 +65,15 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size, self.window_size, self.fixed_size = patch_size, window_size, fixed_size
-        self.head_dim, self.checkpointing = width // num_heads, checkpointing
-        self.out_channels = [width]
+        self.head_dim, self.checkpointing = embed_dim // num_heads, checkpointing
+        self.out_channels = [embed_dim]
         self.pretrain_cells = pretrain_size // patch_size
         # Parity: the first row belongs to a class token that detection has no use for.
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.pretrain_cells**2, width))
-        self.patch_embed = PatchEmbed(width, patch_size)
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.pretrain_cells**2, embed_dim))
+        self.patch_embed = PatchEmbed(embed_dim, patch_size)
         self.blocks = nn.ModuleList(
             Block(
-                width,
+                embed_dim,
                 num_heads,
                 hidden_dim,
                 window_size=0 if i in global_blocks else window_size,
@@ -81,7 +81,7 @@ class ViT(nn.Module):
             )
             for i in range(depth)
         )
-        self.out_norm = nn.LayerNorm(width)
+        self.out_norm = nn.LayerNorm(embed_dim)
         self._initialise()
 
     def _initialise(self) -> None:

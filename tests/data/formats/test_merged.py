@@ -50,7 +50,7 @@ def food(tmp_path: Path) -> Path:
 
 
 def settings_of(*roots: Path, **data: Any) -> Settings:
-    table = {"root": str(roots[0]), "more": [str(root) for root in roots[1:]], **data}
+    table = {"root": str(roots[0]), "extra_roots": [str(root) for root in roots[1:]], **data}
     return parse_settings({"name": "x", "data": table}, where="test")
 
 

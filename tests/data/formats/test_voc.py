@@ -16,7 +16,7 @@ from codetr_cli.data.coco import build_dataset, find_data
 from codetr_cli.data.formats.cache import cache_folder, source_of
 from codetr_cli.data.formats.converted import find_converted
 from codetr_cli.data.formats.intermediate import choose_splits
-from codetr_cli.errors import DatasetError, MachineError
+from codetr_cli.errors import DatasetError, ResourceError
 from codetr_cli.training.plan import plan_job
 
 Thing = tuple[str, int, int, int, int]
@@ -244,6 +244,6 @@ def test_names_that_are_no_utf8(tmp_path: Path, listed: bool) -> None:
 def test_a_cache_that_cannot_be_written_is_named(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "file"))
-    with pytest.raises(MachineError, match=r"file/datasets: .*another folder with .* CODETR_CACHE") as caught:
+    with pytest.raises(ResourceError, match=r"file/datasets: .*another folder with .* CODETR_CACHE") as caught:
         find_converted(voc)
     assert caught.value.exit_code == 5

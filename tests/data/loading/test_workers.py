@@ -16,9 +16,9 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from codetr_cli.data.batch import Batch, Target
 from codetr_cli.data.loading import worker_process, workers
-from codetr_cli.data.loading.transport import Parcel, pack
+from codetr_cli.data.loading.transport import SharedBatch, pack
 from codetr_cli.data.loading.workers import REPLACEMENTS, Reader
-from codetr_cli.errors import MachineError
+from codetr_cli.errors import ResourceError
 
 ORDER = [[(0, index), (0, index + 1)] for index in range(0, 12, 2)]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="injects what only Linux has")
@@ -113,7 +113,7 @@ def test_a_dead_worker_is_replaced_and_no_batch_is_lost(
 @linux
 def test_workers_that_always_die_end_as_a_fault_of_the_machine(tmp_path: Path) -> None:
     reader = Reader(Images(tmp_path, "SIGKILL", times=99), ORDER, workers=2, tell=lambda text: None)
-    with pytest.raises(MachineError, match=r"5\.jpg.*memory.*data\.workers") as caught:
+    with pytest.raises(ResourceError, match=r"5\.jpg.*memory.*data\.workers") as caught:
         list(reader)
     assert caught.value.exit_code == 5
     assert len(list(tmp_path.glob("fault*"))) == REPLACEMENTS + 1
@@ -166,14 +166,14 @@ def test_a_reading_that_is_left_does_not_hold_up_the_next(
 def test_a_hanging_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "POLL_S", 0.1)
     reader = Reader(Images(tmp_path, "stop"), ORDER, workers=1, patience_s=0.3)
-    with pytest.raises(MachineError, match=r"no data for 0 seconds.*process \d+ at .*5\.jpg.*timeout_minutes"):
+    with pytest.raises(ResourceError, match=r"no data for 0 seconds.*process \d+ at .*5\.jpg.*timeout_minutes"):
         list(reader)
     assert reader.processes == []
 
 
 def test_a_worker_without_memory_says_so(tmp_path: Path) -> None:
     reader = Reader(Images(tmp_path, "memory"), ORDER, workers=1)
-    with pytest.raises(MachineError, match=r"out of memory with .*5\.jpg"):
+    with pytest.raises(ResourceError, match=r"out of memory with .*5\.jpg"):
         list(reader)
 
 
@@ -186,7 +186,7 @@ def test_without_shared_memory_batches_come_through_pipes(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     parcel = pack([Images(tmp_path)[0]])
-    assert isinstance(parcel, Parcel)
+    assert isinstance(parcel, SharedBatch)
     assert isinstance(parcel.block, np.ndarray)
     told: list[str] = []
     reader = Reader(Images(tmp_path), ORDER, workers=2, tell=told.append)
@@ -239,7 +239,7 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may(tmp_path: Path) -> N
 def test_a_hard_limit_of_open_files_suffices_or_is_named(tmp_path: Path) -> None:
     assert run_script(tmp_path, limit=(64, 64)) == ["same", "64"]
     text, _ = run_script(tmp_path, limit=(24, 24), count=8)
-    assert text.startswith("MachineError")
+    assert text.startswith("ResourceError")
     assert "ulimit -n" in text
 
 
@@ -251,7 +251,7 @@ def test_a_real_shm_that_is_too_small(tmp_path: Path) -> None:
     (text, _) = run_script(tmp_path, before=mount.format("256k"))
     assert text.startswith("same no shared memory for batches")
     (text, _) = run_script(tmp_path, before=mount.format("8k"))
-    assert text.startswith("MachineError cannot start 2 data workers: No space left on device")
+    assert text.startswith("ResourceError cannot start 2 data workers: No space left on device")
     assert "--shm-size" in text
 
 
@@ -270,5 +270,5 @@ def test_a_parcel_is_opened_by_torchs_thread_for_pinned_memory(
     batch = arrived.open()
     assert same([batch], [expected[2]])
     assert any(batch.images is tensor for tensor in pinned)  # not what lies in shared memory
-    error = MachineError("passes as it is")
+    error = ResourceError("passes as it is")
     assert pin_memory(error) is error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from codetr_cli.config.overrides import apply_overrides, parse_settings, setting_names, to_toml
+from codetr_cli.config.overrides import RENAMED, apply_overrides, parse_settings, setting_names, to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings, SwinConfig
 from codetr_cli.errors import ConfigError, nearest
@@ -54,7 +56,7 @@ def test_defaults_are_those_of_the_published_recipe(settings: Settings):
         ("data.short_sides=[64, 96]", "data.short_sides", (64, 96)),
         ('test.nms="hard"', "test.nms", "hard"),
         ("test.nms=hard", "test.nms", "hard"),
-        ("model.backbone.width=8", "model.backbone.width", 8),
+        ("model.backbone.base_channels=8", "model.backbone.base_channels", 8),
     ],
 )
 def test_overrides(settings: Settings, override: str, name: str, value: object):
@@ -175,3 +177,49 @@ def test_the_word_none_is_a_choice_where_there_is_one_and_absence_elsewhere():
     settings = load_preset("co_dino_tiny", ["test.nms=none", "train.max_steps=none"])
     assert settings.test.nms == "none"
     assert settings.train.max_steps is None
+
+
+# --------------------------------------------------------------------------------------------------------- former names
+
+
+def with_former_names(settings: Settings) -> dict[str, Any]:
+    """A table as it was written when settings had their former names."""
+    table = settings.model_dump(mode="json")
+    for former, current in RENAMED.items():
+        if former == "model.backbone.width":
+            current = "model.backbone.base_channels" if settings.model.backbone.kind == "resnet" else current
+        *parents, leaf = former.split(".")
+        node = table
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = node.pop(current.rsplit(".", 1)[1])
+    table["train"]["recipe"] = "auto" if table["train"]["recipe"] else "preset"
+    return table
+
+
+@pytest.mark.parametrize("name", ["co_dino_r50", "co_dino_swin_l", "co_dino_vit_l"])
+def test_settings_of_before_are_read_under_their_former_names(name: str):
+    settings = load_preset(name, ["train.auto_recipe=false", "train.early_stop_patience=3", "data.extra_roots=[a]"])
+    table = with_former_names(settings)
+    before = json.dumps(table)
+    assert parse_settings(table, "settings.toml") == settings
+    assert json.dumps(table) == before
+
+
+def test_a_former_name_on_the_command_line_works_and_gives_the_name_now(caplog: pytest.LogCaptureFixture):
+    settings = load_preset("co_dino_r50", ["train.shard=true", "train.recipe=preset", "model.backbone.width=32"])
+    assert settings.train.fsdp
+    assert not settings.train.auto_recipe
+    assert settings.model.backbone.base_channels == 32
+    assert [record.getMessage() for record in caplog.records] == [
+        "the setting train.shard is now called train.fsdp",
+        "the setting train.recipe is now called train.auto_recipe",
+        "the setting model.backbone.width is now called model.backbone.base_channels",
+    ]
+    swin = load_preset("co_dino_r50", ["model.backbone.kind=swin", "model.backbone.width=48"])
+    assert swin.model.backbone.embed_dim == 48
+
+
+def test_a_setting_under_both_names_is_refused():
+    with pytest.raises(ConfigError, match=r"both train.shard and train.fsdp"):
+        parse_settings({"name": "x", "train": {"shard": True, "fsdp": False}}, "x.toml")
