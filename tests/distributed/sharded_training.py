@@ -82,7 +82,7 @@ if __name__ == "__main__":
     loop.draw_plots = lambda lines, folder: []
     out = Path(sys.argv[1])
     CASES.update(MINE)
-    world_size_cases.distributed.wrap_ddp = fsdp.shard
+    world_size_cases.process_group.wrap_ddp = fsdp.shard
     with process_group.process_group(CPU):
         found = {}
         for case in MINE:
