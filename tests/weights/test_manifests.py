@@ -118,7 +118,9 @@ def test_shapes_tell_the_preset(case):
     entries = entries_of(manifest)
     found = describe(to_our_state(entries).state, entries)
     model = preset_of(facts["config"]).model
-    assert differences(model, found) == {}
+    # Two recordings were made on a smaller canvas, which their fixed rotary tables show.
+    smaller = "img_size and canvas 512 instead of 1536" in facts["config_changes"]
+    assert differences(model, found) == ({"model.backbone.fixed_size": (1536, 512)} if smaller else {})
     assert found["family"] == model.family
 
 
