@@ -1,57 +1,58 @@
-"""What can go wrong in a way that a person can mend, and the exit code each kind ends the program with.
+"""The errors that a user can fix, and the exit code of each kind.
 
-Every message is one paragraph: what was found, where, what to do next. `cli.py` prints it without a traceback.
+Every message is one paragraph: what was found, where, and what to do. `cli.py` prints it without a traceback.
 """
 
 import difflib
+from collections.abc import Sequence
 
 
 class CodetrError(Exception):
-    """A failure that the user can mend; the message says how."""
+    """An error that the user can fix; the message says how."""
 
     exit_code = 1
 
 
 class ConfigError(CodetrError):
-    """Wrong usage: an unknown preset, a mistyped setting, options that exclude each other."""
+    """Wrong usage: an unknown preset, a misspelled setting, options that exclude each other."""
 
     exit_code = 2
 
 
 class DatasetError(CodetrError):
-    """The data on disk cannot be used: missing, truncated or contradictory files."""
+    """Unusable data: missing, truncated or contradictory files."""
 
     exit_code = 3
 
 
 class CheckpointError(CodetrError):
-    """A checkpoint cannot be read, is not safe to read, or belongs to another architecture."""
+    """A checkpoint that cannot be read, is unsafe to read, or has another architecture."""
 
     exit_code = 4
 
 
 class ResourceError(CodetrError):
-    """The machine lacks something: no GPU, too little memory, no space on disk, a missing optional package."""
+    """A missing resource: no GPU, too little memory, no space on disk, an optional package that is not installed."""
 
     exit_code = 5
 
 
 class MemoryShrunkError(ResourceError):
-    """One of several processes ran out of memory; what has to change is written down for all, which start again."""
+    """One of several processes ran out of memory. The change was recorded in the run folder; all processes restart."""
 
 
 class DivergedError(CodetrError):
-    """Training produced numbers that cannot be trained on (non-finite loss)."""
+    """Training diverged: the loss is not finite."""
 
     exit_code = 6
 
 
 class StoppedError(CodetrError):
-    """A signal asked the program to stop and its work has been saved.
+    """A signal stopped the program after it saved its work.
 
     Args:
         message: what was saved and how to continue.
-        signal_number: the signal received; Ctrl-C (2) gives the exit code 130, others (SIGTERM, SIGUSR1) 143.
+        signal_number: the signal received. The exit code is 130 for Ctrl-C (2) and 143 for others (SIGTERM, SIGUSR1).
     """
 
     def __init__(self, message: str, signal_number: int = 2) -> None:
@@ -60,8 +61,12 @@ class StoppedError(CodetrError):
 
 
 def nearest(word: str, choices: list[str]) -> str:
-    """A phrase that suggests the choice closest to a mistyped word, or lists the choices."""
+    """A phrase that suggests the closest choice for a misspelled word, or lists the choices."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return "known: " + ", ".join(choices[:12]) + (" ..." if len(choices) > 12 else "")
+    return f"did you mean {close[0]!r}?" if close else f"known: {listed(choices, 12)}"
+
+
+def listed(items: Sequence[object], limit: int = 3) -> str:
+    """The first items, separated by commas, and the number of the others: `a, b, c and 4 more`."""
+    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(str(item) for item in items[:limit]) + more

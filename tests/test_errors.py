@@ -93,3 +93,15 @@ def test_json_errors_are_one_object(failing):
 
 def test_exit_codes_of_the_command_line_are_those_of_the_kinds():
     assert errors.ResourceError.exit_code == cli.EXIT_MACHINE
+
+
+def test_long_lists_are_cut():
+    assert errors.listed(["a", "b", "c"]) == "a, b, c"
+    assert errors.listed(range(7)) == "0, 1, 2 and 4 more"
+    assert errors.listed(range(2000), 1) == "0 and 1,999 more"
+    assert errors.listed([]) == ""
+
+
+def test_a_misspelled_word_gets_a_suggestion():
+    assert errors.nearest("abcd", ["abc", "xyz"]) == "did you mean 'abc'?"
+    assert errors.nearest("zzz", ["abc", "def"]) == "known: abc, def"

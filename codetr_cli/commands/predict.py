@@ -199,9 +199,9 @@ def _show(results: Results, detector: Detector) -> None:
 
 
 def _failure_text(results: Results, total: int) -> str:
-    names = list(results.failed)
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    from codetr_cli.errors import listed
+
     return (
-        f"{len(names)} of {total} images cannot be read: {listed}. Replace or remove them; "
-        f"the others are done, see {results.folder}"
+        f"{len(results.failed)} of {total} images cannot be read: {listed(list(results.failed), 5)}. Replace or "
+        f"remove them; the others are done, see {results.folder}"
     )

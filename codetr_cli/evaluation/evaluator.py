@@ -16,7 +16,7 @@ from codetr_cli.data.annotations import Annotations, check_kind, read_annotation
 from codetr_cli.data.bad_files import MET, BadFile, check_share
 from codetr_cli.data.batch import Batch, Target
 from codetr_cli.data.formats.cache import source_of
-from codetr_cli.errors import CheckpointError
+from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.evaluation.backends import Engine, choose_engine, engine_version
 from codetr_cli.evaluation.protocol import Protocol, counting, describe_protocol, expects_masks
 from codetr_cli.evaluation.scoring import ClassScore, check_outlines, score_detections
@@ -324,12 +324,7 @@ def match_classes(
     only_data = [name for name in data_names if name not in set(class_names)]
     raise CheckpointError(
         f"the model knows {len(class_names)} classes and {where} has {len(data_names)}, and they are not the same. "
-        f"Only in the model: {_listed(only_model)}. Only in the annotations: {_listed(only_data)}. Evaluate on "
-        "annotations with the model's classes, or fine-tune with `codetr train`: it reads the classes from the data."
+        f"Only in the model: {listed(only_model, 12) or 'none'}. "
+        f"Only in the annotations: {listed(only_data, 12) or 'none'}. Evaluate on annotations "
+        "with the model's classes, or fine-tune with `codetr train`: it reads the classes from the data."
     )
-
-
-def _listed(names: Sequence[str], limit: int = 12) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

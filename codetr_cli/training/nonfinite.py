@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.distributed import process_group
+from codetr_cli.errors import listed
 
 Seen = list[tuple[dict[str, Tensor], list[int]]]
 """Losses by name and image ids of each micro batch of a step in this process."""
@@ -35,9 +36,9 @@ class BadNumbers:
 
     def __str__(self) -> str:
         if self.losses:
-            found = _listed([f"{name} = {value}" for name, value in self.losses.items()])
+            found = listed([f"{name} = {value}" for name, value in self.losses.items()], LISTED)
             return f"{found} {on_images(self.image_ids)}"
-        return f"gradients of {_listed(self.gradients)} are not finite {on_images(self.image_ids)}"
+        return f"gradients of {listed(self.gradients, LISTED)} are not finite {on_images(self.image_ids)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a line of metrics.jsonl."""
@@ -103,9 +104,4 @@ def has_finite_outputs(model: nn.Module, images: Tensor, padding_mask: Tensor) -
 
 def on_images(image_ids: Sequence[int]) -> str:
     """A phrase that names images by id."""
-    return f"on the images with id {_listed(sorted(set(image_ids)))}"
-
-
-def _listed(items: Sequence[object]) -> str:
-    more = len(items) - LISTED
-    return ", ".join(str(item) for item in items[:LISTED]) + (f" and {more} more" if more > 0 else "")
+    return f"on the images with id {listed(sorted(set(image_ids)), LISTED)}"

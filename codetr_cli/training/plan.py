@@ -16,7 +16,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.coco import DataPaths, find_data
 from codetr_cli.data.formats.cache import content_digest, source_of
-from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.errors import ConfigError, DatasetError, listed
 from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.runs.folder import Origin
 from codetr_cli.training.auto_recipe import Recipe, fit_recipe
@@ -54,8 +54,8 @@ def plan_batches(batch_size: int, micro_batch: int, world_size: int) -> BatchPla
         ConfigError: the numbers do not divide; names the nearest that do.
     """
     if batch_size % world_size:
-        sizes = _listed(_multiples_near(batch_size, world_size))
-        counts = _listed([count for count in range(1, world_size) if batch_size % count == 0][-2:])
+        sizes = _either(_multiples_near(batch_size, world_size))
+        counts = _either([count for count in range(1, world_size) if batch_size % count == 0][-2:])
         raise ConfigError(
             f"train.batch_size {batch_size} cannot be shared equally by {world_size} processes: use "
             f"--set train.batch_size={sizes}, or another number of processes: {counts}"
@@ -70,8 +70,8 @@ def plan_batches(batch_size: int, micro_batch: int, world_size: int) -> BatchPla
         ]
         raise ConfigError(
             f"{share} images a step in each process (train.batch_size {batch_size} / {world_size}) cannot be taken "
-            f"{micro_batch} at once: use --set train.micro_batch={_listed(near)}, or --set train.batch_size="
-            f"{_listed(_multiples_near(batch_size, micro_batch * world_size))}"
+            f"{micro_batch} at once: use --set train.micro_batch={_either(near)}, or --set train.batch_size="
+            f"{_either(_multiples_near(batch_size, micro_batch * world_size))}"
         )
     return BatchPlan(batch_size, micro_batch, share // micro_batch, world_size)
 
@@ -139,7 +139,7 @@ def plan_job(
     if absent:
         warnings.append(
             f"{len(absent)} of {len(counts)} classes have no object in {source.name} and cannot be learned: "
-            f"{_listed(absent)}"
+            f"{listed(absent, 8)}"
         )
     if settings.train.early_stop_patience is not None and not evaluate:
         warnings.append("train.early_stop_patience has no effect: without evaluations the training goes on to its end")
@@ -236,13 +236,13 @@ def _check_same_classes(train: Annotations, val: Annotations, train_path: Path, 
     if unknown:
         raise DatasetError(
             f"{val_name} has categories that {train_name} does not have, so that no model trained there can find them: "
-            f"{_listed(unknown)}. Add them to the training annotations or remove them, or train with --no-eval."
+            f"{listed(unknown, 8)}. Add them to the training annotations or remove them, or train with --no-eval."
         )
     lacking = [name for name in train.class_names if name not in set(val.class_names)]
     if lacking:
         raise DatasetError(
-            f"{val_name} does not list categories that {train_name} has: {_listed(lacking)}. List the same categories "
-            "in both files (they need no objects), or train with --no-eval."
+            f"{val_name} does not list categories that {train_name} has: {listed(lacking, 8)}. List the same "
+            "categories in both files (they need no objects), or train with --no-eval."
         )
 
 
@@ -252,8 +252,5 @@ def _multiples_near(value: int, step: int) -> list[int]:
     return [multiple for multiple in (below, below + step) if multiple > 0]
 
 
-def _listed(items: Sequence[object], limit: int = 8) -> str:
-    if len(items) == 2:
-        return f"{items[0]} or {items[1]}" if isinstance(items[0], int) else f"{items[0]}, {items[1]}"
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(str(item) for item in items[:limit]) + more
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(str(number) for number in numbers)

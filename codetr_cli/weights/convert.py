@@ -22,7 +22,7 @@ from torch import Tensor
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError
+from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.checkpoint import Checkpoint, file_sha256, is_safetensors, read_safetensors
 from codetr_cli.weights.classes import COCO_CATEGORIES, is_coco, numbered_names
@@ -34,7 +34,6 @@ from codetr_cli.weights.tensor_layout import to_our_state
 ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
 
 NOTES = "conversion_notes"  # among the extra texts of a checkpoint: what the person should know, a line each
-MAX_LISTED = 6
 STATE_SECTIONS = ("state_dict", "model")
 TRAINING_STATE = "state of the training that made the file"
 DROPPED_SECTIONS = {
@@ -250,10 +249,9 @@ def _find_settings(
     others = sorted(each.settings.name for each in fitting if each is not chosen)
     if not others:
         return chosen.settings, []
-    listed = ", ".join(others[:MAX_LISTED]) + (f" and {len(others) - MAX_LISTED} more" if others[MAX_LISTED:] else "")
     return chosen.settings, [
-        f"The architecture is {chosen.settings.name}'s and also that of {listed}, which may prepare images in another "
-        "way: choose with --preset."
+        f"The architecture is {chosen.settings.name}'s and also that of {listed(others, 6)}, which may prepare "
+        "images in another way: choose with --preset."
     ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from codetr_cli.errors import CheckpointError
+from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.weights.classes import match_names, same_classes
 
 QUERY_ENTRY = "query_embed.weight"  # row k belongs to the proposal of rank k
@@ -73,15 +73,15 @@ class LoadReport:
         """The report for people, one sentence a line."""
         lines = [f"{len(self.carried)} entries carried over whole."]
         if self.kept_classes or self.new_classes:
-            known = f"known to the checkpoint: {_listed(self.kept_classes) or 'none'}"
-            lines.append(f"Classes {known}; new, their rows start afresh: {_listed(self.new_classes) or 'none'}.")
+            known = f"known to the checkpoint: {listed(self.kept_classes, 12) or 'none'}"
+            lines.append(f"Classes {known}; new, their rows start afresh: {listed(self.new_classes, 12) or 'none'}.")
         for what in dict.fromkeys(self.partial.values()):
             names = [name for name, share in self.partial.items() if share == what]
-            lines.append(f"Carried over in part ({what}): {_listed(_layers(names))}.")
+            lines.append(f"Carried over in part ({what}): {listed(_layers(names), 12)}.")
         if self.reinitialised:
-            lines.append(f"Re-initialised: {_listed(_layers(self.reinitialised))}.")
+            lines.append(f"Re-initialised: {listed(_layers(self.reinitialised), 12)}.")
         if self.ignored:
-            lines.append(f"Not used by this model: {_listed(_layers(self.ignored))}.")
+            lines.append(f"Not used by this model: {listed(_layers(self.ignored), 12)}.")
         return lines
 
 
@@ -168,9 +168,9 @@ def check_entries(*, missing: Sequence[str], unexpected: Sequence[str], differin
         CheckpointError: any of the lists has something in it; names the first of each.
     """
     faults = [
-        *([f"{len(differing)} entries differ in shape: {_listed(differing, 3)}"] if differing else []),
-        *([f"{len(missing)} are missing: {_listed(missing, 4)}"] if missing else []),
-        *([f"{len(unexpected)} have no place in it: {_listed(unexpected, 4)}"] if unexpected else []),
+        *([f"{len(differing)} entries differ in shape: {listed(differing, 3)}"] if differing else []),
+        *([f"{len(missing)} are missing: {listed(missing, 4)}"] if missing else []),
+        *([f"{len(unexpected)} have no place in it: {listed(unexpected, 4)}"] if unexpected else []),
     ]
     if faults:
         raise CheckpointError(
@@ -275,8 +275,3 @@ def _lacks_part_of(name: str, state: Mapping[str, Tensor], parts: Sequence[str])
 def _layers(names: Sequence[str]) -> list[str]:
     """The layers that entries belong to, those of a list as one: `class_heads` for `class_heads.3.weight`."""
     return list(dict.fromkeys(re.sub(r"(\.\d+)?\.\w+$", "", name) for name in names))
-
-
-def _listed(items: Sequence[str], limit: int = 12) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more

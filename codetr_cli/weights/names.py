@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Generic, Literal, TypeVar
 
-from codetr_cli.errors import CheckpointError
+from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.weights.tables.aux_heads import AUX_HEADS
 from codetr_cli.weights.tables.masks import MASK_HEADS
 from codetr_cli.weights.tables.necks import CHANNEL_MAPPER
@@ -176,13 +176,13 @@ def _digits_out(text: str) -> str:
 
 
 def _unknown_text(unknown: list[str], known: int) -> str:
-    listed = ", ".join(unknown[:12]) + (f" and {len(unknown) - 12} more" if len(unknown) > 12 else "")
     if not known:
         return (
-            f"no entry has a name of a published Co-DETR checkpoint; the first are {listed}. This is a checkpoint of "
-            f"another architecture: give one of {SUPPORTED}."
+            f"no entry has a name of a published Co-DETR checkpoint; the first are {listed(unknown, 12)}. This is a "
+            f"checkpoint of another architecture: give one of {SUPPORTED}."
         )
     return (
-        f"{len(unknown)} entries have names that no known architecture has: {listed}. {known} others are known. "
-        f"Checkpoints of {SUPPORTED} can be converted; if it is one, these entries were added by hand: remove them."
+        f"{len(unknown)} entries have names that no known architecture has: {listed(unknown, 12)}. {known} others "
+        f"are known. Checkpoints of {SUPPORTED} can be converted; if it is one, these entries were "
+        "added by hand: remove them."
     )

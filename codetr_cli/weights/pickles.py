@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import torch
 
-from codetr_cli.errors import CheckpointError
+from codetr_cli.errors import CheckpointError, listed
 
 MAX_LISTED_PICKLE_BYTES = 64 << 20  # a larger pickle is still refused, only its forbidden names are not listed
 READ_BYTES = 1 << 20
@@ -209,9 +209,8 @@ def _refusal(path: Path, head: bytes, error: Exception) -> str:
     """Why a file was not read and what to do, without torch's advice to read it unsafely."""
     names = forbidden_globals(path) or re.findall(r"GLOBAL (\w[\w.]*)", str(error))
     if names:
-        listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return (
-            f"{path} is refused: besides weights it asks for {listed}, which could run any program. "
+            f"{path} is refused: besides weights it asks for {listed(names, 8)}, which could run any program. "
             "Nothing of it was run. Use the file its publisher gives, or have whoever trusts it save its weights "
             "alone: torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')."
         )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError
+from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.weights.checkpoint import is_safetensors, load_checkpoint, read_metadata, read_safetensors
 from codetr_cli.weights.download import Progress
 from codetr_cli.weights.load_state import check_entries, shape_text
@@ -127,10 +127,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         elif not (LEFT_OUT.fullmatch(str(name)) or drop_reason(f"{PREFIX}{name}")):
             unknown.append(str(name))
     if unknown:
-        listed = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
         raise CheckpointError(
-            f"{path} has entries of no known backbone: {listed}. Known are torchvision's ResNet, Microsoft's Swin, "
-            "EVA-02, and any Co-DETR checkpoint."
+            f"{path} has entries of no known backbone: {listed(unknown, 8)}. Known are torchvision's ResNet, "
+            "Microsoft's Swin, EVA-02, and any Co-DETR checkpoint."
         )
     return state
 

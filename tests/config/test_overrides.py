@@ -11,7 +11,7 @@ import pytest
 from codetr_cli.config.overrides import RENAMED, apply_overrides, parse_settings, setting_names, to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings, SwinConfig
-from codetr_cli.errors import ConfigError, nearest
+from codetr_cli.errors import ConfigError
 
 
 @pytest.fixture
@@ -135,10 +135,6 @@ def test_missing_file():
 def test_unknown_preset():
     with pytest.raises(ConfigError, match=r"'co_dino_r5'.*did you mean 'co_dino_r50'"):
         load_preset("co_dino_r5")
-
-
-def test_nearest_lists_choices_when_nothing_is_near():
-    assert nearest("zzz", ["abc", "def"]) == "known: abc, def"
 
 
 def test_toml_round_trip(tiny_settings: Settings, tmp_path: Path):
