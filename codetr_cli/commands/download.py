@@ -138,7 +138,7 @@ def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: 
 
 def _tell_cache() -> None:
     """How much all downloads take: they stay until somebody removes them."""
-    from codetr_cli.weights.download import cache_dir
+    from codetr_cli.files import cache_dir
 
     size = sum(path.stat().st_size for path in cache_dir().rglob("*") if path.is_file())
     console.info(

@@ -351,7 +351,7 @@ def _loader(
 
 def _default_folder(loaded: LoadedModel, name: str, split: str) -> Path:
     """Beside the checkpoint. A run's checkpoint folders come and go, so results lie in the run folder itself."""
-    from codetr_cli.weights.download import cache_dir
+    from codetr_cli.files import cache_dir
 
     if loaded.path is None or cache_dir() in loaded.path.parents:
         return Path("eval") / (Path(name).stem if loaded.path is None else loaded.settings.name) / split

@@ -15,6 +15,7 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, nearest
+from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
@@ -28,7 +29,6 @@ from codetr_cli.weights.load_state import load_into
 from codetr_cli.weights.published import published_weights
 from codetr_cli.weights.resolve import open_weights, preset_weights, resolve_weights
 
-WEIGHTS_NAME = "model.safetensors"
 PREFERRED = ("best", "last", "previous")
 """Folders of `checkpoints/` in the order in which a run folder offers them."""
 

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,19 +30,16 @@ from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
-from codetr_cli.files import FileLock, sync_folder, write_text
+from codetr_cli.files import DISK_FULL, WEIGHTS_NAME, FileLock, replace_file, sync_folder, write_text
 from codetr_cli.runs.checksums import SUMS, check_sums, write_sums
-from codetr_cli.runtime.disk_errors import FULL, append, move, persistently, writing
-from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, replacing, save_checkpoint
+from codetr_cli.runtime.disk_errors import append, move, persistently, writing
+from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
-WEIGHTS = "model.safetensors"
 STATE = "state.pt"
 SHARDED = "sharded"
 ENDS = frozenset(("end", "diverged"))  # kinds of lines that a run which goes on has no more
 # What a run folder may hold before its settings are written.
-BEGINNING = frozenset(
-    (".lock", "events.log", "origin.json", ".origin.json.tmp", ".settings.toml.tmp", "plots", "checkpoints", "slurm")
-)
+BEGINNING = frozenset((".lock", "events.log", "origin.json", "plots", "checkpoints", "slurm"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +106,8 @@ class RunFolder:
     def status(self) -> Literal["empty", "foreign", "interrupted", "finished"]:
         """What lies there: nothing, something else than a run, or a run that has or has not reached its end."""
         if not self.settings_path.is_file():
-            names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+            entries = self.path.iterdir() if self.path.is_dir() else ()
+            names = {entry.name for entry in entries if not fnmatch(entry.name, ".*.tmp")}
             return "foreign" if names - BEGINNING else "empty"
         return "finished" if any(line["kind"] == "end" for line in self.metrics()) else "interrupted"
 
@@ -217,7 +216,7 @@ class RunFolder:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
             save_checkpoint(
-                fresh / WEIGHTS,
+                fresh / WEIGHTS_NAME,
                 weights,
                 settings=settings,
                 class_names=class_names,
@@ -229,10 +228,10 @@ class RunFolder:
                 sync_folder(fresh / SHARDED)
             parts = {f"{SHARDED}/{path.name}": path for path in (fresh / SHARDED).glob("*")}
             # The state's name appears last: where it is, the checkpoint is whole.
-            with replacing(fresh / STATE) as temporary:
+            with replace_file(fresh / STATE) as temporary:
                 with temporary.open("wb") as file:
                     torch.save(state, file)
-                write_sums(fresh, {WEIGHTS: fresh / WEIGHTS, STATE: temporary, **parts})
+                write_sums(fresh, {WEIGHTS_NAME: fresh / WEIGHTS_NAME, STATE: temporary, **parts})
 
         with writing(self.path, cleanup=fresh):
             persistently(write)
@@ -324,7 +323,7 @@ class RunFolder:
                 (fresh / SHARDED).mkdir()
                 for part in (source / SHARDED).iterdir():
                     _link_or_copy(part, fresh / SHARDED / part.name)
-            for file in (WEIGHTS, SUMS, STATE):
+            for file in (WEIGHTS_NAME, SUMS, STATE):
                 if file != SUMS or (source / SUMS).exists():  # earlier versions wrote none
                     _link_or_copy(source / file, fresh / file)
             sync_folder(fresh)
@@ -367,7 +366,7 @@ def _load(folder: Path) -> Saved:
         CheckpointError: a file is missing, damaged, or not of the same step as the other.
     """
     check_sums(folder)
-    weights, state = load_checkpoint(folder / WEIGHTS), read_state(folder / STATE)
+    weights, state = load_checkpoint(folder / WEIGHTS_NAME), read_state(folder / STATE)
     if weights.extra.get("step") != str(state["step"]):
         raise CheckpointError(
             f"{folder} holds weights of step {weights.extra.get('step')} and a state of step {state['step']}"
@@ -376,14 +375,14 @@ def _load(folder: Path) -> Saved:
 
 
 def _is_whole(folder: Path) -> bool:
-    return (folder / STATE).is_file() and (folder / WEIGHTS).is_file()
+    return (folder / STATE).is_file() and (folder / WEIGHTS_NAME).is_file()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise
         shutil.copy2(source, target)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
-from codetr_cli.weights.checkpoint import replacing
+from codetr_cli.files import replace_file
 
 RECORD = "memory.json"
 
@@ -47,7 +47,9 @@ def write_record(run: Path, record: MemoryRecord) -> None:
     Raises:
         ResourceError: no space left, or the folder cannot be written.
     """
-    with replacing(run / RECORD) as temporary:  # under a name of this process: memory may run out in several at once
+    with replace_file(
+        run / RECORD, parents=True
+    ) as temporary:  # under a name of this process: memory may run out in several at once
         temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
 

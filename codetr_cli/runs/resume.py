@@ -13,6 +13,7 @@ from typing import Any
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.formats.cache import cache_folder
 from codetr_cli.errors import CodetrError, ConfigError
+from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runs.memory_record import with_fitted
 
@@ -97,7 +98,7 @@ def choose_run(
         )
     if status == "finished" and _length(folder.settings()) == _length(settings):
         raise ConfigError(
-            f"the run in {run} is finished and stays as it is; its weights are {folder.last / 'model.safetensors'}. "
+            f"the run in {run} is finished and stays as it is; its weights are {folder.last / WEIGHTS_NAME}. "
             f"Train on with --preset {folder.settings_path} and a larger --set train.epochs=... or "
             "--set train.max_steps=..., give another folder with --run, or --fresh to move the old run aside."
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from codetr_cli.errors import ResourceError
+from codetr_cli.files import DISK_FULL, system_error
 
 Done = TypeVar("Done")
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a network file system answers while a server starts again or a file handle has become stale.
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY)
 PAUSES_S = (0.2, 2.0, 10.0)  # before such a thing is tried again
@@ -39,9 +37,6 @@ def writing(folder: Path, cleanup: Path | None = None) -> Iterator[None]:
         if cleanup is not None:
             shutil.rmtree(cleanup, ignore_errors=True)
         refusal = system_error(error)
-        # PyTorch and safetensors report a full disk with errors of their own, as text only.
-        if refusal is None and "No space left" in str(error):
-            refusal = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if refusal is None:
             raise
         raise ResourceError(_words(refusal, folder)) from error
@@ -87,16 +82,6 @@ def append(path: Path, text: str) -> None:
     persistently(add)
 
 
-def system_error(error: BaseException | None) -> OSError | None:
-    """The system's error behind another one; None where there is none."""
-    while error is not None and not isinstance(error, OSError):
-        told = re.search(r"\(os error (\d+)\)", str(error))  # all that safetensors tells of it
-        if told:
-            return OSError(int(told[1]), os.strerror(int(told[1])))
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def _words(error: OSError, folder: Path) -> str:
     """What a disk refuses, and what to do."""
     again = "then start the same command again to continue from the newest checkpoint."
@@ -105,7 +90,7 @@ def _words(error: OSError, folder: Path) -> str:
             f"cannot write {error.filename or folder}: {error.strerror}. What was saved before is intact. Make the "
             f"folder writable, {again}"
         )
-    if error.errno in (errno.ENOENT, errno.ENOTDIR) or not (folder.exists() or error.errno in FULL):
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) or not (folder.exists() or error.errno in DISK_FULL):
         return (
             f"the run folder {folder} is gone, or something in it: it was deleted or moved, or its disk is no longer "
             f"there (missing: {error.filename or folder}). Nothing more can be saved. Put it back and start the same "

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from codetr_cli.files import replace_file
+
 SIZE_INCHES = (8.0, 4.5)
 DPI = 110
 SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP")
@@ -88,6 +90,6 @@ def _figure(title: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=DPI, format="png")
-    return temporary.replace(path)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
+    return path

@@ -25,14 +25,13 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import CheckpointError
-from codetr_cli.files import write_text
+from codetr_cli.files import WEIGHTS_NAME, replace_file, write_text
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.build import build_model
-from codetr_cli.runs.folder import WEIGHTS
 from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import restore_random_states
 from codetr_cli.training.nonfinite import not_finite_gradients
-from codetr_cli.weights.checkpoint import load_checkpoint, read_safetensors, replacing, save_checkpoint
+from codetr_cli.weights.checkpoint import load_checkpoint, read_safetensors, save_checkpoint
 
 STEP = "step.json"
 
@@ -74,12 +73,12 @@ def save_reproducer(
         found, plain = _apart({"batch": vars(batch), "random": states}, f"{index}")
         tensors |= found
         rest.append(plain)
-    with replacing(folder / f"rank{process_group.rank()}.safetensors") as temporary:
+    with replace_file(folder / f"rank{process_group.rank()}.safetensors") as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary,
                   {"micro_batches": json.dumps(rest)})  # fmt: skip
     if process_group.is_main():
         save_checkpoint(
-            folder / WEIGHTS, weights, settings=settings, class_names=class_names, category_ids=category_ids
+            folder / WEIGHTS_NAME, weights, settings=settings, class_names=class_names, category_ids=category_ids
         )
     process_group.barrier()
     if process_group.is_main():
@@ -115,7 +114,7 @@ def replay(folder: Path, device: torch.device) -> Iterator[Replayed]:
         CheckpointError: no reproducer, or a damaged one.
     """
     facts = read_step(folder)
-    checkpoint = load_checkpoint(folder / WEIGHTS)
+    checkpoint = load_checkpoint(folder / WEIGHTS_NAME)
     settings = checkpoint.settings
     model = build_model(settings.model)
     model.load_state_dict(checkpoint.state)

@@ -24,13 +24,14 @@ from codetr_cli.distributed.watchdog import Pulse
 from codetr_cli.errors import StoppedError
 from codetr_cli.evaluation.evaluator import Share, check_truth, evaluate
 from codetr_cli.evaluation.protocol import expects_masks
+from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.inference.loading import check_image_size, compile_for
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.losses.normalizers import Normalizers
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
-from codetr_cli.runs.folder import WEIGHTS, RunFolder
+from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runs.memory_record import with_fitted
 from codetr_cli.runs.resume import Choice, choose_run
 from codetr_cli.runtime.disk_errors import writing
@@ -449,10 +450,10 @@ def _outcome(training: Training) -> Outcome:
         run=folder.path,
         steps=position.step,
         epochs=position.epoch,
-        weights=folder.last / WEIGHTS,
+        weights=folder.last / WEIGHTS_NAME,
         metrics=evaluations[-1]["metrics"] if evaluations else {},
         best_ap=max((line["metrics"]["AP"] for line in evaluations), default=None),
-        best_weights=folder.best / WEIGHTS if evaluations else None,
+        best_weights=folder.best / WEIGHTS_NAME if evaluations else None,
     )
 
 

@@ -5,15 +5,13 @@ A file is complete or not there: it is written under a temporary name beside its
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,22 +23,12 @@ from torch import Tensor
 
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
-from codetr_cli.weights.load_state import LoadReport, load_into
-
-__all__ = [
-    "Checkpoint",
-    "LoadReport",
-    "load_checkpoint",
-    "load_into",
-    "replacing",
-    "save_checkpoint",
-]
+from codetr_cli.errors import CheckpointError, ConfigError
+from codetr_cli.files import WEIGHTS_NAME, replace_file
 
 FORMAT = "codetr-1"
 # The package offers names of upper rooms; importing from it would tie this room to them.
 VERSION: str = importlib.import_module("codetr_cli").__version__
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -102,7 +90,7 @@ def save_checkpoint(
     }
     metadata["content_sha256"] = _content_hash(tensors, metadata)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    with replacing(path, size=size) as temporary:
+    with replace_file(path, size, parents=True) as temporary:
         save_file(tensors, temporary, metadata)
 
 
@@ -184,7 +172,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a folder: give the .safetensors file in it, e.g. checkpoints/last/model.safetensors."
+            f"{path} is a folder: give the .safetensors file in it, e.g. checkpoints/last/{WEIGHTS_NAME}."
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -196,75 +184,6 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path} cannot be read as a safetensors file ({error}): it is cut short, damaged, or something else. "
             "Copy or convert it again, or take the previous checkpoint of the run folder."
         ) from error
-
-
-@contextmanager
-def replacing(path: Path, *, size: int = 0) -> Iterator[Path]:
-    """Gives a temporary path to write to and puts that file, synced to disk, in the place of `path` at the end.
-
-    When anything goes wrong, also a full disk at the last moment, the temporary file is removed and an older file at
-    `path` stays untouched. A kill leaves the temporary file behind, whose name starts with a dot.
-
-    Args:
-        path: the final place; missing folders are made.
-        size: bytes that will be written, for the message when they do not fit; 0: not known.
-
-    Raises:
-        ResourceError: no space left, or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        cause = _system_error(error)
-        if cause is None:
-            raise
-        raise _write_error(path, cause, size) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _system_error(error: BaseException | None) -> Exception | None:
-    """The system's error behind one of safetensors or torch, which says `unexpected pos` when a disk is full."""
-    while error is not None and not isinstance(error, OSError | SafetensorError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _write_error(path: Path, error: Exception, size: int) -> ResourceError:
-    # safetensors reports the system's error as text only.
-    full = isinstance(error, OSError) and error.errno in FULL_DISK
-    full = full or any(os.strerror(number) in str(error) for number in FULL_DISK)
-    if not full:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return ResourceError(f"cannot write {path}: {reason}. Choose another place or mend its permissions.")
-    with suppress(OSError):
-        free = shutil.disk_usage(path.parent).free
-        needed = f"{size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free. " if size else ""
-        return ResourceError(
-            f"no space left on the disk while writing {path}. {needed}What was there before is unchanged: "
-            "free some space or choose another folder, then run again."
-        )
-    return ResourceError(f"no space left on the disk while writing {path}: free some space, then run again.")
 
 
 def _unreadable(path: Path, error: OSError) -> str:

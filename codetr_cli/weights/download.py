@@ -6,12 +6,10 @@ What is there of a broken download stays for the next try, and is thrown away wh
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import importlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -21,15 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, StoppedError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two downloads of one file at a time are not told apart there
-    fcntl = None  # type: ignore[assignment]
+from codetr_cli.files import DISK_FULL, FileLock, rename_synced
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30.0
@@ -97,12 +91,6 @@ def is_url(text: str) -> bool:
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
 
 
-def cache_dir() -> Path:
-    """Where downloads and conversions are kept: `CODETR_CACHE`, else ~/.cache/codetr."""
-    told = os.environ.get("CODETR_CACHE")
-    return Path(told).expanduser() if told else Path.home() / ".cache" / "codetr"
-
-
 def fetch(
     remote: Remote, target: Path, *, force: bool = False, copies: int = 1, progress: Progress | None = None
 ) -> Path:
@@ -130,7 +118,7 @@ def fetch(
     part = _part(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _claimed(part):
+        with _locked(part):
             _complete(remote, target, part, copies, progress or _silent)
     except KeyboardInterrupt:
         kept = part.stat().st_size if part.exists() else 0
@@ -210,16 +198,8 @@ def _complete(remote: Remote, target: Path, part: Path, copies: int, progress: P
             best, fresh = 0, True  # its beginning may be of another file: once more, from the start
             continue
         break
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(target)
+    rename_synced(part, target)
     _note(part).unlink(missing_ok=True)
-    with suppress(OSError):  # makes the rename last through a power cut, where the system can
-        handle = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _transfer(remote: Remote, part: Path, copies: int, progress: Progress) -> None:
@@ -351,33 +331,24 @@ def _save_validator(part: Path, url: str, response: Any) -> None:
 
 
 def _discard(part: Path) -> None:
-    with part.open("rb+") as file:  # the file itself is claimed and stays
-        file.truncate(0)
+    part.write_bytes(b"")
     _note(part).unlink(missing_ok=True)
 
 
 @contextmanager
-def _claimed(part: Path) -> Iterator[None]:
-    """Keeps a second process from writing to the same part; leaves no empty part behind."""
-    with part.open("ab") as file:
-        _claim(file, part)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                if part.stat().st_size == 0:
-                    part.unlink()
-
-
-def _claim(file: IO[bytes], part: Path) -> None:
-    if fcntl is None:
-        return
+def _locked(part: Path) -> Iterator[None]:
+    """Prevents a second process from writing to the same part; removes an empty part at the end."""
+    lock = FileLock(part.with_name(part.name + ".lock"))
+    if not lock.acquire():
+        raise ResourceError(f"another codetr is downloading {part}: wait for it, or stop it.")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ResourceError(f"another codetr is downloading {part}: wait for it, or stop it.") from None
-    except OSError:  # a file system without locks
-        return
+        part.touch()
+        yield
+    finally:
+        with suppress(OSError):
+            if part.stat().st_size == 0:
+                part.unlink()
+        lock.release(remove=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- wording
@@ -409,7 +380,7 @@ def _reason(error: Exception) -> str:
 
 
 def _disk_error(target: Path, error: OSError) -> ResourceError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return ResourceError(
             f"no space left on the disk while downloading {target}: free some, or set CODETR_CACHE to a folder on a "
             "larger disk, then run again. What is there already is kept."

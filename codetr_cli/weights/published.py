@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.config.schema import ResNetConfig, Settings, SwinConfig, ViTConfig
-from codetr_cli.weights.download import Remote, cache_dir
-
-CONVERTED_NAME = "model.safetensors"
+from codetr_cli.files import WEIGHTS_NAME, cache_dir
+from codetr_cli.weights.download import Remote
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def published_weights(settings: Settings, *, url: str | None = None) -> Publishe
     if name is None:
         name = f"{Path(source.config).stem if source.config else settings.name}.pth"
     folder = cache_dir() / "presets" / settings.name
-    return PublishedWeights(settings, folder / Path(name).name, folder / CONVERTED_NAME, remote)
+    return PublishedWeights(settings, folder / Path(name).name, folder / WEIGHTS_NAME, remote)
 
 
 @dataclass(frozen=True)

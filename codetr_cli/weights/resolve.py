@@ -15,6 +15,7 @@ import torch
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, CodetrError, ResourceError
+from codetr_cli.files import cache_dir
 from codetr_cli.weights.checkpoint import (
     VERSION,
     Checkpoint,
@@ -24,7 +25,7 @@ from codetr_cli.weights.checkpoint import (
     save_checkpoint,
 )
 from codetr_cli.weights.convert import Conversion, convert_file
-from codetr_cli.weights.download import Progress, Remote, cache_dir, fetch, is_url
+from codetr_cli.weights.download import Progress, Remote, fetch, is_url
 from codetr_cli.weights.published import PublishedWeights, published_weights
 
 ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from codetr_cli.cli import main
-from codetr_cli.weights.checkpoint import load_checkpoint, load_into
+from codetr_cli.weights.checkpoint import load_checkpoint
+from codetr_cli.weights.load_state import load_into
 from tests.weights.published_states import published_state, raw_state, save_mmengine, small_model, small_preset
 
 

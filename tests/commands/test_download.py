@@ -13,10 +13,10 @@ import torch
 
 from codetr_cli.cli import main
 from codetr_cli.config.overrides import parse_settings, to_toml
+from codetr_cli.files import cache_dir
 from codetr_cli.weights import download
 from codetr_cli.weights import published as published_weights
 from codetr_cli.weights.checkpoint import load_checkpoint
-from codetr_cli.weights.download import cache_dir
 from tests.weights.published_states import published_state, raw_state, small_settings
 from tests.weights.server import serve
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import pytest
 
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, StoppedError
 from codetr_cli.weights import download
-from codetr_cli.weights.download import Remote, cache_dir, fetch, is_url
+from codetr_cli.weights.download import Remote, fetch, is_url
 from tests.weights.server import serve
 
 DATA = random.Random(0).randbytes(300_000)
@@ -265,12 +264,11 @@ def test_an_interruption_keeps_what_is_there_and_takes_it_for_no_more(target):
     assert target.read_bytes() == DATA
 
 
-def test_two_at_once(target):
-    part = leave_part(target, b"", "x", None)
-    with serve(DATA) as served, part.open("ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ResourceError, match="another codetr is downloading"):
-            fetch(remote(served), target)
+def test_two_at_once(target, monkeypatch):
+    monkeypatch.setattr(download.FileLock, "acquire", lambda self: False)
+    leave_part(target, b"", "x", None)
+    with serve(DATA) as served, pytest.raises(ResourceError, match="another codetr is downloading"):
+        fetch(remote(served), target)
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x.pth", "file:///etc/passwd", "https:///x.pth", "https://host/"])
@@ -302,14 +300,6 @@ def test_what_is_an_address():
     assert not is_url("runs/co_dino_r50/1")
     assert not is_url("co_dino_r50")
     assert not is_url(r"C:\weights\x.pth")
-
-
-def test_the_cache_is_where_the_person_wants_it(monkeypatch, tmp_path):
-    monkeypatch.setenv("CODETR_CACHE", str(tmp_path))
-    assert cache_dir() == tmp_path
-    monkeypatch.delenv("CODETR_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / ".cache" / "codetr"
 
 
 def test_an_encrypted_address_that_leads_to_an_open_one_is_refused(target, monkeypatch):

@@ -13,9 +13,9 @@ import torch
 from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
+from codetr_cli.files import cache_dir
 from codetr_cli.weights import resolve
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
-from codetr_cli.weights.download import cache_dir
 from codetr_cli.weights.published import published_weights
 from codetr_cli.weights.resolve import open_weights, preset_weights, resolve_weights
 from tests.weights.published_states import published_state, raw_state, small_settings
