@@ -1,6 +1,6 @@
 """What becomes of a training whose steps go wrong: skip them, go back to a checkpoint once, then stop with evidence.
 
-A step without finite losses and gradients is skipped by all processes alike: weights, optimizer and average stay as they
+A step without finite losses and gradients is skipped by all processes alike: weights, optimizer and EMA stay as they
 are, while learning rate and data go on. After `train.max_nonfinite_steps` of them in a row the run returns to its last
 checkpoint that was not made amid such steps. From there on images come in another order: the rest of the epoch is
 reshuffled, and so are all later epochs. When as many steps in a row fail a second time, the run ends.

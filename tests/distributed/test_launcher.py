@@ -312,7 +312,8 @@ def test_the_traceback_of_a_failing_process_is_shown(
         innermost()
     write_note(caught.value)
     error, _ = error_of(tmp_path, {3: 1})
-    assert re.search(r"process 3 failed with KeyError: 'nothing' \(at test_launcher.py:\d+ innermost, called", str(error))
+    wanted = r"process 3 failed with KeyError: 'nothing' \(at test_launcher.py:\d+ innermost, called"
+    assert re.search(wanted, str(error))
     shown = capsys.readouterr().err
     assert ("Traceback" in shown) == ("in innermost" in shown) == debug
 
