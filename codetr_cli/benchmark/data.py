@@ -23,13 +23,13 @@ import torch
 
 from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
 from codetr_cli.config.schema import Settings
-from codetr_cli.data import coco
-from codetr_cli.data.batch import Target, normalize
+from codetr_cli.data.batch import normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.images import read_file
 from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
 from codetr_cli.data.loading.transport import pack
-from codetr_cli.data.loading.workers import Reader
+from codetr_cli.data.loading.workers import BatchReader
+from codetr_cli.data.targets import Target
 from codetr_cli.runtime.timing import Tick, seconds_of
 
 HELD = 16
@@ -83,12 +83,11 @@ def benchmark_data(dataset: CocoDataset, settings: Settings, plan: DataPlan, tic
         plan: what to measure with.
         tick: called after each image that is timed, and after each measurement of the loader.
     """
-    notes: list[str] = []
     stages = _Stages(dataset, settings, plan)
     stages.measure(tick)
     rates = {}
     for workers in plan.workers:
-        rates[workers] = _rate(dataset, settings, plan, workers, notes.append)
+        rates[workers] = _rate(dataset, settings, plan, workers)
         tick()
     timing = DataTiming(
         images=plan.images,
@@ -101,7 +100,6 @@ def benchmark_data(dataset: CocoDataset, settings: Settings, plan: DataPlan, tic
         loader_images_per_s=rates,
         needed_images_per_s=plan.needed,
         cores=usable_cores(),
-        notes=list(dict.fromkeys(notes)),
     )
     return judged(timing, images_in_all=len(dataset))
 
@@ -141,8 +139,8 @@ class _Stages:
         dataset = self.dataset
         with ExitStack() as stack:
             stack.enter_context(_one_thread())
-            stack.enter_context(_timed(dataset.files, "read", seconds, "read"))
-            stack.enter_context(_timed(coco, "decode_image", seconds, "decode", self._note_file))
+            stack.enter_context(_timed(dataset, "read_bytes", seconds, "read"))
+            stack.enter_context(_timed(dataset, "decode", seconds, "decode", self._note_file))
             stack.enter_context(_timed(dataset, "load_sample", seconds, "load"))
             stack.enter_context(_timed(dataset, "transform", seconds, "augment"))
             if dataset.copy_paste is not None:
@@ -159,7 +157,7 @@ class _Stages:
         self.seconds["augment"] += whole - seconds["load"] - seconds["paste"]
         return sample
 
-    def _note_file(self, content: bytes) -> None:
+    def _note_file(self, index: int, content: bytes) -> None:
         self.file_bytes.append(len(content))
 
     def _batches(self, batches: Sequence[Sequence[tuple[np.ndarray, Target]]]) -> None:
@@ -180,7 +178,7 @@ class _Stages:
         ready = _Ready([sample for samples in batches for sample in samples])
         indices = iter(range(len(ready)))
         order = [list(islice(indices, len(samples))) for samples in batches]
-        stream = iter(Reader(ready, [order[0], *order * ROUNDS], workers=1))
+        stream = iter(BatchReader(ready, [order[0], *order * ROUNDS], workers=1))
         next(stream)  # when the worker is there
         started = time.perf_counter()
         for _ in stream:
@@ -217,7 +215,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _timed(
-    owner: object, name: str, seconds: dict[str, float], key: str, note: Callable[[Any], object] = lambda value: None
+    owner: object, name: str, seconds: dict[str, float], key: str, note: Callable[..., object] = lambda *values: None
 ) -> Iterator[None]:
     """Adds up the time of calls of an object's method or part.
 
@@ -226,13 +224,13 @@ def _timed(
         name: of the attribute.
         seconds: where the time is added.
         key: under which.
-        note: told the first argument of each call.
+        note: called with the arguments of each call.
     """
     function, attributes = getattr(owner, name), vars(owner)
     own = name in attributes
 
     def call(*arguments: Any, **options: Any) -> Any:
-        note(arguments[0])
+        note(*arguments)
         started = time.perf_counter()
         try:
             return function(*arguments, **options)
@@ -272,7 +270,6 @@ def _loader(
     plan: DataPlan,
     *,
     workers: int,
-    tell: Callable[[str], object] = lambda text: None,
 ) -> TrainLoader:
     return build_train_loader(
         dataset,
@@ -283,15 +280,12 @@ def _loader(
         world_size=1,
         aspect_grouping=settings.data.aspect_grouping,
         pin_memory=plan.device.type == "cuda",
-        tell=tell,
     )
 
 
-def _rate(
-    dataset: CocoDataset, settings: Settings, plan: DataPlan, workers: int, tell: Callable[[str], object]
-) -> float:
+def _rate(dataset: CocoDataset, settings: Settings, plan: DataPlan, workers: int) -> float:
     """Images per second of the training's loader, copied to the device, once it runs."""
-    loader = _loader(dataset, settings, plan, workers=workers, tell=tell)
+    loader = _loader(dataset, settings, plan, workers=workers)
 
     def endless() -> Iterator[Any]:
         epoch = 0

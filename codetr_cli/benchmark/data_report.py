@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 WORKER_STAGES = {
@@ -121,8 +120,7 @@ def _bring(workers: int) -> str:
 def _advice(timing: DataTiming, stage: str, images_in_all: int, workers: int) -> str:
     """What makes a stage cheaper."""
     if stage == "read":
-        setting = _cache_setting(timing, images_in_all, workers)
-        return f"Put the images on a faster disk, or keep them in memory: {setting}. "
+        return "Put the images on a faster disk, or free memory for the page cache. "
     if stage == "decode" and timing.file_pixels > MANY_PIXELS * timing.network_pixels:
         share = max(0.1, 1.5 * (timing.network_pixels / timing.file_pixels) ** 0.5)
         return (
@@ -140,11 +138,5 @@ def _cold_advice(timing: DataTiming, images_in_all: int, workers: int) -> str:
         return ""
     return (
         f"Files that the system does not have in its cache take {cold:.1f} ms each to read, more than all else: where "
-        f"memory for that cache is short, a faster disk helps, or {_cache_setting(timing, images_in_all, workers)}. "
+        f"memory for that cache is short, a faster disk helps. "
     )
-
-
-def _cache_setting(timing: DataTiming, images_in_all: int, workers: int) -> str:
-    """The setting that lets every worker keep all files in the end."""
-    size = max(1, math.ceil(timing.file_bytes * images_in_all / 2**20))
-    return f"--set data.file_cache_mb={size}, {size * max(1, workers):,} MiB in all workers"

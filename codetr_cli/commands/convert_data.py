@@ -83,9 +83,9 @@ def _write(converted: Converted, name: str, path: Path) -> tuple[int, int, int]:
     """Writes a split; returns its numbers of images, boxes and classes."""
     import json
 
-    from codetr_cli.data.formats.cache import write_json
+    from codetr_cli import files
 
     table = json.loads(converted.splits[name].annotations_path.read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, table)
+    files.write_text(path, json.dumps(table))
     return len(table["images"]), len(table["annotations"]), len(table["categories"])

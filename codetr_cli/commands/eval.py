@@ -17,8 +17,8 @@ from codetr_cli.commands._weights import fetched
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from codetr_cli.config.schema import Settings
-    from codetr_cli.data.coco import DataPaths
+    from codetr_cli.config.schema import DatasetName, Settings
+    from codetr_cli.data.formats.resolve import DataPaths
     from codetr_cli.data.loading.loader import EvalLoader
     from codetr_cli.evaluation.evaluator import EvalResult
     from codetr_cli.evaluation.scoring import ClassScore
@@ -149,7 +149,7 @@ class _Shown:
     protocol: bool
 
 
-def _named_dataset(overrides: Sequence[str]) -> Literal["coco", "lvis", "objects365"] | None:
+def _named_dataset(overrides: Sequence[str]) -> DatasetName | None:
     """The kind of data set that the command line names, if it does."""
     from codetr_cli.config.overrides import apply_overrides
     from codetr_cli.config.schema import Settings
@@ -170,7 +170,7 @@ def _find_data(
     """Where images and annotations are; what the checkpoint was trained on plays no part in it."""
     from codetr_cli.config.overrides import apply_overrides
     from codetr_cli.config.schema import Settings
-    from codetr_cli.data.coco import DataPaths, find_data
+    from codetr_cli.data.formats.resolve import DataPaths, find_data
     from codetr_cli.errors import ConfigError, DatasetError
 
     if images and not annotations:
@@ -373,7 +373,7 @@ def _score_file(
     paths: DataPaths,
     max_images: int | None,
     *,
-    dataset: Literal["coco", "lvis", "objects365"] | None,
+    dataset: DatasetName | None,
     engine: EngineName | None,
     masks: bool,
     shown: _Shown,

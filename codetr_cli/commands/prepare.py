@@ -14,8 +14,8 @@ from codetr_cli.commands._options import JsonOption, QuietOption, SetOption
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
-    from codetr_cli.data.checks.dataset import Report
-    from codetr_cli.data.formats.detect import Link
+    from codetr_cli.data.checks.dataset import DatasetReport
+    from codetr_cli.data.formats.link import Link
     from codetr_cli.runtime.environment import Environment
 
 PRESETS = {"coco": "co_dino_r50", "lvis": "co_dino_r50_lvis", "objects365": "co_dino_swin_l_o365"}
@@ -62,7 +62,8 @@ def prepare(
     from codetr_cli.config.overrides import apply_overrides
     from codetr_cli.config.schema import Settings
     from codetr_cli.data.checks.dataset import check_dataset
-    from codetr_cli.data.formats.detect import LAYOUTS, link_folder
+    from codetr_cli.data.formats.layouts import LAYOUTS
+    from codetr_cli.data.formats.link import link_folder
 
     console.set_mode(json=json_output, quiet=quiet)
     settings = apply_overrides(Settings(name="prepare"), overrides or [])
@@ -100,7 +101,7 @@ def prepare(
 
 def _folder(path: Path | None, dataset: str) -> Path:
     """The folder to check."""
-    from codetr_cli.data.formats.detect import default_root
+    from codetr_cli.data.formats.layouts import default_root
 
     if path is not None:
         return path.expanduser()
@@ -137,7 +138,7 @@ def _write_demo(folder: Path, path: Path | None) -> Path:
 # -------------------------------------------------------------------------------------------------------- what is shown
 
 
-def _show_report(report: Report) -> None:
+def _show_report(report: DatasetReport) -> None:
     rows = [
         [
             name,
@@ -161,7 +162,7 @@ def _show_report(report: Report) -> None:
         "most in one image",
         "masks",
     ]
-    console.info(report.found())
+    console.info(report.layout_sentence())
     if rows:
         console.table(f"{report.layout} data set {report.folder}", columns, rows)
     for name, facts in report.splits.items():
@@ -240,11 +241,11 @@ def _show_link(link: Link, folder: Path) -> None:
         console.warn(f"no link can be made at {link.path} ({link.detail}). {instead}")
 
 
-def _next(report: Report, environment: Environment, link: Link | None, folder: Path, *, is_demo: bool) -> str:
+def _next(report: DatasetReport, environment: Environment, link: Link | None, folder: Path, *, is_demo: bool) -> str:
     """The command to type next."""
     if report.errors:
         return f"codetr prepare {shlex.quote(str(folder))}"
-    from codetr_cli.data.formats.detect import default_root
+    from codetr_cli.data.formats.layouts import default_root
 
     small = is_demo or not environment.gpus
     words: list[Any] = ["codetr", "train", "--preset", "co_dino_tiny" if small else PRESETS[report.dataset]]

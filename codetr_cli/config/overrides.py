@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 # Former name of a setting -> its name now. Run folders, checkpoints and settings written earlier are read with it.
 RENAMED = {
     "data.more": "data.extra_roots",
-    "data.cache_mb": "data.file_cache_mb",
     "model.backbone.width": "model.backbone.embed_dim",  # a ResNet's: see `_current_name`
     "train.recipe": "train.auto_recipe",
     "train.least_steps": "train.min_steps",
@@ -27,6 +26,8 @@ RENAMED = {
     "train.patience": "train.early_stop_patience",
     "train.max_bad_steps": "train.max_nonfinite_steps",
 }
+# Setting that does not exist any more -> why. It is accepted and ignored.
+REMOVED = dict.fromkeys(("data.cache_mb", "data.file_cache_mb"), "the page cache of the system keeps image files")
 # Values whose form changed with the name.
 RENAMED_VALUES: dict[str, dict[Any, Any]] = {"train.recipe": {"auto": True, "preset": False}}
 _ABSENT = object()
@@ -36,7 +37,7 @@ def parse_settings(table: dict[str, Any], where: str) -> Settings:
     """Validates a nested table of settings.
 
     Args:
-        table: as read from TOML or JSON; settings may have former names (`RENAMED`).
+        table: as read from TOML or JSON; settings may have former names (`RENAMED`) or be `REMOVED` ones.
         where: the source named in error messages.
 
     Raises:
@@ -59,6 +60,9 @@ def apply_overrides(settings: Settings, overrides: list[str]) -> Settings:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError(f"--set {override!r} is not of the form key=value, e.g. --set train.lr=1e-4")
+        if key.strip() in REMOVED:
+            logger.warning("the setting %s is ignored: %s", key.strip(), REMOVED[key.strip()])
+            continue
         former, key = key.strip(), _current_name(key.strip(), table)
         *parents, leaf = key.split(".")
         _check_key(key)
@@ -89,11 +93,14 @@ def _current_value(former: str, value: Any) -> Any:
 
 
 def _with_current_names(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """A table of settings with former names replaced; the given one stays as it is.
+    """A copy of a table of settings with former names replaced and removed settings dropped.
 
     Raises:
         ConfigError: a setting is there under both names.
     """
+    for key in REMOVED:
+        if _value_at(table, key) is not _ABSENT:
+            table = _without(table, key.split("."))
     for former in RENAMED:
         value = _value_at(table, former)
         if value is _ABSENT:
@@ -117,6 +124,14 @@ def _moved(table: dict[str, Any], path: list[str], name: str, value: Any) -> dic
     if rest:
         return {**table, first: _moved(table[first], rest, name, value)}
     return {key: kept for key, kept in table.items() if key != first} | {name: value}
+
+
+def _without(table: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """A copy of a nested table without the entry at `path`."""
+    first, *rest = path
+    if rest:
+        return {**table, first: _without(table[first], rest)}
+    return {key: kept for key, kept in table.items() if key != first}
 
 
 def to_toml(settings: Settings) -> str:

@@ -8,12 +8,13 @@ Sizes are (height, width) in pixels unless a name says otherwise. This module ne
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+DatasetName: TypeAlias = Literal["coco", "lvis", "objects365"]
 
 
 def _split_words(value: Any) -> Any:
@@ -237,7 +238,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where images come from and how they are resized and augmented. Sides are in pixels."""
 
-    dataset: Literal["coco", "lvis", "objects365"] = Field(
+    dataset: DatasetName = Field(
         "coco", description="Whose files are looked for in the folder; coco is the layout of every other set too."
     )
     root: str | None = Field(None, description="Folder of the data set; absent: CODETR_DATA, else data/<dataset>.")
@@ -282,9 +283,6 @@ class DataConfig(Section):
     max_images: Positive | None = Field(None, description="Train on the first images only, e.g. to memorise a few.")
     workers: Annotated[int, Field(ge=0)] = Field(
         2, description="Processes that read and augment, per training process."
-    )
-    file_cache_mb: Annotated[int, Field(ge=0)] = Field(
-        0, description="MiB of training image files that each worker keeps in memory, for slow disks; 0: none."
     )
     aspect_grouping: bool = Field(True, description="Batches hold images of one orientation, as published.")
 

@@ -1,8 +1,8 @@
-"""Annotation files of COCO's kind into arrays, with an error that names the entry, and the published choice of objects.
+"""Reads annotation files of COCO's kind into arrays, and selects objects by the published rules.
 
-LVIS and Objects365 differ in where an image's name stands, and LVIS knows more of images and classes.
-Behaviour of the choice: mmdet's CocoDataset with filter_empty_gt=False. Sizes are (height, width) in pixels.
-Shape letters: I images of a file, N its objects, M chosen images.
+LVIS and Objects365 store an image's name in other keys, and LVIS has more data on images and classes.
+Behaviour of the selection: mmdet's CocoDataset with filter_empty_gt=False. Sizes are (height, width) in pixels.
+Shape letters: I images of a file, N its objects, M selected images.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from codetr_cli.config.schema import DatasetName
 from codetr_cli.data.formats.cache import source_of
-from codetr_cli.data.formats.detect import image_name
-from codetr_cli.data.masks import Outlines
+from codetr_cli.data.formats.layouts import image_name
+from codetr_cli.data.outlines import Outlines
 from codetr_cli.errors import DatasetError
 
 
@@ -54,9 +55,9 @@ class Annotations:
         area: (N,) float64.
         iscrowd: (N,) int64.
         ignore: (N,) bool.
-        outlines: of the objects, if they were asked for.
-        frequencies: LVIS only: "r", "c" or "f" (in few, some or many images) for each class.
-        neg_category_ids: LVIS only: for each image, categories that are certainly not in it.
+        outlines: of the objects, if they were requested.
+        frequencies: LVIS only: "r", "c" or "f" (rare, common, frequent) for each class.
+        neg_category_ids: LVIS only: for each image, categories that are verified to be absent.
         not_exhaustive_category_ids: LVIS only: for each image, categories of which not every object is annotated.
     """
 
@@ -78,17 +79,17 @@ class Annotations:
 
     @property
     def is_lvis(self) -> bool:
-        """Whether the file says what only LVIS says: which classes an image was searched for."""
+        """Whether the file has data that only LVIS has: the categories verified to be absent from each image."""
         return bool(self.neg_category_ids)
 
     def annotated_images(self) -> np.ndarray:
-        """Which images have any annotation at all, crowds and ignored ones included, (I,) bool."""
+        """Which images have any annotation, including crowds and ignored ones, (I,) bool."""
         return np.bincount(self.image_rows, minlength=len(self.image_ids)) > 0
 
     def usable_objects(self, rows: np.ndarray, *, with_crowd: bool) -> Objects:
-        """Objects of some images that are worth learning or detecting, by the published rules.
+        """Objects of some images that are trained on or evaluated, by the published rules.
 
-        Left out: marked `ignore`, area not positive, a side under one pixel, no overlap with the image.
+        Excluded: marked `ignore`, area not positive, a side under one pixel, no overlap with the image.
 
         Args:
             rows: (M,) ascending rows of `image_ids`.
@@ -100,12 +101,12 @@ class Annotations:
         keep = ~self.ignore & (self.area > 0) & (w >= 1) & (h >= 1) & overlaps
         if not with_crowd:
             keep &= self.iscrowd == 0
-        position = np.full(len(self.image_ids), -1)
-        position[rows] = np.arange(len(rows))
-        keep &= position[self.image_rows] >= 0
+        index_of_row = np.full(len(self.image_ids), -1)
+        index_of_row[rows] = np.arange(len(rows))
+        keep &= index_of_row[self.image_rows] >= 0
         order = np.flatnonzero(keep)
-        order = order[np.argsort(position[self.image_rows[order]], kind="stable")]
-        counts = np.bincount(position[self.image_rows[order]], minlength=len(rows))
+        order = order[np.argsort(index_of_row[self.image_rows[order]], kind="stable")]
+        counts = np.bincount(index_of_row[self.image_rows[order]], minlength=len(rows))
         return Objects(
             boxes=np.stack([x, y, x + w, y + h], axis=1)[order].astype(np.float32),
             labels=self.labels[order],
@@ -116,8 +117,8 @@ class Annotations:
         )
 
 
-def check_kind(annotations: Annotations, dataset: Literal["coco", "lvis", "objects365"], path: Path) -> None:
-    """Makes sure that an annotation file is of the data set that the settings name.
+def check_kind(annotations: Annotations, dataset: DatasetName, path: Path) -> None:
+    """Checks that an annotation file belongs to the data set of the settings.
 
     Raises:
         DatasetError: LVIS annotations with settings for another data set, or the reverse.
@@ -125,14 +126,14 @@ def check_kind(annotations: Annotations, dataset: Literal["coco", "lvis", "objec
     if annotations.is_lvis and dataset != "lvis":
         raise DatasetError(
             f"{source_of(path).name} is an LVIS annotation file, but the settings are for {dataset} "
-            f"(data.dataset={dataset}). Take an LVIS preset and its checkpoint, e.g. co_dino_r50_lvis, or say "
+            f"(data.dataset={dataset}). Use an LVIS preset and its checkpoint, e.g. co_dino_r50_lvis, or "
             "--set data.dataset=lvis"
         )
     if dataset == "lvis" and not annotations.is_lvis:
         raise DatasetError(
             f"{source_of(path).name} is not an LVIS annotation file (its images have no neg_category_ids), but the "
-            "settings are for LVIS (data.dataset=lvis). Give lvis_v1_train.json or lvis_v1_val.json, or take a preset "
-            "that is not for LVIS, e.g. co_dino_r50, or say --set data.dataset=coco"
+            "settings are for LVIS (data.dataset=lvis). Give lvis_v1_train.json or lvis_v1_val.json, or use a preset "
+            "that is not for LVIS, e.g. co_dino_r50, or --set data.dataset=coco"
         )
 
 
@@ -140,15 +141,15 @@ def read_annotations(path: Path, *, with_outlines: bool = False) -> Annotations:
     """Reads a JSON file of COCO's kind.
 
     `area` may be missing (width times height then), and `iscrowd` and `ignore` (0). Objects of images that the file
-    does not list are left out, as pycocotools does.
+    does not list are skipped, as pycocotools does.
 
     Args:
         path: the file.
-        with_outlines: keep the objects' outlines too, undecoded: about the size of the file in memory.
+        with_outlines: keep the objects' outlines too, undecoded: RAM of about the size of the file.
 
     Raises:
         DatasetError: unreadable, not JSON, not COCO's schema, ids not unique or unknown, boxes with NaN or a negative
-            side; names the entry.
+            side. The error names the entry.
     """
     content, outlines = _read_json(path, with_outlines=with_outlines)
     tables = {name: _table(content, name, path) for name in ("categories", "images", "annotations")}
@@ -167,13 +168,15 @@ def read_annotations(path: Path, *, with_outlines: bool = False) -> Annotations:
         [_numbers(tables["images"], key, path, "images", integer=True) for key in ("height", "width")], axis=1
     )
     if (sizes < 1).any():
-        raise _refusal(path, "images", int(np.flatnonzero((sizes < 1).any(axis=1))[0]), "a height or width below 1")
+        raise _entry_error(path, "images", int(np.flatnonzero((sizes < 1).any(axis=1))[0]), "a height or width below 1")
 
     objects = tables["annotations"]
     known, image_rows = _lookup(image_ids, _numbers(objects, "image_id", path, "annotations", integer=True))
-    labelled, labels = _lookup(category_ids, _numbers(objects, "category_id", path, "annotations", integer=True))
-    if not labelled.all():
-        raise _refusal(path, "annotations", int(np.argmin(labelled)), "a category_id that `categories` does not list")
+    has_category, labels = _lookup(category_ids, _numbers(objects, "category_id", path, "annotations", integer=True))
+    if not has_category.all():
+        raise _entry_error(
+            path, "annotations", int(np.argmin(has_category)), "a category_id that `categories` does not list"
+        )
     boxes = _boxes(objects, path)
     area = _numbers(objects, "area", path, "annotations", default=boxes[:, 2] * boxes[:, 3])
     zeros = np.zeros(len(objects), np.int64)
@@ -197,7 +200,7 @@ def read_annotations(path: Path, *, with_outlines: bool = False) -> Annotations:
 
 
 def _lvis_columns(tables: dict[str, list[dict[str, Any]]], category_ids: list[int], path: Path) -> dict[str, Any]:
-    """What only LVIS says of classes and images; nothing for other files."""
+    """The columns that only LVIS has; empty for other files."""
     images = tables["images"]
     if not images or not all("neg_category_ids" in image for image in images):
         return {}
@@ -207,21 +210,21 @@ def _lvis_columns(tables: dict[str, list[dict[str, Any]]], category_ids: list[in
         column = [image.get(key, []) for image in images]
         for index, ids in enumerate(column):
             if not isinstance(ids, list) or not all(isinstance(category_id, int) for category_id in ids):
-                raise _refusal(path, "images", index, f"{key} = {ids!r:.80} instead of a list of ids")
+                raise _entry_error(path, "images", index, f"{key} = {ids!r:.80} instead of a list of ids")
         columns[key] = column
     return columns
 
 
 _SEGMENTATION = re.compile(rb'"segmentation":\s*(\[[\[\]\d\s.,eE+-]*\]|\{[^{}]*\})')
 Spans = tuple[bytes, list[tuple[int, int]]]
-"""A text, and from where to where in it each outline lies."""
+"""A text, and start and end of each outline in it."""
 
 
-def _outlines(objects: list[dict[str, Any]], known: np.ndarray, found: Spans) -> Outlines:
+def _outlines(objects: list[dict[str, Any]], known: np.ndarray, located: Spans) -> Outlines:
     """The outlines of the objects that are kept."""
-    text, spans = found
+    text, spans = located
     column: list[tuple[int, int]] = []
-    more: list[bytes] = []
+    appended: list[bytes] = []
     end = len(text)
     for entry in objects:
         outline = entry.get("segmentation")
@@ -230,12 +233,12 @@ def _outlines(objects: list[dict[str, Any]], known: np.ndarray, found: Spans) ->
         elif spans and isinstance(outline, list) and len(outline) == 1 and isinstance(outline[0], int):
             first, last = spans[outline[0]]
             column.append((first, last) if last - first > 2 else (0, 0))  # else [] or {}
-        else:  # `_SEGMENTATION` did not see it
-            more.append(json.dumps(outline).encode())
-            column.append((end, end + len(more[-1])))
-            end += len(more[-1])
+        else:  # `_SEGMENTATION` did not match it
+            appended.append(json.dumps(outline).encode())
+            column.append((end, end + len(appended[-1])))
+            end += len(appended[-1])
     return Outlines(
-        text=text + b"".join(more) if more else text,
+        text=text + b"".join(appended) if appended else text,
         spans=np.array(column, np.int64).reshape(-1, 2)[known],
         entries=np.flatnonzero(known),
     )
@@ -264,7 +267,7 @@ def _read_json(path: Path, *, with_outlines: bool) -> tuple[Any, Spans | None]:
     except (ValueError, RecursionError):
         pass
     try:
-        # The whole text decides, and gives the right position of the error.
+        # Parsing the whole text gives the right position of the error.
         table = json.loads(content)
     except json.JSONDecodeError as error:
         truncated = error.pos >= len(error.doc.rstrip()) - 1 or "Unterminated" in error.msg
@@ -273,7 +276,7 @@ def _read_json(path: Path, *, with_outlines: bool) -> tuple[Any, Spans | None]:
             f"{error.lineno}, column {error.colno}. Copy or download it again"
         ) from error
     except (UnicodeDecodeError, RecursionError) as error:
-        raise DatasetError(f"{path} is not a JSON text: copy or download it again") from error
+        raise DatasetError(f"{path} is not JSON text: copy or download it again") from error
     return table, (b"", []) if with_outlines else None
 
 
@@ -285,7 +288,7 @@ def _table(content: Any, name: str, path: Path) -> list[dict[str, Any]]:
         )
     for index, entry in enumerate(content[name]):
         if not isinstance(entry, dict):
-            raise _refusal(path, name, index, f"{entry!r:.80} instead of an object")
+            raise _entry_error(path, name, index, f"{entry!r:.80} instead of an object")
     table: list[dict[str, Any]] = content[name]
     return table
 
@@ -315,7 +318,7 @@ def _numbers(
         pass
     index = next(i for i, value in enumerate(values) if not _is_number(value, integer))
     kind = "an integer" if integer else "a number"
-    raise _refusal(path, name, index, f"{key} = {values[index]!r:.80} instead of {kind}")
+    raise _entry_error(path, name, index, f"{key} = {values[index]!r:.80} instead of {kind}")
 
 
 def _is_number(value: object, integer: bool) -> bool:
@@ -328,7 +331,7 @@ def _is_number(value: object, integer: bool) -> bool:
 def _strings(table: list[dict[str, Any]], key: str, path: Path, name: str) -> list[str]:
     for index, entry in enumerate(table):
         if not isinstance(entry.get(key), str):
-            raise _refusal(path, name, index, f"{key} = {entry.get(key)!r:.80} instead of a text")
+            raise _entry_error(path, name, index, f"{key} = {entry.get(key)!r:.80} instead of a string")
     return [entry[key] for entry in table]
 
 
@@ -337,7 +340,7 @@ def _file_names(table: list[dict[str, Any]], path: Path) -> list[str]:
     names = [image_name(entry) for entry in table]
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name:
-            raise _refusal(path, "images", index, f"file_name = {name!r:.80} instead of a text")
+            raise _entry_error(path, "images", index, f"file_name = {name!r:.80} instead of a string")
     return names
 
 
@@ -346,13 +349,13 @@ def _boxes(table: list[dict[str, Any]], path: Path) -> np.ndarray:
     boxes = [entry.get("bbox") for entry in table]
     for index, box in enumerate(boxes):
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)):
-            raise _refusal(path, "annotations", index, f"bbox = {box!r:.80} instead of [x, y, width, height]")
+            raise _entry_error(path, "annotations", index, f"bbox = {box!r:.80} instead of [x, y, width, height]")
     array = np.array(boxes, np.float64).reshape(-1, 4)
     wrong = ~np.isfinite(array).all(axis=1) | (array[:, 2:] < 0).any(axis=1)
     if wrong.any():
         index = int(np.argmax(wrong))
         problem = "a negative width or height" if np.isfinite(array[index]).all() else "numbers that are not finite"
-        raise _refusal(path, "annotations", index, f"bbox = {boxes[index]}, {problem}", table[index].get("id"))
+        raise _entry_error(path, "annotations", index, f"bbox = {boxes[index]}, {problem}", table[index].get("id"))
     return array
 
 
@@ -371,7 +374,7 @@ def _check_unique(ids: np.ndarray, name: str, path: Path) -> None:
         raise DatasetError(f"{path}: id {values[counts > 1][0]} occurs more than once in {name!r}; ids must be unique")
 
 
-def _refusal(path: Path, name: str, index: int, problem: str, entry_id: object = None) -> DatasetError:
+def _entry_error(path: Path, name: str, index: int, problem: str, entry_id: object = None) -> DatasetError:
     entry = f"{name}[{index}]" + (f" (id {entry_id})" if entry_id is not None else "")
     source = source_of(path)
     return DatasetError(

@@ -1,7 +1,7 @@
-"""Samples into batches: padding at the bottom and right, the padding mask, and normalisation on the device.
+"""Batches: padding at the bottom and right, the padding mask, and normalisation on the device.
 
-Images travel as uint8 (a quarter of the memory and of the copy to the device) and become floats in `normalize`.
-Images on a canvas come with their grey padding, which is part of the image: no padding mask covers it.
+Images are transferred as uint8 (a quarter of the RAM and of the copy to the device) and become floats in `normalize`.
+Images on a canvas include their grey padding, which is part of the image: no padding mask covers it.
 Shape letters: B batch, H W the batch's own height and width (the largest of its images), G boxes of one image.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,9 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codetr_cli.boxes import host_values
-
-Target = dict[str, Any]
-"""What is known of one image; see `codetr_cli.data.coco` for the keys."""
+from codetr_cli.data.targets import Target
 
 
 @dataclass
@@ -31,7 +28,7 @@ class Batch:
     Attributes:
         images: uint8 RGB (B, 3, H, W), each image at the top left, 0 elsewhere.
         padding_mask: bool (B, H, W), True = padding. It covers all but each target's `size`.
-        targets: one dict an image, in the order of `images`.
+        targets: one an image, in the order of `images`.
     """
 
     images: Tensor
@@ -42,7 +39,7 @@ class Batch:
         return len(self.targets)
 
     def part(self, first: int, last: int, *, keep_padding: bool = False) -> Batch:
-        """The images from `first` to before `last`, as a rule without the padding that only the others need."""
+        """The images from `first` to before `last`, by default without the padding that only the others need."""
         targets = self.targets[first:last]
         height, width = self.images.shape[2:]
         if not keep_padding:
@@ -70,17 +67,17 @@ class Batch:
 
 
 def pad(batch: Batch, height: int, width: int) -> Batch:
-    """The batch with more padding at the bottom and right; what it has stays where it is.
+    """The batch with more padding at the bottom and right; the images do not move.
 
     Args:
-        batch: not larger than the size.
-        height: wanted.
-        width: wanted.
+        batch: not larger than the new size.
+        height: new height.
+        width: new width.
     """
-    more = (0, width - batch.images.shape[3], 0, height - batch.images.shape[2])
-    if not any(more):
+    padding = (0, width - batch.images.shape[3], 0, height - batch.images.shape[2])
+    if not any(padding):
         return batch
-    return Batch(F.pad(batch.images, more), F.pad(batch.padding_mask, more, value=True), batch.targets)
+    return Batch(F.pad(batch.images, padding), F.pad(batch.padding_mask, padding, value=True), batch.targets)
 
 
 def _zeros(size: int) -> Tensor:
@@ -93,7 +90,7 @@ def collate(samples: Sequence[tuple[np.ndarray, Target]], allocate: Callable[[in
     Args:
         samples: pairs of a uint8 RGB image (h, w, 3) and its target, whose `size` is the valid (height, width) and
             whose `pad_size` the size the image counts as padded to on its own, not smaller than the image.
-        allocate: gives the one block that images and, behind them, padding masks lie in: so many bytes, uint8, all 0.
+        allocate: returns one block of the given number of bytes, uint8, all 0, for images and then padding masks.
     """
     count = len(samples)
     height = max(target["pad_size"][0] for _, target in samples)

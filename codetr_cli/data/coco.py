@@ -1,18 +1,6 @@
-"""Annotations and images of COCO, LVIS and Objects365 as a dataset, read as they lie and filtered as published.
+"""A dataset of images and annotations in COCO's format (COCO, LVIS, Objects365), filtered as published.
 
-A target is a dict with these keys; sizes are (height, width) in pixels, G is the number of objects:
-    boxes (G, 4) float32     xyxy in pixels of the resized image
-    labels (G,) int64        index into `CocoDataset.class_names`
-    iscrowd (G,) int64, area (G,) float32     as annotated, area in the original image
-    image_id int             id in the annotation file
-    orig_size, size          of the decoded file; of the resized image, without padding
-    norm_size                by which boxes are normalised; equals `size` here
-    pad_size                 the image's own padded size; a batch may be larger
-    scale_factor (w, h)      exact new / old side of the last resize
-    masks (G, h, w) uint8    bitmaps of 0 and 1 of `pad_size`, only where the network learns masks
-    bad_files                files that could not be read in its place, (path, reason) each; only if there were any
-On a canvas (large-scale jittering and its test images) the padding belongs to the image: `size`, `norm_size` and
-`pad_size` are the canvas.
+`codetr_cli.data.targets` describes the targets.
 """
 
 from __future__ import annotations
@@ -20,59 +8,53 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from codetr_cli.config.schema import DataConfig, Settings
-from codetr_cli.data.annotations import Annotations as Annotations
-from codetr_cli.data.annotations import check_kind
-from codetr_cli.data.annotations import read_annotations as read_annotations
-from codetr_cli.data.bad_files import BLANK, MET, BadFile
-from codetr_cli.data.batch import Target
+from codetr_cli.config.schema import DataConfig, DatasetName, Settings
+from codetr_cli.data.annotations import check_kind, read_annotations
+from codetr_cli.data.bad_files import BAD_FILES_KEY, BLANK, BadFile
 from codetr_cli.data.copy_paste import CopyPaste
-from codetr_cli.data.file_cache import FileCache
 from codetr_cli.data.formats.cache import source_of
-from codetr_cli.data.formats.resolve import DataPaths as DataPaths
-from codetr_cli.data.formats.resolve import find_data as find_data
-from codetr_cli.data.images import BrokenImageError, decode_image
+from codetr_cli.data.formats.resolve import Split, find_data
+from codetr_cli.data.images import BrokenImageError, decode_image, read_file
 from codetr_cli.data.oversampling import repeated_images
-from codetr_cli.data.transforms import AnyTransform, DroppedSampleError, Sample, build_transforms
+from codetr_cli.data.sample import Sample
+from codetr_cli.data.targets import Size, Target
+from codetr_cli.data.transforms import AnyTransform, DroppedSampleError, build_transforms
 from codetr_cli.errors import DatasetError
 
-Split = Literal["train", "val"]
-TRIES = 100
-"""Images that are tried in place of one that lost all its objects."""
+MAX_REPLACEMENTS = 100
+"""Images that are tried instead of one that lost all its objects."""
 
 
 class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
     """Images of one annotation file with their objects.
 
-    An item is addressed by its index or by (epoch, index). Its random choices, those of a second image that is pasted
-    included, depend on seed, epoch and index only, so the order of reading and the number of processes change nothing.
-    With oversampling an image has several indices, each with random choices of its own.
+    The key of an item is its index or (epoch, index). Its random numbers, including those of a second image that is
+    pasted, depend on seed, epoch and index only, so the order of reading and the number of processes change nothing.
+    With oversampling an image has several indices, each with its own random numbers.
 
     Args:
         images_dir: folder that the file names of the annotations are relative to.
         annotations_path: COCO JSON file.
         transform: applied to every sample.
-        training: leave out crowd regions and images with a side under `min_side`.
-        seed: of the random choices.
-        min_side: smallest side of a training image, in pixels, judged by the annotation file.
-        max_pixels: files with more are refused from their header.
+        training: exclude crowd regions and images with a side under `min_side`.
+        seed: of the random numbers.
+        min_side: smallest side of a training image, in pixels, according to the annotation file.
+        max_pixels: files with more are rejected by their header.
         pad_divisor: images count as padded to multiples of this.
         max_images: keep only the first images.
-        dataset: "coco", "lvis" or "objects365", of which the annotations have to be; absent: any.
-        masks: read the objects' masks and take them through the transform.
-        mask_targets: hand them over in the targets.
-        copy_paste: pastes objects of a second image, which goes through the transform as well.
-        filter_empty: leave out images without any annotation (training only).
+        dataset: required kind of the annotations; None: any.
+        masks: read the objects' masks and transform them.
+        mask_targets: include them in the targets.
+        copy_paste: pastes objects of a second image, which is transformed as well.
+        filter_empty: exclude images without any annotation (training only).
         oversample_threshold: repeat images of classes that fewer images have, see `repeated_images` (training only).
-        skip_bad: go on without files that cannot be read: in training another image takes their place, else a blank
-            one. The target says which under `bad_files`.
-        left_out: paths of files, below `images_dir` as it is given, to leave out at once.
-        cache_bytes: of image files that each process keeps in memory.
+        skip_bad: replace unreadable files: in training by another image, else by a blank one. The target lists them
+            under `bad_files`.
+        skip_files: paths of files, `images_dir` joined with their names, to exclude from the start.
 
     Attributes:
         class_names: names in the order of the labels.
@@ -80,11 +62,11 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         image_ids: id of the image of each index, in the order of the file.
         file_names: of each index.
         sizes: (M, 2) int64 (height, width) of each index, as the annotation file says.
-        aspect_flags: int64, 1 for images wider than high, else 0, judged by the annotation file.
+        aspect_flags: int64, 1 for images wider than high, else 0, according to the annotation file.
 
     Raises:
-        DatasetError: unusable annotations, those of another data set, no object at all to train on, or objects without
-            masks where masks are needed.
+        DatasetError: unusable annotations, those of another data set, no object to train on, or objects without masks
+            where masks are needed.
     """
 
     def __init__(
@@ -99,17 +81,15 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         max_pixels: int = 100_000_000,
         pad_divisor: int = 1,
         max_images: int | None = None,
-        dataset: Literal["coco", "lvis", "objects365"] | None = None,
+        dataset: DatasetName | None = None,
         masks: bool = False,
         mask_targets: bool = False,
         copy_paste: CopyPaste | None = None,
         filter_empty: bool = False,
         oversample_threshold: float | None = None,
         skip_bad: bool = False,
-        left_out: Collection[str] = (),
-        cache_bytes: int = 0,
+        skip_files: Collection[str] = (),
     ) -> None:
-        self.files = FileCache(cache_bytes)
         self.images_dir = images_dir
         self.annotations_path = annotations_path
         self.transform = transform
@@ -132,15 +112,15 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             if filter_empty:
                 rows = rows[annotations.annotated_images()[rows]]
         rows = rows[:max_images]
-        if left_out:
-            bad = set(left_out)
+        if skip_files:
+            bad = set(skip_files)
             rows = rows[[str(images_dir / annotations.file_names[row]) not in bad for row in rows]]
-        self._positions = np.arange(len(rows))
+        self._unique_rows = np.arange(len(rows))
         if training and oversample_threshold is not None:
-            self._positions = repeated_images(
+            self._unique_rows = repeated_images(
                 annotations.image_rows, annotations.labels, rows, oversample_threshold, count_empty=not filter_empty
             )
-        items = rows[self._positions]
+        items = rows[self._unique_rows]
         self.image_ids = annotations.image_ids[items].tolist()
         self.file_names = [annotations.file_names[row] for row in items]
         self.sizes = annotations.sizes[items]
@@ -159,10 +139,13 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         self._check = source_of(annotations_path).check
 
     def _check_outlines(self, absent: np.ndarray) -> None:
-        """Refuses objects (N,) without masks.
+        """Checks that no object lacks a mask.
+
+        Args:
+            absent: (N,) bool, objects without a mask.
 
         Raises:
-            DatasetError: the first of them by name.
+            DatasetError: names the first of them.
         """
         if self._outlines is None or not absent.any():
             return
@@ -170,15 +153,15 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         first = self._outlines.entries[self._objects.rows[np.argmax(absent)]]
         raise DatasetError(
             f"{source_of(self.annotations_path).name} lacks masks: {count} of its {len(absent)} usable objects have a "
-            f"segmentation (annotations[{first}] has none), but the settings need the masks of all. Take a preset "
+            f"segmentation (annotations[{first}] has none), but the settings need the masks of all. Use a preset "
             'without masks, paste whole boxes with --set data.copy_paste="boxes" or nothing with '
             "--set data.copy_paste=none, or add the masks"
         )
 
     @property
     def object_counts(self) -> np.ndarray:
-        """How many objects the image of each index has, (M,) int64, before any augmentation."""
-        return np.diff(self._objects.offsets)[self._positions]
+        """Number of objects of the image of each index, (M,) int64, before any augmentation."""
+        return np.diff(self._objects.offsets)[self._unique_rows]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -197,53 +180,51 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch, index])
-        met: list[BadFile] = []
-        index, orig_size, sample = self._transformed(index, rng, met)
+        bad_files: list[BadFile] = []
+        index, orig_size, sample = self._transformed(index, rng, bad_files)
         if self.copy_paste is not None:
-            _, _, source = self._transformed(int(rng.integers(len(self))), rng, met)
+            _, _, source = self._transformed(int(rng.integers(len(self))), rng, bad_files)
             sample = self.copy_paste(sample, source, rng)
         if not self.mask_targets:
             sample = replace(sample, masks=None)
         target = sample.to_target(image_id=self.image_ids[index], orig_size=orig_size, pad_divisor=self.pad_divisor)
-        if met:
-            target[MET] = [tuple(bad) for bad in met]
+        if bad_files:
+            target[BAD_FILES_KEY] = [tuple(bad) for bad in bad_files]
         return np.ascontiguousarray(sample.image), target
 
-    def _transformed(
-        self, index: int, rng: np.random.Generator, met: list[BadFile]
-    ) -> tuple[int, tuple[int, int], Sample]:
-        """An image after the transform, or another of its orientation if nothing is left of its objects.
+    def _transformed(self, index: int, rng: np.random.Generator, bad_files: list[BadFile]) -> tuple[int, Size, Sample]:
+        """A transformed image, or another one of its orientation if augmentation removed all its objects.
 
         Args:
             index: of the image.
-            rng: of all choices.
-            met: gets the files that cannot be read, where that is allowed; they are replaced in the same way.
+            rng: of all random numbers.
+            bad_files: gets the unreadable files, where skipping is allowed; they are replaced in the same way.
 
         Returns:
             index of the image, its (height, width) as decoded, and the sample.
         """
-        for _ in range(TRIES):
+        for _ in range(MAX_REPLACEMENTS):
             try:
                 sample = self.load_sample(index)
                 return index, sample.size, self.transform(sample, rng)
             except BrokenImageError as error:
                 if not self.skip_bad:
                     raise
-                met.append(BadFile(str(self.image_path(index)), error.reason))
+                bad_files.append(BadFile(str(self.image_path(index)), error.reason))
                 if not self.training:
                     sample = Sample.from_image(BLANK)
                     return index, sample.size, self.transform(sample, rng)
-                index = self._instead(index, rng)
+                index = self._replacement(index, rng)
             except DroppedSampleError:
                 # Parity: any image of the same orientation, the same one included.
                 index = int(rng.choice(np.flatnonzero(self.aspect_flags == self.aspect_flags[index])))
         raise DatasetError(
-            f"{TRIES} images of {source_of(self.annotations_path).name} in a row lost all their objects in "
-            f"augmentation{' or cannot be read' if met else ''}, at last {self.image_path(index)}. Check that the "
-            "masks lie where the boxes are, or crop less with --set data.lsj_ratio=[0.1,1.0]"
+            f"{MAX_REPLACEMENTS} images of {source_of(self.annotations_path).name} in a row lost all their objects in "
+            f"augmentation{' or cannot be read' if bad_files else ''}, the last one is {self.image_path(index)}. Check "
+            "that masks and boxes match, or crop less with --set data.lsj_ratio=[0.1,1.0]"
         )
 
-    def _instead(self, index: int, rng: np.random.Generator) -> int:
+    def _replacement(self, index: int, rng: np.random.Generator) -> int:
         """Another image, of the same orientation if there is any: batches hold one orientation."""
         alike = np.flatnonzero(self.aspect_flags == self.aspect_flags[index])
         others = alike[alike != index]
@@ -257,11 +238,20 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         Raises:
             DatasetError: the file is missing or cannot be decoded, or a mask is broken or of another size.
         """
-        path = self.image_path(index)
-        content = self.files.read(path, check=self._check)
-        image = decode_image(content, path, max_pixels=self.max_pixels, check=self._check)
-        objects, position = self._objects, self._positions[index]
-        rows = slice(objects.offsets[position], objects.offsets[position + 1])
+        return self.annotated(index, self.decode(index, self.read_bytes(index)))
+
+    def read_bytes(self, index: int) -> bytes:
+        """First stage of `load_sample`: the content of the image file."""
+        return read_file(self.image_path(index), check=self._check)
+
+    def decode(self, index: int, content: bytes) -> np.ndarray:
+        """Second stage of `load_sample`: the image (h, w, 3) uint8 RGB."""
+        return decode_image(content, self.image_path(index), max_pixels=self.max_pixels, check=self._check)
+
+    def annotated(self, index: int, image: np.ndarray) -> Sample:
+        """Last stage of `load_sample`: the image with its objects."""
+        objects, row = self._objects, self._unique_rows[index]
+        rows = slice(objects.offsets[row], objects.offsets[row + 1])
         masks = None
         if self._outlines is not None:
             try:
@@ -269,8 +259,8 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             except DatasetError as error:
                 source = source_of(self.annotations_path)
                 raise DatasetError(
-                    f"{source.name}: {error} (image {path.name}). Correct or remove it; {source.check} lists every "
-                    "such entry"
+                    f"{source.name}: {error} (image {self.image_path(index).name}). Correct or remove it; "
+                    f"{source.check} lists every such entry"
                 ) from error
         return Sample(
             image=image,
@@ -282,24 +272,24 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         )
 
     def image_path(self, index: int) -> Path:
-        """Where the image lies."""
+        """The path of the image."""
         return self.images_dir / self.file_names[index]
 
 
 def build_dataset(
-    settings: Settings, *, split: Split, training: bool, data: str | None = None, left_out: Collection[str] = ()
+    settings: Settings, *, split: Split, training: bool, data: str | None = None, skip_files: Collection[str] = ()
 ) -> CocoDataset:
-    """The dataset that the settings describe.
+    """Builds the dataset of the settings.
 
     Args:
         settings: of the run; `data.max_images` limits the training split only.
         split: which images.
         training: augment and filter for training; otherwise every image is resized as for testing.
         data: folder given on the command line.
-        left_out: image files not to use.
+        skip_files: image files to exclude.
 
     Raises:
-        DatasetError: nothing where the data should be, or unusable annotations.
+        DatasetError: the data is not found, or the annotations are unusable.
     """
     paths = find_data(settings.data, data, split)
     return CocoDataset(
@@ -319,11 +309,10 @@ def build_dataset(
         filter_empty=settings.data.filter_empty,
         oversample_threshold=settings.data.oversample_threshold,
         skip_bad=settings.data.bad_files == "skip",
-        left_out=left_out,
-        cache_bytes=settings.data.file_cache_mb * 2**20 if training else 0,
+        skip_files=skip_files,
     )
 
 
 def build_copy_paste(config: DataConfig) -> CopyPaste | None:
-    """What pastes a second image's objects into training images, if the settings ask for it."""
+    """Builds the copy-paste augmentation, if the settings ask for it."""
     return None if config.copy_paste == "none" else CopyPaste(cut=config.copy_paste, max_pasted=config.max_pasted)

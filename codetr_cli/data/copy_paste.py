@@ -1,7 +1,7 @@
-"""Copy-paste (arXiv 2012.07177): objects of a second image are put over the first.
+"""Copy-paste (arXiv 2012.07177): objects of a second image are pasted over the first.
 
-Behaviour with masks: mmdet's CopyPaste, to the last bit. Both images come from `LsjAugmentation`, so that they are of
-one size. Shape letters: G objects of an image, h w the canvas' height and width.
+Behaviour with masks: mmdet's CopyPaste, bit for bit. Both images come from `LsjAugmentation`, so they have the same
+size. Shape letters: G objects of an image, h w the canvas' height and width.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 
 from codetr_cli.data.masks import Masks
-from codetr_cli.data.transforms import Sample
+from codetr_cli.data.sample import Sample
 
 
 @dataclass(frozen=True)
 class CopyPasteParams:
-    """Indices of the source's objects to paste, in the order in which they follow the destination's."""
+    """Indices of the source's objects to paste, in the order in which they are appended to the destination's."""
 
     selected: tuple[int, ...]
 
@@ -26,87 +26,88 @@ class CopyPasteParams:
 class CopyPaste:
     """Pastes some objects of a source image over a destination.
 
-    How many is drawn evenly from none to all, fewer than `max_pasted`; which, without replacement.
+    Their number is uniform from none to all, less than `max_pasted`; they are sampled without replacement.
 
-    By "masks", only the objects' own pixels are pasted. Those of the destination lose the pixels that are covered now
-    and get the tight box of the rest; they stay if no side of the box moved by more than 10 pixels or more than 300
-    pixels are left.
+    With "masks", only the objects' own pixels are pasted. Destination objects lose the covered pixels and get the tight
+    box of the rest; they are kept if no side of the box moved by more than 10 pixels or more than 300 pixels remain.
 
-    By "boxes", for data sets without masks, whole boxes are pasted with what is around the object in them. Chosen are
-    only objects whose box fills at most a quarter of the canvas, so that much of the destination stays. A source object
-    that was not chosen but lies at least half within the pasted area comes along, with the box of the part that is
-    seen. A destination object of whose box nothing is covered keeps its box; of which at least half is seen, gets the
-    tight box of the part that is seen; any other is no longer annotated.
+    With "boxes", for data sets without masks, whole boxes are pasted, including the background in them. Only objects
+    whose box fills at most a quarter of the canvas are candidates, so that much of the destination remains. A source
+    object that was not selected but is at least half inside the pasted area is added too, with the box of its visible
+    part. A destination object keeps its box if none of it is covered, gets the tight box of its visible part if that is
+    at least half, and is removed otherwise.
 
     Args:
         cut: "masks" or "boxes".
         max_pasted: fewer objects than this are pasted.
     """
 
-    MOVED_PX = 10
-    LEFT_PX = 300
-    LARGEST = 0.25
-    SEEN = 0.5
+    MAX_SHIFT_PX = 10
+    MIN_REMAINING_PX = 300
+    MAX_BOX_SHARE = 0.25
+    MIN_VISIBLE = 0.5
 
     def __init__(self, *, cut: Literal["masks", "boxes"], max_pasted: int = 100) -> None:
         self.cut = cut
         self.max_pasted = max_pasted
 
     def __call__(self, destination: Sample, source: Sample, rng: np.random.Generator) -> Sample:
-        """Draws and applies."""
-        return self.apply(destination, source, self.draw(rng, source))
+        """Samples the parameters and applies them."""
+        return self.apply(destination, source, self.make_params(rng, source))
 
-    def draw(self, rng: np.random.Generator, source: Sample) -> CopyPasteParams:
-        """Draws the number of objects and then which of them."""
+    def make_params(self, rng: np.random.Generator, source: Sample) -> CopyPasteParams:
+        """Samples the number of objects and then their indices."""
         candidates = self._candidates(source)
         count = int(rng.integers(min(len(candidates) + 1, self.max_pasted)))
         chosen = rng.choice(len(candidates), size=count, replace=False) if count else np.zeros(0, np.int64)
         return CopyPasteParams(selected=tuple(candidates[chosen].tolist()))
 
-    def apply(self, destination: Sample, source: Sample, choices: CopyPasteParams) -> Sample:
-        """The destination with the chosen objects over it; as it is when there are none.
+    def apply(self, destination: Sample, source: Sample, params: CopyPasteParams) -> Sample:
+        """Pastes the selected objects over the destination; without any, returns it unchanged.
 
         Args:
-            destination: what is pasted on.
-            source: of the same size.
-            choices: indices of the source's objects.
+            destination: the image to paste on.
+            source: an image of the same size.
+            params: indices of the source's objects.
         """
-        if not choices.selected:
+        if not params.selected:
             return destination
-        selected = np.array(choices.selected)
+        selected = np.array(params.selected)
         if self.cut == "boxes":
             return self._by_boxes(destination, source, selected)
         if destination.masks is None or source.masks is None:
             raise ValueError("pasting by masks needs samples with masks")
         pasted = source.select(selected)
         covered = source.masks.select(selected).union()
-        left = destination.masks.without(covered)
-        boxes = left.tight_boxes()
-        keep = (np.abs(boxes - destination.boxes) <= self.MOVED_PX).all(axis=1) | (left.areas() > self.LEFT_PX)
-        return _composed(replace(destination, boxes=boxes, masks=left).select(keep), pasted, covered)
+        remaining = destination.masks.without(covered)
+        boxes = remaining.tight_boxes()
+        keep = (np.abs(boxes - destination.boxes) <= self.MAX_SHIFT_PX).all(axis=1) | (
+            remaining.areas() > self.MIN_REMAINING_PX
+        )
+        return _composed(replace(destination, boxes=boxes, masks=remaining).select(keep), pasted, covered)
 
     def _candidates(self, source: Sample) -> np.ndarray:
-        """Indices of the objects that may be pasted."""
+        """Indices of the objects that can be pasted."""
         if self.cut == "masks":
             return np.arange(len(source.labels))
         height, width = source.size
         areas = (source.boxes[:, 2] - source.boxes[:, 0]) * (source.boxes[:, 3] - source.boxes[:, 1])
-        return np.flatnonzero((areas > 0) & (areas <= self.LARGEST * height * width))
+        return np.flatnonzero((areas > 0) & (areas <= self.MAX_BOX_SHARE * height * width))
 
     def _by_boxes(self, destination: Sample, source: Sample, selected: np.ndarray) -> Sample:
         covered = Masks.from_boxes(source.boxes[selected], source.size).union()
-        others = np.setdiff1d(np.arange(len(source.labels)), selected)
-        along = self._what_is_seen(source.select(others), 1 - covered)
-        return _composed(self._what_is_seen(destination, covered), _joined(source.select(selected), along), covered)
+        unselected = np.setdiff1d(np.arange(len(source.labels)), selected)
+        partly = self._visible_objects(source.select(unselected), 1 - covered)
+        return _composed(self._visible_objects(destination, covered), _joined(source.select(selected), partly), covered)
 
-    def _what_is_seen(self, sample: Sample, hidden: np.ndarray) -> Sample:
-        """The objects at least half of whose box is outside `hidden` (h, w), with the boxes of what is seen of them."""
+    def _visible_objects(self, sample: Sample, hidden: np.ndarray) -> Sample:
+        """The objects with at least half of their box outside `hidden` (h, w), with the boxes of the visible parts."""
         rectangles = Masks.from_boxes(sample.boxes, sample.size)
-        left, areas = rectangles.without(hidden), rectangles.areas()
-        seen = left.areas()
-        boxes = np.where((seen == areas)[:, None], sample.boxes, left.tight_boxes())
+        remaining, areas = rectangles.without(hidden), rectangles.areas()
+        visible = remaining.areas()
+        boxes = np.where((visible == areas)[:, None], sample.boxes, remaining.tight_boxes())
         masks = None if sample.masks is None else sample.masks.without(hidden)
-        return replace(sample, boxes=boxes, masks=masks).select((areas > 0) & (seen >= self.SEEN * areas))
+        return replace(sample, boxes=boxes, masks=masks).select((areas > 0) & (visible >= self.MIN_VISIBLE * areas))
 
 
 def _composed(destination: Sample, pasted: Sample, covered: np.ndarray) -> Sample:

@@ -1,8 +1,8 @@
 """A synthetic data set in COCO's layout that a tiny model learns in minutes: coloured shapes on varied backgrounds.
 
-Only the outline tells the classes apart: colour, texture, size and place are drawn independently of it. Every picture
-is a function of (seed, split, index). Boxes and masks are those of the visible pixels, as in COCO. Sizes are (height,
-width) in pixels, colours are RGB in [0, 1], h w is a picture's height and width.
+Only the outline distinguishes the classes: colour, texture, size and place are independent of it. Every picture is a
+function of (seed, split, index). Boxes and masks are those of the visible pixels, as in COCO. Sizes are (height, width)
+in pixels, colours are RGB in [0, 1], h w is a picture's height and width.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from codetr_cli.data.formats.detect import Split, write_list
-from codetr_cli.data.masks import encode
+from codetr_cli.data.formats.layouts import SplitFiles
+from codetr_cli.data.formats.list_files import write_list
+from codetr_cli.data.outlines import encode
 
 MIN_VISIBLE = 0.6
-"""No object shows less than this share of itself."""
+"""Smallest visible share of an object."""
 MIN_SIDE = 20
 """Smallest side of a visible box, in pixels."""
 MAX_OBJECTS = 8
@@ -34,7 +35,7 @@ def write_demo(folder: Path, *, train: int = 400, val: int = 60, size: int = 256
     """Writes the data set: images, annotations, list files. Files of the same name are overwritten.
 
     Args:
-        folder: root of the data set, made when missing.
+        folder: root of the data set, created when missing.
         train: number of training images.
         val: number of validation images.
         size: long side of every image, in pixels; the short side is between three quarters of it and all of it.
@@ -42,19 +43,19 @@ def write_demo(folder: Path, *, train: int = 400, val: int = 60, size: int = 256
     """
     contents = {}
     for number, (name, count) in enumerate((("train", train), ("val", val))):
-        split = Split(name, folder)
+        split = SplitFiles(name, folder)
         split.images_dir.mkdir(parents=True, exist_ok=True)
         contents[name] = _write_images(split.images_dir, count, size, (seed, number))
-    # Annotations come last: a folder that has them is complete.
+    # Annotations are written last: a folder that has them is complete.
     for name, content in contents.items():
-        split = Split(name, folder)
+        split = SplitFiles(name, folder)
         write_list(split, [image["file_name"] for image in content["images"]])
         split.annotations_path.parent.mkdir(exist_ok=True)
         split.annotations_path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _write_images(folder: Path, count: int, size: int, seed: tuple[int, int]) -> dict[str, list[dict[str, Any]]]:
-    """Draws one split and returns its annotation file's content."""
+    """Draws the images of one split and returns the content of its annotation file."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
@@ -107,7 +108,7 @@ def draw_picture(rng: Rng, size: int) -> tuple[np.ndarray, list[tuple[Shape, np.
     """Draws one picture.
 
     Args:
-        rng: makes every choice.
+        rng: source of all random numbers.
         size: long side, in pixels.
 
     Returns:
@@ -124,7 +125,7 @@ def draw_picture(rng: Rng, size: int) -> tuple[np.ndarray, list[tuple[Shape, np.
 
 
 def _arrange(rng: Rng, height: int, width: int) -> list[tuple[Shape, np.ndarray]]:
-    """Places 1 to MAX_OBJECTS shapes, each later one in front, so that enough of every one stays visible."""
+    """Places 1 to MAX_OBJECTS shapes, later ones in front, so that enough of every one remains visible."""
     wanted = int(rng.integers(1, MAX_OBJECTS + 1))
     objects: list[tuple[Shape, np.ndarray]] = []
     for _ in range(20 * wanted):
@@ -133,18 +134,18 @@ def _arrange(rng: Rng, height: int, width: int) -> list[tuple[Shape, np.ndarray]
         shape = _random_shape(rng, height, width)
         mask = _coverage(shape.points, height, width) > 0.5
         remaining = [(other, visible & ~mask) for other, visible in objects]
-        if all(_shows_enough(*entry) for entry in [*remaining, (shape, mask)]):
+        if all(_is_visible_enough(*entry) for entry in [*remaining, (shape, mask)]):
             objects = [*remaining, (shape, mask)]
     return objects
 
 
-def _shows_enough(shape: Shape, visible: np.ndarray) -> bool:
+def _is_visible_enough(shape: Shape, visible: np.ndarray) -> bool:
     whole = cv2.contourArea(shape.points.astype(np.float32))
     return visible.sum() >= MIN_VISIBLE * whole and min(visible_box(visible)[2:]) >= MIN_SIDE
 
 
 def _random_shape(rng: Rng, height: int, width: int) -> Shape:
-    """A shape of random class, size, turn and place; up to about a quarter of it may lie outside."""
+    """A shape of random class, size, rotation and place; up to about a quarter of it may be outside the picture."""
     label = int(rng.integers(len(OUTLINES)))
     outline, turn = OUTLINES[list(OUTLINES)[label]]
     smallest, largest = 0.075 * max(height, width), 0.28 * max(height, width)
@@ -157,7 +158,7 @@ def _random_shape(rng: Rng, height: int, width: int) -> Shape:
 
 
 def _coverage(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """How much of each pixel a polygon covers, (h, w) float in [0, 1]."""
+    """The share of each pixel that a polygon covers, (h, w) float in [0, 1]."""
     coverage = np.zeros((height, width))
     left, top = np.floor(points.min(axis=0)).astype(int).clip(0)
     right, bottom = np.ceil(points.max(axis=0)).astype(int).clip(0, (width, height))
@@ -170,8 +171,8 @@ def _coverage(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _paint(rng: Rng, canvas: np.ndarray, shape: Shape) -> None:
-    """Draws one shape into `canvas` with a soft shadow, a texture, some light and, often, a rim."""
-    # Work on a window with room for the shadow.
+    """Draws one shape into `canvas` with a soft shadow, a texture, shading and, often, a rim."""
+    # A window with space for the shadow.
     left, top = (np.floor(shape.points.min(axis=0)).astype(int) - 12).clip(0)
     right, bottom = (np.ceil(shape.points.max(axis=0)).astype(int) + 16).clip(0, canvas.shape[1::-1])
     window, points = canvas[top:bottom, left:right], shape.points - (left, top)
@@ -206,7 +207,7 @@ OUTLINES: dict[str, tuple[np.ndarray, float]] = {
     "triangle": (1.1 * _polygon(3), np.pi / 6),
     "star": (1.15 * _polygon(10, inner_radius=0.45), np.pi / 5),
 }
-"""Outline around the origin and largest turn to either side, by class."""
+"""Outline around the origin and largest rotation to either side, by class."""
 
 
 def _colour(rng: Rng, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
@@ -219,7 +220,7 @@ def _colour(rng: Rng, saturation: tuple[float, float], value: tuple[float, float
 
 
 def _contrasting_colour(rng: Rng, behind: np.ndarray) -> np.ndarray:
-    """A vivid colour well apart from the mean colour behind the object."""
+    """A vivid colour that differs clearly from the mean colour behind the object."""
     candidates = [_colour(rng, (0.5, 0.95), (0.45, 1.0)) for _ in range(12)]
     far = [colour for colour in candidates if np.linalg.norm(colour - behind) > 0.5]
     return far[0] if far else max(candidates, key=lambda colour: float(np.linalg.norm(colour - behind)))
@@ -243,7 +244,7 @@ def _texture(rng: Rng, x: np.ndarray, y: np.ndarray, colour: np.ndarray) -> np.n
 
 
 def _background(rng: Rng, height: int, width: int) -> np.ndarray:
-    """A calm background (h, w, 3): a gradient with soft clouds, thin lines or tiles on it, or neither."""
+    """A background (h, w, 3) of low contrast: a gradient, with soft clouds, thin lines, tiles or nothing on it."""
     bright = rng.random() < 0.6
     value = (0.7, 0.97) if bright else (0.12, 0.45)
     first, second = _colour(rng, (0.05, 0.35), value), _colour(rng, (0.05, 0.35), value)

@@ -1,8 +1,8 @@
 """Image headers read from the first and last bytes of a file, without decoding a pixel.
 
-One open, one or two reads a file, so that a whole COCO can be checked in seconds and a 20000 x 20000 image costs no
-memory. What counts is what OpenCV will make of the file: formats are told by content, never by the name's ending, and
-the EXIF rotation that OpenCV applies is reported beside the stored size.
+One open and one or two reads a file, so that COCO can be checked in seconds and a 20000 x 20000 image needs no RAM. The
+result is what OpenCV will decode: formats are detected by content, never by file extension, and the EXIF rotation that
+OpenCV applies is reported with the stored size.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from codetr_cli.data.targets import Size
 from codetr_cli.errors import DatasetError
 
 HEAD_BYTES = 2048
-"""First read of every file: holds the size of nearly every photograph."""
+"""First read of every file: contains the size of nearly every photograph."""
 
 Problem = Literal["missing", "unreadable", "empty", "not_an_image", "truncated", "unsupported"]
 
@@ -26,8 +27,8 @@ class ImageFileError(DatasetError):
     """An image file that cannot be used.
 
     Args:
-        problem: which of the known kinds of damage.
-        detail: what exactly was found, a phrase without the file's name.
+        problem: the kind of damage.
+        detail: what exactly was found, without the file's name.
     """
 
     def __init__(self, problem: Problem, detail: str) -> None:
@@ -37,24 +38,24 @@ class ImageFileError(DatasetError):
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the header of an image says.
+    """The content of an image's header.
 
     Args:
         format: "jpeg", "png", "webp", "gif", "bmp", "tiff" or a rarer one's name.
         stored_size: (height, width) in pixels as stored.
-        orientation: EXIF orientation 1..8 that OpenCV applies on reading; 1: none.
-        colour: "rgb", "grey", "palette", "cmyk", "alpha"; how the pixels are stored.
+        orientation: EXIF orientation 1..8 that OpenCV applies on reading; 1 for none.
+        colour: how the pixels are stored: "rgb", "grey", "palette", "cmyk", "alpha".
         bits: bits per sample.
     """
 
     format: str
-    stored_size: tuple[int, int]
+    stored_size: Size
     orientation: int = 1
     colour: str = "rgb"
     bits: int = 8
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(height, width) in pixels as OpenCV returns the image: after the EXIF rotation."""
         if self.orientation < 5:
             return self.stored_size
@@ -63,10 +64,10 @@ class ImageHeader:
 
 
 def read_header(path: str | Path) -> ImageHeader:
-    """Reads an image's header and checks that its end is there.
+    """Reads an image's header and checks that the file is complete.
 
     Raises:
-        ImageFileError: the file is missing, empty, cut short, not an image, or of a format OpenCV cannot read.
+        ImageFileError: the file is missing, empty, truncated, not an image, or of a format OpenCV cannot read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -75,7 +76,7 @@ def read_header(path: str | Path) -> ImageHeader:
     except OSError as error:
         raise ImageFileError("unreadable", error.strerror or str(error)) from error
     try:
-        return _parse(_Source(descriptor), path)
+        return _parse(_FileBytes(descriptor), path)
     except OSError as error:
         raise ImageFileError("unreadable", error.strerror or str(error)) from error
     finally:
@@ -83,19 +84,19 @@ def read_header(path: str | Path) -> ImageHeader:
 
 
 def header_of(content: bytes, path: str | Path) -> ImageHeader:
-    """The header of a file that has been read already.
+    """The header of a file that is already in RAM.
 
     Args:
         content: the whole file.
-        path: the file; looked at again for rare formats only.
+        path: the file; read again for rare formats only.
 
     Raises:
         ImageFileError: as `read_header`.
     """
-    return _parse(_Content(content), path)
+    return _parse(_RamBytes(content), path)
 
 
-class _Source:
+class _FileBytes:
     """Random access to a file's bytes; the head is read once."""
 
     def __init__(self, descriptor: int) -> None:
@@ -115,8 +116,8 @@ class _Source:
         return self.at(max(0, self.size - count), min(count, self.size))
 
 
-class _Content(_Source):
-    """The same of a file that is in memory."""
+class _RamBytes(_FileBytes):
+    """The same for a file in RAM."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -128,14 +129,14 @@ class _Content(_Source):
         return self._content[offset : offset + count]
 
 
-def _parse(source: _Source, path: str | Path) -> ImageHeader:
+def _parse(source: _FileBytes, path: str | Path) -> ImageHeader:
     try:
         return _parse_format(source, path)
     except (struct.error, IndexError) as error:
         raise ImageFileError("truncated", "the header is cut short or broken") from error
 
 
-def _parse_format(source: _Source, path: str | Path) -> ImageHeader:
+def _parse_format(source: _FileBytes, path: str | Path) -> ImageHeader:
     head = source.head
     if not head:
         raise ImageFileError("empty", "the file has zero bytes")
@@ -157,64 +158,64 @@ def _parse_format(source: _Source, path: str | Path) -> ImageHeader:
 # ----------------------------------------------------------------------------------------------------------- formats
 
 
-def _jpeg(source: _Source) -> ImageHeader:
+def _jpeg(source: _FileBytes) -> ImageHeader:
     """Walks the segments up to the frame header (ITU-T T.81, annex B)."""
-    position, orientation = 2, 1
+    offset, orientation = 2, 1
     while True:
-        segment = source.at(position, 20)
+        segment = source.at(offset, 20)
         if len(segment) < 4:
             raise ImageFileError("truncated", "the JPEG ends within its header")
         if segment[0] != 0xFF:
-            raise ImageFileError("truncated", f"the JPEG's header is broken at byte {position}")
+            raise ImageFileError("truncated", f"the JPEG's header is broken at byte {offset}")
         marker = segment[1]
         if marker == 0xFF:  # fill byte before a marker
-            position += 1
+            offset += 1
             continue
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers that stand alone
-            position += 2
+            offset += 2
             continue
         if marker in (0xD9, 0xDA):
-            raise ImageFileError("truncated", "the JPEG's header says no size")
+            raise ImageFileError("truncated", "the JPEG's header has no size")
         length = (segment[2] << 8) | segment[3]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             break
         if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
-            orientation = _exif_orientation(source.at(position + 10, length - 8)) or orientation
-        position += 2 + length
+            orientation = _exif_orientation(source.at(offset + 10, length - 8)) or orientation
+        offset += 2 + length
     bits, height, width, components = struct.unpack(">BHHB", segment[4:10])
-    if source.tail(2) != b"\xff\xd9" and not _ends_later(source, position, b"\xff\xd9"):
+    if source.tail(2) != b"\xff\xd9" and not _ends_later(source, offset, b"\xff\xd9"):
         raise ImageFileError("truncated", "the JPEG has no end marker: the end of the file is missing")
     return ImageHeader("jpeg", (height, width), orientation, {1: "grey", 4: "cmyk"}.get(components, "rgb"), bits)
 
 
-def _png(source: _Source) -> ImageHeader:
+def _png(source: _FileBytes) -> ImageHeader:
     """Reads IHDR and the chunks before the pixels (RFC 2083)."""
     if source.head[12:16] != b"IHDR":
-        raise ImageFileError("truncated", "the PNG does not begin with its header chunk")
+        raise ImageFileError("truncated", "the PNG does not start with its header chunk")
     width, height, bits, colour = struct.unpack(">IIBB", source.head[16:26])
-    position, orientation = 33, 1
+    offset, orientation = 33, 1
     while True:
-        chunk = source.at(position, 8)
+        chunk = source.at(offset, 8)
         if len(chunk) < 8:
             raise ImageFileError("truncated", "the PNG ends within its header")
         if chunk[4:] in (b"IDAT", b"IEND"):
             break
         length = int.from_bytes(chunk[:4], "big")
         if chunk[4:] == b"eXIf":
-            orientation = _exif_orientation(source.at(position + 8, length)) or orientation
-        position += 12 + length
+            orientation = _exif_orientation(source.at(offset + 8, length)) or orientation
+        offset += 12 + length
     end = b"IEND\xaeB`\x82"
-    if source.tail(8) != end and not _ends_later(source, position, end):
+    if source.tail(8) != end and not _ends_later(source, offset, end):
         raise ImageFileError("truncated", "the PNG has no end chunk: the end of the file is missing")
     kind = {0: "grey", 3: "palette", 4: "alpha", 6: "alpha"}.get(colour, "rgb")
     return ImageHeader("png", (height, width), orientation, kind, bits)
 
 
-def _webp(source: _Source) -> ImageHeader:
+def _webp(source: _FileBytes) -> ImageHeader:
     head = source.head
     size = int.from_bytes(head[4:8], "little") + 8
     if size > source.size + 1:  # an odd last chunk may lack its padding byte
-        raise ImageFileError("truncated", f"the WebP announces {size:,} bytes and has {source.size:,}")
+        raise ImageFileError("truncated", f"the WebP declares {size:,} bytes and has {source.size:,}")
     if head[12:16] == b"VP8X":
         width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (24, 27))
         colour = "alpha" if head[20] & 0x10 else "rgb"
@@ -227,25 +228,25 @@ def _webp(source: _Source) -> ImageHeader:
     return ImageHeader("webp", (height & 0x3FFF, width & 0x3FFF))
 
 
-def _webp_orientation(source: _Source) -> int:
-    position = 12
-    while len(chunk := source.at(position, 8)) == 8:
+def _webp_orientation(source: _FileBytes) -> int:
+    offset = 12
+    while len(chunk := source.at(offset, 8)) == 8:
         length = int.from_bytes(chunk[4:], "little")
         if chunk[:4] == b"EXIF":
-            data = source.at(position + 8, length)
+            data = source.at(offset + 8, length)
             return _exif_orientation(data.removeprefix(b"Exif\0\0")) or 1
-        position += 8 + length + (length & 1)
+        offset += 8 + length + (length & 1)
     return 1
 
 
-def _gif(source: _Source) -> ImageHeader:
+def _gif(source: _FileBytes) -> ImageHeader:
     width, height = struct.unpack("<HH", source.head[6:10])
     if b"\0;" not in source.tail(64):
         raise ImageFileError("truncated", "the GIF has no trailer: the end of the file is missing")
     return ImageHeader("gif", (height, width), 1, "palette")
 
 
-def _bmp(source: _Source) -> ImageHeader:
+def _bmp(source: _FileBytes) -> ImageHeader:
     pixels_at, header_size = struct.unpack("<II", source.head[10:18])
     if header_size == 12:
         width, height, _, bits = struct.unpack("<HHHH", source.head[18:26])
@@ -261,24 +262,24 @@ def _bmp(source: _Source) -> ImageHeader:
     return ImageHeader("bmp", (height, width), 1, "palette" if bits <= 8 else "rgb")
 
 
-def _tiff(source: _Source) -> ImageHeader:
+def _tiff(source: _FileBytes) -> ImageHeader:
     order: Literal["little", "big"] = "little" if source.head[:2] == b"II" else "big"
     tags = _read_ifd(source.at, order)
     size, bits = (tags.get(257, [0])[0], tags.get(256, [0])[0]), tags.get(258, [1])[0]
     ends = [a + b for o, c in ((273, 279), (324, 325)) for a, b in zip(tags.get(o, []), tags.get(c, []), strict=False)]
     if bits > 16:
-        raise ImageFileError("unsupported", f"a TIFF of {bits} bits a sample, of which OpenCV reads 16 at most")
+        raise ImageFileError("unsupported", f"a TIFF with {bits} bits per sample; OpenCV reads at most 16")
     if not ends or max(ends) > source.size:
-        raise ImageFileError("truncated", "the TIFF's pixels lie beyond the end of the file")
+        raise ImageFileError("truncated", "the TIFF's pixels are beyond the end of the file")
     orientation = tags.get(274, [1])[0]
     colour = {0: "grey", 1: "grey", 3: "palette", 5: "cmyk"}.get(tags.get(262, [2])[0], "rgb")
     return ImageHeader("tiff", size, orientation if 1 <= orientation <= 8 else 1, colour, bits)
 
 
 def _other(head: bytes, path: str | Path) -> ImageHeader:
-    """Rare formats, which both OpenCV and Pillow must know."""
+    """Rare formats, which both OpenCV and Pillow must support."""
     if not any(head):
-        raise ImageFileError("not_an_image", "it holds only zero bytes")
+        raise ImageFileError("not_an_image", "it contains only zero bytes")
     for signature, what in _LOOKS_LIKE.items():
         if head.lstrip()[: len(signature)].lower() == signature:
             raise ImageFileError("not_an_image", what)
@@ -288,19 +289,19 @@ def _other(head: bytes, path: str | Path) -> ImageHeader:
     from PIL import Image, UnidentifiedImageError
 
     if cv2.haveImageReader(str(path)):
-        # Pillow refuses large images by a limit of the whole process. Nothing is decoded here; our own limit decides.
+        # Pillow rejects large images by a process-wide limit. Nothing is decoded here; our own limit applies.
         with _PILLOW_LOCK:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 with Image.open(path) as image:
                     return ImageHeader((image.format or "other").lower(), (image.height, image.width))
             except (UnidentifiedImageError, ValueError, SyntaxError) as error:
-                raise ImageFileError("unsupported", "its header cannot be understood") from error
+                raise ImageFileError("unsupported", "its header cannot be parsed") from error
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head[:64]):
         raise ImageFileError("not_an_image", f"text: {head[:24].decode('ascii').splitlines()[0]!r}")
-    raise ImageFileError("not_an_image", f"no known image format begins with the bytes {head[:4].hex(' ')}")
+    raise ImageFileError("not_an_image", f"no known image format starts with the bytes {head[:4].hex(' ')}")
 
 
 _PILLOW_LOCK = threading.Lock()
@@ -316,12 +317,12 @@ _LOOKS_LIKE = {
 # --------------------------------------------------------------------------------------------------------------- parts
 
 
-class _Reader(Protocol):
+class _ReadAt(Protocol):
     def __call__(self, offset: int, count: int, /) -> bytes: ...
 
 
-def _ends_later(source: _Source, start: int, end: bytes) -> bool:
-    """Whether the end marker lies anywhere behind `start`: cameras and editors append data of their own to it."""
+def _ends_later(source: _FileBytes, start: int, end: bytes) -> bool:
+    """Whether the end marker is anywhere after `start`: cameras and editors append data of their own to it."""
     return end in source.at(start, source.size - start)
 
 
@@ -337,11 +338,11 @@ def _exif_orientation(data: bytes) -> int | None:
     return value if 1 <= value <= 8 else None
 
 
-def _read_ifd(at: _Reader, order: Literal["little", "big"]) -> dict[int, list[int]]:
+def _read_ifd(at: _ReadAt, order: Literal["little", "big"]) -> dict[int, list[int]]:
     """Integer tags of the first TIFF directory.
 
     Args:
-        at: gives `count` bytes from an offset.
+        at: returns `count` bytes from an offset.
         order: byte order of the file.
     """
     mark = "<" if order == "little" else ">"

@@ -1,10 +1,10 @@
-"""Image files into arrays: the header decides whether a file is safe to decode, OpenCV decodes it.
+"""Reads image files: the header decides whether a file is safe to decode, OpenCV decodes it.
 
 OpenCV returns half-grey pictures for truncated files and lets a small file claim gigabytes of pixels, so
-`codetr_cli.data.headers` looks first. Whatever a file stores becomes 8-bit RGB as OpenCV does it: an EXIF orientation
-is applied, in any format; grey images get three equal channels; of 16 bits the upper 8 stay; CMYK and YCCK are
-converted without a colour profile, which is ignored everywhere; alpha is dropped, so that what is hidden shows, but in
-a TIFF it darkens; of animations and pages the first counts.
+`codetr_cli.data.headers` checks them first. Every file becomes 8-bit RGB as OpenCV does it: an EXIF orientation is
+applied, in any format; grey images get three equal channels; 16-bit values keep the upper 8 bits; CMYK and YCCK are
+converted without a colour profile, which is always ignored; alpha is dropped, so that hidden pixels show, but in a TIFF
+it darkens; of animations and pages the first is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BrokenImageError(DatasetError):
 
     Args:
         message: what was found, where, what to do.
-        reason: what was found, a phrase without the file's name.
+        reason: what was found, without the file's name.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
@@ -39,7 +39,7 @@ class BrokenImageError(DatasetError):
 NOT_THE_FILE = frozenset(
     getattr(errno, name, -1) for name in ("EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN")
 )
-"""Errors of reading that say nothing about the file: the machine lacks something, or a network drive is gone."""
+"""Read errors that are not the file's: a missing resource, or an unavailable network drive."""
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | None = None) -> np.ndarray:
@@ -47,15 +47,15 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | N
 
     Args:
         path: the file.
-        max_pixels: files that claim more are refused before decoding.
-        check: the command that lists all bad files, for messages; absent: of the folder that the file's is in.
+        max_pixels: files with more are rejected before decoding.
+        check: the command that lists all bad files, for messages; None: of the parent folder of the file's.
 
     Returns:
         (h, w, 3) uint8 RGB, upright.
 
     Raises:
         BrokenImageError: missing, empty, not an image, truncated or too large; names the file and what to do.
-        ResourceError: not the file's fault.
+        ResourceError: the error is not the file's.
     """
     return decode_image(read_file(path, check=check), path, max_pixels=max_pixels, check=check)
 
@@ -70,8 +70,8 @@ def read_file(path: str | Path, *, check: str | None = None) -> bytes:
     except OSError as error:
         if error.errno in NOT_THE_FILE:
             raise ResourceError(
-                f"cannot read image {path}: {error.strerror}. The file is not to blame: look at free memory, at the "
-                "limit of open files (ulimit -n) and at the drive, then start the same command again"
+                f"cannot read image {path}: {error.strerror}. The file is not the cause: check free memory, the "
+                "limit of open files (ulimit -n) and the drive, then run the same command again"
             ) from error
         raise _broken(path, error.strerror or str(error), check) from error
 
@@ -79,14 +79,14 @@ def read_file(path: str | Path, *, check: str | None = None) -> bytes:
 def decode_image(
     content: bytes, path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | None = None
 ) -> np.ndarray:
-    """Decodes what `read_file` gave; the other arguments, the result and errors are those of `read_image`."""
+    """Decodes the bytes of `read_file`; the other arguments, the result and errors are those of `read_image`."""
     path = Path(path)
     try:
         header = header_of(content, path)
     except ImageFileError as error:
         raise _broken(path, str(error), check) from error
     _check_pixels(path, header.size, max_pixels)
-    # Of a JPEG, the decoder itself gives RGB; that is known to be the same to the last bit.
+    # A JPEG decoder returns RGB itself, bit for bit the same.
     is_jpeg = header.format == "jpeg"
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB if is_jpeg else cv2.IMREAD_COLOR)
@@ -101,9 +101,9 @@ def decode_image(
 
 
 def _broken(path: Path, reason: str, check: str | None, verb: str = "read") -> BrokenImageError:
-    lister = check or f"`codetr prepare {shlex.quote(str(path.parent.parent))}`"
+    command = check or f"`codetr prepare {shlex.quote(str(path.parent.parent))}`"
     return BrokenImageError(
-        f"cannot {verb} image {path}: {reason}. Replace it or remove it from the annotations; {lister} lists all such "
+        f"cannot {verb} image {path}: {reason}. Replace it or remove it from the annotations; {command} lists all such "
         "files",
         reason,
     )
@@ -114,7 +114,7 @@ def _check_pixels(path: Path, size: tuple[int, ...], max_pixels: int) -> None:
     if height * width > max_pixels:
         found = f"{width} x {height} pixels, more than data.max_pixels = {max_pixels}"
         raise BrokenImageError(
-            f"image {path} has {found}. Replace it by a smaller one, or allow it with "
+            f"image {path} has {found}. Replace it with a smaller one, or allow it with "
             f"--set data.max_pixels={height * width}",
             found,
         )

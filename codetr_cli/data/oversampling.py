@@ -1,4 +1,4 @@
-"""Repetition of images of rare classes (LVIS, arXiv 1908.03195, section 4), as mmdet's ClassBalancedDataset does it."""
+"""Repetition of images of rare classes (LVIS, arXiv 1908.03195, section 4), as mmdet's ClassBalancedDataset."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 def repeated_images(
     image_rows: np.ndarray, labels: np.ndarray, rows: np.ndarray, threshold: float, *, count_empty: bool
 ) -> np.ndarray:
-    """Which images an epoch has, rare ones several times.
+    """The images of an epoch, those of rare classes repeated.
 
-    A class that the share f of the images has gets the factor max(1, sqrt(threshold / f)); an image gets the largest
-    factor of its classes, rounded up.
+    A class that occurs in the share f of the images gets the factor max(1, sqrt(threshold / f)); an image gets the
+    largest factor of its classes, rounded up.
 
     Args:
         image_rows: (N,) row of each object's image. Parity: crowds and ignored objects count.
         labels: (N,) class of each object.
-        rows: (M,) rows of the images that are used.
+        rows: (M,) rows of the used images.
         threshold: share of images, in (0, 1].
-        count_empty: images without objects are a class of their own, which may be rare.
+        count_empty: images without objects count as a class, which may be rare.
 
     Returns:
-        Positions in `rows`, int64, ascending, each at least once.
+        Indices into `rows`, int64, ascending, each at least once.
     """
-    position = np.full(int(max(image_rows.max(initial=-1), rows.max(initial=-1))) + 1, -1)
-    position[rows] = np.arange(len(rows))
-    images = position[image_rows]
+    index_of_row = np.full(int(max(image_rows.max(initial=-1), rows.max(initial=-1))) + 1, -1)
+    index_of_row[rows] = np.arange(len(rows))
+    images = index_of_row[image_rows]
     pairs = np.unique(np.stack([images, labels], axis=1)[images >= 0], axis=0)
     if count_empty:
         empty = np.setdiff1d(np.arange(len(rows)), pairs[:, 0])

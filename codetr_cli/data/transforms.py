@@ -1,9 +1,9 @@
-"""Resizing and augmentation of an image with its boxes and masks, equal to the published pipelines to the last bit.
+"""Resizing and augmentation of an image with its boxes and masks, bit for bit equal to the published pipelines.
 
-Every random transform has two halves: `draw` makes its choices from a generator and `apply` carries them out without
-chance, so that recorded choices reproduce recorded pixels. Behaviour: Sense-X/Co-DETR, projects/configs/_base_/datasets
-with mmdet's RandomFlip, AutoAugment, Resize, RandomCrop, FilterAnnotations and Pad. Images are RGB here; no operation
-mixes channels.
+Every random transform has two parts: `make_params` samples its parameters from a generator, and `apply` is
+deterministic, so that recorded parameters reproduce recorded pixels. Behaviour: Sense-X/Co-DETR,
+projects/configs/_base_/datasets with mmdet's RandomFlip, AutoAugment, Resize, RandomCrop, FilterAnnotations and Pad.
+Images are RGB here; no operation mixes channels.
 Shape letters: h w one image's height and width, G its boxes. Sizes are (height, width) in pixels.
 """
 
@@ -16,108 +16,31 @@ from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
-import torch
 
 from codetr_cli.config.schema import DataConfig, TestConfig
-from codetr_cli.data.batch import Target
-from codetr_cli.data.masks import Masks
+from codetr_cli.data.sample import Sample
+from codetr_cli.data.targets import Size
 
-Size = tuple[int, int]
 GREY = 114
-"""What a canvas is padded with, in every channel."""
+"""Padding of a canvas, in every channel."""
 
-Choices = TypeVar("Choices")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image and its objects on the way through the transforms.
-
-    Attributes:
-        image: (h, w, 3) uint8 RGB.
-        boxes: (G, 4) float32, xyxy in pixels of `image`.
-        labels: (G,) int64 class indices.
-        iscrowd: (G,) int64, 1 for a region of many objects.
-        area: (G,) float32 as annotated, in square pixels of the original image; no transform changes it.
-        scale_factor: (w, h) of the last resize, new / old side.
-        masks: bitmaps of the objects; absent when nobody asked for them.
-    """
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    iscrowd: np.ndarray
-    area: np.ndarray
-    scale_factor: tuple[float, float] = (1.0, 1.0)
-    masks: Masks | None = None
-
-    @classmethod
-    def from_image(cls, image: np.ndarray) -> Sample:
-        """An image (h, w, 3) uint8 RGB without objects."""
-        return cls(
-            image=image,
-            boxes=np.zeros((0, 4), np.float32),
-            labels=np.zeros(0, np.int64),
-            iscrowd=np.zeros(0, np.int64),
-            area=np.zeros(0, np.float32),
-        )
-
-    @property
-    def size(self) -> Size:
-        """(height, width) of the image."""
-        return self.image.shape[0], self.image.shape[1]
-
-    def select(self, keep: np.ndarray) -> Sample:
-        """The sample with only those objects for which `keep` (G,) is true."""
-        return replace(
-            self,
-            boxes=self.boxes[keep],
-            labels=self.labels[keep],
-            iscrowd=self.iscrowd[keep],
-            area=self.area[keep],
-            masks=None if self.masks is None else self.masks.select(keep),
-        )
-
-    def to_target(self, *, image_id: int, orig_size: Size, pad_divisor: int) -> Target:
-        """What the model and the objective are told of this image; `codetr_cli.data.coco` lists the keys.
-
-        Args:
-            image_id: id of the image in its annotation file.
-            orig_size: (height, width) as decoded.
-            pad_divisor: the image counts as padded to multiples of this.
-        """
-        height, width = self.size
-        pad_size = (-(-height // pad_divisor) * pad_divisor, -(-width // pad_divisor) * pad_divisor)
-        masks = {} if self.masks is None else {"masks": torch.from_numpy(self.masks.array(pad_size))}
-        return {
-            "boxes": torch.from_numpy(self.boxes),
-            "labels": torch.from_numpy(self.labels),
-            "iscrowd": torch.from_numpy(self.iscrowd),
-            "area": torch.from_numpy(self.area),
-            "image_id": image_id,
-            "orig_size": orig_size,
-            "size": (height, width),
-            "norm_size": (height, width),
-            "pad_size": pad_size,
-            "scale_factor": self.scale_factor,
-            **masks,
-        }
+Params = TypeVar("Params")
 
 
-class Transform(ABC, Generic[Choices]):
-    """A step that draws its choices and then applies them."""
+class Transform(ABC, Generic[Params]):
+    """A random transform: samples its parameters and then applies them."""
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, size: Size) -> Choices:
-        """Makes the choices for an image of `size`."""
+    def make_params(self, rng: np.random.Generator, size: Size) -> Params:
+        """Samples the parameters for an image of `size`."""
 
     @abstractmethod
-    def apply(self, sample: Sample, choices: Choices) -> Sample:
-        """Carries the choices out; never changes the arrays of `sample`."""
+    def apply(self, sample: Sample, params: Params) -> Sample:
+        """Applies the parameters; never changes the arrays of `sample`."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Draws and applies."""
-        return self.apply(sample, self.draw(rng, sample.size))
+        """Samples the parameters and applies them."""
+        return self.apply(sample, self.make_params(rng, sample.size))
 
 
 # ------------------------------------------------------------------------------------------------------------ the steps
@@ -125,17 +48,17 @@ class Transform(ABC, Generic[Choices]):
 
 @dataclass(frozen=True)
 class NoParams:
-    """Nothing to choose."""
+    """No parameters."""
 
 
 class Keep(Transform[NoParams]):
-    """Leaves an image as it was decoded: test-time augmentation makes several sizes of it later."""
+    """Keeps the decoded image: test-time augmentation resizes it later."""
 
-    def draw(self, rng: np.random.Generator, size: Size) -> NoParams:
-        """Draws nothing."""
+    def make_params(self, rng: np.random.Generator, size: Size) -> NoParams:
+        """Uses no random number."""
         return NoParams()
 
-    def apply(self, sample: Sample, choices: NoParams) -> Sample:
+    def apply(self, sample: Sample, params: NoParams) -> Sample:
         """The sample itself."""
         return sample
 
@@ -153,13 +76,13 @@ class Flip(Transform[FlipParams]):
     def __init__(self, *, probability: float) -> None:
         self.probability = probability
 
-    def draw(self, rng: np.random.Generator, size: Size) -> FlipParams:
-        """Draws one uniform number."""
+    def make_params(self, rng: np.random.Generator, size: Size) -> FlipParams:
+        """Uses one uniform number."""
         return FlipParams(flip=bool(rng.random() < self.probability))
 
-    def apply(self, sample: Sample, choices: FlipParams) -> Sample:
-        """Mirrors image, boxes and masks, or returns the sample as it is."""
-        if not choices.flip:
+    def apply(self, sample: Sample, params: FlipParams) -> Sample:
+        """Mirrors image, boxes and masks, or returns the sample unchanged."""
+        if not params.flip:
             return sample
         width = sample.size[1]
         boxes = sample.boxes.copy()
@@ -171,7 +94,7 @@ class Flip(Transform[FlipParams]):
 
 @dataclass(frozen=True)
 class ResizeParams:
-    """Which of the short sides to take."""
+    """Index of the short side."""
 
     index: int
 
@@ -180,7 +103,7 @@ class ResizeShortLong(Transform[ResizeParams]):
     """Resizes, keeping the ratio, so that neither the short side nor the long side exceeds its limit.
 
     Args:
-        short_sides: candidates for the limit of the short side; one of them is drawn.
+        short_sides: limits of the short side, one of which is sampled.
         long_side: limit of the long side.
     """
 
@@ -188,17 +111,17 @@ class ResizeShortLong(Transform[ResizeParams]):
         self.short_sides = short_sides
         self.long_side = long_side
 
-    def draw(self, rng: np.random.Generator, size: Size) -> ResizeParams:
-        """Draws one integer."""
+    def make_params(self, rng: np.random.Generator, size: Size) -> ResizeParams:
+        """Uses one integer."""
         return ResizeParams(index=int(rng.integers(len(self.short_sides))))
 
-    def apply(self, sample: Sample, choices: ResizeParams) -> Sample:
+    def apply(self, sample: Sample, params: ResizeParams) -> Sample:
         """Resizes image, boxes and masks."""
-        return _resized(sample, self.new_size(sample.size, choices))
+        return _resized(sample, self.new_size(sample.size, params))
 
-    def new_size(self, size: Size, choices: ResizeParams) -> Size:
-        """The size that an image of `size` gets."""
-        return _kept_ratio(size, (self.short_sides[choices.index], self.long_side))
+    def new_size(self, size: Size, params: ResizeParams) -> Size:
+        """The new size of an image of `size`."""
+        return _kept_ratio(size, (self.short_sides[params.index], self.long_side))
 
 
 class ResizeToCanvas(Transform[None]):
@@ -211,10 +134,10 @@ class ResizeToCanvas(Transform[None]):
     def __init__(self, *, canvas: int) -> None:
         self.canvas = canvas
 
-    def draw(self, rng: np.random.Generator, size: Size) -> None:
-        """Draws nothing."""
+    def make_params(self, rng: np.random.Generator, size: Size) -> None:
+        """Uses no random number."""
 
-    def apply(self, sample: Sample, choices: None) -> Sample:
+    def apply(self, sample: Sample, params: None) -> Sample:
         """Resizes and pads image, boxes and masks."""
         return _padded(_resized(sample, _kept_ratio(sample.size, (self.canvas, self.canvas))), self.canvas)
 
@@ -234,7 +157,7 @@ def _resized(sample: Sample, size: Size) -> Sample:
     old_height, old_width = sample.size
     height, width = size
     scale_factor = (width / old_width, height / old_height)
-    # Parity: the factor is rounded to float32 before it meets the boxes.
+    # Parity: the factor is rounded to float32 before it multiplies the boxes.
     boxes = sample.boxes * np.array(scale_factor * 2, np.float32)
     return replace(
         sample,
@@ -248,7 +171,7 @@ def _resized(sample: Sample, size: Size) -> Sample:
 def _padded(sample: Sample, canvas: int) -> Sample:
     """The image at the top left of a square, grey elsewhere."""
     height, width = sample.size
-    # Parity: padded before normalisation, so that the network sees this grey and no padding mask hides it.
+    # Parity: padded before normalisation, so that this grey is part of the image and no padding mask covers it.
     image = np.full((canvas, canvas, 3), GREY, np.uint8)
     image[:height, :width] = sample.image
     return replace(sample, image=image, masks=None if sample.masks is None else sample.masks.padded((canvas, canvas)))
@@ -265,7 +188,7 @@ class CropParams:
 
 
 class RandomCrop(Transform[CropParams]):
-    """Cuts out a window whose sides are drawn between two limits; smaller sides of the image are kept whole.
+    """Crops a window whose sides are random between two limits; smaller sides of the image are kept whole.
 
     Args:
         low: smallest side of the window.
@@ -276,16 +199,16 @@ class RandomCrop(Transform[CropParams]):
         self.low = low
         self.high = high
 
-    def draw(self, rng: np.random.Generator, size: Size) -> CropParams:
-        """Draws height, width, top and left, in this order."""
+    def make_params(self, rng: np.random.Generator, size: Size) -> CropParams:
+        """Samples height, width, top and left, in this order."""
         height, width = (int(rng.integers(min(side, self.low), min(side, self.high) + 1)) for side in size)
         top = int(rng.integers(size[0] - height + 1))
         left = int(rng.integers(size[1] - width + 1))
         return CropParams(top=top, left=left, height=height, width=width)
 
-    def apply(self, sample: Sample, choices: CropParams) -> Sample:
-        """Crops image and masks, clips the boxes and drops those that are left without area; none may remain."""
-        top, left, height, width = choices.top, choices.left, choices.height, choices.width
+    def apply(self, sample: Sample, params: CropParams) -> Sample:
+        """Crops image and masks, clips the boxes and removes those without area, possibly all."""
+        top, left, height, width = params.top, params.left, params.height, params.width
         boxes = _clip(sample.boxes - np.array([left, top, left, top], np.float32), (height, width))
         cropped = replace(
             sample,
@@ -306,7 +229,7 @@ def _clip(boxes: np.ndarray, size: Size) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DetrParams:
-    """One path through `DetrAugmentation`; `crop` is absent in the policy that only resizes."""
+    """Parameters of `DetrAugmentation`; `crop` is None in the policy that only resizes."""
 
     flip: FlipParams
     crop: tuple[ResizeParams, CropParams] | None
@@ -314,7 +237,7 @@ class DetrParams:
 
 
 class DetrAugmentation(Transform[DetrParams]):
-    """Flip, then with equal chances a resize, or a resize, a crop and another resize (arXiv 2005.12872, section 4)."""
+    """Flip, then a resize or, equally likely, a resize, a crop and another resize (arXiv 2005.12872, section 4)."""
 
     def __init__(
         self,
@@ -331,35 +254,35 @@ class DetrAugmentation(Transform[DetrParams]):
         self.crop = RandomCrop(low=crop_size[0], high=crop_size[1])
         self.resize = ResizeShortLong(short_sides=short_sides, long_side=long_side)
 
-    def draw(self, rng: np.random.Generator, size: Size) -> DetrParams:
-        """Draws flip, policy, the choices of the crop if there is one, and the resize."""
-        flip = self.flip.draw(rng, size)
+    def make_params(self, rng: np.random.Generator, size: Size) -> DetrParams:
+        """Samples flip, policy, the parameters of the crop if there is one, and the resize."""
+        flip = self.flip.make_params(rng, size)
         crop = None
         if rng.integers(2):
-            first = self.resize_before_crop.draw(rng, size)
-            crop = (first, self.crop.draw(rng, self.resize_before_crop.new_size(size, first)))
-        return DetrParams(flip=flip, crop=crop, resize=self.resize.draw(rng, size))
+            first = self.resize_before_crop.make_params(rng, size)
+            crop = (first, self.crop.make_params(rng, self.resize_before_crop.new_size(size, first)))
+        return DetrParams(flip=flip, crop=crop, resize=self.resize.make_params(rng, size))
 
-    def apply(self, sample: Sample, choices: DetrParams) -> Sample:
+    def apply(self, sample: Sample, params: DetrParams) -> Sample:
         """The sample after all steps."""
-        *_, last = self.stages(sample, choices)
+        *_, last = self.stages(sample, params)
         return last
 
-    def stages(self, sample: Sample, choices: DetrParams) -> Iterator[Sample]:
+    def stages(self, sample: Sample, params: DetrParams) -> Iterator[Sample]:
         """The sample after each step, in order."""
-        sample = self.flip.apply(sample, choices.flip)
+        sample = self.flip.apply(sample, params.flip)
         yield sample
-        if choices.crop is not None:
-            sample = self.resize_before_crop.apply(sample, choices.crop[0])
+        if params.crop is not None:
+            sample = self.resize_before_crop.apply(sample, params.crop[0])
             yield sample
-            sample = self.crop.apply(sample, choices.crop[1])
+            sample = self.crop.apply(sample, params.crop[1])
             yield sample
-        yield self.resize.apply(sample, choices.resize)
+        yield self.resize.apply(sample, params.resize)
 
 
 @dataclass(frozen=True)
 class LsjParams:
-    """One path through `LsjAugmentation`."""
+    """Parameters of `LsjAugmentation`."""
 
     ratio: float
     crop: CropParams
@@ -367,13 +290,13 @@ class LsjParams:
 
 
 class DroppedSampleError(Exception):
-    """No pixel of any object is left in a sample that had some: another image takes its place."""
+    """No pixel of any object remains in a sample that had some: another image replaces it."""
 
 
 class LsjAugmentation(Transform[LsjParams]):
     """Large-scale jittering (arXiv 2012.07177): resize by a wide range, crop, flip, and pad to a square canvas.
 
-    With masks, boxes become the tight boxes of what the crop left of them; without, they are clipped.
+    With masks, boxes become the tight boxes of the cropped masks; without, they are clipped.
 
     Args:
         canvas: side of the square.
@@ -381,8 +304,8 @@ class LsjAugmentation(Transform[LsjParams]):
         flip_probability: of mirroring.
     """
 
-    SMALLEST = 0.01
-    """Boxes must be wider and higher than this, in pixels."""
+    MIN_SIDE_PX = 0.01
+    """Boxes must be wider and higher than this."""
 
     def __init__(self, *, canvas: int, ratio: tuple[float, float], flip_probability: float) -> None:
         self.canvas = canvas
@@ -390,48 +313,48 @@ class LsjAugmentation(Transform[LsjParams]):
         self.crop = RandomCrop(low=canvas, high=canvas)
         self.flip = Flip(probability=flip_probability)
 
-    def draw(self, rng: np.random.Generator, size: Size) -> LsjParams:
-        """Draws the factor, the crop and the flip, in this order."""
+    def make_params(self, rng: np.random.Generator, size: Size) -> LsjParams:
+        """Samples the factor, the crop and the flip, in this order."""
         low, high = self.ratio
         ratio = float(rng.random()) * (high - low) + low
-        crop = self.crop.draw(rng, self.new_size(size, ratio))
-        return LsjParams(ratio=ratio, crop=crop, flip=self.flip.draw(rng, size))
+        crop = self.crop.make_params(rng, self.new_size(size, ratio))
+        return LsjParams(ratio=ratio, crop=crop, flip=self.flip.make_params(rng, size))
 
-    def apply(self, sample: Sample, choices: LsjParams) -> Sample:
+    def apply(self, sample: Sample, params: LsjParams) -> Sample:
         """The sample after all steps.
 
         Raises:
-            DroppedSampleError: boxes were left by the crop, but nothing of their objects.
+            DroppedSampleError: boxes remain after the crop, but no pixel of their objects.
         """
-        *_, last = self.stages(sample, choices)
+        *_, last = self.stages(sample, params)
         return last
 
-    def stages(self, sample: Sample, choices: LsjParams) -> Iterator[Sample]:
+    def stages(self, sample: Sample, params: LsjParams) -> Iterator[Sample]:
         """The sample after each step: resize, crop, filter, flip, pad.
 
         Raises:
             DroppedSampleError: as `apply`.
         """
-        sample = _resized(sample, self.new_size(sample.size, choices.ratio))
+        sample = _resized(sample, self.new_size(sample.size, params.ratio))
         yield sample
-        sample = self.crop.apply(sample, choices.crop)
+        sample = self.crop.apply(sample, params.crop)
         if sample.masks is not None:
             sample = replace(sample, boxes=sample.masks.tight_boxes())
         yield sample
         sample = self._filtered(sample)
         yield sample
-        sample = self.flip.apply(sample, choices.flip)
+        sample = self.flip.apply(sample, params.flip)
         yield sample
         yield _padded(sample, self.canvas)
 
     def new_size(self, size: Size, ratio: float) -> Size:
-        """The size that an image of `size` gets before the crop."""
+        """The size of an image of `size` after the resize, before the crop."""
         side = max(1, int(self.canvas * ratio))
         return _kept_ratio(size, (side, side))
 
     def _filtered(self, sample: Sample) -> Sample:
         widths, heights = sample.boxes[:, 2] - sample.boxes[:, 0], sample.boxes[:, 3] - sample.boxes[:, 1]
-        keep = (widths > self.SMALLEST) & (heights > self.SMALLEST)
+        keep = (widths > self.MIN_SIDE_PX) & (heights > self.MIN_SIDE_PX)
         # Parity: a sample that had no box before this step is kept as an image without objects.
         if len(keep) and not keep.any():
             raise DroppedSampleError

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
-from codetr_cli.data.bad_files import MET, BadFile, check_share
-from codetr_cli.data.batch import Batch, Target
+from codetr_cli.data.bad_files import BAD_FILES_KEY, BadFile, check_share
+from codetr_cli.data.batch import Batch
 from codetr_cli.data.formats.cache import source_of
+from codetr_cli.data.targets import Target
 from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.evaluation.backends import Engine, choose_engine, engine_version
 from codetr_cli.evaluation.protocol import Protocol, counting, describe_protocol, expects_masks
@@ -240,8 +241,8 @@ def run_detector(
             else:
                 found = augmentation.detect(model, timed, batch, device=device, mean=mean, std=std)
             for target, detections in zip(batch.targets, found, strict=True):
-                if MET in target:
-                    left_out += [BadFile(*bad) for bad in target[MET]]
+                if BAD_FILES_KEY in target:
+                    left_out += [BadFile(*bad) for bad in target[BAD_FILES_KEY]]
                     continue
                 image_ids.append(int(target["image_id"]))
                 tables.append(_table_of(detections, target, ids, masks=masks))

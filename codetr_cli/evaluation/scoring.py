@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.data.annotations import Annotations
-from codetr_cli.data.masks import OutlineError, check_polygons, decode
+from codetr_cli.data.outlines import OutlineError, check_polygons, decode
 from codetr_cli.errors import DatasetError
 from codetr_cli.evaluation.backends import (
     Engine,

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.images import read_image
-from codetr_cli.data.transforms import AnyTransform, Keep, Sample, build_transforms
+from codetr_cli.data.sample import Sample
+from codetr_cli.data.transforms import AnyTransform, Keep, build_transforms
 from codetr_cli.inference.detections import DetectionTable, Rle
 from codetr_cli.inference.drawing import draw_detections
 from codetr_cli.inference.loading import LoadedModel, load_detector

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codetr_cli.data.formats.detect import IMAGE_SUFFIXES, list_images
+from codetr_cli.data.image_files import IMAGE_SUFFIXES, list_images
 from codetr_cli.errors import DatasetError
 
 

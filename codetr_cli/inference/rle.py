@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from codetr_cli.data.masks import Masks, decode
+from codetr_cli.data.masks import Masks
+from codetr_cli.data.outlines import decode
 from codetr_cli.models.masks import paste_crops
 from codetr_cli.models.postprocess import Detections
 

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from codetr_cli.config.schema import Settings, TestConfig
-from codetr_cli.data.batch import Batch, Target, collate
-from codetr_cli.data.transforms import AnyTransform, Flip, FlipParams, Sample, build_transforms
+from codetr_cli.data.batch import Batch, collate
+from codetr_cli.data.sample import Sample
+from codetr_cli.data.targets import Target
+from codetr_cli.data.transforms import AnyTransform, Flip, FlipParams, build_transforms
 from codetr_cli.inference.pipeline import detect
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess

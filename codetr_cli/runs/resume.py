@@ -24,7 +24,6 @@ FREE = frozenset(
     (
         "summary",
         "data.workers",
-        "data.file_cache_mb",
         "data.bad_files",
         "model.encoder_checkpointing",
         "model.backbone.checkpointing",

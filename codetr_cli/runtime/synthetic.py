@@ -16,7 +16,8 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, collate, normalize
 from codetr_cli.data.images import read_image
 from codetr_cli.data.masks import Masks
-from codetr_cli.data.transforms import AnyTransform, Sample
+from codetr_cli.data.sample import Sample
+from codetr_cli.data.transforms import AnyTransform
 from codetr_cli.runtime.timing import seconds_of
 
 SOURCE_SHORT_SIDE = 480

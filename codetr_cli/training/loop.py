@@ -58,7 +58,7 @@ class Loader(Protocol):
         self,
         epoch: int,
         start_batch: int = 0,
-        other_order_from: int | None = None,
+        reshuffled_from: int | None = None,
         segments: Sequence[Segment] = (),
     ) -> int:
         """Chooses what the next iteration yields, and counts it; see `codetr_cli.data.loading.loader.TrainLoader`."""

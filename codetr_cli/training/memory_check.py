@@ -24,13 +24,13 @@ from torch import nn
 
 from codetr_cli.config.schema import Settings, ViTConfig
 from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.data.targets import Size
 from codetr_cli.data.transforms import (
     DetrAugmentation,
     LsjAugmentation,
     ResizeParams,
     ResizeShortLong,
     ResizeToCanvas,
-    Size,
     build_transforms,
 )
 from codetr_cli.losses.collaborative import CollaborativeObjective

@@ -14,8 +14,8 @@ from pathlib import Path
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
-from codetr_cli.data.coco import DataPaths, find_data
 from codetr_cli.data.formats.cache import content_digest, source_of
+from codetr_cli.data.formats.resolve import DataPaths, find_data
 from codetr_cli.errors import ConfigError, DatasetError, listed
 from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.runs.folder import Origin

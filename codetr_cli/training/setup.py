@@ -189,7 +189,7 @@ def build_training(
     _prepare_torch(settings)
     splits: list[Split] = ["train"] if job.origin.val_annotations is None else ["train", "val"]
     bad_files = open_bad_files(settings, folder, splits, resume=resume, report=report)
-    dataset = build_dataset(settings, split="train", training=True, left_out=bad_files.left_out("train"))
+    dataset = build_dataset(settings, split="train", training=True, skip_files=bad_files.left_out("train"))
     seed_all(settings.train.seed)  # the same weights in every process
     model = _build_network(settings)
     saved = load_newest(folder, report) if resume else None
@@ -207,7 +207,7 @@ def build_training(
         report=report,
     )
     batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, process_group.world_size())
-    loader = _train_loader(dataset, settings, batches, device, _tell(folder, report))
+    loader = _train_loader(dataset, settings, batches, device)
     loader.on_bad_file = bad_files.meet
     if settings.train.compile:
         compile_for(model, device, "train.compile")
@@ -270,7 +270,7 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
     settings = job.settings
     batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
     bad = scan(settings, "train", Silence())[1] if settings.data.bad_files == "skip" else []
-    dataset = build_dataset(settings, split="train", training=True, left_out=[file.path for file in bad])
+    dataset = build_dataset(settings, split="train", training=True, skip_files=[file.path for file in bad])
     loader = build_train_loader(
         dataset,
         micro_batch=batches.micro_batch,
@@ -328,7 +328,6 @@ def _train_loader(
     settings: Settings,
     batches: BatchPlan,
     device: torch.device,
-    tell: Callable[[str], None] | None,
 ) -> TrainLoader:
     return build_train_loader(
         dataset,
@@ -339,21 +338,8 @@ def _train_loader(
         world_size=batches.world_size,
         aspect_grouping=settings.data.aspect_grouping,
         pin_memory=device.type == "cuda",
-        tell=tell,
-        patience_s=_reading_patience_s(settings),
+        timeout_s=_reading_patience_s(settings),
     )
-
-
-def _tell(folder: RunFolder, report: Report) -> Callable[[str], None] | None:
-    """Whom a loader tells what it mended; in processes that do not speak, the error output."""
-    if not process_group.is_main():
-        return None
-
-    def tell(text: str) -> None:
-        folder.event(text)
-        report.warn(text)
-
-    return tell
 
 
 def _reading_patience_s(settings: Settings) -> float:
@@ -372,8 +358,7 @@ def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Calla
         rank=process_group.rank(),
         world_size=process_group.world_size(),
         pin_memory=training.device.type == "cuda",
-        tell=_tell(training.run, training.report),
-        patience_s=_reading_patience_s(settings),
+        timeout_s=_reading_patience_s(settings),
     )
     share = loader.num_images
     postprocess = build_postprocess(settings.test)

@@ -35,20 +35,19 @@ def test_numbers_of_workers_go_up_to_the_cores():
 
 @pytest.mark.parametrize(
     ("slow", "stage"),
-    [("files", "read"), ("transform", "augment"), ("load_sample", "objects"), ("copy_paste", "paste")],
+    [("read_bytes", "read"), ("transform", "augment"), ("load_sample", "objects"), ("copy_paste", "paste")],
 )
 def test_time_is_counted_where_it_is_spent(demo: Path, monkeypatch: pytest.MonkeyPatch, slow: str, stage: str):
     lsj = {"augmentation": "lsj", "canvas": 96, "copy_paste": "boxes"}
     settings = settings_of(demo, **lsj)
     dataset = build_dataset(settings, split="train", training=True)
-    owner, name = (dataset.files, "read") if slow == "files" else (dataset, slow)
-    real = getattr(owner, name)
+    real = getattr(dataset, slow)
 
     def slowly(*arguments, **options):
         time.sleep(0.05)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(owner, name, slowly)
+    monkeypatch.setattr(dataset, slow, slowly)
     plan = DataPlan(images=4, seconds=0.05, workers=(0,), device=CPU)
     ticks: list[int] = []
     found = benchmark_data(dataset, settings, plan, lambda: ticks.append(1))
@@ -56,7 +55,7 @@ def test_time_is_counted_where_it_is_spent(demo: Path, monkeypatch: pytest.Monke
     assert found.stages_ms[stage] >= 50 * calls
     assert found.bottleneck == stage
     assert len(ticks) == plan.ticks
-    assert getattr(owner, name) is slowly  # the clocks are gone
+    assert getattr(dataset, slow) is slowly  # the clocks are gone
 
 
 def test_the_loader_is_measured_with_workers(demo: Path):

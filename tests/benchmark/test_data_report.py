@@ -47,7 +47,7 @@ def test_processor_cores_are_named_where_workers_get_in_each_others_way():
 @pytest.mark.parametrize(
     ("stages", "bottleneck", "advice"),
     [
-        ({"read": 20.0}, "read", "--set data.file_cache_mb=100, 400 MiB in all workers"),
+        ({"read": 20.0}, "read", "faster disk"),
         ({"hand-over": 20.0}, "hand-over", "/dev/shm"),
         ({"objects": 20.0}, "objects", "cores help"),
     ],
@@ -62,5 +62,5 @@ def test_without_a_need_and_with_a_slow_disk():
     found = timing_of({0: 20.0, 1: 10.0, 4: 36.0}, cold=40.0)
     assert "4 workers bring most, 36.0 images/s; --step-images-per-s X" in found.sentence
     assert "take 40.0 ms each to read" in found.sentence
-    assert "data.file_cache_mb=100" in found.sentence
+    assert "a faster disk helps" in found.sentence
     assert "The training process without workers brings most" in timing_of({0: 20.0, 1: 10.0}).sentence

@@ -8,7 +8,7 @@ import pytest
 
 from codetr_cli.data.annotations import read_annotations
 from tests.conftest import Ran
-from tests.data.formats.test_voc import write_voc, xml
+from tests.data.fakes import write_voc, xml
 
 Command = Callable[..., Ran]
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 from codetr_cli.data import demo
 from tests.conftest import Ran, write_tiny_coco
-from tests.data.formats.test_voc import write_image, write_voc, xml
-from tests.data.test_headers import huge_png
+from tests.data.fakes import huge_png, write_image, write_voc, xml
 
 Command = Callable[..., Ran]
 
@@ -162,8 +161,8 @@ def test_a_set_without_validation_trains_without_evaluation(codetr: Command, tin
         (lambda root: annotations(root).write_text('{"images": [{"id'), "it ends at byte 16", "Copy, unpack or export"),
         (lambda root: annotations(root).write_text("hello"), "Expecting value at byte 0", "Export it again as COCO"),
         (lambda root: annotations(root).write_text('{"a": 1}'), "key 'images' is missing", "COCO's instances format"),
-        (lambda root: edit(root, lambda t: t["annotations"][0].pop("bbox")), "annotations[0] (id 1)", "Mend these"),
-        (lambda root: edit(root, lambda t: t["images"][1].update(id=100)), "image id(s) used twice: 100", "of its own"),
+        (lambda root: edit(root, lambda t: t["annotations"][0].pop("bbox")), "annotations[0] (id 1)", "Fix these"),
+        (lambda root: edit(root, lambda t: t["images"][1].update(id=100)), "image id(s) used twice: 100", "a unique id"),
         (
             lambda root: edit(root, lambda t: t["annotations"][0].update(category_id=5)),
             "annotation 1 (category_id 5)",
@@ -200,7 +199,7 @@ def test_a_set_without_validation_trains_without_evaluation(codetr: Command, tin
         (
             lambda root: Image.new("RGB", (64, 48)).save(image(root)),
             "000000000100.jpg (64 x 48 in the file, 128 x 96 listed)",
-            "Put the original images back",
+            "Restore the original images",
         ),
         (
             lambda root: (root / "train2017").rename(root / "pictures"),
@@ -222,7 +221,7 @@ def test_damage_ends_with_exit_code_3(
     assert f"next: codetr prepare {tiny_coco}" in ran.out + ran.err
     if form == "json":
         errors = [finding for finding in ran.json["dataset"]["findings"] if finding["severity"] == "error"]
-        assert any(cure in finding["cure"] for finding in errors)
+        assert any(cure in finding["fix"] for finding in errors)
         assert ran.json["ok"] is False
 
 
@@ -237,12 +236,12 @@ def test_damage_ends_with_exit_code_3(
         (
             lambda root: edit(root, lambda t: t["annotations"][0].update(bbox=[500, 5, 9, 9])),
             "[500, 5, 9, 9] in 128 x 96",
-            "left out of training",
+            "excluded from training",
         ),
         (
             lambda root: Image.new("RGB", (128, 96)).save(image(root), exif=_turned()),
-            "96 x 128 after turning, 128 x 96 listed",
-            "turn the pixels for good",
+            "96 x 128 after rotation, 128 x 96 listed",
+            "rotate the pixels permanently",
         ),
     ],
 )
@@ -277,7 +276,7 @@ def test_holes_and_ids_from_zero_are_fine(codetr: Command, tiny_coco: Path) -> N
     ("given", "words"),
     [
         ("gone", ["there is no folder", "did you mean"]),
-        ("coco/train2017", ["is not the data set's folder", "type `codetr prepare"]),
+        ("coco/train2017", ["is not the data set's folder", "run `codetr prepare"]),
         ("voc", ["a.xml is not valid XML", "Export it again"]),
         ("yolo", ["is a YOLO data set without class names", "classes.txt"]),
     ],

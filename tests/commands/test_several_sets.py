@@ -12,7 +12,7 @@ import pytest
 from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.schema import Settings
 from tests.conftest import Ran
-from tests.data.formats.test_voc import write_voc, xml
+from tests.data.fakes import write_voc, xml
 
 
 @pytest.fixture

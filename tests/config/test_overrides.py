@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from codetr_cli.config.overrides import RENAMED, apply_overrides, parse_settings, setting_names, to_toml
+from codetr_cli.config.overrides import REMOVED, RENAMED, apply_overrides, parse_settings, setting_names, to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings, SwinConfig
 from codetr_cli.errors import ConfigError
@@ -214,6 +214,18 @@ def test_a_former_name_on_the_command_line_works_and_gives_the_name_now(caplog: 
     ]
     swin = load_preset("co_dino_r50", ["model.backbone.kind=swin", "model.backbone.width=48"])
     assert swin.model.backbone.embed_dim == 48
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_setting_is_ignored_with_a_warning(key: str, caplog: pytest.LogCaptureFixture):
+    settings = load_preset("co_dino_r50", [])
+    assert load_preset("co_dino_r50", [f"{key}=100"]) == settings
+    (message,) = caplog.messages
+    assert message.startswith(f"the setting {key} is ignored: ")
+    table, leaf = settings.model_dump(mode="json"), key.removeprefix("data.")
+    table["data"][leaf] = 100
+    assert parse_settings(table, "settings.toml") == settings
+    assert table["data"][leaf] == 100
 
 
 def test_a_setting_under_both_names_is_refused():

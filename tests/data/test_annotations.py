@@ -9,7 +9,7 @@ import pytest
 
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.errors import DatasetError
-from tests.data.conftest import mixed_content
+from tests.data.fakes import mixed_content
 
 Rewrite = Callable[[dict[str, Any]], Path]
 
@@ -40,7 +40,7 @@ def test_outlines_are_skipped_without_touching_other_text(rewrite: Rewrite) -> N
         ("images", 3, {"width": 0}, r"images\[3\].*below 1"),
         ("images", 3, {"id": 7}, r"id 7 occurs more than once in 'images'"),
         ("images", 3, {"id": 2**60}, r"images\[3\].*instead of an integer"),
-        ("images", 3, {"file_name": 5}, r"images\[3\].*file_name = 5 instead of a text"),
+        ("images", 3, {"file_name": 5}, r"images\[3\].*file_name = 5 instead of a string"),
         ("categories", 1, {"id": 3}, r"id 3 occurs more than once in 'categories'"),
     ],
 )
@@ -66,7 +66,7 @@ def test_wrong_entries_are_named(
         ("[]", "not a COCO annotation file"),
         ('{"images": []}', "no list 'categories'"),
         ('{"images": [], "categories": [], "annotations": [3]}', r"annotations\[0\]"),
-        ("[" * 100_000, "not a JSON text|truncated"),
+        ("[" * 100_000, "not JSON text|truncated"),
     ],
 )
 def test_broken_annotation_files_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -80,5 +80,5 @@ def test_broken_annotation_files_are_named(tmp_path: Path, text: str, message: s
 def test_binary_instead_of_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "instances.json"
     path.write_bytes(b"\x80\x03\xff\xfe" * 10)
-    with pytest.raises(DatasetError, match="not a JSON text"):
+    with pytest.raises(DatasetError, match="not JSON text"):
         read_annotations(path)

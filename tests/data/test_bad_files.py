@@ -14,7 +14,7 @@ from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
 from codetr_cli.errors import DatasetError
-from tests.data.test_images import write_png_header
+from tests.data.fakes import write_png_header
 
 
 def damage(path: Path) -> None:
@@ -94,9 +94,9 @@ def test_a_second_image_that_is_pasted_may_be_bad_too(settings: Settings, tiny_c
     assert len(met) > 4  # once an epoch as the first image, and sometimes as the second
 
 
-def test_files_left_out_are_not_there(settings: Settings, tiny_coco: Path) -> None:
-    left_out = [str(images(tiny_coco)[0])]
-    dataset = build_dataset(settings, split="train", training=True, left_out=left_out)
+def test_skipped_files_are_excluded(settings: Settings, tiny_coco: Path) -> None:
+    skipped = [str(images(tiny_coco)[0])]
+    dataset = build_dataset(settings, split="train", training=True, skip_files=skipped)
     assert len(dataset) == len(dataset.aspect_flags) == 3
     assert dataset.file_names == [path.name for path in images(tiny_coco)[1:]]
     assert dataset.load_sample(0).labels.tolist() == whole(settings).load_sample(1).labels.tolist()

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from codetr_cli.config.schema import DataConfig, Settings
-from codetr_cli.data.coco import CocoDataset, build_dataset, find_data
+from codetr_cli.data.coco import CocoDataset, build_dataset
+from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.data.transforms import ResizeShortLong
 from codetr_cli.errors import DatasetError
-from tests.data.conftest import SIZES, annotation, mixed_content
+from tests.data.fakes import SIZES, annotation, mixed_content
 
 Rewrite = Callable[[dict[str, Any]], Path]
 

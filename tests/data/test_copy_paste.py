@@ -5,7 +5,7 @@ import pytest
 
 from codetr_cli.data.copy_paste import CopyPaste, CopyPasteParams
 from codetr_cli.data.masks import Masks
-from codetr_cli.data.transforms import Sample
+from codetr_cli.data.sample import Sample
 
 SIDE = 100
 
@@ -73,11 +73,11 @@ def test_nothing_to_paste_leaves_the_destination() -> None:
 def test_numbers_are_drawn_from_none_to_all_below_the_limit() -> None:
     source = sample([[i, i, i + 5, i + 5] for i in range(6)], colour=1)
     rng = np.random.default_rng(0)
-    drawn = [CopyPaste(cut="masks").draw(rng, source).selected for _ in range(300)]
+    drawn = [CopyPaste(cut="masks").make_params(rng, source).selected for _ in range(300)]
     assert {len(selected) for selected in drawn} == set(range(7))
     assert all(len(set(selected)) == len(selected) and set(selected) <= set(range(6)) for selected in drawn)
     assert any(list(selected) != sorted(selected) for selected in drawn)
-    few = [CopyPaste(cut="masks", max_pasted=3).draw(rng, source).selected for _ in range(100)]
+    few = [CopyPaste(cut="masks", max_pasted=3).make_params(rng, source).selected for _ in range(100)]
     assert {len(selected) for selected in few} == {0, 1, 2}
 
 
@@ -112,5 +112,5 @@ def test_boxes_are_pasted_whole(masks: bool) -> None:
 def test_boxes_that_fill_much_of_the_canvas_are_not_chosen() -> None:
     source = sample([[0, 0, 60, 60], [0, 0, 50, 50], [5, 5, 5, 9]], colour=1, masks=False)
     rng = np.random.default_rng(0)
-    drawn = {CopyPaste(cut="boxes").draw(rng, source).selected for _ in range(50)}
+    drawn = {CopyPaste(cut="boxes").make_params(rng, source).selected for _ in range(50)}
     assert drawn == {(), (1,)}

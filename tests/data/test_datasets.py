@@ -14,8 +14,10 @@ from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import DataConfig, Settings
 from codetr_cli.data.annotations import check_kind, read_annotations
 from codetr_cli.data.checks.dataset import check_dataset
-from codetr_cli.data.coco import build_dataset, find_data
-from codetr_cli.data.formats.detect import LAYOUTS, find_splits, image_name
+from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.formats.detect import find_splits
+from codetr_cli.data.formats.layouts import LAYOUTS, image_name
+from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.errors import DatasetError
 from codetr_cli.training.plan import plan_job
 from tests.inference.fakes import write_checkpoint
@@ -125,7 +127,7 @@ def test_lvis_images_lie_in_the_folders_of_either_split(lvis: Path) -> None:
         assert [dataset[i][0].shape[2] for i in range(4)] == [3] * 4
 
 
-def test_rare_classes_are_repeated_and_empty_images_left_out(lvis: Path) -> None:
+def test_rare_classes_are_repeated_and_empty_images_excluded(lvis: Path) -> None:
     settings = settings_for(lvis, "lvis", filter_empty=True, oversample_threshold=1.0)
     dataset = build_dataset(settings, split="train", training=True)
     # Class 3 is in one of three images: the square root of 3, rounded up.
@@ -189,10 +191,10 @@ def test_a_name_that_is_none_is_refused(lvis: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ the wrong one
 
 
-def test_the_wrong_data_set_is_told_in_either_direction(lvis: Path, tiny_coco: Path) -> None:
-    with pytest.raises(DatasetError, match=r"holds LVIS annotations, but the settings are for COCO.*data.dataset=lvis"):
+def test_the_wrong_data_set_is_reported_in_either_direction(lvis: Path, tiny_coco: Path) -> None:
+    with pytest.raises(DatasetError, match=r"has LVIS annotations, but the settings are for COCO.*data.dataset=lvis"):
         build_dataset(settings_for(lvis, "coco"), split="train", training=True)
-    with pytest.raises(DatasetError, match=r"holds COCO annotations, but the settings are for LVIS.*data.dataset=coco"):
+    with pytest.raises(DatasetError, match=r"has COCO annotations, but the settings are for LVIS.*data.dataset=coco"):
         build_dataset(settings_for(tiny_coco, "lvis"), split="train", training=True)
     lvis_file, coco_file = lvis / "annotations/lvis_v1_train.json", tiny_coco / "annotations/instances_train2017.json"
     with pytest.raises(DatasetError, match=r"is an LVIS annotation file.*--set data.dataset=lvis"):
@@ -235,7 +237,7 @@ def test_training_recognises_lvis_and_objects365_where_they_lie(lvis: Path, obje
     job = plan_job(settings_for(objects365, "coco"))
     assert (job.settings.data.dataset, len(job.class_names)) == ("objects365", 365)
     # The reverse is no guess: settings made for LVIS mean LVIS.
-    with pytest.raises(DatasetError, match="holds Objects365 annotations, but the settings are for LVIS"):
+    with pytest.raises(DatasetError, match="has Objects365 annotations, but the settings are for LVIS"):
         plan_job(settings_for(objects365, "lvis"))
 
 
@@ -251,9 +253,9 @@ def test_a_folder_that_is_not_there_is_named_with_the_one_that_may_be_meant(tmp_
     (tmp_path / "cells").mkdir()
     with pytest.raises(DatasetError) as caught:
         find_data(DataConfig(), str(tmp_path / "cels"), "train")
-    assert f"the folder {tmp_path / 'cels'} not found. Did you mean {tmp_path / 'cells'}? Name a" in str(caught.value)
+    assert f"the folder {tmp_path / 'cels'} not found. Did you mean {tmp_path / 'cells'}? Give a" in str(caught.value)
     assert "Pascal VOC's or YOLO's" in str(caught.value)
-    with pytest.raises(DatasetError, match=r"the folder .*train2017 and the file .*json not found\. Name a"):
+    with pytest.raises(DatasetError, match=r"the folder .*train2017 and the file .*json not found\. Give a"):
         find_data(DataConfig(), str(tmp_path / "cells"), "train")
 
 
@@ -353,7 +355,7 @@ def test_an_evaluation_of_a_checkpoint_for_another_data_set_ends_at_once(
     assert "--set data.dataset=lvis" in ran.err
     ran = codetr("eval", checkpoint, "--data", tiny_coco, "--set", "data.dataset=lvis")
     assert ran.code == 3
-    assert "holds COCO annotations, but the settings are for LVIS" in ran.err
+    assert "has COCO annotations, but the settings are for LVIS" in ran.err
 
 
 def test_training_without_the_masks_it_needs_ends_at_once(codetr: Any, objects365: Path, tmp_path: Path) -> None:

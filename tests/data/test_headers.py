@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from codetr_cli.data.headers import ImageFileError, read_header
+from tests.data.fakes import huge_png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -34,17 +34,6 @@ def write(folder: Path, data: bytes, name: str = "image.bin") -> Path:
 
 def decoded_size(path: Path) -> tuple[int, int]:
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
-
-
-def huge_png(side: int) -> bytes:
-    """A PNG of side x side black pixels that takes few bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    row = zlib.compress(b"\0" * 1000)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", row) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])

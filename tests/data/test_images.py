@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import errno
-import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -12,6 +10,7 @@ from PIL import Image
 
 from codetr_cli.data.images import read_image
 from codetr_cli.errors import DatasetError, ResourceError
+from tests.data.fakes import write_png_header
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -51,16 +50,6 @@ def test_empty_text_and_missing_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=rf"{name}.*Replace it") as caught:
             read_image(tmp_path / name)
         assert caught.value.exit_code == 3
-
-
-def write_png_header(path: Path, width: int, height: int) -> None:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_sample_is_dropped_only_when_a_box_survives_without_its_object() -> No
 def test_drawn_sizes_and_windows_are_within_the_image() -> None:
     augmentation = LsjAugmentation(canvas=100, ratio=(0.1, 2.0), flip_probability=0.5)
     rng = np.random.default_rng(0)
-    drawn = [augmentation.draw(rng, (40, 80)) for _ in range(200)]
+    drawn = [augmentation.make_params(rng, (40, 80)) for _ in range(200)]
     for chosen in drawn:
         height, width = augmentation.new_size((40, 80), chosen.ratio)
         assert max(height, width) == int(100 * chosen.ratio)
@@ -239,7 +239,7 @@ def test_a_dropped_sample_is_replaced_by_one_of_its_orientation(
     assert chosen == [dataset[(epoch, index)][1]["image_id"] for epoch in range(8) for index in range(4)]
 
 
-def test_a_set_of_which_nothing_survives_is_told(tiny_coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_of_which_nothing_survives_is_reported(tiny_coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = train_set(tiny_coco)
 
     def drop(self: LsjAugmentation, sample: Sample, choices: LsjParams) -> Sample:

@@ -13,7 +13,8 @@ import pytest
 from pycocotools import mask as pycocotools_mask
 
 from codetr_cli.data.annotations import read_annotations
-from codetr_cli.data.masks import Masks, OutlineError, decode, encode
+from codetr_cli.data.masks import Masks
+from codetr_cli.data.outlines import OutlineError, decode, encode
 from codetr_cli.errors import DatasetError
 
 SIZE = (60, 80)
@@ -94,20 +95,20 @@ def test_every_object_of_the_shared_set_is_drawn_as_pycocotools_draws_it(shared_
         ([[1, 2, 3, 4]], "one of 4 numbers"),
         ([[1, 2, 30, 4, 5, 60], [1, 2, 3, 4, 5, 6, 7]], "one of 7 numbers"),
         ([1, 2, 3, 4, 5, 6], "a broken polygon"),
-        ([[1, 2, "3", 4, 5, 6]], "no coordinates"),
-        ([[1, 2, float("nan"), 4, 5, 6]], "no coordinates"),
-        ([[1, 2, 1e12, 4, 5, 6]], "no coordinates"),
+        ([[1, 2, "3", 4, 5, 6]], "not coordinates"),
+        ([[1, 2, float("nan"), 4, 5, 6]], "not coordinates"),
+        ([[1, 2, 1e12, 4, 5, 6]], "not coordinates"),
         ("abc", "the segmentation abc"),
         ({"size": [60, 80]}, "the segmentation"),
         ({"size": [80, 60], "counts": [4800]}, r"size \[80, 60\], but its image is 60 high and 80 wide"),
         ({"size": 4, "counts": [4800]}, "of size 4"),
         ({"size": [60, 80], "counts": [4700]}, "4700 pixels instead of 4800"),
         ({"size": [60, 80], "counts": [4900, -100]}, "of 4800 pixels|broken run-length"),
-        ({"size": [60, 80], "counts": [1.5]}, "neither a text nor a list"),
-        ({"size": [60, 80], "counts": ""}, "no compressed one"),
-        ({"size": [60, 80], "counts": "zzzzz"}, "no compressed one"),
-        ({"size": [60, 80], "counts": "é!"}, "no compressed one"),
-        ({"size": [60, 80], "counts": "oooooooooooooooooooooo0"}, "absurdly large"),
+        ({"size": [60, 80], "counts": [1.5]}, "neither a string nor a list"),
+        ({"size": [60, 80], "counts": ""}, "not a compressed one"),
+        ({"size": [60, 80], "counts": "zzzzz"}, "not a compressed one"),
+        ({"size": [60, 80], "counts": "é!"}, "not a compressed one"),
+        ({"size": [60, 80], "counts": "oooooooooooooooooooooo0"}, "too large"),
         ({"size": [60, 80], "counts": "45"}, "pixels instead of 4800"),
     ],
 )
@@ -241,6 +242,6 @@ def test_a_broken_outline_is_named(tmp_path: Path) -> None:
 
 
 def test_drawing_raises_no_warning_of_numpy() -> None:
-    script = "from codetr_cli.data.masks import decode; decode([[1, 2, 30, 4, 5, 60]], (60, 80))"
+    script = "from codetr_cli.data.outlines import decode; decode([[1, 2, 30, 4, 5, 60]], (60, 80))"
     ran = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, check=False, timeout=60)
     assert ran.returncode == 0, ran.stderr.decode()

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from codetr_cli.data.headers import read_header
 from codetr_cli.data.images import BrokenImageError, read_image
 from tests.conftest import REPOSITORY
-from tests.data.test_images import write_png_header
+from tests.data.fakes import write_png_header
 
 ROWS, COLUMNS = np.mgrid[0:40, 0:60]
 RGB = np.stack([COLUMNS * 4, ROWS * 6, (ROWS + COLUMNS) * 2], axis=-1).astype(np.uint8)
@@ -149,8 +149,8 @@ def bomb(path: Path) -> None:
         (bomb, r"50000 x 50000 pixels.*data.max_pixels=2500000000"),
         (lambda path: path.write_bytes(b"P6\n50000 50000\n255\n" + bytes(100)), "50000 x 50000 pixels"),
         (lambda path: path.write_bytes(b"GIF89a\xff\xff\xff\xff\0\0\0" + bytes(9) + b"\0;"), "65535 x 65535 pixels"),
-        (lambda path: Image.fromarray(DEEP.astype(np.int32)).save(path, "TIFF"), "a TIFF of 32 bits a sample"),
-        (lambda path: Image.fromarray(RGB).save(path, "TGA"), "no known image format begins with"),
+        (lambda path: Image.fromarray(DEEP.astype(np.int32)).save(path, "TIFF"), "a TIFF with 32 bits per sample"),
+        (lambda path: Image.fromarray(RGB).save(path, "TGA"), "no known image format starts with"),
     ],
 )
 def test_what_cannot_be_read_says_why(tmp_path: Path, write: Callable[[Path], object], words: str) -> None:
@@ -172,7 +172,7 @@ def test_half_a_file_is_refused(tmp_path: Path, suffix: str) -> None:
         read_image(path)
 
 
-def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
     path.chmod(0)

@@ -56,7 +56,7 @@ def test_flip_mirrors_pixels_and_boxes_and_twice_is_nothing() -> None:
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 200), (0.5, 100)])
 def test_flip_keeps_its_probability(probability: float, expected: int) -> None:
     rng = np.random.default_rng(0)
-    drawn = sum(Flip(probability=probability).draw(rng, (4, 4)).flip for _ in range(200))
+    drawn = sum(Flip(probability=probability).make_params(rng, (4, 4)).flip for _ in range(200))
     assert abs(drawn - expected) <= (15 if 0 < probability < 1 else 0)
 
 
@@ -102,12 +102,12 @@ def test_crop_clips_boxes_and_drops_those_outside_with_all_their_columns() -> No
 
 def test_crop_windows_stay_inside_and_reach_both_limits() -> None:
     rng = np.random.default_rng(0)
-    windows = [RandomCrop(low=20, high=35).draw(rng, (30, 60)) for _ in range(500)]
+    windows = [RandomCrop(low=20, high=35).make_params(rng, (30, 60)) for _ in range(500)]
     assert {window.height for window in windows} == set(range(20, 31))
     assert {window.width for window in windows} == set(range(20, 36))
     assert all(window.top + window.height <= 30 and window.left + window.width <= 60 for window in windows)
     assert any(window.top + window.height == 30 for window in windows)
-    small = RandomCrop(low=20, high=35).draw(rng, (10, 12))
+    small = RandomCrop(low=20, high=35).make_params(rng, (10, 12))
     assert small == CropParams(top=0, left=0, height=10, width=12)
 
 
@@ -124,7 +124,7 @@ def test_augmentation_is_its_choices_and_both_policies_occur() -> None:
     augmentation, sample = make_augmentation(), make_sample()
     crops = 0
     for seed in range(40):
-        choices = augmentation.draw(np.random.default_rng(seed), sample.size)
+        choices = augmentation.make_params(np.random.default_rng(seed), sample.size)
         crops += choices.crop is not None
         result = augmentation(sample, np.random.default_rng(seed))
         np.testing.assert_array_equal(result.image, augmentation.apply(sample, choices).image)

@@ -19,6 +19,7 @@ from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.copy_paste import CopyPaste, CopyPasteParams
 from codetr_cli.data.images import read_image
 from codetr_cli.data.loading.loader import AspectGroupedSampler
+from codetr_cli.data.sample import Sample
 from codetr_cli.data.transforms import (
     CropParams,
     DetrAugmentation,
@@ -29,7 +30,6 @@ from codetr_cli.data.transforms import (
     LsjParams,
     ResizeParams,
     ResizeShortLong,
-    Sample,
     build_transforms,
 )
 from tests.golden.case import Case

@@ -11,7 +11,8 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, collate
-from codetr_cli.data.transforms import Sample, build_transforms
+from codetr_cli.data.sample import Sample
+from codetr_cli.data.transforms import build_transforms
 from codetr_cli.inference.pipeline import detect, inference
 from codetr_cli.inference.tta import Augmentation, build_augmentation, flip_detections, join, merge, size_text
 from codetr_cli.models.build import build_model, build_postprocess

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.images import read_image
-from codetr_cli.data.transforms import ResizeParams, ResizeShortLong, Sample
+from codetr_cli.data.sample import Sample
+from codetr_cli.data.transforms import ResizeParams, ResizeShortLong
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.models.proposals import Proposals, propose_boxes

@@ -19,7 +19,7 @@ from codetr_cli.errors import DatasetError
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.training.bad_images import BadFiles, read_list
 from tests.conftest import Ran
-from tests.data.test_images import write_png_header
+from tests.data.fakes import write_png_header
 
 SKIP = ("--set", "data.bad_files=skip")
 
@@ -64,7 +64,7 @@ def order(tiny_settings: Settings, many: Path) -> Callable[..., list[Path]]:
 
     def files(*left_out: Path) -> list[Path]:
         settings = apply_overrides(tiny_settings, [f'data.root="{many}"'])
-        dataset = build_dataset(settings, split="train", training=True, left_out=[str(path) for path in left_out])
+        dataset = build_dataset(settings, split="train", training=True, skip_files=[str(path) for path in left_out])
         loader = build_train_loader(
             dataset,
             micro_batch=1,

@@ -62,22 +62,22 @@ class StandInLoader:
     """Micro batches that are a function of epoch and index; opening one draws a number, as DataLoader does."""
 
     def __init__(self, count: int = MICRO_BATCHES) -> None:
-        self.count, self.epoch, self.start, self.other_order_from = count, 0, 0, None
+        self.count, self.epoch, self.start, self.reshuffled_from = count, 0, 0, None
         self.done = 0
 
     def __len__(self) -> int:
         return self.count
 
     def set_epoch(
-        self, epoch: int, start_batch: int = 0, other_order_from: int | None = None, segments: Sequence[Segment] = ()
+        self, epoch: int, start_batch: int = 0, reshuffled_from: int | None = None, segments: Sequence[Segment] = ()
     ) -> int:
-        self.epoch, self.start, self.other_order_from = epoch, start_batch, other_order_from
+        self.epoch, self.start, self.reshuffled_from = epoch, start_batch, reshuffled_from
         self.done = sum(used * width * size // 2 for width, size, used, _ in segments)  # in batches of 2, as they come
         return self.count - self.done - start_batch
 
     def __iter__(self) -> Iterator[Batch]:
         torch.rand(1)
-        first = self.count if self.other_order_from is None else self.other_order_from
+        first = self.count if self.reshuffled_from is None else self.reshuffled_from
         order = [*range(first), *reversed(range(first, self.count))]
         for index in order[self.done + self.start :]:
             generator = torch.Generator().manual_seed(100 * self.epoch + index)

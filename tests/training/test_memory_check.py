@@ -87,7 +87,7 @@ def test_no_augmented_image_is_larger(tiny_settings: Settings, size: tuple[int, 
     rng = np.random.default_rng(0)
     reached = []
     for _ in range(3000):
-        choices = transform.draw(rng, size)
+        choices = transform.make_params(rng, size)
         before = size if choices.crop is None else (choices.crop[1].height, choices.crop[1].width)
         reached.append(transform.resize.new_size(before, choices.resize))
     pair, single = (worst_batch(settings, images(size), count).size for count in (2, 1))

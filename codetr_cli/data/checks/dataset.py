@@ -1,4 +1,4 @@
-"""The check of a whole data set that `codetr prepare` shows: layout, list files, annotation files, image files."""
+"""The check of a whole data set by `codetr prepare`: layout, list files, annotation files, image files."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from codetr_cli.config.schema import DataConfig
-from codetr_cli.data.checks.annotations import AnnotationFacts, check_annotations, compare_categories, note_category_ids
+from codetr_cli.data.checks.annotations import check_annotations, check_category_ids, compare_categories
 from codetr_cli.data.checks.files import FileRules, check_files, default_workers
 from codetr_cli.data.checks.findings import Finding, Findings
+from codetr_cli.data.checks.summary import AnnotationSummary
 from codetr_cli.data.formats.converted import ConvertedSplit, find_converted
-from codetr_cli.data.formats.detect import LAYOUTS, Split, find_splits, has_published_layout, read_list, write_list
+from codetr_cli.data.formats.detect import find_splits
+from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles, has_published_layout
+from codetr_cli.data.formats.list_files import read_list, write_list
 
 Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-"""Makes a progress display from a description and a total; yields the function that advances it."""
+"""Opens a progress display for a description and a total; yields the function that advances it."""
 
 
 @dataclass
-class Report:
-    """What the check of a data set found.
+class DatasetReport:
+    """The result of checking a data set.
 
     Args:
         folder: the data set.
-        dataset: as which known data set it is read, a key of `LAYOUTS`.
-        layout: how its layout is called.
-        notes: sentences about choices that were made.
-        places: what says which images each split has, by "train", "val" and perhaps "test".
+        dataset: the known data set whose rules apply, a key of `LAYOUTS`.
+        layout: name of its layout.
+        notes: sentences about decisions made in reading it.
+        places: the file or folder that defines each split, by "train", "val" and perhaps "test".
         splits: counts of each readable annotation file, by "train" and "val".
-        lists: what became of each list file.
+        lists: status of each list file.
         findings: errors first.
-        seconds: how long the image files took.
+        seconds: time for checking the image files.
     """
 
     folder: Path
@@ -41,29 +44,29 @@ class Report:
     layout: str = LAYOUTS["coco"].title
     notes: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
-    splits: dict[str, AnnotationFacts] = field(default_factory=dict)
+    splits: dict[str, AnnotationSummary] = field(default_factory=dict)
     lists: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
 
-    def found(self) -> str:
-        """What the folder is, and where its splits come from, in a sentence."""
+    def layout_sentence(self) -> str:
+        """The layout of the folder, and where its splits come from, in a sentence."""
         places = ", ".join(f"{split} from {place}" for split, place in self.places.items())
         return f"{self.folder} is a {self.layout} data set: {places}."
 
     @property
     def errors(self) -> int:
-        """Kinds of findings that would stop training or make its numbers wrong."""
+        """Number of findings that would stop training or make its results wrong."""
         return sum(finding.severity == "error" for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values under the names of `--json`."""
+        """Plain values, under the keys of `--json`."""
         return {
             "folder": str(self.folder),
             "layout": self.layout,
             "places": self.places,
             "ok": not self.errors,
-            "splits": {name: facts.as_json() for name, facts in self.splits.items()},
+            "splits": {name: summary.as_json() for name, summary in self.splits.items()},
             "lists": self.lists,
             "notes": self.notes,
             "findings": [finding.as_json() for finding in self.findings],
@@ -73,31 +76,31 @@ class Report:
 
 def check_dataset(
     folder: Path, *, config: DataConfig, progress: Progress, workers: int | None = None, deep: bool = False
-) -> Report:
+) -> DatasetReport:
     """Checks a data set's folder and writes COCO's list files where they are missing.
 
     Args:
         folder: the data set.
-        config: its `max_pixels` and `min_side` are applied, and its `dataset` where several lie in the folder.
-        progress: shows how far the check is.
-        workers: threads that read headers, or processes that decode; None: a good number for this machine.
+        config: its `max_pixels` and `min_side` apply, and its `dataset` where the folder contains several.
+        progress: displays the progress.
+        workers: threads that read headers, or processes that decode; None: the default for this machine.
         deep: decode every image.
 
     Returns:
-        everything found; damage within the layout is in the findings, not raised.
+        the report; problems within the layout are findings, not errors.
 
     Raises:
-        DatasetError: there is no such folder, or it has another layout.
+        DatasetError: the folder does not exist, or has another layout.
         ResourceError: a decoding process was killed.
     """
-    report, findings = Report(folder), Findings()
+    report, findings = DatasetReport(folder), Findings()
     for split in _splits(report, config, findings):
-        facts = _check_split(split, findings, progress)
-        if facts is None:
+        summary = _check_split(split, findings, progress)
+        if summary is None:
             continue
-        report.splits[split.name] = facts
+        report.splits[split.name] = summary
         if split.dataset == "coco" and not isinstance(split, ConvertedSplit):
-            report.lists[split.name] = _check_list(split, facts, findings)
+            report.lists[split.name] = _check_list(split, summary, findings)
         rules = FileRules(
             images_dir=split.images_dir,
             where=f"{split.images_dir.resolve().name}/",
@@ -107,19 +110,19 @@ def check_dataset(
             shared=split.dataset == "lvis" or isinstance(split, ConvertedSplit),
         )
         started = time.monotonic()
-        with progress(f"{'decoding' if deep else 'reading headers of'} {rules.where}", len(facts.images)) as advance:
-            check_files(facts.images, rules, findings, workers=workers or default_workers(deep), advance=advance)
+        with progress(f"{'decoding' if deep else 'reading headers of'} {rules.where}", len(summary.images)) as advance:
+            check_files(summary.images, rules, findings, workers=workers or default_workers(deep), advance=advance)
         report.seconds += time.monotonic() - started
-    for facts in list(report.splits.values())[:1]:  # the other file has the same, or is reported for differing
-        note_category_ids(facts, findings, "annotations/")
+    for summary in list(report.splits.values())[:1]:  # the other file has the same, or differs, which is reported
+        check_category_ids(summary, findings, "annotations/")
     if len(report.splits) == 2:
         compare_categories(report.splits["train"], report.splits["val"], findings, "annotations/")
     report.findings = findings.sorted()
     return report
 
 
-def _splits(report: Report, config: DataConfig, findings: Findings) -> list[Split]:
-    """The splits of the folder, whatever its layout; notes the layout in the report."""
+def _splits(report: DatasetReport, config: DataConfig, findings: Findings) -> list[SplitFiles]:
+    """The splits of the folder in any layout; records the layout in the report."""
     converted = None if has_published_layout(report.folder) else find_converted(report.folder)
     if converted is None:
         splits = list(find_splits(report.folder, config.dataset))
@@ -132,15 +135,15 @@ def _splits(report: Report, config: DataConfig, findings: Findings) -> list[Spli
     report.places = {name: f"{below}{split.where}" for name, split in converted.splits.items()}
     report.notes = [f"{note}." for note in converted.notes]
     for finding in converted.findings:
-        findings.take(finding)
+        findings.add_finding(finding)
     for name, kind in (("train", "no_training"), ("val", "no_validation")):
         if name not in converted.splits:
             findings.add(kind, f"{report.folder.name}/")
     return [split for name, split in converted.splits.items() if name in ("train", "val")]
 
 
-def _check_split(split: Split, findings: Findings, progress: Progress) -> AnnotationFacts | None:
-    """The counts of a split's annotation file, None when there is nothing to count."""
+def _check_split(split: SplitFiles, findings: Findings, progress: Progress) -> AnnotationSummary | None:
+    """The counts of a split's annotation file, None when it is missing or cannot be parsed."""
     where = split.where
     if not split.exists:
         findings.add("no_training" if split.name == "train" else "no_validation", f"{split.images_dir.name}/")
@@ -149,25 +152,25 @@ def _check_split(split: Split, findings: Findings, progress: Progress) -> Annota
         findings.add("no_annotations", where)
         return None
     with progress(f"reading {where}", 1) as advance:
-        facts = check_annotations(split.annotations_path, findings, where, training=split.name == "train")
+        summary = check_annotations(split.annotations_path, findings, where, training=split.name == "train")
         advance(1)
     if isinstance(split, ConvertedSplit):
-        findings.discard("crowd_without_rle", where)  # they are objects marked difficult
-    return facts
+        findings.discard("crowd_without_rle", where)  # objects marked difficult
+    return summary
 
 
-def _check_list(split: Split, facts: AnnotationFacts, findings: Findings) -> str:
-    """What became of the split's list file."""
-    names = [name for name, _, _ in facts.images]
+def _check_list(split: SplitFiles, summary: AnnotationSummary, findings: Findings) -> str:
+    """The status of the split's list file."""
+    names = [name for name, _, _ in summary.images]
     status = write_list(split, names)
     if status.startswith("not written"):
         findings.add("list_not_written", split.list_path.name, status.partition(": ")[2])
     elif status == "present":
         try:
-            listed = read_list(split)
+            in_list = read_list(split)
         except OSError as error:
             return f"unreadable: {error.strerror}"
-        absent, extra = len(set(names) - listed), len(listed - set(names))
+        absent, extra = len(set(names) - in_list), len(in_list - set(names))
         if absent or extra:
             findings.add("list_differs", split.list_path.name, f"{absent:,} images not in it, {extra:,} more in it")
             return "differs"

@@ -1,7 +1,7 @@
 """Checks the image files of one split against its annotation file: by their headers, or decoded one by one.
 
-Headers are read by threads: they wait for the disk; from a warm cache one thread alone reads 130,000 headers a second.
-Decoding is done by processes, whose decoders' complaints are caught from their stderr, file by file.
+Headers are read by threads, which mostly wait for the disk; with a warm cache one thread reads 130,000 headers/s.
+Decoding is done by processes; the decoders' messages are read from their stderr, file by file.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.data.checks.findings import Findings
-from codetr_cli.data.formats.detect import list_images
 from codetr_cli.data.headers import ImageFileError, ImageHeader, read_header
+from codetr_cli.data.image_files import list_images
 from codetr_cli.errors import DatasetError, ResourceError
 
 HEADER_THREADS = 16
-"""More than cores on purpose: on network disks each file costs milliseconds of waiting."""
+"""Deliberately more than cores: on network disks each file costs milliseconds of waiting."""
 
 ImageRecord = tuple[str, int, int]
-"""File name, height, width, as the annotation file has them."""
+"""File name, height and width in the annotation file."""
 
 _KIND_OF_PROBLEM = {
     "missing": "missing_file",
@@ -53,11 +53,11 @@ class FileRules:
 
     Args:
         images_dir: the folder that file names are relative to.
-        where: how findings call the folder.
-        max_pixels: most pixels an image may have.
+        where: the name of the folder in findings.
+        max_pixels: limit of an image's pixels.
         min_side: images with a smaller side are not trained on.
         deep: decode every image, as training does.
-        shared: other images than those of the records belong there too.
+        shared: the folder also contains images of other annotation files.
     """
 
     images_dir: Path
@@ -76,17 +76,17 @@ def check_files(
     workers: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Checks every image file of a split and looks for files that no record mentions.
+    """Checks every image file of a split and reports files that no record mentions.
 
     Args:
         records: from the annotation file.
         rules: what to check.
-        findings: takes what is wrong.
+        findings: collects the problems.
         workers: threads for headers, processes for decoding.
-        advance: told after every few files how many more are done.
+        advance: called after every few files with the number that was checked.
 
     Raises:
-        ResourceError: a decoding process died, e.g. for want of memory.
+        ResourceError: a decoding process died, e.g. of lack of memory.
     """
     if not rules.images_dir.is_dir():
         findings.add("no_image_folder", rules.where, str(rules.images_dir))
@@ -96,19 +96,19 @@ def check_files(
     chunks = [records[start : start + size] for start in range(0, len(records), size)]
     try:
         with _pool(rules.deep, max(1, min(workers, len(chunks)))) as pool:
-            for chunk, found in zip(chunks, pool.map(partial(_inspect_chunk, rules), chunks), strict=True):
-                findings.merge(found)
+            for chunk, chunk_findings in zip(chunks, pool.map(partial(_inspect_chunk, rules), chunks), strict=True):
+                findings.merge(chunk_findings)
                 advance(len(chunk))
     except BrokenProcessPool as error:
         raise ResourceError(
-            f"a process that decoded images of {rules.images_dir} was killed, probably for want of memory: run again "
+            f"a process that decoded images of {rules.images_dir} was killed, probably by lack of memory: run again "
             f"with fewer --workers (now {workers}) or without --deep."
         ) from error
     _compare_with_disk(records, rules, findings)
 
 
 def default_workers(deep: bool) -> int:
-    """Threads that suit reading headers, or processes that suit decoding, on this machine."""
+    """Default number of threads for headers, or of processes for decoding, on this machine."""
     if not deep:
         return HEADER_THREADS
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -117,7 +117,7 @@ def default_workers(deep: bool) -> int:
 def _pool(deep: bool, workers: int) -> Executor:
     if not deep:
         return ThreadPoolExecutor(workers)
-    # Spawned, not forked: the program may hold threads by now.
+    # Spawned, not forked: the program may have threads by now.
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_decoder)
 
 
@@ -131,7 +131,7 @@ def _inspect_chunk(rules: FileRules, chunk: Sequence[ImageRecord]) -> Findings:
 
 
 def _inspect(rules: FileRules, record: ImageRecord) -> Iterator[tuple[str, str]]:
-    """Kind and detail of everything noteworthy about one file."""
+    """Kind and detail of every finding about one file."""
     path = os.path.join(rules.images_dir, record[0])  # noqa: PTH118 (a Path a file would double the time)
     try:
         header = read_header(path)
@@ -168,63 +168,63 @@ def _compare_size(header: ImageHeader, record: ImageRecord) -> Iterator[tuple[st
         return
     sizes = f"{width} x {height} in the file, {listed_width} x {listed_height} listed"
     if header.orientation >= 5 and header.stored_size == (listed_height, listed_width):
-        yield "rotation_differs", f"{width} x {height} after turning, {listed_width} x {listed_height} listed"
+        yield "rotation_differs", f"{width} x {height} after rotation, {listed_width} x {listed_height} listed"
     elif (width, height) == (listed_height, listed_width):
-        yield "size_differs", f"{sizes}: width and height look exchanged"
+        yield "size_differs", f"{sizes}: width and height seem to be swapped"
     else:
         yield "size_differs", sizes
 
 
 # ----------------------------------------------------------------------------------------------------------- decoding
 
-_complaints: Any = None
-"""In a decoding process: the file that its stderr goes to."""
+_decoder_messages: Any = None
+"""In a decoding process: the file that its stderr is redirected to."""
 
 _HARMLESS = ("iCCP", "sRGB profile")
 
 
 def _start_decoder() -> None:
-    """Makes ready a process that decodes images."""
-    global _complaints
+    """Initializes a process that decodes images."""
+    global _decoder_messages
     import cv2
 
     cv2.setNumThreads(1)
-    _complaints = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-    os.dup2(_complaints.fileno(), 2)
+    _decoder_messages = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
+    os.dup2(_decoder_messages.fileno(), 2)
 
 
 def _decode(path: str, header: ImageHeader, rules: FileRules) -> Iterator[tuple[str, str]]:
-    """Reads the image as training does and reports what the decoder said."""
+    """Reads the image as training does and reports the decoder's messages."""
     from codetr_cli.data.images import read_image
 
     start = os.lseek(2, 0, os.SEEK_END)
     try:
         image = read_image(Path(path), max_pixels=rules.max_pixels)
     except DatasetError:
-        yield "decode_failed", _said_since(start) or "no reason given"
+        yield "decode_failed", _message_since(start) or "no reason given"
         return
-    said = _said_since(start)
-    if said:
-        yield "decode_complained", said
+    message = _message_since(start)
+    if message:
+        yield "decode_complained", message
     if image.shape[:2] != header.size:
         height, width = image.shape[:2]
-        yield "size_differs", f"{width} x {height} decoded, {header.size[1]} x {header.size[0]} by its header"
+        yield "size_differs", f"{width} x {height} decoded, {header.size[1]} x {header.size[0]} in its header"
 
 
-def _said_since(start: int) -> str:
-    """The first line on this process' stderr since a position, shortened."""
+def _message_since(start: int) -> str:
+    """The first line on this process's stderr since an offset, shortened."""
     os.lseek(2, start, os.SEEK_SET)
     lines = os.read(2, 10_000).decode(errors="replace").splitlines()
     os.lseek(2, 0, os.SEEK_END)
-    spoken = [line.strip() for line in lines if line.strip() and not any(word in line for word in _HARMLESS)]
-    return spoken[0][:120] if spoken else ""
+    messages = [line.strip() for line in lines if line.strip() and not any(word in line for word in _HARMLESS)]
+    return messages[0][:120] if messages else ""
 
 
 # ------------------------------------------------------------------------------------------------------ folder on disk
 
 
 def _compare_with_disk(records: Sequence[ImageRecord], rules: FileRules, findings: Findings) -> None:
-    """Reports files that no record mentions, and says where missing ones may be."""
+    """Reports files that no record mentions, and where missing ones may be."""
     listed = {posixpath.normpath(name) if "./" in name or "//" in name else name for name, _, _ in records}
     on_disk = set(list_images(rules.images_dir))
     unlisted = sorted(on_disk - listed)
@@ -238,8 +238,8 @@ def _compare_with_disk(records: Sequence[ImageRecord], rules: FileRules, finding
         for index, name in enumerate(missing.first):
             base, stem = name.rpartition("/")[2], name.rpartition(".")[0]
             if base in by_base:
-                missing.first[index] = f"{name} (it lies there as {by_base[base]})"
+                missing.first[index] = f"{name} (found as {by_base[base]})"
             elif name.lower() in by_lower:
-                missing.first[index] = f"{name} (on disk it is written {by_lower[name.lower()]})"
+                missing.first[index] = f"{name} (on disk it is spelled {by_lower[name.lower()]})"
             elif stem in by_stem:
-                missing.first[index] = f"{name} (there is {by_stem[stem]})"
+                missing.first[index] = f"{name} (found {by_stem[stem]})"

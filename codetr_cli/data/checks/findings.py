@@ -1,4 +1,4 @@
-"""What a data set check can find: every kind of damage with its severity, words and cure, and the collector of them."""
+"""The kinds of problems that a data set check reports, with severity, text and fix, and the collection of findings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Literal
 Severity = Literal["error", "warning", "info"]
 SHOWN = 5
 """Names kept for each kind."""
+EDGE_TOLERANCE_PX = 2.0
+"""Boxes may extend this far beyond the edge without a finding: COCO's own do by rounding."""
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,14 @@ class Kind:
     """One kind of finding.
 
     Args:
-        severity: "error" would stop training or make its numbers wrong, "warning" costs quality, "info" just tells.
-        text: what it is, read after a count: "3 <text>".
-        cure: what to do; empty when nothing needs doing.
+        severity: "error" stops training or makes its results wrong, "warning" costs quality, "info" needs no action.
+        text: the problem, printed after a count: "3 <text>".
+        fix: what to do; empty when no action is needed.
     """
 
     severity: Severity
     text: str
-    cure: str = ""
+    fix: str = ""
 
 
 KINDS: dict[str, Kind] = {
@@ -42,9 +44,9 @@ KINDS: dict[str, Kind] = {
     "list_differs": Kind(
         "warning",
         "list file that disagrees with the annotation file",
-        "codetr reads the annotation file only; delete the list and prepare again to have it rewritten.",
+        "codetr reads only the annotation file; delete the list and rerun `codetr prepare` to rewrite it.",
     ),
-    "list_not_written": Kind("info", "list file that could not be written", "Nothing in codetr needs it."),
+    "list_not_written": Kind("info", "list file that could not be written", "codetr does not need it."),
     # the annotation file as a whole
     "unreadable_json": Kind("error", "annotation file that cannot be read", "Check its permissions."),
     "truncated_json": Kind("error", "annotation file that is cut short", "Copy, unpack or export it again."),
@@ -52,27 +54,27 @@ KINDS: dict[str, Kind] = {
     "wrong_schema": Kind(
         "error",
         "record(s) that do not follow COCO's instances format",
-        "Mend these records or export the file again in COCO's instances format.",
+        "Fix these records or export the file again in COCO's instances format.",
     ),
     "no_images": Kind("error", "annotation file without images", "Export it again with its images."),
     "no_categories": Kind("error", "annotation file without categories", "Add the class list under 'categories'."),
     "no_objects": Kind("error", "training set without a single usable box", "Check that it is the right file."),
     # ids
-    "duplicate_image_id": Kind("error", "image id(s) used twice", "Give every image an id of its own."),
+    "duplicate_image_id": Kind("error", "image id(s) used twice", "Give every image a unique id."),
     "duplicate_annotation_id": Kind(
         "warning",
         "annotation id(s) used twice",
-        "codetr numbers annotations anew, other tools lose some: number them 1, 2, 3, ...",
+        "codetr renumbers annotations, other tools lose some: number them 1, 2, 3, ...",
     ),
     "no_annotation_id": Kind(
-        "info", "annotation(s) without an id", "Fine here; other tools want them numbered 1, 2, 3, ..."
+        "info", "annotation(s) without an id", "Fine here; other tools need them numbered 1, 2, 3, ..."
     ),
     "zero_annotation_id": Kind(
         "info",
         "annotation with id 0",
-        "Fine here; pycocotools alone takes a match with id 0 for none: number from 1.",
+        "Fine here; pycocotools treats a match with id 0 as no match: number from 1.",
     ),
-    "duplicate_category_id": Kind("error", "category id(s) used twice", "Give every category an id of its own."),
+    "duplicate_category_id": Kind("error", "category id(s) used twice", "Give every category a unique id."),
     "duplicate_category_name": Kind(
         "warning", "category name(s) used twice", "Rename or merge them: they are trained as different classes."
     ),
@@ -80,13 +82,13 @@ KINDS: dict[str, Kind] = {
     "unknown_image_id": Kind(
         "warning",
         "annotation(s) of an image that is not listed",
-        "They are left out: add the image to 'images' or remove them.",
+        "They are skipped: add the image to 'images' or remove them.",
     ),
     "unknown_category_id": Kind(
-        "error", "annotation(s) of a category that is not listed", "Add the category to 'categories' or mend the id."
+        "error", "annotation(s) of a category that is not listed", "Add the category to 'categories' or fix the id."
     ),
-    "category_id_holes": Kind("info", "gap(s) between category ids", "Fine: original ids come back in every output."),
-    "category_id_zero": Kind("info", "category with id 0", "Fine: ids are taken as they are and come back in outputs."),
+    "category_id_holes": Kind("info", "gap(s) between category ids", "Fine: outputs use the original ids."),
+    "category_id_zero": Kind("info", "category with id 0", "Fine: outputs use the original ids."),
     "unused_category": Kind(
         "warning",
         "class(es) without a single annotation",
@@ -104,7 +106,7 @@ KINDS: dict[str, Kind] = {
     ),
     "box_normalised": Kind(
         "error",
-        "annotation file whose boxes all lie within 0..1",
+        "annotation file whose boxes are all within 0..1",
         "Multiply x, width by the image width, y, height likewise.",
     ),
     "box_corners": Kind(
@@ -112,34 +114,32 @@ KINDS: dict[str, Kind] = {
         "box(es) ending far outside their image, as if they were (x1, y1, x2, y2)",
         "COCO boxes are (x, y, width, height): convert the file if so.",
     ),
-    "box_degenerate": Kind("warning", "box(es) thinner than a pixel", "They are left out of training; redraw them."),
-    "box_outside": Kind("warning", "box(es) wholly outside their image", "They are left out of training; redraw them."),
-    "box_beyond_edge": Kind("info", "box(es) reaching over the image's edge by more than 2 px", "They are clipped."),
+    "box_degenerate": Kind("warning", "box(es) thinner than a pixel", "They are excluded from training; redraw them."),
+    "box_outside": Kind(
+        "warning", "box(es) completely outside their image", "They are excluded from training; redraw them."
+    ),
+    "box_beyond_edge": Kind("info", "box(es) extending more than 2 px beyond the image's edge", "They are clipped."),
     "crowd_without_rle": Kind(
         "warning", "crowd annotation(s) without a run-length mask", "Set iscrowd to 0 unless the box really is a group."
     ),
     "crowd_value": Kind("error", "annotation(s) whose iscrowd is neither 0 nor 1", "Use 0, or 1 for a group."),
-    "ignored": Kind("info", "annotation(s) marked 'ignore'", "They are left out of training."),
-    "difficult": Kind(
-        "info", "object(s) marked difficult", "They are not trained on, and neither right nor wrong in evaluation."
-    ),
-    "bad_area": Kind(
-        "error", "annotation(s) whose area is not a number", "Use the number of pixels, or leave area out."
-    ),
+    "ignored": Kind("info", "annotation(s) marked 'ignore'", "They are excluded from training."),
+    "difficult": Kind("info", "object(s) marked difficult", "They are not trained on, and ignored in evaluation."),
+    "bad_area": Kind("error", "annotation(s) whose area is not a number", "Use the number of pixels, or omit area."),
     "area_not_positive": Kind(
         "warning",
         "annotation(s) with an area of zero or less",
-        "They are left out of training: mend or leave area out.",
+        "They are excluded from training: fix or omit area.",
     ),
     "broken_outline": Kind(
         "warning",
         "annotation(s) with a broken mask",
-        "Fine for boxes; training with masks stops at the first of them: mend or remove them.",
+        "Fine for boxes; training with masks stops at the first of them: fix or remove them.",
     ),
     "some_outlines_missing": Kind(
         "info",
         "annotation(s) without a mask, while others have one",
-        "Fine for boxes; presets that learn masks or paste objects by their masks need all.",
+        "Fine for boxes; presets that train masks or paste objects by their masks need all.",
     ),
     "many_objects": Kind(
         "warning",
@@ -154,30 +154,30 @@ KINDS: dict[str, Kind] = {
     "unreadable_file": Kind("error", "image file(s) that cannot be opened", "Check permissions and the disk."),
     "empty_file": Kind("error", "image file(s) of zero bytes", "Copy them again or remove their records."),
     "truncated_file": Kind("error", "image file(s) cut short", "Copy them again or remove their records."),
-    "not_an_image": Kind("error", "file(s) that are no images", "Replace them or remove their records."),
+    "not_an_image": Kind("error", "file(s) that are not images", "Replace them or remove their records."),
     "unsupported_file": Kind("error", "image(s) of a format OpenCV cannot read", "Convert them to JPEG or PNG."),
     "too_many_pixels": Kind(
         "error",
-        "image(s) of an absurd number of pixels",
-        "Shrink or tile them; if they are meant, raise --set data.max_pixels=...",
+        "image(s) with too many pixels",
+        "Shrink or tile them; if that is intended, raise --set data.max_pixels=...",
     ),
     "no_pixels": Kind("error", "image(s) of zero width or height", "Replace them or remove their records."),
     "size_differs": Kind(
         "error",
         "image(s) whose size differs from the annotation file's",
-        "Put the original images back, or mend width, height and boxes of these records.",
+        "Restore the original images, or fix width, height and boxes of these records.",
     ),
     "rotation_differs": Kind(
         "warning",
-        "image(s) that EXIF turns by 90 degrees while the annotation file has the size before turning",
-        "Their boxes probably lie wrong: turn the pixels for good (e.g. `exiftran -ai`), or mend the records.",
+        "image(s) that EXIF rotates by 90 degrees while the annotation file has the size before rotation",
+        "Their boxes are probably wrong: rotate the pixels permanently (e.g. `exiftran -ai`), or fix the records.",
     ),
     "rotated": Kind(
-        "info", "image(s) turned by their EXIF flag on reading", "Fine when boxes were drawn on the turned image."
+        "info", "image(s) rotated by their EXIF flag on reading", "Fine when boxes were drawn on the rotated image."
     ),
-    "small_image": Kind("info", "image(s) with a side under 32 px", "They are left out of training, as published."),
+    "small_image": Kind("info", "image(s) with a side under 32 px", "They are excluded from training, as published."),
     "misnamed_file": Kind(
-        "info", "image(s) whose name's ending tells another format", "Fine: formats are told by content."
+        "info", "image(s) whose file extension names another format", "Fine: formats are detected by content."
     ),
     "unusual_pixels": Kind(
         "info", "image(s) not stored as 8-bit RGB (grey, palette, CMYK, alpha, 16 bits)", "Fine: read as 8-bit RGB."
@@ -185,8 +185,8 @@ KINDS: dict[str, Kind] = {
     "decode_failed": Kind("error", "image(s) that OpenCV cannot decode", "Replace them or remove their records."),
     "decode_complained": Kind(
         "warning",
-        "image(s) with damaged pixels by the decoder's own words",
-        "Copy them again; they are used as they decode.",
+        "image(s) for which the decoder reports damaged pixels",
+        "Copy them again; they are used as decoded.",
     ),
     "unlisted_file": Kind("info", "image file(s) that no annotation file mentions", "They are not used."),
 }
@@ -200,7 +200,7 @@ class Finding:
         kind: a key of `KINDS`.
         where: the file or folder it was found in.
         count: how many.
-        first: the first few offenders, with details.
+        first: names of the first few, with details.
     """
 
     kind: str
@@ -214,15 +214,15 @@ class Finding:
         return KINDS[self.kind].severity
 
     def sentence(self) -> str:
-        """What was found, where, the first offenders and the cure, as one paragraph."""
+        """The problem, where it is, the first names and the fix, as one paragraph."""
         kind = KINDS[self.kind]
         names = "; ".join(self.first)
         more = f"; and {self.count - len(self.first):,} more" if self.count > len(self.first) else ""
         listed = f": {names}{more}" if names else ""
-        return f"{self.where}: {self.count:,} {kind.text}{listed}. {kind.cure}".strip()
+        return f"{self.where}: {self.count:,} {kind.text}{listed}. {kind.fix}".strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values under the names of `--json`."""
+        """Plain values, under the keys of `--json`."""
         kind = KINDS[self.kind]
         return {
             "kind": self.kind,
@@ -231,7 +231,7 @@ class Finding:
             "count": self.count,
             "first": self.first,
             "text": kind.text,
-            "cure": kind.cure,
+            "fix": kind.fix,
         }
 
 
@@ -242,7 +242,7 @@ class Findings:
         self._by_key: dict[tuple[str, str], Finding] = {}
 
     def add(self, kind: str, where: str, name: str = "", count: int = 1) -> None:
-        """Adds `count` offenders of a kind, the first of them called `name`."""
+        """Adds `count` cases of a kind, the first of them named `name`."""
         finding = self._by_key.setdefault((kind, where), Finding(kind, where))
         finding.count += count
         if name and len(finding.first) < SHOWN:
@@ -253,16 +253,16 @@ class Findings:
         return self._by_key.get((kind, where))
 
     def discard(self, kind: str, where: str) -> None:
-        """Forgets the finding of a kind in a place."""
+        """Removes the finding of a kind in a place."""
         self._by_key.pop((kind, where), None)
 
     def merge(self, other: Findings) -> None:
-        """Adds what another collector found after this one."""
+        """Adds the findings of another collection."""
         for finding in other._by_key.values():
-            self.take(finding)
+            self.add_finding(finding)
 
-    def take(self, finding: Finding) -> None:
-        """Adds what another collector found of one kind in one place."""
+    def add_finding(self, finding: Finding) -> None:
+        """Adds one finding of another collection."""
         for name in finding.first:
             self.add(finding.kind, finding.where, name)
         self.add(finding.kind, finding.where, count=finding.count - len(finding.first))
@@ -273,5 +273,5 @@ class Findings:
         return sorted(self._by_key.values(), key=lambda f: (severities.index(f.severity), kinds.index(f.kind)))
 
     def count(self, severity: Severity) -> int:
-        """How many findings (not offenders) of a severity there are."""
+        """The number of findings (not cases) of a severity."""
         return sum(finding.severity == severity for finding in self._by_key.values())

@@ -1,6 +1,6 @@
-"""The cache of annotation files that codetr made itself, and what stands behind each, for messages.
+"""The cache of converted annotations: one folder a conversion, and where each came from, for messages.
 
-Every conversion is a folder with a COCO file a split and a summary, written last.
+A conversion is a COCO file a split and a summary, which is written last.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from codetr_cli import files
 from codetr_cli.errors import ResourceError
 
 SUMMARY = "summary.json"
@@ -22,10 +24,10 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class Source:
-    """What a person knows an annotation file by.
+    """Where the annotations of a file come from, as the user knows it.
 
     Args:
-        name: the file, or for one in the cache the folders it was made of.
+        name: the file, or for one in the cache the folders that it was made of.
         folders: of the data sets; `codetr prepare` checks them.
     """
 
@@ -34,58 +36,132 @@ class Source:
 
     @property
     def check(self) -> str:
-        """The command that lists all that is wrong."""
+        """The command that lists every problem."""
         return " and ".join(f"`codetr prepare {shlex.quote(str(folder))}`" for folder in self.folders)
 
 
-def cache_folder() -> Path:
-    """Where conversions are kept: below `CODETR_CACHE`, else below ~/.cache/codetr."""
-    told = os.environ.get("CODETR_CACHE")
-    return (Path(told).expanduser() if told else Path.home() / ".cache" / "codetr") / "datasets"
-
-
 def source_of(annotations_path: Path) -> Source:
-    """What a person knows an annotation file by, whether it lies in the cache or not."""
+    """The source of an annotation file, in the cache or not."""
     if annotations_path.is_relative_to(cache_folder()):
-        summary = json.loads((annotations_path.parent / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_summary(annotations_path.parent)
         split = annotations_path.stem.removeprefix("instances_")
         return Source(summary["names"][split], tuple(Path(folder) for folder in summary["folders"]))
     return Source(str(annotations_path), (annotations_path.parent.parent,))
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file, 16 hexadecimal digits: whether annotations are those of before, whenever they were written."""
+    """SHA-256 of a file, 16 hexadecimal digits: identifies its content, whenever it was written."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-@contextmanager
-def filling_cache() -> Iterator[None]:
-    """Says where the cache is, and how to have it elsewhere, when nothing can be written there.
+# ----------------------------------------------------------------------------------------------------------- the folder
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One conversion in the cache.
+
+    Args:
+        folder: of the conversion.
+        sources: folders of the data sets that it was made of; empty for an unfinished one.
+        size_bytes: of its files.
+        last_used: seconds since the epoch.
+    """
+
+    folder: Path
+    sources: tuple[str, ...]
+    size_bytes: int
+    last_used: float
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+
+def cache_folder() -> Path:
+    """The folder of all conversions."""
+    return files.cache_dir() / "datasets"
+
+
+def cache_entries() -> list[CacheEntry]:
+    """All conversions, the last used one first."""
+    folder = cache_folder()
+    found = [_entry(path) for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=lambda entry: (-entry.last_used, entry.name))
+
+
+def clear_cache() -> list[CacheEntry]:
+    """Deletes all conversions and returns them; each is made again when it is needed.
 
     Raises:
-        ResourceError: in place of the system's error.
+        ResourceError: a file cannot be deleted.
+    """
+    entries = cache_entries()
+    try:
+        for entry in entries:
+            (entry.folder / SUMMARY).unlink(missing_ok=True)  # first: an interrupted deletion leaves no conversion
+            shutil.rmtree(entry.folder)
+        for lock in cache_folder().glob("*.lock"):  # of earlier versions
+            lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot delete converted annotations in {cache_folder()}: {error.strerror or error}. Check the "
+            "permissions of that folder"
+        ) from error
+    return entries
+
+
+def _entry(folder: Path) -> CacheEntry:
+    summary = folder / SUMMARY
+    try:
+        sources = tuple(json.loads(summary.read_text(encoding="utf-8"))["folders"])
+        last_used = summary.stat().st_mtime
+    except (OSError, ValueError, KeyError):
+        sources, last_used = (), folder.stat().st_mtime
+    size_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return CacheEntry(folder, sources, size_bytes, last_used)
+
+
+# ------------------------------------------------------------------------------------------------------- one conversion
+
+
+def is_cached(folder: Path) -> bool:
+    """Whether a conversion is complete; records that it is used."""
+    try:
+        os.utime(folder / SUMMARY)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a cache that only others may write to
+        return (folder / SUMMARY).is_file()
+    return True
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a complete conversion."""
+    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return summary
+
+
+@contextmanager
+def writing_to_cache() -> Iterator[None]:
+    """Explains where the cache is, and how to move it, when it cannot be written to.
+
+    Raises:
+        ResourceError: instead of any error of writing.
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, ResourceError) as error:
+        cause = files.system_error(error) or error
+        reason = getattr(cause, "strerror", None) or cause
         raise ResourceError(
-            f"cannot keep converted annotations in {cache_folder()}: {error.strerror or error}. Make room there or "
-            "allow writing, or name another folder with the environment variable CODETR_CACHE"
+            f"cannot write converted annotations to {cache_folder()}: {reason}. Free space there, fix "
+            "its permissions, or choose another folder with the environment variable CODETR_CACHE"
         ) from error
 
 
 def write_json(path: Path, table: Any) -> None:
-    """Writes a file that is there whole or not at all."""
-    write_whole(path, lambda file: file.write(json.dumps(table)))
-
-
-def write_whole(path: Path, write: Callable[[TextIO], object]) -> None:
-    """Writes a text file piece by piece; it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            write(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a JSON file atomically."""
+    files.write_text(path, json.dumps(table))

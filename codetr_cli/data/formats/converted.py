@@ -1,12 +1,11 @@
-"""Pascal VOC and YOLO folders as COCO annotation files in the cache, so that nothing is written into the folder itself.
+"""Pascal VOC and YOLO folders as COCO annotation files in the cache; nothing is written into the folder itself.
 
-A conversion is kept under the fingerprint of the folder: its path, and name, size and time of every file that counts.
+The key of a conversion is the fingerprint of the folder: its path, and path, size and time of every file that is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,40 +13,46 @@ from pathlib import Path
 
 from codetr_cli.data.checks.findings import Finding
 from codetr_cli.data.formats import voc, yolo
-from codetr_cli.data.formats.cache import SUMMARY, cache_folder, filling_cache, write_json
-from codetr_cli.data.formats.cache_limits import hold, limit_cache
-from codetr_cli.data.formats.detect import Split
-from codetr_cli.data.formats.intermediate import Contents, listed, to_coco
-from codetr_cli.errors import DatasetError
+from codetr_cli.data.formats.cache import SUMMARY, cache_folder, is_cached, read_summary, write_json, writing_to_cache
+from codetr_cli.data.formats.intermediate import SHOWN, ParsedDataset, to_coco
+from codetr_cli.data.formats.layouts import SplitFiles
+from codetr_cli.errors import DatasetError, listed
 
-FORMAT = "3"
-"""Changes whenever the same folder would give another file."""
+FORMAT = "4"
+"""Changes whenever the same folder would give a different file."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A layout that is converted: how it is called, told, read, and which files decide what is read."""
+class Parser:
+    """How a layout is read.
+
+    Args:
+        title: the layout's name.
+        matches: whether a folder has the layout.
+        read: parses a folder.
+        files_read: the files and folders that decide the result of `read`.
+    """
 
     title: str
-    recognises: Callable[[Path], bool]
-    read: Callable[..., Contents]
-    sources: Callable[[Path], Iterable[Path]]
+    matches: Callable[[Path], bool]
+    read: Callable[..., ParsedDataset]
+    files_read: Callable[[Path], Iterable[Path]]
 
 
-KINDS = (
-    Kind(voc.TITLE, voc.is_voc, voc.read_voc, voc.sources),
-    Kind(yolo.TITLE, yolo.is_yolo, yolo.read_yolo, yolo.sources),
+PARSERS = (
+    Parser(voc.TITLE, voc.is_voc, voc.read_voc, voc.files_read),
+    Parser(yolo.TITLE, yolo.is_yolo, yolo.read_yolo, yolo.files_read),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertedSplit(Split):
-    """A split of such a folder.
+class ConvertedSplit(SplitFiles):
+    """A split of a converted folder.
 
     Args:
         images: the folder of the images.
         table: the COCO file in the cache.
-        place: what stands for the split in the folder.
+        place: the file or folder that defines the split.
     """
 
     images: Path
@@ -66,7 +71,7 @@ class ConvertedSplit(Split):
 
     @property
     def where(self) -> str:
-        """What stands for the split's annotations in the folder."""
+        """The file or folder that defines the split, for messages."""
         return self.place
 
 
@@ -76,12 +81,12 @@ class Converted:
 
     Args:
         title: of its layout.
-        folder: where it was found; perhaps below the folder that was given.
+        folder: of the data set; may be below the folder that was given.
         splits: "train", "val" and perhaps "test".
-        notes: sentences about choices that were made.
-        findings: what was odd about boxes.
-        val_is_test: whether the test images serve for evaluation, for want of others.
-        left_out: images that cannot be used, with the reason, where that is allowed.
+        notes: sentences about decisions made in reading it.
+        findings: problems with boxes.
+        val_is_test: whether the test images are used for evaluation, because there are no validation images.
+        skipped: unusable images with the reason, where skipping is allowed.
     """
 
     title: str
@@ -90,53 +95,51 @@ class Converted:
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     val_is_test: bool = False
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def find(self, split: str) -> ConvertedSplit | None:
-        """A split by its name; "test" also where its images serve as "val"."""
+        """A split by its name; "test" also where its images are used as "val"."""
         return self.splits.get("val" if split == "test" and self.val_is_test else split)
 
     def sentences(self) -> tuple[str, ...]:
-        """Everything that a person should know of the conversion."""
+        """The notes and findings of the conversion."""
         notes = [f"{self.folder} ({self.title}): {note}." for note in self.notes]
         return (*notes, *(finding.sentence() for finding in self.findings))
 
     def warnings(self) -> tuple[str, ...]:
-        """What may go wrong, in sentences."""
-        if not self.left_out:
+        """The warnings of the conversion."""
+        if not self.skipped:
             return ()
         return (
-            f"{self.folder} ({self.title}): {len(self.left_out):,} images cannot be used and are left out: "
-            f"{listed(self.left_out)}",
+            f"{self.folder} ({self.title}): {len(self.skipped):,} images cannot be used and are skipped: "
+            f"{listed(self.skipped, SHOWN)}",
         )
 
 
 def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
-    """Converts a Pascal VOC or YOLO folder, or finds the earlier conversion.
+    """Converts a Pascal VOC or YOLO folder, or finds its conversion in the cache.
 
     Args:
-        folder: the data set's, or one that holds it (VOCdevkit/VOC2007), if it holds no second.
-        skip_bad: leave out images without which there would be no conversion.
+        folder: the data set's, or one that contains it (VOCdevkit/VOC2007) and no second one.
+        skip_bad: skip unusable images, which would otherwise raise an error.
 
     Returns:
         None if the folder is of neither layout.
 
     Raises:
-        DatasetError: the folder has a layout but its files are broken, or it holds several data sets.
+        DatasetError: the folder's files are broken, or it contains several data sets.
     """
-    found = _recognise(folder)
-    if found is None:
+    match = _find_parser(folder)
+    if match is None:
         return None
-    kind, place = found
+    parser, place = match
     place = place.resolve()
-    target = cache_folder() / f"{place.name}-{_fingerprint(kind, place)}{'-skip' if skip_bad else ''}"
-    hold(target)
-    if not (target / SUMMARY).is_file():
-        contents = kind.read(place, skip_bad=skip_bad)
-        with filling_cache():
-            _convert(contents, place, target)
-        limit_cache(target.parent)
-    summary = json.loads((target / SUMMARY).read_text(encoding="utf-8"))
+    target = cache_folder() / f"{place.name}-{_fingerprint(parser, place)}{'-skip' if skip_bad else ''}"
+    if not is_cached(target):
+        parsed = parser.read(place, skip_bad=skip_bad)
+        with writing_to_cache():
+            _convert(parsed, place, target)
+    summary = read_summary(target)
     splits = {
         name: ConvertedSplit(
             name=name,
@@ -148,26 +151,35 @@ def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
         for name, where in summary["places"].items()
     }
     findings = [Finding(**finding) for finding in summary["findings"]]
-    return Converted(kind.title, place, splits, summary["notes"], findings, summary["val_is_test"], summary["left_out"])
+    return Converted(
+        title=parser.title,
+        folder=place,
+        splits=splits,
+        notes=summary["notes"],
+        findings=findings,
+        val_is_test=summary["val_is_test"],
+        skipped=summary["skipped"],
+    )
 
 
-def _recognise(folder: Path) -> tuple[Kind, Path] | None:
+def _find_parser(folder: Path) -> tuple[Parser, Path] | None:
+    """The parser that can read a folder or one inside it, and that folder."""
     if not folder.is_dir():
         return None
-    for kind in KINDS:
-        if kind.recognises(folder):
-            return kind, folder
+    for parser in PARSERS:
+        if parser.matches(folder):
+            return parser, folder
     places = [place for depth in ("*", "*/VOC*") for place in islice(sorted(folder.glob(depth)), 50)]
-    inner = [(kind, place) for place in places for kind in KINDS if place.is_dir() and kind.recognises(place)]
+    inner = [(parser, place) for place in places for parser in PARSERS if place.is_dir() and parser.matches(place)]
     if len(inner) > 1:
-        listed = ", ".join(str(place) for _, place in inner[:5])
-        raise DatasetError(f"{folder} holds several data sets: {listed}. Give the folder of one of them")
+        names = listed([place for _, place in inner], SHOWN)
+        raise DatasetError(f"{folder} contains several data sets: {names}. Give the folder of one of them")
     return inner[0] if inner else None
 
 
-def _fingerprint(kind: Kind, folder: Path) -> str:
-    digest = hashlib.sha256(f"{FORMAT}\0{kind.title}\0{folder}".encode(errors="surrogateescape"))
-    for path in kind.sources(folder):
+def _fingerprint(parser: Parser, folder: Path) -> str:
+    digest = hashlib.sha256(f"{FORMAT}\0{parser.title}\0{folder}".encode(errors="surrogateescape"))
+    for path in parser.files_read(folder):
         try:
             stat = path.stat()
         except OSError:
@@ -176,22 +188,22 @@ def _fingerprint(kind: Kind, folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _convert(contents: Contents, folder: Path, target: Path) -> None:
-    """Writes the tables, and the summary last; several processes may do so at once."""
+def _convert(parsed: ParsedDataset, folder: Path, target: Path) -> None:
+    """Writes the COCO files, and the summary last; safe when several processes do it at once."""
     target.mkdir(parents=True, exist_ok=True)
-    for split in contents.splits:
-        write_json(target / f"instances_{split}.json", to_coco(contents, split))
+    for split in parsed.splits:
+        write_json(target / f"instances_{split}.json", to_coco(parsed, split))
     summary = {
-        "images_dir": str(contents.images_dir),
+        "images_dir": str(parsed.images_dir),
         "folders": [str(folder)],
-        "names": {split: f"{folder} ({contents.title}, {contents.places[split]})" for split in contents.splits},
-        "places": {split: contents.places[split] for split in contents.splits},
-        "val_is_test": contents.val_is_test,
-        "left_out": contents.left_out,
-        "notes": contents.notes,
+        "names": {split: f"{folder} ({parsed.title}, {parsed.places[split]})" for split in parsed.splits},
+        "places": {split: parsed.places[split] for split in parsed.splits},
+        "val_is_test": parsed.val_is_test,
+        "skipped": parsed.skipped,
+        "notes": parsed.notes,
         "findings": [
             {"kind": finding.kind, "where": finding.where, "count": finding.count, "first": finding.first}
-            for finding in contents.findings.sorted()
+            for finding in parsed.findings.sorted()
         ],
     }
     write_json(target / SUMMARY, summary)

@@ -1,6 +1,6 @@
-"""Images and boxes of a folder in another layout than COCO's, on their way to COCO's tables.
+"""The parsed content of a Pascal VOC or YOLO folder, the choice of its splits, and its conversion to COCO's tables.
 
-Boxes are (x1, y1, x2, y2) in pixels, the left upper corner of the image at (0, 0), edges without width.
+Boxes are (x1, y1, x2, y2) in pixels; (0, 0) is the image's upper left corner, edges have no width.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.data.checks.findings import Findings
+from codetr_cli.data.checks.findings import EDGE_TOLERANCE_PX, Findings
 
 SHOWN = 5
+"""Names listed in a message."""
 MAX_SHARE = 0.1
-"""More bad files than this share of the images mean that something else is wrong."""
-EDGE_TOLERANCE = 2.0
-"""Pixels over the edge that nobody wants to read about; as in the check of COCO's files."""
+"""Largest share of bad images that may be skipped; more mean that something else is wrong."""
 
 
 @dataclass(frozen=True)
-class Box:
+class ParsedBox:
     """One object.
 
     Args:
-        label: index into the folder's class names.
+        label: index into the data set's class names.
         corners: x1, y1, x2, y2.
-        difficult: to be neither trained on nor counted in evaluation.
-        outline: polygon x, y, x, y, ... if there is one.
+        difficult: neither trained on nor counted in evaluation.
+        outline: polygon x, y, x, y, ...; empty without one.
     """
 
     label: int
@@ -38,110 +37,110 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image: its name relative to the folder of images, size in pixels, where its boxes are written."""
+class ParsedImage:
+    """One image: its name relative to the image folder, size in pixels, the file of its boxes, and the boxes."""
 
     file_name: str
     height: int
     width: int
     source: str
-    boxes: Sequence[Box]
+    boxes: Sequence[ParsedBox]
 
 
 @dataclass
-class Contents:
-    """What a folder holds.
+class ParsedDataset:
+    """The content of a folder.
 
     Args:
-        title: how the layout is called.
+        title: the layout's name.
         images_dir: what the names of images are relative to.
         class_names: by label.
         first_id: category id of label 0.
         splits: images by "train", "val" and perhaps "test"; absent where there are none.
-        places: what stands for each split in the folder, for messages.
-        val_is_test: whether the test images serve for evaluation, for want of others.
-        left_out: images that cannot be used, with the reason, where that is allowed.
-        notes: sentences about choices that were made.
-        findings: what is odd.
+        places: the file or folder that defines each split, for messages.
+        val_is_test: whether the test images are used for evaluation, because there are no validation images.
+        skipped: unusable images with the reason, where skipping is allowed.
+        notes: sentences about decisions made in reading the folder.
+        findings: problems.
     """
 
     title: str
     images_dir: Path
     class_names: list[str]
     first_id: int
-    splits: dict[str, list[Picture]]
+    splits: dict[str, list[ParsedImage]]
     places: dict[str, str]
     val_is_test: bool = False
-    left_out: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
 
 
 def choose_splits(lists: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
-    """Settles what is trained on and what is evaluated on.
+    """Chooses the images of training and evaluation.
 
-    Training is `train`, else `trainval` without what is in `val`, else `all`. Evaluation is `val`, else `test`, else
+    Training is `train`, else `trainval` without the images of `val`, else `all`. Evaluation is `val`, else `test`, else
     a fifth of training: the images whose names have the smallest SHA-1, so that it is the same on every machine.
 
     Args:
         lists: names of images by "train", "val", "trainval", "test" and "all", as far as the folder has them.
 
     Returns:
-        names by "train", "val" and, where it is a third set, "test"; the list that each was taken from; sentences.
+        names by "train", "val" and, where it is a third set, "test"; the list that each was taken from; notes.
     """
-    held = {name: list(dict.fromkeys(names)) for name, names in lists.items() if names}
+    available = {name: list(dict.fromkeys(names)) for name, names in lists.items() if names}
     chosen: dict[str, list[str]] = {}
     places: dict[str, str] = {}
     notes: list[str] = []
-    origin = next((name for name in ("train", "trainval", "all") if name in held), None)
+    origin = next((name for name in ("train", "trainval", "all") if name in available), None)
     if origin is not None:
-        apart = set(held.get("val", ())) if origin == "trainval" else set()
-        chosen["train"], places["train"] = [name for name in held[origin] if name not in apart], origin
-    if "val" in held:
-        chosen["val"], places["val"] = held["val"], "val"
-        if "test" in held:
-            chosen["test"], places["test"] = held["test"], "test"
-    elif "test" in held:
-        chosen["val"], places["val"] = held["test"], "test"
+        reserved = set(available.get("val", ())) if origin == "trainval" else set()
+        chosen["train"], places["train"] = [name for name in available[origin] if name not in reserved], origin
+    if "val" in available:
+        chosen["val"], places["val"] = available["val"], "val"
+        if "test" in available:
+            chosen["test"], places["test"] = available["test"], "test"
+    elif "test" in available:
+        chosen["val"], places["val"] = available["test"], "test"
         notes.append("there is no list of validation images: the test images are used for evaluation")
     elif len(chosen.get("train", ())) > 1:
         order = sorted(
             chosen["train"],
             key=lambda name: hashlib.sha1(name.encode(errors="surrogateescape"), usedforsecurity=False).digest(),
         )
-        apart = set(order[: max(1, round(len(order) / 5))])
-        chosen["val"], places["val"] = [name for name in chosen["train"] if name in apart], places["train"]
-        chosen["train"] = [name for name in chosen["train"] if name not in apart]
+        reserved = set(order[: max(1, round(len(order) / 5))])
+        chosen["val"], places["val"] = [name for name in chosen["train"] if name in reserved], places["train"]
+        chosen["train"] = [name for name in chosen["train"] if name not in reserved]
         notes.append(
-            f"there are neither validation nor test images: {len(apart):,} of the {len(order):,} images are kept for "
-            "evaluation, chosen by the hash of their names and so always the same"
+            f"there are neither validation nor test images: {len(reserved):,} of the {len(order):,} images are "
+            "reserved for evaluation, chosen by the hash of their names and so always the same"
         )
     shared = set(chosen.get("train", ())) & set(chosen.get("val", ()))
     if shared:
-        notes.append(f"{len(shared):,} images are in both train and {places['val']}: scores on them say little")
+        notes.append(
+            f"{len(shared):,} images are in both train and {places['val']}: their scores are not representative"
+        )
     return {name: names for name, names in chosen.items() if names}, places, notes
 
 
-def to_coco(contents: Contents, split: str) -> dict[str, Any]:
-    """COCO's table of one split, boxes clipped to their images; what is clipped or left out goes to the findings."""
-    first_image = 1 + sum(len(contents.splits[name]) for name in list(contents.splits)[: _rank(contents, split)])
-    where = contents.places[split]
+def to_coco(parsed: ParsedDataset, split: str) -> dict[str, Any]:
+    """COCO's table of one split, boxes clipped to their images; clipped and skipped boxes are added to the findings."""
+    first_image = 1 + sum(len(parsed.splits[name]) for name in list(parsed.splits)[: _rank(parsed, split)])
+    where = parsed.places[split]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, picture in enumerate(contents.splits[split], first_image):
-        images.append(
-            {"id": image_id, "file_name": picture.file_name, "width": picture.width, "height": picture.height}
-        )
-        for box in picture.boxes:
-            x1, y1, x2, y2 = _clipped(box, picture, contents.findings, where)
+    for image_id, image in enumerate(parsed.splits[split], first_image):
+        images.append({"id": image_id, "file_name": image.file_name, "width": image.width, "height": image.height})
+        for box in image.boxes:
+            x1, y1, x2, y2 = _clipped(box, image, parsed.findings, where)
             if box.corners[2] > box.corners[0] and box.corners[3] > box.corners[1] and (x2 <= x1 or y2 <= y1):
                 continue  # wholly outside
             if box.difficult:
-                contents.findings.add("difficult", where, count=1)
+                parsed.findings.add("difficult", where, count=1)
             annotation = {
                 "id": len(annotations) + 1,
                 "image_id": image_id,
-                "category_id": contents.first_id + box.label,
+                "category_id": parsed.first_id + box.label,
                 "bbox": [_short(x1), _short(y1), _short(x2 - x1), _short(y2 - y1)],
                 "area": _short((x2 - x1) * (y2 - y1)),
                 "iscrowd": int(box.difficult),
@@ -149,32 +148,27 @@ def to_coco(contents: Contents, split: str) -> dict[str, Any]:
             if box.outline:
                 annotation["segmentation"] = [[_short(value) for value in box.outline]]
             annotations.append(annotation)
-    categories = [{"id": contents.first_id + label, "name": name} for label, name in enumerate(contents.class_names)]
+    categories = [{"id": parsed.first_id + label, "name": name} for label, name in enumerate(parsed.class_names)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _rank(contents: Contents, split: str) -> int:
-    return list(contents.splits).index(split)
+def _rank(parsed: ParsedDataset, split: str) -> int:
+    return list(parsed.splits).index(split)
 
 
 def _short(value: float) -> float:
-    """A number as it should stand in a file: thousandths of a pixel, whole ones without a point."""
+    """A number for a file, rounded to thousandths of a pixel; whole numbers as integers."""
     rounded = round(value, 3)
     return int(rounded) if rounded == int(rounded) else rounded
 
 
-def _clipped(box: Box, picture: Picture, findings: Findings, where: str) -> tuple[float, float, float, float]:
-    """The corners within the image; notes a box that reaches over the edge."""
+def _clipped(box: ParsedBox, image: ParsedImage, findings: Findings, where: str) -> tuple[float, float, float, float]:
+    """The corners, clipped to the image; adds a finding for a box that extends beyond the edge."""
     x1, y1, x2, y2 = box.corners
-    width, height = picture.width, picture.height
-    name = f"{picture.source} [{_short(x1)}, {_short(y1)}, {_short(x2)}, {_short(y2)}] in {width} x {height}"
+    width, height = image.width, image.height
+    name = f"{image.source} [{_short(x1)}, {_short(y1)}, {_short(x2)}, {_short(y2)}] in {width} x {height}"
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
         findings.add("box_outside", where, name)
-    elif max(-x1, -y1, x2 - width, y2 - height) > EDGE_TOLERANCE:
+    elif max(-x1, -y1, x2 - width, y2 - height) > EDGE_TOLERANCE_PX:
         findings.add("box_beyond_edge", where, name)
     return min(max(x1, 0), width), min(max(y1, 0), height), max(min(x2, width), 0), max(min(y2, height), 0)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")

@@ -1,4 +1,4 @@
-"""Where the images and annotations of a split lie, in one folder or in several that are merged."""
+"""Where the images and annotations of a split are, in one folder or in several that are merged."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.schema import DataConfig, DatasetName
 from codetr_cli.data.formats.converted import find_converted
-from codetr_cli.data.formats.detect import LAYOUTS, default_root, has_published_layout, similar_folder
-from codetr_cli.data.formats.detect import Split as SplitPlace
-from codetr_cli.data.formats.merged import Part, find_merged
+from codetr_cli.data.formats.detect import similar_folder
+from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles, default_root, has_published_layout
+from codetr_cli.data.formats.merged import find_merged
+from codetr_cli.data.formats.merged_table import Part
 from codetr_cli.errors import ConfigError, DatasetError
 
 Split: TypeAlias = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-Kind: TypeAlias = Literal["coco", "lvis", "objects365"]
 
 
 @dataclass(frozen=True)
@@ -26,54 +26,57 @@ class DataPaths:
     Args:
         images_dir: what the names of images are relative to.
         annotations_path: COCO's JSON.
-        notes: sentences about choices that were made in finding them.
-        dataset: whose rules they go by; None where only paths were given.
-        warnings: sentences about what may go wrong.
+        notes: sentences about decisions made in finding them.
+        dataset: whose rules apply; None where only paths were given.
+        warnings: sentences about possible problems.
     """
 
     images_dir: Path
     annotations_path: Path
     notes: tuple[str, ...] = ()
-    dataset: Kind | None = None
+    dataset: DatasetName | None = None
     warnings: tuple[str, ...] = ()
 
 
 def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset: bool = False) -> DataPaths:
-    """Finds one split of a data set in its published layout, see `data.formats.detect`, or in VOC's or YOLO's.
+    """Finds one split of a data set in a published layout, see `data.formats.layouts`, or in VOC's or YOLO's.
 
     The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
-    data/objects365); paths of `config` for the split's images or annotations override what lies in it. The sets of
-    `config.extra_roots` are merged with it, each read as whatever it is.
+    data/objects365); paths of `config` for the split's images or annotations take precedence over its content. The
+    data sets of `config.extra_roots` are merged with it, each in its own layout.
 
     Args:
-        config: names the data set, and perhaps the paths.
+        config: names the data set, and optionally the paths.
         data: folder given on the command line.
         split: which images.
-        any_dataset: if the folder does not hold `config.dataset` but another known data set, take that.
+        any_dataset: if the folder does not contain `config.dataset` but another known data set, use that.
 
     Raises:
         ConfigError: a folder is given twice.
-        DatasetError: the folder of images or the annotation file is not there; or those of another data set are.
+        DatasetError: the image folder or the annotation file is missing, or belongs to another data set.
     """
     root = _root(config, data)
     if config.extra_roots:
         return _find_several(config, [root, *map(Path, config.extra_roots)], split)
-    place = _locate(config, root, split, any_dataset=any_dataset)
-    if place.absent:
-        raise DatasetError(place.absent)
-    _check_present(config, root, place, split)
-    return place.paths
+    location = _locate(config, root, split, any_dataset=any_dataset)
+    _check_present(config, root, location, split)
+    return location.paths
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a split should lie; `absent` says why it has no place in a folder that is converted.
+class _Location:
+    """Where a split should be.
 
-    `other` is a known data set whose files lie there while those that were asked for do not.
+    Args:
+        paths: of its images and annotations.
+        dataset: a key of `LAYOUTS`.
+        title: of the layout.
+        other: a known data set whose files are in the folder, while those of the requested one are not.
+        absent: why a converted folder does not have the split; empty otherwise.
     """
 
     paths: DataPaths
-    kind: str
+    dataset: str
     title: str
     other: str | None = None
     absent: str = ""
@@ -84,85 +87,87 @@ def _root(config: DataConfig, data: str | None) -> Path:
     return Path(named) if named else default_root(config.dataset)
 
 
-def _locate(config: DataConfig, root: Path, split: Split, *, any_dataset: bool) -> _Place:
+def _locate(config: DataConfig, root: Path, split: Split, *, any_dataset: bool) -> _Location:
     images, annotations = {
         "train": (config.train_images, config.train_annotations),
         "val": (config.val_images, config.val_annotations),
         "test": (None, None),
     }[split]
-    place = SplitPlace(split, root, config.dataset)
-    other = None if place.annotations_path.is_file() else _other_dataset(root, config.dataset)
+    files = SplitFiles(split, root, config.dataset)
+    other = None if files.annotations_path.is_file() else _other_dataset(root, config.dataset)
     if any_dataset and other is not None and not annotations:
-        place = SplitPlace(split, root, other)
-    title, absent, kind = LAYOUTS[place.dataset].title, "", place.dataset
+        files = SplitFiles(split, root, other)
+    title, absent, dataset = LAYOUTS[files.dataset].title, "", files.dataset
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     if not (images and annotations) and not has_published_layout(root):
         converted = find_converted(root, skip_bad=config.bad_files == "skip")
         if converted is not None:
-            title, found = converted.title, converted.find(split)
-            if found is None:
+            title, converted_split = converted.title, converted.find(split)
+            if converted_split is None:
                 absent = (
-                    f"{root} ({title}) has no {split} images, but those of {', '.join(converted.splits)}. Add a list "
-                    "or folder of them, or choose another split"
+                    f"{root} ({title}) has no {split} images, only {', '.join(converted.splits)}. Add a list or folder "
+                    "of them, or choose another split"
                 )
             else:
-                place, notes, kind = found, converted.sentences(), "coco"
+                files, notes, dataset = converted_split, converted.sentences(), "coco"
                 warnings = converted.warnings()
     paths = DataPaths(
-        images_dir=Path(images or place.images_dir),
-        annotations_path=Path(annotations or place.annotations_path),
+        images_dir=Path(images or files.images_dir),
+        annotations_path=Path(annotations or files.annotations_path),
         notes=notes,
-        dataset=_known(kind),
+        dataset=_dataset_name(dataset),
         warnings=warnings,
     )
-    return _Place(paths, kind, title, other, absent)
+    return _Location(paths, dataset, title, other, absent)
 
 
-def _known(kind: str) -> Kind:
-    return "lvis" if kind == "lvis" else "objects365" if kind == "objects365" else "coco"
+def _dataset_name(name: str) -> DatasetName:
+    return "lvis" if name == "lvis" else "objects365" if name == "objects365" else "coco"
 
 
-def _check_present(config: DataConfig, root: Path, place: _Place, split: Split) -> None:
-    """Refuses a split of which a part is missing.
+def _check_present(config: DataConfig, root: Path, location: _Location, split: Split) -> None:
+    """Checks that images and annotations of a split exist.
 
     Raises:
-        DatasetError: names it, and what lies there instead.
+        DatasetError: names what is missing, and what is there instead.
     """
-    paths = place.paths
+    if location.absent:
+        raise DatasetError(location.absent)
+    paths = location.paths
     missing = [f"the folder {paths.images_dir}"] if not paths.images_dir.is_dir() else []
     missing += [f"the file {paths.annotations_path}"] if not paths.annotations_path.is_file() else []
     if not missing:
         return
-    layout = LAYOUTS[place.kind]
+    layout = LAYOUTS[location.dataset]
     others = ", or in Pascal VOC's or YOLO's," if layout is LAYOUTS["coco"] else ""
     hint = ""
     if not root.exists() and len(missing) == 2:
         missing = [f"the folder {root}"]
         close = similar_folder(root)
         hint = f"Did you mean {close}? " if close else ""
-    if place.other is not None and place.kind == config.dataset:
+    if location.other is not None and location.dataset == config.dataset:
         hint = (
-            f"{root} holds {LAYOUTS[place.other].title} annotations, but the settings are for {layout.title}: take a "
-            f"preset for {LAYOUTS[place.other].title}, or say --set data.dataset={place.other}. "
+            f"{root} has {LAYOUTS[location.other].title} annotations, but the settings are for {layout.title}: use a "
+            f"preset for {LAYOUTS[location.other].title}, or --set data.dataset={location.other}. "
         )
     raise DatasetError(
-        f"no {split} data: {' and '.join(missing)} not found. {hint}Name a folder in {layout.title}'s layout{others} "
-        f"with --data or CODETR_DATA, or link it as {layout.roots[0]} once and for all with `codetr prepare FOLDER`"
+        f"no {split} data: {' and '.join(missing)} not found. {hint}Give a folder in {layout.title}'s layout{others} "
+        f"with --data or CODETR_DATA, or link it permanently as {layout.roots[0]} with `codetr prepare FOLDER`"
     )
 
 
 def _other_dataset(root: Path, dataset: str) -> str | None:
-    """Which other known data set the folder holds, if any."""
-    places = [SplitPlace(name, root, kind) for kind in LAYOUTS if kind != dataset for name in ("train", "val")]
-    return next((place.dataset for place in places if place.annotations_path.is_file()), None)
+    """Another known data set that the folder contains, if any."""
+    others = [SplitFiles(name, root, other) for other in LAYOUTS if other != dataset for name in ("train", "val")]
+    return next((files.dataset for files in others if files.annotations_path.is_file()), None)
 
 
 # ------------------------------------------------------------------------------------------------- several data sets
 
 
 def _find_several(config: DataConfig, roots: list[Path], split: Split) -> DataPaths:
-    """One split of several sets, merged; a set that has no such images is left out of all but training.
+    """One split of several data sets, merged; a data set without that split is used for training only.
 
     Raises:
         ConfigError: a folder is given twice.
@@ -170,42 +175,40 @@ def _find_several(config: DataConfig, roots: list[Path], split: Split) -> DataPa
     """
     for index, root in enumerate(roots):
         if root.resolve() in [before.resolve() for before in roots[:index]]:
-            raise ConfigError(f"the data set {root} is given twice: name each folder once")
+            raise ConfigError(f"the data set {root} is given twice: give each folder once")
     parts: list[Part] = []
-    wanted: list[tuple[DataConfig, Path, _Place]] = []
-    kinds: set[str] = set()
+    required: list[tuple[DataConfig, Path, _Location]] = []
+    datasets: set[str] = set()
     for index, root in enumerate(roots):
         own = config if index == 0 else config.model_copy(update=dict.fromkeys(_PATHS))
-        places = {name: _locate(own, root, name, any_dataset=True) for name in SPLITS}
+        locations = {name: _locate(own, root, name, any_dataset=True) for name in SPLITS}
         present = {
-            name: place.paths
-            for name, place in places.items()
-            if not place.absent and place.paths.annotations_path.is_file()
+            name: location.paths
+            for name, location in locations.items()
+            if not location.absent and location.paths.annotations_path.is_file()
         }
         if split in present or split == "train":
-            wanted.append((own, root, places[split]))
-        kinds.add(places[split].kind)
+            required.append((own, root, locations[split]))
+        datasets.add(locations[split].dataset)
         parts.append(
             Part(
                 folder=root,
-                title=places["train"].title,
+                title=locations["train"].title,
                 splits={name: (paths.images_dir, paths.annotations_path) for name, paths in present.items()},
                 notes=next((paths.notes for paths in present.values()), ()),
             )
         )
-    if not wanted:
-        wanted = [(config, roots[0], _locate(config, roots[0], split, any_dataset=True))]
-    for own, root, place in wanted:
-        if place.absent:
-            raise DatasetError(place.absent)
-        _check_present(own, root, place, split)
+    if not required:
+        required = [(config, roots[0], _locate(config, roots[0], split, any_dataset=True))]
+    for own, root, location in required:
+        _check_present(own, root, location, split)
     merged = find_merged(parts)
     return DataPaths(
         images_dir=merged.images_dir,
         annotations_path=merged.tables[split],
         notes=tuple(merged.notes[split]),
-        dataset=_known(kinds.pop()) if len(kinds) == 1 else "coco",
-        warnings=(*(text for _, _, place in wanted for text in place.paths.warnings), *merged.warnings[split]),
+        dataset=_dataset_name(datasets.pop()) if len(datasets) == 1 else "coco",
+        warnings=(*(text for _, _, location in required for text in location.paths.warnings), *merged.warnings[split]),
     )
 
 

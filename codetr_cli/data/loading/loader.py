@@ -1,8 +1,8 @@
-"""Batches for training and evaluation: who reads which image, in what order, in how many processes.
+"""Batches for training and evaluation: which process reads which images, in which order, with how many workers.
 
-Training order: mmdet's DistributedGroupSampler, every micro-batch of one orientation. Nothing random happens in the
-worker processes but what (seed, epoch, index) decides, so their number changes no batch, and any batch of any epoch can
-be reached without reading those before it.
+Training order: mmdet's DistributedGroupSampler, every micro-batch of one orientation. Random numbers in workers depend
+only on (seed, epoch, index), so the number of workers changes no batch, and any batch of any epoch can be read without
+those before it.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from codetr_cli.data.bad_files import BadFile, take_met
+from codetr_cli.data.bad_files import BadFile, pop_bad_files
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.loading.workers import PATIENCE_S, Reader
+from codetr_cli.data.loading.workers import TIMEOUT_S, BatchReader
 
 Key = tuple[int, int]
 Segment = tuple[int, int, int, int | None]
-"""A stretch of an epoch that was trained at one width: how many processes there were, how many images each took at
-once, how many batches of these it used, and from which batch on they came in another order (None: as planned)."""
+"""A part of an epoch that was trained with one world size: the world size, the micro batch, the number of batches used
+of each process, and the batch from which on they were reshuffled (None: never)."""
 
 
 class TrainLoader:
     """One epoch of batches at a time, from any batch on.
 
     Args:
-        dataset: what to read.
-        sampler: decides the order.
+        dataset: the images.
+        sampler: determines the order.
         workers: processes that read ahead; 0 reads in this process.
-        pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
-        tell: told of dead workers that were replaced, and of missing shared memory.
-        patience_s: seconds without a batch before workers count as hanging.
+        pin_memory: return batches in page-locked memory, for fast copies to a GPU.
+        timeout_s: seconds without a batch after which workers are considered hung.
 
     Attributes:
-        on_bad_file: told of every file that could not be read and in whose place another image came.
+        on_bad_file: called with every unreadable file that another image replaced.
     """
 
     def __init__(
@@ -46,19 +45,12 @@ class TrainLoader:
         *,
         workers: int,
         pin_memory: bool = False,
-        tell: Callable[[str], object] | None = None,
-        patience_s: float = PATIENCE_S,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.sampler = sampler
         self.on_bad_file: Callable[[BadFile], object] = lambda bad: None
-        self.reader = Reader(
-            dataset,
-            sampler,
-            workers=workers,
-            pin_memory=pin_memory,
-            keep_workers=True,
-            tell=tell,
-            patience_s=patience_s,
+        self.reader = BatchReader(
+            dataset, sampler, workers=workers, pin_memory=pin_memory, keep_workers=True, timeout_s=timeout_s
         )
 
     def __len__(self) -> int:
@@ -69,49 +61,49 @@ class TrainLoader:
         self,
         epoch: int,
         start_batch: int = 0,
-        other_order_from: int | None = None,
+        reshuffled_from: int | None = None,
         segments: Sequence[Segment] = (),
     ) -> int:
-        """Chooses what the next iteration yields.
+        """Selects the batches of the next iteration.
 
         Args:
-            epoch: 0-based; decides the order and every augmentation.
+            epoch: 0-based; determines the order and every augmentation.
             start_batch: batches of this epoch, since the last of the segments, that are already done.
-            other_order_from: batch of this epoch from which on they come in another order; None: as planned.
-            segments: of this epoch that were trained at another width, in their order: what they used does not come
-                again, and what they left is planned anew for this width.
+            reshuffled_from: batch of this epoch from which on they are reshuffled; None: never.
+            segments: parts of this epoch that were trained with another world size, in their order: images they used
+                are not repeated, and the remaining ones are divided again for this world size.
 
         Returns:
-            how many batches that is on this rank; as many on every other.
+            the number of batches on this rank; the same on every rank.
         """
-        return self.sampler.set_epoch(epoch, start_batch, other_order_from, segments)
+        return self.sampler.set_epoch(epoch, start_batch, reshuffled_from, segments)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the chosen epoch.
 
         Raises:
             DatasetError: an image cannot be read.
-            ResourceError: workers died again and again, hang, or cannot be started.
+            ResourceError: workers died repeatedly, hang, or cannot be started.
         """
         for batch in self.reader:
-            for bad in take_met(batch):
+            for bad in pop_bad_files(batch):
                 self.on_bad_file(bad)
             yield batch
 
 
 class AspectGroupedSampler(Sampler[list[Key]]):
-    """Order of training images: batches hold one orientation, nothing is left out, every rank has as many batches.
+    """Order of training images: batches of one orientation, every image included, equally many batches on every rank.
 
-    Each group is shuffled and filled up with its own head to a multiple of micro_batch * world_size; the groups are cut
-    into batches, the batches are shuffled, and each rank takes a contiguous part. An epoch that goes on at another
-    width than it began with does the same once more with the images that are left.
+    Each group is shuffled and padded with its own first images to a multiple of micro_batch * world_size; the groups
+    are split into batches, the batches are shuffled, and each rank takes a contiguous part. An epoch that continues
+    with another world size repeats this with the remaining images.
 
     Args:
         groups: (images,) int64, the group of each image; all equal for one group.
         micro_batch: images a batch.
         rank: of this process.
         world_size: number of processes.
-        seed: of the order; epoch + seed seeds the generator, as published.
+        seed: of the order; the generator's seed is epoch + seed, as published.
     """
 
     def __init__(self, groups: np.ndarray, *, micro_batch: int, rank: int, world_size: int, seed: int) -> None:
@@ -127,39 +119,39 @@ class AspectGroupedSampler(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         """Batches that the next iteration yields."""
-        return len(self._coming)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Lists of (epoch, index)."""
-        for batch in self._coming:
+        for batch in self._batches:
             yield [(self._epoch, int(index)) for index in batch]
 
     def set_epoch(
         self,
         epoch: int,
         start_batch: int = 0,
-        other_order_from: int | None = None,
+        reshuffled_from: int | None = None,
         segments: Sequence[Segment] = (),
     ) -> int:
-        """Chooses what the next iteration yields, and counts it; see `TrainLoader.set_epoch`."""
+        """Selects the batches of the next iteration; see `TrainLoader.set_epoch`."""
         self._epoch = epoch
-        batches = self._reordered(self.batches(epoch, segments), other_order_from, epoch, self.rank)
-        self._coming = batches[start_batch:]
-        return len(self._coming)
+        batches = self._reordered(self.batches(epoch, segments), reshuffled_from, epoch, self.rank)
+        self._batches = batches[start_batch:]
+        return len(self._batches)
 
     def batches(self, epoch: int, segments: Sequence[Segment] = ()) -> np.ndarray:
-        """Indices (batches, micro_batch) int64 on this rank of what segments at other widths left of an epoch."""
+        """Indices (batches, micro_batch) int64 on this rank of the images of an epoch that no segment used."""
         left = np.ones(len(self.groups), bool)
-        for number, (world_size, micro_batch, used, other_order_from) in enumerate(segments):
+        for number, (world_size, micro_batch, used, reshuffled_from) in enumerate(segments):
             plan = self._plan(epoch, left, number, micro_batch, world_size)
             for rank, batches in enumerate(plan):
-                left[self._reordered(batches, other_order_from, epoch, rank)[:used]] = False
+                left[self._reordered(batches, reshuffled_from, epoch, rank)[:used]] = False
         return self._plan(epoch, left, len(segments), self.micro_batch, self.world_size)[self.rank]
 
     def _plan(self, epoch: int, left: np.ndarray, number: int, micro_batch: int, world_size: int) -> np.ndarray:
-        """Indices (world_size, batches, micro_batch) of the images left for segment `number` of an epoch."""
-        # The first one is the published order; more of them are drawn from generators of their own.
-        seed = epoch + self.seed if number == 0 else _mixed(self.seed, epoch, number)
+        """Indices (world_size, batches, micro_batch) of the images that remain for segment `number` of an epoch."""
+        # The first segment has the published order; each further one has its own generator.
+        seed = epoch + self.seed if number == 0 else _combined_seed(self.seed, epoch, number)
         generator = torch.Generator().manual_seed(seed)
         together = micro_batch * world_size
         parts = [np.zeros(0, np.int64)]
@@ -172,7 +164,7 @@ class AspectGroupedSampler(Sampler[list[Key]]):
         return batches.reshape(world_size, -1, micro_batch)
 
     def _reordered(self, batches: np.ndarray, start: int | None, epoch: int, rank: int) -> np.ndarray:
-        """One rank's batches, shuffled from one on; still no image of the epoch is left out or comes twice."""
+        """One rank's batches, shuffled from one on; every image of the epoch still occurs once."""
         if start is None:
             return batches
         order = np.random.default_rng([self.seed, epoch, rank]).permutation(len(batches) - start)
@@ -180,19 +172,18 @@ class AspectGroupedSampler(Sampler[list[Key]]):
 
 
 class EvalLoader:
-    """Batches in which every image occurs once over all ranks, in order: rank r has batches r, r + world_size, ...
+    """Batches with every image once over all ranks, in order: rank r has batches r, r + world_size, ...
 
-    An image is in the same batch, and so padded alike, however many ranks there are: they change no detection.
+    An image is in the same batch, with the same padding, for any number of ranks: they change no detection.
 
     Args:
-        dataset: what to read.
+        dataset: the images.
         batch_size: images a batch; the last one may be smaller.
         workers: processes that read ahead; 0 reads in this process.
         rank: of this process.
         world_size: number of processes.
-        pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
-        tell: as of `TrainLoader`.
-        patience_s: as of `TrainLoader`.
+        pin_memory: return batches in page-locked memory, for fast copies to a GPU.
+        timeout_s: see `TrainLoader`.
     """
 
     def __init__(
@@ -204,17 +195,14 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
-        tell: Callable[[str], object] | None = None,
-        patience_s: float = PATIENCE_S,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.dataset = dataset
         indices = range(len(dataset))
         batches = [list(indices[i : i + batch_size]) for i in range(0, len(dataset), batch_size)]
         self._batches = batches[rank::world_size]
         self.num_images = sum(len(batch) for batch in self._batches)
-        self.reader = Reader(
-            dataset, self._batches, workers=workers, pin_memory=pin_memory, tell=tell, patience_s=patience_s
-        )
+        self.reader = BatchReader(dataset, self._batches, workers=workers, pin_memory=pin_memory, timeout_s=timeout_s)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -224,13 +212,13 @@ class EvalLoader:
 
         Raises:
             DatasetError: an image cannot be read.
-            ResourceError: workers died again and again, hang, or cannot be started.
+            ResourceError: workers died repeatedly, hang, or cannot be started.
         """
         return iter(self.reader)
 
 
-def _mixed(*numbers: int) -> int:
-    """A seed of several numbers."""
+def _combined_seed(*numbers: int) -> int:
+    """A seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -244,23 +232,21 @@ def build_train_loader(
     world_size: int,
     aspect_grouping: bool,
     pin_memory: bool = False,
-    tell: Callable[[str], object] | None = None,
-    patience_s: float = PATIENCE_S,
+    timeout_s: float = TIMEOUT_S,
 ) -> TrainLoader:
     """The training loader of one process.
 
     Args:
-        dataset: what to read.
+        dataset: the images.
         micro_batch: images a batch.
         workers: processes that read ahead; 0 reads in this process.
         seed: of the order.
         rank: of this process.
         world_size: number of processes.
-        aspect_grouping: batches hold images of one orientation.
-        pin_memory: deliver batches in page-locked memory.
-        tell: as of `TrainLoader`.
-        patience_s: as of `TrainLoader`.
+        aspect_grouping: batches have images of one orientation.
+        pin_memory: return batches in page-locked memory.
+        timeout_s: see `TrainLoader`.
     """
     groups = dataset.aspect_flags if aspect_grouping else np.zeros_like(dataset.aspect_flags)
     sampler = AspectGroupedSampler(groups, micro_batch=micro_batch, rank=rank, world_size=world_size, seed=seed)
-    return TrainLoader(dataset, sampler, workers=workers, pin_memory=pin_memory, tell=tell, patience_s=patience_s)
+    return TrainLoader(dataset, sampler, workers=workers, pin_memory=pin_memory, timeout_s=timeout_s)

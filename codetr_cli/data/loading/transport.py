@@ -1,8 +1,8 @@
-"""How a worker hands a batch over: one block of shared memory, or a pipe where there is no shared memory left.
+"""Transfer of a batch from a worker: one block of shared memory, or a pipe where there is no shared memory left.
 
-Torch's own way shares every tensor of a batch on its own: a file descriptor each, kept open in both processes. It does
-so in a thread whose errors nobody sees, so that a full /dev/shm becomes a bus error or a batch that never comes. Here
-everything large lies in one block that is reserved before it is written, and what fails, fails in the worker's sight.
+PyTorch shares every tensor of a batch separately: a file descriptor each, which stays open in both processes. It does
+so in a thread whose errors are lost, so that a full /dev/shm becomes a bus error or a batch that never arrives. Here
+all large data is in one block that is allocated before it is written, and errors are raised in the worker itself.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codetr_cli.data.batch import Batch, Target, batch_bytes, batch_views, collate
+from codetr_cli.data.batch import Batch, batch_bytes, batch_views, collate
+from codetr_cli.data.targets import Target
 
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """Stands in a target for a tensor that lies in the block.
+    """Placeholder in a target for a tensor in the block.
 
     Attributes:
         shape: of the uint8 tensor.
@@ -34,54 +35,54 @@ class SharedTensor:
 
 @dataclass(frozen=True)
 class SharedBatch:
-    """A batch on its way from one process to another.
+    """A batch in transfer from one process to another.
 
     Attributes:
         shape: (B, 3, H, W) of the images.
         block: images, padding masks, and then the objects' masks, uint8: pickled shared memory, or the bytes
             themselves.
         targets: with arrays in place of tensors, and `SharedTensor` in place of masks.
-        trouble: why the bytes had to go through the pipe; absent when they did not.
+        shm_error: why shared memory could not be used; None when it was.
     """
 
     shape: tuple[int, ...]
     block: bytes | np.ndarray
     targets: list[Target]
-    trouble: str | None = None
+    shm_error: str | None = None
 
     def open(self) -> Batch:
-        """The batch, in the receiving process; once only."""
+        """The batch, in the receiving process; call it only once."""
         block: Tensor = (
             ForkingPickler.loads(self.block) if isinstance(self.block, bytes) else torch.from_numpy(self.block)
         )
         images, padding_mask = batch_views(block, self.shape)
-        position = batch_bytes(self.shape)
+        offset = batch_bytes(self.shape)
 
         def unpacked(value: Any) -> Any:
-            nonlocal position
+            nonlocal offset
             if isinstance(value, SharedTensor):
-                start, position = position, position + math.prod(value.shape)
-                return block[start:position].view(value.shape)
+                start, offset = offset, offset + math.prod(value.shape)
+                return block[start:offset].view(value.shape)
             return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
         return Batch(images=images, padding_mask=padding_mask, targets=_mapped(self.targets, unpacked))
 
-    def pin_memory(self) -> Pinned:
-        """The batch in page-locked memory; torch's thread for that calls it."""
-        return Pinned(self.open().pin_memory(), self.trouble)
+    def pin_memory(self) -> PinnedBatch:
+        """The batch in page-locked memory; called by PyTorch's thread for pinned memory."""
+        return PinnedBatch(self.open().pin_memory(), self.shm_error)
 
 
 @dataclass(frozen=True)
-class Pinned:
-    """A batch that has arrived, in page-locked memory.
+class PinnedBatch:
+    """A received batch in page-locked memory.
 
     Attributes:
-        batch: itself.
-        trouble: as the parcel's.
+        batch: the batch.
+        shm_error: see `SharedBatch`.
     """
 
     batch: Batch
-    trouble: str | None
+    shm_error: str | None
 
     def open(self) -> Batch:
         """The batch."""
@@ -89,30 +90,30 @@ class Pinned:
 
 
 def pack(samples: Sequence[tuple[np.ndarray, Target]]) -> SharedBatch:
-    """Puts samples together as `collate` does, ready to be handed over."""
+    """Collates samples like `collate`, for transfer to another process."""
     bitmaps = [value for _, target in samples for value in target.values() if _belongs_in_block(value)]
     extra = sum(bitmap.nbytes for bitmap in bitmaps)
-    reserved: list[tuple[Tensor, bytes | np.ndarray, str | None]] = []
+    allocated: list[tuple[Tensor, bytes | np.ndarray, str | None]] = []
 
     def allocate(size: int) -> Tensor:
-        reserved.append(_reserve(size + extra))
-        return reserved[0][0]
+        allocated.append(_allocate(size + extra))
+        return allocated[0][0]
 
     batch = collate(samples, allocate)
-    ((block, handle, trouble),) = reserved
-    position = batch_bytes(tuple(batch.images.shape))
+    ((block, handle, shm_error),) = allocated
+    offset = batch_bytes(tuple(batch.images.shape))
     for bitmap in bitmaps:
-        block[position : position + bitmap.nbytes] = bitmap.flatten()
-        position += bitmap.nbytes
-    return SharedBatch(tuple(batch.images.shape), handle, _mapped(batch.targets, _packed), trouble)
+        block[offset : offset + bitmap.nbytes] = bitmap.flatten()
+        offset += bitmap.nbytes
+    return SharedBatch(tuple(batch.images.shape), handle, _mapped(batch.targets, _packed), shm_error)
 
 
-def _reserve(size: int) -> tuple[Tensor, bytes | np.ndarray, str | None]:
-    """A block of zeros, what is sent of it, and why it could not be shared."""
+def _allocate(size: int) -> tuple[Tensor, bytes | np.ndarray, str | None]:
+    """A block of zeros, the object to send for it, and why it could not be shared."""
     try:
         storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
         if hasattr(os, "posix_fallocate"):
-            # Without it, memory that is not there is noticed by the write that kills the process.
+            # Without it, missing memory shows only at the write, as a signal that kills the process.
             os.posix_fallocate(storage._share_fd_cpu_()[0], 0, size)
         block = torch.tensor([], dtype=torch.uint8).set_(storage)
         return block, bytes(ForkingPickler.dumps(block)), None

@@ -1,4 +1,4 @@
-"""How worker processes are started: which signals reach whom, how many files may be open, how they end."""
+"""Start of worker processes: signal handling, limit of open files, termination."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ import cv2
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent dies
+PR_SET_PDEATHSIG = 1  # Linux's prctl option: the signal that a process gets when its parent dies
 
 DESCRIPTORS = 4096
-"""Open files that a process with workers wants to be allowed, if the system lets it."""
+"""Limit of open files that a process with workers requests."""
 
-_torch_hears: Handler = None  # torch's handler of SIGCHLD, which raises an error when a worker died
+_torch_handler: Handler = None  # PyTorch's handler of SIGCHLD, which raises an error when a worker died
 
 
-def keep_deaths_quiet(outside: Handler) -> None:
-    """Takes away the handler that torch installs with its first workers.
+def restore_sigchld(previous: Handler) -> None:
+    """Replaces the handler that PyTorch installs with its first workers by the previous one.
 
-    It would raise its error wherever the training is just then: within a backward pass, or while it saves.
+    PyTorch's would raise its error anywhere in the training: in a backward pass, or while it saves.
     """
-    global _torch_hears
-    if outside is None or threading.current_thread() is not threading.main_thread():
+    global _torch_handler
+    if previous is None or threading.current_thread() is not threading.main_thread():
         return
-    inside = signal.getsignal(signal.SIGCHLD)
-    if inside is not outside:
-        _torch_hears = inside
-        signal.signal(signal.SIGCHLD, outside)
+    current = signal.getsignal(signal.SIGCHLD)
+    if current is not previous:
+        _torch_handler = current
+        signal.signal(signal.SIGCHLD, previous)
 
 
 @contextmanager
-def many_workers_allowed() -> Iterator[None]:
-    """Without torch's warning: more workers than processors may well be wanted, where reading waits for a network."""
+def no_worker_count_warning() -> Iterator[None]:
+    """Suppresses PyTorch's warning: more workers than processors make sense where reading waits for a network."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         yield
 
 
 @contextmanager
-def hearing_of_deaths() -> Iterator[None]:
-    """Lets torch's handler interrupt what waits for a batch."""
-    if _torch_hears is None or threading.current_thread() is not threading.main_thread():
+def torch_sigchld() -> Iterator[None]:
+    """Activates PyTorch's handler, which interrupts waiting for a batch when a worker dies."""
+    if _torch_handler is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    outside = signal.getsignal(signal.SIGCHLD)
-    try:  # from here on: it may be called, and raise, at once
-        signal.signal(signal.SIGCHLD, _torch_hears)
+    previous = signal.getsignal(signal.SIGCHLD)
+    try:  # includes the installation: the handler may be called, and raise, at once
+        signal.signal(signal.SIGCHLD, _torch_handler)
         yield
     finally:
-        signal.signal(signal.SIGCHLD, outside)
+        signal.signal(signal.SIGCHLD, previous)
 
 
-def allow_descriptors() -> None:
-    """Raises this process's limit of open files as far as it may: each batch on its way needs one, each worker five."""
+def raise_file_limit() -> None:
+    """Raises this process's limit of open files: each batch in transfer needs one descriptor, each worker five."""
     try:
         import resource
-    except ImportError:  # Windows knows no such limit
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
@@ -77,38 +77,38 @@ def allow_descriptors() -> None:
 
 
 @functools.cache
-def leaving_flag() -> ctypes.c_bool:
-    """A flag shared with the workers: true once this process exits and ends them."""
+def exiting_flag() -> ctypes.c_bool:
+    """A flag shared with the workers: true when this process exits and terminates them."""
     flag = multiprocessing.RawValue(ctypes.c_bool, False)
-    # Not atexit: a process that multiprocessing itself started ends without those and waits for its workers for ever.
+    # Not atexit: a process that multiprocessing itself started does not run it, and would wait for its workers forever.
     multiprocessing.util.Finalize(None, setattr, args=(flag, "value", True), exitpriority=100)
     return flag
 
 
 def start_method() -> str | None:
-    """How workers are started: as copies of this process on Linux, else as the system has it.
+    """The start method of workers: fork on Linux, else the system's default.
 
-    A process that a launcher of ours started would otherwise start its workers as it was started itself: each would
-    import everything anew, which takes seconds, and hold a data set of its own.
+    A process spawned by our launcher would otherwise spawn its workers too: each would import all modules again, which
+    takes seconds, and copy the data set.
     """
     return "fork" if sys.platform == "linux" else None
 
 
-def start_worker(leaving: ctypes.c_bool, worker: int) -> None:
-    """Limits a worker to one thread and lets signals of strangers pass.
+def init_worker(exiting: ctypes.c_bool, worker: int) -> None:
+    """Limits a worker to one thread and makes it ignore signals to the whole job.
 
     Ctrl-C and a cluster's SIGTERM reach every process of a job at once. The main process saves before it stops and
-    needs its workers until then, so a worker obeys SIGTERM only when the main process leaves. Its own process group
-    keeps it out of reach of the signal that torchrun sends to a whole group. It dies with its main process at once:
-    as a copy it holds the connections to other processes too, which would otherwise seem alive for seconds.
+    needs its workers until then, so a worker obeys SIGTERM only when the main process exits. Its own process group
+    protects it from the signal that torchrun sends to a whole group. It is killed when its main process dies: a fork
+    holds the connections to other processes too, which would otherwise seem alive for seconds.
     """
     cv2.setNumThreads(0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     parent = multiprocessing.parent_process()
     if parent is not None and sys.platform != "win32" and os.getppid() != parent.pid:
-        os._exit(0)  # it died before anyone was told to watch it
+        os._exit(0)  # it died before the option was set
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if exiting.value else None)

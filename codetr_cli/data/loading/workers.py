@@ -1,8 +1,8 @@
-"""Batches from worker processes that may die, hang, or find no shared memory.
+"""Batches from worker processes that may die, hang, or run out of shared memory.
 
-A worker that dies is replaced and reading goes on at the batch that is due: batches depend on seed, epoch and index
-only, so the training computes what it would have computed. What cannot be mended here ends as a `ResourceError` that
-names the worker, the image it was at, and what to do.
+A worker that dies is replaced and reading continues at the next batch: batches depend on seed, epoch and index only, so
+the training computes the same. Other failures become a `ResourceError` that names the worker, its current image, and
+what to do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,55 +23,58 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from codetr_cli.data.batch import Batch, Target, collate
-from codetr_cli.data.loading.transport import Pinned, SharedBatch, pack
+from codetr_cli.data.batch import Batch, collate
+from codetr_cli.data.loading.transport import PinnedBatch, SharedBatch, pack
 from codetr_cli.data.loading.worker_process import (
-    allow_descriptors,
-    hearing_of_deaths,
-    keep_deaths_quiet,
-    leaving_flag,
-    many_workers_allowed,
+    exiting_flag,
+    init_worker,
+    no_worker_count_warning,
+    raise_file_limit,
+    restore_sigchld,
     start_method,
-    start_worker,
+    torch_sigchld,
 )
+from codetr_cli.data.targets import Target
 from codetr_cli.errors import CodetrError, ResourceError
+
+logger = logging.getLogger(__name__)
 
 Key = int | tuple[int, int]
 Item = tuple[np.ndarray, Target]
 
-REPLACEMENTS = 3
-"""Times that dead workers are replaced while the batches of one epoch are read."""
+MAX_REPLACEMENTS = 3
+"""How often dead workers are replaced within one epoch."""
 
 POLL_S = 5.0
-"""Between looks at whether all workers live, where the system does not tell."""
+"""Interval of checks for dead workers, where the system does not signal them."""
 
-PATIENCE_S = 600.0
-"""Without a batch, before the worker that has it to deliver counts as hanging."""
+TIMEOUT_S = 600.0
+"""Time without a batch after which workers are considered hung."""
 
 
 class ImageSet(Protocol):
-    """What batches are made of."""
+    """The samples that batches are made of."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Key) -> Item: ...
 
     def image_path(self, index: int) -> Path:
-        """Where the image of an index lies, for messages."""
+        """The path of an image, for messages."""
 
 
-class Reader:
-    """Reads the batches of an order, again and again.
+class BatchReader:
+    """Reads the batches of an order; every iteration reads all of them.
+
+    Logs a warning when it replaces a dead worker, and when there is no shared memory.
 
     Args:
-        dataset: what to read.
-        order: lists of keys, one a batch; iterated anew for each reading, and must then give the same if not told
-            otherwise.
+        dataset: the samples.
+        order: lists of keys, one a batch; every iteration over it must return the same, unless its owner changes it.
         workers: processes that read ahead; 0 reads in this process.
-        pin_memory: deliver batches in page-locked memory, for fast copies to a GPU.
-        keep_workers: do not start them anew for each reading.
-        tell: told of what was mended, in a sentence.
-        patience_s: see `PATIENCE_S`.
+        pin_memory: return batches in page-locked memory, for fast copies to a GPU.
+        keep_workers: keep the workers for the next iteration.
+        timeout_s: see `TIMEOUT_S`.
     """
 
     def __init__(
@@ -82,23 +85,21 @@ class Reader:
         workers: int,
         pin_memory: bool = False,
         keep_workers: bool = False,
-        tell: Callable[[str], object] | None = None,
-        patience_s: float = PATIENCE_S,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.dataset, self.workers = dataset, workers
-        self.tell = tell or logging.getLogger(__name__).warning
-        self.patience_s = patience_s
-        self._order = _Rest(order)
-        self._doing = multiprocessing.RawArray(ctypes.c_int64, max(1, workers))
-        self._told = False  # of memory that cannot be shared
-        self._stream: Any = None  # torch's iterator over what the present workers read
-        with many_workers_allowed():
+        self.timeout_s = timeout_s
+        self._order = _RemainingOrder(order)
+        self._current_index = multiprocessing.RawArray(ctypes.c_int64, max(1, workers))  # of each worker
+        self._shm_warned = False
+        self._stream: Any = None  # PyTorch's iterator over the batches of the current workers
+        with no_worker_count_warning():
             self._loader: DataLoader[Item | CodetrError] = DataLoader(
-                _Guarded(dataset, self._doing),
+                _ErrorsAsItems(dataset, self._current_index),
                 batch_sampler=self._order,  # type: ignore[arg-type]
                 collate_fn=_pack_or_error if workers else _collate_or_error,
                 num_workers=workers,
-                worker_init_fn=functools.partial(start_worker, leaving_flag()) if workers else None,
+                worker_init_fn=functools.partial(init_worker, exiting_flag()) if workers else None,
                 multiprocessing_context=start_method() if workers else None,
                 persistent_workers=keep_workers and workers > 0,
                 pin_memory=pin_memory,
@@ -107,22 +108,22 @@ class Reader:
 
     @property
     def processes(self) -> list[BaseProcess]:
-        """The worker processes that are there now."""
+        """The current worker processes."""
         return list(self._stream._workers) if self.workers and self._stream is not None else []
 
     @property
-    def _on_the_way(self) -> int:
-        """Batches that workers were asked for and that were not taken."""
+    def _outstanding(self) -> int:
+        """Number of batches that were requested from workers and not yet received."""
         return len(self._stream._task_info) if self.processes else 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the order as it is now.
+        """The batches of the current order.
 
         Raises:
             DatasetError: an image cannot be read.
-            ResourceError: workers died again and again, hang, or cannot be started.
+            ResourceError: workers died repeatedly, hang, or cannot be started.
         """
-        if self._on_the_way:  # left over from a reading that was not finished
+        if self._outstanding:  # of an iteration that was not finished
             self.close()
         delivered = deaths = 0
         started = False
@@ -135,95 +136,99 @@ class Reader:
             except StopIteration:
                 return
             except _WorkerDiedError as died:
-                deaths += bool(died.what)
-                if deaths > REPLACEMENTS:
+                deaths += bool(died.description)
+                if deaths > MAX_REPLACEMENTS:
                     self.close()
-                    raise self._give_up(died.what) from died
-                if died.what:
-                    self.tell(
-                        f"{died.what}. It was replaced, and the training goes on with the batch that was due: nothing "
-                        f"is lost. {_cure(died.what)}"
+                    raise self._too_many_deaths(died.description) from died
+                if died.description:
+                    logger.warning(
+                        "%s. It was replaced, and reading continues with the next batch: nothing is lost. %s",
+                        died.description,
+                        _advice(died.description),
                     )
                 self.close()
                 started = False
                 continue
             except CodetrError:
-                self.close()  # now: left to the garbage collector, workers hold up the process for seconds
+                self.close()  # now: the garbage collector would end workers only after seconds
                 raise
             delivered += 1
             yield batch
 
     def _start(self, skip: int) -> None:
-        """Starts workers, or sets those that wait to work, from a batch of the order on.
+        """Starts workers, or reuses the kept ones, from a batch of the order on.
+
+        Args:
+            skip: number of batches to skip.
 
         Raises:
-            _WorkerDiedError: one of those that wait is gone.
+            _WorkerDiedError: one of the kept workers has died.
             ResourceError: workers cannot be started.
         """
         if self._loader.persistent_workers and self._dead():
             raise _WorkerDiedError(self._death())
         self._order.skip = skip
         if self.workers:
-            allow_descriptors()
-        outside = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+            raise_file_limit()
+        previous = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         before = multiprocessing.active_children()
         try:
-            with many_workers_allowed():
+            with no_worker_count_warning():
                 self._stream = iter(self._loader)
         except OSError as error:
             for worker in multiprocessing.active_children():
                 if worker not in before:
-                    worker.kill()  # those that could be started would be waited for
+                    worker.kill()  # the exit of this process would wait for those that were started
             raise ResourceError(
-                f"cannot start {self.workers} data workers: {error.strerror}. {_cure(error.strerror or '')}"
+                f"cannot start {self.workers} data workers: {error.strerror}. {_advice(error.strerror or '')}"
             ) from error
         except RuntimeError as error:
             if not self._dead():
                 raise
             raise _WorkerDiedError(self._death()) from error
         finally:
-            keep_deaths_quiet(outside)
+            restore_sigchld(previous)
 
     def _next(self) -> Batch:
-        """The next batch, however long it takes within the patience.
+        """The next batch; waits for it up to the timeout.
 
         Raises:
             StopIteration: there is none.
-            _WorkerDiedError: there may be one when workers are replaced.
+            _WorkerDiedError: workers have to be replaced first.
         """
         started = time.monotonic()
         while True:
             try:
-                with hearing_of_deaths():
+                with torch_sigchld():
                     if self._dead():
                         raise _WorkerDiedError(self._death())
                     item = next(self._stream)
-                    if isinstance(item, SharedBatch | Pinned):
-                        self._tell_of(item.trouble)
+                    if isinstance(item, SharedBatch | PinnedBatch):
+                        self._warn_of_shm(item.shm_error)
                         return item.open()
             except (RuntimeError, OSError, EOFError) as error:
                 text = str(error)
-                if self._dead(patience_s=1.0 if isinstance(error, OSError | EOFError) else 0.0):
+                if self._dead(wait_s=1.0 if isinstance(error, OSError | EOFError) else 0.0):
                     raise _WorkerDiedError(self._death()) from error
                 if text.startswith("DataLoader worker (pid"):
-                    # One of another reader's. Torch was interrupted by the news: what it had in hand may be lost.
+                    # A worker of another reader. The signal interrupted PyTorch, which may have lost a batch.
                     raise _WorkerDiedError("") from error
                 if any(sign in text for sign in ("Too many open files", "ancdata")):
                     raise ResourceError(
-                        f"too many open files to receive what data workers read. {_cure('open files')}"
+                        f"too many open files to receive batches from data workers. {_advice('open files')}"
                     ) from error
                 if not text.startswith("DataLoader timed out"):
                     raise
-                if time.monotonic() - started >= self.patience_s:
+                if time.monotonic() - started >= self.timeout_s:
                     raise self._stalled() from error
                 continue
             if isinstance(item, CodetrError):
                 raise item
             return item
 
-    def _dead(self, patience_s: float = 0.0) -> list[BaseProcess]:
-        """Workers that ended while they were needed, after waiting a while for one to appear."""
-        until = time.monotonic() + patience_s
+    def _dead(self, wait_s: float = 0.0) -> list[BaseProcess]:
+        """Workers that ended unexpectedly, after waiting some time for the first."""
+        until = time.monotonic() + wait_s
         while True:
             dead = [worker for worker in self.processes if worker.exitcode not in (None, 0)]
             if dead or time.monotonic() >= until:
@@ -231,71 +236,72 @@ class Reader:
             time.sleep(0.05)
 
     def _death(self) -> str:
-        """What became of the first dead worker, in a sentence without its end."""
+        """How the first dead worker ended, a sentence without full stop."""
         dead = self._dead()[0]
         code = dead.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        doing = "while it read" if self._on_the_way else "when it had read"
-        return f"a data worker (process {dead.pid}) {how} {doing} {self._image_of(self.processes.index(dead))}"
+        when = "while reading" if self._outstanding else "after reading"
+        return f"a data worker (process {dead.pid}) {how} {when} {self._image_of(self.processes.index(dead))}"
 
     def _image_of(self, worker: int) -> str:
-        index = self._doing[worker]
-        return str(self.dataset.image_path(index)) if index >= 0 else "nothing yet"
+        index = self._current_index[worker]
+        return str(self.dataset.image_path(index)) if index >= 0 else "no image yet"
 
     def _stalled(self) -> ResourceError:
-        """What to say of workers that do not answer."""
+        """The error for workers that do not answer."""
         named = ", ".join(
             f"process {worker.pid} at {self._image_of(number)}" for number, worker in enumerate(self.processes)
         )
         return ResourceError(
-            f"no data for {self.patience_s:.0f} seconds: the data workers stopped answering ({named}). Look at that "
-            "disk or network drive and at free memory; if reading is only slow, raise --set train.timeout_minutes. The "
+            f"no data for {self.timeout_s:.0f} seconds: the data workers do not respond ({named}). Check the "
+            "disk or network drive and free memory; if reading is only slow, raise --set train.timeout_minutes. The "
             "same command continues from the newest checkpoint"
         )
 
-    def _give_up(self, what: str) -> ResourceError:
-        """What to say when replacing workers does not help."""
+    def _too_many_deaths(self, description: str) -> ResourceError:
+        """The error for workers that die repeatedly."""
         return ResourceError(
-            f"{what}. That was the {REPLACEMENTS + 1}th within one epoch. {_cure(what)} The same command continues "
-            "from the newest checkpoint"
+            f"{description}. That was the {MAX_REPLACEMENTS + 1}th within one epoch. {_advice(description)} "
+            "The same command continues from the newest checkpoint"
         )
 
     def close(self) -> None:
-        """Ends all workers; the next reading starts new ones."""
+        """Terminates all workers; the next iteration starts new ones."""
         if not self.processes:
             return
         for worker in self.processes:
             worker.kill()
         for worker in self.processes:
-            worker.join(timeout=POLL_S)  # one that waits for a drive that is gone cannot even be killed
-        # A killed one may have left locks behind that torch would wait for.
+            worker.join(timeout=POLL_S)  # one that waits for an unavailable drive cannot even be killed
+        # A killed worker may have left locks that PyTorch would wait for.
         closing = threading.Thread(target=self._stream._shutdown_workers, daemon=True)
         closing.start()
         closing.join(timeout=2 * POLL_S)
         self._loader._iterator = self._stream = None
 
-    def _tell_of(self, trouble: str | None) -> None:
-        if trouble and not self._told:
-            self._told = True
-            self.tell(
-                f"no shared memory for batches ({trouble}): data workers hand them over through pipes, which is slower "
-                "but changes no number. Free /dev/shm, or give a container more with docker run --shm-size=8g"
+    def _warn_of_shm(self, error: str | None) -> None:
+        if error and not self._shm_warned:
+            self._shm_warned = True
+            logger.warning(
+                "no shared memory for batches (%s): data workers send them through pipes, which is slower but gives "
+                "the same results. Free /dev/shm, or give a container more with docker run --shm-size=8g",
+                error,
             )
 
 
 class _WorkerDiedError(Exception):
-    """A worker of this reader is gone.
+    """A worker died.
 
     Args:
-        what: how, for people; empty if it was another reader's.
+        description: how it ended; empty if it was another reader's.
     """
 
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-        self.what = what
+    def __init__(self, description: str) -> None:
+        super().__init__(description)
+        self.description = description
 
 
-class _Rest:
+class _RemainingOrder:
     """An order without its first batches."""
 
     def __init__(self, order: Iterable[Sequence[Key]]) -> None:
@@ -309,20 +315,20 @@ class _Rest:
         return len(self.order) - self.skip  # type: ignore[arg-type]
 
 
-class _Guarded(Dataset[Item | CodetrError]):
-    """Returns an error that a person can mend instead of raising it, and notes what it reads.
+class _ErrorsAsItems(Dataset[Item | CodetrError]):
+    """Returns an error that the user can fix instead of raising it, and records the index that is read.
 
     DataLoader would re-raise it from a worker with that worker's traceback as its message.
 
     Args:
-        dataset: what to read.
-        doing: index that each worker reads, shared by all processes; -1 before the first.
+        dataset: the samples.
+        current_index: the index that each worker reads, shared by all processes; -1 before the first.
     """
 
-    def __init__(self, dataset: ImageSet, doing: Any) -> None:
-        self.dataset, self.doing = dataset, doing
-        for worker in range(len(doing)):
-            doing[worker] = -1
+    def __init__(self, dataset: ImageSet, current_index: Any) -> None:
+        self.dataset, self.current_index = dataset, current_index
+        for worker in range(len(current_index)):
+            current_index[worker] = -1
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -330,13 +336,13 @@ class _Guarded(Dataset[Item | CodetrError]):
     def __getitem__(self, key: Key) -> Item | CodetrError:
         worker = get_worker_info()
         index = key[1] if isinstance(key, tuple) else key
-        self.doing[worker.id if worker else 0] = index
+        self.current_index[worker.id if worker else 0] = index
         try:
             return self.dataset[key]
         except CodetrError as error:
             return type(error)(*error.args)
         except MemoryError:
-            return ResourceError(f"out of memory with {self.dataset.image_path(index)}. {_cure('memory')}")
+            return ResourceError(f"out of memory with {self.dataset.image_path(index)}. {_advice('memory')}")
 
 
 def _collate_or_error(items: list[Item | CodetrError]) -> Batch | CodetrError:
@@ -359,20 +365,16 @@ def _samples(items: list[Item | CodetrError]) -> list[Item] | CodetrError:
     return samples
 
 
-def _cure(trouble: str) -> str:
-    """What a person can do about it."""
-    if "SIGBUS" in trouble or "No space" in trouble:
+def _advice(problem: str) -> str:
+    """How to fix a problem of the workers."""
+    if "SIGBUS" in problem or "No space" in problem:
         return (
             "Shared memory (/dev/shm) is full: free it, give a container more with docker run --shm-size=8g, or read "
             "without workers (--set data.workers=0)."
         )
-    if "open files" in trouble:
+    if "open files" in problem:
         return "Allow more with ulimit -n 4096, or lower --set data.workers=2."
-    if any(sign in trouble for sign in ("SIGKILL", "memory", "temporarily")):
-        return (
-            "SIGKILL usually means that the system ran out of memory: lower data.workers or data.file_cache_mb, "
-            "or free memory."
-            if "SIGKILL" in trouble
-            else "Lower data.workers or data.file_cache_mb, or free memory."
-        )
-    return "Look at that image; `codetr prepare DIR` checks all."
+    if any(sign in problem for sign in ("SIGKILL", "memory", "temporarily")):
+        cause = "SIGKILL usually means that the system ran out of memory: l" if "SIGKILL" in problem else "L"
+        return f"{cause}ower data.workers, or free memory."
+    return "Check that image; `codetr prepare DIR` checks all."

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from codetr_cli.config.schema import DataConfig
-from codetr_cli.data.checks.dataset import Report, check_dataset
+from codetr_cli.data.checks.dataset import DatasetReport, check_dataset
 from codetr_cli.data.checks.findings import KINDS, Finding, Findings
-from tests.data.test_headers import huge_png
+from tests.data.fakes import huge_png
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -27,11 +27,11 @@ def silent(description: str, total: int | None) -> Iterator[Callable[[int], None
     yield lambda n: None
 
 
-def check(root: Path, **options: Any) -> Report:
+def check(root: Path, **options: Any) -> DatasetReport:
     return check_dataset(root, config=DataConfig(min_side=16), progress=silent, **options)
 
 
-def found(report: Report) -> dict[str, Finding]:
+def found(report: DatasetReport) -> dict[str, Finding]:
     return {finding.kind: finding for finding in report.findings}
 
 
@@ -327,12 +327,12 @@ def exif(orientation: int) -> Image.Exif:
         (lambda path: path.write_text("no image"), "not_an_image", "error", "text: 'no image'"),
         (lambda path: path.write_bytes(huge_png(20_000)), "too_many_pixels", "error", "20000 x 20000 = 400 million"),
         (lambda path: save(path, (48, 64)), "size_differs", "error", "64 x 48 in the file, 128 x 96 listed"),
-        (lambda path: save(path, (128, 96)), "size_differs", "error", "width and height look exchanged"),
+        (lambda path: save(path, (128, 96)), "size_differs", "error", "width and height seem to be swapped"),
         (
             lambda path: save(path, exif=exif(6)),
             "rotation_differs",
             "warning",
-            "96 x 128 after turning, 128 x 96 listed",
+            "96 x 128 after rotation, 128 x 96 listed",
         ),
         (lambda path: save(path, (128, 96), exif=exif(6)), "rotated", "info", "EXIF orientation 6"),
         (lambda path: save(path, exif=exif(3)), "rotated", "info", "EXIF orientation 3"),
@@ -353,9 +353,9 @@ def test_files(tiny_coco: Path, damage: Callable[[Path], None], kind: str, sever
 @pytest.mark.parametrize(
     ("other", "hint"),
     [
-        ("000000000100.JPG", "on disk it is written 000000000100.JPG"),
-        ("sub/000000000100.jpg", "it lies there as sub/000000000100.jpg"),
-        ("000000000100.png", "there is 000000000100.png"),
+        ("000000000100.JPG", "on disk it is spelled 000000000100.JPG"),
+        ("sub/000000000100.jpg", "found as sub/000000000100.jpg"),
+        ("000000000100.png", "found 000000000100.png"),
     ],
 )
 def test_missing_files_are_looked_for(tiny_coco: Path, other: str, hint: str) -> None:
@@ -415,15 +415,15 @@ def test_any_number_of_workers_finds_the_same(tiny_coco: Path) -> None:
 
 
 def test_progress_counts_every_file(tiny_coco: Path) -> None:
-    told: dict[str, tuple[int | None, list[int]]] = {}
+    steps_of: dict[str, tuple[int | None, list[int]]] = {}
 
     @contextmanager
     def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        told[description] = (total, [])
-        yield told[description][1].append
+        steps_of[description] = (total, [])
+        yield steps_of[description][1].append
 
     check_dataset(tiny_coco, config=DataConfig(), progress=progress)
-    assert {name: (total, sum(steps)) for name, (total, steps) in told.items()} == {
+    assert {name: (total, sum(steps)) for name, (total, steps) in steps_of.items()} == {
         "reading annotations/instances_train2017.json": (1, 1),
         "reading headers of train2017/": (4, 4),
         "reading annotations/instances_val2017.json": (1, 1),
@@ -434,8 +434,8 @@ def test_progress_counts_every_file(tiny_coco: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- the words
 
 
-def test_every_serious_kind_has_a_cure() -> None:
-    assert [name for name, kind in KINDS.items() if kind.severity != "info" and not kind.cure] == []
+def test_every_serious_kind_has_a_fix() -> None:
+    assert [name for name, kind in KINDS.items() if kind.severity != "info" and not kind.fix] == []
 
 
 def test_merged_findings_keep_counts_and_order() -> None:

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.data.formats.detect import Split, find_splits, link_folder, list_images, read_list, write_list
+from codetr_cli.data.formats.detect import find_splits
+from codetr_cli.data.formats.layouts import SplitFiles
+from codetr_cli.data.formats.link import link_folder
+from codetr_cli.data.formats.list_files import read_list, write_list
+from codetr_cli.data.image_files import list_images
 from codetr_cli.errors import DatasetError
 
 
@@ -17,7 +21,7 @@ def test_the_right_folder(tiny_coco: Path) -> None:
 
 @pytest.mark.parametrize("given", ["train2017", "annotations", ".."])
 def test_a_folder_beside_the_right_one_points_to_it(tiny_coco: Path, given: str) -> None:
-    with pytest.raises(DatasetError, match=f"type `codetr prepare {tiny_coco}`"):
+    with pytest.raises(DatasetError, match=f"run `codetr prepare {tiny_coco}`"):
         find_splits(tiny_coco / given)
 
 
@@ -27,7 +31,7 @@ def test_a_mistyped_folder_suggests_the_nearest(tiny_coco: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_says_what_is(tiny_coco: Path) -> None:
-    with pytest.raises(DatasetError, match="holds the folders coco"):
+    with pytest.raises(DatasetError, match="contains the folders coco"):
         find_splits(tiny_coco.with_name("elsewhere") / "x")
 
 
@@ -50,11 +54,11 @@ def test_a_link_to_nowhere(tmp_path: Path) -> None:
     [
         (["train/_annotations.coco.json"], "Roboflow export"),
         (["annotations/lvis_v0.5_train.json"], "LVIS v0.5 data set"),
-        (["annotations/mine.json", "images/a.jpg"], "holds mine.json, but no instances_train2017.json"),
+        (["annotations/mine.json", "images/a.jpg"], "contains mine.json, but no instances_train2017.json"),
         (["train2017.zip", "annotations_trainval2017.zip"], "still packed"),
         (["train2017/a.jpg"], "images but no annotations/ folder"),
         (["annotations/readme.md"], "has no annotation file"),
-        (["holiday/a.jpg"], "does not have the COCO layout: it holds holiday"),
+        (["holiday/a.jpg"], "does not have the COCO layout: it contains holiday"),
         ([], "it is empty"),
     ],
 )
@@ -71,7 +75,7 @@ def test_other_layouts_are_named_with_what_is_expected(tmp_path: Path, files: li
 
 
 def test_the_list_is_written_once(tmp_path: Path) -> None:
-    split = Split("train", tmp_path)
+    split = SplitFiles("train", tmp_path)
     assert write_list(split, ["b.jpg", "sub/a.jpg"]) == "written"
     assert split.list_path.read_text() == "train2017/b.jpg\ntrain2017/sub/a.jpg\n"
     assert write_list(split, ["c.jpg"]) == "present"
@@ -80,7 +84,7 @@ def test_the_list_is_written_once(tmp_path: Path) -> None:
 
 
 def test_lists_of_other_programs_are_read(tmp_path: Path) -> None:
-    split = Split("val", tmp_path)
+    split = SplitFiles("val", tmp_path)
     split.list_path.write_text("./images/val2017/a.jpg\n/data/val2017/sub/b.jpg\nc.jpg\n\n")
     assert read_list(split) == {"a.jpg", "sub/b.jpg", "c.jpg"}
 
@@ -88,7 +92,7 @@ def test_lists_of_other_programs_are_read(tmp_path: Path) -> None:
 def test_a_protected_folder_stays_untouched(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
-        assert write_list(Split("train", tmp_path), ["a.jpg"]) == "not written: the folder is write-protected"
+        assert write_list(SplitFiles("train", tmp_path), ["a.jpg"]) == "not written: the folder is write-protected"
         assert not list(tmp_path.iterdir())
     finally:
         tmp_path.chmod(0o755)

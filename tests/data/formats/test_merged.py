@@ -11,12 +11,13 @@ import pytest
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import DataConfig, Settings
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.coco import build_dataset, find_data
+from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.formats.cache import source_of
 from codetr_cli.data.formats.merged import common_folder
+from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.training.plan import plan_job
-from tests.data.formats.test_voc import write_voc, xml
+from tests.data.fakes import write_voc, xml
 
 
 def write_coco(root: Path, names: dict[int, str], images: dict[str, list[int]], *, first_id: int = 1) -> Path:
@@ -105,7 +106,7 @@ def test_a_set_without_validation_is_used_for_training_only(pets: Path, food: Pa
     job = plan_job(settings_of(pets, food))
     assert job.class_names == ["cat", "Hot Dog", "egg"]
     assert any("used for training only" in note for note in job.notes)
-    assert any(f"{food} (COCO): 2 images, 2 objects, 2 classes, alone with egg" in note for note in job.notes)
+    assert any(f"{food} (COCO): 2 images, 2 objects, 2 classes, only here: egg" in note for note in job.notes)
     with pytest.raises(DatasetError, match="no val data"):
         find_data(settings_of(food, write_coco(pets.parent / "x", {1: "egg"}, {"train": [1]})).data, None, "val")
 
@@ -153,18 +154,18 @@ def test_what_cannot_be_merged_is_refused(pets: Path, food: Path) -> None:
     table.unlink()
     table = food / "annotations" / "instances_train2017.json"
     table.write_text(table.read_text().replace('"egg"', '"hot dog"'))
-    with pytest.raises(DatasetError, match=f"{food} has two categories called 'hot_dog '"):
+    with pytest.raises(DatasetError, match=f"{food} has two categories named 'hot_dog '"):
         find_data(settings_of(pets, food).data, None, "train")
 
 
-def test_images_that_are_trained_on_and_validated_with_are_told(pets: Path, food: Path) -> None:
+def test_images_in_both_training_and_validation_are_reported(pets: Path, food: Path) -> None:
     table = json.loads((pets / "annotations" / "instances_val2017.json").read_text())
     (food / "val2017").symlink_to(pets / "train2017")
     table["categories"] = [{"id": 1, "name": "egg"}]
     table["annotations"] = []
     (food / "annotations" / "instances_val2017.json").write_text(json.dumps(table))
     warnings = find_data(settings_of(pets, food).data, None, "val").warnings
-    assert any("1 of the 2 val images are among the training images" in warning for warning in warnings)
+    assert any("1 of the 2 val images are also training images" in warning for warning in warnings)
 
 
 def test_lvis_sets_stay_lvis_together_and_not_with_others(pets: Path, tmp_path: Path) -> None:

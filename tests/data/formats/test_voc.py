@@ -5,47 +5,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.coco import build_dataset, find_data
+from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.formats.cache import cache_folder, source_of
 from codetr_cli.data.formats.converted import find_converted
 from codetr_cli.data.formats.intermediate import choose_splits
+from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.errors import DatasetError, ResourceError
 from codetr_cli.training.plan import plan_job
-
-Thing = tuple[str, int, int, int, int]
-
-
-def write_image(path: Path, width: int = 40, height: int = 30) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((height, width, 3), 90, np.uint8))
-
-
-def xml(*things: Thing, difficult: int = 0, size: bool = True) -> str:
-    told = "<size><width>40</width><height>30</height><depth>3</depth></size>" if size else ""
-    objects = "".join(
-        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
-        f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
-        for name, x1, y1, x2, y2 in things
-    )
-    return f"<annotation>{told}{objects}</annotation>"
-
-
-def write_voc(root: Path, files: dict[str, str], lists: dict[str, str]) -> Path:
-    for stem, text in files.items():
-        write_image(root / "JPEGImages" / f"{stem}.jpg")
-        (root / "Annotations").mkdir(exist_ok=True)
-        (root / "Annotations" / f"{stem}.xml").write_text(text)
-    for name, text in lists.items():
-        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
-        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
-    return root
+from tests.data.fakes import snapshot, write_voc, xml
 
 
 @pytest.fixture
@@ -60,10 +33,6 @@ def voc(tmp_path: Path) -> Path:
 
 def read(root: Path, split: str) -> Annotations:
     return read_annotations(find_data(DataConfig(), str(root), split).annotations_path)  # type: ignore[arg-type]
-
-
-def snapshot(root: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in (root, *root.rglob("*"))}
 
 
 def test_boxes_classes_and_difficult_objects(voc: Path) -> None:
@@ -111,15 +80,15 @@ def test_a_folder_around_it_is_enough_unless_it_holds_two(voc: Path, tmp_path: P
     voc.rename(inner)
     assert len(read(inner.parent, "train").image_ids) == 2
     write_voc(inner.parent / "VOC2012", {"x": xml(("ant", 1, 1, 5, 5))}, {})
-    with pytest.raises(DatasetError, match=r"holds several data sets: .*VOC2007, .*VOC2012"):
+    with pytest.raises(DatasetError, match=r"contains several data sets: .*VOC2007, .*VOC2012"):
         read(inner.parent, "train")
 
 
-def test_tools_that_count_from_zero_are_told_of(tmp_path: Path) -> None:
+def test_tools_that_count_from_zero_are_reported(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "v", {"a": xml(("ant", 0, 0, 9, 9))}, {"train": "a", "val": "a"})
     assert read(root, "train").boxes_xywh.tolist() == [[0, 0, 9, 9]]
     notes = " ".join(find_data(DataConfig(), str(root), "train").notes)
-    assert "1 boxes begin at pixel 0" in notes
+    assert "1 boxes start at pixel 0" in notes
     assert "1 images are in both train and val" in notes
 
 
@@ -150,7 +119,7 @@ def test_which_images_are_for_what(lists: dict[str, str], train: str, val: str, 
         (lambda root: (root / "JPEGImages/c.jpg").unlink(), "1 of 3 images are missing in .*JPEGImages: c. Copy"),
         (
             lambda root: (root / "Annotations/a.xml").write_text(xml(("ant", 9, 1, 5, 5))),
-            r"a.xml: object 1 \(ant\) ends before it begins: 9, 1, 5, 5",
+            r"a.xml: object 1 \(ant\) has swapped corners: 9, 1, 5, 5",
         ),
         (lambda root: (root / "Annotations/a.xml").write_text(xml(("", 9, 1, 15, 5))), "object 1 has no <name>"),
         (
@@ -185,7 +154,7 @@ def test_the_third_split_is_found_by_its_name(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "v", files, {"train": "a", "val": "b", "test": "c"})
     assert read(root, "test").file_names == ["c.jpg"]
     (root / "ImageSets" / "Main" / "test.txt").unlink()
-    with pytest.raises(DatasetError, match="has no test images, but those of train, val"):
+    with pytest.raises(DatasetError, match="has no test images, only train, val"):
         read(root, "test")
 
 
@@ -212,7 +181,7 @@ def test_messages_name_the_folder_and_not_the_cache(voc: Path) -> None:
         dataset[0]
 
 
-def test_missing_images_are_left_out_where_asked(tmp_path: Path) -> None:
+def test_missing_images_are_skipped_where_asked(tmp_path: Path) -> None:
     names = [f"n{number:02d}" for number in range(20)]
     root = write_voc(tmp_path / "v", {name: xml(("ant", 1, 1, 9, 9)) for name in names}, {"train": "\n".join(names)})
     (root / "JPEGImages" / "n03.jpg").unlink()

@@ -7,11 +7,11 @@ import pytest
 
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.coco import find_data
 from codetr_cli.data.formats.converted import find_converted
-from codetr_cli.data.formats.yolo import read_description
+from codetr_cli.data.formats.resolve import find_data
+from codetr_cli.data.formats.yolo_yaml import read_description
 from codetr_cli.errors import DatasetError
-from tests.data.formats.test_voc import snapshot, write_image
+from tests.data.fakes import snapshot, write_image
 
 DESCRIPTION = "path: .\ntrain: images/train\nval: images/val  # kept apart\nnames:\n  0: disc\n  1: 'red ring'\n"
 
@@ -48,7 +48,7 @@ def test_boxes_names_and_bare_images(yolo: Path) -> None:
     assert val.boxes_xywh.tolist() == [[10, 15, 20, 12]]  # around the outline
     converted = find_converted(yolo)
     assert converted is not None
-    assert converted.notes == ["1 images have no label file: they are taken as images without objects"]
+    assert converted.notes == ["1 images have no label file: they are treated as images without objects"]
     assert [(finding.kind, finding.count) for finding in converted.findings] == [("box_beyond_edge", 1)]
     assert snapshot(yolo) == before
     path = find_data(DataConfig(), str(yolo), "val").annotations_path
@@ -73,7 +73,7 @@ def test_lists_of_images(yolo: Path) -> None:
     assert read(yolo, "val").file_names == ["images/val/c.jpg"]
     assert "the test images are used" in find_data(DataConfig(), str(yolo), "train").notes[0]
     (yolo / "train.txt").write_text("gone.jpg\n")
-    with pytest.raises(DatasetError, match=r"train.txt names 1 images that are missing: gone.jpg"):
+    with pytest.raises(DatasetError, match=r"train.txt lists 1 images that are missing: gone.jpg"):
         read(yolo, "train")
 
 
@@ -94,14 +94,20 @@ def label(text: str) -> Callable[[Path], object]:
     ("damage", "words"),
     [
         (label("2 0.5 0.5 0.1 0.1"), r"a.txt, line 1: class 2, but .*data.yaml names 2 classes, 0 to 1"),
-        (label("\n0 200 100 20 30"), r"a.txt, line 2: '0 200 100 20 30' has numbers of pixels"),
+        (label("\n0 200 100 20 30"), r"a.txt, line 2: '0 200 100 20 30' has values in pixels"),
         (label("0 0.5 0.5 -0.1 0.1"), "cannot be negative"),
         (label("0 0.5 0.5 0.1"), "is neither `class cx cy w h` nor an outline"),
         (label("disc 0.5 0.5 0.1 0.1"), "is neither"),
         (lambda root: (root / "images/train/a.jpg").write_bytes(b""), r"1 of 3 images cannot be used: .*a.jpg \(the f"),
-        (lambda root: (root / "data.yaml").write_text(DESCRIPTION.replace("s/val", "s/vol")), "val: there is no .*vol"),
+        (
+            lambda root: (root / "data.yaml").write_text(DESCRIPTION.replace("s/val", "s/vol")),
+            "val: .*vol does not exist",
+        ),
         (lambda root: (root / "data.yaml").write_text(DESCRIPTION.replace("1:", "3:")), "must be 0, 1, 2"),
-        (lambda root: (root / "data.yaml").write_text("train: x\nnames: &n [a]\n"), "form of YAML that is not read"),
+        (
+            lambda root: (root / "data.yaml").write_text("train: x\nnames: &n [a]\n"),
+            "YAML syntax that is not supported",
+        ),
         (
             lambda root: [path.unlink() for path in root.glob("labels/*/*.txt")],
             "none of the 3 images of .* has a label file; .*labels/train/a.txt",
@@ -132,7 +138,7 @@ def test_forms_of_names(tmp_path: Path, text: str, names: object) -> None:
     assert read_description(path)["names"] == (names or {"0": "a", "1": "traffic light"})
 
 
-def test_images_that_cannot_be_read_are_left_out_where_asked(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_skipped_where_asked(tmp_path: Path) -> None:
     root = tmp_path / "many"
     for number in range(20):
         write_image(root / "images" / "train" / f"{number}.jpg")

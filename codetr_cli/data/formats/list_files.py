@@ -1,0 +1,40 @@
+"""COCO's list files, {train,val}2017.txt: one image path a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from codetr_cli import files
+from codetr_cli.data.formats.layouts import SplitFiles
+from codetr_cli.errors import ResourceError
+
+
+def write_list(split: SplitFiles, file_names: Iterable[str]) -> str:
+    """Writes `<split>2017.txt` with one `<split>2017/<file name>` a line when it is missing.
+
+    Returns:
+        "written", "present" or "not written: <reason>". codetr itself never needs the file, so this never fails.
+    """
+    path = split.list_path
+    if path.exists():
+        return "present"
+    if not path.parent.stat().st_mode & 0o222:
+        # The superuser could write here all the same, but the folder is protected on purpose.
+        return "not written: the folder is write-protected"
+    try:
+        files.write_text(path, "".join(f"{split.images_dir.name}/{name}\n" for name in file_names))
+    except ResourceError as error:
+        cause = files.system_error(error)
+        return f"not written: {cause.strerror if cause else error}"
+    return "written"
+
+
+def read_list(split: SplitFiles) -> set[str]:
+    """File names relative to the image folder that the split's list names; lines may have any leading folders.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    marker = f"{split.images_dir.name}/"
+    lines = split.list_path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {line.strip().rpartition(marker)[2] for line in lines if line.strip()}
