@@ -162,7 +162,7 @@ def test_a_set_without_validation_trains_without_evaluation(codetr: Command, tin
         (lambda root: annotations(root).write_text("hello"), "Expecting value at byte 0", "Export it again as COCO"),
         (lambda root: annotations(root).write_text('{"a": 1}'), "key 'images' is missing", "COCO's instances format"),
         (lambda root: edit(root, lambda t: t["annotations"][0].pop("bbox")), "annotations[0] (id 1)", "Fix these"),
-        (lambda root: edit(root, lambda t: t["images"][1].update(id=100)), "image id(s) used twice: 100", "a unique id"),
+        (lambda root: edit(root, lambda t: t["images"][1].update(id=100)), "image id(s) used twice: 100", "unique id"),
         (
             lambda root: edit(root, lambda t: t["annotations"][0].update(category_id=5)),
             "annotation 1 (category_id 5)",

@@ -109,3 +109,13 @@ def huge_png(side: int) -> bytes:
     row = zlib.compress(b"\0" * 1000)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+
+
+def bitmaps(count: int, size: tuple[int, int] = (60, 80), seed: int = 0) -> np.ndarray:
+    """Blobs (count, h, w) uint8, the last one empty."""
+    generator = np.random.default_rng(seed)
+    masks = np.zeros((count, *size), np.uint8)
+    for mask in masks[:-1]:
+        corners = generator.uniform(0, 1, (5, 2)) * [size[1], size[0]]
+        cv2.fillPoly(mask, [corners.astype(np.int32)], 1)
+    return masks

@@ -1,15 +1,10 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from codetr_cli.data.formats.detect import find_splits
-from codetr_cli.data.formats.layouts import SplitFiles
-from codetr_cli.data.formats.link import link_folder
-from codetr_cli.data.formats.list_files import read_list, write_list
-from codetr_cli.data.image_files import list_images
 from codetr_cli.errors import DatasetError
 
 
@@ -72,68 +67,3 @@ def test_other_layouts_are_named_with_what_is_expected(tmp_path: Path, files: li
     with pytest.raises(DatasetError, match=words) as caught:
         find_splits(root)
     assert "annotations/instances_{train,val}2017.json beside" in str(caught.value)
-
-
-def test_the_list_is_written_once(tmp_path: Path) -> None:
-    split = SplitFiles("train", tmp_path)
-    assert write_list(split, ["b.jpg", "sub/a.jpg"]) == "written"
-    assert split.list_path.read_text() == "train2017/b.jpg\ntrain2017/sub/a.jpg\n"
-    assert write_list(split, ["c.jpg"]) == "present"
-    assert read_list(split) == {"b.jpg", "sub/a.jpg"}
-    assert [path.name for path in tmp_path.iterdir()] == ["train2017.txt"]
-
-
-def test_lists_of_other_programs_are_read(tmp_path: Path) -> None:
-    split = SplitFiles("val", tmp_path)
-    split.list_path.write_text("./images/val2017/a.jpg\n/data/val2017/sub/b.jpg\nc.jpg\n\n")
-    assert read_list(split) == {"a.jpg", "sub/b.jpg", "c.jpg"}
-
-
-def test_a_protected_folder_stays_untouched(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    try:
-        assert write_list(SplitFiles("train", tmp_path), ["a.jpg"]) == "not written: the folder is write-protected"
-        assert not list(tmp_path.iterdir())
-    finally:
-        tmp_path.chmod(0o755)
-
-
-def test_images_of_subfolders(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    for name in ("x.JPG", "a/y.png", "a/b/z.webp", "a/notes.txt"):
-        (tmp_path / name).write_text("")
-    assert sorted(list_images(tmp_path)) == ["a/b/z.webp", "a/y.png", "x.JPG"]
-
-
-def test_linking_twice_is_linking_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "set").mkdir()
-    link = Path("data/coco")
-    assert link_folder(Path("set"), link).status == "linked"
-    assert link.readlink() == tmp_path / "set"  # absolute, so that it works from anywhere
-    assert link_folder(Path("set"), link).status == "present"
-    assert link_folder(link, link).status == "present"
-
-
-def test_whatever_lies_at_the_link_stays(tmp_path: Path) -> None:
-    for name in ("one", "two", "folder"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "file").write_text(json.dumps({}))
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "one")
-    made = link_folder(tmp_path / "two", link)
-    assert (made.status, made.works) == ("occupied", False)
-    assert made.detail == f"is a link to {tmp_path / 'one'}"
-    assert link.readlink() == tmp_path / "one"
-    assert link_folder(tmp_path / "two", tmp_path / "folder").detail == "is a folder of its own"
-    assert link_folder(tmp_path / "two", tmp_path / "file").detail == "is a file"
-    assert link_folder(tmp_path / "two", tmp_path / "two").status == "in_place"
-
-
-def test_systems_without_links_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, target: Path, target_is_directory: bool = False) -> None:
-        raise OSError(1, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "symlink_to", refuse)
-    made = link_folder(tmp_path, tmp_path / "data" / "coco")
-    assert (made.status, made.detail) == ("impossible", "Operation not permitted")
