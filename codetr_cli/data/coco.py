@@ -61,7 +61,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         category_ids: original id of each label, ascending.
         image_ids: id of the image of each index, in the order of the file.
         file_names: of each index.
-        sizes: (M, 2) int64 (height, width) of each index, as the annotation file says.
+        sizes: (M, 2) int64 (height, width) of each index, according to the annotation file.
         aspect_flags: int64, 1 for images wider than high, else 0, according to the annotation file.
 
     Raises:

@@ -104,7 +104,7 @@ def test_a_folder_in_the_links_place_stays(codetr: Command, tiny_coco: Path) -> 
     Path("data/coco").mkdir(parents=True)
     ran = codetr("prepare", tiny_coco)
     assert ran.code == 0
-    assert "data/coco is a folder of its own and stays" in ran.err
+    assert "data/coco is another folder and stays" in ran.err
     assert "`mv data/coco ELSEWHERE`" in ran.err
 
 

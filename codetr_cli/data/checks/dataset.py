@@ -14,10 +14,11 @@ from codetr_cli.data.checks.annotations import check_annotations, check_category
 from codetr_cli.data.checks.files import FileRules, check_files, default_workers
 from codetr_cli.data.checks.findings import Finding, Findings
 from codetr_cli.data.checks.summary import AnnotationSummary
-from codetr_cli.data.formats.converted import ConvertedSplit, find_converted
+from codetr_cli.data.formats.converted import ConvertedSplit
 from codetr_cli.data.formats.detect import find_splits
-from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles, has_published_layout
+from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles
 from codetr_cli.data.formats.list_files import read_list, write_list
+from codetr_cli.data.formats.resolve import convert_unpublished
 
 Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for a description and a total; yields the function that advances it."""
@@ -123,7 +124,7 @@ def check_dataset(
 
 def _splits(report: DatasetReport, config: DataConfig, findings: Findings) -> list[SplitFiles]:
     """The splits of the folder in any layout; records the layout in the report."""
-    converted = None if has_published_layout(report.folder) else find_converted(report.folder)
+    converted = convert_unpublished(report.folder)
     if converted is None:
         splits = list(find_splits(report.folder, config.dataset))
         report.dataset = splits[0].dataset

@@ -49,7 +49,7 @@ _SUFFIXES = {
 
 @dataclass(frozen=True)
 class FileRules:
-    """What is checked and how.
+    """Settings of the check.
 
     Args:
         images_dir: the folder that file names are relative to.
@@ -122,7 +122,7 @@ def _pool(deep: bool, workers: int) -> Executor:
 
 
 def _inspect_chunk(rules: FileRules, chunk: Sequence[ImageRecord]) -> Findings:
-    """Checks some files; runs in a thread or a process of its own."""
+    """Checks some files; runs in its own thread or process."""
     findings = Findings()
     for record in chunk:
         for kind, detail in _inspect(rules, record):

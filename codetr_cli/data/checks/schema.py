@@ -30,7 +30,7 @@ class UnusableFileError(Exception):
 def read_tables(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
     """The lists of images, annotations and categories of a file.
 
-    An annotation's polygons are replaced by `DRAWABLE`, by None where there are none, or by what is wrong with them.
+    An annotation's polygons are replaced by `DRAWABLE`, by None where there are none, or by the problem with them.
 
     Raises:
         UnusableFileError: it cannot be read or is not COCO's JSON.

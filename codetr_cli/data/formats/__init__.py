@@ -1,1 +1,1 @@
-"""One file a data set layout."""
+"""Data set layouts: one module a layout."""

@@ -1,4 +1,4 @@
-"""Which layout a folder has; for any other folder, an error that says what it holds and where the right one is."""
+"""Which layout a folder has; for any other folder, an error that names its content and the right folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def find_splits(folder: Path, dataset: str = "coco") -> tuple[SplitFiles, SplitF
         both splits; at least one has its annotation file.
 
     Raises:
-        DatasetError: the folder does not exist or has another layout; says which one, and names the right folder if
+        DatasetError: the folder does not exist or has another layout; the error names it, and the right folder if
             it is nearby.
     """
     if not folder.is_dir():
@@ -91,17 +91,17 @@ def _existing_parent(folder: Path) -> tuple[Path, list[str]]:
 
 def _other_layout(folder: Path) -> str:
     """What a folder holds instead of a supported layout, and what to do."""
-    wanted = f"Expected: {EXPECTED}; or a Pascal VOC or YOLO folder."
+    expected = f"Expected: {EXPECTED}; or a Pascal VOC or YOLO folder."
     other = _unsupported_layout(folder)
     if other is not None:
         name, evidence = other
         return (
             f"{folder} is a {name} data set ({evidence}). That layout is recognised but cannot be read yet: "
-            f"convert it to COCO's JSON first. {wanted}"
+            f"convert it to COCO's JSON first. {expected}"
         )
     archives = [p.name for p in islice(folder.glob("*.zip"), 20) if "2017" in p.name]
     if archives:
-        return f"{folder} contains {', '.join(archives)}, still packed: unpack them there. {wanted}"
+        return f"{folder} contains {', '.join(archives)}, still packed: unpack them there. {expected}"
     annotations = folder / "annotations"
     if annotations.is_dir():
         names = sorted(path.name for path in islice(annotations.glob("*.json"), 50))
@@ -110,17 +110,17 @@ def _other_layout(folder: Path) -> str:
                 f"{annotations} contains {listed(names, 5)}, but no instances_train2017.json or "
                 "instances_val2017.json: rename them (the image folders likewise), or pass their paths to training "
                 "with --set data.train_annotations=... --set data.train_images=... --set data.val_annotations=... "
-                f"--set data.val_images=... . {wanted}"
+                f"--set data.val_images=... . {expected}"
             )
-        return f"{annotations} has no annotation file: unpack annotations_trainval2017.zip in {folder}. {wanted}"
+        return f"{annotations} has no annotation file: unpack annotations_trainval2017.zip in {folder}. {expected}"
     if (folder / "train2017").is_dir() or (folder / "val2017").is_dir():
         return (
             f"{folder} has images but no annotations/ folder: unpack annotations_trainval2017.zip there, or put "
-            f"your own annotation files into it. {wanted}"
+            f"your own annotation files into it. {expected}"
         )
     names = sorted(entry.name for entry in islice(folder.iterdir(), 200))
     content = f"it contains {listed(names, 6)}" if names else "it is empty"
-    return f"{folder} does not have the COCO layout: {content}. {wanted}"
+    return f"{folder} does not have the COCO layout: {content}. {expected}"
 
 
 def _unsupported_layout(folder: Path) -> tuple[str, str] | None:

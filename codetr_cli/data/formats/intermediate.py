@@ -1,12 +1,11 @@
-"""The parsed content of a Pascal VOC or YOLO folder, the choice of its splits, and its conversion to COCO's tables.
+"""The parsed content of a Pascal VOC or YOLO folder, and its conversion to COCO's tables.
 
 Boxes are (x1, y1, x2, y2) in pixels; (0, 0) is the image's upper left corner, edges have no width.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ class ParsedImage:
     file_name: str
     height: int
     width: int
-    source: str
+    label_file: str
     boxes: Sequence[ParsedBox]
 
 
@@ -76,56 +75,10 @@ class ParsedDataset:
     findings: Findings = field(default_factory=Findings)
 
 
-def choose_splits(lists: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, str], list[str]]:
-    """Chooses the images of training and evaluation.
-
-    Training is `train`, else `trainval` without the images of `val`, else `all`. Evaluation is `val`, else `test`, else
-    a fifth of training: the images whose names have the smallest SHA-1, so that it is the same on every machine.
-
-    Args:
-        lists: names of images by "train", "val", "trainval", "test" and "all", as far as the folder has them.
-
-    Returns:
-        names by "train", "val" and, where it is a third set, "test"; the list that each was taken from; notes.
-    """
-    available = {name: list(dict.fromkeys(names)) for name, names in lists.items() if names}
-    chosen: dict[str, list[str]] = {}
-    places: dict[str, str] = {}
-    notes: list[str] = []
-    origin = next((name for name in ("train", "trainval", "all") if name in available), None)
-    if origin is not None:
-        reserved = set(available.get("val", ())) if origin == "trainval" else set()
-        chosen["train"], places["train"] = [name for name in available[origin] if name not in reserved], origin
-    if "val" in available:
-        chosen["val"], places["val"] = available["val"], "val"
-        if "test" in available:
-            chosen["test"], places["test"] = available["test"], "test"
-    elif "test" in available:
-        chosen["val"], places["val"] = available["test"], "test"
-        notes.append("there is no list of validation images: the test images are used for evaluation")
-    elif len(chosen.get("train", ())) > 1:
-        order = sorted(
-            chosen["train"],
-            key=lambda name: hashlib.sha1(name.encode(errors="surrogateescape"), usedforsecurity=False).digest(),
-        )
-        reserved = set(order[: max(1, round(len(order) / 5))])
-        chosen["val"], places["val"] = [name for name in chosen["train"] if name in reserved], places["train"]
-        chosen["train"] = [name for name in chosen["train"] if name not in reserved]
-        notes.append(
-            f"there are neither validation nor test images: {len(reserved):,} of the {len(order):,} images are "
-            "reserved for evaluation, chosen by the hash of their names and so always the same"
-        )
-    shared = set(chosen.get("train", ())) & set(chosen.get("val", ()))
-    if shared:
-        notes.append(
-            f"{len(shared):,} images are in both train and {places['val']}: their scores are not representative"
-        )
-    return {name: names for name, names in chosen.items() if names}, places, notes
-
-
 def to_coco(parsed: ParsedDataset, split: str) -> dict[str, Any]:
     """COCO's table of one split, boxes clipped to their images; clipped and skipped boxes are added to the findings."""
-    first_image = 1 + sum(len(parsed.splits[name]) for name in list(parsed.splits)[: _rank(parsed, split)])
+    names = list(parsed.splits)
+    first_image = 1 + sum(len(parsed.splits[name]) for name in names[: names.index(split)])
     where = parsed.places[split]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -134,7 +87,7 @@ def to_coco(parsed: ParsedDataset, split: str) -> dict[str, Any]:
         for box in image.boxes:
             x1, y1, x2, y2 = _clipped(box, image, parsed.findings, where)
             if box.corners[2] > box.corners[0] and box.corners[3] > box.corners[1] and (x2 <= x1 or y2 <= y1):
-                continue  # wholly outside
+                continue  # completely outside
             if box.difficult:
                 parsed.findings.add("difficult", where, count=1)
             annotation = {
@@ -152,10 +105,6 @@ def to_coco(parsed: ParsedDataset, split: str) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _rank(parsed: ParsedDataset, split: str) -> int:
-    return list(parsed.splits).index(split)
-
-
 def _short(value: float) -> float:
     """A number for a file, rounded to thousandths of a pixel; whole numbers as integers."""
     rounded = round(value, 3)
@@ -166,7 +115,7 @@ def _clipped(box: ParsedBox, image: ParsedImage, findings: Findings, where: str)
     """The corners, clipped to the image; adds a finding for a box that extends beyond the edge."""
     x1, y1, x2, y2 = box.corners
     width, height = image.width, image.height
-    name = f"{image.source} [{_short(x1)}, {_short(y1)}, {_short(x2)}, {_short(y2)}] in {width} x {height}"
+    name = f"{image.label_file} [{_short(x1)}, {_short(y1)}, {_short(x2)}, {_short(y2)}] in {width} x {height}"
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
         findings.add("box_outside", where, name)
     elif max(-x1, -y1, x2 - width, y2 - height) > EDGE_TOLERANCE_PX:

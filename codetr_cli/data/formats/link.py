@@ -40,7 +40,7 @@ def link_folder(folder: Path, link: Path) -> Link:
     if link.exists():
         if link.resolve() == target:
             return Link("in_place", link)
-        return Link("occupied", link, "is a folder of its own" if link.is_dir() else "is a file")
+        return Link("occupied", link, "is another folder" if link.is_dir() else "is a file")
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(target, target_is_directory=True)

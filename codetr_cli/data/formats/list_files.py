@@ -19,7 +19,7 @@ def write_list(split: SplitFiles, file_names: Iterable[str]) -> str:
     if path.exists():
         return "present"
     if not path.parent.stat().st_mode & 0o222:
-        # The superuser could write here all the same, but the folder is protected on purpose.
+        # The superuser could write here anyway, but the folder is protected on purpose.
         return "not written: the folder is write-protected"
     try:
         files.write_text(path, "".join(f"{split.images_dir.name}/{name}\n" for name in file_names))

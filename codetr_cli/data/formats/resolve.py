@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from codetr_cli.config.schema import DataConfig, DatasetName
-from codetr_cli.data.formats.converted import find_converted
+from codetr_cli.data.formats.converted import Converted, find_converted
 from codetr_cli.data.formats.detect import similar_folder
 from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles, default_root, has_published_layout
 from codetr_cli.data.formats.merged import find_merged
@@ -63,6 +63,19 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
     return location.paths
 
 
+def convert_unpublished(folder: Path, *, skip_bad: bool = False) -> Converted | None:
+    """The conversion of a folder; None if it has a published layout, which takes precedence, or an unknown one.
+
+    Args:
+        folder: the data set's.
+        skip_bad: see `find_converted`.
+
+    Raises:
+        DatasetError: see `find_converted`.
+    """
+    return None if has_published_layout(folder) else find_converted(folder, skip_bad=skip_bad)
+
+
 @dataclass(frozen=True)
 class _Location:
     """Where a split should be.
@@ -100,8 +113,8 @@ def _locate(config: DataConfig, root: Path, split: Split, *, any_dataset: bool) 
     title, absent, dataset = LAYOUTS[files.dataset].title, "", files.dataset
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    if not (images and annotations) and not has_published_layout(root):
-        converted = find_converted(root, skip_bad=config.bad_files == "skip")
+    if not (images and annotations):
+        converted = convert_unpublished(root, skip_bad=config.bad_files == "skip")
         if converted is not None:
             title, converted_split = converted.title, converted.find(split)
             if converted_split is None:

@@ -15,14 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from codetr_cli.data.formats.intermediate import (
-    MAX_SHARE,
-    SHOWN,
-    ParsedBox,
-    ParsedDataset,
-    ParsedImage,
-    choose_splits,
-)
+from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN, ParsedBox, ParsedDataset, ParsedImage
+from codetr_cli.data.formats.splits import choose_splits
 from codetr_cli.data.headers import ImageFileError, read_header
 from codetr_cli.data.image_files import list_images
 from codetr_cli.data.targets import Size
@@ -104,7 +98,7 @@ def read_voc(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
             file_name=files[stem],
             height=(size := _size(file, folder / "JPEGImages" / files[stem]))[0],
             width=size[1],
-            source=f"{stem}.xml",
+            label_file=f"{stem}.xml",
             boxes=[ParsedBox(labels[item.name], item.corners, item.difficult) for item in file.objects],
         )
         for stem, file in read.items()

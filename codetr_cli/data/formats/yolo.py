@@ -1,9 +1,9 @@
-"""YOLO folders: images/ beside labels/, where a text file an image has one `class cx cy w h` a line, in shares of 1.
+"""YOLO folders: images/ beside labels/, one text file an image with `class cx cy w h` a line, relative to its size.
 
-A line of `class x y x y x y ...` is an outline; its box goes around it. Names and places come from a data.yaml, of
-which names, path, train, val and test are read, in YAML's plain forms only; or, without it, from classes.txt (one name
-a line) and the folders train, val (or valid) and test above or below images/. The category ids are YOLO's numbers. An
-image without a label file has no objects.
+A line of `class x y x y x y ...` is an outline; its box is the bounding box. Class names and folders come from
+data.yaml (names, path, train, val and test, see `yolo_yaml`); or, without it, from classes.txt (one name a line) and
+the folders train, val (or valid) and test above or below images/. The category ids are YOLO's numbers. An image without
+a label file has no objects.
 """
 
 from __future__ import annotations
@@ -15,14 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from codetr_cli.data.formats.intermediate import (
-    MAX_SHARE,
-    SHOWN,
-    ParsedBox,
-    ParsedDataset,
-    ParsedImage,
-    choose_splits,
-)
+from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN, ParsedBox, ParsedDataset, ParsedImage
+from codetr_cli.data.formats.splits import choose_splits
 from codetr_cli.data.formats.yolo_yaml import Value, find_description, read_description
 from codetr_cli.data.headers import ImageFileError, read_header
 from codetr_cli.data.image_files import list_images
@@ -134,7 +128,7 @@ def _read_image(path: Path, folder: Path, description: _Description) -> ParsedIm
             if line.strip()
         ]
     name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-    return ParsedImage(file_name=name, height=height, width=width, source=labels.name, boxes=boxes)
+    return ParsedImage(file_name=name, height=height, width=width, label_file=labels.name, boxes=boxes)
 
 
 def _box(words: list[str], width: int, height: int, description: _Description, where: str) -> ParsedBox:
@@ -183,7 +177,7 @@ def _describe(folder: Path) -> _Description:
         if isinstance(entries, dict):
             raise DatasetError(f"{path}: {split} must be a path or a list of paths")
         for entry in [entries] if isinstance(entries, str) and entries else entries:
-            images.setdefault(split, []).extend(_images(_place(entry, bases, f"{path}: {split}"), bases))
+            images.setdefault(split, []).extend(_images(_entry_path(entry, bases, f"{path}: {split}"), bases))
     if not any(images.values()):
         raise DatasetError(f"{path} lists no image: add `train: images/train` and `val: images/val`")
     return _Description(class_names, path, images)
@@ -224,7 +218,7 @@ def _class_names(value: Value | None, path: Path) -> list[str]:
     return value
 
 
-def _place(entry: str, bases: list[Path], where: str) -> Path:
+def _entry_path(entry: str, bases: list[Path], where: str) -> Path:
     """The folder or list of an entry; some exporters write ../train/images instead of train/images."""
     tail = re.sub(r"^(\.\./)+", "", entry)
     for candidate in (*(base / entry for base in bases), *(base / tail for base in bases)):

@@ -28,7 +28,7 @@ def test_whatever_lies_at_the_link_stays(tmp_path: Path) -> None:
     assert (made.status, made.works) == ("occupied", False)
     assert made.detail == f"is a link to {tmp_path / 'one'}"
     assert link.readlink() == tmp_path / "one"
-    assert link_folder(tmp_path / "two", tmp_path / "folder").detail == "is a folder of its own"
+    assert link_folder(tmp_path / "two", tmp_path / "folder").detail == "is another folder"
     assert link_folder(tmp_path / "two", tmp_path / "file").detail == "is a file"
     assert link_folder(tmp_path / "two", tmp_path / "two").status == "in_place"
 

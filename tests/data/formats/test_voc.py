@@ -14,7 +14,6 @@ from codetr_cli.data.annotations import Annotations, read_annotations
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.formats.cache import cache_folder, source_of
 from codetr_cli.data.formats.converted import find_converted
-from codetr_cli.data.formats.intermediate import choose_splits
 from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.errors import DatasetError, ResourceError
 from codetr_cli.training.plan import plan_job
@@ -90,25 +89,6 @@ def test_tools_that_count_from_zero_are_reported(tmp_path: Path) -> None:
     notes = " ".join(find_data(DataConfig(), str(root), "train").notes)
     assert "1 boxes start at pixel 0" in notes
     assert "1 images are in both train and val" in notes
-
-
-@pytest.mark.parametrize(
-    ("lists", "train", "val", "note"),
-    [
-        ({"train": "ab", "val": "c", "test": "d"}, "ab", "c", None),
-        ({"train": "ab", "test": "d"}, "ab", "d", "the test images are used"),
-        ({"trainval": "abc", "val": "c"}, "ab", "c", None),
-        ({"trainval": "ab", "test": "d"}, "ab", "d", "the test images are used"),
-        ({"test": "ab"}, "", "ab", "the test images are used"),
-        ({"all": "a"}, "a", "", None),
-        ({"all": "abcdefghij"}, "abcdefgj", "hi", "neither validation nor test"),
-    ],
-)
-def test_which_images_are_for_what(lists: dict[str, str], train: str, val: str, note: str | None) -> None:
-    chosen, _, notes = choose_splits({name: list(names) for name, names in lists.items()})
-    assert ("".join(chosen.get("train", "")), "".join(chosen.get("val", ""))) == (train, val)
-    assert ("test" in chosen) == (set(lists) >= {"val", "test"})
-    assert note in notes[0] if note else not notes
 
 
 @pytest.mark.parametrize(
