@@ -152,7 +152,7 @@ def test_images_that_cannot_be_read_are_skipped_where_asked(tmp_path: Path) -> N
     found = [find_data(config, None, split) for split in ("train", "val")]
     assert sum(len(read_annotations(paths.annotations_path).file_names) for paths in found) == 19
     (warning,) = found[0].warnings
-    assert "1 images cannot be used and are left out" in warning
+    assert "1 images cannot be used and are skipped" in warning
     assert "7.jpg (the file has zero bytes)" in warning
     for number in (8, 9):
         (root / "images" / "train" / f"{number}.jpg").write_bytes(b"")
