@@ -46,7 +46,7 @@ def test_any_category_ids_give_labels_from_zero(rewrite: Rewrite, ids: list[int]
     assert [dataset.category_ids[label] for label in labels] == ids
 
 
-def test_training_leaves_out_what_the_published_code_leaves_out(mixed_coco: Path) -> None:
+def test_training_excludes_what_the_published_code_excludes(mixed_coco: Path) -> None:
     dataset = make_dataset(mixed_coco, training=True)
     # Image 3 is 31 pixels high; images 2 and 4 have no objects and stay.
     assert dataset.image_ids == [7, 17, 27, 47]

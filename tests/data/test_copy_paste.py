@@ -93,7 +93,7 @@ def test_boxes_are_pasted_whole(masks: bool) -> None:
     destination = sample(
         [[12, 12, 18, 18], [10, 10, 40, 15], [10, 0, 20, 40], [70.25, 70, 80, 80.5]], colour=10, masks=masks
     )
-    # The second one is not chosen but lies within the first; the third one mostly outside; the last one is far away.
+    # The second one is not selected but inside the first; the third one mostly outside; the last one is far away.
     source = sample(
         [[10, 10, 35, 20], [15, 12, 20, 22], [30, 10, 60, 20], [0, 90, 5, 95]], colour=200, first_label=10, masks=masks
     )

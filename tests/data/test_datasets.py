@@ -1,4 +1,4 @@
-"""LVIS and Objects365: their files, what they say more than COCO's, and settings for the wrong one."""
+"""LVIS and Objects365: their files, their data beyond COCO's, and settings for the wrong one."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def settings_for(root: Path, dataset: str, **data: Any) -> Settings:
     return parse_settings({"name": "x", "data": {"root": str(root), "dataset": dataset, **data}}, where="test")
 
 
-def test_lvis_says_more_of_images_and_classes(lvis: Path) -> None:
+def test_lvis_has_more_data_on_images_and_classes(lvis: Path) -> None:
     annotations = read_annotations(lvis / "annotations" / "lvis_v1_train.json")
     assert annotations.is_lvis
     assert annotations.class_names == ["aerosol_can", "air_conditioner", "zucchini"]
@@ -119,7 +119,7 @@ def test_lvis_says_more_of_images_and_classes(lvis: Path) -> None:
     assert annotations.annotated_images().tolist() == [True, True, True, False]
 
 
-def test_lvis_images_lie_in_the_folders_of_either_split(lvis: Path) -> None:
+def test_lvis_images_are_in_the_folders_of_either_split(lvis: Path) -> None:
     for split in ("train", "val"):
         dataset = build_dataset(settings_for(lvis, "lvis"), split=split, training=False)
         assert len(dataset) == 4
@@ -141,7 +141,7 @@ def test_rare_classes_are_repeated_and_empty_images_excluded(lvis: Path) -> None
     assert build_dataset(settings, split="train", training=False).image_ids == [1, 2, 3, 4]
 
 
-def test_objects365_lies_in_patches(objects365: Path) -> None:
+def test_objects365_is_in_patches(objects365: Path) -> None:
     for split in ("train", "val"):
         dataset = build_dataset(settings_for(objects365, "objects365"), split=split, training=False)
         assert dataset.category_ids == list(range(1, 366))
@@ -212,7 +212,7 @@ def test_the_wrong_data_set_is_reported_in_either_direction(lvis: Path, tiny_coc
     check_kind(read_annotations(coco_file), "objects365", coco_file)
 
 
-def test_training_says_which_classes_it_learns(lvis: Path, tiny_coco: Path) -> None:
+def test_training_reports_its_classes(lvis: Path, tiny_coco: Path) -> None:
     job = plan_job(settings_for(tiny_coco, "coco"))
     (note,) = job.notes
     assert "x is made for 80 classes" in note
@@ -227,7 +227,7 @@ def test_training_says_which_classes_it_learns(lvis: Path, tiny_coco: Path) -> N
         )
 
 
-def test_training_recognises_lvis_and_objects365_where_they_lie(lvis: Path, objects365: Path) -> None:
+def test_training_recognises_lvis_and_objects365_in_place(lvis: Path, objects365: Path) -> None:
     job = plan_job(settings_for(lvis, "coco"))
     assert job.settings.data.dataset == "lvis"
     assert any("read, and scored, by the rules of lvis (data.dataset=lvis)" in note for note in job.notes)
@@ -292,7 +292,7 @@ class Silent:
         pass
 
 
-def test_prepare_says_what_lvis_holds(lvis: Path) -> None:
+def test_prepare_summarizes_lvis(lvis: Path) -> None:
     report = check_dataset(lvis, config=DataConfig(), progress=Silent)
     facts = report.as_json()
     assert facts["layout"] == "LVIS"
@@ -308,7 +308,7 @@ def test_prepare_says_what_lvis_holds(lvis: Path) -> None:
     assert (missing.kind, missing.first) == ("missing_file", ["val2017/000000000004.jpg"])
 
 
-def test_prepare_says_what_objects365_holds(objects365: Path) -> None:
+def test_prepare_summarizes_objects365(objects365: Path) -> None:
     report = check_dataset(objects365, config=DataConfig(), progress=Silent)
     facts = report.as_json()
     assert facts["layout"] == "Objects365"

@@ -196,7 +196,7 @@ def test_more_objects_with_copy_paste(tiny_coco: Path) -> None:
     assert counts["boxes"] > 1.1 * counts["none"]
 
 
-def test_pasted_objects_lie_where_their_masks_and_boxes_say(tiny_coco: Path) -> None:
+def test_pasted_objects_match_their_masks_and_boxes(tiny_coco: Path) -> None:
     """Objects of `tiny_coco` have one bright channel, which is their label's."""
     dataset = train_set(tiny_coco, copy_paste="masks", mask_head=True, lsj_ratio=[0.5, 1.5])
     colours = {name: i for i, name in enumerate(["ring", "disc", "bar"])}
@@ -281,7 +281,7 @@ def test_masks_that_are_needed_must_be_there(tiny_coco: Path, options: Any, chan
     assert str(path) in str(caught.value)
     assert "data.copy_paste" in str(caught.value)
     train_set(tiny_coco, copy_paste="boxes")[0]
-    # Nobody trains in an evaluation, so nobody needs masks.
+    # An evaluation does not train, so it needs no masks.
     build_dataset(settings_for(tiny_coco, **options), split="train", training=False)[0]
 
 

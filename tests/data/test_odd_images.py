@@ -1,4 +1,4 @@
-"""Every kind of image file there is, read end to end: the pixels that Pillow gives too, or a refusal that says why."""
+"""Every kind of image file there is, read end to end: the pixels that Pillow gives too, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def bomb(path: Path) -> None:
         (lambda path: Image.fromarray(RGB).save(path, "TGA"), "no known image format starts with"),
     ],
 )
-def test_what_cannot_be_read_says_why(tmp_path: Path, write: Callable[[Path], object], words: str) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, write: Callable[[Path], object], words: str) -> None:
     path = tmp_path / "a.jpg"
     write(path)
     with pytest.raises(BrokenImageError, match=words) as caught:

@@ -101,7 +101,7 @@ def test_every_object_of_the_shared_set_is_drawn_as_pycocotools_draws_it(shared_
         ({"size": [60, 80], "counts": "45"}, "pixels instead of 4800"),
     ],
 )
-def test_what_is_wrong_with_an_outline_is_said(outline: Any, words: str) -> None:
+def test_broken_outlines_are_reported(outline: Any, words: str) -> None:
     with pytest.raises(OutlineError, match=words):
         decode(outline, SIZE)
 

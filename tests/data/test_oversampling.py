@@ -33,7 +33,7 @@ def test_images_of_rare_classes_are_repeated(threshold: float, count_empty: bool
         assert repeated.tolist() == expected(classes, threshold, count_empty)
 
 
-def test_a_class_in_one_of_a_thousand_images_is_seen_ten_times_as_often_as_the_threshold_says() -> None:
+def test_a_class_in_one_of_a_thousand_images_is_seen_ten_times_as_often_as_the_threshold() -> None:
     labels = np.ones(1000, np.int64)
     labels[7] = 0
     repeated = repeated_images(np.arange(1000), labels, np.arange(1000), 0.1, count_empty=True)

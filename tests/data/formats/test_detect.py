@@ -25,7 +25,7 @@ def test_a_mistyped_folder_suggests_the_nearest(tiny_coco: Path) -> None:
         find_splits(tiny_coco.with_name("cocoo"))
 
 
-def test_a_folder_that_is_not_there_says_what_is(tiny_coco: Path) -> None:
+def test_a_missing_folder_lists_the_existing_ones(tiny_coco: Path) -> None:
     with pytest.raises(DatasetError, match="contains the folders coco"):
         find_splits(tiny_coco.with_name("elsewhere") / "x")
 

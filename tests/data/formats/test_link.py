@@ -18,7 +18,7 @@ def test_linking_twice_is_linking_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert link_folder(link, link).status == "present"
 
 
-def test_whatever_lies_at_the_link_stays(tmp_path: Path) -> None:
+def test_an_existing_file_or_folder_is_kept(tmp_path: Path) -> None:
     for name in ("one", "two", "folder"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_text(json.dumps({}))
@@ -33,7 +33,7 @@ def test_whatever_lies_at_the_link_stays(tmp_path: Path) -> None:
     assert link_folder(tmp_path / "two", tmp_path / "two").status == "in_place"
 
 
-def test_systems_without_links_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_without_links_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, target: Path, target_is_directory: bool = False) -> None:
         raise OSError(1, "Operation not permitted")
 

@@ -151,7 +151,7 @@ def test_the_first_segment_is_the_published_order_and_later_ones_differ() -> Non
     plain = sampler.batches(2)
     assert sampler.set_epoch(2, 0, None, []) == len(plain)
     assert [[index for _, index in batch] for batch in sampler] == plain.tolist()
-    # A segment of no batch leaves all images, which are planned anew.
+    # A segment of no batch leaves all images, which are divided again.
     again = sampler.batches(2, [(2, 1, 0, None)])
     assert sorted(again.ravel().tolist()) == sorted(plain.ravel().tolist())
     assert again.tolist() != plain.tolist()
@@ -264,7 +264,7 @@ def test_workers_are_copies_also_in_a_process_that_was_started_afresh(
     assert type(worker).__name__ == "ForkProcess"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
 def test_workers_die_with_a_killed_process(mixed_coco: Path) -> None:
     script = f"""
 import os, signal
