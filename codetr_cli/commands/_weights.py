@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from codetr_cli import console
 
 if TYPE_CHECKING:
-    from codetr_cli.weights.download import Progress
+    from codetr_cli.weights.download import DownloadProgress
 
 MEGABYTE = 1_000_000
 
@@ -25,7 +25,7 @@ def fetched(weights: str | None) -> str | None:
 
 
 @contextmanager
-def byte_progress(description: str) -> Iterator[Progress]:
+def byte_progress(description: str) -> Iterator[DownloadProgress]:
     """Shows how much of a file is there; it is known at the first report how much there will be."""
     with ExitStack() as stack:
         advance: console.Advance | None = None

@@ -25,7 +25,7 @@ from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.weights.classes import COCO_CATEGORIES
 from codetr_cli.weights.convert import NOTES
 from codetr_cli.weights.download import is_url
-from codetr_cli.weights.load_state import load_into
+from codetr_cli.weights.load_state import load_exact
 from codetr_cli.weights.published import published_weights
 from codetr_cli.weights.resolve import open_weights, preset_weights, resolve_weights
 
@@ -103,7 +103,7 @@ def load_detector(
     checkpoint = open_weights(path)
     settings = apply_overrides(checkpoint.settings, list(overrides))
     model = _build(settings, training=training)
-    load_into(model, checkpoint.state, source=f"{path} (preset {settings.name})")
+    load_exact(model, checkpoint.state, source=f"{path} (preset {settings.name})")
     return LoadedModel(
         model=_ready(model, device, settings, lean=lean, training=training),
         postprocess=build_postprocess(settings.test),

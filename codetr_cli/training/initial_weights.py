@@ -7,7 +7,7 @@ from codetr_cli.models.codetr import CoDETR
 from codetr_cli.training.plan import Job
 from codetr_cli.training.reporter import Report
 from codetr_cli.weights.classes import same_numbered_classes
-from codetr_cli.weights.load_state import load_into
+from codetr_cli.weights.load_state import load_matching
 from codetr_cli.weights.pretrained import find_backbone, load_backbone
 from codetr_cli.weights.published import pretrained_name
 from codetr_cli.weights.resolve import open_weights
@@ -30,10 +30,9 @@ def start_weights(model: CoDETR, job: Job, report: Report) -> None:
         return
     checkpoint = open_weights(path, prefer=job.settings)
     unnamed = same_numbered_classes(checkpoint.class_names, checkpoint.category_ids, job.category_ids)
-    loaded = load_into(
+    loaded = load_matching(
         model,
         checkpoint.state,
-        strict=False,
         class_names=job.class_names,
         checkpoint_class_names=job.class_names if unnamed else checkpoint.class_names,
         source=path,

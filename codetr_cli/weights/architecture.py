@@ -1,4 +1,4 @@
-"""What the names and shapes of a checkpoint say about its architecture, in terms of the model's settings."""
+"""Derives the architecture of a checkpoint, as model settings, from the names and shapes of its entries."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from codetr_cli.errors import CheckpointError
 
 
 def describe(state: Mapping[str, Tensor], published: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """Reads the model's settings off the entries. Heads and points of attention show as their product only.
+    """Derives model settings from the entries. Of attention heads and points, only the product is known.
 
     Args:
         state: our names -> tensors.
-        published: the entries under published names: some that we drop tell what ours do not.
+        published: the entries under published names: some that we drop determine further settings.
 
     Returns:
         dotted name below `model` -> value; `num_heads*num_points` is the product of the two.
@@ -52,7 +52,7 @@ def describe(state: Mapping[str, Tensor], published: Mapping[str, Tensor] | None
 
 def _describe_boxes(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Any]:
     rows = _sizes(state, "aux_heads.roi.box_head.weight", 2)[0]
-    # With one class, boxes for each class and boxes for all have the same shape.
+    # With one class, class-specific and class-agnostic boxes have the same shape.
     return {} if num_classes == 1 else {"roi.class_agnostic": rows == 4}
 
 
@@ -61,14 +61,14 @@ def _describe_backbone(state: Mapping[str, Tensor], published: Mapping[str, Tens
         return _describe_vit(state, published)
     if "backbone.patch_embed.proj.weight" in state:
         return _describe_swin(state)
-    width, bottleneck = _sizes(state, "backbone.conv1.weight", 4)[0], "backbone.layer1.0.conv3.weight" in state
+    channels, bottleneck = _sizes(state, "backbone.conv1.weight", 4)[0], "backbone.layer1.0.conv3.weight" in state
     first = _sizes(state, "neck.convs.0.conv.weight", 4)[1]
     return {
-        "finest_stride": 4 if first == width * (4 if bottleneck else 1) else 8,
+        "finest_stride": 4 if first == channels * (4 if bottleneck else 1) else 8,
         "backbone.kind": "resnet",
         "backbone.block": "bottleneck" if bottleneck else "basic",
         "backbone.layers": tuple(_count(state, rf"backbone\.layer{i}\.(\d+)\..*") for i in range(1, 5)),
-        "backbone.base_channels": width,
+        "backbone.base_channels": channels,
     }
 
 
@@ -87,36 +87,37 @@ def _describe_swin(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _describe_vit(state: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Sizes of a ViT; what only its rotary tables tell is told only when the publisher's file has them."""
-    width, _, patch_size, _ = _sizes(state, "backbone.patch_embed.proj.weight", 4)
+    """Sizes of a ViT; some are known only if the published file has rotary tables."""
+    embed_dim, _, patch_size, _ = _sizes(state, "backbone.patch_embed.proj.weight", 4)
     depth = _count(state, r"backbone\.blocks\.(\d+)\..*")
-    positions = _sizes(state, "backbone.pos_embed", 3)[1]
-    facts: dict[str, Any] = {
+    tokens = _sizes(state, "backbone.pos_embed", 3)[1]
+    settings: dict[str, Any] = {
         "finest_stride": 4,
         "backbone.kind": "vit",
-        "backbone.embed_dim": width,
+        "backbone.embed_dim": embed_dim,
         "backbone.depth": depth,
         "backbone.hidden_dim": _sizes(state, "backbone.blocks.0.mlp.w1.weight", 2)[0],
         "backbone.patch_size": patch_size,
-        "backbone.pretrain_size": math.isqrt(max(positions - 1, 0)) * patch_size,
+        "backbone.pretrain_size": math.isqrt(max(tokens - 1, 0)) * patch_size,
     }
     if "backbone.rope_win.freqs_cos" not in published:
-        return facts
-    tokens, head_dim = _sizes(published, "backbone.rope_win.freqs_cos", 2)
+        return settings
+    window_tokens, head_dim = _sizes(published, "backbone.rope_win.freqs_cos", 2)
     window_blocks = {
         i
         for i in range(depth)
-        if (table := published.get(f"backbone.blocks.{i}.attn.rope.freqs_cos")) is not None and len(table) == tokens
+        if (table := published.get(f"backbone.blocks.{i}.attn.rope.freqs_cos")) is not None
+        and len(table) == window_tokens
     }
     fixed = published.get("backbone.rope_glb.freqs_cos")
-    facts |= {
-        "backbone.num_heads": width // max(head_dim, 1),
-        "backbone.window_size": math.isqrt(tokens),
+    settings |= {
+        "backbone.num_heads": embed_dim // max(head_dim, 1),
+        "backbone.window_size": math.isqrt(window_tokens),
         "backbone.fixed_size": None if fixed is None else math.isqrt(len(fixed)) * patch_size,
     }
-    if fixed is None or len(fixed) != tokens:  # an image of one window's size: the tables of all blocks look the same
-        facts["backbone.global_blocks"] = tuple(i for i in range(depth) if i not in window_blocks)
-    return facts
+    if fixed is None or len(fixed) != window_tokens:  # else all blocks have the same tables: the image is one window
+        settings["backbone.global_blocks"] = tuple(i for i in range(depth) if i not in window_blocks)
+    return settings
 
 
 def _describe_masks(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -141,20 +142,21 @@ def _describe_masks(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def differences(model: ModelConfig, facts: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that are not as the checkpoint's: dotted name -> (the setting, the checkpoint's).
+def differences(model: ModelConfig, checkpoint: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Compares model settings with those of `describe`; of two kinds of backbone, only the kind is compared.
 
-    Settings of a part of another kind are not compared one by one.
+    Returns:
+        dotted name -> (value of `model`, value of the checkpoint), for every setting that differs.
     """
-    gaps = {}
-    same_backbone = facts.get("backbone.kind", model.backbone.kind) == model.backbone.kind
-    for key, theirs in facts.items():
+    found = {}
+    same_backbone = checkpoint.get("backbone.kind", model.backbone.kind) == model.backbone.kind
+    for key, theirs in checkpoint.items():
         if key.startswith("backbone.") and key != "backbone.kind" and not same_backbone:
             continue
         ours = _product(model, key)
         if ours != theirs:
-            gaps[f"model.{key}"] = (ours, theirs)
-    return gaps
+            found[f"model.{key}"] = (ours, theirs)
+    return found
 
 
 def _product(model: ModelConfig, key: str) -> Any:
@@ -170,15 +172,15 @@ def _product(model: ModelConfig, key: str) -> Any:
 
 def _sizes(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
     if name not in state:
-        raise CheckpointError(f"the entry {name} is missing: the file is incomplete or of another architecture.")
+        raise CheckpointError(f"the entry {name} is missing: the file is incomplete or has another architecture.")
     if state[name].dim() != dims:
         raise CheckpointError(
-            f"{name} has {state[name].dim()} dimensions instead of {dims}: the file is of another architecture."
+            f"{name} has {state[name].dim()} dimensions instead of {dims}: the file has another architecture."
         )
     return tuple(state[name].shape)
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers stand in the pattern's place."""
+    """The number of different values of the pattern's group."""
     matches = (re.fullmatch(pattern, name) for name in state)
     return len({match.group(1) for match in matches if match})

@@ -1,7 +1,4 @@
-"""Checkpoints of codetr: a safetensors file whose metadata holds the settings, the classes and a hash of everything.
-
-A file is complete or not there: it is written under a temporary name beside its place, synced and renamed.
-"""
+"""Checkpoints of codetr: a safetensors file whose metadata has the settings, the classes and a hash of the content."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.files import WEIGHTS_NAME, replace_file
 
 FORMAT = "codetr-1"
-# The package offers names of upper rooms; importing from it would tie this room to them.
+# A plain import would make this module depend on what the package exports to Python users.
 VERSION: str = importlib.import_module("codetr_cli").__version__
 
 
@@ -37,10 +34,10 @@ class Checkpoint:
 
     Args:
         state: our names -> tensors.
-        settings: what the model was trained or converted with.
-        class_names: the class of each label.
-        category_ids: the id that each label has in annotation and result files.
-        extra: further facts as text, e.g. where the weights come from.
+        settings: of the training or conversion.
+        class_names: class name of each label.
+        category_ids: id of each label in annotation and result files.
+        extra: further metadata, e.g. the file that was converted.
     """
 
     state: dict[str, Tensor]
@@ -59,19 +56,19 @@ def save_checkpoint(
     category_ids: Sequence[int],
     extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a checkpoint; an older one at the same place is replaced in one instant or stays as it was.
+    """Writes a checkpoint; an existing file is replaced atomically.
 
     Args:
-        path: where; missing folders are made.
+        path: the file; missing folders are created.
         state: our names -> tensors, on any device.
-        settings: travel with the weights, as do the arguments that follow; see `Checkpoint`.
+        settings: see `Checkpoint`.
         class_names: one per class.
         category_ids: one per class.
-        extra: any texts.
+        extra: see `Checkpoint`.
 
     Raises:
-        ResourceError: no space left, or the folder cannot be written.
-        ValueError: as many class names as category ids and classes of the settings are needed.
+        ResourceError: no space left, or the file cannot be written.
+        ValueError: the numbers of class names, category ids and classes of the settings differ.
     """
     path = Path(path)
     if not len(class_names) == len(category_ids) == settings.model.num_classes:
@@ -95,7 +92,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint that codetr wrote and verifies it bit by bit.
+    """Reads a checkpoint of codetr and verifies its hash.
 
     Args:
         path: a .safetensors file.
@@ -108,8 +105,8 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     tensors, metadata = read_safetensors(path)
     if "format" not in metadata or "content_sha256" not in metadata:
         raise CheckpointError(
-            f"{path} holds weights but was not written by codetr: it has no settings and no class names. "
-            f"If they are a published Co-DETR's, convert them: codetr convert {path} NEW.safetensors"
+            f"{path} has weights but was not written by codetr: it has no settings and no class names. "
+            f"If it is a published Co-DETR checkpoint, convert it: codetr convert {path} NEW.safetensors"
         )
     if metadata["format"] != FORMAT:
         raise CheckpointError(
@@ -118,8 +115,8 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
         )
     if metadata["content_sha256"] != _content_hash(tensors, metadata):
         raise CheckpointError(
-            f"{path} is damaged: its content does not have the hash that was written with it. "
-            "Copy it again, or take the previous checkpoint of the run folder."
+            f"{path} is damaged: its content does not match the hash in its metadata. "
+            "Copy it again, or use the previous checkpoint of the run folder."
         )
     try:
         settings = parse_settings(json.loads(metadata["settings"]), where=str(path))
@@ -132,13 +129,13 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
         )
     except (KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(
-            f"{path} was written by codetr {metadata.get('codetr_version')} and its settings are not understood by "
-            f"codetr {VERSION}: {error}"
+            f"{path} was written by codetr {metadata.get('codetr_version')} and codetr {VERSION} cannot read "
+            f"its settings: {error}"
         ) from error
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is called, or starts like, a safetensors file: eight bytes of length, then JSON."""
+    """Whether a file has the suffix or the first bytes of a safetensors file: eight bytes of length, then JSON."""
     if path.suffix == ".safetensors":
         return True
     try:
@@ -149,20 +146,20 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, mapped from the file, and metadata of any safetensors file.
+    """Memory-mapped tensors and metadata of any safetensors file.
 
     Raises:
-        CheckpointError: missing, cut short, or something else.
+        CheckpointError: missing, truncated, or not a safetensors file.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts in any safetensors file, without its tensors.
+    """The metadata of any safetensors file, without its tensors.
 
     Raises:
-        CheckpointError: missing, cut short, or something else.
+        CheckpointError: missing, truncated, or not a safetensors file.
     """
     with _opened(path) as file:
         return dict(file.metadata() or {})
@@ -181,19 +178,19 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(_unreadable(path, error)) from error
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a safetensors file ({error}): it is cut short, damaged, or something else. "
-            "Copy or convert it again, or take the previous checkpoint of the run folder."
+            f"{path} cannot be read as a safetensors file ({error}): it is truncated, damaged, or of another type. "
+            "Copy or convert it again, or use the previous checkpoint of the run folder."
         ) from error
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    # safetensors raises errors of the system without their text.
+    # safetensors raises OSErrors without `strerror`.
     reason = error.strerror or ("No such file or directory" if isinstance(error, FileNotFoundError) else str(error))
     return f"cannot read the checkpoint {path}: {reason}. Check the path."
 
 
 def _detached(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: contiguous, on the CPU, each with memory of its own."""
+    """The tensors as safetensors needs them: contiguous, on the CPU, without shared storage."""
     tensors: dict[str, Tensor] = {}
     owners: set[int] = set()
     for name, tensor in state.items():
@@ -205,17 +202,17 @@ def _detached(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors and over the other metadata."""
+    """SHA-256 of names, dtypes, shapes and bytes of all tensors and of the other metadata."""
 
-    def one(name: str) -> str:
+    def hash_tensor(name: str) -> str:
         tensor = tensors[name]
         data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         digest = hashlib.sha256(data).hexdigest()
         return f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}\n"
 
     total = hashlib.sha256()
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashlib lets go of the interpreter lock
-        for line in pool.map(one, sorted(tensors)):
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashlib releases the GIL
+        for line in pool.map(hash_tensor, sorted(tensors)):
             total.update(line.encode())
     for key in sorted(metadata):
         if key != "content_sha256":

@@ -1,4 +1,4 @@
-"""Names of classes: COCO's 80, which published checkpoints that name none were trained on, and names that agree."""
+"""Class names: the 80 of COCO, and matching of names that data sets spell differently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COCO_CATEGORIES = {
     85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
 
-# COCO's word first; the others are of Pascal VOC, LVIS and Objects365.
+# COCO's name first, then those of Pascal VOC, LVIS and Objects365.
 SAME_MEANING = {
     other: words[0]
     for words in (
@@ -35,15 +35,15 @@ SAME_MEANING = {
 
 
 def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether two lists name the same classes in the same order, whatever the case."""
+    """Whether two lists have the same classes in the same order, ignoring case."""
     return [name.strip().casefold() for name in first] == [name.strip().casefold() for name in second]
 
 
 def match_names(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
-    """For each class the label of the same class in another list, or None.
+    """For each class, the label of the same class in another list, or None.
 
-    Data sets spell their classes differently: case, `_` and `-` do not count, nor does what LVIS adds in parentheses
-    where the name is clear without it, and some words are known to mean the same.
+    Ignores case, `_`, `-`, and LVIS's additions in parentheses where the name is unique without them. Known synonyms
+    match too.
     """
     exact = {_plain(name): label for label, name in reversed(list(enumerate(others)))}
     loose = _by_loose_name(others)
@@ -67,16 +67,16 @@ def _loose(name: str) -> str:
 
 
 def numbered_names(count: int) -> list[str]:
-    """What classes are called whose names nobody tells."""
+    """Names for classes of which only the number is known."""
     return [f"class_{label + 1}" for label in range(count)]
 
 
 def same_numbered_classes(
     class_names: Sequence[str], category_ids: Sequence[int], data_category_ids: Sequence[int]
 ) -> bool:
-    """Whether a checkpoint that tells no names has as many classes as a data set, with the same category ids.
+    """Whether a checkpoint without class names has the category ids of a data set.
 
-    Then they are taken for the same: published LVIS and Objects365 checkpoints tell no names.
+    Its classes are then assumed to be the data set's: published LVIS and Objects365 checkpoints have no class names.
     """
     return list(class_names) == numbered_names(len(class_names)) and list(category_ids) == list(data_category_ids)
 

@@ -1,7 +1,7 @@
-"""Fetches files over HTTP: continued where they broke off, checked, and put in place only when they are whole.
+"""Downloads files over HTTP: resumes interrupted downloads, verifies size and SHA-256, and renames complete files.
 
-A file grows under its name plus `.part`; it gets its own name after its size and SHA-256 were compared, by one rename.
-What is there of a broken download stays for the next try, and is thrown away where the server's file is another one.
+A file is written to its name plus `.part` and renamed after verification. The part of an interrupted download is kept
+for the next attempt, and deleted if the file on the server has changed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from codetr_cli.files import DISK_FULL, FileLock, rename_synced
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30.0
-SPARE_BYTES = 64 << 20  # left free on the disk beside what is written
-# The package offers names of upper rooms; importing from it would tie this room to them.
+SPARE_BYTES = 64 << 20  # to remain free on the disk
+# A plain import would make this module depend on what the package exports to Python users.
 VERSION: str = importlib.import_module("codetr_cli").__version__
-# Publishers write the first digits of the SHA-256 before the ending, as torch.hub reads them.
+# Publishers put the first digits of the SHA-256 before the suffix, as torch.hub does.
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
-# Of an address as a person writes it: letters beyond ASCII and spaces are escaped, what has a meaning stays.
-AS_THEY_ARE = ":/?#[]@!$&'()*+,;=%~"
+# Characters of a URL that are not escaped; spaces and characters beyond ASCII are.
+URL_SAFE = ":/?#[]@!$&'()*+,;=%~"
 
-Progress = Callable[[int, int | None], None]
-"""Told of bytes that are there and bytes of the whole file, None when the server does not say."""
+DownloadProgress = Callable[[int, int | None], None]
+"""Called with the bytes downloaded and the bytes of the whole file, None if the server does not report them."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Remote:
 
     Args:
         url: http or https address of the file itself.
-        filename: its name on this machine.
-        bytes: exact size; None when not known.
-        sha256: of the file, whole or its first digits; None when not known.
+        filename: its local name.
+        bytes: exact size; None if unknown.
+        sha256: of the file, complete or its first digits; None if unknown.
     """
 
     url: str
@@ -56,61 +56,58 @@ class Remote:
     sha256: str | None = None
 
     @classmethod
-    def at(
+    def from_url(
         cls, url: str, *, filename: str | None = None, bytes: int | None = None, sha256: str | None = None
     ) -> Remote:
-        """A file by its address. What is not given is read off it: the name, and the digits of the hash in the name.
+        """A file by its URL. Name and hash default to the name in the URL and the digits of the hash in that name.
 
         Raises:
-            ConfigError: no http or https address of a file.
+            ConfigError: not an http or https URL of a file.
         """
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise ConfigError(f"{url} is no address: {error}") from error
+            raise ConfigError(f"{url} is not a valid URL: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError(
-                f"{url} is no address that can be downloaded from: it must start with https:// or http://"
-            )
+            raise ConfigError(f"{url} cannot be downloaded: the URL must start with https:// or http://")
         last = Path(unquote(parts.path)).name
         if last == ".." or not last.isprintable():
-            raise ConfigError(f"{url} ends in no name that a file can have: give the address of the weights themselves")
+            raise ConfigError(f"{url} does not end with a file name: give the URL of the weights themselves")
         if not (filename or last):
-            raise ConfigError(f"{url} names a site and no file: give the address of the weights themselves")
-        told = HASH_IN_NAME.search(last)
-        url = quote(url, safe=AS_THEY_ARE)
-        return cls(url, filename or last, bytes, sha256 or (told[1] if told else None))
+            raise ConfigError(f"{url} has no file name: give the URL of the weights themselves")
+        digits = HASH_IN_NAME.search(last)
+        url = quote(url, safe=URL_SAFE)
+        return cls(url, filename or last, bytes, sha256 or (digits[1] if digits else None))
 
 
-class _BrokenError(Exception):
-    """A transfer ended before the file did; the message says why. Trying again can help."""
+class _InterruptedError(Exception):
+    """A transfer ended before the end of the file, for the reason in the message. Another attempt can succeed."""
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is meant as an address and not as a path."""
+    """Whether a text is a URL and not a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
 
 
 def fetch(
-    remote: Remote, target: Path, *, force: bool = False, copies: int = 1, progress: Progress | None = None
+    remote: Remote, target: Path, *, force: bool = False, copies: int = 1, progress: DownloadProgress | None = None
 ) -> Path:
-    """Downloads a file, unless it is there already.
+    """Downloads a file unless it exists.
 
     Args:
-        remote: what, and what is known of it.
-        target: where it goes; missing folders are made.
-        force: download it anew even if it is there; the old file stays until the new one is whole.
-        copies: how often the disk must hold the file, e.g. 2 when it is converted afterwards.
-        progress: told about every megabyte.
+        remote: URL, size and hash of the file.
+        target: the local path; missing folders are created.
+        force: download an existing file again; the old file is kept until the new one is complete.
+        copies: how many times the file must fit on the disk, e.g. 2 if it is converted afterwards.
+        progress: called after every megabyte.
 
     Returns:
         the target.
 
     Raises:
-        CheckpointError: size or hash are not the published ones, or a web page came instead of a file.
-        ConfigError: the address is not one of http or https.
-        ResourceError: no connection, an answer such as 404, no space left, or the folder cannot be written.
-        StoppedError: Ctrl-C; what is there is kept for the next try.
+        CheckpointError: size or hash differ from the published ones, or the server returned a web page.
+        ResourceError: no connection, a status such as 404, no space left, or the folder cannot be written.
+        StoppedError: Ctrl-C; the part is kept for the next attempt.
     """
     if target.is_file() and not force:
         verify(target, remote, advice="Remove it, or download it again with --force.")
@@ -119,11 +116,11 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part):
-            _complete(remote, target, part, copies, progress or _silent)
+            _complete(remote, target, part, copies, progress or (lambda done, total: None))
     except KeyboardInterrupt:
         kept = part.stat().st_size if part.exists() else 0
         raise StoppedError(
-            f"stopped the download of {remote.filename}: {_megabytes(kept)} are kept in {part}. "
+            f"download of {remote.filename} stopped: {_megabytes(kept)} are kept in {part}. "
             "Run the same command again to continue.",
             signal.SIGINT,
         ) from None
@@ -133,34 +130,34 @@ def fetch(
 
 
 def verify(path: Path, remote: Remote, *, advice: str) -> None:
-    """Compares a file with what is known of it.
+    """Verifies size and hash of a file.
 
     Args:
         path: the file.
-        remote: the size and hash it should have.
-        advice: what to do when it does not.
+        remote: its expected size and hash.
+        advice: last sentence of the error message.
 
     Raises:
-        CheckpointError: it is another one, cut short or damaged.
+        CheckpointError: another file, truncated or damaged.
     """
     size = path.stat().st_size
     if remote.bytes is not None and size != remote.bytes:
-        raise CheckpointError(f"{path} has {size} bytes where the published file has {remote.bytes}. {advice}")
+        raise CheckpointError(f"{path} has {size} bytes, the published file has {remote.bytes}. {advice}")
     if remote.sha256 is not None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if not found.startswith(remote.sha256):
             raise CheckpointError(
-                f"{path} has the SHA-256 {found} where the published file has {remote.sha256}: it is damaged or "
-                f"another file. {advice}"
+                f"{path} has the SHA-256 {found}, the published file has {remote.sha256}: it is damaged or another "
+                f"file. {advice}"
             )
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuses to begin what the disk cannot hold.
+    """Checks the free space of a folder's file system.
 
     Raises:
-        ResourceError: fewer bytes are free in the folder's file system.
+        ResourceError: less space than needed.
     """
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
@@ -173,54 +170,53 @@ def check_space(folder: Path, needed: int) -> None:
 # ------------------------------------------------------------------------------------------------------------- transfer
 
 
-def _complete(remote: Remote, target: Path, part: Path, copies: int, progress: Progress) -> None:
-    """Brings the part to its end, compares it, and puts it in place."""
+def _complete(remote: Remote, target: Path, part: Path, copies: int, progress: DownloadProgress) -> None:
+    """Completes the part, verifies it, and renames it to the target."""
     best = part.stat().st_size
-    fresh = best == 0
+    from_start = best == 0
     while True:
         try:
             _transfer(remote, part, copies, progress)
-        except _BrokenError as error:
-            there = part.stat().st_size
-            if there > best:
-                best = there
-            elif there == 0 and not fresh:  # what was there did not belong to the server's file
-                best, fresh = 0, True
-            else:  # a try that brings nothing more is the last one
-                raise ResourceError(_broken_text(remote, target, part, str(error))) from error
+        except _InterruptedError as error:
+            size = part.stat().st_size
+            if size > best:
+                best = size
+            elif size == 0 and not from_start:  # the part was not of the server's file
+                best, from_start = 0, True
+            else:  # no progress: give up
+                raise ResourceError(_interrupted_text(remote, target, part, str(error))) from error
             continue
         try:
-            verify(part, remote, advice="It was thrown away: check the address, then download it again.")
+            verify(part, remote, advice="It was deleted: check the URL, then download it again.")
+            break
         except CheckpointError:
             _discard(part)
-            if fresh:
+            if from_start:
                 raise
-            best, fresh = 0, True  # its beginning may be of another file: once more, from the start
-            continue
-        break
+            best, from_start = 0, True  # the part may have been of another file: download it once more
     rename_synced(part, target)
-    _note(part).unlink(missing_ok=True)
+    _validator_path(part).unlink(missing_ok=True)
 
 
-def _transfer(remote: Remote, part: Path, copies: int, progress: Progress) -> None:
-    """Makes one request for what is missing and appends the answer."""
+def _transfer(remote: Remote, part: Path, copies: int, progress: DownloadProgress) -> None:
+    """Requests the missing bytes once and appends the response."""
     have = part.stat().st_size
     if have and have == remote.bytes:
         return
     validator = _saved_validator(part, remote.url)
     if have and validator is None:
-        _discard(part)  # of another address, or of a server that does not tell whether its file is still the same
+        _discard(part)  # of another URL, or of a server that does not report whether its file has changed
         have = 0
     headers = {"User-Agent": f"codetr/{VERSION}", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": str(validator)}
-    with _answer(remote, urllib.request.Request(remote.url, headers=headers), part) as response:
+    with _response(remote, urllib.request.Request(remote.url, headers=headers), part) as response:
         if response is None:
             return
-        start = _start(response, have)
+        start = _start_of(response, have)
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
-        _check_offer(remote, response, total)
+        _check_response(remote, response, total)
         check_space(part.parent, max((total or 0) * copies - start, 0))
         _save_validator(part, remote.url, response)
         with part.open("rb+") as file:
@@ -232,57 +228,57 @@ def _transfer(remote: Remote, part: Path, copies: int, progress: Progress) -> No
                 done += len(chunk)
                 progress(done, total)
     if total is not None and done != total:
-        raise _BrokenError(f"the connection ended after {_megabytes(done)} of {_megabytes(total)}")
+        raise _InterruptedError(f"the connection ended after {_megabytes(done)} of {_megabytes(total)}")
 
 
 @contextmanager
-def _answer(remote: Remote, request: urllib.request.Request, part: Path) -> Iterator[Any]:
-    """The server's answer; None when it says that nothing is missing."""
+def _response(remote: Remote, request: urllib.request.Request, part: Path) -> Iterator[Any]:
+    """The server's response; None if no bytes are missing."""
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
             if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise ResourceError(_answer_text(remote.url, error.code, error.reason)) from error
+                raise ResourceError(_status_text(remote.url, error.code, error.reason)) from error
             whole = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         if whole != str(part.stat().st_size):
             _discard(part)
-            raise _BrokenError("the server's file is shorter than what was downloaded before") from None
+            raise _InterruptedError("the server's file is smaller than the part that was downloaded before") from None
         yield None
         return
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenError(_reason(error)) from error
+        raise _InterruptedError(_reason(error)) from error
     with response:
         if remote.url.lower().startswith("https:") and not response.url.lower().startswith("https:"):
-            # Not every published file has a known hash: nobody on the way may put another in its place.
+            # Not every published file has a known hash: without encryption it could be replaced on the way.
             raise ResourceError(
-                f"{remote.url} leads to {response.url}, which is not encrypted: nothing was downloaded. Give another "
-                "address with --url, or download it by hand."
+                f"{remote.url} redirects to {response.url}, which is not encrypted: nothing was downloaded. Give "
+                "another URL with --url, or download it manually."
             )
         yield response
 
 
-def _start(response: Any, have: int) -> int:
-    """The position in the file that the answer begins at: 0 where the server sends it whole again."""
+def _start_of(response: Any, have: int) -> int:
+    """The file offset at which the response starts; 0 if the server sends the whole file."""
     if response.status != http.client.PARTIAL_CONTENT:
         return 0
-    told = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
-    if told is None or int(told[1]) != have:
-        raise _BrokenError("the server sent another part of the file than was asked for")
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
+    if found is None or int(found[1]) != have:
+        raise _InterruptedError("the server sent another range of the file than requested")
     return have
 
 
-def _check_offer(remote: Remote, response: Any, total: int | None) -> None:
-    """Refuses an answer that cannot be the file, before it is read."""
+def _check_response(remote: Remote, response: Any, total: int | None) -> None:
+    """Refuses a response that cannot be the file, before reading it."""
     if response.headers.get_content_type() == "text/html":
         raise CheckpointError(
-            f"{remote.url} gives a web page instead of a file: it may ask for a login or a confirmation. "
-            "Give the address of the file itself with --url, or download it by hand."
+            f"{remote.url} returns a web page instead of a file: it may require a login or a confirmation. "
+            "Give the URL of the file itself with --url, or download it manually."
         )
     if None not in (total, remote.bytes) and total != remote.bytes:
         raise CheckpointError(
-            f"{remote.url} offers a file of {total} bytes where the published one has {remote.bytes}: it was replaced "
-            "or is another one. Nothing was downloaded; give another address with --url."
+            f"{remote.url} has {total} bytes, the published file has {remote.bytes}: it was replaced or is another "
+            "file. Nothing was downloaded; give another URL with --url."
         )
 
 
@@ -292,9 +288,9 @@ def _chunks(response: Any) -> Iterator[bytes]:
             chunk = response.read(CHUNK_BYTES)
         except http.client.IncompleteRead as error:
             yield error.partial
-            raise _BrokenError("the connection ended") from error
+            raise _InterruptedError("the connection ended") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _BrokenError(_reason(error)) from error
+            raise _InterruptedError(_reason(error)) from error
         if not chunk:
             return
         yield chunk
@@ -307,32 +303,32 @@ def _part(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
-def _note(part: Path) -> Path:
-    """A small file beside the part: where it comes from and which edition of the server's file it is."""
+def _validator_path(part: Path) -> Path:
+    """A file beside the part with the URL and the validator (ETag or Last-Modified) of the server's file."""
     return part.with_name(part.name + ".json")
 
 
 def _saved_validator(part: Path, url: str) -> str | None:
     with suppress(OSError, ValueError, TypeError, KeyError):
-        note = json.loads(_note(part).read_text(encoding="utf-8"))
-        if note["url"] == url:
-            return str(note["validator"])
+        saved = json.loads(_validator_path(part).read_text(encoding="utf-8"))
+        if saved["url"] == url:
+            return str(saved["validator"])
     return None
 
 
 def _save_validator(part: Path, url: str, response: Any) -> None:
-    """Notes the edition; without one that a server compares reliably, a broken download starts again."""
+    """Saves the validator; without a strong one, an interrupted download restarts from the beginning."""
     etag = response.headers.get("ETag")
     validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
     if validator is None:
-        _note(part).unlink(missing_ok=True)
+        _validator_path(part).unlink(missing_ok=True)
     else:
-        _note(part).write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+        _validator_path(part).write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
 
 
 def _discard(part: Path) -> None:
     part.write_bytes(b"")
-    _note(part).unlink(missing_ok=True)
+    _validator_path(part).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -354,21 +350,21 @@ def _locked(part: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------- wording
 
 
-def _broken_text(remote: Remote, target: Path, part: Path, reason: str) -> str:
+def _interrupted_text(remote: Remote, target: Path, part: Path, reason: str) -> str:
     kept = part.stat().st_size
-    there = f" {_megabytes(kept)} are kept: run the same command again to continue." if kept else ""
+    again = f" {_megabytes(kept)} are kept: run the same command again to continue." if kept else ""
     return (
-        f"cannot download {remote.url}: {reason.rstrip('.')}.{there} Without a connection, bring the file from another "
-        f"machine and put it at {target}"
+        f"cannot download {remote.url}: {reason.rstrip('.')}.{again} Without a connection, copy the file from another "
+        f"machine to {target}"
     )
 
 
-def _answer_text(url: str, code: int, reason: str) -> str:
+def _status_text(url: str, code: int, reason: str) -> str:
     if code == http.client.TOO_MANY_REQUESTS or code >= 500:
-        return f"{url} answers {code} {reason}: the server is busy or broken. Try again later."
+        return f"{url} returns {code} {reason}: the server is busy or fails. Try again later."
     return (
-        f"{url} answers {code} {reason}: the file is not there (any more) or not for everyone. Give another address "
-        "with --url, or download it by hand."
+        f"{url} returns {code} {reason}: the file does not exist or is not public. Give another URL with --url, or "
+        "download it manually."
     )
 
 
@@ -382,18 +378,13 @@ def _reason(error: Exception) -> str:
 def _disk_error(target: Path, error: OSError) -> ResourceError:
     if error.errno in DISK_FULL:
         return ResourceError(
-            f"no space left on the disk while downloading {target}: free some, or set CODETR_CACHE to a folder on a "
-            "larger disk, then run again. What is there already is kept."
+            f"no space left on the disk while downloading {target}: free some space, or set CODETR_CACHE to a folder "
+            "on a larger disk, then run the command again. The downloaded part is kept."
         )
     return ResourceError(
-        f"cannot write {target}: {error.strerror or error}. Mend its permissions, or set CODETR_CACHE to another "
-        "folder."
+        f"cannot write {target}: {error.strerror or error}. Fix its permissions, or set CODETR_CACHE to another folder."
     )
 
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
-
-
-def _silent(done: int, total: int | None) -> None:
-    """Stands in where nobody wants to know."""

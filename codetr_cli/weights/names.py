@@ -1,10 +1,10 @@
-"""Published checkpoint names and ours: literal tables, `{}` standing for an index, read in both directions.
+"""Translates entry names between published checkpoints and ours, in both directions, with literal tables.
 
-The published code exists twice, and each copy writes its own names: `mmdet3` is MMDetection 3.3 (projects/CO-DETR),
-`sensex` is Sense-X/Co-DETR. A family of networks is a table; a naming is the families' tables plus what this publisher
-spells differently. A name that is in no table is neither dropped nor guessed: it is an error that lists it.
+Two published implementations have different names: `mmdet3` is MMDetection 3.3 (projects/CO-DETR), `sensex` is
+Sense-X/Co-DETR. Most names are the same in both (`SHARED`, `FAMILIES`); `SPELLINGS` has the names of one publisher. A
+name that is in no table is an error.
 
-A new family (another backbone, another head) is one more table in `SHARED` or in `SPELLINGS`.
+A new backbone or head is a new table in `SHARED` or in `SPELLINGS`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMING_TITLES: dict[Naming, str] = {"mmdet3": "MMDetection 3", "sensex": "Sense-
 SHARED = {**RESNET, **SWIN, **CHANNEL_MAPPER, **TRANSFORMER, **AUX_HEADS, **MASK_HEADS}
 
 FAMILIES = {"co_dino": CO_DINO, "co_deformable": CO_DEFORMABLE}
-"""Names that belong to one family; two of them may be published for the same entry of ours."""
+"""Names of one family. Both families may have a name for the same entry of ours."""
 
 SPELLINGS: dict[Naming, dict[str, str]] = {
     "mmdet3": {**SWIN_MMDET3, "query_head.dn_generator.label_embedding.weight": "label_embed.weight"},
@@ -42,10 +42,10 @@ SPELLINGS: dict[Naming, dict[str, str]] = {
 
 SUPPORTED = "Co-DINO or Co-Deformable-DETR with a ResNet, Swin or ViT backbone, with or without masks"
 
-REASON_BATCH_COUNTER = "batch counters of the batch norms, which are frozen"
-REASON_ROTARY_TABLE = "tables of rotary positions, which follow from sizes"
-REASON_WINDOW_INDEX = "indices of relative positions, which follow from the size of a window"
-REASON_RAW_COPY = "second set of weights kept by weight averaging; the plain names already hold the averages"
+REASON_BATCH_COUNTER = "batch counters of the frozen batch norms"
+REASON_ROTARY_TABLE = "rotary embedding tables, which the model computes"
+REASON_WINDOW_INDEX = "relative position indices, which the model computes"
+REASON_RAW_COPY = "raw weights of weight averaging; the plain names hold the averages"
 
 DROPPED = {
     "backbone.bn1.num_batches_tracked": REASON_BATCH_COUNTER,
@@ -59,12 +59,12 @@ DROPPED = {
 
 @dataclass(frozen=True)
 class Renamed(Generic[T]):
-    """Entries under our names, and what became of the rest.
+    """Entries under our names.
 
     Args:
-        naming: whose names the entries had.
-        state: our name -> value, in the order of the source.
-        dropped: reason -> published names that were left out for it.
+        naming: the publisher of the entries.
+        state: our name -> value, in the order of the file.
+        dropped: reason -> published names of the entries that are not needed.
     """
 
     naming: Naming
@@ -73,15 +73,15 @@ class Renamed(Generic[T]):
 
 
 def rename(entries: Mapping[str, T], naming: Naming | None = None) -> Renamed[T]:
-    """Gives every published entry our name, or drops it for a known reason.
+    """Translates published entry names to ours; drops entries that we know we do not need.
 
     Args:
-        entries: published name -> value of any kind. A `module.` prefix on all names, left by data-parallel training,
-            is ignored, as the published loaders do.
-        naming: whose names; None finds out.
+        entries: published name -> value of any type. A `module.` prefix of all names, from data-parallel training, is
+            removed, as the published loaders do.
+        naming: the publisher; None detects it.
 
     Raises:
-        CheckpointError: a name that is in no table (the first ones are listed), or two names for one entry.
+        CheckpointError: a name is in no table, or two names translate to the same entry.
     """
     if entries and all(name.startswith("module.") for name in entries):
         entries = {name.removeprefix("module."): value for name, value in entries.items()}
@@ -97,7 +97,7 @@ def rename(entries: Mapping[str, T], naming: Naming | None = None) -> Renamed[T]
         if ours is not None:
             if ours in state:
                 raise CheckpointError(
-                    f"two entries stand for {ours}, the second is {name}: the file is not a plain checkpoint"
+                    f"two entries translate to {ours}, the second is {name}: this is not a plain checkpoint"
                 )
             state[ours] = value
         elif reason is not None:
@@ -110,7 +110,7 @@ def rename(entries: Mapping[str, T], naming: Naming | None = None) -> Renamed[T]
 
 
 def find_naming(names: Iterable[str]) -> Naming:
-    """Whose names these are; without an entry that the publishers spell differently, MMDetection's."""
+    """Detects the publisher by the names that only one of them uses; MMDetection if there are none."""
     names = list(names)
     counts = {
         naming: sum(any(_pattern(template).fullmatch(name) for template in spellings) for name in names)
@@ -120,33 +120,33 @@ def find_naming(names: Iterable[str]) -> Naming:
 
 
 def to_ours(name: str, naming: Naming) -> str | None:
-    """Our name of a published entry, or None when it is in no table."""
+    """Our name of a published entry, or None if it is in no table."""
     return _translate(name, _rules(naming))
 
 
 def to_published(name: str, naming: Naming, family: str = "co_dino") -> str | None:
-    """The published name of one of our entries, or None when it is in no table."""
+    """The published name of one of our entries, or None if it is in no table."""
     return _translate(name, _rules(naming, reverse=True, family=family))
 
 
 def matches(name: str, templates: Iterable[str]) -> bool:
-    """Whether an entry's name is one of the templates."""
+    """Whether an entry's name matches one of the templates."""
     return any(_pattern(template).fullmatch(name) for template in templates)
 
 
 def drop_reason(name: str) -> str | None:
-    """Why a published entry that has no name of ours may be left out; None when it may not."""
+    """Why a published entry is not needed; None if it is unknown."""
     return next((reason for template, reason in DROPPED.items() if _pattern(template).fullmatch(name)), None)
 
 
 def table(naming: Naming, family: str | None = None) -> dict[str, str]:
-    """The whole table of one publisher, for one family or for all: published template -> our template."""
+    """The table of one publisher, for one family or all: published template -> our template."""
     families = FAMILIES.values() if family is None else [FAMILIES[family]]
     return {**SHARED, **SPELLINGS[naming], **{k: v for names in families for k, v in names.items()}}
 
 
 def _translate(name: str, rules: dict[str, list[tuple[re.Pattern[str], str]]]) -> str | None:
-    for pattern, target in rules.get(_digits_out(name), []):
+    for pattern, target in rules.get(_without_digits(name), []):
         match = pattern.fullmatch(name)
         if match:
             return target.format(*match.groups())
@@ -157,11 +157,11 @@ def _translate(name: str, rules: dict[str, list[tuple[re.Pattern[str], str]]]) -
 def _rules(
     naming: Naming, reverse: bool = False, family: str | None = None
 ) -> dict[str, list[tuple[re.Pattern[str], str]]]:
-    """The table, grouped by its templates with every number taken out: a name is tried against one or two of them."""
+    """The table, grouped by source template without digits, so that a name is matched against one or two patterns."""
     rules: dict[str, list[tuple[re.Pattern[str], str]]] = defaultdict(list)
     for published, ours in table(naming, family).items():
         source, target = (ours, published) if reverse else (published, ours)
-        rules[_digits_out(source)].append((_pattern(source), target))
+        rules[_without_digits(source)].append((_pattern(source), target))
     return dict(rules)
 
 
@@ -171,18 +171,17 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\{\}", "(0|[1-9][0-9]*)"), re.ASCII)
 
 
-def _digits_out(text: str) -> str:
+def _without_digits(text: str) -> str:
     return re.sub(r"\{\}|[0-9]+", "#", text)
 
 
 def _unknown_text(unknown: list[str], known: int) -> str:
     if not known:
         return (
-            f"no entry has a name of a published Co-DETR checkpoint; the first are {listed(unknown, 12)}. This is a "
-            f"checkpoint of another architecture: give one of {SUPPORTED}."
+            f"no entry has a name of a published Co-DETR checkpoint; the first are {listed(unknown, 12)}. The "
+            f"checkpoint has another architecture: use one of {SUPPORTED}."
         )
     return (
-        f"{len(unknown)} entries have names that no known architecture has: {listed(unknown, 12)}. {known} others "
-        f"are known. Checkpoints of {SUPPORTED} can be converted; if it is one, these entries were "
-        "added by hand: remove them."
+        f"{len(unknown)} entries have unknown names: {listed(unknown, 12)}. {known} other entries are known. "
+        f"Checkpoints of {SUPPORTED} can be converted; if this is one, these entries were added by hand: remove them."
     )

@@ -1,9 +1,9 @@
-"""Reads `.pth` files, which are pickles, without running anything that is in them.
+"""Reads `.pth` files, which are pickles, without executing code from them.
 
-`torch.load(weights_only=True)` refuses every global that is not on its allow-list. Published checkpoints and those that
-mmengine writes name some that weights do not need: log histories, configurations, numpy scalars. For these the
-allow-list is widened by stand-ins that have the right name and do nothing at all: whatever they are given is forgotten.
-The real mmengine or numpy object is never looked up, even where it is installed.
+`torch.load(weights_only=True)` refuses every global that is not on its allow-list. Published checkpoints and those of
+mmengine contain some that weights do not need: log histories, configurations, numpy scalars. For these, the allow-list
+is extended by stubs with the right names that do nothing and discard their arguments. The real mmengine or numpy object
+is never imported, even if it is installed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 
 from codetr_cli.errors import CheckpointError, listed
 
-MAX_LISTED_PICKLE_BYTES = 64 << 20  # a larger pickle is still refused, only its forbidden names are not listed
+MAX_LISTED_PICKLE_BYTES = 64 << 20  # forbidden names of a larger pickle are not listed; it is refused all the same
 READ_BYTES = 1 << 20
-LEGACY_PICKLES = 5  # magic number, protocol, system facts, object, storage keys
+LEGACY_PICKLES = 5  # magic number, protocol, system information, object, storage keys
 PYTHON_2_MODULES = {
     "__builtin__": "builtins",
     "copy_reg": "copyreg",
     "commands": "subprocess",
-}  # protocol 2, torch's, writes these
+}  # written by protocol 2, which torch uses
 ALLOWED_BY_TORCH = re.compile(
     r"collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(bytearray|set|complex)"
     r"|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_from_type_v2|nn\.parameter\.Parameter|serialization\._get_layout"
@@ -39,7 +39,7 @@ ALLOWED_BY_TORCH = re.compile(
 
 
 class UnpickledStub:
-    """Takes the place of an object that weights do not need and keeps nothing of it."""
+    """Replaces an object that weights do not need; discards its content."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -48,22 +48,22 @@ class UnpickledStub:
         pass
 
 
-def _inert_getattr(owner: Any, name: Any) -> UnpickledStub:
-    """The only use of `getattr` that is allowed: a method of something inert.
+def _stub_getattr(owner: Any, name: Any) -> UnpickledStub:
+    """The only allowed use of `getattr`: a method of a stub.
 
     A log history (mmengine/logging/history_buffer.py) pickles its statistics as `getattr(HistoryBuffer, "mean")`.
     """
     if owner is not UnpickledStub:
-        raise pickle.UnpicklingError("GLOBAL builtins.getattr is used on something else than a log history")
+        raise pickle.UnpicklingError("GLOBAL builtins.getattr is used on an object other than a log history")
     return UnpickledStub()
 
 
 def _plain_mapping(*args: Any) -> OrderedDict[Any, Any]:
-    """A default dictionary as a plain one, to be filled; `args` holds what would make its missing values."""
+    """Replaces a default dictionary; `args` has its factory of missing values."""
     return OrderedDict()
 
 
-INERT_NAMES = (
+STUB_NAMES = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.logging.message_hub.MessageHub",
     "mmengine.config.config.Config",
@@ -94,7 +94,7 @@ INERT_NAMES = (
 )
 DEFAULT_DICT = "collections.defaultdict"
 GETATTR = "builtins.getattr"
-# torch fills a mapping item by item only when its type is exactly one of a few.
+# torch sets the items of a mapping only if its type is exactly one of a few.
 MAPPING_NAMES = ("mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict", "addict.addict.Dict")
 
 
@@ -105,7 +105,7 @@ def read_pickle(path: Path) -> Any:
         path: the file; tensors of a zip file are mapped from it, not copied.
 
     Raises:
-        CheckpointError: missing, damaged, not a checkpoint, or asking for globals that may not be harmless (named).
+        CheckpointError: missing, damaged, not a checkpoint, or with globals that may be harmful (listed).
     """
     try:
         with path.open("rb") as file:
@@ -114,46 +114,46 @@ def read_pickle(path: Path) -> Any:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
     try:
         _verify_checksums(path)
-        with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_stubs()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of other pickle protocols and of its own old storages
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))  # noqa: TID251
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_mappable(path))  # noqa: TID251
     except Exception as error:  # a hostile or damaged file can make the reader fail in any way
         raise CheckpointError(_refusal(path, head, error)) from error
 
 
 def forbidden_globals(path: Path) -> list[str]:
-    """Names of all globals in the pickles of a file that have no business in a checkpoint, sorted.
+    """Sorted names of all globals in the pickles of a file that do not belong in a checkpoint.
 
-    The pickles are only disassembled, nothing is loaded or run. A damaged file gives the names before the damage, one
-    without pickles none. This finds the culprits of a refused file; what is refused is `torch.load`'s decision.
+    The pickles are disassembled; nothing is loaded or executed. Of a damaged file, only the names before the damage are
+    found. This explains why a file was refused; `torch.load` decides what is refused.
     """
     names: set[str] = set()
     with suppress(OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
         for stream in _pickle_streams(path):
             for name in _globals(stream):
                 names.add(name)
-    names -= {*INERT_NAMES, *MAPPING_NAMES, DEFAULT_DICT, GETATTR}
+    names -= {*STUB_NAMES, *MAPPING_NAMES, DEFAULT_DICT, GETATTR}
     return sorted(name for name in names if name.strip(".") and not ALLOWED_BY_TORCH.fullmatch(name))
 
 
 def _verify_checksums(path: Path) -> None:
-    """Compares every part of a zip checkpoint with its CRC-32, which torch does not.
+    """Compares every member of a zip checkpoint with its CRC-32, which torch does not.
 
     Raises:
-        BadZipFile: a part is damaged.
+        BadZipFile: a member is damaged.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            if entry.CRC and entry.compress_type == zipfile.ZIP_STORED:  # 0: torch can be told to leave it out
-                with archive.open(entry) as part:
-                    while part.read(READ_BYTES):
+            if entry.CRC and entry.compress_type == zipfile.ZIP_STORED:  # 0: torch can be configured not to write it
+                with archive.open(entry) as member:
+                    while member.read(READ_BYTES):
                         pass
 
 
-def _can_be_mapped(path: Path) -> bool:
-    """Whether tensors can be used where they lie in the file: a whole zip archive that is not compressed."""
+def _is_mappable(path: Path) -> bool:
+    """Whether tensors can be memory-mapped: a zip archive without compression."""
     try:
         with zipfile.ZipFile(path) as archive:
             return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
@@ -161,17 +161,17 @@ def _can_be_mapped(path: Path) -> bool:
         return False
 
 
-def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def _stubs() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     return [
-        *((UnpickledStub, name) for name in INERT_NAMES),
+        *((UnpickledStub, name) for name in STUB_NAMES),
         *((OrderedDict, name) for name in MAPPING_NAMES),
         (_plain_mapping, DEFAULT_DICT),
-        (_inert_getattr, GETATTR),
+        (_stub_getattr, GETATTR),
     ]
 
 
 def _pickle_streams(path: Path) -> Iterator[IO[bytes]]:
-    """The pickles of a zip checkpoint; of any other file its start as often as a legacy checkpoint has pickles."""
+    """The pickles of a zip checkpoint; any other file as many times as a legacy checkpoint has pickles in sequence."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             for _ in range(LEGACY_PICKLES):
@@ -185,8 +185,8 @@ def _pickle_streams(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _globals(stream: IO[bytes]) -> Iterator[str]:
-    """Dotted names of the globals that one pickle asks for."""
-    words: list[str] = []  # texts in the order in which they reach the stack
+    """Dotted names of the globals of one pickle."""
+    words: list[str] = []  # strings in the order in which they are pushed on the stack
     memo: dict[int, str] = {}
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in ("GLOBAL", "INST"):
@@ -206,17 +206,17 @@ def _modern(module: str, name: str) -> str:
 
 
 def _refusal(path: Path, head: bytes, error: Exception) -> str:
-    """Why a file was not read and what to do, without torch's advice to read it unsafely."""
+    """Why a file was refused and what to do, without torch's advice to load it unsafely."""
     names = forbidden_globals(path) or re.findall(r"GLOBAL (\w[\w.]*)", str(error))
     if names:
         return (
-            f"{path} is refused: besides weights it asks for {listed(names, 8)}, which could run any program. "
-            "Nothing of it was run. Use the file its publisher gives, or have whoever trusts it save its weights "
-            "alone: torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')."
+            f"{path} is refused: besides weights it contains {listed(names, 8)}, which could execute any code. "
+            "None of it was executed. Use the publisher's original file, or ask someone who trusts this file to save "
+            "its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')."
         )
     if head and head.isascii() and head.decode().isprintable():
         return f"{path} is not a checkpoint but text, {head.decode()[:30]!r} ...: download or copy the file again."
     if isinstance(error, MemoryError):
-        return f"{path} asks for more memory than there is: it is damaged, or too large for this machine."
+        return f"{path} needs more memory than this machine has: it is damaged, or too large."
     what = "is empty" if not head else "cannot be read as a checkpoint: it is damaged, cut short, or something else"
     return f"{path} {what}. Download or copy the file again and compare its size."

@@ -1,8 +1,8 @@
-"""Backbones that were pretrained on images, as their publishers write them, for training from scratch.
+"""Loads pretrained backbones, in their publishers' formats, for training from scratch.
 
-torchvision's residual networks, Microsoft's Swin and BAAI's EVA-02 have the names that the published Co-DETR code gives
-their entries within a detector, less the prefix. Every entry is used, or known not to belong to a detector, or an error
-names it. A detector's checkpoint, ours or a published one, gives its backbone.
+torchvision's ResNet, Microsoft's Swin and BAAI's EVA-02 have the entry names of the published Co-DETR code without the
+prefix. Every entry is loaded or known to be unnecessary for a detector; others are an error. The backbone of a
+detector's checkpoint, ours or a published one, can be loaded too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.weights.checkpoint import is_safetensors, load_checkpoint, read_metadata, read_safetensors
-from codetr_cli.weights.download import Progress
-from codetr_cli.weights.load_state import check_entries, shape_text
+from codetr_cli.weights.download import DownloadProgress
+from codetr_cli.weights.load_state import check_shapes
 from codetr_cli.weights.names import drop_reason, to_ours
 from codetr_cli.weights.pickles import read_pickle
 from codetr_cli.weights.published import BACKBONES, pretrained_name
@@ -29,26 +29,26 @@ from codetr_cli.weights.resolve import open_weights, resolve_weights
 
 PREFIX = "backbone."
 SECTIONS = ("model", "module", "state_dict")
-# What a classifier or a masked-image model has and a detector has not.
-LEFT_OUT = re.compile(
+# Entries of classifiers and masked-image models that a detector does not have.
+UNUSED = re.compile(
     r"(fc|head|lm_head|norm|fc_norm)\.(weight|bias)|cls_token|mask_token|rope\.freqs_(cos|sin)"
     r"|layers\.\d+\.blocks\.\d+\.attn_mask"
 )
-# What a detector has and they have not: the norms of the maps it takes.
+# Entries of a detector that they do not have: the norms of its feature maps.
 ADDED = re.compile(r"backbone\.(norm\d|out_norm)\.(weight|bias)")
 POSITIONS, PATCHES = "backbone.pos_embed", "backbone.patch_embed.proj.weight"
 PARTS_OF_DETECTORS = ("query_head.", "class_heads.", "encoder.")
 
 
-def find_backbone(settings: Settings, *, progress: Progress | None = None) -> Path | None:
-    """The file that `train.backbone_weights` means; None for random weights.
+def find_backbone(settings: Settings, *, progress: DownloadProgress | None = None) -> Path | None:
+    """The file of `train.backbone_weights`; None for random weights.
 
     Args:
-        settings: with `train.backbone_weights`: auto, none, a pretrained backbone's name, or as `resolve_weights`.
-        progress: told how a download goes on.
+        settings: `train.backbone_weights` is auto, none, a pretrained backbone's name, or as for `resolve_weights`.
+        progress: called during a download.
 
     Raises:
-        CheckpointError: a name whose file is not on this disk; says how to get it. As `resolve_weights`.
+        CheckpointError: the named backbone is not in the cache; or as `resolve_weights`.
     """
     wanted = settings.train.backbone_weights
     if wanted == "none":
@@ -60,88 +60,83 @@ def find_backbone(settings: Settings, *, progress: Progress | None = None) -> Pa
         file = BACKBONES[wanted].file
         if not file.is_file():
             raise CheckpointError(
-                f"the pretrained backbone {wanted!r} is not on this machine: `codetr download {wanted}` fetches it."
+                f"the pretrained backbone {wanted!r} is not in the cache: run `codetr download {wanted}`."
             )
         return file
     return resolve_weights(wanted, progress=progress)
 
 
 def load_backbone(model: nn.Module, path: Path) -> str:
-    """Puts a pretrained backbone into a detector.
+    """Loads a pretrained backbone into a detector.
 
     Args:
-        model: its entries that start with `backbone.` are replaced, all but norms that no pretrained backbone has.
-        path: as a publisher of backbones wrote it (.pth, .pt, .safetensors), or a detector's checkpoint.
+        model: its `backbone.` entries are replaced, except norms that pretrained backbones do not have.
+        path: a published backbone (.pth, .pt, .safetensors) or a detector's checkpoint.
 
     Returns:
         a sentence on what was loaded.
 
     Raises:
-        CheckpointError: unreadable, or of another architecture than the model's backbone.
+        CheckpointError: unreadable, or another architecture than the model's backbone.
     """
     target = {name: value for name, value in model.state_dict().items() if name.startswith(PREFIX)}
-    found = _read(path)
-    for name, resized in ((POSITIONS, _resized_positions), (PATCHES, _resized_patches)):
+    found = _read_backbone(path)
+    for name, resize in ((POSITIONS, _resize_positions), (PATCHES, _resize_patches)):
         if name in found and name in target:
-            found[name] = resized(found[name], target[name])
+            found[name] = resize(found[name], target[name])
     added = [name for name in target if name not in found and ADDED.fullmatch(name)]
-    check_entries(
-        missing=[name for name in target if name not in found and name not in added],
-        unexpected=[name for name in found if name not in target and not ADDED.fullmatch(name)],
-        differing=[
-            f"{name} has {shape_text(found[name].shape)} instead of {shape_text(value.shape)}"
-            for name, value in target.items()
-            if name in found and found[name].shape != value.shape
-        ],
+    check_shapes(
+        {name: value for name, value in found.items() if name in target or not ADDED.fullmatch(name)},
+        {name: value.shape for name, value in target.items() if name not in added},
         source=f"the backbone in {path}",
     )
     model.load_state_dict({name: found[name] for name in target if name in found}, strict=False)
-    fresh = f"; {len(added)} norms of its maps start afresh" if added else ""
-    return f"backbone from {path}: {len(target) - len(added)} entries carried over{fresh}"
+    fresh = f"; {len(added)} norms of its feature maps are re-initialized" if added else ""
+    return f"backbone from {path}: {len(target) - len(added)} entries loaded{fresh}"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_backbone(path: Path) -> dict[str, Tensor]:
     """The backbone's entries under our names.
 
     Raises:
-        CheckpointError: unreadable, or an entry that belongs to no known backbone.
+        CheckpointError: unreadable, or with an entry of an unknown backbone.
     """
     if is_safetensors(path):
         if "format" in read_metadata(path):
-            return _of_detector(load_checkpoint(path).state)
+            return _backbone_of(load_checkpoint(path).state)
         content: Any = read_safetensors(path)[0]
     else:
         content = read_pickle(path)
     if isinstance(content, dict):
         content = next((content[name] for name in SECTIONS if isinstance(content.get(name), dict)), content)
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path} holds no entries by name: it is no pretrained backbone.")
+        raise CheckpointError(f"{path} has no named entries: it is not a pretrained backbone.")
     if any(str(name).startswith(PARTS_OF_DETECTORS) for name in content):
-        return _of_detector(open_weights(path).state)
+        return _backbone_of(open_weights(path).state)
     state: dict[str, Tensor] = {}
     unknown = []
     for name, value in content.items():
         ours = to_ours(f"{PREFIX}{name}", "sensex") if isinstance(name, str) else None
-        if isinstance(value, Tensor) and ours is not None and not LEFT_OUT.fullmatch(str(name)):
+        if isinstance(value, Tensor) and ours is not None and not UNUSED.fullmatch(str(name)):
             state[ours] = value
-        elif not (LEFT_OUT.fullmatch(str(name)) or drop_reason(f"{PREFIX}{name}")):
+        elif not (UNUSED.fullmatch(str(name)) or drop_reason(f"{PREFIX}{name}")):
             unknown.append(str(name))
     if unknown:
         raise CheckpointError(
-            f"{path} has entries of no known backbone: {listed(unknown, 8)}. Known are torchvision's ResNet, "
-            "Microsoft's Swin, EVA-02, and any Co-DETR checkpoint."
+            f"{path} has unknown entries: {listed(unknown, 8)}. Supported are torchvision's ResNet, Microsoft's Swin, "
+            "EVA-02, and any Co-DETR checkpoint."
         )
     return state
 
 
-def _of_detector(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name.startswith(PREFIX)}
 
 
-def _resized_positions(table: Tensor, target: Tensor) -> Tensor:
-    """A position table (1, 1 + N*N, C) for another grid: the class token's row first, the grid resized bicubically.
+def _resize_positions(table: Tensor, target: Tensor) -> Tensor:
+    """Resizes a position embedding (1, 1 + N*N, C) bicubically to another grid; the class token's row stays first.
 
-    Behaviour of the pretrained loading of Sense-X, mmdet/models/backbones/vit.py.
+    Same behaviour as Sense-X, mmdet/models/backbones/vit.py.
     """
     sides = [math.isqrt(max(each.shape[1] - 1, 0)) if each.dim() == 3 else 0 for each in (table, target)]
     if sides[0] == sides[1] or not all(sides) or table.shape[1] != sides[0] ** 2 + 1:
@@ -151,8 +146,8 @@ def _resized_positions(table: Tensor, target: Tensor) -> Tensor:
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2).to(table)], dim=1)
 
 
-def _resized_patches(kernel: Tensor, target: Tensor) -> Tensor:
-    """A patch kernel (C, 3, P, P) for patches of another size, resized bicubically."""
+def _resize_patches(kernel: Tensor, target: Tensor) -> Tensor:
+    """Resizes a patch embedding kernel (C, 3, P, P) bicubically to another patch size."""
     if kernel.dim() != 4 or target.dim() != 4 or kernel.shape[2:] == target.shape[2:]:
         return kernel
     size = (target.shape[2], target.shape[3])

@@ -1,6 +1,6 @@
-"""Where published weights are in the world and on this disk: those of presets, and pretrained backbones.
+"""Published weights of presets and pretrained backbones: their addresses and their paths in the cache.
 
-Nothing here needs torch: a wrong name and `--dry-run` are answered at once.
+This module does not import torch, so that `codetr download --dry-run` is fast.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from codetr_cli.weights.download import Remote
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Where a preset's published weights are in the world and on this disk.
+    """The published weights of a preset.
 
     Args:
         preset: the preset's settings.
-        file: the published file's place on this disk.
-        converted: its conversion's place.
-        remote: the file's address and what is known of it; None when no address gives the file itself.
+        file: path of the published file in the cache.
+        converted: path of the converted checkpoint in the cache.
+        remote: address, size and hash of the file; None if it has no direct address.
     """
 
     preset: Settings
@@ -32,32 +32,32 @@ class PublishedWeights:
 
     @property
     def known(self) -> bool:
-        """Whether anybody has published weights for this preset."""
+        """Whether weights have been published for this preset."""
         source = self.preset.source
         return any(value is not None for value in (source.url, source.page, source.filename, source.sha256))
 
     @property
     def ready(self) -> bool:
-        """Whether the weights are on this disk."""
+        """Whether the weights are in the cache."""
         return self.converted.is_file() or self.file.is_file()
 
 
 def published_weights(settings: Settings, *, url: str | None = None) -> PublishedWeights:
-    """The place of a preset's weights.
+    """The published weights of a preset.
 
     Args:
         settings: the preset.
         url: another address than the preset's.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: an invalid address.
     """
     source = settings.source
     address = url or source.url
     name = source.filename
     remote = None
     if address is not None:
-        remote = Remote.at(address, filename=source.filename, bytes=source.bytes, sha256=source.sha256)
+        remote = Remote.from_url(address, filename=source.filename, bytes=source.bytes, sha256=source.sha256)
         name = remote.filename
     if name is None:
         name = f"{Path(source.config).stem if source.config else settings.name}.pth"
@@ -67,15 +67,15 @@ def published_weights(settings: Settings, *, url: str | None = None) -> Publishe
 
 @dataclass(frozen=True)
 class PretrainedBackbone:
-    """A published backbone.
+    """A published pretrained backbone.
 
     Args:
-        name: what a person calls it.
-        title: what it is, for people.
+        name: its name on the command line and in settings.
+        title: its description.
         url: address of the file.
         licence: of the weights.
-        bytes: size of the file; None when not known.
-        sha256: of the file; None when not known.
+        bytes: size of the file; None if unknown.
+        sha256: of the file; None if unknown.
     """
 
     name: str
@@ -87,18 +87,18 @@ class PretrainedBackbone:
 
     @property
     def file(self) -> Path:
-        """Its place on this disk."""
+        """Its path in the cache."""
         return cache_dir() / "backbones" / self.remote().filename
 
     def remote(self, url: str | None = None) -> Remote:
-        """The file and what is known of it, at its own or another address."""
-        published = Remote.at(self.url, bytes=self.bytes, sha256=self.sha256)
-        return Remote.at(url or self.url, filename=published.filename, bytes=self.bytes, sha256=published.sha256)
+        """Address, size and hash of the file; the address may be replaced."""
+        published = Remote.from_url(self.url, bytes=self.bytes, sha256=self.sha256)
+        return Remote.from_url(url or self.url, filename=published.filename, bytes=self.bytes, sha256=published.sha256)
 
 
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 
-# The files that the published configs start from; Swin-B and -L at 384 pixels and 12 x 12 windows.
+# The backbones of the published configs; Swin-B and -L with 384 pixels and 12 x 12 windows.
 BACKBONES = {
     backbone.name: backbone
     for backbone in (
@@ -133,7 +133,7 @@ BACKBONES = {
 
 
 def pretrained_name(settings: Settings) -> str | None:
-    """The pretrained backbone that belongs to these settings; None when nobody has published one of these sizes."""
+    """Name of the pretrained backbone with the sizes of these settings; None if none has been published."""
     backbone = settings.model.backbone
     if isinstance(backbone, ResNetConfig):
         sizes: tuple[Any, ...] = (backbone.norm, backbone.block, backbone.base_channels, backbone.layers)

@@ -1,12 +1,12 @@
-"""The one door for weights: what a person names, a preset, a file or an address, becomes a checkpoint on this disk.
+"""Resolves weights: a preset's name, a path or a URL becomes a checkpoint on this disk.
 
-The cache holds a folder for each preset, with the published file and its conversion, and conversions of other files.
+The cache has a folder for each preset, with the published file and its conversion, and conversions of other files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import logging
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,126 +24,121 @@ from codetr_cli.weights.checkpoint import (
     read_metadata,
     save_checkpoint,
 )
-from codetr_cli.weights.convert import Conversion, convert_file
-from codetr_cli.weights.download import Progress, Remote, fetch, is_url
+from codetr_cli.weights.convert import Conversion, ExpectedShapes, convert_file
+from codetr_cli.weights.download import DownloadProgress, Remote, fetch, is_url
 from codetr_cli.weights.published import PublishedWeights, published_weights
 
-ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
+logger = logging.getLogger(__name__)
 
 
-def resolve_weights(text: str | Path, *, progress: Progress | None = None) -> Path:
-    """The file that is meant; `open_weights` reads it.
+def resolve_weights(weights: str | Path, *, progress: DownloadProgress | None = None) -> Path:
+    """The file of a preset's name, a path or a URL; `open_weights` reads it.
 
     Args:
-        text: a preset's name, the path of a file, or an http(s) address, which is downloaded once.
-        progress: told how a download goes on.
+        weights: a preset's name, the path of a file, or an http(s) URL, which is downloaded once.
+        progress: called during a download.
 
     Raises:
-        CheckpointError: a preset whose weights are not on this disk, or a wrong file at the address.
-        ConfigError: an address of another kind.
-        ResourceError: no connection, no space.
+        CheckpointError: the preset's weights are not in the cache, or the URL gives a wrong file.
+        ConfigError: another kind of URL.
+        ResourceError: no connection, no space left.
     """
-    text = str(text)
-    if is_url(text):
-        remote = Remote.at(text)
-        folder = hashlib.sha256(text.encode()).hexdigest()[:16]
+    weights = str(weights)
+    if is_url(weights):
+        remote = Remote.from_url(weights)
+        folder = hashlib.sha256(weights.encode()).hexdigest()[:16]
         return fetch(remote, cache_dir() / "urls" / folder / remote.filename, copies=2, progress=progress)
-    if text in preset_names():
-        return preset_weights(load_preset(text))
-    return Path(text)
+    if weights in preset_names():
+        return preset_weights(load_preset(weights))
+    return Path(weights)
 
 
 def preset_weights(settings: Settings, expected_shapes: ExpectedShapes | None = None) -> Path:
-    """The converted weights of a preset that was downloaded; converts them where that was not done yet.
+    """The converted weights of a preset that was downloaded; converts them on first use.
 
     Args:
         settings: the preset.
         expected_shapes: as for `convert_file`.
 
     Raises:
-        CheckpointError: they are not on this disk: says how to get them.
+        CheckpointError: they are not in the cache.
     """
-    place = published_weights(settings)
-    if place.converted.is_file() and (not place.file.is_file() or is_current(place.converted)):
-        return place.converted
-    if place.file.is_file():
-        convert_preset(place, expected_shapes)
-        return place.converted
+    published = published_weights(settings)
+    if published.converted.is_file() and (not published.file.is_file() or is_current(published.converted)):
+        return published.converted
+    if published.file.is_file():
+        convert_preset(published, expected_shapes)
+        return published.converted
+    if not published.known:
+        raise CheckpointError(
+            f"no weights have been published for preset {settings.name!r}: give a checkpoint that was trained with it."
+        )
+    action = "run" if published.remote else "for the manual download, see"
     raise CheckpointError(
-        f"the weights of preset {settings.name!r} are not on this machine: `codetr download {settings.name}` "
-        + ("fetches them." if place.remote else "says where they are and where to put them.")
-        if place.known
-        else f"nobody has published weights for preset {settings.name!r}: give a checkpoint that was trained with it."
+        f"the weights of preset {settings.name!r} are not in the cache: {action} `codetr download {settings.name}`."
     )
 
 
-def convert_preset(place: PublishedWeights, expected_shapes: ExpectedShapes | None = None) -> Conversion:
-    """Converts a preset's published file into the cache.
+def convert_preset(published: PublishedWeights, expected_shapes: ExpectedShapes | None = None) -> Conversion:
+    """Converts a preset's published file in the cache.
 
     Raises:
-        CheckpointError: it is another file than the preset's, or damaged.
+        CheckpointError: another file than the preset's, or damaged.
         ResourceError: no space left.
     """
-    conversion = convert_file(place.file, prefer=place.preset, only_preferred=True, expected_shapes=expected_shapes)
-    _save(conversion.checkpoint, place.converted)
+    conversion = convert_file(
+        published.file, prefer=published.preset, only_preferred=True, expected_shapes=expected_shapes
+    )
+    save_checkpoint(published.converted, **vars(conversion.checkpoint))
     return conversion
 
 
 def open_weights(path: Path | str, *, prefer: Settings | None = None, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint of codetr's, or a published one, which is converted once and kept in the cache.
+    """Reads a checkpoint of codetr, or a published one, which is converted once and cached.
 
     Args:
         path: .safetensors or .pth.
-        prefer: settings to take for a published checkpoint when its architecture is theirs; None or another
-            architecture: the shipped presets are searched. Not used for checkpoints of codetr.
+        prefer: settings for a published checkpoint if it has their architecture; otherwise the shipped presets are
+            searched. Not used for checkpoints of codetr.
         device: where the tensors go.
 
     Raises:
-        CheckpointError: as `load_checkpoint` and `convert.convert_file`.
+        CheckpointError: as `load_checkpoint` and `convert_file`.
     """
     path = Path(path)
     if is_safetensors(path) and "format" in read_metadata(path):
         return load_checkpoint(path, device)
-    kept = _conversion_place(path, prefer)
-    if kept is not None and kept.is_file():
-        with suppress(CheckpointError):  # damaged in the cache: it is made again
-            return load_checkpoint(kept, device)
+    cached = _conversion_path(path, prefer)
+    if cached is not None and cached.is_file():
+        with suppress(CheckpointError):  # damaged: converted again
+            return load_checkpoint(cached, device)
     checkpoint = convert_file(path, prefer=prefer).checkpoint
-    if kept is not None:
-        with suppress(ResourceError):  # no space to keep it: what was read is as good
-            _save(checkpoint, kept)
+    if cached is not None:
+        try:
+            save_checkpoint(cached, **vars(checkpoint))
+        except ResourceError as error:
+            logger.info("the converted weights are not cached: %s", error)
     if torch.device(device).type != "cpu":
         for name, tensor in checkpoint.state.items():
             checkpoint.state[name] = tensor.to(device)
     return checkpoint
 
 
-def _conversion_place(path: Path, prefer: Settings | None) -> Path | None:
-    """Where the conversion of a file as it is now is kept; None for a file that is not there."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    wanted = prefer.model_dump_json() if prefer else ""
-    key = f"{path.absolute()}|{facts.st_size}|{facts.st_mtime_ns}|{VERSION}|{wanted}"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return cache_dir() / "converted" / f"{path.stem}-{digest}.safetensors"
-
-
 def is_current(path: Path) -> bool:
-    """Whether this version of codetr made a conversion; presets may say more than they did before."""
+    """Whether this version of codetr made a conversion; settings of presets may differ between versions."""
     try:
         return read_metadata(path).get("codetr_version") == VERSION
     except CodetrError:
         return False
 
 
-def _save(checkpoint: Checkpoint, path: Path) -> None:
-    save_checkpoint(
-        path,
-        checkpoint.state,
-        settings=checkpoint.settings,
-        class_names=checkpoint.class_names,
-        category_ids=checkpoint.category_ids,
-        extra=checkpoint.extra,
-    )
+def _conversion_path(path: Path, prefer: Settings | None) -> Path | None:
+    """Where the conversion of a file in its present state is cached; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    wanted = prefer.model_dump_json() if prefer else ""
+    key = f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}|{VERSION}|{wanted}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return cache_dir() / "converted" / f"{path.stem}-{digest}.safetensors"

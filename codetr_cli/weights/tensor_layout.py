@@ -1,7 +1,7 @@
-"""Between the entries of a publisher and ours: names, and the order of numbers where a publisher has another one.
+"""Converts entries between a publisher's layout and ours: names, and the memory order of merged Swin tokens.
 
-MMDetection 3 merges Swin's 2 x 2 tokens with `nn.Unfold`: channel after channel, the four tokens of each in reading
-order. Ours, as Sense-X and Microsoft, puts token after token, and goes down before it goes right.
+MMDetection 3 merges Swin's 2 x 2 tokens with `nn.Unfold`: channel by channel, each with its four tokens row by row.
+We, Sense-X and Microsoft merge token by token, column by column.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from codetr_cli.weights.names import Naming, Renamed, matches, rename, to_publis
 from codetr_cli.weights.tables.swin import MERGED
 
 TOKENS = [0, 2, 1, 3]
-"""Place in reading order of our first to fourth token; the same list leads back."""
+"""Row-major index of each token of ours; the permutation is its own inverse."""
 
 
 def to_our_state(entries: Mapping[str, Tensor], naming: Naming | None = None) -> Renamed[Tensor]:
-    """Gives every published entry our name and our order of numbers, or drops it for a known reason.
+    """Converts published entries to our names and layout; drops entries that we know we do not need.
 
     Args:
         entries: published name -> value.
-        naming: whose names; None finds out.
+        naming: the publisher; None detects it.
 
     Raises:
         CheckpointError: as `rename`.
     """
     renamed = rename(entries, naming)
-    state = _reordered(renamed.state, renamed.naming, _from_channels)
+    state = _reordered(renamed.state, renamed.naming, _to_token_major)
     return Renamed(renamed.naming, state, renamed.dropped)
 
 
 def to_published_state(state: Mapping[str, Tensor], naming: Naming, family: str = "co_dino") -> dict[str, Tensor]:
-    """The opposite of `to_our_state`, without what that drops.
+    """The inverse of `to_our_state`, without the dropped entries.
 
     Raises:
         ValueError: an entry that this publisher has no name for.
     """
     entries = {}
-    for name, value in _reordered(state, naming, _to_channels).items():
+    for name, value in _reordered(state, naming, _to_channel_major).items():
         published = to_published(name, naming, family)
         if published is None:
-            raise ValueError(f"{name} has no name among those of {naming}")
+            raise ValueError(f"{naming} has no name for {name}")
         entries[published] = value
     return entries
 
@@ -53,12 +53,12 @@ def _reordered(state: Mapping[str, Tensor], naming: Naming, change: Callable[[Te
     return {name: change(value) if matches(name, MERGED) else value for name, value in state.items()}
 
 
-def _from_channels(value: Tensor) -> Tensor:
-    """Channel after channel (..., C * 4) to token after token (..., 4 * C)."""
-    if value.dim() == 0 or value.shape[-1] % 4:  # no such entry: whoever compares shapes will say so
+def _to_token_major(value: Tensor) -> Tensor:
+    """From channel-major (..., C * 4) to token-major (..., 4 * C)."""
+    if value.dim() == 0 or value.shape[-1] % 4:  # another architecture: comparing shapes reports it
         return value
     return value.reshape(*value.shape[:-1], -1, 4)[..., TOKENS].transpose(-1, -2).flatten(-2)
 
 
-def _to_channels(value: Tensor) -> Tensor:
+def _to_channel_major(value: Tensor) -> Tensor:
     return value.reshape(*value.shape[:-1], 4, -1)[..., TOKENS, :].transpose(-1, -2).flatten(-2)

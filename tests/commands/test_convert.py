@@ -13,7 +13,7 @@ from PIL import Image
 
 from codetr_cli.cli import main
 from codetr_cli.weights.checkpoint import load_checkpoint
-from codetr_cli.weights.load_state import load_into
+from codetr_cli.weights.load_state import load_exact
 from tests.weights.published_states import published_state, raw_state, save_mmengine, small_model, small_preset
 
 
@@ -48,7 +48,7 @@ def test_writes_a_checkpoint_and_accounts_for_every_entry(tmp_path, capsys, sour
     read = load_checkpoint(target)
     assert read.class_names == ["cat", "dog", "hen"]
     assert all(torch.equal(read.state[name], value) for name, value in raw_state().items())
-    load_into(small_model(), read.state)
+    load_exact(small_model(), read.state)
 
 
 def test_json_is_one_object_and_nothing_else(tmp_path, capsys, source, preset):

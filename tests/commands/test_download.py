@@ -101,7 +101,7 @@ def test_a_break_and_the_way_on(tmp_path, capsys, published):
 @pytest.mark.parametrize(
     ("source", "served_as", "code", "said"),
     [
-        ({"bytes": 17}, {}, 4, "the published one has 17"),
+        ({"bytes": 17}, {}, 4, "the published file has 17"),
         ({"sha256": "0" * 64}, {}, 4, "SHA-256"),
         ({}, {"status": 404}, 5, "404"),
         ({}, {"content_type": "text/html"}, 4, "web page"),

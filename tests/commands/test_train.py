@@ -132,7 +132,7 @@ def test_fine_tuning_on_other_classes_says_what_it_keeps(
     ran = train("--run", second, "--no-eval", "--set", "train.max_steps=1", "--weights", first)
     assert ran.code == 0, ran.err
     assert "known to the checkpoint: bar, ring" in ran.out
-    assert "start afresh: wheel, moon" in ran.out
+    assert "initialized from scratch: wheel, moon" in ran.out
     assert "moon" in ran.err  # it has no object
     old, new = (load_file(run / "checkpoints/last/model.safetensors") for run in (first, second))
     assert len(new["class_heads.0.weight"]) == 4

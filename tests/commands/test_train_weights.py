@@ -105,7 +105,7 @@ def test_an_address_starts_a_training(train, tiny_settings):
 def test_a_preset_that_was_not_downloaded(train):
     ran, after = train("--weights", "co_dino_r50")
     assert ran.code == 4
-    assert "`codetr download co_dino_r50` fetches them" in ran.err
+    assert "run `codetr download co_dino_r50`" in ran.err
     assert after == {}
     ran, _ = train("--weights", "co_dino_tiny")
     assert ran.code == 2
@@ -118,7 +118,7 @@ def test_a_pretrained_backbone_is_carried_over_and_told(train, tmp_path, tiny_se
     torch.save({name.removeprefix("backbone."): value for name, value in backbone.items()}, tmp_path / "b.pth")
     ran, after = train("--set", f"train.backbone_weights={tmp_path / 'b.pth'}")
     assert ran.code == 0, ran.err
-    assert f"backbone from {tmp_path / 'b.pth'}: {len(backbone)} entries carried over" in ran.out + ran.err
+    assert f"backbone from {tmp_path / 'b.pth'}: {len(backbone)} entries loaded" in ran.out + ran.err
     assert "random weights" not in ran.err
     assert all(close(after[name], value) for name, value in backbone.items())
     ran, _ = train("--set", "train.backbone_weights=resnet50")

@@ -126,9 +126,9 @@ def test_a_mistyped_preset_suggests_the_right_one():
 
 
 def test_a_preset_stands_for_its_published_weights():
-    with pytest.raises(CheckpointError, match="`codetr download co_dino_r50` fetches them"):
+    with pytest.raises(CheckpointError, match="run `codetr download co_dino_r50`"):
         find_checkpoint("co_dino_r50")
-    with pytest.raises(CheckpointError, match="`codetr download co_deformable_r50` says where they are"):
+    with pytest.raises(CheckpointError, match="see `codetr download co_deformable_r50`"):
         load_detector("co_deformable_r50", CPU)
     assert find_checkpoint("co_dino_r50", random_weights=True) is None
 

@@ -1,4 +1,4 @@
-"""What entries tell of their architecture."""
+"""Architectures derived from entries."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def rotary_tables(tokens, blocks, name=None):
 
 
 def test_a_networks_own_entries_differ_in_nothing(settings):
-    facts = describe(state_of(settings))
-    assert facts["backbone.kind"] == settings.model.backbone.kind
-    assert facts["finest_stride"] == settings.model.finest_stride
-    assert not differences(settings.model, facts)
+    found = describe(state_of(settings))
+    assert found["backbone.kind"] == settings.model.backbone.kind
+    assert found["finest_stride"] == settings.model.finest_stride
+    assert not differences(settings.model, found)
 
 
 @pytest.mark.parametrize(
@@ -50,22 +50,22 @@ def test_differences_of_a_swin_are_named(tiny_settings, override, name):
     assert list(differences(apply_overrides(swin, [override]).model, describe(state_of(swin)))) == [name]
 
 
-def test_of_another_kind_of_backbone_only_the_kind_is_told(tiny_settings):
+def test_of_another_kind_of_backbone_only_the_kind_is_compared(tiny_settings):
     gaps = differences(tiny_settings.model, describe(state_of(apply_overrides(tiny_settings, KINDS["swin"]))))
     assert gaps == {"model.backbone.kind": ("resnet", "swin")}
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_published_rotary_tables_tell_windows_and_global_blocks(tiny_settings, fixed):
+def test_published_rotary_tables_determine_windows_and_global_blocks(tiny_settings, fixed):
     settings = apply_overrides(tiny_settings, [*VIT, *(["model.backbone.fixed_size=96"] if fixed else [])])
     published = to_published_state(state_of(settings), "sensex")
     published |= rotary_tables(16, (0, 2), "rope_win")
     if fixed:
         published |= rotary_tables(36, (1,), "rope_glb")
-    facts = describe(state_of(settings), published)
-    told = {"num_heads": 2, "window_size": 4, "global_blocks": (1,), "fixed_size": 96 if fixed else None}
-    assert {name: facts[f"backbone.{name}"] for name in told} == told
-    assert not differences(settings.model, facts)
+    found = describe(state_of(settings), published)
+    expected = {"num_heads": 2, "window_size": 4, "global_blocks": (1,), "fixed_size": 96 if fixed else None}
+    assert {name: found[f"backbone.{name}"] for name in expected} == expected
+    assert not differences(settings.model, found)
     other = apply_overrides(settings, ["model.backbone.global_blocks=[2]"])
-    assert differences(other.model, facts) == {"model.backbone.global_blocks": ((2,), (1,))}
-    assert not differences(other.model, describe(state_of(settings)))  # without the tables nothing tells
+    assert differences(other.model, found) == {"model.backbone.global_blocks": ((2,), (1,))}
+    assert not differences(other.model, describe(state_of(settings)))  # unknown without the tables

@@ -163,7 +163,7 @@ def test_newer_formats_and_unknown_settings_are_refused(tmp_path, monkeypatch):
         type(small_settings()), "model_dump_json", lambda self: real_dump(self).replace('"lr"', '"learning"')
     )
     path = save(tmp_path / "y.safetensors")
-    with pytest.raises(CheckpointError, match=r"settings are not understood.*train\.learning"):
+    with pytest.raises(CheckpointError, match=r"cannot read its settings.*train\.learning"):
         load_checkpoint(path)
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoints in all their forms become ours, or an error says what is in the way."""
+"""Published checkpoints in all their formats are converted, or an error says why not."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_mmengine_file_with_averages_gives_the_averages(tmp_path, preset):
     conversion = convert(path, preset)
     assert conversion.checkpoint.class_names == ["cat", "dog", "hen"]
     assert all(torch.equal(conversion.checkpoint.state[name], value) for name, value in raw_state().items())
-    left_out = [name for names in conversion.dropped.values() for name in names]
+    dropped = [name for names in conversion.dropped.values() for name in names]
     for section in ("[ema_state_dict]", "[message_hub]", "[meta]", "[optimizer]", "[param_schedulers]"):
-        assert section in left_out
+        assert section in dropped
     assert conversion.dropped[REASON_RAW_COPY] == ["[ema_state_dict]"]
 
 
@@ -100,16 +100,16 @@ def test_unknown_entries_and_sections_are_errors(tmp_path, preset):
         convert(save(tmp_path / "x.pth", {**state, "neck.gate.weight": torch.ones(1)}), preset)
     with pytest.raises(CheckpointError, match=r"sections.*teacher"):
         convert(save(tmp_path / "x.pth", state, teacher=state), preset)
-    with pytest.raises(CheckpointError, match=r"no plain tensors: neck\.list"):
+    with pytest.raises(CheckpointError, match=r"not plain tensors: neck\.list"):
         convert(save(tmp_path / "x.pth", {**state, "neck.list": [1, 2]}), preset)
     with pytest.raises(CheckpointError, match="no entries"):
         convert(save(tmp_path / "x.pth", {}), preset)
     torch.save([1, 2], tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="contains a list"):
         convert(tmp_path / "x.pth", preset)
 
 
-def test_tensors_that_only_pretend_are_refused(tmp_path, preset):
+def test_tensors_without_data_are_refused(tmp_path, preset):
     state = published_state()
     for value in (torch.ones(1).expand(10**12), torch.empty(5, device="meta"), torch.eye(3).to_sparse()):
         with pytest.raises(CheckpointError, match=r"query_head\.cls_branches\.0\.weight|refused"):
@@ -127,7 +127,7 @@ def test_every_entry_is_compared_with_the_model(tmp_path, preset, change):
         message = r"aux_heads\.atss\.box_head\.bias has 5 instead of 4"
     elif change == "extra layer":
         state["query_head.cls_branches.7.weight"] = torch.zeros(3, 32)
-        message = r"no place.*class_heads\.7\.weight"
+        message = r"do not exist in the model: class_heads\.7\.weight"
     else:
         del state["query_head.transformer.query_embed.weight"]
         message = r"query_embed\.weight is missing"
@@ -135,10 +135,10 @@ def test_every_entry_is_compared_with_the_model(tmp_path, preset, change):
         convert(save(tmp_path / "x.pth", state), preset)
 
 
-def test_shapes_tell_the_architecture():
-    facts = describe(raw_state())
-    assert differences(small_settings().model, facts) == {}
-    for override, told in {
+def test_shapes_determine_the_architecture():
+    architecture = describe(raw_state())
+    assert differences(small_settings().model, architecture) == {}
+    for override, value in {
         "model.backbone.layers=[1, 2, 1, 1]": (1, 2, 1, 1),
         "model.backbone.base_channels=16": 16,
         "model.num_levels=4": 4,
@@ -153,18 +153,18 @@ def test_shapes_tell_the_architecture():
         key = override.partition("=")[0]
         gaps = differences(small_settings().model, describe(small_model(3, override).state_dict()))
         assert gaps.keys() == {key}
-        assert gaps[key][1] == told
+        assert gaps[key][1] == value
     assert describe(small_model(3, "model.backbone.block=basic").state_dict())["backbone.block"] == "basic"
-    gaps = differences(small_settings(3, "model.num_points=4").model, facts)
+    gaps = differences(small_settings(3, "model.num_points=4").model, architecture)
     assert gaps == {"model.num_heads*num_points": (16, 8)}
 
 
 def test_published_r50_is_recognised_without_a_preset(tmp_path):
     with torch.device("meta"):
         model = build_model(load_preset("co_dino_r50", ["model.num_classes=4"]).model)
-    facts = describe(model.state_dict())
-    assert facts["num_queries"] == 900
-    assert differences(load_preset("co_dino_r50").model, facts) == {"model.num_classes": (80, 4)}
+    architecture = describe(model.state_dict())
+    assert architecture["num_queries"] == 900
+    assert differences(load_preset("co_dino_r50").model, architecture) == {"model.num_classes": (80, 4)}
 
 
 def test_another_architecture_names_the_difference_and_the_way_out(tmp_path, preset):
@@ -185,7 +185,7 @@ def test_another_architecture_names_the_difference_and_the_way_out(tmp_path, pre
         ("my_small_lsj_3x_finetuned.pth", 3, "small_lsj_3x", False),  # named after the preset
         ("co_3x_8xb2_small-lsj.pth", 3, "small_lsj_3x", False),  # in another order
         ("epoch_12.pth", 5, "small_five", False),  # one preset has as many classes
-        ("epoch_12.pth", 3, "small", True),  # nothing tells: the plainest, and a word about it
+        ("epoch_12.pth", 3, "small", True),  # ambiguous: the shortest name, and a note
         ("epoch_12.pth", 4, "small", True),
     ],
 )
@@ -205,7 +205,7 @@ def test_presets_of_one_architecture_are_told_apart(tmp_path, monkeypatch, file,
     path = save(tmp_path / file, published_state(num_classes))
     conversion = convert(path, None)
     assert conversion.preset == chosen
-    assert any("choose with --preset" in note for note in conversion.notes) == noted
+    assert any("choose one with --preset" in note for note in conversion.notes) == noted
     assert conversion.checkpoint.settings.model.num_classes == num_classes
 
 
@@ -215,7 +215,7 @@ def test_presets_are_tried_and_recognised_by_hash(tmp_path, preset, monkeypatch)
     path = save(tmp_path / "x.pth", published_state())
     conversion = convert(path, None)
     assert conversion.preset == "small"
-    assert any("also that of small_other" in note for note in conversion.notes)
+    assert any("also of small_other" in note for note in conversion.notes)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     settings = load_preset(second, [f"source.sha256={sha256}"])
     known = tmp_path / "small_other.toml"
@@ -231,23 +231,23 @@ def test_unknown_preset(tmp_path):
 
 
 def test_classes(tmp_path, preset):
-    def told(meta, num_classes=3):
+    def converted(meta, num_classes=3):
         state = published_state(num_classes)
         return convert(save(tmp_path / "x.pth", state, meta=meta), preset)
 
-    assert told({"CLASSES": ("a", "b", "c")}).checkpoint.class_names == ["a", "b", "c"]
-    assert told({"dataset_meta": {"CLASSES": ["a", "b", "c"]}}).checkpoint.category_ids == [1, 2, 3]
-    assert told({"CLASSES": "cell"}, 1).checkpoint.class_names == ["cell"]
+    assert converted({"CLASSES": ("a", "b", "c")}).checkpoint.class_names == ["a", "b", "c"]
+    assert converted({"dataset_meta": {"CLASSES": ["a", "b", "c"]}}).checkpoint.category_ids == [1, 2, 3]
+    assert converted({"CLASSES": "cell"}, 1).checkpoint.class_names == ["cell"]
     for meta in ({}, {"CLASSES": ("a", "b")}, {"CLASSES": 5}, {"CLASSES": np.array(["a", "b", "c"])}):
-        conversion = told(meta)
+        conversion = converted(meta)
         assert conversion.checkpoint.class_names == ["class_1", "class_2", "class_3"]
         assert conversion.notes
-    coco = told({}, 80)
+    coco = converted({}, 80)
     assert coco.checkpoint.class_names[:2] == ["person", "bicycle"]
     assert coco.checkpoint.category_ids[-1] == 90
     assert len(set(coco.checkpoint.category_ids)) == 80
-    assert told({"CLASSES": coco.checkpoint.class_names}, 80).checkpoint.category_ids[-1] == 90
-    assert told({"CLASSES": [f"c{i}" for i in range(80)]}, 80).checkpoint.category_ids[-1] == 80
+    assert converted({"CLASSES": coco.checkpoint.class_names}, 80).checkpoint.category_ids[-1] == 90
+    assert converted({"CLASSES": [f"c{i}" for i in range(80)]}, 80).checkpoint.category_ids[-1] == 80
 
 
 def test_our_own_files_need_no_conversion(tmp_path, preset):

@@ -1,4 +1,4 @@
-"""Downloads are resumed, checked, and never half there; whatever goes wrong is told in one sentence."""
+"""Downloads are resumed and verified, incomplete files never get the final name, and errors are one sentence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _small_chunks(monkeypatch):
 
 
 def remote(served, **known):
-    return Remote.at(served.url, **{"bytes": len(DATA), "sha256": SHA256, **known})
+    return Remote.from_url(served.url, **{"bytes": len(DATA), "sha256": SHA256, **known})
 
 
 def leftovers(target):
@@ -51,12 +51,12 @@ def leave_part(target, data, url, validator='"one"'):
 
 
 def test_whole_and_only_once(target):
-    told = []
+    reports = []
     with serve(DATA) as served:
-        assert fetch(remote(served), target, progress=lambda done, total: told.append((done, total))) == target
+        assert fetch(remote(served), target, progress=lambda done, total: reports.append((done, total))) == target
         assert target.read_bytes() == DATA
-        assert told[-1] == (len(DATA), len(DATA))
-        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        assert reports[-1] == (len(DATA), len(DATA))
+        assert [done for done, _ in reports] == sorted(done for done, _ in reports)
         fetch(remote(served), target)
         assert served.requests == [None]  # the second time it is there
         fetch(remote(served), target, force=True)
@@ -75,7 +75,7 @@ def test_a_broken_connection_is_continued_where_it_broke(target, known):
 
 def test_a_later_call_continues_what_an_earlier_one_left(target):
     with serve(DATA, cut_at=[100_000, 0]) as served:
-        with pytest.raises(ResourceError, match=r"0\.1 MB of 0\.3 MB.*run the same command again.*put it at .*weights"):
+        with pytest.raises(ResourceError, match=r"0\.1 MB of 0\.3 MB.*run the same command again.*to .*weights"):
             fetch(remote(served), target)
         assert not target.exists()
         assert target.with_name("weights.pth.part").stat().st_size == 100_000
@@ -87,7 +87,7 @@ def test_a_later_call_continues_what_an_earlier_one_left(target):
 def test_a_moved_file_is_followed_and_continued(target):
     with serve(DATA, cut_at=[100_000]) as served:
         moved = served.url.replace("/weights.pth", "/moved/weights.pth")
-        fetch(Remote.at(moved, bytes=len(DATA), sha256=SHA256), target)
+        fetch(Remote.from_url(moved, bytes=len(DATA), sha256=SHA256), target)
         assert served.requests == [None, "bytes=100000-"]
     assert target.read_bytes() == DATA
 
@@ -109,13 +109,13 @@ def test_a_server_that_always_breaks_off_is_given_up(target):
 
 def test_a_file_that_changed_on_the_server_starts_again(target):
     with serve(DATA) as served:
-        leave_part(target, b"x" * 1000, served.url, '"an older edition"')
+        leave_part(target, b"x" * 1000, served.url, '"an older version"')
         fetch(remote(served), target)
         assert served.requests == ["bytes=1000-"]
     assert target.read_bytes() == DATA
 
 
-def test_a_part_of_nobody_knows_what_is_not_continued(target):
+def test_a_part_of_unknown_origin_is_not_continued(target):
     with serve(DATA) as served:
         leave_part(target, DATA[:1000], served.url, None)
         fetch(remote(served), target)
@@ -145,7 +145,7 @@ def test_a_part_as_long_as_the_file_or_longer(target, size):
 def test_a_whole_part_of_known_size_needs_no_server(target):
     url = "http://127.0.0.1:9/weights.pth"
     leave_part(target, DATA, url)
-    fetch(Remote.at(url, bytes=len(DATA), sha256=SHA256), target)
+    fetch(Remote.from_url(url, bytes=len(DATA), sha256=SHA256), target)
     assert target.read_bytes() == DATA
 
 
@@ -156,13 +156,13 @@ def test_without_a_length_the_hash_decides(target):
 
 
 def test_wrong_size_is_refused_before_it_is_read(target):
-    with serve(DATA) as served, pytest.raises(CheckpointError, match=r"offers a file of 300000 bytes.*has 299999"):
+    with serve(DATA) as served, pytest.raises(CheckpointError, match=r"has 300000 bytes.*published file has 299999"):
         fetch(remote(served, bytes=299_999), target)
     assert leftovers(target) == []
 
 
 def test_wrong_hash_leaves_nothing_behind(target):
-    with serve(DATA) as served, pytest.raises(CheckpointError, match=f"{SHA256}.*{'0' * 64}.*thrown away"):
+    with serve(DATA) as served, pytest.raises(CheckpointError, match=f"{SHA256}.*{'0' * 64}.*deleted"):
         fetch(remote(served, sha256="0" * 64), target)
     assert leftovers(target) == []
 
@@ -170,10 +170,10 @@ def test_wrong_hash_leaves_nothing_behind(target):
 def test_the_hash_in_the_name_is_compared(target):
     with serve(DATA) as served:
         named = served.url.replace("weights.pth", f"weights-{SHA256[:8]}.pth")
-        assert Remote.at(named).filename == f"weights-{SHA256[:8]}.pth"
-        fetch(Remote.at(named), target)
+        assert Remote.from_url(named).filename == f"weights-{SHA256[:8]}.pth"
+        fetch(Remote.from_url(named), target)
         with pytest.raises(CheckpointError, match="deadbeef"):
-            fetch(Remote.at(named.replace(SHA256[:8], "deadbeef")), target.with_name("other.pth"))
+            fetch(Remote.from_url(named.replace(SHA256[:8], "deadbeef")), target.with_name("other.pth"))
 
 
 def test_what_is_there_is_compared_and_not_replaced_unasked(target):
@@ -214,12 +214,12 @@ def test_no_server(target):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses connections
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/weights.pth"
-        with pytest.raises(ResourceError, match=r"cannot download .*refused.*put it at .*weights\.pth"):
-            fetch(Remote.at(url), target)
+        with pytest.raises(ResourceError, match=r"cannot download .*refused.*to .*weights\.pth"):
+            fetch(Remote.from_url(url), target)
     assert leftovers(target) == []
 
 
-def test_too_little_space_is_told_before_anything_is_written(target, monkeypatch):
+def test_too_little_space_is_reported_before_writing(target, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, (64 << 20) + 450_000))
     with serve(DATA) as served:
         with pytest.raises(ResourceError, match="CODETR_CACHE"):
@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         fetch(remote(served), tmp_path / "file" / "weights.pth")
 
 
-def test_an_interruption_keeps_what_is_there_and_takes_it_for_no_more(target):
+def test_an_interruption_keeps_the_part(target):
     def stop(done, total):
         if done >= 100_000:
             raise KeyboardInterrupt
@@ -274,21 +274,21 @@ def test_two_at_once(target, monkeypatch):
 @pytest.mark.parametrize("url", ["ftp://host/x.pth", "file:///etc/passwd", "https:///x.pth", "https://host/"])
 def test_addresses_that_are_none(url):
     with pytest.raises(ConfigError):
-        Remote.at(url)
+        Remote.from_url(url)
 
 
 @pytest.mark.parametrize(
     "url", ["https://[bad/x.pth", "https://host/x/..", "https://host/%2e%2e", "https://host/x%00.pth"]
 )
 def test_addresses_that_name_no_file(url):
-    with pytest.raises(ConfigError, match="address"):
-        Remote.at(url)
+    with pytest.raises(ConfigError, match="URL"):
+        Remote.from_url(url)
 
 
 def test_an_address_may_have_letters_and_spaces(target):
-    assert Remote.at("https://host/a%20b.pth?x=1&y=%2F#z").url == "https://host/a%20b.pth?x=1&y=%2F#z"
+    assert Remote.from_url("https://host/a%20b.pth?x=1&y=%2F#z").url == "https://host/a%20b.pth?x=1&y=%2F#z"
     with serve(DATA) as served:
-        named = Remote.at(served.url.replace("weights.pth", "Gewichte f\u00fcr alle.pth"))
+        named = Remote.from_url(served.url.replace("weights.pth", "Gewichte f\u00fcr alle.pth"))
         assert named.filename == "Gewichte f\u00fcr alle.pth"
         fetch(named, target)
     assert target.read_bytes() == DATA
@@ -307,5 +307,5 @@ def test_an_encrypted_address_that_leads_to_an_open_one_is_refused(target, monke
         open_url, plain = served.url, download.urllib.request.urlopen
         monkeypatch.setattr(download.urllib.request, "urlopen", lambda request, timeout: plain(open_url))
         with pytest.raises(ResourceError, match="not encrypted"):
-            fetch(Remote.at("https://example.org/weights.pth", bytes=len(DATA), sha256=SHA256), target)
+            fetch(Remote.from_url("https://example.org/weights.pth", bytes=len(DATA), sha256=SHA256), target)
     assert not target.exists()

@@ -1,4 +1,4 @@
-"""Reading .pth files: what weights need comes through, and nothing that is in a file ever runs."""
+"""Reading .pth files: weights are read, and no code in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -87,15 +87,15 @@ def test_the_traps_do_spring_when_read_carelessly(tmp_path):
     assert sentinel.exists()
 
 
-def test_getattr_reaches_nothing_but_inert_objects(tmp_path):
+def test_getattr_is_limited_to_stubs(tmp_path):
     for owner in (torch.Tensor, collections.OrderedDict, {}, "text"):
         path = write(tmp_path / "x.pth", {"a": Trap(getattr, owner, "__class__")}, "zip")
         with pytest.raises(CheckpointError, match=r"builtins\.getattr"):
             read_pickle(path)
 
 
-def test_traps_hidden_behind_stand_ins_stay_inert(tmp_path):
-    """What a stand-in is given is itself checked, and a stand-in's result cannot be called."""
+def test_traps_hidden_behind_stubs_are_refused(tmp_path):
+    """Arguments of a stub are checked, and the result of a stub cannot be called."""
     path = write(tmp_path / "x.pth", {"a": Trap(np.dtype, "f4"), "b": Trap(os.system, "true")}, "zip")
     with pytest.raises(CheckpointError, match="system"):
         read_pickle(path)
@@ -198,7 +198,7 @@ def test_a_pretended_size_does_not_end_in_a_memory_error(tmp_path, monkeypatch):
 
     path = write(tmp_path / "x.pth", {"w": torch.ones(2)}, "zip")
     monkeypatch.setattr(torch, "load", greedy)
-    with pytest.raises(CheckpointError, match="more memory than there is"):
+    with pytest.raises(CheckpointError, match="more memory than this machine has"):
         read_pickle(path)
 
 

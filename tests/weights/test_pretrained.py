@@ -41,7 +41,7 @@ def model(kind, seed, *more):
     built = build_model(settings(kind, *more).model)
     for name, value in built.state_dict().items():
         if name.startswith("backbone.") and value.is_floating_point():
-            value.copy_(torch.rand_like(value))  # zeros would hide what is not carried over
+            value.copy_(torch.rand_like(value))  # zeros would hide what is not loaded
     return built
 
 
@@ -64,10 +64,10 @@ def test_torchvision_gives_exactly_the_residual_network(tmp_path):
     torch.save(published, tmp_path / "resnet50.pth")
     built = build_model(load_preset("co_dino_r50").model, aux_heads=False)
     rest = {name: value.clone() for name, value in built.state_dict().items() if not name.startswith("backbone.")}
-    told = load_backbone(built, tmp_path / "resnet50.pth")
+    report = load_backbone(built, tmp_path / "resnet50.pth")
     ours = backbone(built)
-    assert f"{len(ours)} entries" in told
-    assert "afresh" not in told
+    assert f"{len(ours)} entries" in report
+    assert "re-initialized" not in report
     for name, value in ours.items():
         assert torch.equal(value, published[name.removeprefix("backbone.")]), name
     used = {name.removeprefix("backbone.") for name in ours}
@@ -92,8 +92,8 @@ def test_swin_as_microsoft_writes_it(tmp_path, section):
     }
     torch.save({section: entries} if section else entries, tmp_path / "swin.pth")
     before = backbone(target)
-    told = load_backbone(target, tmp_path / "swin.pth")
-    assert "8 norms of its maps start afresh" in told
+    report = load_backbone(target, tmp_path / "swin.pth")
+    assert "8 norms of its feature maps are re-initialized" in report
     for name, value in backbone(target).items():
         expected = before if name.startswith("backbone.norm") else backbone(source)
         assert torch.equal(value, expected[name]), name
@@ -151,7 +151,7 @@ def test_detectors_give_their_backbones(tmp_path):
     assert target.state_dict()["class_heads.0.weight"].shape[0] == 5
 
 
-def test_a_published_detector_of_unknown_sizes_is_told_so(tmp_path):
+def test_a_published_detector_of_unknown_sizes_is_refused(tmp_path):
     torch.save({"state_dict": published_state()}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="another architecture than preset"):
         load_backbone(small_model(seed=7), tmp_path / "x.pth")
@@ -163,20 +163,20 @@ def test_wrong_files_are_refused_and_change_nothing(tmp_path):
     entries = publishers_entries(model("swin", 1))
     wrong = {
         "one entry less": ({k: v for k, v in entries.items() if k != "patch_embed.proj.bias"}, "missing.*proj.bias"),
-        "an unknown entry": ({**entries, "layers.0.gate": torch.ones(1)}, r"no known backbone: layers\.0\.gate"),
+        "an unknown entry": ({**entries, "layers.0.gate": torch.ones(1)}, r"unknown entries: layers\.0\.gate"),
         "a longer stage": (
             publishers_entries(model("swin", 1, "model.backbone.layers=[2, 2, 1, 1]")),
-            r"no place.*layers\.0\.blocks\.1",
+            r"do not exist.*layers\.0\.blocks\.1",
         ),
-        "another width": (publishers_entries(model("swin", 1, "model.backbone.embed_dim=16")), "differ in shape"),
+        "another embed_dim": (publishers_entries(model("swin", 1, "model.backbone.embed_dim=16")), "another shape"),
         "another window": (
             publishers_entries(model("swin", 1, "model.backbone.window_size=7")),
             "169x1 instead of 49x1",
         ),
-        "another kind": (publishers_entries(model("resnet", 1)), "missing: .*no place"),
-        "nothing": ({}, "no entries by name"),
-        "no names": ([1, 2], "no entries by name"),
-        "no tensors": ({"patch_embed.proj.weight": 3}, r"no known backbone: patch_embed\.proj\.weight"),
+        "another kind": (publishers_entries(model("resnet", 1)), "missing: .*do not exist"),
+        "nothing": ({}, "no named entries"),
+        "no names": ([1, 2], "no named entries"),
+        "no tensors": ({"patch_embed.proj.weight": 3}, r"unknown entries: patch_embed\.proj\.weight"),
     }
     for what, (content, message) in wrong.items():
         torch.save(content, tmp_path / "x.pth")
@@ -217,7 +217,7 @@ def test_what_the_setting_means(tmp_path):
 
     assert find("none") is None
     assert find("auto") is None
-    with pytest.raises(CheckpointError, match="`codetr download resnet50` fetches it"):
+    with pytest.raises(CheckpointError, match="run `codetr download resnet50`"):
         find("resnet50")
     file = BACKBONES["resnet50"].file
     file.parent.mkdir(parents=True)

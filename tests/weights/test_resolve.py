@@ -131,7 +131,7 @@ def test_the_place_of_a_preset():
     assert by_hand.remote is None
     assert by_hand.file.name == "co_deformable_detr_swin_base_3x_coco.pth"
     assert not published_weights(load_preset("co_dino_tiny")).known
-    assert published_weights(load_preset("co_dino_r50")).remote.sha256 == "7481f903"  # told by the name
+    assert published_weights(load_preset("co_dino_r50")).remote.sha256 == "7481f903"  # from the name
 
 
 def test_a_file_name_cannot_leave_the_cache():
@@ -141,11 +141,11 @@ def test_a_file_name_cannot_leave_the_cache():
 
 def test_a_preset_that_was_downloaded(tmp_path, conversions):
     preset = settings(filename="x.pth")
-    with pytest.raises(CheckpointError, match="`codetr download small` says where they are and where to put them"):
+    with pytest.raises(CheckpointError, match="for the manual download, see `codetr download small`"):
         preset_weights(preset)
-    with pytest.raises(CheckpointError, match="`codetr download small` fetches them"):
+    with pytest.raises(CheckpointError, match="run `codetr download small`"):
         preset_weights(settings(url="https://nowhere/x.pth"))
-    with pytest.raises(CheckpointError, match="nobody has published weights for preset 'small'"):
+    with pytest.raises(CheckpointError, match="no weights have been published for preset 'small'"):
         preset_weights(settings())
     published_file(published_weights(preset).file)
     for _ in range(2):
@@ -186,13 +186,13 @@ def test_names_of_presets_and_paths(tmp_path):
 
 def test_an_address_is_downloaded_and_converted_once(conversions):
     with serve(published_bytes()) as served:
-        told = []
+        reports = []
         for _ in range(2):
-            path = resolve_weights(served.url, progress=lambda done, total: told.append(done))
+            path = resolve_weights(served.url, progress=lambda done, total: reports.append(done))
             assert_small(open_weights(path, prefer=settings()))
         assert served.requests == [None]
     assert path.name == "weights.pth"
-    assert told[-1] == path.stat().st_size
+    assert reports[-1] == path.stat().st_size
     assert len(conversions) == 1
 
 

@@ -81,5 +81,5 @@ def test_recomputable_entries_are_dropped_with_a_reason():
 
 
 def test_a_name_of_another_family_is_an_error():
-    with pytest.raises(ValueError, match="has no name among"):
+    with pytest.raises(ValueError, match="has no name for"):
         to_published_state({"backbone.blocks.0.attn.q_proj.weight": torch.zeros(2, 2)}, "mmdet3")

@@ -1,1 +1,1 @@
-"""Published entry names and ours, one table a part of the network, `{}` standing for an index."""
+"""Published entry names -> ours, one table per part of the network; `{}` is an index."""

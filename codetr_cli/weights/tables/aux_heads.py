@@ -1,4 +1,4 @@
-"""The one-to-many heads."""
+"""The auxiliary heads."""
 
 from __future__ import annotations
 

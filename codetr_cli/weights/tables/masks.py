@@ -1,4 +1,4 @@
-"""The mask heads: the RoI head's own, and the branch that refines masks of the decoder's detections."""
+"""The mask head of the RoI head, and the branch that refines masks of the decoder's detections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The residual backbone, in torchvision's names."""
+"""ResNet backbones, with torchvision's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Swin backbone: Sense-X writes Microsoft's names, which are ours; MMDetection 3 has its own."""
+"""Swin backbones: Sense-X and we use Microsoft's names; MMDetection 3 has its own."""
 
 from __future__ import annotations
 
@@ -59,4 +59,4 @@ MERGED = (
     "backbone.layers.{}.downsample.norm.bias",
     "backbone.layers.{}.downsample.reduction.weight",
 )
-"""Our entries whose last dimension runs over the merged channels of 2 x 2 tokens."""
+"""Our entries whose last dimension is the merged channels of 2 x 2 tokens."""

@@ -1,4 +1,4 @@
-"""Encoder, query selection, decoder and the heads of its layers."""
+"""Encoder, query selection, decoder and its heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain transformer backbone in the names of Sense-X, the only publisher of one, and its neck."""
+"""ViT backbones and their neck, with the names of Sense-X, the only publisher."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ ROTARY_TABLES = (
     _BLOCK + "attn.rope.freqs_cos",
     _BLOCK + "attn.rope.freqs_sin",
 )
-"""Published entries that follow from the sizes of windows and image, which their shapes tell."""
+"""Published entries that the model computes from the sizes of windows and image."""
