@@ -1,7 +1,7 @@
-"""Pure functions on boxes. The format fixes the unit: xyxy = absolute pixels, cxcywh = normalised to [0, 1].
+"""Pure functions on boxes. The format determines the unit: xyxy in absolute pixels, cxcywh normalized to [0, 1].
 
-Shape letters: N, M = numbers of boxes. Every function accepts any leading shape unless it says (N, 4), keeps the
-dtype and device of its input and is differentiable.
+Shape letters: N, M = numbers of boxes. Every function accepts any leading shape unless its docstring has (N, 4),
+preserves the dtype and device of its input, and is differentiable.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 IOU_EPS = 1e-6
-"""Floor of the union and of the enclosing area, as published."""
+"""Lower bound of the union and of the enclosing area, as published."""
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -35,18 +35,18 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
 
 
 def size_scale(size: tuple[int, int], like: Tensor) -> Tensor:
-    """The factor (4,) = (w, h, w, h) that turns normalised boxes into pixels.
+    """The factor (4,) = (w, h, w, h) that converts normalized boxes to pixels.
 
     Args:
         size: (height, width) in pixels.
-        like: a tensor whose dtype and device the factor takes.
+        like: a tensor with the dtype and device of the result.
     """
     height, width = size
     return host_values([width, height, width, height], like)
 
 
 def host_values(values: Sequence[Any], like: Tensor) -> Tensor:
-    """Numbers of the host, nested or not, as a tensor like `like` (dtype, device), without waiting for the device."""
+    """Python numbers or nested lists as a tensor with the dtype and device of `like`, without a synchronization."""
     if like.device.type != "cuda":
         return like.new_tensor(values)
     return torch.tensor(values, dtype=like.dtype).pin_memory().to(like.device, non_blocking=True)
@@ -67,7 +67,7 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection and union of broadcastable corner boxes, the union at least IOU_EPS.
 
-    One coordinate at a time: against the million anchors of a large image no temporary is larger than the result.
+    Computed per coordinate, so that no temporary is larger than the result: a large image has a million anchors.
     """
     width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
     height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
@@ -77,7 +77,7 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU (...) in [0, 1] of corner boxes matched one to one; `a` and `b` broadcast."""
+    """IoU (...) in [0, 1] of pairs of corner boxes; `a` and `b` broadcast."""
     intersection, union = _overlap(a, b)
     return intersection / union
 
@@ -88,7 +88,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (...) in [-1, 1] of corner boxes matched one to one (arXiv 1902.09630); they broadcast."""
+    """Generalized IoU (...) in [-1, 1] of pairs of corner boxes (arXiv 1902.09630); `a` and `b` broadcast."""
     intersection, union = _overlap(a, b)
     enclosing = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     enclosing = enclosing.clamp(min=0)
@@ -97,11 +97,11 @@ def paired_giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (N, M) in [-1, 1] of every box of `a` (N, 4) with every box of `b` (M, 4), corner boxes."""
+    """Generalized IoU (N, M) in [-1, 1] of every box of `a` (N, 4) with every box of `b` (M, 4), corner boxes."""
     return paired_giou(a[:, None], b[None])
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
-    """Logit of `x` in [0, 1], with numerator and denominator floored at `eps`. Values outside are clamped first."""
+    """Logit of `x`, clamped to [0, 1], with numerator and denominator clamped to at least `eps`."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

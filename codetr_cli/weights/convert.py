@@ -117,11 +117,11 @@ def convert_file(
     if prefer is not None:
         # Fine-tuning may use another number of queries than the file.
         own = overrides if only_preferred else [*overrides, f"model.num_queries={architecture['num_queries']}"]
-        candidates.append(_candidate(prefer, prefer.name, own, preferred=True))
+        candidates.append(_candidate(prefer, prefer.name, own, architecture, preferred=True))
     if prefer is None or not only_preferred:
         names = [preset] if preset is not None else preset_names()
-        candidates += [_candidate(load_preset(name), name, overrides) for name in names]
-    settings, notes = _find_settings(path, architecture, candidates, sha256=sha256)
+        candidates += [_candidate(load_preset(name), name, overrides, architecture) for name in names]
+    settings, notes = _find_settings(path, candidates, num_classes=architecture["num_classes"], sha256=sha256)
     if expected_shapes is not None:
         check_shapes(renamed.state, expected_shapes(settings), source=f"{path} (preset {settings.name!r})")
     class_names, category_ids, class_notes = _classes(content.class_names, settings.model.num_classes)
@@ -204,12 +204,21 @@ def _class_names(meta: Any) -> list[str] | None:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A preset that may have a file's architecture: settings with the file's number of classes, and its own number."""
+    """A preset that may have a file's architecture.
+
+    Args:
+        settings: of the preset, with the file's number of classes.
+        num_classes: of the preset.
+        option: the value of --preset.
+        preferred: whether the caller prefers it.
+        differences: dotted name of a setting -> (value of the preset, value of the file).
+    """
 
     settings: Settings
     num_classes: int
-    option: str  # value of --preset
+    option: str
     preferred: bool
+    differences: dict[str, tuple[Any, Any]]
 
     def name_in(self, stem: str) -> int:
         """The number of words of the longest of the preset's names whose words all occur in a file's name; else 0."""
@@ -222,19 +231,31 @@ def _words(name: str) -> set[str]:
     return set(re.findall(r"[a-z0-9]+", name.lower()))
 
 
+def _candidate(
+    settings: Settings,
+    option: str,
+    overrides: Sequence[str],
+    architecture: Mapping[str, Any],
+    *,
+    preferred: bool = False,
+) -> _Candidate:
+    changed = apply_overrides(settings, list(overrides))
+    found = differences(changed.model, architecture)
+    return _Candidate(changed, settings.model.num_classes, option, preferred, found)
+
+
 def _find_settings(
-    path: Path, architecture: Mapping[str, Any], candidates: Sequence[_Candidate], *, sha256: str
+    path: Path, candidates: Sequence[_Candidate], *, num_classes: int, sha256: str
 ) -> tuple[Settings, list[str]]:
     """The settings with the file's architecture, and notes on the choice."""
-    gaps = {id(each): differences(each.settings.model, architecture) for each in candidates}
     known = [each for each in candidates if each.settings.source.sha256 == sha256]
-    fitting = known or [each for each in candidates if not gaps[id(each)]]
+    fitting = known or [each for each in candidates if not each.differences]
     if not fitting:
-        closest = min(candidates, key=lambda each: len(gaps[id(each)]))
-        raise CheckpointError(_other_architecture(path, closest, gaps[id(closest)]))
+        closest = min(candidates, key=lambda each: len(each.differences))
+        raise CheckpointError(_other_architecture(path, closest))
     # Presets often share an architecture. Prefer `prefer`, then the number of classes, then the name of the file.
     fitting = [each for each in fitting if each.preferred] or fitting
-    fitting = [each for each in fitting if each.num_classes == architecture["num_classes"]] or fitting
+    fitting = [each for each in fitting if each.num_classes == num_classes] or fitting
     longest = max(each.name_in(path.stem) for each in fitting)
     fitting = [each for each in fitting if each.name_in(path.stem) == longest]
     chosen = min(fitting, key=lambda each: (len(each.settings.name), each.settings.name))
@@ -247,17 +268,14 @@ def _find_settings(
     ]
 
 
-def _candidate(settings: Settings, option: str, overrides: Sequence[str], *, preferred: bool = False) -> _Candidate:
-    return _Candidate(apply_overrides(settings, list(overrides)), settings.model.num_classes, option, preferred)
-
-
-def _other_architecture(path: Path, closest: _Candidate, gap: Mapping[str, tuple[Any, Any]]) -> str:
+def _other_architecture(path: Path, closest: _Candidate) -> str:
     """The differences from the closest preset, and the options that select them."""
-    found = ", ".join(f"{key} is {theirs} instead of {ours}" for key, (ours, theirs) in gap.items())
-    options = [f"--set {key}={_setting_text(theirs)}" for key, (_, theirs) in gap.items() if "*" not in key]
+    found = closest.differences
+    described = ", ".join(f"{key} is {theirs} instead of {ours}" for key, (ours, theirs) in found.items())
+    options = [f"--set {key}={_setting_text(theirs)}" for key, (_, theirs) in found.items() if "*" not in key]
     return (
-        f"{path} has another architecture than preset {closest.settings.name!r}: {found}. Give the preset it was "
-        f"trained with, or the settings that differ: --preset {closest.option} {' '.join(options)}"
+        f"{path} has another architecture than preset {closest.settings.name!r}: {described}. Give the preset it "
+        f"was trained with, or the settings that differ: --preset {closest.option} {' '.join(options)}"
     )
 
 

@@ -44,7 +44,7 @@ class Remote:
     """A published file.
 
     Args:
-        url: http or https address of the file itself.
+        url: http or https URL of the file itself.
         filename: its local name.
         bytes: exact size; None if unknown.
         sha256: of the file, complete or its first digits; None if unknown.

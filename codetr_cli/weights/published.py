@@ -1,4 +1,4 @@
-"""Published weights of presets and pretrained backbones: their addresses and their paths in the cache.
+"""Published weights of presets and pretrained backbones: their URLs and their paths in the cache.
 
 This module does not import torch, so that `codetr download --dry-run` is fast.
 """
@@ -22,7 +22,7 @@ class PublishedWeights:
         preset: the preset's settings.
         file: path of the published file in the cache.
         converted: path of the converted checkpoint in the cache.
-        remote: address, size and hash of the file; None if it has no direct address.
+        remote: URL, size and hash of the file; None if it has no direct URL.
     """
 
     preset: Settings
@@ -47,17 +47,17 @@ def published_weights(settings: Settings, *, url: str | None = None) -> Publishe
 
     Args:
         settings: the preset.
-        url: another address than the preset's.
+        url: replaces the preset's URL.
 
     Raises:
-        ConfigError: an invalid address.
+        ConfigError: an invalid URL.
     """
     source = settings.source
-    address = url or source.url
+    url = url or source.url
     name = source.filename
     remote = None
-    if address is not None:
-        remote = Remote.from_url(address, filename=source.filename, bytes=source.bytes, sha256=source.sha256)
+    if url is not None:
+        remote = Remote.from_url(url, filename=source.filename, bytes=source.bytes, sha256=source.sha256)
         name = remote.filename
     if name is None:
         name = f"{Path(source.config).stem if source.config else settings.name}.pth"
@@ -72,7 +72,7 @@ class PretrainedBackbone:
     Args:
         name: its name on the command line and in settings.
         title: its description.
-        url: address of the file.
+        url: of the file.
         licence: of the weights.
         bytes: size of the file; None if unknown.
         sha256: of the file; None if unknown.
@@ -91,7 +91,11 @@ class PretrainedBackbone:
         return cache_dir() / "backbones" / self.remote().filename
 
     def remote(self, url: str | None = None) -> Remote:
-        """Address, size and hash of the file; the address may be replaced."""
+        """URL, size and hash of the file.
+
+        Args:
+            url: replaces the published URL.
+        """
         published = Remote.from_url(self.url, bytes=self.bytes, sha256=self.sha256)
         return Remote.from_url(url or self.url, filename=published.filename, bytes=self.bytes, sha256=published.sha256)
 

@@ -1,4 +1,4 @@
-"""`codetr convert` from the outside: files, exit codes, what is said and where."""
+"""`codetr convert`: files, exit codes, output."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_json_is_one_object_and_nothing_else(tmp_path, capsys, source, preset):
     assert "wrote" in said.err
 
 
-def test_nothing_is_overwritten_unless_told(tmp_path, capsys, source, preset):
+def test_nothing_is_overwritten_without_force(tmp_path, capsys, source, preset):
     target = tmp_path / "x.safetensors"
     target.write_text("precious")
     assert run(source, target, "--preset", preset) == 2

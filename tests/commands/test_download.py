@@ -1,4 +1,4 @@
-"""`codetr download` from the outside: files, exit codes, what is said and where."""
+"""`codetr download`: files, exit codes, output."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def files():
     return sorted(str(path.relative_to(cache_dir())) for path in cache_dir().rglob("*") if path.is_file())
 
 
-def test_fetches_checks_converts_and_tells_where_from(tmp_path, capsys, published):
+def test_downloads_verifies_converts_and_prints_the_url(tmp_path, capsys, published):
     with serve(published) as served:
         assert run(preset(tmp_path, url=served.url, bytes=len(published))) == 0
         said = capsys.readouterr().out

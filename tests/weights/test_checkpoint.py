@@ -207,7 +207,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, t
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
-    """A kill is stood in for by an exception that nobody translates."""
+    """An exception that no code handles simulates a kill."""
     path = save(tmp_path / "x.safetensors", {"w": torch.ones(3)})
 
     def killed(tensors, temporary, metadata):

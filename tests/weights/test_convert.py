@@ -189,7 +189,7 @@ def test_another_architecture_names_the_difference_and_the_way_out(tmp_path, pre
         ("epoch_12.pth", 4, "small", True),
     ],
 )
-def test_presets_of_one_architecture_are_told_apart(tmp_path, monkeypatch, file, num_classes, chosen, noted):
+def test_presets_of_one_architecture_are_distinguished(tmp_path, monkeypatch, file, num_classes, chosen, noted):
     names = []
     for name, config, count in (
         ("small", "co_small_1x", 3),

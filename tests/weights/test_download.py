@@ -50,7 +50,7 @@ def leave_part(target, data, url, validator='"one"'):
     return part
 
 
-def test_whole_and_only_once(target):
+def test_a_file_is_downloaded_once(target):
     reports = []
     with serve(DATA) as served:
         assert fetch(remote(served), target, progress=lambda done, total: reports.append((done, total))) == target
@@ -92,14 +92,14 @@ def test_a_moved_file_is_followed_and_continued(target):
     assert target.read_bytes() == DATA
 
 
-def test_a_server_without_ranges_sends_it_whole_again(target):
+def test_a_server_without_ranges_sends_the_whole_file_again(target):
     with serve(DATA, ranges=False, cut_at=[100_000]) as served:
         fetch(remote(served), target)
         assert served.requests == [None, "bytes=100000-"]
     assert target.read_bytes() == DATA
 
 
-def test_a_server_that_always_breaks_off_is_given_up(target):
+def test_a_download_without_progress_is_given_up(target):
     with serve(DATA, ranges=False, cut_at=[100_000, 50_000, 90_000, 120_000, 1, 2]) as served:
         with pytest.raises(ResourceError, match="the connection ended"):
             fetch(remote(served), target)
@@ -125,7 +125,7 @@ def test_a_part_of_unknown_origin_is_not_continued(target):
     assert target.read_bytes() == DATA
 
 
-def test_a_wrong_beginning_is_found_and_fetched_once_more(target):
+def test_a_wrong_part_is_detected_and_downloaded_again(target):
     with serve(DATA) as served:
         leave_part(target, b"x" * 1000, served.url)
         fetch(remote(served), target)
@@ -176,7 +176,7 @@ def test_the_hash_in_the_name_is_compared(target):
             fetch(Remote.from_url(named.replace(SHA256[:8], "deadbeef")), target.with_name("other.pth"))
 
 
-def test_what_is_there_is_compared_and_not_replaced_unasked(target):
+def test_an_existing_file_is_verified_and_replaced_only_by_force(target):
     target.parent.mkdir(parents=True)
     target.write_bytes(b"something else")
     with serve(DATA) as served:
@@ -196,14 +196,14 @@ def test_a_failed_replacement_keeps_the_old_file(target):
     assert leftovers(target) == ["weights.pth"]
 
 
-@pytest.mark.parametrize(("status", "said"), [(404, "404 Not Found.*--url"), (403, "403"), (503, "Try again later")])
-def test_answers_that_are_no_file(target, status, said):
-    with serve(DATA, status=status) as served, pytest.raises(ResourceError, match=said):
+@pytest.mark.parametrize(("status", "message"), [(404, "404 Not Found.*--url"), (403, "403"), (503, "Try again later")])
+def test_status_codes_of_errors(target, status, message):
+    with serve(DATA, status=status) as served, pytest.raises(ResourceError, match=message):
         fetch(remote(served), target)
     assert leftovers(target) == []
 
 
-def test_a_web_page_is_no_file(target):
+def test_a_web_page_is_refused(target):
     page = serve(b"<html>log in</html>", content_type="text/html; charset=utf-8")
     with page as served, pytest.raises(CheckpointError, match="web page instead of a file"):
         fetch(remote(served, bytes=None, sha256=None), target)
@@ -272,7 +272,7 @@ def test_two_at_once(target, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x.pth", "file:///etc/passwd", "https:///x.pth", "https://host/"])
-def test_addresses_that_are_none(url):
+def test_invalid_urls(url):
     with pytest.raises(ConfigError):
         Remote.from_url(url)
 
@@ -280,12 +280,12 @@ def test_addresses_that_are_none(url):
 @pytest.mark.parametrize(
     "url", ["https://[bad/x.pth", "https://host/x/..", "https://host/%2e%2e", "https://host/x%00.pth"]
 )
-def test_addresses_that_name_no_file(url):
+def test_urls_without_a_file_name(url):
     with pytest.raises(ConfigError, match="URL"):
         Remote.from_url(url)
 
 
-def test_an_address_may_have_letters_and_spaces(target):
+def test_a_url_may_have_letters_and_spaces(target):
     assert Remote.from_url("https://host/a%20b.pth?x=1&y=%2F#z").url == "https://host/a%20b.pth?x=1&y=%2F#z"
     with serve(DATA) as served:
         named = Remote.from_url(served.url.replace("weights.pth", "Gewichte f\u00fcr alle.pth"))
@@ -294,7 +294,7 @@ def test_an_address_may_have_letters_and_spaces(target):
     assert target.read_bytes() == DATA
 
 
-def test_what_is_an_address():
+def test_what_is_a_url():
     assert is_url("https://host/x.pth")
     assert is_url("ftp://host/x.pth")
     assert not is_url("runs/co_dino_r50/1")
@@ -302,7 +302,7 @@ def test_what_is_an_address():
     assert not is_url(r"C:\weights\x.pth")
 
 
-def test_an_encrypted_address_that_leads_to_an_open_one_is_refused(target, monkeypatch):
+def test_a_redirect_to_an_unencrypted_url_is_refused(target, monkeypatch):
     with serve(DATA) as served:
         open_url, plain = served.url, download.urllib.request.urlopen
         monkeypatch.setattr(download.urllib.request, "urlopen", lambda request, timeout: plain(open_url))

@@ -113,7 +113,7 @@ def test_the_other_publisher_spells_the_same_model(case):
     assert_bijection(others, model_shapes(preset_of(facts["config"]).name))
 
 
-def test_shapes_tell_the_preset(case):
+def test_shapes_determine_the_preset(case):
     facts, manifest = read(case)
     entries = entries_of(manifest)
     found = describe(to_our_state(entries).state, entries)

@@ -40,7 +40,7 @@ def write(path, content, form, protocol=2):
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_plain_checkpoints_come_through(tmp_path, form):
+def test_plain_checkpoints_are_read(tmp_path, form):
     state = collections.OrderedDict(a=torch.arange(6.0).reshape(2, 3), b=torch.tensor(3), c=torch.ones(2).half())
     state._metadata = {"": {"version": 1}}
     content = {"state_dict": state, "meta": {"epoch": 3, "CLASSES": ("cat", "dog")}}
@@ -67,7 +67,7 @@ TRAPS = {
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 @pytest.mark.parametrize("name", TRAPS)
-def test_traps_are_refused_by_name_and_do_not_spring(tmp_path, name, form, protocol):
+def test_traps_are_refused_by_name_and_not_executed(tmp_path, name, form, protocol):
     sentinel = tmp_path / "sentinel"
     content = {"state_dict": {"a": torch.zeros(2), "b": TRAPS[name](sentinel)}}
     path = write(tmp_path / "x.pth", content, form, protocol)
@@ -80,8 +80,8 @@ def test_traps_are_refused_by_name_and_do_not_spring(tmp_path, name, form, proto
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the trap is a shell command")
-def test_the_traps_do_spring_when_read_carelessly(tmp_path):
-    """Guards the test above against traps that would never have gone off."""
+def test_the_traps_work_with_plain_pickle(tmp_path):
+    """The test above would pass with traps that do not work."""
     sentinel = tmp_path / "sentinel"
     pickle.loads(pickle.dumps(TRAPS["posix.system"](sentinel)))  # noqa: TID251
     assert sentinel.exists()
@@ -120,7 +120,7 @@ def test_mmengine_checkpoint_reads_without_mmengine(tmp_path):
     assert "mmengine" not in sys.modules
 
 
-def test_harmless_things_of_other_programs_come_through(tmp_path):
+def test_harmless_things_of_other_programs_are_read(tmp_path):
     content = {
         "args": argparse.Namespace(lr=1e-4),
         "work_dir": Path("runs/x"),

@@ -1,4 +1,4 @@
-"""Pretrained backbones in their publishers' layouts fill ours, strictly; anything else is refused."""
+"""Pretrained backbones in their publishers' formats are loaded completely; anything else is refused."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def eva_entries(source):
             "lm_head.bias": torch.ones(9)}  # fmt: skip
 
 
-def test_eva_at_the_same_size_is_taken_as_it_is(tmp_path):
+def test_eva_at_the_same_size_is_loaded_unchanged(tmp_path):
     source, target = model("vit", 1), model("vit", 2)
     assert backbone(source)["backbone.pos_embed"].shape == (1, 17, 32)
     torch.save({"module": eva_entries(source)}, tmp_path / "eva.pt")
@@ -140,7 +140,7 @@ def test_eva_at_another_size_is_resized_bicubically(tmp_path):
     assert torch.equal(kernel, resized)
 
 
-def test_detectors_give_their_backbones(tmp_path):
+def test_backbones_of_detectors_are_loaded(tmp_path):
     ours = tmp_path / "ours.safetensors"
     classes = {"class_names": ["a", "b", "c"], "category_ids": [1, 2, 3]}
     save_checkpoint(ours, raw_state(), settings=small_settings(), **classes)
@@ -202,7 +202,7 @@ def test_every_preset_has_the_backbone_of_its_published_recipe():
         assert pretrained_name(load_preset(name)) == (expected[part] if part else None), name
 
 
-def test_the_addresses_are_of_files():
+def test_the_urls_are_of_files():
     for backbone_ in BACKBONES.values():
         remote = backbone_.remote()
         assert remote.url.startswith("https://")

@@ -1,4 +1,4 @@
-"""A preset, a file or an address becomes a checkpoint; published files are converted once and kept."""
+"""Presets, paths and URLs are resolved to checkpoints; published files are converted once and cached."""
 
 from __future__ import annotations
 
@@ -102,12 +102,14 @@ def test_a_damaged_conversion_is_made_again(tmp_path, conversions):
     load_checkpoint(kept)
 
 
-def test_no_space_for_the_conversion_costs_nothing_else(tmp_path, monkeypatch):
+def test_no_space_for_the_conversion_is_logged(tmp_path, monkeypatch, caplog):
     def full(*args, **kwargs):
         raise ResourceError("no space left")
 
     monkeypatch.setattr(resolve, "save_checkpoint", full)
+    caplog.set_level("INFO", "codetr_cli")
     assert_small(open_weights(published_file(tmp_path / "x.pth"), prefer=settings()))
+    assert "the converted weights are not cached: no space left" in caplog.text
     assert not (cache_dir() / "converted").exists()
 
 
@@ -184,7 +186,7 @@ def test_names_of_presets_and_paths(tmp_path):
         resolve_weights("ftp://host/x.pth")
 
 
-def test_an_address_is_downloaded_and_converted_once(conversions):
+def test_a_url_is_downloaded_and_converted_once(conversions):
     with serve(published_bytes()) as served:
         reports = []
         for _ in range(2):
@@ -197,7 +199,7 @@ def test_an_address_is_downloaded_and_converted_once(conversions):
 
 
 @pytest.mark.parametrize("damage", ["cut", "zip", "text", "empty"])
-def test_files_that_are_none(tmp_path, damage):
+def test_files_that_are_not_checkpoints(tmp_path, damage):
     path = published_file(tmp_path / "x.pth")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-2000])
