@@ -80,7 +80,7 @@ def measure(engine: Any, images: int) -> dict[str, Any]:
         reading = {"wall": round(time.perf_counter() - started, 2), "cpu": round(time.process_time() - cpu, 2)}
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, cpu = time.perf_counter(), time.process_time()
-        scores = score_detections(truth, found, where=str(path), engine=engine)
+        scores = score_detections(truth, found, where=str(path), scorer=engine)
         scoring = {"wall": round(time.perf_counter() - started, 2), "cpu": round(time.process_time() - cpu, 2)}
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         started = time.perf_counter()

@@ -105,7 +105,7 @@ class Network:
             self.device,
             overrides,
             training=self.training,
-            lean=lean,
+            optimize=lean,
             random_weights=self.random_weights,
         )
         if loaded.path is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from codetr_cli.config.schema import DatasetName, Settings
+    from codetr_cli.data.annotations import Annotations
     from codetr_cli.data.formats.resolve import DataPaths
     from codetr_cli.data.loading.loader import EvalLoader
     from codetr_cli.evaluation.evaluator import EvalResult
@@ -210,31 +211,36 @@ def _evaluate(
 ) -> None:
     """Runs the network over the images and shows what came out."""
     from codetr_cli.data.annotations import read_annotations
-    from codetr_cli.evaluation.evaluator import check_truth, evaluate, match_classes
-    from codetr_cli.evaluation.protocol import expects_masks
+    from codetr_cli.evaluation.evaluator import evaluate
+    from codetr_cli.evaluation.request import EvalRequest
     from codetr_cli.inference.loading import Classes, check_image_size, load_detector
-    from codetr_cli.inference.tta import build_augmentation
     from codetr_cli.runtime.environment import choose_device
 
     chosen_device = choose_device(device)
-    truth = read_annotations(paths.annotations_path)
-    loaded = load_detector(checkpoint, chosen_device, overrides, classes=Classes(truth.class_names, truth.category_ids))
-    for note in loaded.notes:
-        console.warn(note)
-    where = str(paths.annotations_path)
+    ground_truth = read_annotations(paths.annotations_path, with_outlines=masks)
+    classes = Classes(ground_truth.class_names, ground_truth.category_ids)
+    loaded = load_detector(checkpoint, chosen_device, overrides, classes=classes)
     settings = loaded.settings
     check_image_size(settings, training=False)
     if masks and settings.model.mask.kind == "fcn" and settings.test.head != "roi":
         console.info("This network draws masks in its RoI head: --head roi scores them, too")
-    masks = masks and expects_masks(settings, loaded.postprocess)
-    if masks:
-        truth = read_annotations(paths.annotations_path, with_outlines=True)
-    check_truth(truth, settings, paths.annotations_path, masks=masks)
-    match_classes(loaded.class_names, loaded.category_ids, truth.class_names, truth.category_ids, where)
+    request = EvalRequest.resolve(
+        settings,
+        ground_truth,
+        paths.annotations_path,
+        class_names=loaded.class_names,
+        category_ids=loaded.category_ids,
+        masks=masks,
+        tta=tta,
+        precision=precision,
+        scorer=engine,
+        split=split,
+    )
     batch_size = batch or settings.test.batch_size
     loader = _loader(
         paths,
         settings,
+        request.ground_truth,
         tta=tta,
         batch_size=batch_size,
         max_images=max_images or (settings.data.max_images if split == "train" else None),
@@ -243,33 +249,24 @@ def _evaluate(
     folder = free_folder(out or _default_folder(loaded, checkpoint, split), DETECTIONS_NAME, force=force)
     folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written must not cost an evaluation
     with console.progress("evaluating", len(loader.dataset)) as advance:
-        result = evaluate(
-            loaded.model,
-            loaded.postprocess,
-            loader,
-            settings=settings,
-            class_names=loaded.class_names,
-            category_ids=loaded.category_ids,
-            annotations_path=paths.annotations_path,
-            device=chosen_device,
-            precision=precision,
-            engine=engine,
-            augmentation=build_augmentation(settings) if tta else None,
-            masks=masks,
-            split=split,
-            truth=truth,
-            progress=advance,
-            note=console.info,
-        )
-    if result.left_out:
+        result = evaluate(loaded.model, loader, request, device=chosen_device, progress=advance)
+    if result.skipped:
         from codetr_cli.data.bad_files import listed_bad
 
         console.warn(
-            f"{len(result.left_out):,} of {len(loader.dataset):,} images cannot be read and are left out, so that the "
-            f"numbers are of {result.images:,} images: {listed_bad(result.left_out)}. metrics.json names all"
+            f"{len(result.skipped):,} of {len(loader.dataset):,} images cannot be read and are left out, so that the "
+            f"numbers are of {result.images:,} images: {listed_bad(result.skipped)}. metrics.json names all"
         )
     _report(
-        result, loaded, checkpoint, where, folder, device=str(chosen_device), batch=batch_size, tta=tta, shown=shown
+        result,
+        loaded,
+        checkpoint,
+        str(paths.annotations_path),
+        folder,
+        device=str(chosen_device),
+        batch=batch_size,
+        tta=tta,
+        shown=shown,
     )
 
 
@@ -303,7 +300,7 @@ def _report(
         "checkpoint": str(loaded.path or checkpoint),
         "annotations": where,
         "images": result.images,
-        "left_out": [bad._asdict() for bad in result.left_out],
+        "left_out": [bad._asdict() for bad in result.skipped],
         "objects": result.objects,
         "protocol": str(protocol),
         "protocol_parts": protocol.as_dict(),
@@ -329,7 +326,14 @@ def _report(
 
 
 def _loader(
-    paths: DataPaths, settings: Settings, *, tta: bool, batch_size: int, max_images: int | None, pin_memory: bool
+    paths: DataPaths,
+    settings: Settings,
+    ground_truth: Annotations,
+    *,
+    tta: bool,
+    batch_size: int,
+    max_images: int | None,
+    pin_memory: bool,
 ) -> EvalLoader:
     """The images of one split, at the size of the test, or as decoded for test-time augmentation."""
     from codetr_cli.data.coco import CocoDataset
@@ -345,6 +349,7 @@ def _loader(
         pad_divisor=settings.data.pad_divisor,
         max_images=max_images,
         skip_bad=settings.data.bad_files == "skip",
+        annotations=ground_truth,
     )
     return EvalLoader(dataset, batch_size=batch_size, workers=settings.data.workers, pin_memory=pin_memory and not tta)
 
@@ -380,24 +385,23 @@ def _score_file(
 ) -> None:
     """Scores a file of detections, by the rules of the data set that the annotations are of."""
     from codetr_cli.data.annotations import check_kind, read_annotations
-    from codetr_cli.evaluation.backends import engine_version
-    from codetr_cli.evaluation.evaluator import announce_engine
-    from codetr_cli.evaluation.protocol import counting
+    from codetr_cli.evaluation.backends import choose_backend, scorer_version
+    from codetr_cli.evaluation.protocol import metric_names
     from codetr_cli.evaluation.scoring import score_detections
     from codetr_cli.inference.detections import load_detections
 
     found = load_detections(detections)
     masks = masks and found.masks is not None
-    truth = read_annotations(paths.annotations_path, with_outlines=masks)
+    ground_truth = read_annotations(paths.annotations_path, with_outlines=masks)
     if dataset is not None:
-        check_kind(truth, dataset, paths.annotations_path)
-    chosen = announce_engine(engine, len(found), console.info)
-    image_ids = truth.image_ids[:max_images].tolist()
-    scores = score_detections(truth, found, image_ids, where=str(paths.annotations_path), engine=chosen)
-    metrics, convention = counting(lvis=truth.is_lvis, masks=masks)
+        check_kind(ground_truth, dataset, paths.annotations_path)
+    scorer = choose_backend(engine, len(found))
+    image_ids = ground_truth.image_ids[:max_images].tolist()
+    scores = score_detections(ground_truth, found, image_ids, where=str(paths.annotations_path), scorer=scorer)
+    metrics, convention = metric_names(lvis=ground_truth.is_lvis, masks=masks)
     protocol = (
         f"{len(found)} detections of {detections}; {paths.annotations_path.stem}, {scores.images} images; {metrics} "
-        f"metrics by {engine_version(chosen)}: {convention}"
+        f"metrics by {scorer_version(scorer)}: {convention}"
     )
     _show(scores.metrics, scores.per_class if shown.per_class else [], f"{detections.name}, {scores.images} images")
     if shown.protocol:

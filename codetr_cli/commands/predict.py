@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from codetr_cli.inference.detector import Detector, Prediction
-    from codetr_cli.inference.inputs import SourceImage
+    from codetr_cli.inference.inputs import InputImage
 
 PREDICTIONS_NAME = "predictions.json"
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -67,8 +67,6 @@ def predict(
     chosen = [f"test.head={head}"] if head else []
     weights = fetched(checkpoint) or _newest()
     detector = Detector.load(weights, device, precision, overrides=[*chosen, *(overrides or [])], tta=tta)
-    for note in detector.loaded.notes:
-        console.warn(note)
     folder = free_folder(out, PREDICTIONS_NAME, force=force)
     folder.mkdir(parents=True, exist_ok=True)
     results = Results(folder)
@@ -113,7 +111,7 @@ class Results:
     images: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def add(self, image: SourceImage, prediction: Prediction, seconds: float, drawn: Path | None) -> None:
+    def add(self, image: InputImage, prediction: Prediction, seconds: float, drawn: Path | None) -> None:
         """Takes one image's detections."""
         names = dict(zip(prediction.category_ids.tolist(), prediction.class_names, strict=True))
         self.records += [
@@ -154,7 +152,7 @@ class Results:
 
 def _predict_one(
     detector: Detector,
-    image: SourceImage,
+    image: InputImage,
     results: Results,
     *,
     score: float,
@@ -163,17 +161,17 @@ def _predict_one(
     draw: bool,
 ) -> None:
     """Looks at one image; a broken file is noted and the others go on."""
+    from codetr_cli.data.images import read_image
     from codetr_cli.errors import DatasetError
-    from codetr_cli.inference.detector import to_pixels
 
     started = time.perf_counter()
     try:
-        pixels = to_pixels(image.path, max_pixels=detector.loaded.settings.data.max_pixels)
+        pixels = read_image(image.path, max_pixels=detector.loaded.settings.data.max_pixels)
     except DatasetError as error:
         results.failed[str(image.path)] = str(error)
         console.warn(str(error))
         return
-    prediction = detector.predict(pixels, score=score, max_dets=max_dets, nms=nms)
+    prediction = detector.predict_pixels(pixels, score=score, max_dets=max_dets, nms=nms)
     seconds = time.perf_counter() - started
     drawn = None
     if draw:
@@ -181,7 +179,7 @@ def _predict_one(
         suffix = name.suffix if name.suffix.lower() in DRAWN_SUFFIXES else ".png"
         drawn = results.folder / name.with_suffix(suffix)
         drawn.parent.mkdir(parents=True, exist_ok=True)
-        prediction.draw(pixels).save(drawn, quality=92)
+        prediction.draw_on(pixels).save(drawn, quality=92)
     results.add(image, prediction, seconds, drawn)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from codetr_cli.config.schema import DataConfig, DatasetName, Settings
-from codetr_cli.data.annotations import check_kind, read_annotations
+from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.bad_files import BAD_FILES_KEY, BLANK, BadFile
 from codetr_cli.data.copy_paste import CopyPaste
 from codetr_cli.data.formats.cache import source_of
@@ -55,6 +55,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         skip_bad: replace unreadable files: in training by another image, else by a blank one. The target lists them
             under `bad_files`.
         skip_files: paths of files, `images_dir` joined with their names, to exclude from the start.
+        annotations: the content of `annotations_path` if it was read before, with outlines where masks are read.
 
     Attributes:
         class_names: names in the order of the labels.
@@ -89,6 +90,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         oversample_threshold: float | None = None,
         skip_bad: bool = False,
         skip_files: Collection[str] = (),
+        annotations: Annotations | None = None,
     ) -> None:
         self.images_dir = images_dir
         self.annotations_path = annotations_path
@@ -100,7 +102,8 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         self.copy_paste = copy_paste
         self.training = training
         self.skip_bad = skip_bad
-        annotations = read_annotations(annotations_path, with_outlines=masks)
+        if annotations is None:
+            annotations = read_annotations(annotations_path, with_outlines=masks)
         if dataset is not None:
             check_kind(annotations, dataset, annotations_path)
         self.class_names = annotations.class_names
@@ -126,7 +129,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         self.sizes = annotations.sizes[items]
         heights, widths = self.sizes.T
         self.aspect_flags = (widths / heights > 1).astype(np.int64)
-        self._outlines = annotations.outlines
+        self._outlines = annotations.outlines if masks else None
         self._objects = annotations.usable_objects(rows, with_crowd=not training)
         if training and not len(self._objects.labels):
             source = source_of(annotations_path)
@@ -277,7 +280,13 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
 
 
 def build_dataset(
-    settings: Settings, *, split: Split, training: bool, data: str | None = None, skip_files: Collection[str] = ()
+    settings: Settings,
+    *,
+    split: Split,
+    training: bool,
+    data: str | None = None,
+    skip_files: Collection[str] = (),
+    annotations: Annotations | None = None,
 ) -> CocoDataset:
     """Builds the dataset of the settings.
 
@@ -287,6 +296,7 @@ def build_dataset(
         training: augment and filter for training; otherwise every image is resized as for testing.
         data: folder given on the command line.
         skip_files: image files to exclude.
+        annotations: of the split, if they were read before.
 
     Raises:
         DatasetError: the data is not found, or the annotations are unusable.
@@ -310,6 +320,7 @@ def build_dataset(
         oversample_threshold=settings.data.oversample_threshold,
         skip_bad=settings.data.bad_files == "skip",
         skip_files=skip_files,
+        annotations=annotations,
     )
 
 

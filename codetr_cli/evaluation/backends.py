@@ -1,7 +1,8 @@
-"""Precision and recall tables by an engine: hotcoco (Rust, seconds for COCO) or pycocotools (the oracle, minutes).
+"""Scoring backends: hotcoco (Rust, seconds for COCO) and pycocotools (the reference, minutes); results are identical.
 
-Both match detections to objects by COCO's rules, or by LVIS's federated ones (arXiv 1908.03195): detections of classes
-that nobody looked for in an image are left out, and those of classes not annotated exhaustively are never wrong.
+Both match detections to objects by COCO's rules, or by LVIS's federated rules (arXiv 1908.03195): detections of classes
+that an image was not annotated for are ignored, and unmatched detections of classes that are not annotated exhaustively
+are not false positives.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,17 +21,22 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-Engine = Literal["hotcoco", "pycocotools"]
+logger = logging.getLogger(__name__)
+
+Scorer = Literal["hotcoco", "pycocotools"]
 IouType = Literal["bbox", "segm"]
+
+MANY_DETECTIONS = 30_000
+"""Scoring more than these takes pycocotools more than a few seconds."""
 
 
 @dataclass(frozen=True)
 class Federation:
-    """What LVIS says of images and classes beyond objects.
+    """LVIS's federated annotation lists.
 
     Attributes:
-        negative: classes (category ids) that are known to be absent, by image id.
-        not_exhaustive: classes of which there may be more objects than are annotated, by image id.
+        negative: category ids that are verified absent, by image id.
+        not_exhaustive: category ids of which only some objects are annotated, by image id.
         frequencies: "r", "c" or "f" (rare, common, frequent) of each class, in the order of the category ids.
     """
 
@@ -39,17 +46,17 @@ class Federation:
 
 
 @dataclass(frozen=True, eq=False)
-class Objects:
+class Instances:
     """Annotated objects or detections as columns of N rows.
 
     Attributes:
         image_ids: (N,) int64.
         category_ids: (N,) int64.
         boxes_xywh: (N, 4) float64.
-        area: (N,) float64 in square pixels, what the sizes of objects are told by.
+        area: (N,) float64 in square pixels; decides whether an object is small, medium or large.
         iscrowd: (N,) int64; all 0 for detections.
         scores: (N,) float64; None for annotated objects.
-        outlines: polygons or run lengths of each row, where masks are compared.
+        segmentations: polygons or RLE of each row, where masks are compared.
     """
 
     image_ids: NDArray[np.int64]
@@ -58,51 +65,51 @@ class Objects:
     area: NDArray[np.float64]
     iscrowd: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None
-    outlines: list[Any] | None = None
+    segmentations: list[Any] | None = None
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is to be scored.
+class ScoringInputs:
+    """What a backend scores.
 
     Attributes:
-        images: (id, height, width) of each image that counts, ascending by id.
+        images: (id, height, width) of each scored image, ascending by id.
         category_ids: ascending.
         objects: annotated on these images.
-        found: detections on these images, in the order in which equal scores are ranked.
+        detections: on these images; of equal scores, earlier rows rank first.
         iou_type: compare boxes or masks.
-        max_dets: detections per image and class that count, ascending; one table each.
+        max_dets: detections per image and class that are scored, ascending; one table for each.
         federation: LVIS's lists; None: COCO's rules.
     """
 
     images: Sequence[tuple[int, int, int]]
     category_ids: Sequence[int]
-    objects: Objects
-    found: Objects
+    objects: Instances
+    detections: Instances
     iou_type: IouType
     max_dets: Sequence[int]
     federation: Federation | None = None
 
-    def image_tables(self) -> list[dict[str, Any]]:
-        """The images as an annotation file lists them."""
-        tables: list[dict[str, Any]] = [{"id": i, "height": h, "width": w} for i, h, w in self.images]
+    def image_entries(self) -> list[dict[str, Any]]:
+        """The `images` list of an annotation file."""
+        entries: list[dict[str, Any]] = [{"id": i, "height": h, "width": w} for i, h, w in self.images]
         if self.federation is not None:
-            for table in tables:
-                table["neg_category_ids"] = self.federation.negative[table["id"]]
-                table["not_exhaustive_category_ids"] = self.federation.not_exhaustive[table["id"]]
-        return tables
+            for entry in entries:
+                entry["neg_category_ids"] = self.federation.negative[entry["id"]]
+                entry["not_exhaustive_category_ids"] = self.federation.not_exhaustive[entry["id"]]
+        return entries
 
-    def category_tables(self) -> list[dict[str, Any]]:
-        """The classes as an annotation file lists them."""
-        tables: list[dict[str, Any]] = [{"id": i, "name": str(i)} for i in self.category_ids]
+    def category_entries(self) -> list[dict[str, Any]]:
+        """The `categories` list of an annotation file."""
+        entries: list[dict[str, Any]] = [{"id": i, "name": str(i)} for i in self.category_ids]
         if self.federation is not None:
-            for table, frequency in zip(tables, self.federation.frequencies, strict=True):
-                table["frequency"] = frequency
-        return tables
+            for entry, frequency in zip(entries, self.federation.frequencies, strict=True):
+                entry["frequency"] = frequency
+        return entries
 
 
 @dataclass(frozen=True)
-class Tables:
+class PrecisionRecall:
     """COCO's tables, -1 where a class has no object of a size.
 
     Attributes:
@@ -114,131 +121,134 @@ class Tables:
     recall: NDArray[np.float64]
 
 
-def choose_engine(wanted: Engine | None = None) -> tuple[Engine, str | None]:
-    """The engine to score with, and what a person should know of the choice.
+def choose_backend(requested: Scorer | None, detections: int) -> Scorer:
+    """The scoring backend to use; logs a fallback, and a scoring that takes long.
 
     Args:
-        wanted: None: hotcoco. Where it cannot be imported, pycocotools takes its place.
+        requested: None: hotcoco. pycocotools replaces it where it cannot be imported.
+        detections: number of detections to score.
     """
-    if wanted == "pycocotools":
-        return wanted, None
-    try:
-        import hotcoco  # noqa: F401
-    except ImportError as error:
-        return "pycocotools", (
-            f"hotcoco cannot be imported ({error}): scoring with pycocotools, which gives the same numbers in minutes "
-            "instead of seconds. `pip install hotcoco` mends it"
-        )
-    return "hotcoco", None
+    scorer: Scorer = requested or "hotcoco"
+    if scorer == "hotcoco":
+        try:
+            import hotcoco  # noqa: F401
+        except ImportError as error:
+            scorer = "pycocotools"
+            logger.info(
+                "hotcoco cannot be imported (%s): scoring with pycocotools, which gives the same numbers in minutes "
+                "instead of seconds. Install it with `pip install hotcoco`",
+                error,
+            )
+    if scorer == "pycocotools" and detections > MANY_DETECTIONS:
+        logger.info("Scoring %s detections with pycocotools; this takes a while", f"{detections:,}")
+    return scorer
 
 
-def engine_version(engine: Engine) -> str:
-    """The engine with its version, as a protocol names it."""
-    return f"{engine} {importlib.metadata.version(engine)}"
+def scorer_version(scorer: Scorer) -> str:
+    """The backend with its version, for the protocol."""
+    return f"{scorer} {importlib.metadata.version(scorer)}"
 
 
-def compute_tables(engine: Engine, question: Question) -> Tables:
+def compute_tables(scorer: Scorer, inputs: ScoringInputs) -> PrecisionRecall:
     """Matches detections to objects and accumulates precision and recall."""
-    return _hotcoco_tables(question) if engine == "hotcoco" else _pycocotools_tables(question)
+    return _hotcoco_tables(inputs) if scorer == "hotcoco" else _pycocotools_tables(inputs)
 
 
 # ------------------------------------------------------------------------------------------------------------- hotcoco
 
 
-def _hotcoco_tables(question: Question) -> Tables:
+def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:
     import hotcoco
 
-    objects, found = question.objects, question.found
-    assert found.scores is not None
-    truth = hotcoco.COCO.from_arrays(
-        question.image_tables(),
-        question.category_tables(),
+    objects, detections = inputs.objects, inputs.detections
+    assert detections.scores is not None
+    ground_truth = hotcoco.COCO.from_arrays(
+        inputs.image_entries(),
+        inputs.category_entries(),
         objects.image_ids,
         objects.category_ids,
         objects.boxes_xywh,
         area=objects.area,
         iscrowd=objects.iscrowd,
-        segmentation=objects.outlines,
+        segmentation=objects.segmentations,
     )
-    columns = (found.image_ids, *found.boxes_xywh.T, found.scores, found.category_ids)
-    detections = truth.load_res(np.stack(columns, axis=1).astype(np.float64), segmentation=found.outlines)
-    if found.outlines is not None:  # hotcoco takes the area of the box
-        detections.update_anns(ids=np.arange(1, len(found.area) + 1), area=found.area)
-    federated = question.federation is not None
-    evaluation = hotcoco.COCOeval(truth, detections, question.iou_type, lvis_style=federated)
-    evaluation.params.max_dets = list(question.max_dets)
+    columns = (detections.image_ids, *detections.boxes_xywh.T, detections.scores, detections.category_ids)
+    results = ground_truth.load_res(np.stack(columns, axis=1).astype(np.float64), segmentation=detections.segmentations)
+    if detections.segmentations is not None:  # hotcoco uses the area of the box
+        results.update_anns(ids=np.arange(1, len(detections.area) + 1), area=detections.area)
+    evaluation = hotcoco.COCOeval(ground_truth, results, inputs.iou_type, lvis_style=inputs.federation is not None)
+    evaluation.params.max_dets = list(inputs.max_dets)
     evaluation.evaluate()
     evaluation.accumulate()
     tables = evaluation.eval
     assert tables is not None
-    return Tables(np.asarray(tables["precision"]), np.asarray(tables["recall"]))
+    return PrecisionRecall(np.asarray(tables["precision"]), np.asarray(tables["recall"]))
 
 
 # --------------------------------------------------------------------------------------------------------- pycocotools
 
 
-def _pycocotools_tables(question: Question) -> Tables:
-    objects, found = _rows(question.objects), _rows(question.found)
-    if question.federation is not None:
-        found = _looked_for(found, objects, question.federation)
+def _pycocotools_tables(inputs: ScoringInputs) -> PrecisionRecall:
+    objects, detections = _records(inputs.objects), _records(inputs.detections)
+    if inputs.federation is not None:
+        detections = _in_annotated_classes(detections, objects, inputs.federation)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
-        evaluation = COCOeval(_coco(question, objects), _coco(question, found), question.iou_type)
-        evaluation.params.maxDets = list(question.max_dets)
+        evaluation = COCOeval(_coco(inputs, objects), _coco(inputs, detections), inputs.iou_type)
+        evaluation.params.maxDets = list(inputs.max_dets)
         evaluation.evaluate()
-        if question.federation is not None:
-            _forgive_unmatched(evaluation.evalImgs, question.federation)
+        if inputs.federation is not None:
+            _ignore_unmatched(evaluation.evalImgs, inputs.federation)
         evaluation.accumulate()
-    return Tables(evaluation.eval["precision"], evaluation.eval["recall"])
+    return PrecisionRecall(evaluation.eval["precision"], evaluation.eval["recall"])
 
 
-def _rows(objects: Objects) -> list[dict[str, Any]]:
-    """Objects as pycocotools takes them.
+def _records(instances: Instances) -> list[dict[str, Any]]:
+    """Instances as pycocotools takes them, with new ids from 1.
 
-    They get ids of their own from 1 on: pycocotools takes a match with id 0 for no match, and loses annotations that
-    share an id.
+    pycocotools takes a match with id 0 for no match, and loses annotations that share an id.
     """
-    names = ["image_id", "category_id", "bbox", "area", "iscrowd"]
-    columns = [
-        column.tolist()
-        for column in (objects.image_ids, objects.category_ids, objects.boxes_xywh, objects.area, objects.iscrowd)
-    ]
-    if objects.scores is not None:
-        names.append("score")
-        columns.append(objects.scores.tolist())
-    if objects.outlines is not None:
-        names.append("segmentation")
-        columns.append(objects.outlines)
-    rows = enumerate(zip(*columns, strict=True), start=1)
-    return [{"id": number, **dict(zip(names, row, strict=True))} for number, row in rows]
+    columns = {
+        "image_id": instances.image_ids.tolist(),
+        "category_id": instances.category_ids.tolist(),
+        "bbox": instances.boxes_xywh.tolist(),
+        "area": instances.area.tolist(),
+        "iscrowd": instances.iscrowd.tolist(),
+    }
+    if instances.scores is not None:
+        columns["score"] = instances.scores.tolist()
+    if instances.segmentations is not None:
+        columns["segmentation"] = instances.segmentations
+    rows = enumerate(zip(*columns.values(), strict=True), start=1)
+    return [{"id": number, **dict(zip(columns, row, strict=True))} for number, row in rows]
 
 
-def _coco(question: Question, annotations: list[dict[str, Any]]) -> COCO:
+def _coco(inputs: ScoringInputs, annotations: list[dict[str, Any]]) -> COCO:
     coco = COCO()
     coco.dataset = {
-        "images": question.image_tables(),
-        "categories": question.category_tables(),
+        "images": inputs.image_entries(),
+        "categories": inputs.category_entries(),
         "annotations": annotations,
     }
     coco.createIndex()
     return coco
 
 
-def _looked_for(
-    found: list[dict[str, Any]], objects: list[dict[str, Any]], federation: Federation
+def _in_annotated_classes(
+    detections: list[dict[str, Any]], objects: list[dict[str, Any]], federation: Federation
 ) -> list[dict[str, Any]]:
-    """The detections of classes that are annotated or known to be absent in their image."""
-    checked = {(row["image_id"], row["category_id"]) for row in objects}
+    """The detections of classes that are annotated or verified absent in their image."""
+    checked = {(record["image_id"], record["category_id"]) for record in objects}
     checked |= {(image_id, category_id) for image_id, ids in federation.negative.items() for category_id in ids}
-    return [row for row in found if (row["image_id"], row["category_id"]) in checked]
+    return [record for record in detections if (record["image_id"], record["category_id"]) in checked]
 
 
-def _forgive_unmatched(pairs: Sequence[dict[str, Any] | None], federation: Federation) -> None:
-    """Ignores the unmatched detections of classes that an image is not annotated with exhaustively."""
-    for pair in pairs:
-        if pair is not None and pair["category_id"] in federation.not_exhaustive[pair["image_id"]]:
-            pair["dtIgnore"] = np.logical_or(pair["dtIgnore"], pair["dtMatches"] == 0)
+def _ignore_unmatched(matches: Sequence[dict[str, Any] | None], federation: Federation) -> None:
+    """Ignores the unmatched detections of classes that are not annotated exhaustively in their image."""
+    for match in matches:
+        if match is not None and match["category_id"] in federation.not_exhaustive[match["image_id"]]:
+            match["dtIgnore"] = np.logical_or(match["dtIgnore"], match["dtMatches"] == 0)
 
 
 def mask_areas(masks: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
-    """(N,) number of pixels of each mask in run lengths."""
+    """(N,) number of pixels of each RLE mask."""
     return np.array([mask_utils.area(mask) for mask in masks], np.float64)  # a list of over 255 overflows in there

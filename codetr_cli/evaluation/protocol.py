@@ -1,4 +1,4 @@
-"""How an AP was measured, in one line that belongs beside it, and whether a published AP was measured the same way."""
+"""The protocol of an AP in one line, and whether the published AP was measured by the same protocol."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
+from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.evaluation.scoring import COCO_CONVENTION, LVIS_CONVENTION, MASK_PREFIX
 from codetr_cli.inference.tta import Augmentation, size_text
-from codetr_cli.models.postprocess import PostProcess
 
 PUBLISHED_IMAGES = {"coco": ("COCO val2017", 5000), "lvis": ("LVIS v1 val", 19809)}
-"""What published numbers were measured on, by `data.dataset`; for Objects365 none were published."""
+"""The images of the published numbers, by `data.dataset`; for Objects365 none were published."""
 
 DECISIVE = (
     *("short_side", "long_side", "canvas"),
@@ -21,23 +21,26 @@ DECISIVE = (
 )
 """Test settings that change numbers."""
 
+JSON_KEYS = {"scorer": "engine", "skipped": "left_out"}
+"""Keys of `--json` that differ from the attributes of a protocol."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How detections were made and counted.
+    """How detections were made and scored.
 
     Attributes:
         views: "single scale 800x1333", or the views of test-time augmentation.
         suppression: which NMS, in words.
         max_detections: kept per image; None where an auxiliary head decides.
-        head: whose detections.
+        head: the head that detects.
         precision: of the network's arithmetic.
         split: which part of which annotations.
-        images: scored.
-        left_out: images that are not, because their files cannot be read.
+        images: number of scored images.
         metrics: "COCO box", "COCO box and mask", "LVIS box" or "LVIS box and mask".
-        engine: who matched detections to objects, with its version.
+        scorer: the scoring backend with its version.
         convention: what each column counts.
+        skipped: number of images that are not scored, because their files cannot be read.
     """
 
     views: str
@@ -48,69 +51,66 @@ class Protocol:
     split: str
     images: int
     metrics: str
-    engine: str
+    scorer: str
     convention: str
-    left_out: int = 0
+    skipped: int = 0
 
     def __str__(self) -> str:
         kept = "" if self.max_detections is None else f", up to {self.max_detections} detections per image"
-        total = self.images + self.left_out
-        without = f" ({self.left_out} of {total} left out: their files cannot be read)" if self.left_out else ""
+        total = self.images + self.skipped
+        without = f" ({self.skipped} of {total} skipped: their files cannot be read)" if self.skipped else ""
         return (
             f"{self.views}, {self.suppression}{kept}, {self.head} head, {self.precision}; "
-            f"{self.split}, {self.images} images{without}; {self.metrics} metrics by {self.engine}: {self.convention}"
+            f"{self.split}, {self.images} images{without}; {self.metrics} metrics by {self.scorer}: {self.convention}"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The parts by name."""
-        return asdict(self)
+        """The parts by name, for `--json`."""
+        return {JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
 
-def counting(*, lvis: bool, masks: bool) -> tuple[str, str]:
+def metric_names(*, lvis: bool, masks: bool) -> tuple[str, str]:
     """The `metrics` and the `convention` of a protocol."""
     name = f"{'LVIS' if lvis else 'COCO'} box{' and mask' if masks else ''}"
     return name, LVIS_CONVENTION if lvis else COCO_CONVENTION
 
 
-def describe_protocol(
-    settings: Settings,
-    postprocess: PostProcess,
-    *,
-    augmentation: Augmentation | None,
-    precision: str,
-    split: str,
-    images: int,
-    metrics: str,
-    engine: str,
-    convention: str,
-    left_out: int = 0,
-) -> Protocol:
-    """The protocol of an evaluation, from what it was made with."""
+def describe_protocol(request: EvalRequest, *, scorer: str, images: int, skipped: int = 0) -> Protocol:
+    """The protocol of an evaluation.
+
+    Args:
+        request: as evaluated.
+        scorer: the scoring backend with its version.
+        images: number of scored images.
+        skipped: number of images whose files cannot be read.
+    """
+    postprocess, augmentation = request.postprocess, request.augmentation
     own_nms = postprocess.head != "decoder"
     suppression = {
         "none": "no NMS",
         "hard": f"NMS at IoU {postprocess.nms_iou:g}",
         "soft": f"soft-NMS at IoU {postprocess.nms_iou:g} over {postprocess.candidates}",
     }[postprocess.nms]
-    views = f"single scale {size_text(settings.test)}"
+    views = f"single scale {size_text(request.settings.test)}"
     if own_nms:
         suppression = "with that head's own NMS"
     if augmentation is not None:
         views = describe_views(augmentation)
         merged = f"merged by soft-NMS at IoU {postprocess.nms_iou:g}"
         suppression = f"{suppression}, {merged}" if own_nms else merged
+    metrics, convention = metric_names(lvis=request.ground_truth.is_lvis, masks=request.masks)
     return Protocol(
         views=views,
         suppression=suppression,
         max_detections=None if own_nms and augmentation is None else postprocess.max_detections,
         head=postprocess.head,
-        precision=precision,
-        split=split,
+        precision=request.precision,
+        split=request.split,
         images=images,
         metrics=metrics,
-        engine=engine,
+        scorer=scorer,
         convention=convention,
-        left_out=left_out,
+        skipped=skipped,
     )
 
 
@@ -127,12 +127,12 @@ def describe_views(augmentation: Augmentation) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """The published AP of a preset beside what was measured.
+    """The published AP of a preset, and how a measurement differs from its protocol.
 
     Attributes:
-        box_ap: published, in percent; None where none was.
-        mask_ap: likewise.
-        differences: how the measurement differs from the published one; empty: it may be compared.
+        box_ap: in percent; None if none was published.
+        mask_ap: in percent; None if none was published.
+        differences: from the published protocol; empty: the numbers are comparable.
     """
 
     box_ap: float | None
@@ -140,7 +140,7 @@ class Published:
     differences: list[str] = field(default_factory=list)
 
     def sentence(self, metrics: Mapping[str, float]) -> str:
-        """What a person should make of it.
+        """The comparison in one sentence.
 
         Args:
             metrics: as measured, in [0, 1].
@@ -170,18 +170,18 @@ def find_published(
     images: int,
     trained: bool,
 ) -> Published | None:
-    """The AP published for the preset that settings come from, and what keeps a measurement from being compared.
+    """The AP published for the preset that settings come from, and how a measurement differs from its protocol.
 
     Args:
         settings: of the evaluation.
-        tta: whether test-time augmentation was used.
+        tta: with test-time augmentation.
         precision: of the network's arithmetic.
         split: "val", or the name of an annotation file.
-        images: scored.
-        trained: whether the weights are anything but random.
+        images: number of scored images.
+        trained: whether the weights are not random.
 
     Returns:
-        None when nothing was published for it, or it has another network or other classes by now.
+        None if nothing was published for the preset, or the settings have another number of classes.
     """
     if settings.name not in preset_names():
         return None
@@ -214,9 +214,3 @@ def _tta_difference(box_ap_tta: float | None) -> str:
 
 def _value(value: object) -> str:
     return "unset" if value is None else f"{value}"
-
-
-def expects_masks(settings: Settings, postprocess: PostProcess) -> bool:
-    """Whether detections come with masks: those of the RoI head by `fcn`, those of the decoder by `refine`."""
-    kind = settings.model.mask.kind
-    return (kind == "fcn" and postprocess.head == "roi") or (kind == "refine" and postprocess.head == "decoder")

@@ -1,4 +1,4 @@
-"""Box and mask metrics of detections: the published reading of COCO's tables, and LVIS's own. No model.
+"""Box and mask metrics of detections by the published convention for COCO's tables, and by LVIS's own. No model.
 
 Published convention for COCO (mmdet's CocoMetric, maxDets = (100, 300, 1000)): AP over IoU 0.50:0.95 counts 100
 detections per image and class, AP50, AP75 and the AP by object size count up to 1000. AR1 and AR10 are COCO's standard
@@ -18,12 +18,11 @@ from codetr_cli.data.annotations import Annotations
 from codetr_cli.data.outlines import OutlineError, check_polygons, decode
 from codetr_cli.errors import DatasetError
 from codetr_cli.evaluation.backends import (
-    Engine,
     Federation,
-    IouType,
-    Objects,
-    Question,
-    Tables,
+    Instances,
+    PrecisionRecall,
+    Scorer,
+    ScoringInputs,
     compute_tables,
     mask_areas,
 )
@@ -37,10 +36,10 @@ COCO_CONVENTION = (
     "AR at the number in its name"
 )
 LVIS_CONVENTION = (
-    "every column counts the 300 best detections of an image over all classes; classes that nobody looked for in an "
-    "image do not count there; APr, APc, APf: rare, common, frequent classes"
+    "every column counts the 300 best detections of an image over all classes; classes that an image was not annotated "
+    "for are ignored in it; APr, APc, APf: rare, common, frequent classes"
 )
-"""What each column counts, for the line printed beside the numbers."""
+"""What each column counts; printed with the metrics."""
 
 METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -51,7 +50,7 @@ FREQUENCIES = ("r", "c", "f")
 """LVIS's groups of classes by the number of training images that have them: rare, common, frequent."""
 
 MASK_PREFIX = "mask_"
-"""Before the name of a metric of masks: mask_AP, mask_AP50, ..."""
+"""Prefix of mask metrics: mask_AP, mask_AP50, ..."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,13 @@ class ClassScore:
     """AP of one class: over IoU 0.50:0.95, and at IoU 0.50; -1 where the class has no object to find.
 
     Attributes:
-        name: the class.
-        category_id: its original id.
-        objects: annotated, without crowds.
+        name: of the class.
+        category_id: original id.
+        objects: number of annotated objects, without crowds.
         AP: of boxes.
         AP50: of boxes.
-        mask_AP: of masks, None where there are none.
-        mask_AP50: likewise.
+        mask_AP: of masks; None if masks were not scored.
+        mask_AP50: of masks; None if masks were not scored.
         frequency: LVIS's "r", "c" or "f"; None for other data sets.
     """
 
@@ -79,19 +78,19 @@ class ClassScore:
     frequency: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The values that there are."""
+        """The values that are not None."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics in [0, 1] by name, -1 where nothing could be found, and what they were counted over.
+    """Metrics in [0, 1] by name, -1 where there is no object to find, and what they were computed over.
 
     Attributes:
-        metrics: of boxes under `METRICS` (or `LVIS_METRICS`), of masks under the same names with "mask_" before them.
+        metrics: of boxes under `METRICS` (or `LVIS_METRICS`), of masks under the same names with the prefix "mask_".
         per_class: in the order of the category ids.
-        images: images scored.
-        objects: annotations scored, crowds included.
+        images: number of scored images.
+        objects: number of scored annotations, crowds included.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -101,55 +100,56 @@ class Scores:
 
 
 def score_detections(
-    truth: Annotations,
+    ground_truth: Annotations,
     detections: DetectionTable,
     image_ids: Iterable[int] | None = None,
     *,
     where: str,
-    engine: Engine = "hotcoco",
+    scorer: Scorer = "hotcoco",
 ) -> Scores:
     """Metrics of boxes and, where both sides have them, of masks.
 
     Args:
-        truth: the annotations; every object counts, also those that training leaves out. LVIS's are scored by LVIS's
-            rules. Masks are scored if they were read with outlines.
+        ground_truth: every object counts, also those that training skips. LVIS's annotations are scored by LVIS's
+            rules. Masks are scored if the annotations were read with outlines.
         detections: with original category ids.
-        image_ids: the images that were looked at; None: all images of the annotations.
-        where: the annotation file, for messages.
-        engine: who matches detections to objects; the numbers do not depend on it.
+        image_ids: the evaluated images; None: all images of the annotations.
+        where: the annotation file, for error messages.
+        scorer: the scoring backend; the numbers do not depend on it.
 
     Raises:
-        DatasetError: detections name images or categories that the annotations do not have, an object has no usable
-            outline, or a mask has another size than its image.
+        DatasetError: detections of images or categories that the annotations do not have, an object without a usable
+            outline, or a mask that differs in size from its image.
     """
-    _check_known(detections.image_ids, "image_id", truth.image_ids, where)
-    _check_known(detections.category_ids, "category_id", np.array(truth.category_ids, np.int64), where)
-    wanted = truth.image_ids if image_ids is None else np.array(sorted(set(image_ids)), np.int64)
-    images = np.sort(truth.image_ids[np.isin(truth.image_ids, wanted)])
-    rows = np.flatnonzero(np.isin(truth.image_ids[truth.image_rows], images))
-    found = detections.of_images(images.tolist())
-    subject = _Subject(truth, images, rows, found)
-    boxes = compute_tables(engine, subject.question("bbox"))
-    scores = Scores(_summary(truth, boxes), _per_class(truth, rows, boxes), len(images), len(rows))
-    if truth.outlines is None or (found.masks is None and len(found)):
+    _check_known(detections.image_ids, "image_id", ground_truth.image_ids, where)
+    _check_known(detections.category_ids, "category_id", np.array(ground_truth.category_ids, np.int64), where)
+    evaluated = ground_truth.image_ids if image_ids is None else np.array(sorted(set(image_ids)), np.int64)
+    images = np.sort(ground_truth.image_ids[np.isin(ground_truth.image_ids, evaluated)])
+    rows = np.flatnonzero(np.isin(ground_truth.image_ids[ground_truth.image_rows], images))
+    detections = detections.of_images(images.tolist())
+    tables = compute_tables(scorer, _scoring_inputs(ground_truth, images, rows, detections))
+    scores = Scores(_summarize(ground_truth, tables), _per_class(ground_truth, rows, tables), len(images), len(rows))
+    if ground_truth.outlines is None or (detections.masks is None and len(detections)):
         return scores
-    check_outlines(truth, where)
-    _check_mask_sizes(truth, found, where)
-    outlines = _parsed_outlines(truth, rows, where)
-    return _with_masks(scores, truth, compute_tables(engine, subject.question("segm", outlines)))
+    check_outlines(ground_truth, where)
+    _check_mask_sizes(ground_truth, detections, where)
+    outlines = _parsed_outlines(ground_truth, rows, where)
+    inputs = _scoring_inputs(ground_truth, images, rows, detections, outlines)
+    return _with_masks(scores, ground_truth, compute_tables(scorer, inputs))
 
 
-def check_outlines(truth: Annotations, where: str) -> None:
-    """Makes sure that masks can be scored.
+def check_outlines(ground_truth: Annotations, where: str) -> None:
+    """Checks that masks can be scored.
 
     Raises:
         DatasetError: objects without an outline.
     """
-    missing = len(truth.labels) - (0 if truth.outlines is None else int(truth.outlines.present.sum()))
+    outlines = ground_truth.outlines
+    missing = len(ground_truth.labels) - (0 if outlines is None else int(outlines.present.sum()))
     if missing:
         raise DatasetError(
-            f"{where}: {missing} of {len(truth.labels)} objects have no outline (segmentation), and mask AP needs all "
-            "of them. Use annotations with masks; `codetr eval --boxes-only` scores boxes alone"
+            f"{where}: {missing} of {len(ground_truth.labels)} objects have no outline (segmentation), and mask AP "
+            "needs all of them. Use annotations with masks; `codetr eval --boxes-only` scores boxes alone"
         )
 
 
@@ -157,109 +157,109 @@ def _check_known(ids: NDArray[np.int64], key: str, known: NDArray[np.int64], whe
     unknown = np.setdiff1d(ids, known)
     if len(unknown):
         raise DatasetError(
-            f"the detections name {len(unknown)} values of {key} that {where} does not have (the first: "
+            f"the detections contain {len(unknown)} values of {key} that are not in {where} (the first: "
             f"{', '.join(str(value) for value in unknown[:5])}): score them against the annotations they were made for"
         )
 
 
-def _check_mask_sizes(truth: Annotations, found: DetectionTable, where: str) -> None:
-    sizes = dict(zip(truth.image_ids.tolist(), truth.sizes.tolist(), strict=True))
-    for image_id, mask in zip(found.image_ids.tolist(), found.masks or [], strict=True):
+def _check_mask_sizes(ground_truth: Annotations, detections: DetectionTable, where: str) -> None:
+    sizes = dict(zip(ground_truth.image_ids.tolist(), ground_truth.sizes.tolist(), strict=True))
+    for image_id, mask in zip(detections.image_ids.tolist(), detections.masks or [], strict=True):
         if list(mask["size"]) != sizes[image_id]:
             raise DatasetError(
-                f"a mask detected in image {image_id} is {mask['size'][0]}x{mask['size'][1]} pixels, and {where} says "
-                f"that the image is {sizes[image_id][0]}x{sizes[image_id][1]}: masks must have their image's size"
+                f"a mask detected in image {image_id} is {mask['size'][0]}x{mask['size'][1]} pixels, but according to "
+                f"{where} the image is {sizes[image_id][0]}x{sizes[image_id][1]}: masks must have their image's size"
             )
 
 
-def _parsed_outlines(truth: Annotations, rows: NDArray[np.int64], where: str) -> list[Any]:
-    """The outlines of some objects; broken ones would take the engines down or be drawn as something else."""
-    assert truth.outlines is not None
+def _parsed_outlines(ground_truth: Annotations, rows: NDArray[np.int64], where: str) -> list[Any]:
+    """The outlines of some objects; the backends crash on broken ones or read them as other shapes."""
+    assert ground_truth.outlines is not None
     outlines = []
     for row in rows.tolist():
-        outline = truth.outlines.parse(row)
-        height, width = truth.sizes[truth.image_rows[row]].tolist()
+        outline = ground_truth.outlines.parse(row)
+        height, width = ground_truth.sizes[ground_truth.image_rows[row]].tolist()
         try:
             if isinstance(outline, list):
                 check_polygons(outline)
             else:
                 decode(outline, (height, width))
         except OutlineError as error:
-            raise DatasetError(f"{where}: annotations[{truth.outlines.entries[row]}] has {error}") from error
+            raise DatasetError(f"{where}: annotations[{ground_truth.outlines.entries[row]}] has {error}") from error
         outlines.append(outline)
     return outlines
 
 
-# ---------------------------------------------------------------------------------------------------- what is compared
+# ------------------------------------------------------------------------------------------------------ backend inputs
 
 
-@dataclass(frozen=True, eq=False)
-class _Subject:
-    """What is scored: the images (ids, ascending), the rows of their objects, and the detections on them."""
+def _scoring_inputs(
+    ground_truth: Annotations,
+    images: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    detections: DetectionTable,
+    outlines: list[Any] | None = None,
+) -> ScoringInputs:
+    """What a backend scores: masks if outlines are given, else boxes.
 
-    truth: Annotations
-    images: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    found: DetectionTable
-
-    def question(self, iou_type: IouType, outlines: list[Any] | None = None) -> Question:
-        """What an engine is asked; with the objects' outlines for masks."""
-        found = self.found
-        federation = _federation(self.truth)
-        if federation is not None:
-            ranking = found.scores if iou_type == "bbox" else found.ranking_of_masks()
-            found = found.select(_best_of_each_image(found.image_ids, ranking, LVIS_MAX_DETS))
-        sizes = dict(zip(self.truth.image_ids.tolist(), self.truth.sizes.tolist(), strict=True))
-        return Question(
-            images=[(image_id, *sizes[image_id]) for image_id in self.images.tolist()],
-            category_ids=self.truth.category_ids,
-            objects=self._annotated(outlines),
-            found=_detected(found, iou_type),
-            iou_type=iou_type,
-            max_dets=COCO_MAX_DETS if federation is None else [LVIS_MAX_DETS],
-            federation=federation,
-        )
-
-    def _annotated(self, outlines: list[Any] | None) -> Objects:
-        truth, rows = self.truth, self.rows
-        crowd = truth.iscrowd[rows]
-        return Objects(
-            image_ids=truth.image_ids[truth.image_rows[rows]],
-            category_ids=np.array(truth.category_ids, np.int64)[truth.labels[rows]],
-            boxes_xywh=truth.boxes_xywh[rows],
-            area=truth.area[rows],
-            iscrowd=np.zeros_like(crowd) if truth.is_lvis else crowd,  # LVIS knows no crowds
-            outlines=outlines,
-        )
-
-
-def _federation(truth: Annotations) -> Federation | None:
-    """LVIS's lists; None for other annotations."""
-    if not truth.is_lvis:
-        return None
-    ids = truth.image_ids.tolist()
-    return Federation(
-        negative=dict(zip(ids, truth.neg_category_ids, strict=True)),
-        not_exhaustive=dict(zip(ids, truth.not_exhaustive_category_ids, strict=True)),
-        frequencies=truth.frequencies,
+    Args:
+        ground_truth: the annotations.
+        images: (I,) ids of the scored images, ascending.
+        rows: (N,) rows of their objects in the annotations.
+        detections: on these images.
+        outlines: of the N objects.
+    """
+    ranking = detections.scores if outlines is None else detections.ranking_of_masks()
+    if ground_truth.is_lvis:
+        best = _best_of_each_image(detections.image_ids, ranking, LVIS_MAX_DETS)
+        detections, ranking = detections.select(best), ranking[best]
+    masks = None if outlines is None else detections.masks or []
+    sizes = dict(zip(ground_truth.image_ids.tolist(), ground_truth.sizes.tolist(), strict=True))
+    return ScoringInputs(
+        images=[(image_id, *sizes[image_id]) for image_id in images.tolist()],
+        category_ids=ground_truth.category_ids,
+        objects=_annotated_instances(ground_truth, rows, outlines),
+        detections=Instances(
+            image_ids=detections.image_ids,
+            category_ids=detections.category_ids,
+            boxes_xywh=detections.boxes_xywh,
+            area=detections.boxes_xywh[:, 2] * detections.boxes_xywh[:, 3] if masks is None else mask_areas(masks),
+            iscrowd=np.zeros(len(detections), np.int64),
+            scores=ranking,
+            segmentations=masks,
+        ),
+        iou_type="bbox" if outlines is None else "segm",
+        max_dets=[LVIS_MAX_DETS] if ground_truth.is_lvis else COCO_MAX_DETS,
+        federation=_federation(ground_truth),
     )
 
 
-def _detected(found: DetectionTable, iou_type: IouType) -> Objects:
-    masks = (found.masks or []) if iou_type == "segm" else None
-    return Objects(
-        image_ids=found.image_ids,
-        category_ids=found.category_ids,
-        boxes_xywh=found.boxes_xywh,
-        area=found.boxes_xywh[:, 2] * found.boxes_xywh[:, 3] if masks is None else mask_areas(masks),
-        iscrowd=np.zeros(len(found), np.int64),
-        scores=found.scores if masks is None else found.ranking_of_masks(),
-        outlines=masks,
+def _annotated_instances(ground_truth: Annotations, rows: NDArray[np.int64], outlines: list[Any] | None) -> Instances:
+    crowd = ground_truth.iscrowd[rows]
+    return Instances(
+        image_ids=ground_truth.image_ids[ground_truth.image_rows[rows]],
+        category_ids=np.array(ground_truth.category_ids, np.int64)[ground_truth.labels[rows]],
+        boxes_xywh=ground_truth.boxes_xywh[rows],
+        area=ground_truth.area[rows],
+        iscrowd=np.zeros_like(crowd) if ground_truth.is_lvis else crowd,  # LVIS has no crowds
+        segmentations=outlines,
+    )
+
+
+def _federation(ground_truth: Annotations) -> Federation | None:
+    """LVIS's lists; None for other annotations."""
+    if not ground_truth.is_lvis:
+        return None
+    ids = ground_truth.image_ids.tolist()
+    return Federation(
+        negative=dict(zip(ids, ground_truth.neg_category_ids, strict=True)),
+        not_exhaustive=dict(zip(ids, ground_truth.not_exhaustive_category_ids, strict=True)),
+        frequencies=ground_truth.frequencies,
     )
 
 
 def _best_of_each_image(image_ids: NDArray[np.int64], scores: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
-    """Rows of the best detections of each image, in their own order; of equal scores the first rows are better."""
+    """Ascending rows of the best detections of each image; of equal scores, earlier rows rank first."""
     order = np.lexsort((np.arange(len(scores)), -scores, image_ids))
     _, starts, counts = np.unique(image_ids[order], return_index=True, return_counts=True)
     rank = np.arange(len(order)) - np.repeat(starts, counts)
@@ -278,12 +278,12 @@ def _mean(table: NDArray[np.float64]) -> float:
     return round(float(known.mean()), 12) if known.size else -1.0
 
 
-def _summary(truth: Annotations, tables: Tables) -> dict[str, float]:
+def _summarize(ground_truth: Annotations, tables: PrecisionRecall) -> dict[str, float]:
     """The named metrics of the tables."""
-    return _lvis_summary(tables, truth.frequencies) if truth.is_lvis else _coco_summary(tables)
+    return _lvis_summary(tables, ground_truth.frequencies) if ground_truth.is_lvis else _coco_summary(tables)
 
 
-def _coco_summary(tables: Tables) -> dict[str, float]:
+def _coco_summary(tables: PrecisionRecall) -> dict[str, float]:
     precision, recall = tables.precision, tables.recall
     at_100, at_1000 = COCO_MAX_DETS.index(100), COCO_MAX_DETS.index(1000)
     values = {
@@ -297,7 +297,7 @@ def _coco_summary(tables: Tables) -> dict[str, float]:
     return {name: values[name] for name in METRICS}
 
 
-def _lvis_summary(tables: Tables, frequencies: list[str]) -> dict[str, float]:
+def _lvis_summary(tables: PrecisionRecall, frequencies: list[str]) -> dict[str, float]:
     precision, recall = tables.precision[..., 0], tables.recall[..., 0]
     values = {
         "AP": _mean(precision[:, :, :, 0]),
@@ -312,30 +312,30 @@ def _lvis_summary(tables: Tables, frequencies: list[str]) -> dict[str, float]:
     return {name: values[name] for name in LVIS_METRICS}
 
 
-def _class_ap(truth: Annotations, tables: Tables) -> list[tuple[float, float]]:
+def _class_ap(ground_truth: Annotations, tables: PrecisionRecall) -> list[tuple[float, float]]:
     """AP and AP50 of each class."""
-    limit = 0 if truth.is_lvis else COCO_MAX_DETS.index(100)
+    limit = 0 if ground_truth.is_lvis else COCO_MAX_DETS.index(100)
     return [
         (_mean(tables.precision[:, :, index, 0, limit]), _mean(tables.precision[0, :, index, 0, limit]))
-        for index in range(len(truth.category_ids))
+        for index in range(len(ground_truth.category_ids))
     ]
 
 
-def _per_class(truth: Annotations, rows: NDArray[np.int64], tables: Tables) -> list[ClassScore]:
-    single = truth.labels[rows][truth.iscrowd[rows] == 0]
-    counts = np.bincount(single, minlength=len(truth.category_ids)).tolist()
-    columns = (truth.class_names, truth.category_ids, counts, _class_ap(truth, tables))
-    frequencies = truth.frequencies if truth.is_lvis else [None] * len(counts)
+def _per_class(ground_truth: Annotations, rows: NDArray[np.int64], tables: PrecisionRecall) -> list[ClassScore]:
+    single = ground_truth.labels[rows][ground_truth.iscrowd[rows] == 0]
+    counts = np.bincount(single, minlength=len(ground_truth.category_ids)).tolist()
+    columns = (ground_truth.class_names, ground_truth.category_ids, counts, _class_ap(ground_truth, tables))
+    frequencies = ground_truth.frequencies if ground_truth.is_lvis else [None] * len(counts)
     return [
         ClassScore(name, category_id, count, ap, ap50, frequency=frequency)
         for name, category_id, count, (ap, ap50), frequency in zip(*columns, frequencies, strict=True)
     ]
 
 
-def _with_masks(scores: Scores, truth: Annotations, tables: Tables) -> Scores:
-    metrics = {f"{MASK_PREFIX}{name}": value for name, value in _summary(truth, tables).items()}
+def _with_masks(scores: Scores, ground_truth: Annotations, tables: PrecisionRecall) -> Scores:
+    metrics = {f"{MASK_PREFIX}{name}": value for name, value in _summarize(ground_truth, tables).items()}
     per_class = [
         replace(score, mask_AP=ap, mask_AP50=ap50)
-        for score, (ap, ap50) in zip(scores.per_class, _class_ap(truth, tables), strict=True)
+        for score, (ap, ap50) in zip(scores.per_class, _class_ap(ground_truth, tables), strict=True)
     ]
     return replace(scores, metrics={**scores.metrics, **metrics}, per_class=per_class)

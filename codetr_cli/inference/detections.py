@@ -1,4 +1,4 @@
-"""Detections of many images as columns, and as COCO's result files. 1.5 million dicts would be gigabytes."""
+"""Detections of many images as columns, and COCO's result files. 1.5 million dicts would take gigabytes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pycocotools import mask as mask_utils
 from codetr_cli.errors import DatasetError
 
 Rle = dict[str, Any]
-"""A mask as COCO has it: `size` [height, width] of its image and `counts`, a text."""
+"""A mask in COCO's compressed run-length encoding: `size` [height, width] of its image, and `counts`, a string."""
 
 COUNTS = re.compile("[0-o]*[0-O]")
-"""Run lengths as COCO writes them: five bits a character, the sixth says that the number goes on."""
+"""COCO's compressed run lengths: five bits per character, the sixth bit marks that the number continues."""
 
 ROWS_AT_ONCE = 20_000
-"""Records that exist as Python objects at the same time when a table is written."""
+"""Records that exist as Python objects at the same time while a table is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +31,12 @@ class DetectionTable:
     """Detections of any number of images, one row each; N rows.
 
     Attributes:
-        image_ids: (N,) int64, ids of the annotations.
+        image_ids: (N,) int64, ids in the annotations.
         category_ids: (N,) int64, original ids.
         boxes_xywh: (N, 4) float64 (x, y, width, height) in pixels of the original image.
         scores: (N,) float64 in [0, 1].
-        masks: N masks in the size of the original image; None: boxes only.
-        mask_scores: (N,) float64, what masks are ranked by; None: by `scores`.
+        masks: N masks of the size of the original image; None: boxes only.
+        mask_scores: (N,) float64 that masks are ranked by; None: `scores`.
     """
 
     image_ids: NDArray[np.int64]
@@ -58,16 +58,16 @@ class DetectionTable:
     ) -> DetectionTable:
         """The detections of one image.
 
-        Boxes are rounded to 1e-4 pixel and scores to 1e-8: far below what any metric can see, and half the file. What
-        is scored is what is written, so that a file scores exactly like the run that wrote it.
+        Boxes are rounded to 1e-4 pixel and scores to 1e-8: far below the resolution of any metric, and half the file
+        size. The rounded values are scored too, so that a file scores exactly like the run that wrote it.
 
         Args:
             image_id: the image's id in the annotations.
             boxes_xyxy: (N, 4) in pixels of the original image.
             scores: (N,) in [0, 1].
             category_ids: N original category ids.
-            masks: N masks in the size of the original image.
-            mask_scores: (N,) where they differ from `scores`.
+            masks: N masks of the size of the original image.
+            mask_scores: (N,) if they differ from `scores`.
         """
         boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
         return cls(
@@ -86,19 +86,19 @@ class DetectionTable:
 
     @classmethod
     def join(cls, tables: Iterable[DetectionTable]) -> DetectionTable:
-        """One table of many, in their order; masks stay when every detection has one."""
+        """Concatenates tables. Masks are kept if every detection has one."""
         filled = [table for table in tables if len(table)]
         if not filled:
             return cls.empty()
         with_masks = all(table.masks is not None for table in filled)
-        own_scores = with_masks and any(table.mask_scores is not None for table in filled)
+        has_mask_scores = with_masks and any(table.mask_scores is not None for table in filled)
         return cls(
             image_ids=np.concatenate([table.image_ids for table in filled]),
             category_ids=np.concatenate([table.category_ids for table in filled]),
             boxes_xywh=np.concatenate([table.boxes_xywh for table in filled]),
             scores=np.concatenate([table.scores for table in filled]),
             masks=[mask for table in filled for mask in table.masks or ()] if with_masks else None,
-            mask_scores=np.concatenate([table.ranking_of_masks() for table in filled]) if own_scores else None,
+            mask_scores=np.concatenate([table.ranking_of_masks() for table in filled]) if has_mask_scores else None,
         )
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class DetectionTable:
         return list(self)
 
     def to_json(self) -> str:
-        """The text of a result file: COCO's format, with `mask_score` where masks have a score of their own."""
+        """The content of a result file in COCO's format, with `mask_score` if masks have scores of their own."""
         chunks = (self._records(slice(start, start + ROWS_AT_ONCE)) for start in range(0, len(self), ROWS_AT_ONCE))
         return f"[{', '.join(json.dumps(chunk)[1:-1] for chunk in chunks)}]"
 
@@ -158,11 +158,11 @@ class DetectionTable:
 def load_detections(path: Path) -> DetectionTable:
     """Reads detections in COCO's result format.
 
-    Records have `image_id`, `category_id`, `score`, and `bbox` (x, y, w, h in pixels), `segmentation` (run lengths) or
-    both; a box that is not given is the mask's. `mask_score` may give masks a score of their own.
+    Records have `image_id`, `category_id`, `score`, and `bbox` (x, y, w, h in pixels), `segmentation` (RLE) or
+    both; a missing box is computed from the mask. `mask_score` is optional.
 
     Raises:
-        DatasetError: missing, not JSON, or not a list of such records; names the first wrong one.
+        DatasetError: missing, not JSON, or not a list of such records; names the first invalid one.
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
@@ -177,7 +177,7 @@ def load_detections(path: Path) -> DetectionTable:
         problem = _detection_problem(record, with_masks=with_masks)
         if problem:
             raise DatasetError(f"{path}: detection number {index} {problem}")
-    own_scores = with_masks and any("mask_score" in record for record in records)
+    has_mask_scores = with_masks and any("mask_score" in record for record in records)
     boxes = [record["bbox"] if "bbox" in record else _box_of(record["segmentation"]) for record in records]
     return DetectionTable(
         image_ids=np.array([record["image_id"] for record in records], np.int64),
@@ -187,27 +187,27 @@ def load_detections(path: Path) -> DetectionTable:
         masks=[record["segmentation"] for record in records] if with_masks else None,
         mask_scores=(
             np.array([record.get("mask_score", record["score"]) for record in records], np.float64)
-            if own_scores
+            if has_mask_scores
             else None
         ),
     )
 
 
 def _detection_problem(record: object, *, with_masks: bool) -> str | None:
-    """Why a record is no COCO detection, or None."""
+    """Why a record is not a COCO detection, or None."""
     if not isinstance(record, dict):
-        return f"is a {type(record).__name__}, not a table"
+        return f"is a {type(record).__name__}, not an object"
     for key in ("image_id", "category_id"):
         if type(record.get(key)) is not int:
-            return f"has no whole number {key!r} (got {record.get(key)!r:.80})"
+            return f"has no integer {key!r} (got {record.get(key)!r:.80})"
     if with_masks and not _is_rle(record.get("segmentation")):
         return (
-            "has no usable segmentation, which others have: a table of size [height, width] and counts, a text "
+            "has no valid segmentation, which others have: an object with size [height, width] and counts, a string "
             f"(got {record.get('segmentation')!r:.80})"
         )
     box: Any = record.get("bbox")
     if ("bbox" in record or not with_masks) and not _is_box(box):
-        return f"has no usable bbox of four numbers x, y, width, height (got {box!r:.80})"
+        return f"has no valid bbox of four numbers x, y, width, height (got {box!r:.80})"
     if "mask_score" in record and not _is_finite(record["mask_score"]):
         return f"has no finite mask_score (got {record['mask_score']!r:.80})"
     return None if _is_finite(record.get("score")) else f"has no finite score (got {record.get('score')!r:.80})"
@@ -218,7 +218,7 @@ def _is_box(box: object) -> bool:
 
 
 def _is_rle(mask: object) -> bool:
-    """Whether it can be read without harm: the engines read on past a text that ends within a number."""
+    """Whether it is safe to decode: the decoders read past the end of a string that ends within a number."""
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str) or not COUNTS.fullmatch(mask["counts"]):
         return False
     size = mask.get("size")

@@ -1,4 +1,4 @@
-"""`Detector`: an image in, detections in its own pixels out, with the numbers that evaluation would give."""
+"""`Detector`: an image in, detections in its own pixels out, equal to those of an evaluation."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Detection:
     Attributes:
         box: (x1, y1, x2, y2) in pixels of the image as given.
         score: in [0, 1].
-        label: class index, counted from 0.
-        category_id: the class's id in the annotations the model was trained on.
-        class_name: the class.
-        mask: the object's pixels as COCO's run lengths; None: the network has no masks.
-        mask_score: how sure the mask is, in [0, 1]; None: as sure as the box.
+        label: class index, from 0.
+        category_id: of the class in the annotations that the model was trained on.
+        class_name: name of the class.
+        mask: the object's pixels in COCO's run-length encoding; None: the network has no masks.
+        mask_score: in [0, 1]; None: the mask has the score of its box.
     """
 
     box: tuple[float, float, float, float]
@@ -55,16 +55,16 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The objects found in one image, best score first: columns to compute with, or `Detection`s to go through.
+    """The detections in one image, best score first: as columns, or as `Detection` objects by iteration.
 
     Attributes:
-        boxes: (N, 4) float32 xyxy in pixels of the image as given. They may reach a little beyond its edges.
+        boxes: (N, 4) float32 xyxy in pixels of the image as given. They may extend slightly beyond its edges.
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64 class indices.
         category_ids: (N,) int64 original category ids.
         class_names: N names.
         image_size: (height, width) in pixels of the image as given.
-        masks: N masks as COCO's run lengths, see `bitmaps`; None: the network has no masks.
+        masks: N masks in COCO's run-length encoding, see `bitmaps`; None: the network has no masks.
         mask_scores: (N,) float32 in [0, 1]; None: masks have the scores of their boxes.
     """
 
@@ -89,7 +89,7 @@ class Prediction:
             yield Detection(tuple(box), *rest)
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Prediction:
-        """The chosen detections: `found[:10]`, `found[found.scores > 0.5]`."""
+        """Selects detections: `detections[:10]`, `detections[detections.scores > 0.5]`."""
         chosen = np.arange(len(self))[rows].tolist()
         return replace(
             self,
@@ -103,41 +103,45 @@ class Prediction:
         )
 
     def bitmaps(self) -> NDArray[np.bool_]:
-        """The masks as pixels (N, height, width); (0, height, width) without masks. Large: choose detections first."""
+        """The masks as pixels (N, height, width); (0, height, width) without masks. Large: select detections first."""
         return decode_masks(self.masks or [], self.image_size)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """The detections in COCO's result format, boxes as (x, y, width, height), masks as run lengths."""
+        """The detections in COCO's result format, boxes as (x, y, width, height), masks as RLE."""
         table = DetectionTable.of_image(
             image_id, self.boxes, self.scores, self.category_ids, self.masks, self.mask_scores
         )
         return table.to_records()
 
     def draw(self, image: ImageInput) -> Image.Image:
-        """A copy of the image that was looked at, with masks, boxes, classes and scores drawn on it."""
-        return draw_detections(to_pixels(image), self.boxes, self.scores, self.labels, self.class_names, self.masks)
+        """A copy of the predicted image with masks, boxes, classes and scores drawn on it."""
+        return self.draw_on(to_pixels(image))
+
+    def draw_on(self, pixels: NDArray[np.uint8]) -> Image.Image:
+        """As `draw`, on an image (H, W, 3) uint8 RGB."""
+        return draw_detections(pixels, self.boxes, self.scores, self.labels, self.class_names, self.masks)
 
 
 class Detector:
-    """A network ready to find objects; `Detector.load` makes one.
+    """A network ready to detect objects; `Detector.load` makes one.
 
     Example:
         from codetr_cli import Detector
 
         detector = Detector.load("runs/co_dino_r50/1")
-        found = detector.predict("street.jpg", score=0.5)
-        for detection in found:
+        detections = detector.predict("street.jpg", score=0.5)
+        for detection in detections:
             x1, y1, x2, y2 = detection.box
             print(f"{detection.class_name} {detection.score:.2f}: {x1:.0f} {y1:.0f} {x2:.0f} {y2:.0f}")
-        people = found[found.labels == detector.class_names.index("person")]
+        people = detections[detections.labels == detector.class_names.index("person")]
         print(len(people), "people, all boxes:", people.boxes.shape)
-        found.draw("street.jpg").save("street_detections.jpg")
+        detections.draw("street.jpg").save("street_detections.jpg")
 
     Args:
         loaded: the network with its settings and classes.
         device: where it is.
         precision: "auto" (fp32), "fp32", "bf16" or "fp16".
-        tta: look at each image in the views of `test.tta_scales` and `test.tta_flip`.
+        tta: detect in the views of `test.tta_scales` and `test.tta_flip`.
     """
 
     def __init__(
@@ -166,16 +170,16 @@ class Detector:
         """Loads a detector.
 
         Args:
-            path: a .safetensors file, a run folder, a published .pth file, its address, or a downloaded preset.
+            path: a .safetensors file, a run folder, a published .pth file, its URL, or a downloaded preset.
             device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
             precision: "auto" (fp32), "fp32", "bf16" or "fp16".
             overrides: settings as `key=value`, e.g. `test.short_side=640` or `test.head=atss`.
-            tta: look at each image in several sizes and mirrored; slower, a little more accurate.
+            tta: test-time augmentation by several sizes and mirroring; slower, slightly more accurate.
 
         Raises:
             CheckpointError: no such file, unreadable, unsafe or of another architecture.
-            ConfigError: a wrong override, or neither a file nor a preset.
-            ResourceError: the device is not there.
+            ConfigError: an invalid override, or neither a file nor a preset.
+            ResourceError: the device is not available.
         """
         chosen = choose_device(device)
         return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision, tta=tta)
@@ -203,43 +207,50 @@ class Detector:
         max_dets: int | None = None,
         nms: Nms | None = None,
     ) -> Prediction | list[Prediction]:
-        """Finds the objects in an image, or in each image of a list.
+        """Detects the objects in an image, or in each image of a list.
 
-        Images are looked at one by one at the size of evaluation, so that a list gives what its images give alone.
+        Images are processed one by one at the size of evaluation, so that a list gives the same as single images.
 
         Args:
             image: a path, a PIL image, a numpy array (H, W, 3) or (H, W) uint8 RGB, or a torch tensor (3, H, W), uint8
                 or float in [0, 1]; or a list or tuple of them.
-            score: smallest score, in [0, 1].
-            max_dets: largest number of detections; None: what the settings say.
-            nms: "none", "hard" or "soft"; None: what the settings say. The auxiliary heads keep their own NMS.
+            score: minimum score, in [0, 1].
+            max_dets: maximum number of detections; None: as in the settings.
+            nms: "none", "hard" or "soft"; None: as in the settings. The auxiliary heads keep their own NMS.
 
         Raises:
-            DatasetError: a file that is missing, damaged or no image.
-            ValueError: an array of another shape or type.
+            DatasetError: a file that is missing, damaged or not an image.
+            ValueError: an array or tensor of another shape or type.
         """
         if isinstance(image, list | tuple):
             return [self.predict(single, score=score, max_dets=max_dets, nms=nms) for single in image]
         pixels = to_pixels(image, max_pixels=self.loaded.settings.data.max_pixels)
+        return self.predict_pixels(pixels, score=score, max_dets=max_dets, nms=nms)
+
+    def predict_pixels(
+        self, pixels: NDArray[np.uint8], *, score: float = 0.3, max_dets: int | None = None, nms: Nms | None = None
+    ) -> Prediction:
+        """As `predict`, for one image (H, W, 3) uint8 RGB."""
         sample = self._transform(Sample.from_image(pixels), np.random.default_rng(0))
         target = sample.to_target(
             image_id=0, orig_size=pixels.shape[:2], pad_divisor=self.loaded.settings.data.pad_divisor
         )
         batch = collate([(np.require(sample.image, requirements=["C", "W"]), target)])
         with inference(self.loaded.model, self.device, self.precision):
-            found = self._detect(batch, self._postprocess(max_dets, nms, score))
-        masks = None if found.masks is None else encode_masks(found, (pixels.shape[0], pixels.shape[1]))
-        found = found.cpu()
-        labels = found.labels.numpy()
+            detections = self._detect(batch, self._postprocess(max_dets, nms, score))
+        size = (pixels.shape[0], pixels.shape[1])
+        masks = None if detections.masks is None else encode_masks(detections, size)
+        detections = detections.cpu()
+        labels = detections.labels.numpy()
         prediction = Prediction(
-            boxes=found.boxes.float().numpy(),
-            scores=found.scores.float().numpy(),
+            boxes=detections.boxes.float().numpy(),
+            scores=detections.scores.float().numpy(),
             labels=labels,
             category_ids=np.array(self.category_ids, np.int64)[labels],
             class_names=[self.class_names[label] for label in labels],
-            image_size=(pixels.shape[0], pixels.shape[1]),
+            image_size=size,
             masks=masks,
-            mask_scores=None if found.mask_scores is None else found.mask_scores.float().numpy(),
+            mask_scores=None if detections.mask_scores is None else detections.mask_scores.float().numpy(),
         )
         return prediction[prediction.scores >= score][:max_dets]
 
@@ -247,16 +258,16 @@ class Detector:
         """The detections in a batch of one image."""
         model, data = self.loaded.model, self.loaded.settings.data
         if self._augmentation is not None:
-            (found,) = self._augmentation.detect(
+            (detections,) = self._augmentation.detect(
                 model, postprocess, batch, device=self.device, mean=data.mean, std=data.std
             )
-            return found
+            return detections
         batch = (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device)
-        (found,) = detect(model, postprocess, batch, mean=data.mean, std=data.std)
-        return found
+        (detections,) = detect(model, postprocess, batch, mean=data.mean, std=data.std)
+        return detections
 
     def _postprocess(self, max_dets: int | None, nms: Nms | None, score: float) -> PostProcess:
-        """The settings' post-processing with another NMS, keeping more detections if more are asked for."""
+        """The settings' post-processing with another NMS, and with more detections if more are requested."""
         postprocess = replace(self.loaded.postprocess, mask_min_score=score)
         if max_dets is not None:
             postprocess = replace(postprocess, max_detections=max(max_dets, postprocess.max_detections))
@@ -268,10 +279,10 @@ def to_pixels(image: ImageInput, *, max_pixels: int = DataConfig().max_pixels) -
 
     Args:
         image: as `Detector.predict` takes it.
-        max_pixels: files that claim more are refused before decoding.
+        max_pixels: files with more are refused before decoding.
 
     Raises:
-        DatasetError: a file that is missing, damaged, too large or no image.
+        DatasetError: a file that is missing, damaged, too large or not an image.
         ValueError: an array or tensor of another shape or type.
     """
     if isinstance(image, str | Path):
@@ -296,8 +307,8 @@ def _tensor_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
     if image.is_floating_point():
         if image.min() < 0 or image.max() > 1:
             raise ValueError(
-                f"a float image tensor lies in [0, 1], got {image.min().item():.4g} to {image.max().item():.4g}: "
-                "give it before normalisation, or as uint8"
+                f"a float image tensor has values in [0, 1], got {image.min().item():.4g} to {image.max().item():.4g}: "
+                "pass it without normalization, or as uint8"
             )
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:

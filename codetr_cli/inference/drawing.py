@@ -1,8 +1,8 @@
 """Draws detections onto images: masks and outlines in one stable colour per class, and a chip with class and score.
 
-Chips stay inside the image and move to another edge of their box rather than cover a chip that is already there; one
-that would still hide others is left out, its box remains. Sizes follow the image: a thumbnail is as legible as a
-photograph of 50 megapixels.
+A chip stays inside the image and moves to another edge of its box rather than cover another chip; one that would still
+hide others is not drawn, only its box. Sizes scale with the image, so that a thumbnail is as legible as a photograph of
+50 megapixels.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ PALETTE: tuple[Colour, ...] = (
     *((230, 57, 70), (29, 127, 216), (255, 183, 3), (42, 157, 80), (155, 81, 224), (255, 122, 26)),
     *((0, 180, 190), (240, 98, 180), (139, 195, 50), (141, 95, 60), (96, 110, 240), (200, 30, 120)),
 )
-"""Colours of the first classes; neighbours in the list differ in hue and in lightness."""
+"""Colours of the first classes; neighbours in the list differ in hue and lightness."""
 
 HALO: Colour = (20, 20, 20)
 MIN_FONT_PX, MAX_FONT_PX = 10, 64
 SMALL_TEXT = 0.75
-"""Share of the usual text height for boxes that their chip would dwarf."""
+"""Factor of the text height for boxes that are small compared to their chip."""
 MASK_OPACITY = 0.45
-"""How much of a mask's colour covers the image."""
+"""Opacity of a mask's colour over the image."""
 MAX_COVER = 0.25
-"""A chip that would cover more than this share of its own area on others is left out."""
+"""A chip that would cover other chips with more than this share of its area is not drawn."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A label on its coloured ground; `area` is (left, top, right, bottom) in pixels, right and bottom excluded."""
+    """A label on a coloured background; `area` is (left, top, right, bottom) in pixels, right and bottom excluded."""
 
     text: str
     area: tuple[int, int, int, int]
@@ -77,7 +77,7 @@ def draw_detections(
         scores: (N,) in [0, 1].
         labels: (N,) class indices; they choose the colours.
         class_names: N names, one per box.
-        masks: N masks in the image's size as COCO's run lengths.
+        masks: N masks of the image's size in COCO's run-length encoding.
     """
     best_first = np.argsort(-np.asarray(scores), kind="stable")
     line = line_width(image.shape[1], image.shape[0])
@@ -85,11 +85,11 @@ def draw_detections(
         image = image.copy()
         sides = boxes_xyxy[best_first, 2:] - boxes_xyxy[best_first, :2]
         small_first = np.argsort(sides[:, 0] * sides[:, 1], kind="stable")
-        for index in best_first[small_first[::-1]]:  # small masks are drawn last, on top of what they lie in
+        for index in best_first[small_first[::-1]]:  # small masks are drawn last, on top of large ones
             _fill(image, masks[index], class_colour(int(labels[index])), line)
     canvas = Image.fromarray(np.ascontiguousarray(image))
     pen = ImageDraw.Draw(canvas)
-    for index in best_first[::-1]:  # the surest box is drawn last, on top
+    for index in best_first[::-1]:  # the best box is drawn last, on top
         _outline(pen, boxes_xyxy[index], class_colour(int(labels[index])), line, canvas.size)
     chips: list[Chip] = []
     for index in best_first:  # and its chip gets the best place
@@ -117,14 +117,14 @@ def _font(size: int) -> Font:
 
 
 def _fill(image: NDArray[np.uint8], mask: dict[str, Any], colour: Colour, line: int) -> None:
-    """Tints the mask's pixels in place, so that the image shows through, and draws its edge."""
+    """Tints the mask's pixels in place and draws its edge."""
     block = decode(mask, (image.shape[0], image.shape[1]))
     height, width = block.pixels.shape
     if not block.pixels.size:
         return
     window = image[block.top : block.top + height, block.left : block.left + width]
     inside = block.pixels != 0
-    # What lies beyond the window is background, so that masks cut by the edge of the image are closed there too.
+    # Outside the window is background, so that masks that reach the image's border have an edge there too.
     framed = cv2.copyMakeBorder(block.pixels, line, line, line, line, cv2.BORDER_CONSTANT, value=0)
     core = cv2.erode(framed, np.ones((2 * line + 1, 2 * line + 1), np.uint8))[line:-line, line:-line] != 0
     tint = (1 - MASK_OPACITY) * window[inside].astype(np.float32) + MASK_OPACITY * np.array(colour, np.float32)
@@ -135,7 +135,7 @@ def _fill(image: NDArray[np.uint8], mask: dict[str, Any], colour: Colour, line: 
 def _outline(
     pen: ImageDraw.ImageDraw, box: NDArray[np.float32], colour: Colour, line: int, size: tuple[int, int]
 ) -> None:
-    """A rectangle in the class's colour between two thin dark ones, so that it shows on any ground."""
+    """A rectangle in the class's colour between two thin dark ones, visible on any background."""
     left, top, right, bottom = _inside(box, size)
     if line > 1:
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=HALO, width=1)
@@ -145,7 +145,7 @@ def _outline(
 
 
 def _inside(box: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box in whole pixels of an image (width, height), at least one pixel wide and high."""
+    """The box in integer pixels inside an image (width, height), at least one pixel wide and high."""
     width, height = size
     left, right = (round(min(max(float(value), 0.0), width - 1)) for value in (box[0], box[2]))
     top, bottom = (round(min(max(float(value), 0.0), height - 1)) for value in (box[1], box[3]))
@@ -153,9 +153,9 @@ def _inside(box: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, 
 
 
 def _place(
-    text: str, box: NDArray[np.float32], colour: Colour, size: tuple[int, int], taken: Sequence[Chip]
+    text: str, box: NDArray[np.float32], colour: Colour, size: tuple[int, int], placed: Sequence[Chip]
 ) -> Chip | None:
-    """The chip at the place its box likes best among the free ones; None when it would hide other chips anywhere."""
+    """The chip at the first position that covers other chips least; None if it would hide other chips everywhere."""
     width, height = size
     left, top, right, bottom = _inside(box, size)
     text_px = font_size(width, height)
@@ -164,25 +164,25 @@ def _place(
     font = _font(text_px)
     chip_width, chip_height = _chip_size(text, font, line_width(width, height), size)
     end = right - chip_width + 1
-    wishes = (
+    corners = (
         *((left, top - chip_height), (left, top), (left, bottom + 1), (left, bottom - chip_height + 1)),
         *((end, top - chip_height), (end, top), (end, bottom + 1), (end, bottom - chip_height + 1)),
     )
     areas = []
-    for x, y in wishes:
+    for x, y in corners:
         x0 = min(max(x, 0), width - chip_width)
         y0 = min(max(y, 0), height - chip_height)
         areas.append((x0, y0, x0 + chip_width, y0 + chip_height))
-    covered = [sum(_overlap(area, chip.area) for chip in taken) for area in areas]
-    # A wish that had to be moved back into the image comes after those that fit as they are.
-    best = min(range(len(areas)), key=lambda i: (covered[i], areas[i][:2] != wishes[i], i))
+    covered = [sum(_overlap(area, chip.area) for chip in placed) for area in areas]
+    # A position that was moved back into the image comes after those that fit.
+    best = min(range(len(areas)), key=lambda i: (covered[i], areas[i][:2] != corners[i], i))
     if covered[best] > MAX_COVER * chip_width * chip_height:
         return None
     return Chip(text, areas[best], colour, font)
 
 
 def _chip_size(text: str, font: Font, line: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of a chip in pixels; all chips of one font are equally high."""
+    """Width and height of a chip in pixels; all chips of one font have the same height."""
     left, _, right, _ = font.getbbox(text)
     _, upper, _, lower = font.getbbox("Ag|")
     pad = max(2, line)

@@ -1,4 +1,4 @@
-"""The images that a person means with files, folders and patterns, and the names their results get."""
+"""The images of files, folders and glob patterns, and the names of their results."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from codetr_cli.errors import DatasetError
 
 
 @dataclass(frozen=True)
-class SourceImage:
-    """One image to look at.
+class InputImage:
+    """One image to predict.
 
     Attributes:
         path: the file.
-        name: unique among the images of a call; relative to the folder it was found in.
-        image_id: the number that is the file's name, as COCO has it, when all files have such names; else 1, 2, ...
+        name: unique among the images of a call; relative to the folder that was given.
+        image_id: the number in the file's name, as in COCO, if all names are different numbers; else 1, 2, ...
     """
 
     path: Path
@@ -26,40 +26,42 @@ class SourceImage:
     image_id: int
 
 
-def find_images(sources: Sequence[str]) -> list[SourceImage]:
+def find_images(inputs: Sequence[str]) -> list[InputImage]:
     """All images of files, folders (with their subfolders) and glob patterns, each once, in order.
 
     Raises:
-        DatasetError: a source that does not exist, a pattern that matches nothing, a folder without images.
+        DatasetError: an input that does not exist, a pattern that matches nothing, a folder without images.
     """
-    found: dict[Path, str] = {}
-    for source in sources:
-        for path, name in _expand(source):
-            found.setdefault(path, name)
-    names = _unique(list(found.values()))
-    stems = [path.stem for path in found]
+    images: dict[Path, str] = {}
+    for text in inputs:
+        for path, name in _expand(text):
+            images.setdefault(path, name)
+    names = _unique(list(images.values()))
+    stems = [path.stem for path in images]
     numbers = [int(stem) for stem in stems if stem.isdecimal()]
     if len(set(numbers)) != len(stems):
         numbers = list(range(1, len(stems) + 1))
-    return [SourceImage(path, name, image_id) for path, name, image_id in zip(found, names, numbers, strict=True)]
+    return [InputImage(path, name, image_id) for path, name, image_id in zip(images, names, numbers, strict=True)]
 
 
-def _expand(source: str) -> list[tuple[Path, str]]:
-    """(file, name) of everything one source stands for."""
-    path = Path(source)
+def _expand(text: str) -> list[tuple[Path, str]]:
+    """(file, name) of every image of one input."""
+    path = Path(text)
     if path.is_file():
         return [(path, path.name)]
     if path.is_dir():
         names = sorted(list_images(path))
         if not names:
-            raise DatasetError(f"the folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth")
+            raise DatasetError(
+                f"the folder {path} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth"
+            )
         return [(path / name, name) for name in names]
-    if glob.has_magic(source):
-        matches = sorted(Path(match) for match in glob.glob(source, recursive=True))  # noqa: PTH207 - absolute patterns too
+    if glob.has_magic(text):
+        matches = sorted(Path(match) for match in glob.glob(text, recursive=True))  # noqa: PTH207 - absolute patterns too
         files = [match for match in matches if match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES]
         if not files:
             raise DatasetError(
-                f"no image matches {source!r}: check the pattern, and quote it so that the shell leaves it"
+                f"no image matches {text!r}: check the pattern, and quote it so that the shell does not expand it"
             )
         return [(file, file.name) for file in files]
     near = next(parent for parent in path.absolute().parents if parent.is_dir())
@@ -67,7 +69,7 @@ def _expand(source: str) -> list[tuple[Path, str]]:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The names, with _2, _3, ... before the ending of those that came before in the list."""
+    """The names, with _2, _3, ... before the suffix of those that occur earlier in the list."""
     taken: set[str] = set()
     unique = []
     for name in names:

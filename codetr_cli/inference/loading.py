@@ -1,12 +1,13 @@
-"""From what a person names (a checkpoint, run folder, published .pth file, preset) to a detector ready to run."""
+"""From a checkpoint, run folder, published .pth file or preset to a detector ready to run."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,11 +30,13 @@ from codetr_cli.weights.load_state import load_exact
 from codetr_cli.weights.published import published_weights
 from codetr_cli.weights.resolve import open_weights, preset_weights, resolve_weights
 
-PREFERRED = ("best", "last", "previous")
-"""Folders of `checkpoints/` in the order in which a run folder offers them."""
+logger = logging.getLogger(__name__)
 
-# How much of a tree is searched for checkpoints.
+PREFERRED = ("best", "last", "previous")
+"""Folders of `checkpoints/` in the order in which they are searched for weights."""
+
 MAX_FOLDERS, MAX_DEPTH = 2000, 6
+"""How much of a folder tree is searched for checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,7 @@ class LoadedModel:
         settings: of the checkpoint or preset, with overrides applied.
         class_names: by label.
         category_ids: original category id of each label.
-        path: the file of the weights; None for a preset's random weights.
-        notes: what a person should be warned of, sentences.
+        path: the file of the weights; None for the random weights of a preset.
     """
 
     model: CoDETR
@@ -56,7 +58,6 @@ class LoadedModel:
     class_names: list[str]
     category_ids: list[int]
     path: Path | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,142 +75,126 @@ def load_detector(
     *,
     classes: Classes | None = None,
     training: bool = False,
-    lean: bool = True,
+    optimize: bool = True,
     random_weights: bool = False,
 ) -> LoadedModel:
-    """Loads a checkpoint, or builds a preset with random weights.
+    """Loads a checkpoint, or builds a preset with random weights; logs what the user should know of the weights.
 
     Args:
-        path_or_preset: a .safetensors file, a published .pth file, an address of one, a run folder, or a preset, which
-            stands for its published weights where there are any.
-        device: where the network is to run.
+        path_or_preset: a .safetensors file, a published .pth file, the URL of one, a run folder, or a preset, which
+            stands for its published weights if there are any.
+        device: where the network runs.
         overrides: `key=value` settings; those under `model.` must fit the checkpoint.
-        classes: of a preset; a checkpoint brings its own. Without them a preset has COCO's.
-        training: build the auxiliary heads as well; otherwise only when `test.head` asks for one.
-        lean: unless it is for training, make the network one that only detects, faster (`optimize_for_inference`).
+        classes: of a preset, COCO's by default; a checkpoint has its own.
+        training: build the auxiliary heads as well, and do not compile or optimize; otherwise they are built only if
+            `test.head` is one of them.
+        optimize: make the network faster and able to detect only (`optimize_for_inference`).
         random_weights: build a preset with random weights even if others are published for it.
 
     Raises:
-        CheckpointError: no such file, unreadable, unsafe, of another architecture than the settings say, or a preset
+        CheckpointError: no such file, unreadable, unsafe, of another architecture than the settings, or a preset
             whose published weights are not on this machine.
-        ConfigError: neither a file nor a preset, or a wrong override.
+        ConfigError: neither a file nor a preset, or an invalid override.
         ResourceError: `test.compile` is set and there is no compiler.
     """
     if training:
         return_large_blocks()
     path = find_checkpoint(path_or_preset, random_weights=random_weights)
     if path is None:
-        return _build_preset(str(path_or_preset), device, overrides, classes, training=training, lean=lean)
-    checkpoint = open_weights(path)
-    settings = apply_overrides(checkpoint.settings, list(overrides))
-    model = _build(settings, training=training)
-    load_exact(model, checkpoint.state, source=f"{path} (preset {settings.name})")
+        checkpoint = None
+        settings = load_preset(str(path_or_preset), list(overrides))
+        if classes is None:
+            classes = _preset_classes(settings.model.num_classes)
+        else:
+            settings = apply_overrides(settings, [f"model.num_classes={len(classes.names)}"])
+        if not random_weights:
+            logger.warning("%s is a preset: its weights are random and its detections mean nothing", path_or_preset)
+    else:
+        checkpoint = open_weights(path)
+        settings = apply_overrides(checkpoint.settings, list(overrides))
+        classes = Classes(list(checkpoint.class_names), list(checkpoint.category_ids))
+        if path.suffix != ".safetensors":
+            for note in checkpoint.extra.get(NOTES, "").splitlines():
+                logger.warning("%s", note)
+    model = build_model(settings.model, aux_heads=training or settings.test.head != "decoder")
+    if checkpoint is not None:
+        load_exact(model, checkpoint.state, source=f"{path} (preset {settings.name})")
+    model = model.to(device).eval()
+    if settings.test.compile and not training:
+        compile_for(model, device, "test.compile")
     return LoadedModel(
-        model=_ready(model, device, settings, lean=lean, training=training),
+        model=optimize_for_inference(model) if optimize and not training else model,
         postprocess=build_postprocess(settings.test),
         settings=settings,
-        class_names=list(checkpoint.class_names),
-        category_ids=list(checkpoint.category_ids),
+        class_names=classes.names,
+        category_ids=classes.category_ids,
         path=path,
-        notes=[] if path.suffix == ".safetensors" else checkpoint.extra.get(NOTES, "").splitlines(),
     )
 
 
-def _build(settings: Settings, *, training: bool) -> CoDETR:
-    return build_model(settings.model, aux_heads=training or settings.test.head != "decoder")
-
-
-def _ready(model: CoDETR, device: torch.device, settings: Settings, *, lean: bool, training: bool) -> CoDETR:
-    """The network with its weights, put where it is to run."""
-    model = model.to(device).eval()
-    if training:
-        return model
-    if settings.test.compile:
-        compile_for(model, device, "test.compile")
-    return optimize_for_inference(model) if lean else model
+def _preset_classes(count: int) -> Classes:
+    """COCO's classes if the number is COCO's, else numbered ones."""
+    if count == len(COCO_CATEGORIES):
+        return Classes(list(COCO_CATEGORIES.values()), list(COCO_CATEGORIES))
+    return Classes([f"class {label}" for label in range(count)], list(range(1, count + 1)))
 
 
 def check_image_size(settings: Settings, *, training: bool) -> None:
-    """Refuses sizes of images that a network for squares of one size cannot see, before any image is read.
+    """Refuses image sizes that a network for squares of one size cannot take, before any image is read.
 
     Args:
         settings: of the network and its images.
         training: whether it is trained, not only tested.
 
     Raises:
-        ConfigError: with what to set.
+        ConfigError: names the settings to change.
     """
     side = getattr(settings.model.backbone, "fixed_size", None)
     if side is None:
         return
-    wanted = {"test.canvas": (settings.test.canvas, side)}
+    canvases = {"test.canvas": settings.test.canvas}
     if training:
-        wanted["data.canvas"] = (settings.data.canvas if settings.data.augmentation == "lsj" else None, side)
-    wrong = {name: found for name, (found, side) in wanted.items() if found != side}
+        canvases["data.canvas"] = settings.data.canvas if settings.data.augmentation == "lsj" else None
+    wrong = {name: canvas for name, canvas in canvases.items() if canvas != side}
     if wrong:
-        found = " and ".join(f"{name} is {value or 'not set'}" for name, value in wrong.items())
+        found = " and ".join(f"{name} is {canvas or 'not set'}" for name, canvas in wrong.items())
         sizes = [f"--set {name}={side}" for name in wrong]
         lsj = ["--set data.augmentation=lsj"] if "data.canvas" in wrong and settings.data.augmentation != "lsj" else []
         raise ConfigError(
-            f"this network sees squares of {side} pixels only (model.backbone.fixed_size), but {found}: use "
+            f"this network takes squares of {side} pixels only (model.backbone.fixed_size), but {found}: use "
             f"{' '.join([*lsj, *sizes])}"
         )
 
 
 def compile_for(model: CoDETR, device: torch.device, setting: str) -> None:
-    """Compiles the network's static parts because a setting asks for it.
+    """Compiles the network's static parts, as a setting requests.
 
     Raises:
         ResourceError: there is no compiler for the device.
     """
     reason = why_not_compile(device.type)
     if reason is not None:
-        raise ResourceError(f"{setting}=true, but: {reason} Install one, or leave the setting at false.")
+        raise ResourceError(f"{setting}=true, but: {reason} Install one, or set it to false.")
     compile_static_parts(model)
 
 
-def _build_preset(
-    name: str, device: torch.device, overrides: Sequence[str], classes: Classes | None, *, training: bool, lean: bool
-) -> LoadedModel:
-    settings = load_preset(name, list(overrides))
-    if classes is None:
-        classes = _preset_classes(settings.model.num_classes)
-    else:
-        settings = apply_overrides(settings, [f"model.num_classes={len(classes.names)}"])
-    return LoadedModel(
-        model=_ready(_build(settings, training=training), device, settings, lean=lean, training=training),
-        postprocess=build_postprocess(settings.test),
-        settings=settings,
-        class_names=classes.names,
-        category_ids=classes.category_ids,
-        notes=[f"{name} is a preset: its weights are random and its detections mean nothing"],
-    )
-
-
-def _preset_classes(count: int) -> Classes:
-    """COCO's classes when there are as many, else numbered ones."""
-    if count == len(COCO_CATEGORIES):
-        return Classes(list(COCO_CATEGORIES.values()), list(COCO_CATEGORIES))
-    return Classes([f"class {label}" for label in range(count)], list(range(1, count + 1)))
-
-
-# ------------------------------------------------------------------------------------------------- what the words mean
+# -------------------------------------------------------------------------------------------------- finding the file
 
 
 def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False) -> Path | None:
-    """The file that is meant.
+    """The file of a checkpoint.
 
     Args:
-        path_or_preset: a file, an address, a run folder (its best checkpoint, else the last), or a preset.
+        path_or_preset: a file, a URL, a run folder (its best checkpoint, else the last), or a preset.
         random_weights: a preset stands for no file even if weights are published for it.
 
     Returns:
-        the file, or None when it is a TOML file or a preset that nobody has published weights for.
+        the file, or None for a TOML file or a preset without published weights.
 
     Raises:
-        CheckpointError: a path that does not exist or holds no checkpoint; names the newest one nearby. A preset whose
-            weights are not on this machine; says how to get them.
-        ConfigError: a word that is neither a file nor a preset.
+        CheckpointError: a path that does not exist or a folder without checkpoint; names the newest nearby. A preset
+            whose weights are not on this machine; names the command that gets them.
+        ConfigError: neither a file nor a preset.
     """
     if is_url(str(path_or_preset)):
         return resolve_weights(path_or_preset)
@@ -219,7 +204,7 @@ def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False)
     if path.is_dir() and str(path_or_preset) not in preset_names():
         found = checkpoint_of_run(path)
         if found is None:
-            raise CheckpointError(f"the folder {path} holds no checkpoint. {_hint(path)}")
+            raise CheckpointError(f"the folder {path} contains no checkpoint. {_hint(path)}")
         return found
     if str(path_or_preset) in preset_names():
         settings = load_preset(str(path_or_preset))
@@ -233,7 +218,7 @@ def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False)
 
 
 def checkpoint_of_run(folder: Path) -> Path | None:
-    """The weights in a run folder, its `checkpoints` folder, or one checkpoint's folder; None when there are none."""
+    """The weights in a run folder, its `checkpoints` folder, or one checkpoint's folder; None if there are none."""
     candidates = [folder / WEIGHTS_NAME]
     candidates += [folder / "checkpoints" / name / WEIGHTS_NAME for name in PREFERRED]
     candidates += [folder / name / WEIGHTS_NAME for name in PREFERRED]
@@ -241,7 +226,7 @@ def checkpoint_of_run(folder: Path) -> Path | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The weights that were written last under a folder, the run's best before its last; None when there are none."""
+    """The weights written last under a folder, the run's best before its last; None if there are none."""
     files = [file for place in _folders(folder) for file in place.glob("*.safetensors")]
     if not files:
         return None
@@ -251,7 +236,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """A folder and those under it, nearest first, without hidden ones; ends early in a huge tree."""
+    """A folder and its subfolders, breadth first, without hidden ones; stops early in a huge tree."""
     pending = deque([(root, 0)] if root.is_dir() else [])
     for _ in range(MAX_FOLDERS):
         if not pending:
@@ -267,7 +252,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _hint(path: Path) -> str:
-    """Where the checkpoint may be instead: in the nearest folder that exists, or under runs/."""
+    """Where there is a checkpoint instead: in the nearest folder that exists, or under runs/."""
     nearest_folder = next(place for place in (path, *path.parents) if place.is_dir())
     places = [Path("runs")] if nearest_folder == Path(path.anchor or "..") else [nearest_folder, Path("runs")]
     found = next((found for found in map(newest_checkpoint, places) if found), None)

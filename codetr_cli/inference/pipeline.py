@@ -1,4 +1,4 @@
-"""One way from a batch of pixels to detections, shared by evaluation, prediction and benchmarks, so that they agree."""
+"""From a batch of pixels to detections: one path for evaluation, prediction and benchmarks, so that they agree."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from codetr_cli.runtime.timing import synchronize
 
 @contextlib.contextmanager
 def inference(model: CoDETR, device: torch.device, precision: str) -> Iterator[None]:
-    """Evaluation mode, inference mode, autocast as asked; the model's own mode is restored afterwards.
+    """Evaluation mode, inference mode and autocast; the model's training mode is restored afterwards.
 
-    What a module keeps from here must be made under `torch.inference_mode(mode=False)`, or training cannot use it.
+    Tensors that a module keeps must be made under `torch.inference_mode(mode=False)`, or training cannot use them.
 
     Args:
         model: on `device`.
@@ -60,10 +60,10 @@ def detect(
 
 @dataclass(frozen=True, kw_only=True)
 class TimedPostProcess(PostProcess):
-    """A post-processing that notes how long it takes.
+    """A post-processing that measures how long it takes.
 
     Args:
-        seconds: gets one entry a call.
+        seconds: gets one entry per call.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -77,7 +77,7 @@ class TimedPostProcess(PostProcess):
         """As `PostProcess.__call__`."""
         synchronize(logits.device)
         started = time.perf_counter()
-        found = super().__call__(logits, boxes, metas)
+        detections = super().__call__(logits, boxes, metas)
         synchronize(logits.device)
         self.seconds.append(time.perf_counter() - started)
-        return found
+        return detections

@@ -1,4 +1,4 @@
-"""Masks of detections as COCO's run lengths, one at a time from the part of the image their box covers."""
+"""Masks of detections in COCO's run-length encoding, encoded one at a time from the part of the image in their box."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from codetr_cli.models.postprocess import Detections
 
 
 def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The masks of one image in COCO's compressed run-length format, ready for JSON.
+    """The masks of one image in COCO's compressed run-length encoding, ready for JSON.
 
     Args:
         detections: with masks, in pixels of the original image.
         size: (height, width) of the original image.
 
     Returns:
-        per detection `{"size": [height, width], "counts": text}`; an empty list without masks.
+        one `{"size": [height, width], "counts": string}` per detection; an empty list without masks.
     """
     if detections.masks is None:
         return []
@@ -34,12 +34,12 @@ def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str
 
 
 def decode_masks(masks: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Masks in COCO's compressed run-length format as pixels, bool (N, height, width); `size` (height, width)."""
+    """Masks in COCO's compressed run-length encoding as pixels, bool (N, height, width); `size` is (height, width)."""
     return Masks([decode(mask, size) for mask in masks], size).array() != 0
 
 
 def encode_crop(pixels: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-    """The run lengths of a mask that is background outside a part of its image.
+    """The run-length encoding of a mask that is background outside a part of its image.
 
     Args:
         pixels: bool (h, w), the part.
@@ -49,13 +49,13 @@ def encode_crop(pixels: NDArray[np.bool_], top: int, left: int, size: tuple[int,
     """
     height, width = size
     part_height, part_width = pixels.shape
-    # COCO counts down the columns. A row of background above and below each column lets its runs begin and end there.
+    # COCO counts down the columns. A row of background above and below each column makes its runs start and end in it.
     framed = np.zeros((part_width, part_height + 2), np.int8)
     framed[:, 1:-1] = pixels.T
     column, row = np.nonzero(np.diff(framed, axis=1))
     edges = (left + column).astype(np.int64) * height + top + row  # run after run: its first pixel, the one after it
     starts, ends = edges[::2], edges[1::2]
-    # A run to the bottom goes on at the top of the next column.
+    # A run to the bottom continues at the top of the next column.
     apart = starts[1:] != ends[:-1]
     starts = starts[np.concatenate([[True], apart])] if len(starts) else starts
     ends = ends[np.concatenate([apart, [True]])] if len(ends) else ends

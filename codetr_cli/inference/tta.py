@@ -1,8 +1,8 @@
-"""Test-time augmentation: an image looked at in several sizes and mirrored, and what was found merged by soft-NMS.
+"""Test-time augmentation: detections of an image at several sizes and mirrored, merged by soft-NMS.
 
 No recipe was published with the published numbers (the published code's `aug_test` raises an error). Every view gives
-its detections before any NMS; those of all views together then go through the soft-NMS that a single view would, class
-by class. Scores are not averaged: a detection that several views agree on keeps the best score, the others decay.
+its detections before any NMS; the union of all views then goes through the soft-NMS of a single view, class by class.
+Scores are not averaged: of a detection in several views the best score is kept, the others decay.
 Shape letters: B images of a batch, N detections.
 """
 
@@ -25,12 +25,12 @@ from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.ops.nms import batched_soft_nms
 
 LARGEST_FACTOR = 4.0
-"""Scales of the settings up to here are factors, larger ones the short side in pixels."""
+"""Scales up to this value are factors, larger ones the short side in pixels."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image: `size` as a person reads it, its transform, and whether the image is mirrored."""
+    """One view of an image: its size in words, its transform, and whether it is mirrored."""
 
     size: str
     transform: AnyTransform
@@ -42,8 +42,8 @@ class Augmentation:
     """Detects as `inference.pipeline.detect` does, in several views of each image.
 
     Args:
-        views: at least one; a single one that does not mirror gives what it gives alone.
-        candidates: best detections of a view that are merged; None: as many as are kept in the end.
+        views: at least one; a single view that is not mirrored gives the same as without augmentation.
+        candidates: number of best detections of a view that are merged; None: `max_detections`.
         pad_divisor: each view counts as padded to a multiple of this.
     """
 
@@ -67,32 +67,29 @@ class Augmentation:
             model: on `device`, in the `inference` context.
             postprocess: as built from the settings.
             batch: in host memory; its images as decoded (`data.transforms.Keep`).
-            device: where the views are looked at, one after the other.
+            device: where the model runs on the views, one after the other.
             mean: of each RGB channel, 0..255.
             std: standard deviation of each RGB channel, 0..255.
         """
-        alone = len(self.views) == 1 and not self.views[0].flip
-        single = postprocess if alone else self._unsuppressed(postprocess)
-        found: list[list[Detections]] = [[] for _ in batch.targets]
+        single = len(self.views) == 1 and not self.views[0].flip
+        of_view = postprocess if single else self._without_nms(postprocess)
+        by_image: list[list[Detections]] = [[] for _ in batch.targets]
         for view in self.views:
-            seen = self._look(view, batch).to(device)
-            for of_image, item, target in zip(
-                found, detect(model, single, seen, mean=mean, std=std), batch.targets, strict=True
-            ):
+            detections = detect(model, of_view, self._view_batch(view, batch).to(device), mean=mean, std=std)
+            for views, item, target in zip(by_image, detections, batch.targets, strict=True):
                 item = item.cpu()
-                of_image.append(flip_detections(item, target["orig_size"][1]) if view.flip else item)
-        return [of_image[0] if alone else merge(of_image, postprocess) for of_image in found]
+                views.append(flip_detections(item, target["orig_size"][1]) if view.flip else item)
+        return [views[0] if single else merge(views, postprocess) for views in by_image]
 
-    def _unsuppressed(self, postprocess: PostProcess) -> PostProcess:
+    def _without_nms(self, postprocess: PostProcess) -> PostProcess:
         """The post-processing of one view; the auxiliary heads keep their own NMS."""
         count = self.candidates if postprocess.candidates == "num_queries" and postprocess.nms != "none" else None
         return replace(postprocess, nms="none", max_detections=max(count or 0, postprocess.max_detections))
 
-    def _look(self, view: View, batch: Batch) -> Batch:
-        """The batch as a view shows it."""
-        return collate([self._show(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)])
+    def _view_batch(self, view: View, batch: Batch) -> Batch:
+        return collate([self._view_image(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)])
 
-    def _show(self, view: View, image: torch.Tensor, target: Target) -> tuple[np.ndarray, Target]:
+    def _view_image(self, view: View, image: torch.Tensor, target: Target) -> tuple[np.ndarray, Target]:
         height, width = target["size"]
         sample = Sample(
             image=np.ascontiguousarray(image[:, :height, :width].permute(1, 2, 0).numpy()),
@@ -104,16 +101,16 @@ class Augmentation:
         # Mirrored before it is resized and padded, so that the padding of a canvas stays at the right.
         sample = Flip(probability=1).apply(sample, FlipParams(flip=view.flip))
         sample = view.transform(sample, np.random.default_rng(0))
-        shown = sample.to_target(
+        view_target = sample.to_target(
             image_id=target["image_id"], orig_size=target["orig_size"], pad_divisor=self.pad_divisor
         )
-        return np.ascontiguousarray(sample.image), shown
+        return np.ascontiguousarray(sample.image), view_target
 
 
 def build_augmentation(settings: Settings) -> Augmentation:
-    """The views that `test.tta_scales` and `test.tta_flip` describe, smallest first.
+    """The views of `test.tta_scales` and `test.tta_flip`, smallest first.
 
-    A network that sees squares of one size only (fixed rotary positions) has no other sizes: it is left with mirroring.
+    A network that takes squares of one size only (fixed rotary positions) gets no other sizes, only mirroring.
     """
     test = settings.test
     sizes = [_at_scale(test, scale, settings.data.pad_divisor) for scale in test.tta_scales]
@@ -140,32 +137,32 @@ def _at_scale(test: TestConfig, scale: float, divisor: int) -> TestConfig:
 
 
 def size_text(test: TestConfig) -> str:
-    """The size at which images are looked at, as a person reads it."""
+    """The size of test images in words."""
     return f"{test.short_side}x{test.long_side}" if test.canvas is None else f"{test.canvas}x{test.canvas} padded"
 
 
-def flip_detections(found: Detections, width: float) -> Detections:
-    """What was found in a mirrored image, in the image as it is.
+def flip_detections(detections: Detections, width: float) -> Detections:
+    """Mirrors detections.
 
     Args:
-        found: in pixels of the mirrored image.
+        detections: in pixels of the mirrored image.
         width: of the image in these pixels.
     """
-    x1, y1, x2, y2 = found.boxes.unbind(-1)
-    masks = None if found.masks is None else found.masks.flip(-1)
-    return replace(found, boxes=torch.stack([width - x2, y1, width - x1, y2], dim=-1), masks=masks)
+    x1, y1, x2, y2 = detections.boxes.unbind(-1)
+    masks = None if detections.masks is None else detections.masks.flip(-1)
+    return replace(detections, boxes=torch.stack([width - x2, y1, width - x1, y2], dim=-1), masks=masks)
 
 
-def merge(found: Sequence[Detections], postprocess: PostProcess) -> Detections:
-    """The detections of several views of one image as those of one, by soft-NMS of their union within each class.
+def merge(views: Sequence[Detections], postprocess: PostProcess) -> Detections:
+    """Merges the detections of several views of one image by soft-NMS of their union within each class.
 
-    A box keeps its mask; the mask's own score decays as the box's does.
+    A box keeps its mask; the mask's own score decays by the same factor as the box's.
 
     Args:
-        found: of each view, in pixels of the original image, in host memory.
-        postprocess: its threshold, smallest score and number of detections.
+        views: detections of each view, in pixels of the original image, in host memory.
+        postprocess: with the NMS threshold, the minimum score and the number of detections.
     """
-    union = join(found)
+    union = join(views)
     keep, scores = batched_soft_nms(
         union.boxes,
         union.scores,
@@ -181,9 +178,9 @@ def merge(found: Sequence[Detections], postprocess: PostProcess) -> Detections:
     return replace(kept, scores=scores, mask_scores=mask_scores)
 
 
-def join(found: Sequence[Detections]) -> Detections:
-    """Detections one after the other. Masks stay when all have them; views without detections do not count."""
-    filled = [item for item in found if len(item)] or list(found[:1])
+def join(views: Sequence[Detections]) -> Detections:
+    """Concatenates detections. Masks are kept if all views with detections have them."""
+    filled = [item for item in views if len(item)] or list(views[:1])
     masks = [item.masks for item in filled if item.masks is not None]
     mask_scores = [item.mask_scores for item in filled if item.mask_scores is not None]
     return Detections(

@@ -15,20 +15,20 @@ from torch import nn
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.formats.resolve import Split
+from codetr_cli.data.formats.resolve import Split, find_data
 from codetr_cli.data.loading.loader import EvalLoader, TrainLoader, build_train_loader
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import check_shardable, own_copy, shard
 from codetr_cli.distributed.sharded_state import PartWriters, should_write_parts
 from codetr_cli.distributed.watchdog import Pulse
 from codetr_cli.errors import StoppedError
-from codetr_cli.evaluation.evaluator import Share, check_truth, evaluate
-from codetr_cli.evaluation.protocol import expects_masks
+from codetr_cli.evaluation.evaluator import RankResults, evaluate
+from codetr_cli.evaluation.request import EvalRequest, expects_masks
 from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.inference.loading import check_image_size, compile_for
 from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
 from codetr_cli.losses.normalizers import Normalizers
-from codetr_cli.models.build import build_model, build_postprocess
+from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.runs.folder import RunFolder
@@ -350,9 +350,17 @@ def _reading_patience_s(settings: Settings) -> float:
 def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Callable[[], dict[str, float]]:
     """Scores the model on the validation images, each process its share of them."""
     settings = training.settings
-    dataset = build_dataset(settings, split="val", training=False)
+    annotations_path = find_data(settings.data, None, "val").annotations_path
+    ground_truth = read_annotations(annotations_path, with_outlines=expects_masks(settings))
+    request = EvalRequest.resolve(  # now, not after the first epoch
+        settings,
+        ground_truth,
+        annotations_path,
+        class_names=training.class_names,
+        category_ids=training.category_ids,
+    )
     loader = EvalLoader(
-        dataset,
+        build_dataset(settings, split="val", training=False, annotations=ground_truth),
         batch_size=settings.test.batch_size,
         workers=settings.data.workers,
         rank=process_group.rank(),
@@ -361,14 +369,10 @@ def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Calla
         timeout_s=_reading_patience_s(settings),
     )
     share = loader.num_images
-    postprocess = build_postprocess(settings.test)
-    masks = expects_masks(settings, postprocess)
-    truth = read_annotations(dataset.annotations_path, with_outlines=masks)
-    check_truth(truth, settings, dataset.annotations_path, masks=masks)  # now, not after the first epoch
 
-    def gather(found: Share) -> list[Share]:
+    def gather(results: RankResults) -> list[RankResults]:
         training.pulse("scoring")
-        return process_group.gather_objects(found)
+        return process_group.gather_objects(results)
 
     def show(images: int) -> None:
         training.report.evaluating(images, share)
@@ -388,19 +392,13 @@ def _evaluation(training: Training, model: CoDETR, bad_files: BadFiles) -> Calla
         training.report.evaluating(0, share)
         result = evaluate(
             optimize_for_inference(own_copy(model, lambda: _build_network(settings))),
-            postprocess,
             loader,
-            settings=settings,
-            class_names=training.class_names,
-            category_ids=training.category_ids,
-            annotations_path=dataset.annotations_path,
+            request,
             device=training.device,
-            truth=truth,
             progress=show,
-            note=training.report.note,
             gather=gather,
         )
-        for bad in result.left_out:
+        for bad in result.skipped:
             bad_files.meet(bad, "val")
         if result.protocol is not None:
             training.run.event(f"evaluated: {result.protocol}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from codetr_cli.data.annotations import Annotations
 from codetr_cli.inference.detections import DetectionTable
 
 CATEGORY_IDS = [2, 5, 9, 90]
@@ -38,6 +39,27 @@ def write_material(path: Path, *, seed: int, lvis: bool = False, masks: bool = F
     return _detections(generator, objects, sizes, masks=masks)
 
 
+def without_objects(*, lvis: bool) -> Annotations:
+    """Annotations of one class and one image without objects."""
+    none = np.zeros(0, np.int64)
+    return Annotations(
+        class_names=["a"],
+        category_ids=[1],
+        image_ids=np.array([1]),
+        file_names=["1.jpg"],
+        sizes=np.array([[10, 10]]),
+        image_rows=none,
+        labels=none,
+        boxes_xywh=np.zeros((0, 4)),
+        area=np.zeros(0),
+        iscrowd=none,
+        ignore=none != 0,
+        frequencies=["f"] if lvis else [],
+        neg_category_ids=[[]] if lvis else [],
+        not_exhaustive_category_ids=[[]] if lvis else [],
+    )
+
+
 def make_lvis(path: Path) -> None:
     """Turns an annotation file of three classes into one of LVIS's, every class annotated exhaustively."""
     table = json.loads(path.read_text())
@@ -61,7 +83,7 @@ def _object(generator: np.random.Generator, number: int, sizes: dict[int, list[i
     if crowd:
         outline = _mask(generator, (x, y, w, h), sizes[image_id])
     return {
-        "id": number,  # from 0 on, which pycocotools alone takes for no match
+        "id": number,  # from 0, which pycocotools takes for no match
         "image_id": image_id,
         "category_id": int(generator.choice(CATEGORY_IDS)),
         "bbox": [x, y, w, h],
@@ -89,12 +111,12 @@ def _detections(
     elsewhere, otherwise = generator.random(count) < 0.1, generator.random(count) < 0.2
     image_ids = np.where(elsewhere, generator.choice(IMAGE_IDS, count), [entry["image_id"] for entry in source])
     categories = np.where(otherwise, generator.choice(CATEGORY_IDS, count), [e["category_id"] for e in source])
-    drawn = [_mask(generator, box, sizes[int(i)]) for box, i in zip(boxes, image_ids, strict=True)] if masks else None
+    rle = [_mask(generator, box, sizes[int(i)]) for box, i in zip(boxes, image_ids, strict=True)] if masks else None
     return DetectionTable(
         image_ids=image_ids.astype(np.int64),
         category_ids=categories.astype(np.int64),
         boxes_xywh=boxes.round(4),
         scores=generator.random(count).round(1),
-        masks=drawn,
+        masks=rle,
         mask_scores=generator.random(count).round(1) if masks else None,
     )

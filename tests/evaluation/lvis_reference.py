@@ -1,6 +1,6 @@
-"""LVIS's rules in plain Python, object by object, to compare with: slow, and independent of every engine.
+"""LVIS's rules in plain Python, object by object, as a reference: slow, and independent of every scoring backend.
 
-For each class: detections of images that neither have the class annotated nor list it as absent are left out; the 300
+For each class: detections of images that neither have the class annotated nor list it as absent are ignored; the 300
 best detections of an image count; each takes the free object it overlaps most from the threshold on, objects of the
 asked size first; those that take none are wrong unless their size is not asked for or the class is not annotated
 exhaustively in the image.
@@ -22,9 +22,11 @@ def lvis_metrics(content: dict[str, Any], records: list[dict[str, Any]], kind: s
     """AP, AP50, AP75, by size and by frequency, and AR; -1 where there is nothing to find."""
     images = {image["id"]: image for image in content["images"]}
     objects = [_prepared(entry, images[entry["image_id"]], kind, "bbox") for entry in content["annotations"]]
-    found = _best_of_each_image([_prepared(record, images[record["image_id"]], kind, "score") for record in records])
+    detections = _best_of_each_image(
+        [_prepared(record, images[record["image_id"]], kind, "score") for record in records]
+    )
     curves = {
-        (category["id"], size): _curves(category["id"], limits, images, objects, found, kind)
+        (category["id"], size): _curves(category["id"], limits, images, objects, detections, kind)
         for category in content["categories"]
         for size, limits in SIZES.items()
     }
@@ -56,10 +58,10 @@ def _prepared(entry: dict[str, Any], image: dict[str, Any], kind: str, other: st
     return prepared
 
 
-def _best_of_each_image(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _best_of_each_image(detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
-    for image_id in sorted({entry["image_id"] for entry in found}):
-        mine = [entry for entry in found if entry["image_id"] == image_id]
+    for image_id in sorted({entry["image_id"] for entry in detections}):
+        mine = [entry for entry in detections if entry["image_id"] == image_id]
         kept += sorted(mine, key=lambda entry: -entry["score"])[:300]
     return kept
 
@@ -78,24 +80,24 @@ def _curves(
     limits: tuple[float, float],
     images: dict[int, dict[str, Any]],
     objects: list[dict[str, Any]],
-    found: list[dict[str, Any]],
+    detections: list[dict[str, Any]],
     kind: str,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Precision (10, 101) and recall (10,) of one class and size; None without objects."""
     total, marks = 0, []  # marks: (score, per threshold 1 right, 0 wrong, None does not count)
     for image_id in sorted(images):
         image = images[image_id]
-        truth = [e for e in objects if e["image_id"] == image_id and e["category_id"] == category_id]
-        mine = [e for e in found if e["image_id"] == image_id and e["category_id"] == category_id]
-        if not truth and category_id not in image["neg_category_ids"]:
+        ground_truth = [e for e in objects if e["image_id"] == image_id and e["category_id"] == category_id]
+        mine = [e for e in detections if e["image_id"] == image_id and e["category_id"] == category_id]
+        if not ground_truth and category_id not in image["neg_category_ids"]:
             continue
-        asked = [limits[0] <= entry["area"] <= limits[1] for entry in truth]
+        asked = [limits[0] <= entry["area"] <= limits[1] for entry in ground_truth]
         total += sum(asked)
-        truth = [e for _, e in sorted(zip(asked, truth, strict=True), key=lambda pair: not pair[0])]
+        ground_truth = [e for _, e in sorted(zip(asked, ground_truth, strict=True), key=lambda pair: not pair[0])]
         asked = sorted(asked, reverse=True)
         mine = sorted(mine, key=lambda entry: -entry["score"])
         lenient = category_id in image["not_exhaustive_category_ids"]
-        columns = [_match(mine, truth, asked, limits, float(t), kind, lenient=lenient) for t in THRESHOLDS]
+        columns = [_match(mine, ground_truth, asked, limits, float(t), kind, lenient=lenient) for t in THRESHOLDS]
         marks += [(entry["score"], row) for entry, row in zip(mine, zip(*columns, strict=True), strict=True)]
     if not total:
         return None
@@ -113,7 +115,7 @@ def _curves(
 
 def _match(
     mine: list[dict[str, Any]],
-    truth: list[dict[str, Any]],
+    ground_truth: list[dict[str, Any]],
     asked: list[bool],
     limits: tuple[float, float],
     threshold: float,
@@ -121,10 +123,10 @@ def _match(
     *,
     lenient: bool,
 ) -> list[int | None]:
-    free, marks = [True] * len(truth), []
+    free, marks = [True] * len(ground_truth), []
     for entry in mine:
         best, chosen = threshold, None
-        for index, candidate in enumerate(truth):
+        for index, candidate in enumerate(ground_truth):
             if chosen is not None and asked[chosen] and not asked[index]:
                 break
             overlap = _overlap(entry, candidate, kind)

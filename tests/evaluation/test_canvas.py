@@ -12,17 +12,18 @@ import torch
 from codetr_cli.config.overrides import apply_overrides, to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
+from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.data.transforms import GREY
 from codetr_cli.errors import ConfigError
-from codetr_cli.evaluation.evaluator import evaluate, run_detector
+from codetr_cli.evaluation.evaluator import evaluate
+from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.loading import check_image_size
-from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.runtime.synthetic import synthetic_batch
 from tests.conftest import Ran
-from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, Oracle, write_checkpoint
+from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, Oracle, evaluated_records, write_checkpoint
 
 
 @pytest.fixture
@@ -49,34 +50,21 @@ def test_batches_are_squares_without_padding_mask(on_canvas: Settings, tiny_coco
 
 def test_detections_come_back_in_pixels_of_the_file(on_canvas: Settings, tiny_coco: Path) -> None:
     dataset = build_dataset(on_canvas, split="train", training=False, data=str(tiny_coco))
-    result = evaluate(
-        Oracle(),
-        PostProcess(),
-        EvalLoader(dataset, batch_size=2, workers=0),
-        settings=on_canvas,
-        class_names=CLASS_NAMES,
-        category_ids=CATEGORY_IDS,
-        annotations_path=tiny_coco / "annotations" / "instances_train2017.json",
-        device=torch.device("cpu"),
+    path = dataset.annotations_path
+    request = EvalRequest.resolve(
+        on_canvas, read_annotations(path), path, class_names=CLASS_NAMES, category_ids=CATEGORY_IDS
     )
+    result = evaluate(Oracle(), EvalLoader(dataset, batch_size=2, workers=0), request, device=torch.device("cpu"))
     assert result.metrics["AP"] == pytest.approx(1.0)
 
 
 def test_prediction_equals_evaluation(on_canvas: Settings, tiny_coco: Path, tmp_path: Path) -> None:
     detector = Detector.load(write_checkpoint(tmp_path / "model.safetensors", on_canvas))
     dataset = build_dataset(on_canvas, split="train", training=False, data=str(tiny_coco))
-    share, _ = run_detector(
-        detector.loaded.model,
-        detector.loaded.postprocess,
-        EvalLoader(dataset, batch_size=1, workers=0),
-        settings=on_canvas,
-        category_ids=CATEGORY_IDS,
-        device=torch.device("cpu"),
-    )
     ours = []
     for index, image_id in enumerate(dataset.image_ids):
         ours += detector.predict(dataset.image_path(index), score=0.0).to_coco(image_id)
-    assert ours == share.detections.to_records()
+    assert ours == evaluated_records(detector, dataset)
     # The padding is seen: an image that fills its square another way gives other boxes.
     resized = Detector.load(tmp_path / "model.safetensors", overrides=["test.canvas=none"])
     boxes = [d.predict(dataset.image_path(0), score=0.0).boxes for d in (detector, resized)]
@@ -117,7 +105,7 @@ checkpointing = false
 
 @pytest.fixture
 def one_size(tmp_path: Path, tiny_settings: Settings) -> Path:
-    """The preset of a network that sees squares of 64 pixels."""
+    """The preset of a network that takes squares of 64 pixels."""
     settings = apply_overrides(tiny_settings, ["model.num_levels=5"])
     head, _, rest = to_toml(settings).partition("[model.backbone]")
     path = tmp_path / "one_size.toml"
@@ -125,19 +113,19 @@ def one_size(tmp_path: Path, tiny_settings: Settings) -> Path:
     return path
 
 
-def test_images_that_a_network_cannot_see_are_refused_before_they_are_read(
+def test_sizes_that_a_network_cannot_take_are_refused_before_images_are_read(
     one_size: Path, tiny_coco: Path, tmp_path: Path, codetr: Callable[..., Ran]
 ) -> None:
     for image in (tiny_coco / "train2017").iterdir():
-        image.write_bytes(b"")  # would be the next thing to be told
+        image.write_bytes(b"")  # would be the next error
     words = ("train", "--preset", one_size, "--data", tiny_coco, "--run", tmp_path / "run", "--device", "cpu")
     ran = codetr(*words)
     assert ran.code == 2, ran.err
     assert "squares of 64 pixels only (model.backbone.fixed_size)" in ran.err
-    cure = ran.err.replace("\n", " ").partition(": use ")[2].split()
-    assert cure == ["--set", "data.augmentation=lsj", "--set", "test.canvas=64", "--set", "data.canvas=64"]
+    fix = ran.err.replace("\n", " ").partition(": use ")[2].split()
+    assert fix == ["--set", "data.augmentation=lsj", "--set", "test.canvas=64", "--set", "data.canvas=64"]
     assert not (tmp_path / "run").exists()
-    assert codetr(*words, *cure, "--dry-run").code == 0
+    assert codetr(*words, *fix, "--dry-run").code == 0
     ran = codetr("eval", one_size, "--data", tiny_coco, "--device", "cpu")
     assert ran.code == 2, ran.err
     assert ran.err.rstrip().endswith("but test.canvas is not set: use --set test.canvas=64")

@@ -10,15 +10,16 @@ import torch
 
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
+from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.data.transforms import Keep, build_transforms
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError
-from codetr_cli.evaluation.evaluator import Share, evaluate, match_classes, merge_shares
+from codetr_cli.evaluation.evaluator import RankResults, evaluate, merge_results
+from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.evaluation.scoring import LVIS_METRICS
 from codetr_cli.inference.detections import DetectionTable
-from codetr_cli.inference.tta import build_augmentation
-from codetr_cli.models.build import build_model, build_postprocess
+from codetr_cli.models.build import build_model
 from tests.evaluation.annotation_samples import make_lvis
 from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, Blind, Masked, Oracle
 
@@ -29,26 +30,24 @@ CPU = torch.device("cpu")
 def run(tiny_coco: Path, tiny_settings):
     """Evaluates a model on a split of the tiny data set."""
 
-    def run(model, split="train", batch_size=3, rank=0, world_size=1, transform=None, settings=None, **options):
+    def run(
+        model, split="train", batch_size=3, rank=0, world_size=1, settings=None, progress=None, gather=None, **options
+    ):
         settings = settings or tiny_settings
         annotations_path = tiny_coco / f"annotations/instances_{split}2017.json"
+        ground_truth = read_annotations(annotations_path, with_outlines=True)
+        options = {"class_names": CLASS_NAMES, "category_ids": CATEGORY_IDS, "split": split, **options}
+        request = EvalRequest.resolve(settings, ground_truth, annotations_path, **options)
         dataset = CocoDataset(
             images_dir=tiny_coco / f"{split}2017",
             annotations_path=annotations_path,
-            transform=transform or build_transforms(settings.data, settings.test, train=False),
+            transform=Keep() if request.augmentation else build_transforms(settings.data, settings.test, train=False),
             training=False,
+            annotations=ground_truth,
         )
         loader = EvalLoader(dataset, batch_size=batch_size, workers=0, rank=rank, world_size=world_size)
-        options = {"class_names": CLASS_NAMES, "category_ids": CATEGORY_IDS, "device": CPU, **options}
-        return evaluate(
-            model,
-            build_postprocess(settings.test),
-            loader,
-            settings=settings,
-            split=split,
-            annotations_path=annotations_path,
-            **options,
-        )
+        gathering = {} if gather is None else {"gather": gather}
+        return evaluate(model, loader, request, device=CPU, progress=progress, **gathering)
 
     return run
 
@@ -106,19 +105,19 @@ def test_reports_progress_by_image(run):
     assert seen == [3, 1]
 
 
-def test_shares_of_several_processes_make_the_whole(run):
-    shares: list[Share] = []
+def test_results_of_several_processes_are_scored_together(run):
+    gathered: list[RankResults] = []
 
-    def hand_in(share: Share) -> list[Share]:
-        shares.append(share)
+    def gather(results: RankResults) -> list[RankResults]:
+        gathered.append(results)
         return []
 
-    silent = run(Oracle(), rank=0, world_size=2, gather=hand_in)
-    assert silent.metrics == {}
-    assert silent.speed.images == 3
-    run(Oracle(), rank=1, world_size=2, gather=hand_in)
-    assert [len(share.image_ids) for share in shares] == [3, 1]
-    whole = run(Oracle(), rank=1, world_size=2, gather=lambda share: [shares[0], share])
+    without_scores = run(Oracle(), rank=0, world_size=2, gather=gather)
+    assert without_scores.metrics == {}
+    assert without_scores.speed.images == 3
+    run(Oracle(), rank=1, world_size=2, gather=gather)
+    assert [len(results.image_ids) for results in gathered] == [3, 1]
+    whole = run(Oracle(), rank=1, world_size=2, gather=lambda results: [gathered[0], results])
     alone = run(Oracle())
     assert whole.metrics == alone.metrics
     assert whole.images == 4
@@ -130,19 +129,18 @@ def test_the_number_of_processes_changes_no_detection_and_no_number(run, tiny_se
     """Four images, so that six processes are too many; images of a batch differ in size and are padded."""
     torch.manual_seed(0)
     model = build_model(tiny_settings.model)
-    whole: list[Share] = []
-    alone = run(model, batch_size=batch_size, gather=lambda share: whole.append(share) or whole)
-    shares: list[Share] = []
+    whole: list[RankResults] = []
+    alone = run(model, batch_size=batch_size, gather=lambda results: whole.append(results) or whole)
+    gathered: list[RankResults] = []
 
-    def hand_in(share: Share) -> list[Share]:
-        shares.append(share)
-        return shares if len(shares) == world_size else []
+    def gather(of_rank: RankResults) -> list[RankResults]:
+        gathered.append(of_rank)
+        return gathered if len(gathered) == world_size else []
 
     results = [
-        run(model, batch_size=batch_size, rank=rank, world_size=world_size, gather=hand_in)
-        for rank in range(world_size)
+        run(model, batch_size=batch_size, rank=rank, world_size=world_size, gather=gather) for rank in range(world_size)
     ]
-    assert sorted(image for share in shares for image in share.image_ids) == sorted(whole[0].image_ids)
+    assert sorted(image for of_rank in gathered for image in of_rank.image_ids) == sorted(whole[0].image_ids)
     assert len(whole[0].image_ids) == 4
     assert [bool(result.metrics) for result in results] == [False] * (world_size - 1) + [True]
     assert results[-1].metrics == alone.metrics
@@ -154,28 +152,17 @@ def test_the_number_of_processes_changes_no_detection_and_no_number(run, tiny_se
 
 
 def test_repeated_images_count_once():
-    def found(*pairs):
+    def detections(*pairs):
         box = np.array([[0, 0, 1, 1]])
         return DetectionTable.join(
             DetectionTable.of_image(image, box, np.array([score]), [1]) for image, score in pairs
         )
 
-    first = Share([1, 2], found((1, 0.1), (2, 0.2)))
-    second = Share([3, 1], found((3, 0.3), (1, 0.9)))
-    merged = merge_shares([first, second])
+    first = RankResults([1, 2], detections((1, 0.1), (2, 0.2)))
+    second = RankResults([3, 1], detections((3, 0.3), (1, 0.9)))
+    merged = merge_results([first, second])
     assert merged.image_ids == [1, 2, 3]
     assert [record["score"] for record in merged.detections] == [0.1, 0.2, 0.3]
-
-
-def test_classes_are_matched_by_name():
-    assert match_classes(["a", "b"], [1, 2], ["a", "b"], [0, 1], "f") == [0, 1]
-    assert match_classes(["b", "a"], [1, 2], ["a", "b"], [0, 7], "f") == [7, 0]
-    assert match_classes(["a", "a"], [1, 2], ["a", "a"], [1, 2], "f") == [1, 2]
-    # A published checkpoint that tells no names has the classes of annotations with the same ids.
-    assert match_classes(["class_1", "class_2"], [1, 2], ["a", "b"], [1, 2], "f") == [1, 2]
-    for names, ids in ((["class_1", "class_2"], [1, 3]), (["class_1", "b"], [1, 2]), (["class_1"], [1])):
-        with pytest.raises(CheckpointError, match="not the same"):
-            match_classes(names, ids, ["a", "c"], [1, 2], "f")
 
 
 def test_a_checkpoint_whose_ids_are_off_by_one_scores_the_same(run):
@@ -194,11 +181,6 @@ def test_other_classes_are_refused_with_both_differences(run):
     assert "Only in the annotations: ring." in text
 
 
-def test_same_names_repeated_in_another_way_are_refused():
-    with pytest.raises(CheckpointError):
-        match_classes(["a", "a", "b"], [1, 2, 3], ["a", "b", "b"], [1, 2, 3], "f")
-
-
 def test_fp16_on_a_cpu_is_refused_before_anything_runs(run):
     model = Oracle()
     with pytest.raises(ConfigError, match="fp16"):
@@ -215,24 +197,23 @@ def test_bf16_runs_close_to_fp32(run, tiny_settings):
     assert scores[0] == pytest.approx(scores[1], rel=0.05)
 
 
-def test_long_scoring_is_announced(run, monkeypatch):
-    notes: list[str] = []
-    run(Oracle(), note=notes.append, engine="pycocotools")
-    assert notes == []
-    monkeypatch.setattr("codetr_cli.evaluation.evaluator.MANY_DETECTIONS", 6)
-    run(Oracle(), note=notes.append)
-    assert notes == []  # hotcoco needs no patience
-    run(Oracle(), note=notes.append, engine="pycocotools")
-    assert "7 detections" in notes[0]
+def test_long_scoring_is_announced(run, monkeypatch, caplog):
+    caplog.set_level("INFO", "codetr_cli.evaluation")
+    run(Oracle(), scorer="pycocotools")
+    monkeypatch.setattr("codetr_cli.evaluation.backends.MANY_DETECTIONS", 6)
+    run(Oracle())  # hotcoco is fast
+    assert caplog.messages == []
+    run(Oracle(), scorer="pycocotools")
+    assert caplog.messages == ["Scoring 7 detections with pycocotools; this takes a while"]
 
 
-def test_without_hotcoco_pycocotools_scores_and_says_so(run, monkeypatch):
+def test_pycocotools_replaces_a_missing_hotcoco(run, monkeypatch, caplog):
     expected = run(Oracle(wrong=3))
     assert "hotcoco" in str(expected.protocol)
     monkeypatch.setitem(sys.modules, "hotcoco", None)
-    notes: list[str] = []
-    result = run(Oracle(wrong=3), note=notes.append)
-    assert "pip install hotcoco" in notes[0]
+    caplog.set_level("INFO", "codetr_cli.evaluation")
+    result = run(Oracle(wrong=3))
+    assert "pip install hotcoco" in caplog.messages[0]
     assert "pycocotools" in str(result.protocol)
     assert result.metrics == expected.metrics
 
@@ -263,7 +244,7 @@ def test_masks_rank_by_their_own_scores(run, tiny_settings):
     assert plain["mask_AP"] < ranked["mask_AP"]
 
 
-def test_masks_can_be_left_out(run, tiny_settings):
+def test_masks_can_be_skipped(run, tiny_settings):
     result = run(Masked(), settings=with_masks(tiny_settings), masks=False)
     assert "mask_AP" not in result.metrics
     assert result.detections.masks is None
@@ -296,8 +277,8 @@ def test_lvis_annotations_need_lvis_settings_and_the_reverse(run, tiny_settings,
     assert {score.frequency for score in result.per_class} == {"r", "c", "f"}
 
 
-def test_views_of_test_time_augmentation_find_what_one_view_finds(run, tiny_settings):
+def test_test_time_augmentation_detects_what_one_view_detects(run, tiny_settings):
     settings = apply_overrides(tiny_settings, ["test.tta_scales=[0.5,1.0]"])
-    result = run(Oracle(), settings=settings, augmentation=build_augmentation(settings), transform=Keep())
+    result = run(Oracle(), settings=settings, tta=True)
     assert result.metrics["AP"] == 1.0
     assert "TTA of 4 views" in str(result.protocol)

@@ -1,38 +1,33 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
-from codetr_cli.evaluation.protocol import (
-    Protocol,
-    Published,
-    counting,
-    describe_protocol,
-    expects_masks,
-    find_published,
-)
+from codetr_cli.evaluation.protocol import Protocol, Published, describe_protocol, find_published
+from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.inference.tta import build_augmentation
 from codetr_cli.models.build import build_postprocess
+from tests.evaluation.annotation_samples import without_objects
 
 
 def describe(settings: Settings, *, tta: bool = False, lvis: bool = False, masks: bool = False) -> Protocol:
-    metrics, convention = counting(lvis=lvis, masks=masks)
-    return describe_protocol(
-        settings,
-        build_postprocess(settings.test),
+    request = EvalRequest(
+        settings=settings,
+        ground_truth=without_objects(lvis=lvis),
+        annotations_path=Path("a.json"),
+        category_ids=[1],
+        postprocess=build_postprocess(settings.test),
         augmentation=build_augmentation(settings) if tta else None,
-        precision="fp32",
-        split="val",
-        images=5000,
-        metrics=metrics,
-        engine="hotcoco 1.3.0",
-        convention=convention,
+        masks=masks,
     )
+    return describe_protocol(request, scorer="hotcoco 1.3.0", images=5000)
 
 
-def test_one_line_says_everything():
+def test_one_line_contains_everything():
     text = str(describe(load_preset("co_dino_r50")))
     for part in (
         "single scale 800x1333",
@@ -69,6 +64,14 @@ def test_views_are_named_and_how_they_are_merged():
     assert "TTA of 1 view (640x1066), with that head's own NMS, merged by" in str(describe(one, tta=True))
 
 
+def test_json_keys_stay_as_documented():
+    protocol = replace(describe(load_preset("co_dino_r50")), skipped=3)
+    assert "5000 images (3 of 5003 skipped: their files cannot be read)" in str(protocol)
+    parts = protocol.as_dict()
+    assert (parts["engine"], parts["left_out"]) == ("hotcoco 1.3.0", 3)
+    assert not {"scorer", "skipped"} & set(parts)
+
+
 def test_lvis_has_other_columns():
     text = str(describe(load_preset("co_dino_r50_lvis"), lvis=True, masks=True))
     assert "LVIS box and mask metrics" in text
@@ -76,8 +79,8 @@ def test_lvis_has_other_columns():
 
 
 def find(settings: Settings, *, images: int = 5000, **changes) -> Published | None:
-    facts = {"tta": False, "precision": "fp32", "split": "val", "trained": True, **changes}
-    return find_published(settings, images=images, **facts)
+    protocol = {"tta": False, "precision": "fp32", "split": "val", "trained": True, **changes}
+    return find_published(settings, images=images, **protocol)
 
 
 def test_the_same_protocol_is_compared():
@@ -104,7 +107,7 @@ def test_the_same_protocol_is_compared():
         ([], {"trained": False}, "random weights"),
     ],
 )
-def test_another_protocol_is_told(overrides, changes, expected):
+def test_differences_of_the_protocol_are_named(overrides, changes, expected):
     published = find(load_preset("co_dino_r50", overrides), **changes)
     assert [expected in difference for difference in published.differences] == [True]
     text = published.sentence({"AP": 0.5})
@@ -113,22 +116,12 @@ def test_another_protocol_is_told(overrides, changes, expected):
     assert not published.as_dict()["comparable"]
 
 
-def test_published_numbers_with_unpublished_views_are_told_apart():
+def test_published_numbers_with_unpublished_views_are_distinguished():
     published = find(load_preset("co_dino_vit_l"), tta=True)
     assert "65.9 by views that were not published" in published.differences[0]
 
 
-def test_nothing_published_is_nothing_said(tiny_settings):
+def test_nothing_published_gives_nothing(tiny_settings):
     assert find(tiny_settings) is None
     assert find(load_preset("co_dino_tiny")) is None
     assert find(load_preset("co_dino_r50", ["model.num_classes=3"])) is None  # fine-tuned on other classes
-
-
-def test_which_networks_draw_masks():
-    inst = load_preset("co_dino_vit_l_inst")
-    assert expects_masks(inst, build_postprocess(inst.test))
-    assert not expects_masks(inst, build_postprocess(apply_overrides(inst, ["test.head=atss"]).test))
-    roi = load_preset("co_deformable_mask_r50", ["test.head=roi"])
-    assert expects_masks(roi, build_postprocess(roi.test))
-    plain = load_preset("co_dino_r50")
-    assert not expects_masks(plain, build_postprocess(plain.test))

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.errors import DatasetError
 from codetr_cli.evaluation import scoring
-from codetr_cli.evaluation.backends import Engine, Question, Tables, compute_tables
+from codetr_cli.evaluation.backends import PrecisionRecall, Scorer, ScoringInputs, compute_tables
 from codetr_cli.evaluation.scoring import LVIS_METRICS, METRICS, score_detections
 from codetr_cli.inference.detections import DetectionTable
 from tests.evaluation.annotation_samples import write_material
@@ -84,11 +84,11 @@ def table(records: list[dict[str, Any]]) -> DetectionTable:
 
 @pytest.fixture(params=["hotcoco", "pycocotools"])
 def score(request: pytest.FixtureRequest) -> Any:
-    """Scores records by either engine."""
+    """Scores records with either backend."""
 
     def score(path: Path, detections: list[dict[str, Any]], image_ids: list[int] | None = None) -> Any:
-        truth = read_annotations(path)
-        return score_detections(truth, table(detections), image_ids, where=str(path), engine=request.param)
+        ground_truth = read_annotations(path)
+        return score_detections(ground_truth, table(detections), image_ids, where=str(path), scorer=request.param)
 
     return score
 
@@ -97,8 +97,8 @@ def pycocotools_stats(
     path: Path, detections: list[dict[str, Any]], max_dets: list[int], kind: str = "bbox"
 ) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(path))
-        evaluation = COCOeval(truth, truth.loadRes([dict(record) for record in detections]), kind)
+        ground_truth = COCO(str(path))
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes([dict(record) for record in detections]), kind)
         evaluation.params.maxDets = max_dets
         evaluation.evaluate()
         evaluation.accumulate()
@@ -180,7 +180,7 @@ def test_only_chosen_images_count(score, tmp_path):
     assert score(path, detections).metrics["AP"] < 1.0
 
 
-def test_says_nothing(score, tmp_path, capfd):
+def test_prints_nothing(score, tmp_path, capfd):
     path = write_annotations(tmp_path / "a.json")
     score(path, noisy_detections(path))
     assert capfd.readouterr() == ("", "")
@@ -194,25 +194,25 @@ def test_detections_of_other_annotations_are_refused(score, tmp_path, key, value
         score(path, detections)
 
 
-# ------------------------------------------------------------------------------------------------- engines, masks, LVIS
+# ------------------------------------------------------------------------------------------------ backends, masks, LVIS
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("lvis", [False, True], ids=["coco", "lvis"])
 @pytest.mark.parametrize("seed", range(3))
-def test_engines_agree_to_the_last_bit(tmp_path, monkeypatch, seed, lvis, masks):
+def test_backends_agree_to_the_last_bit(tmp_path, monkeypatch, seed, lvis, masks):
     """Crowds, equal scores, empty images, objects of all sizes: every entry of every table is the same."""
     path = tmp_path / "a.json"
-    found = write_material(path, seed=seed, lvis=lvis, masks=masks)
-    truth = read_annotations(path, with_outlines=masks)
-    tables: dict[str, list[Tables]] = {"hotcoco": [], "pycocotools": []}
+    detections = write_material(path, seed=seed, lvis=lvis, masks=masks)
+    ground_truth = read_annotations(path, with_outlines=masks)
+    tables: dict[str, list[PrecisionRecall]] = {"hotcoco": [], "pycocotools": []}
 
-    def compute(engine: Engine, question: Question) -> Tables:
-        tables[engine].append(compute_tables(engine, question))
-        return tables[engine][-1]
+    def compute(scorer: Scorer, inputs: ScoringInputs) -> PrecisionRecall:
+        tables[scorer].append(compute_tables(scorer, inputs))
+        return tables[scorer][-1]
 
     monkeypatch.setattr(scoring, "compute_tables", compute)
-    first, second = (score_detections(truth, found, where="a.json", engine=engine) for engine in tables)
+    first, second = (score_detections(ground_truth, detections, where="a.json", scorer=scorer) for scorer in tables)
     assert first == second
     assert len(tables["hotcoco"]) == 1 + masks
     for ours, theirs in zip(*tables.values(), strict=True):
@@ -224,13 +224,13 @@ def test_engines_agree_to_the_last_bit(tmp_path, monkeypatch, seed, lvis, masks)
 def test_twelve_numbers_equal_those_of_pycocotools_alone(tmp_path):
     """Masks and boxes against pycocotools as it is usually called: ids from 1, detections through loadRes."""
     path = tmp_path / "a.json"
-    found = write_material(path, seed=5, masks=True)
+    detections = write_material(path, seed=5, masks=True)
     content = json.loads(path.read_text())
     for number, annotation in enumerate(content["annotations"], start=1):
         annotation["id"] = number
     path.write_text(json.dumps(content))
-    metrics = score_detections(read_annotations(path, with_outlines=True), found, where="a.json").metrics
-    records = found.to_records()
+    metrics = score_detections(read_annotations(path, with_outlines=True), detections, where="a.json").metrics
+    records = detections.to_records()
     masks = [
         {"image_id": r["image_id"], "category_id": r["category_id"], "segmentation": r["segmentation"]}
         | {"score": r["mask_score"]}
@@ -248,10 +248,10 @@ def test_twelve_numbers_equal_those_of_pycocotools_alone(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_lvis_equals_its_rules_in_plain_python(tmp_path, kind, seed):
     path = tmp_path / "a.json"
-    found = write_material(path, seed=seed, lvis=True, masks=kind == "segm")
-    metrics = score_detections(read_annotations(path, with_outlines=True), found, where="a.json").metrics
+    detections = write_material(path, seed=seed, lvis=True, masks=kind == "segm")
+    metrics = score_detections(read_annotations(path, with_outlines=True), detections, where="a.json").metrics
     prefix = "" if kind == "bbox" else "mask_"
-    expected = lvis_metrics(json.loads(path.read_text()), found.to_records(), kind)
+    expected = lvis_metrics(json.loads(path.read_text()), detections.to_records(), kind)
     assert {name: metrics[prefix + name] for name in LVIS_METRICS} == pytest.approx(expected, abs=1e-9)
     assert len(set(expected.values())) > 8
 
@@ -281,7 +281,7 @@ def test_lvis_counts_wrong_detections_only_of_classes_annotated_exhaustively(sco
     assert score(path, with_a_wrong_one(path, 2)).metrics["AP"] == 1.0
 
 
-def test_lvis_counts_classes_in_images_where_they_were_looked_for(score, tmp_path):
+def test_lvis_counts_classes_in_images_that_were_annotated_for_them(score, tmp_path):
     path = lvis_material(tmp_path, neg_category_ids=[2])
     elsewhere = {**perfect_detections(path)[0], "image_id": 11, "score": 0.99}
     assert score(path, [*perfect_detections(path), elsewhere]).metrics["AP"] == 0.5
@@ -297,7 +297,7 @@ def test_lvis_counts_300_detections_of_an_image_over_all_classes(score, tmp_path
     assert score(path, [*junk, right]).metrics["AP"] == 0.0
 
 
-def test_lvis_tells_frequencies_apart(score, tmp_path):
+def test_lvis_frequencies_are_distinguished(score, tmp_path):
     path = tmp_path / "a.json"
     write_material(path, seed=0, lvis=True)
     scores = score(path, perfect_detections(path))
@@ -309,20 +309,20 @@ def test_lvis_tells_frequencies_apart(score, tmp_path):
 
 def test_masks_of_another_size_are_refused(tmp_path):
     path = tmp_path / "a.json"
-    found = write_material(path, seed=0, masks=True)
-    found.masks[3]["size"] = found.masks[3]["size"][::-1]
+    detections = write_material(path, seed=0, masks=True)
+    detections.masks[3]["size"] = detections.masks[3]["size"][::-1]
     with pytest.raises(DatasetError, match="masks must have their image's size"):
-        score_detections(read_annotations(path, with_outlines=True), found, where="a.json")
+        score_detections(read_annotations(path, with_outlines=True), detections, where="a.json")
 
 
 def test_broken_outlines_are_named(tmp_path):
     path = tmp_path / "a.json"
-    found = write_material(path, seed=0, masks=True)
+    detections = write_material(path, seed=0, masks=True)
     content = json.loads(path.read_text())
     content["annotations"][4]["segmentation"] = [[1, 2, 3, 4]]
     path.write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=r"annotations\[4\] has a broken polygon"):
-        score_detections(read_annotations(path, with_outlines=True), found, where="a.json")
+        score_detections(read_annotations(path, with_outlines=True), detections, where="a.json")
 
 
 def test_no_detections_have_no_masks_either(tmp_path):

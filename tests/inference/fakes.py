@@ -1,14 +1,21 @@
-"""Detectors for tests: a tiny checkpoint on disk, and a stand-in network that finds exactly what is annotated."""
+"""Detectors for tests: a tiny checkpoint on disk, and a fake network that detects exactly what is annotated."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from codetr_cli.config.schema import Settings
+from codetr_cli.data.annotations import read_annotations
+from codetr_cli.data.coco import CocoDataset
+from codetr_cli.data.loading.loader import EvalLoader
+from codetr_cli.evaluation.evaluator import run_detector
+from codetr_cli.evaluation.request import EvalRequest
+from codetr_cli.inference.detector import Detector
 from codetr_cli.models.build import build_model
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.weights.checkpoint import save_checkpoint
@@ -28,6 +35,20 @@ def write_checkpoint(path: Path, settings: Settings) -> Path:
 def write_run(folder: Path, settings: Settings, *names: str) -> list[Path]:
     """A run folder with the named checkpoints."""
     return [write_checkpoint(folder / "checkpoints" / name / "model.safetensors", settings) for name in names]
+
+
+def evaluated_records(detector: Detector, dataset: CocoDataset) -> list[dict[str, Any]]:
+    """The detections of an evaluation on a split of the `tiny_coco` data set, image by image."""
+    request = EvalRequest.resolve(
+        detector.loaded.settings,
+        read_annotations(dataset.annotations_path),
+        dataset.annotations_path,
+        class_names=CLASS_NAMES,
+        category_ids=CATEGORY_IDS,
+    )
+    loader = EvalLoader(dataset, batch_size=1, workers=0)
+    results, _ = run_detector(detector.loaded.model, loader, request, device=torch.device("cpu"))
+    return results.detections.to_records()
 
 
 class Oracle(nn.Module):
@@ -62,7 +83,7 @@ class Blind(Oracle):
 
 
 class Masked(Oracle):
-    """An oracle that also draws masks.
+    """An oracle that also predicts masks.
 
     Args:
         share: of each box, from its left, that the mask covers.
@@ -75,9 +96,9 @@ class Masked(Oracle):
         self.share, self.wrong_mask_score = share, wrong_mask_score
 
     def _one(self, meta, wrong):
-        found = super()._one(meta, wrong)
-        masks = torch.zeros(len(found), 20, 20)
+        detections = super()._one(meta, wrong)
+        masks = torch.zeros(len(detections), 20, 20)
         masks[:, :, : round(20 * self.share)] = 1
-        mask_scores = found.scores.clone()
+        mask_scores = detections.scores.clone()
         mask_scores[:wrong] = self.wrong_mask_score
-        return replace(found, masks=masks, mask_scores=mask_scores)
+        return replace(detections, masks=masks, mask_scores=mask_scores)

@@ -15,7 +15,7 @@ from tests.evaluation.annotation_samples import write_material
     [
         ('[{"image_id": 1', "not valid JSON"),
         ('{"annotations": []}', "not a list"),
-        ("[7]", "number 0 is a int"),
+        ("[7]", "number 0 is a int, not an object"),
         ('[{"image_id": "x", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "image_id"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1], "score": 1}]', "bbox"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, NaN, 1], "score": 1}]', "bbox"),

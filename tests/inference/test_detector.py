@@ -13,11 +13,9 @@ import codetr_cli
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.images import read_image
-from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, ResourceError
-from codetr_cli.evaluation.evaluator import run_detector
 from codetr_cli.inference.detector import Detection, Detector, to_pixels
-from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, write_checkpoint, write_run
+from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, evaluated_records, write_checkpoint, write_run
 
 
 @pytest.fixture
@@ -63,19 +61,10 @@ def test_every_kind_of_image_gives_the_same_numbers(detector, photo):
 
 def test_the_numbers_are_those_of_an_evaluation(detector, tiny_coco, tiny_settings):
     dataset = build_dataset(tiny_settings, split="train", training=False, data=str(tiny_coco))
-    loader = EvalLoader(dataset, batch_size=1, workers=0)
-    share, _ = run_detector(
-        detector.loaded.model,
-        detector.loaded.postprocess,
-        loader,
-        settings=tiny_settings,
-        category_ids=CATEGORY_IDS,
-        device=torch.device("cpu"),
-    )
     ours = []
     for index, image_id in enumerate(dataset.image_ids):
         ours += detector.predict(dataset.image_path(index), score=0.0).to_coco(image_id)
-    assert ours == share.detections.to_records()
+    assert ours == evaluated_records(detector, dataset)
 
 
 def test_a_list_gives_what_its_images_give_alone(detector, tiny_coco):
@@ -118,7 +107,7 @@ def test_auxiliary_heads_detect_too(tmp_path, tiny_settings, photo, head):
     assert len(found) <= 10
 
 
-def test_the_docstrings_example_runs(tmp_path, tiny_settings, photo, monkeypatch, capsys):
+def test_the_docstring_example_runs(tmp_path, tiny_settings, photo, monkeypatch, capsys):
     settings = tiny_settings.model_copy(update={"test": tiny_settings.test.model_copy(update={"nms": "none"})})
     write_run(tmp_path / "runs/co_dino_r50/1", settings, "best")
     Image.open(photo).save(tmp_path / "street.jpg")

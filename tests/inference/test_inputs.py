@@ -39,10 +39,10 @@ def test_each_file_once_and_names_stay_apart(folder):
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"), [("nothing", "nothing"), ("a/*.gif", "matches"), ("empty", "holds no images")]
+    ("text", "expected"), [("nothing", "nothing"), ("a/*.gif", "matches"), ("empty", "contains no images")]
 )
-def test_what_cannot_be_found_is_named(folder, source, expected):
+def test_what_cannot_be_found_is_named(folder, text, expected):
     (folder / "empty").mkdir()
     with pytest.raises(DatasetError, match=expected) as caught:
-        find_images(["a", source])
-    assert source in str(caught.value)
+        find_images(["a", text])
+    assert text in str(caught.value)

@@ -17,14 +17,14 @@ from tests.weights.server import serve
 CPU = torch.device("cpu")
 
 
-def test_a_checkpoint_brings_its_settings_classes_and_weights(tmp_path, tiny_settings):
+def test_a_checkpoint_brings_its_settings_classes_and_weights(tmp_path, tiny_settings, caplog):
     path = write_checkpoint(tmp_path / "m.safetensors", tiny_settings)
     loaded = load_detector(path, CPU)
     assert loaded.class_names == CLASS_NAMES
     assert loaded.category_ids == CATEGORY_IDS
     assert loaded.settings == tiny_settings
     assert loaded.path == path
-    assert loaded.notes == []
+    assert caplog.messages == []
     assert not loaded.model.training
     assert loaded.model.aux_heads is None
     stored = load_checkpoint(path).state
@@ -62,17 +62,24 @@ def test_a_wrong_override_suggests_the_right_one(tmp_path, tiny_settings):
         load_detector(path, CPU, ["test.nms_iuo=0.5"])
 
 
-def test_a_preset_has_random_weights_and_says_so():
+def test_a_preset_has_random_weights(caplog):
     small = ["model.embed_dim=32", "model.ffn_dim=32", "model.backbone.base_channels=8", "model.norm_groups=8"]
     few = [*small, "model.encoder_layers=1", "model.decoder_layers=1"]
     loaded = load_detector("co_dino_r50", CPU, few, random_weights=True)
     assert loaded.path is None
-    assert "random" in loaded.notes[0]
+    assert caplog.messages == []  # they were requested
     assert (loaded.class_names[0], loaded.category_ids[-1], len(loaded.class_names)) == ("person", 90, 80)
     loaded = load_detector("co_dino_r50", CPU, small, classes=Classes(["a", "b"], [4, 9]), random_weights=True)
     assert loaded.model.num_classes == 2
     assert loaded.settings.model.num_classes == 2
     assert (loaded.class_names, loaded.category_ids) == (["a", "b"], [4, 9])
+
+
+def test_random_weights_of_a_preset_that_were_not_requested_are_warned_of(caplog):
+    assert load_detector("co_dino_tiny", CPU).path is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "co_dino_tiny is a preset: its weights are random" in record.getMessage()
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path, tiny_settings):
@@ -115,14 +122,14 @@ def test_a_missing_file_suggests_the_newest_nearby(tmp_path, tiny_settings, monk
 
 def test_a_folder_without_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds no checkpoint.*codetr train"):
+    with pytest.raises(CheckpointError, match=r"contains no checkpoint.*codetr train"):
         find_checkpoint(tmp_path)
 
 
 def test_a_mistyped_preset_suggests_the_right_one():
     with pytest.raises(ConfigError, match="co_dino_r50"):
         find_checkpoint("co_dino_r05")
-    assert find_checkpoint("co_dino_tiny") is None  # nobody has published weights for it
+    assert find_checkpoint("co_dino_tiny") is None  # no weights are published for it
 
 
 def test_a_preset_stands_for_its_published_weights():
@@ -133,7 +140,7 @@ def test_a_preset_stands_for_its_published_weights():
     assert find_checkpoint("co_dino_r50", random_weights=True) is None
 
 
-def test_a_downloaded_preset_is_loaded_by_its_name(tmp_path, monkeypatch):
+def test_a_downloaded_preset_is_loaded_by_its_name(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CODETR_CACHE", str(tmp_path))
     settings = load_preset("co_dino_tiny", ["model.num_classes=3"])
     place = published_weights(settings)
@@ -141,7 +148,8 @@ def test_a_downloaded_preset_is_loaded_by_its_name(tmp_path, monkeypatch):
     save_checkpoint(place.converted, state, settings=settings, class_names=["a", "b", "c"], category_ids=[4, 5, 6])
     loaded = load_detector("co_dino_tiny", CPU)
     assert loaded.path == place.converted
-    assert (loaded.class_names, loaded.notes) == (["a", "b", "c"], [])
+    assert loaded.class_names == ["a", "b", "c"]
+    assert caplog.messages == []
     assert load_detector("co_dino_tiny", CPU, random_weights=True).path is None
 
 
@@ -167,13 +175,13 @@ def test_an_unsafe_pickle_is_refused(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_detectors_are_lean_unless_told_otherwise(tiny_settings, tmp_path):
+def test_detectors_are_optimized_by_default(tiny_settings, tmp_path):
     path = write_checkpoint(tmp_path / "model.safetensors", tiny_settings)
     image = torch.rand(1, 3, 64, 96)
-    lean, plain = load_detector(path, CPU).model, load_detector(path, CPU, lean=False).model
-    assert lean.lean
+    optimized, plain = load_detector(path, CPU).model, load_detector(path, CPU, optimize=False).model
+    assert optimized.lean
     assert not plain.lean
     assert not load_detector(path, CPU, training=True).model.lean
-    assert not any(parameter.requires_grad for parameter in lean.parameters())
+    assert not any(parameter.requires_grad for parameter in optimized.parameters())
     with torch.no_grad():
-        torch.testing.assert_close(lean(image, None), plain(image, None), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(optimized(image, None), plain(image, None), rtol=1e-4, atol=1e-4)

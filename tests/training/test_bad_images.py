@@ -126,7 +126,7 @@ def test_a_training_goes_on_without_bad_files_and_names_them(
         f"{late} (the file is damaged) cannot be read: another image comes in its place",
         f"{other} (the file is damaged) cannot be read: the evaluation leaves it out",
         "3 image files could not be read (1 left out, 1 replaced, 1 not counted)",
-        "11 images (1 of 12 left out: their files cannot be read)",
+        "11 images (1 of 12 skipped: their files cannot be read)",
     ):
         assert part in " ".join((ran.out + ran.err).split())
     events = (tmp_path / "run" / "events.log").read_text()
@@ -205,7 +205,7 @@ def test_an_evaluation_says_of_how_many_images_it_is(
     assert ran.code == 0, ran.err
     assert ran.json["images"] == 11
     assert ran.json["left_out"] == [{"path": str(bad), "reason": "the file is damaged"}]
-    assert "11 images (1 of 12 left out: their files cannot be read)" in ran.json["protocol"]
+    assert "11 images (1 of 12 skipped: their files cannot be read)" in ran.json["protocol"]
     assert ran.json["protocol_parts"]["left_out"] == 1
     found: list[dict[str, Any]] = json.loads(Path(ran.json["detections"]).read_text())
     ids = {image["file_name"]: image["id"] for image in json.loads(annotations(many).read_text())["images"]}
