@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,6 @@ class DetectionTable:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self), ROWS_AT_ONCE):
-            yield from self._records(slice(start, start + ROWS_AT_ONCE))
-
     def ranking_of_masks(self) -> NDArray[np.float64]:
         """(N,) scores that masks are ranked by."""
         return self.scores if self.mask_scores is None else self.mask_scores
@@ -131,7 +127,7 @@ class DetectionTable:
 
     def to_records(self) -> list[dict[str, Any]]:
         """Every detection in COCO's result format."""
-        return list(self)
+        return self._records(slice(None))
 
     def to_json(self) -> str:
         """The content of a result file in COCO's format, with `mask_score` if masks have scores of their own."""

@@ -19,7 +19,7 @@ SIZES = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)
 
 
 def lvis_metrics(content: dict[str, Any], records: list[dict[str, Any]], kind: str) -> dict[str, float]:
-    """AP, AP50, AP75, by size and by frequency, and AR; -1 where there is nothing to find."""
+    """AP, AP50, AP75, by size and by frequency, and AR; -1 where there is no object."""
     images = {image["id"]: image for image in content["images"]}
     objects = [_prepared(entry, images[entry["image_id"]], kind, "bbox") for entry in content["annotations"]]
     detections = _best_of_each_image(

@@ -65,7 +65,7 @@ def test_prediction_equals_evaluation(on_canvas: Settings, tiny_coco: Path, tmp_
     for index, image_id in enumerate(dataset.image_ids):
         ours += detector.predict(dataset.image_path(index), score=0.0).to_coco(image_id)
     assert ours == evaluated_records(detector, dataset)
-    # The padding is seen: an image that fills its square another way gives other boxes.
+    # The network sees the padding: an image without it gives other boxes.
     resized = Detector.load(tmp_path / "model.safetensors", overrides=["test.canvas=none"])
     boxes = [d.predict(dataset.image_path(0), score=0.0).boxes for d in (detector, resized)]
     assert boxes[0].shape != boxes[1].shape or not np.allclose(boxes[0], boxes[1])

@@ -55,7 +55,7 @@ class Oracle(nn.Module):
     """Detects the annotated objects of each image, with scores that fall from object to object.
 
     Args:
-        wrong: best detections of the first image of each batch that no object is near.
+        wrong: best detections of the first image of each batch that overlap no object.
     """
 
     def __init__(self, wrong: int = 0) -> None:

@@ -48,21 +48,23 @@ def images() -> list[np.ndarray]:
 
 
 @pytest.fixture
-def look(tiny_settings):
-    """Detects in the views that settings ask for."""
+def detect_views(tiny_settings):
+    """Detects in the views of the settings."""
 
-    def look(model: nn.Module, batch: Batch, *overrides: str, settings: Settings | None = None) -> list[Detections]:
+    def detect_views(
+        model: nn.Module, batch: Batch, *overrides: str, settings: Settings | None = None
+    ) -> list[Detections]:
         settings = apply_overrides(settings or tiny_settings, list(overrides))
         augmentation, data = build_augmentation(settings), settings.data
         postprocess = build_postprocess(settings.test)
         with inference(model, CPU, "fp32"):
             return augmentation.detect(model, postprocess, batch, device=CPU, mean=data.mean, std=data.std)
 
-    return look
+    return detect_views
 
 
 def plain(model: nn.Module, settings: Settings, images: list[np.ndarray]) -> list[Detections]:
-    """What one look at the size of the settings gives."""
+    """The detections of a single view at the size of the settings."""
     transform = build_transforms(settings.data, settings.test, train=False)
     samples = []
     for number, image in enumerate(images):
@@ -80,17 +82,17 @@ def assert_same(ours: Detections, theirs: Detections) -> None:
 
 
 @pytest.mark.parametrize("override", ["test.canvas=128", "test.nms=none", "test.nms=soft", "test.head=roi"])
-def test_one_view_that_is_not_mirrored_gives_the_plain_result(look, tiny_settings, images, override):
+def test_one_view_that_is_not_mirrored_gives_the_plain_result(detect_views, tiny_settings, images, override):
     settings = apply_overrides(tiny_settings, [override])
     model = build_model(settings.model)
-    views = look(model, batch_of(*images), "test.tta_scales=[1.0]", "test.tta_flip=false", settings=settings)
+    views = detect_views(model, batch_of(*images), "test.tta_scales=[1.0]", "test.tta_flip=false", settings=settings)
     for ours, theirs in zip(views, plain(model, settings, images), strict=True):
         assert_same(ours, theirs)
 
 
-def test_one_view_at_another_size_is_the_plain_result_there(look, tiny_settings, images):
+def test_one_view_at_another_size_is_the_plain_result_there(detect_views, tiny_settings, images):
     model = build_model(tiny_settings.model)
-    views = look(model, batch_of(*images), "test.tta_scales=[64]", "test.tta_flip=false")
+    views = detect_views(model, batch_of(*images), "test.tta_scales=[64]", "test.tta_flip=false")
     smaller = apply_overrides(tiny_settings, ["test.short_side=64", "test.long_side=107"])
     for ours, theirs in zip(views, plain(model, smaller, images), strict=True):
         assert_same(ours, theirs)
@@ -103,7 +105,7 @@ def mirrored_only(settings: Settings) -> Augmentation:
 
 
 class Bright(nn.Module):
-    """Finds the brightest column of what it is shown and draws the left half of its box."""
+    """Detects the brightest column of its input, with a mask of the left half of the box."""
 
     def detect(self, images, padding_mask, metas, postprocess):
         self.seen = images
@@ -118,7 +120,7 @@ class Bright(nn.Module):
 
 
 @pytest.mark.parametrize("canvas", [None, 80])
-def test_what_a_mirrored_view_finds_is_mirrored_back(tiny_settings, canvas):
+def test_detections_of_a_mirrored_view_are_mirrored_back(tiny_settings, canvas):
     """On a canvas too, where the padding must stay at the right of the mirrored image."""
     image = np.zeros((60, 40, 3), np.uint8)
     image[:, 9] = 255
@@ -168,10 +170,10 @@ def test_mirroring_twice_changes_nothing():
     assert torch.equal(twice.masks, found.masks)
 
 
-def test_every_view_finds_the_same_objects_in_pixels_of_the_original(look, images):
-    """An oracle that is told the mirrored and resized boxes: all views agree, and come back as one."""
+def test_views_are_merged_in_pixels_of_the_original(detect_views, images):
+    """The views are merged into the annotated boxes, mirrored and resized back."""
     boxes = np.array([[4, 6, 30, 50], [35, 10, 65, 33]])
-    found = look(Masked(share=0.4), batch_of(*images, boxes=boxes), "test.tta_scales=[0.5,1.0,100]")
+    found = detect_views(Masked(share=0.4), batch_of(*images, boxes=boxes), "test.tta_scales=[0.5,1.0,100]")
     for item in found:
         best = item[:2]
         assert best.labels.tolist() == [0, 1]

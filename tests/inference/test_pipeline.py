@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from codetr_cli.errors import ConfigError
+from codetr_cli.inference.pipeline import TimedPostProcess, inference
+from codetr_cli.models.postprocess import PostProcess
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_training_mode_is_restored(training):
+    model = nn.Linear(2, 2).train(training)
+    with inference(model, CPU, "auto"):
+        assert not model.training
+        assert model(torch.ones(1, 2)).is_inference()
+    assert model.training == training
+    with pytest.raises(RuntimeError, match="inside"), inference(model, CPU, "auto"):
+        raise RuntimeError("inside")
+    assert model.training == training
+
+
+def test_precision():
+    model = nn.Linear(2, 2)
+    for precision, dtype in (("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with inference(model, CPU, precision):
+            assert model(torch.ones(1, 2)).dtype == dtype
+    with pytest.raises(ConfigError, match="fp16"), inference(model, CPU, "fp16"):
+        pass
+
+
+def test_a_timed_postprocess_gives_the_same_detections():
+    plain = PostProcess(max_detections=7, nms_iou=0.6)
+    timed = TimedPostProcess.around(replace(plain, head="roi"))
+    assert (timed.max_detections, timed.nms_iou, timed.head) == (7, 0.6, "roi")
+    logits, boxes = torch.randn(2, 10, 3), torch.rand(2, 10, 4)
+    targets = [{"norm_size": (50, 60), "scale_factor": (1.0, 1.0)}] * 2
+    for _ in range(2):
+        for ours, expected in zip(timed(logits, boxes, targets), plain(logits, boxes, targets), strict=True):
+            assert torch.equal(ours.boxes, expected.boxes)
+            assert torch.equal(ours.scores, expected.scores)
+    assert len(timed.seconds) == 2
+    assert all(seconds > 0 for seconds in timed.seconds)
