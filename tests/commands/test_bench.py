@@ -158,7 +158,7 @@ def test_plain_is_not_lean(codetr, checkpoint, monkeypatch):
     real = loading.load_detector
 
     def load(*arguments, **options):
-        asked.append(options["lean"])
+        asked.append(options["optimize"])
         return real(*arguments, **options)
 
     monkeypatch.setattr(loading, "load_detector", load)
