@@ -1,13 +1,14 @@
-"""Everything the program draws: lines, tables, progress and the one JSON object of `--json`. The only importer of rich.
+"""Everything the program prints: lines, tables, progress and the one JSON object of `--json`. Only this imports rich.
 
-People's text goes to stdout, or to stderr under `--json`; warnings, errors and progress always go to stderr. On a
-terminal text is coloured and progress is a bar; anywhere else lines are plain and never cut, as a log file wants them.
+Text goes to stdout, or to stderr with `--json`; log messages, warnings, errors and progress always go to stderr. On a
+terminal text is coloured and progress is a bar; elsewhere lines are plain and never cut, as a log file needs them.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 import sys
@@ -19,7 +20,7 @@ from typing import Any, Protocol, TextIO
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
@@ -30,6 +31,7 @@ THEME = Theme(
 QUIET_SECONDS = 2.0  # work shorter than this shows no progress
 PLAIN_SECONDS = 10.0  # between two plain progress lines
 PLAIN_WIDTH = 240  # columns of a table that goes to a file or a pipe
+PACKAGE_LOGGER = "codetr_cli"
 
 
 @dataclass
@@ -37,6 +39,7 @@ class _Mode:
     json: bool = False
     quiet: bool = False
     answered: bool = False
+    live: Console | None = None  # draws a progress bar now: other text must go above the bar, through this console
 
 
 _mode = _Mode()
@@ -45,43 +48,58 @@ _mode = _Mode()
 class Advance(Protocol):
     """What `progress` yields."""
 
-    def __call__(self, n: int = 1, **fields: Any) -> None:
-        """Reports that `n` more items are done; `fields` are shown beside the bar, e.g. `loss=3.21`."""
+    def __call__(self, n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
+        """Reports that `n` more items are done.
+
+        Args:
+            n: items.
+            seconds_left: to the end, when the caller has a better estimate than the average since the start.
+            fields: shown beside the bar, e.g. `loss=3.21`.
+        """
 
 
 def set_mode(*, json: bool = False, quiet: bool = False) -> None:
     """Chooses where text goes; every verb calls this first.
 
     Args:
-        json: people's text goes to stderr and `result_json` writes to stdout.
-        quiet: no `info` and no progress; results, warnings and errors stay.
+        json: text goes to stderr and `result_json` writes to stdout.
+        quiet: no `info`, no log messages below warnings and no progress; results, warnings and errors stay.
     """
     _mode.json, _mode.quiet, _mode.answered = json, quiet, False
 
 
+def log_to_console() -> None:
+    """Prints the log messages of this package, from level INFO, on stderr. Calling it again changes nothing."""
+    package = logging.getLogger(PACKAGE_LOGGER)
+    if not any(isinstance(handler, _LogHandler) for handler in package.handlers):
+        package.addHandler(_LogHandler())
+    if package.getEffectiveLevel() > logging.INFO:
+        package.setLevel(logging.INFO)
+
+
 def info(text: str) -> None:
-    """Shows a line about what is going on; nothing under `--quiet`."""
+    """Prints a line about what is going on; nothing with `--quiet`."""
     if not _mode.quiet:
         _print(_console(stderr=_mode.json), Text(text))
 
 
 def result(text: str) -> None:
-    """Shows a line that is what the person asked for; `--quiet` keeps it."""
+    """Prints a line that the user asked for, also with `--quiet`."""
     _print(_console(stderr=_mode.json), Text(text))
 
 
 def warn(text: str) -> None:
-    """Shows a warning on stderr."""
+    """Prints a warning on stderr."""
     _print(_console(stderr=True), Text.assemble(("warning: ", "caution"), text))
 
 
 def error(text: str) -> None:
-    """Shows one red paragraph on stderr."""
+    """Prints an error on stderr, in red."""
     _print(_console(stderr=True), Text.assemble(("error: ", "bad"), (text, "red")))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Shows a table.
+    """Prints a table.
 
     Args:
         title: printed above it; empty for none.
@@ -103,13 +121,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     out = _console(stderr=_mode.json)
     if title:
         _print(out, Text(title, "title"))  # not the table's own title, which is wrapped to the table's width
+    if out.is_terminal:
+        out.print(drawn)
+        return
     with out.capture() as captured:
         out.print(drawn)
     out.file.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
 
 
-def width() -> int:
-    """Columns that a table has room for."""
+def columns() -> int:
+    """Characters that fit in a line of a table."""
     return _console(stderr=_mode.json).width
 
 
@@ -136,21 +157,22 @@ def fail_json(obj: dict[str, Any]) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int | None = None) -> Iterator[Advance]:
-    """Shows how far a piece of work is once it takes longer than two seconds.
+def progress(description: str, total: int | None = None, *, done: int = 0) -> Iterator[Advance]:
+    """Shows the progress of work that takes longer than two seconds.
 
-    A bar on a terminal, a plain line every ten seconds elsewhere, nothing under `--quiet`.
+    A bar on a terminal, a plain line every ten seconds elsewhere, nothing with `--quiet`.
 
     Args:
         description: what is being done, e.g. `"reading images"`.
         total: number of items, None when unknown.
+        done: items that were done before, e.g. steps of a run that is continued: counted, but not in the rate.
 
     Yields:
         a function to call as items get done: `advance(n, **fields)`.
     """
     shown: _Bar | _Lines | None = None
     if not _mode.quiet:
-        shown = _Bar(description, total) if sys.stderr.isatty() else _Lines(description, total)
+        shown = _Bar(description, total, done) if sys.stderr.isatty() else _Lines(description, total, done)
     try:
         yield shown.advance if shown else _ignore
     finally:
@@ -160,12 +182,12 @@ def progress(description: str, total: int | None = None) -> Iterator[Advance]:
 
 @contextmanager
 def tolerate_closed_streams() -> Iterator[None]:
-    """Inside, text that can no longer be written is let go: nobody need listen for work to be done.
+    """Inside, text that can no longer be written is discarded, so that the work continues.
 
-    The reader of a pipe may leave (`| head`), a terminal may close, the disk of a log file may be full.
+    The reader of a pipe may end (`| head`), a terminal may close, the disk of a log file may be full.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Forgiving(sys.stdout), _Forgiving(sys.stderr)
+    sys.stdout, sys.stderr = _TolerantStream(sys.stdout), _TolerantStream(sys.stderr)
     try:
         yield
     finally:
@@ -204,8 +226,27 @@ def seconds_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class _Forgiving:
-    """A stream that takes whatever it is given, also when that goes nowhere any more."""
+class _LogHandler(logging.Handler):
+    """Prints log messages on stderr, above a progress bar; those below warnings not with `--quiet`."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+            if record.levelno >= logging.ERROR:
+                error(text)
+            elif record.levelno >= logging.WARNING:
+                warn(text)
+            elif not _mode.quiet:
+                _print(_console(stderr=True), Text(text))
+        except Exception:
+            self.handleError(record)
+
+
+class _TolerantStream:
+    """A stream that accepts text also when it can no longer be written."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -214,92 +255,122 @@ class _Forgiving:
         try:
             return self._stream.write(text)
         except OSError as error:
-            self._let_go(error)
+            self._discard(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError as error:
-            self._let_go(error)
+            self._discard(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _let_go(self, error: OSError) -> None:
-        """What is still buffered must not complain later, unless there may be room for it then."""
+    def _discard(self, error: OSError) -> None:
+        """Discards what is still buffered, unless there may be room for it later."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 
 
-class _Bar:
-    """Progress on a terminal; drawn at the first report after two seconds and cleared at the end."""
+class _Counter:
+    """Counts items and estimates the time that is left from the rate since the start.
 
-    def __init__(self, description: str, total: int | None) -> None:
-        self.done = 0
-        self.started = time.monotonic()
+    Args:
+        total: number of items, None when unknown.
+        done: items that were done before the start.
+    """
+
+    def __init__(self, total: int | None, done: int) -> None:
+        self.total, self.done, self._before = total, done, done
+        self._started = time.monotonic()
+        self._estimate: float | None = None
+
+    def add(self, n: int, seconds_left: float | None) -> None:
+        self.done += n
+        self._estimate = seconds_left
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def time_text(self, elapsed: float) -> str:
+        """The time that is left, or at the end the time that it took; empty when the total is unknown."""
+        if not self.total:
+            return ""
+        if self.done >= self.total:
+            return f"took {seconds_text(elapsed)}"
+        left = self._estimate
+        if left is None:
+            left = elapsed / max(self.done - self._before, 1) * (self.total - self.done)
+        return f"{seconds_text(left)} left"
+
+
+class _Bar:
+    """Progress on a terminal; drawn at the first report after two seconds and removed at the end."""
+
+    def __init__(self, description: str, total: int | None, done: int) -> None:
+        self.counter = _Counter(total, done)
         # stdout passes through the bar only when it is a terminal too: redirected output must reach its file.
         self.drawn = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
             TextColumn("{task.fields[beside]}", markup=False),
-            console=_console(stderr=True),
+            console=_new_console(stderr=True),
             transient=True,
             redirect_stdout=sys.stdout.isatty(),
         )
-        self.task = self.drawn.add_task(description, total=total, beside="")
+        self.task = self.drawn.add_task(description, total=total, completed=done, beside="")
 
-    def advance(self, n: int = 1, **fields: Any) -> None:
-        self.done += n
-        if not self.drawn.live.is_started and time.monotonic() - self.started > QUIET_SECONDS:
+    def advance(self, n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
+        self.counter.add(n, seconds_left)
+        elapsed = self.counter.elapsed()
+        beside = ", ".join(filter(None, (self.counter.time_text(elapsed), _fields_text(fields))))
+        self.drawn.update(self.task, completed=self.counter.done, beside=beside)
+        if not self.drawn.live.is_started and elapsed > QUIET_SECONDS:
             self.drawn.start()
-        self.drawn.update(self.task, completed=self.done, beside=_fields_text(fields))
+            _mode.live = self.drawn.console
 
     def close(self) -> None:
         if self.drawn.live.is_started:
+            _mode.live = None
             self.drawn.stop()
 
 
 class _Lines:
-    """Progress where there is no terminal: a line now and then, and one at the end of long work."""
+    """Progress where there is no terminal: a line every ten seconds, and one at the end of long work."""
 
-    def __init__(self, description: str, total: int | None) -> None:
-        self.description, self.total = description, total
-        self.done = 0
+    def __init__(self, description: str, total: int | None, done: int) -> None:
+        self.description = description
+        self.counter = _Counter(total, done)
         self.fields: dict[str, Any] = {}
-        self.started = time.monotonic()
-        self.next_line = self.started + QUIET_SECONDS
-        self.told: int | None = None  # what the last line said was done
+        self.next_line = QUIET_SECONDS  # after the start
+        self.printed: int | None = None  # items done according to the last line
 
-    def advance(self, n: int = 1, **fields: Any) -> None:
-        self.done += n
+    def advance(self, n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
+        self.counter.add(n, seconds_left)
         self.fields = fields
-        if time.monotonic() >= self.next_line:
-            self._line()
-            self.next_line = time.monotonic() + PLAIN_SECONDS
+        elapsed = self.counter.elapsed()
+        if elapsed >= self.next_line:
+            self._line(elapsed)
+            self.next_line = elapsed + PLAIN_SECONDS
 
     def close(self) -> None:
-        if self.told is not None and self.told != self.done:
-            self._line()
+        if self.printed is not None and self.printed != self.counter.done:
+            self._line(self.counter.elapsed())
 
-    def _line(self) -> None:
-        self.told = self.done
-        elapsed = time.monotonic() - self.started
-        parts = [f"{self.description}: {self.done:,}"]
-        if self.total:
-            left = elapsed / max(self.done, 1) * max(self.total - self.done, 0)
-            parts = [f"{parts[0]}/{self.total:,} ({self.done / self.total:.0%})"]
-            parts += [f"{seconds_text(left)} left"] if self.done < self.total else [f"took {seconds_text(elapsed)}"]
-        parts += [_fields_text(self.fields)] if self.fields else []
-        _print(_console(stderr=True), Text(", ".join(parts)))
+    def _line(self, elapsed: float) -> None:
+        done, total = self.counter.done, self.counter.total
+        self.printed = done
+        count = f"{done:,}/{total:,} ({done / total:.0%})" if total else f"{done:,}"
+        parts = [f"{self.description}: {count}", self.counter.time_text(elapsed), _fields_text(self.fields)]
+        _print(_console(stderr=True), Text(", ".join(filter(None, parts))))
 
 
-def _ignore(n: int = 1, **fields: Any) -> None:
-    """Stands in for a progress display under `--quiet`."""
+def _ignore(n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
+    """Replaces a progress display with `--quiet`."""
 
 
 def _fields_text(fields: dict[str, Any]) -> str:
@@ -307,7 +378,14 @@ def _fields_text(fields: dict[str, Any]) -> str:
 
 
 def _console(*, stderr: bool) -> Console:
-    """A console on the stream as it is now: tests and progress bars exchange `sys.stdout` and `sys.stderr`."""
+    """The console to print on: that of the progress bar while one is drawn on the same terminal, else a new one."""
+    if _mode.live is not None and (sys.stderr if stderr else sys.stdout).isatty():
+        return _mode.live
+    return _new_console(stderr=stderr)
+
+
+def _new_console(*, stderr: bool) -> Console:
+    """A console on the stream as it is now: tests and progress bars replace `sys.stdout` and `sys.stderr`."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, theme=THEME, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
 
@@ -324,7 +402,7 @@ def _write_json(obj: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The value in terms of JSON."""
+    """The value in JSON's types."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,11 @@
-"""What is drawn and where: streams, quiet and JSON modes, tables, progress without a terminal, units."""
+"""What is printed and where: streams, quiet and JSON modes, log messages, tables, progress, units."""
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import sys
 
 import numpy as np
 import pytest
@@ -11,13 +14,13 @@ from codetr_cli import console
 
 
 @pytest.fixture(autouse=True)
-def _people_mode():
+def _default_mode():
     console.set_mode()
     yield
     console.set_mode()
 
 
-def test_text_for_people_moves_to_stderr_under_json(capsys):
+def test_text_goes_to_stderr_with_json(capsys):
     console.info("one [not markup] /a/" + "long" * 80)
     console.set_mode(json=True)
     console.info("two")
@@ -149,7 +152,7 @@ def test_seconds(seconds: float, text: str):
 
 
 def test_work_that_ends_between_two_lines_still_gets_its_last(capsys, monkeypatch):
-    clock = iter([0.0, 3.0, 3.0, 3.0, 4.0, 4.0, 4.0])
+    clock = iter([0.0, 3.0, 4.0, 4.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     with console.progress("reading", 2) as advance:
         advance()
@@ -158,3 +161,69 @@ def test_work_that_ends_between_two_lines_still_gets_its_last(capsys, monkeypatc
         "reading: 1/2 (50%), 3.00 s left",
         "reading: 2/2 (100%), took 4.00 s",
     ]
+
+
+def test_work_that_is_continued_counts_from_what_is_done(capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 20.0, 20.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("training", 1000, done=900) as advance:
+        advance(10)  # 1 a second
+        advance(40, seconds_left=7.0, epoch=3)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 910/1,000 (91%), 1 min 30 s left",
+        "training: 950/1,000 (95%), 7.00 s left, epoch 3",
+    ]
+
+
+@pytest.fixture
+def package_logger():
+    package = logging.getLogger("codetr_cli")
+    before = package.level, list(package.handlers)
+    yield logging.getLogger("codetr_cli.somewhere")
+    package.setLevel(before[0])
+    package.handlers[:] = before[1]
+
+
+def test_log_messages_are_printed_once(capsys, package_logger):
+    console.log_to_console()
+    console.log_to_console()
+    package_logger.debug("hidden")
+    package_logger.info("note of %s", "/a/[b]")
+    package_logger.warning("careful")
+    package_logger.error("wrong")
+    console.set_mode(quiet=True)
+    package_logger.info("chatter")
+    package_logger.warning("careful")
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err == "note of /a/[b]\nwarning: careful\nerror: wrong\nwarning: careful\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_message_appears_above_a_live_bar(monkeypatch, package_logger):
+    """The bar's line is erased before the message and drawn again below it; no other console writes meanwhile."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    console.log_to_console()
+    clock = iter(float(second) for second in range(0, 100000, 3))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("training", 100, done=10) as advance:
+        advance(5, loss=1.5)
+        assert "15/100" in terminal.getvalue()
+        for text, write in (
+            ("checkpoint saved", lambda: package_logger.info("checkpoint saved")),
+            ("a result", lambda: console.result("a result")),
+            ("heading", lambda: console.table("", ["heading"], [[1]])),
+        ):
+            start = len(terminal.getvalue())
+            write()
+            erased, _, after = terminal.getvalue()[start:].partition(text)
+            assert "\r\x1b[2K" in erased, "the bar is erased before the text"
+            assert "15/100" in after, "the bar is drawn again below the text"
