@@ -13,7 +13,7 @@ CASES = $(or $(wildcard $(SHARED)/golden/cases/*/case.json),$(wildcard tests/gol
 WEIGHTS := $(DEMO)/run/checkpoints/last/model.safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format type parity bench wheel clean
+.PHONY: help setup demo test test-all lint format type parity bench wheel help-texts clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,6 +63,9 @@ bench: setup ## measure speed here
 
 wheel: setup ## build the wheel into dist/
 	$(BIN)/hatchling build --target wheel
+
+help-texts: setup ## write docs/help/ again, the help of every verb
+	$(BIN)/python -m tests.help_texts
 
 clean: ## remove what was built; runs, data and demo stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,7 +1,8 @@
-"""The command line: registers the verbs and turns whatever goes wrong into one paragraph and an exit code.
+"""The command line: registers the verbs and turns every failure into one paragraph and an exit code.
 
-A verb is a function of the same name in `commands/<verb>.py`, with _ for -; its docstring is its help. Those modules
-import torch inside the function only, so that `codetr --help` and every message about wrong usage come at once.
+A verb is a function of the same name in `commands/<verb>.py`, with _ for -. Its docstring is its help, which `EXAMPLES`
+of the module follow. Those modules import torch inside the function only, so that `codetr --help` and every
+message about wrong usage appear at once.
 """
 
 from __future__ import annotations
@@ -9,17 +10,33 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from codetr_cli import __version__, console
+from codetr_cli.commands._defaults import Defaults, Invocation, find_defaults
+from codetr_cli.commands._help import Group, add_verb
+from codetr_cli.commands._options import use_shown_spelling
 from codetr_cli.errors import CodetrError
 
-VERBS = ("prepare", "train", "eval", "bench", "predict", "convert", "convert-data", "download", "presets", "runs")
+VERB_GROUPS = {
+    "Data": ("prepare", "convert-data", "cache"),
+    "Train and evaluate": ("train", "eval", "bench", "runs"),
+    "Use": ("predict",),
+    "Weights": ("presets", "download", "convert"),
+    "This machine": ("doctor",),
+}
+"""Panel of `codetr --help` -> its verbs."""
+VERBS = tuple(verb for verbs in VERB_GROUPS.values() for verb in verbs)
+NEEDS_WORDS = ("convert", "convert-data", "download", "eval", "predict")
+"""Verbs that print their help when nothing follows them."""
 
 EXIT_UNEXPECTED = 1
 EXIT_MACHINE = 5
@@ -30,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        argv: the words after `codetr`; the process's own when None.
+        argv: the words after `codetr`; those of the process when None.
 
     Returns:
         the exit code: 0 done, 1 a bug, 2 usage or settings, 3 data, 4 checkpoint, 5 machine, 6 training diverged,
@@ -38,21 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
-    console.set_mode()
+    console.set_mode(json="--json" in words, quiet="--quiet" in words or "-q" in words)
     try:
-        code = _run(words)
+        with console.log_to_console():
+            code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, e.g. `head`, has left. What is still buffered must not complain when the interpreter ends.
+        # The reader, e.g. `head`, has ended. What is still buffered must raise nothing when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_UNEXPECTED
     return code
 
 
 def _open_closed_streams() -> None:
-    """Gives a process that was started without standard streams (`>&-`) ones that lead nowhere.
+    """Opens the null device as the standard streams that the process was started without (`>&-`).
 
-    Otherwise files of its own would get their numbers, and whatever a library prints would end up in them.
+    Otherwise files that it opens would get their numbers, and what a library prints would be written to them.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -67,41 +85,73 @@ def build_app(verbs: Sequence[str] = VERBS) -> typer.Typer:
     """The Typer application with the given verbs, in that order."""
     app = typer.Typer(
         name="codetr",
+        cls=Group,
         no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_codetr)
+    app.callback(invoke_without_command=True)(_codetr)
+    panels = {verb: panel for panel, verbs_of_it in VERB_GROUPS.items() for verb in verbs_of_it}
     for verb in verbs:
         name = verb.replace("-", "_")
         module = importlib.import_module(f"codetr_cli.commands.{name}")
-        needy = verb in ("convert", "convert-data", "download", "eval", "predict")
-        app.command(verb, no_args_is_help=needy)(getattr(module, name))
+        function = getattr(module, name)
+        if isinstance(function, typer.Typer):
+            app.add_typer(function, name=verb, rich_help_panel=panels[verb])
+        else:
+            add_verb(app, verb, function, module.EXAMPLES, needs_words=verb in NEEDS_WORDS, panel=panels[verb])
     return app
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        console.result(f"codetr {__version__}")
-        raise typer.Exit
-
-
 def _codetr(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="With --version: print one JSON object.")] = False,
 ) -> None:
     """Train, evaluate, benchmark and run Co-DETR object detectors."""
+    if version:
+        console.result_json(_versions())
+        if not json_output:
+            console.result(f"codetr {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def _versions() -> dict[str, str | None]:
+    """Versions that a bug report needs; torch is not imported for it."""
+    try:
+        torch = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch = None
+    return {
+        "codetr": __version__,
+        "python": platform.python_version(),
+        "torch": torch,
+        "platform": platform.platform(),
+    }
 
 
 def _run(words: list[str]) -> int:
-    """Runs the words and reports what went wrong; a pipe that broke is the caller's business."""
+    """Runs the words and reports failures; a broken pipe is left to the caller."""
     wants_json = "--json" in words
     try:
-        # Only the verb that is called gets imported; the others are needed for help and for suggestions alone.
+        # Only the verb that is called gets imported; the others are needed for help and suggestions alone.
         app = build_app((words[0],) if words and words[0] in VERBS else VERBS)
-        return app(args=words, prog_name="codetr", standalone_mode=False, obj=words) or 0
+        words = use_shown_spelling(words)
+        wants_help = not words or words[0] not in VERBS or "--help" in words or "-h" in words
+        defaults = Defaults() if wants_help else find_defaults(Path.cwd())
+        invocation = Invocation(words, defaults)
+        code = app(
+            args=words,
+            prog_name="codetr",
+            standalone_mode=False,
+            obj=invocation,
+            default_map=defaults.for_options(words),
+        )
+        return code or 0
     except BrokenPipeError:
         raise
     except CodetrError as error:
@@ -125,18 +175,18 @@ def _fail(text: str, code: int, wants_json: bool) -> int:
 
 
 def _usage_text(error: typer.TyperException) -> str:
-    """What is wrong with the words, the nearest right word, and where help is."""
+    """What is wrong with the words, the nearest known word, and where to find help."""
     text = error.format_message()
     possibilities: Sequence[str] = getattr(error, "possibilities", None) or ()
     if possibilities:
         text = f"{error.message.rstrip('.')}; did you mean {' or '.join(sorted(possibilities))}?"
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "codetr"
-    return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} `{command} --help` lists what there is."
+    return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See `{command} --help`."
 
 
 def _explain(error: Exception) -> tuple[int, str]:
-    """Exit code and paragraph for an exception that is no `CodetrError`."""
+    """Exit code and paragraph for an exception that is not a `CodetrError`."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         return (
@@ -144,12 +194,12 @@ def _explain(error: Exception) -> tuple[int, str]:
             f"no space left on the disk{where}: free some space or choose another folder, then run again.",
         )
     if isinstance(error, OSError) and error.filename is not None:
-        return EXIT_MACHINE, f"cannot use {error.filename}: {error.strerror}. Check that it exists and may be accessed."
+        return EXIT_MACHINE, f"cannot use {error.filename}: {error.strerror}. Check that it exists and can be accessed."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         first_line = (str(error).splitlines() or [""])[0]
         return EXIT_MACHINE, (
-            f"not enough memory: {first_line.rstrip('.') or 'an allocation failed'}. Lower --set train.micro_batch=1, "
-            "use --precision bf16, or smaller images (--set data.long_side=...)."
+            f"not enough memory: {first_line.rstrip('.') or 'an allocation failed'}. Use --set train.micro_batch=1, "
+            "--precision bf16, or smaller images (--set data.long_side=...)."
         )
-    hint = "" if os.environ.get("CODETR_DEBUG") else " Run it again with CODETR_DEBUG=1 to see where it happened."
-    return EXIT_UNEXPECTED, f"unexpected {type(error).__name__}: {error}. This is a mistake in codetr.{hint}"
+    hint = "" if os.environ.get("CODETR_DEBUG") else " Run it again with CODETR_DEBUG=1 to see the traceback."
+    return EXIT_UNEXPECTED, f"unexpected {type(error).__name__}: {error}. This is a bug in codetr.{hint}"

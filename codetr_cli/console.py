@@ -68,13 +68,22 @@ def set_mode(*, json: bool = False, quiet: bool = False) -> None:
     _mode.json, _mode.quiet, _mode.answered = json, quiet, False
 
 
-def log_to_console() -> None:
-    """Prints the log messages of this package, from level INFO, on stderr. Calling it again changes nothing."""
+@contextmanager
+def log_to_console() -> Iterator[None]:
+    """Inside, log messages of this package are printed on stderr, from level INFO; a second one inside does nothing."""
     package = logging.getLogger(PACKAGE_LOGGER)
-    if not any(isinstance(handler, _LogHandler) for handler in package.handlers):
-        package.addHandler(_LogHandler())
+    if any(isinstance(handler, _LogHandler) for handler in package.handlers):
+        yield
+        return
+    handler, before = _LogHandler(), package.level
+    package.addHandler(handler)
     if package.getEffectiveLevel() > logging.INFO:
         package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before)
 
 
 def info(text: str) -> None:

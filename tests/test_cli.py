@@ -1,29 +1,48 @@
-"""The outer shell: every verb explains itself, wrong words get the right ones suggested, `--json` means one object."""
+"""The command line: every verb has help, a wrong word gets the nearest one suggested, `--json` prints one object."""
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
 from codetr_cli import __version__
 from codetr_cli.cli import VERBS
+from codetr_cli.commands._options import SYNONYMS, use_shown_spelling
+from codetr_cli.commands.train import FIRST_PRESETS
+from codetr_cli.config.presets import preset_names
 from tests.conftest import REPOSITORY
 
-# The options people may rely on; taking one away or renaming it is a decision, not an accident.
+# Options that users rely on: removing or renaming one is a decision, not an accident.
 OPTIONS = {
-    "prepare": {"--demo", "--deep", "--no-link", "--json"},
-    "train": {"--preset", "--data", "--run", "--gpus", "--procs", "--device", "--no-eval", "--set", "--dry-run"},
-    "eval": {"--data", "--set", "--device", "--from", "--json"},
+    "prepare": {"--data", "--demo", "--deep", "--no-link", "--json"},
+    "train": {
+        "--preset",
+        "--data",
+        "--weights",
+        "--restart",
+        "--run",
+        "--gpus",
+        "--procs",
+        "--device",
+        "--no-eval",
+        "--set",
+        "--dry-run",
+    },
+    "eval": {"--checkpoint", "--data", "--set", "--device", "--detections", "--scorer", "--json"},
     "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
     "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},
-    "convert": {"--json"},
-    "convert-data": {"--out", "--split", "--force", "--json"},
+    "convert": {"--checkpoint", "--json"},
+    "convert-data": {"--data", "--out", "--split", "--force", "--json"},
     "download": {"--url", "--force", "--dry-run", "--json"},
     "presets": {"--set", "--json"},
-    "runs": {"--replay", "--device", "--json"},
+    "runs": {"--json"},
+    "cache": {"--downloads", "--yes", "--json"},
+    "doctor": {"--json"},
 }
 
 
@@ -62,6 +81,73 @@ def test_no_words_is_help(codetr):
 
 def test_version(codetr):
     assert codetr("--version").out == f"codetr {__version__}\n"
+    versions = codetr("--version", "--json").json
+    assert set(versions) == {"codetr", "python", "torch", "platform"}
+    assert versions["codetr"] == __version__
+    assert versions["torch"] == metadata.version("torch")
+
+
+def test_options_without_a_verb_are_help(codetr):
+    ran = codetr("--json")
+    assert ran.code == 2
+    assert "presets" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["train", "--fresh", "--checkpoint=a.pth"], ["train", "--restart", "--weights=a.pth"]),
+        (["eval", "x", "--engine", "hotcoco"], ["eval", "x", "--scorer", "hotcoco"]),
+        (["eval", "--from=d.json"], ["eval", "--detections=d.json"]),
+        (["predict", "--checkpoint", "x"], ["predict", "--checkpoint", "x"]),
+        ([], []),
+    ],
+)
+def test_other_spellings_of_options_are_understood(words: list[str], shown: list[str]):
+    assert use_shown_spelling(words) == shown
+
+
+def test_every_synonym_stands_for_an_option_of_its_verb(codetr, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for verb, synonyms in SYNONYMS.items():
+        assert set(synonyms.values()) <= set(re.findall(r"--[a-z-]+", codetr(verb, "--help").out))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval", "a.safetensors", "--checkpoint", "b.safetensors"),
+        ("prepare", "a", "--data", "b"),
+        ("convert-data", "a", "--data", "b", "--out", "c"),
+        ("convert", "a.pth", "c.safetensors", "--checkpoint", "b.pth"),
+    ],
+)
+def test_an_argument_and_the_option_for_it_exclude_each_other(codetr, words: tuple[str, ...]):
+    ran = codetr(*words)
+    assert ran.code == 2
+    assert "give one of them" in ran.err
+
+
+def test_train_without_a_preset_names_some_to_start_with(codetr):
+    ran = codetr("train")
+    assert ran.code == 2
+    assert set(re.findall(r"--preset (\w+)", ran.err)) == set(FIRST_PRESETS)
+    assert set(FIRST_PRESETS) <= set(preset_names())
+    assert len(FIRST_PRESETS) == 3
+
+
+def test_log_messages_go_to_stderr(codetr, monkeypatch):
+    def names() -> list[str]:
+        logger = logging.getLogger("codetr_cli.config.presets")
+        logger.debug("hidden")
+        logger.info("a note: %d", 1)
+        logger.warning("careful")
+        return []
+
+    monkeypatch.setattr("codetr_cli.config.presets.preset_names", names)
+    ran = codetr("presets", "--json")
+    assert ran.json == {"presets": []}
+    assert ran.err == "a note: 1\nwarning: careful\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)

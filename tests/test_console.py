@@ -175,25 +175,19 @@ def test_work_that_is_continued_counts_from_what_is_done(capsys, monkeypatch):
     ]
 
 
-@pytest.fixture
-def package_logger():
-    package = logging.getLogger("codetr_cli")
-    before = package.level, list(package.handlers)
-    yield logging.getLogger("codetr_cli.somewhere")
-    package.setLevel(before[0])
-    package.handlers[:] = before[1]
+package_logger = logging.getLogger("codetr_cli.somewhere")
 
 
-def test_log_messages_are_printed_once(capsys, package_logger):
-    console.log_to_console()
-    console.log_to_console()
-    package_logger.debug("hidden")
-    package_logger.info("note of %s", "/a/[b]")
-    package_logger.warning("careful")
-    package_logger.error("wrong")
-    console.set_mode(quiet=True)
-    package_logger.info("chatter")
-    package_logger.warning("careful")
+def test_log_messages_are_printed_once(capsys):
+    with console.log_to_console(), console.log_to_console():
+        package_logger.debug("hidden")
+        package_logger.info("note of %s", "/a/[b]")
+        package_logger.warning("careful")
+        package_logger.error("wrong")
+        console.set_mode(quiet=True)
+        package_logger.info("chatter")
+        package_logger.warning("careful")
+    assert logging.getLogger("codetr_cli").handlers == []
     streams = capsys.readouterr()
     assert streams.out == ""
     assert streams.err == "note of /a/[b]\nwarning: careful\nerror: wrong\nwarning: careful\n"
@@ -204,17 +198,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_log_message_appears_above_a_live_bar(monkeypatch, package_logger):
+def test_a_log_message_appears_above_a_live_bar(monkeypatch):
     """The bar's line is erased before the message and drawn again below it; no other console writes meanwhile."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    console.log_to_console()
     clock = iter(float(second) for second in range(0, 100000, 3))
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
-    with console.progress("training", 100, done=10) as advance:
+    with console.log_to_console(), console.progress("training", 100, done=10) as advance:
         advance(5, loss=1.5)
         assert "15/100" in terminal.getvalue()
         for text, write in (

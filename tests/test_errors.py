@@ -44,7 +44,7 @@ def failing(codetr, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("exception", "code", "said"),
+    ("exception", "code", "parts"),
     [
         (errors.DatasetError("no images in /x: write some"), 3, ["no images in /x: write some"]),
         (errors.StoppedError("saved to run/1", 15), 143, ["saved to run/1"]),
@@ -57,14 +57,14 @@ def failing(codetr, monkeypatch):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_failures_become_a_paragraph(failing, exception: BaseException, code: int, said: list[str]):
+def test_failures_become_a_paragraph(failing, exception: BaseException, code: int, parts: list[str]):
     ran = failing(exception)
     assert ran.code == code
     assert ran.out == ""
     assert "Traceback" not in ran.err
     assert len(ran.err.splitlines()) <= 1
-    for words in said:
-        assert words in ran.err
+    for part in parts:
+        assert part in ran.err
 
 
 def test_out_of_gpu_memory_is_recognised_without_torch(failing):

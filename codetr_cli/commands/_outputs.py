@@ -1,34 +1,10 @@
-"""What the verbs that detect share: their options, and where results go without overwriting anything unasked."""
+"""Where the results of a verb are written without overwriting anything that exists."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
-
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Overwrite earlier results instead of taking the next free name.")
-]
-InferencePrecisionOption = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"],
-    typer.Option(
-        "--precision", help="Arithmetic of the network. auto: fp32, as published; bf16 is faster on new GPUs."
-    ),
-]
-HeadOption = Annotated[
-    Literal["decoder", "roi", "atss"] | None,
-    typer.Option("--head", help="Whose detections: the decoder's, or those of an auxiliary head."),
-]
-TtaOption = Annotated[
-    bool,
-    typer.Option(
-        "--tta",
-        help="Look at each image in several sizes and mirrored (test.tta_scales, test.tta_flip), merged by soft-NMS.",
-    ),
-]
 
 
 def free_folder(folder: Path, marker: str, *, force: bool) -> Path:
@@ -36,14 +12,14 @@ def free_folder(folder: Path, marker: str, *, force: bool) -> Path:
 
     Args:
         folder: where results are wanted.
-        marker: the file that tells results of an earlier run.
-        force: take the folder whatever is in it.
+        marker: the file that marks results of an earlier run.
+        force: use the folder whatever is in it.
     """
     return _first_free(folder, lambda candidate: force or not (candidate / marker).exists())
 
 
 def free_file(file: Path, *, force: bool) -> Path:
-    """The file, or the first of file_2, file_3, ... with the same ending that does not exist."""
+    """The file, or the first of file_2, file_3, ... with the same suffix that does not exist."""
     return _first_free(file, lambda candidate: force or not candidate.exists())
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: bool) -> None:
-    """Writes and submits the script, and says what was done.
+    """Writes and submits the script, and reports both.
 
     Args:
         job: as planned.
@@ -52,7 +52,7 @@ def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: boo
     console.info(choice.note)
     number = submit(script)
     if number is None:
-        console.warn(f"there is no sbatch here, so nothing was submitted: on a login node, run `sbatch {script}`")
+        console.warn(f"there is no sbatch here, so nothing was submitted: run `sbatch {script}` on a login node")
     else:
         console.result(f"submitted as job {number}; its output goes to {script.parent / f'{number}.log'}")
     console.result(f"batch script: {script}")

@@ -1,4 +1,4 @@
-"""What the verbs that take weights share: the way from an address to a file, with its progress."""
+"""Downloads for the verbs that take weights: from a URL to a file, with a progress bar."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 MEGABYTE = 1_000_000
 
 
-def fetched(weights: str | None) -> str | None:
-    """What was given as weights, or the file that an address gives: it is downloaded once, and shown while it comes."""
+def resolve_weights(weights: str | None) -> str | None:
+    """The weights as given, or for a URL the file, which is downloaded once."""
     if weights is None or "://" not in weights:
         return weights
-    from codetr_cli.weights.resolve import resolve_weights
+    from codetr_cli.weights import resolve
 
     with byte_progress(f"downloading {weights}") as progress:
-        return str(resolve_weights(weights, progress=progress))
+        return str(resolve.resolve_weights(weights, progress=progress))
 
 
 @contextmanager
 def byte_progress(description: str) -> Iterator[DownloadProgress]:
-    """Shows how much of a file is there; it is known at the first report how much there will be."""
+    """Shows the progress of a download; the total becomes known with the first report."""
     with ExitStack() as stack:
         advance: console.Advance | None = None
         shown = 0

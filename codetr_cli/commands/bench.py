@@ -20,14 +20,16 @@ from codetr_cli.commands._bench_network import Network
 from codetr_cli.commands._options import (
     CheckpointOption,
     DeviceOption,
+    ForceOption,
+    InferencePrecisionOption,
     JsonOption,
     PresetOption,
     QuietOption,
     SetOption,
     ThreadsOption,
 )
-from codetr_cli.commands._outputs import ForceOption, InferencePrecisionOption, free_file
-from codetr_cli.commands._weights import fetched
+from codetr_cli.commands._outputs import free_file
+from codetr_cli.commands._weights import resolve_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
 
     from codetr_cli.benchmark.operator_inputs import Shape
 
+EXAMPLES = (
+    "codetr bench --preset co_dino_r50",
+    "codetr bench --train --preset co_dino_r50 --batch 2",
+    "codetr bench --data /path/to/coco",
+)
 DEFAULT_PRESET = "co_dino_r50"
 DEFAULT_OPERATOR_SIZE = (800, 1333)
 DEFAULT_LEVELS = 5
@@ -156,7 +163,7 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     runs = GPU_RUNS if data else _runs(chosen_device.type, warmup, iterations)
-    target = None if ops else fetched(checkpoint) or preset or DEFAULT_PRESET
+    target = None if ops else resolve_weights(checkpoint) or preset or DEFAULT_PRESET
     report = _facts(target, chosen_device)
     if ops:
         shapes: list[Shape] = ["encoder", "decoder"] if shape is None or shape == "both" else [shape]

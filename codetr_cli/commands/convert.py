@@ -1,4 +1,4 @@
-"""`codetr convert`: a published checkpoint in, one of ours out, with an account of every entry."""
+"""`codetr convert`: converts a published checkpoint to .safetensors and accounts for every entry."""
 
 from __future__ import annotations
 
@@ -9,69 +9,91 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import JsonOption, PresetOption, QuietOption, SetOption
+from codetr_cli.commands._options import (
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    ReplaceOption,
+    SameCheckpointOption,
+    SetOption,
+    argument_or_option,
+)
+from codetr_cli.errors import ConfigError, listed
 
 if TYPE_CHECKING:
     from codetr_cli.config.schema import Settings
     from codetr_cli.weights.convert import Conversion
 
-SHOWN_NAMES = 3
+EXAMPLES = (
+    "codetr convert co_dino_5scale_r50_1x_coco.pth co_dino_r50.safetensors",
+    "codetr convert downloads/my.pth weights/ --preset co_dino_r50",
+)
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A published .pth or .safetensors checkpoint.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The .safetensors file to write, or a folder.")],
+    context: typer.Context,
+    source: Annotated[
+        str | None, typer.Argument(metavar="SRC", help="A published .pth or .safetensors checkpoint.")
+    ] = None,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="DST", help="The .safetensors file to write, or a folder.")
+    ] = None,
+    checkpoint: SameCheckpointOption = None,
     preset: PresetOption = None,
-    overrides: SetOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace DST when it exists.")] = False,
+    force: ReplaceOption = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
+    overrides: SetOption = None,
 ) -> None:
-    """Convert a published checkpoint (Sense-X or MMDetection 3) to .safetensors.
+    """Convert a published checkpoint to .safetensors.
 
-    Every entry is used, or left out for a reason that is printed; anything unknown is an error. The file is read
-    without running anything that is in it.
+    Reads the checkpoints of Sense-X and of MMDetection 3. Every entry is used, or skipped for a reason that is printed;
+    an unknown entry is an error. The file is read without executing anything in it.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    target = _target(source, destination, force)
+    if checkpoint is not None and destination is None:  # codetr convert --checkpoint SRC DST
+        destination, context.params["source"] = Path(source) if source else None, None
+    given = argument_or_option(context, "source", "checkpoint")
+    if given is None or destination is None:
+        raise ConfigError("give the checkpoint and the file to write: codetr convert SRC DST")
+    source_file = Path(given)
+    target = _target(source_file, destination, force)
 
     from codetr_cli.weights.checkpoint import save_checkpoint
     from codetr_cli.weights.convert import convert_file
 
-    conversion = convert_file(source, preset=preset, overrides=overrides or [], expected_shapes=model_shapes)
-    checkpoint = conversion.checkpoint
+    conversion = convert_file(source_file, preset=preset, overrides=overrides or [], expected_shapes=model_shapes)
+    converted = conversion.checkpoint
     save_checkpoint(
         target,
-        checkpoint.state,
-        settings=checkpoint.settings,
-        class_names=checkpoint.class_names,
-        category_ids=checkpoint.category_ids,
-        extra=checkpoint.extra,
+        converted.state,
+        settings=converted.settings,
+        class_names=converted.class_names,
+        category_ids=converted.category_ids,
+        extra=converted.extra,
     )
-    _show(conversion, source, target)
-    console.result_json(_facts(conversion, source, target))
+    _show(conversion, source_file, target)
+    console.result_json(_summary(conversion, source_file, target))
 
 
 def _target(source: Path, destination: Path, force: bool) -> Path:
     """The file to write.
 
     Raises:
-        ConfigError: of another kind than .safetensors, the source itself, or there already.
+        ConfigError: the target is not a .safetensors file, is the source itself, or exists.
     """
-    from codetr_cli.errors import ConfigError
-
     target = destination / f"{source.stem}.safetensors" if destination.is_dir() else destination
     if target.suffix != ".safetensors":
         raise ConfigError(f"DST {target} must end in .safetensors, e.g. {target.with_suffix('.safetensors')}")
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"SRC and DST are the same file, {source}: give DST another name")
     if target.exists() and not force:
-        raise ConfigError(f"{target} exists already: give DST another name, or replace it with --force")
+        raise ConfigError(f"{target} already exists: give DST another name, or replace it with --force")
     return target
 
 
 def model_shapes(settings: Settings) -> Mapping[str, Sequence[int]]:
-    """Names and shapes of all entries of the model, which is built without memory for its weights."""
+    """Names and shapes of all entries of the model, which is built on the meta device."""
     import torch
 
     from codetr_cli.models.build import build_model
@@ -88,14 +110,13 @@ def _show(conversion: Conversion, source: Path, target: Path) -> None:
     size = console.bytes_text(target.stat().st_size)
     console.info(f"{source}: names of {NAMING_TITLES[conversion.naming]}, architecture of preset {conversion.preset}.")
     for reason, names in conversion.dropped.items():
-        more = ", ..." if len(names) > SHOWN_NAMES else ""
-        console.info(f"left out {len(names)}: {reason} ({', '.join(names[:SHOWN_NAMES])}{more})")
+        console.info(f"skipped {len(names)}: {reason} ({listed(names)})")
     for note in conversion.notes:
         console.warn(note)
     console.result(f"wrote {target}: {len(checkpoint.state)} entries, {len(checkpoint.class_names)} classes, {size}.")
 
 
-def _facts(conversion: Conversion, source: Path, target: Path) -> dict[str, Any]:
+def _summary(conversion: Conversion, source: Path, target: Path) -> dict[str, Any]:
     checkpoint = conversion.checkpoint
     return {
         "source": source,

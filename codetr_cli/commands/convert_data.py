@@ -1,4 +1,4 @@
-"""`codetr convert-data`: a Pascal VOC or YOLO folder in, COCO's JSON files out."""
+"""`codetr convert-data`: writes COCO JSON files of a Pascal VOC or YOLO dataset."""
 
 from __future__ import annotations
 
@@ -8,51 +8,78 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import JsonOption, QuietOption
+from codetr_cli.commands._options import (
+    INPUT,
+    OUTPUT,
+    JsonOption,
+    QuietOption,
+    ReplaceOption,
+    SameDataOption,
+    argument_or_option,
+)
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from codetr_cli.data.formats.converted import Converted
 
+EXAMPLES = (
+    "codetr convert-data VOCdevkit/VOC2007 --out voc_as_coco",
+    "codetr convert-data my_yolo --split val --out instances_val.json",
+)
+
 
 def convert_data(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Pascal VOC or YOLO folder.")],
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="PATH", help="A folder, for one file a split, or the .json file of one split."),
-    ],
+    context: typer.Context,
+    path: Annotated[str | None, typer.Argument(metavar="DIR", help="A Pascal VOC or YOLO dataset.")] = None,
+    data: SameDataOption = None,
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="NAME", help="train, val or test. Without it: all; in one .json file, val."),
+        typer.Option(
+            "--split",
+            metavar="NAME",
+            help="train, val or test. Default: all, or val for one .json file.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="PATH", help="A folder, or one .json file for one split.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    force: ReplaceOption = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write COCO JSON files of a Pascal VOC or YOLO folder, for other tools: codetr reads such folders as they lie.
+    """Write a VOC or YOLO dataset as COCO JSON files.
 
-    File names are relative to the folder of the images, which is printed. Nothing is written into DIR.
+    For other tools: codetr reads such datasets in place. File names are relative to the folder of the images, which is
+    printed. Nothing is written into DIR.
     """
     console.set_mode(json=json_output, quiet=quiet)
+    given = argument_or_option(context, "path", "data")
+    if given is None or out is None:
+        raise ConfigError("give the dataset and where to write: codetr convert-data DIR --out PATH")
+    folder = Path(given)
     from codetr_cli.data.formats.converted import find_converted
 
     if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}: give the one of the data set")
+        raise DatasetError(f"there is no folder {folder}: give the folder of the dataset")
     converted = find_converted(folder)
     if converted is None:
         raise DatasetError(
             f"{folder} is neither a Pascal VOC folder (Annotations/*.xml and JPEGImages/) nor a YOLO one (data.yaml, "
-            "or images/ and labels/): nothing is written. `codetr prepare` says more of a folder"
+            "or images/ and labels/): nothing is written. `codetr prepare` reports more about a folder"
         )
     targets = _targets(converted, out, split)
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not force:
-        raise ConfigError(f"{', '.join(present)} exists already: name another place, or replace it with --force")
+        raise ConfigError(f"{', '.join(present)} already exists: name another place, or replace it with --force")
     for sentence in converted.sentences():
         console.info(sentence)
     rows = [[name, *_write(converted, name, path), path] for name, path in targets.items()]
     images_dir = next(iter(converted.splits.values())).images_dir
-    console.table(f"{converted.title} data set {folder}", ["split", "images", "boxes", "classes", "written"], rows)
+    console.table(f"{converted.title} dataset {folder}", ["split", "images", "boxes", "classes", "written"], rows)
     console.result(f"images are relative to {images_dir}")
     console.result_json(
         {
@@ -68,7 +95,7 @@ def convert_data(
 
 
 def _targets(converted: Converted, out: Path, split: str | None) -> dict[str, Path]:
-    """The file of each split that is written."""
+    """The file to write for each split."""
     if split is not None and split not in converted.splits:
         raise ConfigError(f"--split {split}: the folder has {', '.join(converted.splits)}; choose one of these")
     if out.suffix.lower() != ".json":

@@ -1,4 +1,4 @@
-"""`codetr download`: published weights from where they are published, checked, converted, and kept."""
+"""`codetr download`: fetches published weights, verifies, converts and caches them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import JsonOption, QuietOption
+from codetr_cli.commands._options import ADVANCED, OUTPUT, JsonOption, QuietOption
 from codetr_cli.commands._weights import byte_progress
 
 if TYPE_CHECKING:
     from codetr_cli.weights.download import Remote
     from codetr_cli.weights.published import PretrainedBackbone, PublishedWeights
 
+EXAMPLES = (
+    "codetr download co_dino_r50",
+    "codetr download swin_l",
+    "codetr download co_dino_r50 --dry-run",
+)
+
 
 def download(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME", help="A preset, see `codetr presets`, or a backbone: resnet50, swin_t, ..., eva02_l."
-        ),
+        typer.Argument(metavar="NAME", help="A preset, see `codetr presets`, or a backbone, e.g. resnet50 or swin_l."),
     ],
-    url: Annotated[
-        str | None, typer.Option("--url", metavar="URL", help="Fetch from this address instead of the published one.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Fetch and convert again what is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download again what exists.", rich_help_panel=OUTPUT)] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be fetched from where and kept where, then stop.")
+        bool, typer.Option("--dry-run", help="Print the source and the target, then stop.", rich_help_panel=OUTPUT)
     ] = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="Download from here instead.", rich_help_panel=ADVANCED),
+    ] = None,
 ) -> None:
-    """Download a preset's published weights, or a pretrained backbone, into the cache.
+    """Download published weights or a pretrained backbone.
 
-    A download that broke off is continued. Size and SHA-256 are compared where they are published. The cache is
-    CODETR_CACHE, else ~/.cache/codetr. Afterwards the preset's name stands for its weights: `codetr eval NAME`.
+    An interrupted download is continued. Size and SHA-256 are verified where they are published. The file is kept in
+    the cache, CODETR_CACHE or ~/.cache/codetr. Afterwards the preset's name stands for its weights: `codetr eval NAME`.
     """
     console.set_mode(json=json_output, quiet=quiet)
     from codetr_cli.config.presets import load_preset, preset_names
@@ -57,7 +62,7 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
     from codetr_cli.errors import CheckpointError
 
     source, name = place.preset.source, place.preset.name
-    facts: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "name": name,
         "url": place.remote.url if place.remote else None,
         "page": source.page,
@@ -69,14 +74,14 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
     }
     if not (place.known or place.remote):
         raise CheckpointError(
-            f"nobody has published weights for preset {name!r}: train it with `codetr train --preset {name}`, or give "
-            "the address of a checkpoint with --url."
+            f"no weights are published for preset {name!r}: train it with `codetr train --preset {name}`, or give "
+            "the URL of a checkpoint with --url."
         )
-    _tell_source(name, place.remote, source.page, source.licence, place.file)
+    _show_source(name, place.remote, source.page, source.licence, place.file)
     if dry_run:
-        done = "would be used as they are" if place.ready and not force else "would be fetched"
+        done = "would be used as is" if place.ready and not force else "would be fetched"
         console.result(f"{name}: the weights {done if place.remote or place.ready else 'must be fetched by hand'}.")
-        console.result_json({**facts, "there": place.ready, "downloaded": False, "converted": False})
+        console.result_json({**summary, "there": place.ready, "downloaded": False, "converted": False})
         return
     from codetr_cli.commands.convert import model_shapes
     from codetr_cli.weights.checkpoint import load_checkpoint
@@ -84,10 +89,10 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
     from codetr_cli.weights.resolve import convert_preset, is_current
 
     if place.converted.is_file() and is_current(place.converted) and not force:
-        kept = load_checkpoint(place.converted)  # verifies it bit by bit
-        console.result(f"{name} is there already: {place.converted}")
-        facts["sha256"] = kept.extra.get("source_sha256", source.sha256)
-        console.result_json({**facts, "there": True, "downloaded": False, "converted": False})
+        kept = load_checkpoint(place.converted)  # verifies its checksums
+        console.result(f"{name} is already downloaded: {place.converted}")
+        summary["sha256"] = kept.extra.get("source_sha256", source.sha256)
+        console.result_json({**summary, "there": True, "downloaded": False, "converted": False})
         return
     there = place.file.is_file()
     if place.remote is not None and (force or not there):
@@ -102,26 +107,26 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
         console.warn(note)
     console.result(f"{name}: {place.converted}, {console.bytes_text(place.converted.stat().st_size)}.")
     console.info(f"The name stands for these weights now, e.g. `codetr eval {name}`.")
-    _tell_cache()
-    facts |= {"sha256": conversion.checkpoint.extra["source_sha256"], "bytes": place.file.stat().st_size}
-    console.result_json({**facts, "there": True, "downloaded": force or not there, "converted": True})
+    _show_cache_size()
+    summary |= {"sha256": conversion.checkpoint.extra["source_sha256"], "bytes": place.file.stat().st_size}
+    console.result_json({**summary, "there": True, "downloaded": force or not there, "converted": True})
 
 
 def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: bool, dry_run: bool) -> None:
-    """Fetches a pretrained backbone, which is used as it is."""
+    """Fetches a pretrained backbone, which is used as is."""
     from codetr_cli.weights.download import fetch
 
     remote = backbone.remote(url)
     there = backbone.file.is_file()
-    _tell_source(backbone.title, remote, None, backbone.licence, backbone.file)
+    _show_source(backbone.title, remote, None, backbone.licence, backbone.file)
     if dry_run:
-        console.result(f"{backbone.name}: {'there already' if there and not force else 'would be fetched'}.")
+        console.result(f"{backbone.name}: {'already downloaded' if there and not force else 'would be fetched'}.")
     else:
         with byte_progress(f"downloading {backbone.file.name}") as progress:
             fetch(remote, backbone.file, force=force, progress=progress)
         console.result(f"{backbone.name}: {backbone.file}, {console.bytes_text(backbone.file.stat().st_size)}.")
-        console.info("Trainings from scratch of presets with this backbone start from it now.")
-        _tell_cache()
+        console.info("Presets with this backbone now start from it when they are trained from scratch.")
+        _show_cache_size()
     console.result_json(
         {
             "name": backbone.name,
@@ -136,27 +141,27 @@ def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: 
     )
 
 
-def _tell_cache() -> None:
-    """How much all downloads take: they stay until somebody removes them."""
+def _show_cache_size() -> None:
+    """Prints the size of all downloads, which are kept until the user removes them."""
     from codetr_cli.files import cache_dir
 
     size = sum(path.stat().st_size for path in cache_dir().rglob("*") if path.is_file())
     console.info(
-        f"The cache {cache_dir()} holds {console.bytes_text(size)}. What is removed from it is fetched or made again "
-        "when it is needed."
+        f"The cache {cache_dir()} holds {console.bytes_text(size)}; see `codetr cache`. Removed files are fetched or "
+        "converted again when needed."
     )
 
 
-def _tell_source(what: str, remote: Remote | None, page: str | None, licence: str | None, file: Path) -> None:
-    console.info(f"{what}: from {remote.url if remote else page or 'an address that is not known'}")
+def _show_source(what: str, remote: Remote | None, page: str | None, licence: str | None, file: Path) -> None:
+    console.info(f"{what}: from {remote.url if remote else page or 'an unknown URL'}")
     console.info(f"licence: {licence or 'not stated by the publisher'}")
     console.info(f"kept as {file}")
 
 
 def _by_hand(name: str, page: str | None, file: Path) -> str:
-    """What to put where and what to type then."""
+    """How to download a file that has no direct URL."""
     return (
-        f"no address gives the weights of {name} directly. Download {file.name} by hand"
+        f"the weights of {name} have no direct URL. Download {file.name} by hand"
         + (f" from {page}" if page else "")
-        + f", put it at {file} and run `codetr download {name}` again; or give an address with --url."
+        + f", put it at {file} and run `codetr download {name}` again; or give a URL with --url."
     )

@@ -1,4 +1,4 @@
-"""`codetr predict`: images in, drawn images, COCO JSON and a table of what was found out."""
+"""`codetr predict`: detects objects in images; writes drawn images and COCO JSON, prints a table."""
 
 from __future__ import annotations
 
@@ -7,14 +7,31 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import CheckpointOption, DeviceOption, JsonOption, QuietOption, SetOption
-from codetr_cli.commands._outputs import ForceOption, HeadOption, InferencePrecisionOption, TtaOption, free_folder
-from codetr_cli.commands._weights import fetched
+from codetr_cli.commands._options import (
+    CheckpointOption,
+    DeviceOption,
+    ForceOption,
+    HeadOption,
+    InferencePrecisionOption,
+    JsonOption,
+    MaxDetsOption,
+    Nms,
+    NmsOption,
+    NoDrawOption,
+    PredictOutOption,
+    QuietOption,
+    ScoreOption,
+    SetOption,
+    TtaOption,
+)
+from codetr_cli.commands._outputs import free_folder
+from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.errors import ConfigError, DatasetError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +39,11 @@ if TYPE_CHECKING:
     from codetr_cli.inference.detector import Detector, Prediction
     from codetr_cli.inference.inputs import InputImage
 
+EXAMPLES = (
+    "codetr predict photo.jpg",
+    "codetr predict images/ --checkpoint co_dino_r50.safetensors --score 0.5",
+    "codetr predict 'images/*.jpg' --checkpoint runs/co_dino_r50/1 --out drawn",
+)
 PREDICTIONS_NAME = "predictions.json"
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_ROWS = 40
@@ -30,33 +52,26 @@ EXIT_DATA = 3
 
 def predict(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC", help="Images, folders, or quoted patterns as 'a/*.jpg'.")
+        list[str], typer.Argument(metavar="SRC", help="Images, folders, or quoted patterns such as 'a/*.jpg'.")
     ],
     checkpoint: CheckpointOption = None,
-    score: Annotated[float, typer.Option("--score", metavar="S", min=0, max=1, help="Smallest score.")] = 0.3,
-    max_dets: Annotated[
-        int | None, typer.Option("--max-dets", metavar="N", min=1, help="Most detections per image.")
-    ] = None,
-    nms: Annotated[
-        Literal["none", "hard", "soft"] | None,
-        typer.Option("--nms", help="Without it: as the checkpoint's settings say."),
-    ] = None,
+    score: ScoreOption = 0.3,
+    max_dets: MaxDetsOption = None,
+    nms: NmsOption = None,
     head: HeadOption = None,
     tta: TtaOption = False,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where results go; DIR_2, DIR_3, ... when it is taken.")
-    ] = Path("predictions"),
-    no_draw: Annotated[bool, typer.Option("--no-draw", help="Write predictions.json only.")] = False,
+    out: PredictOutOption = Path("predictions"),
+    no_draw: NoDrawOption = False,
     force: ForceOption = False,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
     device: DeviceOption = "auto",
     precision: InferencePrecisionOption = "auto",
     overrides: SetOption = None,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Find objects in images and draw them.
+    """Detect objects in images and draw them.
 
-    Without --checkpoint the newest run under runs/ is used, its best checkpoint if it has one.
+    Without --checkpoint the newest run in runs/ is used: its best checkpoint, or else its last.
     """
     console.set_mode(json=json_output, quiet=quiet)
 
@@ -65,7 +80,7 @@ def predict(
 
     images = find_images(sources)
     chosen = [f"test.head={head}"] if head else []
-    weights = fetched(checkpoint) or _newest()
+    weights = resolve_weights(checkpoint) or _newest()
     detector = Detector.load(weights, device, precision, overrides=[*chosen, *(overrides or [])], tta=tta)
     folder = free_folder(out, PREDICTIONS_NAME, force=force)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,24 +90,23 @@ def predict(
             for image in images:
                 _predict_one(detector, image, results, score=score, max_dets=max_dets, nms=nms, draw=not no_draw)
                 advance()
-    finally:  # what was found before an interruption stays
+    finally:  # an interruption keeps the detections so far
         results.write()
     _show(results, detector)
-    console.result_json(results.facts(str(detector.loaded.path or checkpoint)))
+    console.result_json(results.summary(str(detector.loaded.path or checkpoint)))
     if results.failed:
         console.error(_failure_text(results, len(images)))
         raise typer.Exit(EXIT_DATA)
 
 
 def _newest() -> Path:
-    from codetr_cli.errors import ConfigError
     from codetr_cli.inference.loading import newest_checkpoint
 
     found = newest_checkpoint(Path("runs"))
     if found is None:
         raise ConfigError(
             "which checkpoint? runs/ holds none: give one with --checkpoint FILE, train one with `codetr train`, or "
-            "convert a published one with `codetr convert`"
+            "download a published one with `codetr download`"
         )
     console.info(f"Using {found}")
     return found
@@ -100,10 +114,10 @@ def _newest() -> Path:
 
 @dataclass
 class Results:
-    """What was found so far.
+    """Detections so far.
 
     Args:
-        folder: where it is written.
+        folder: where they are written.
     """
 
     folder: Path
@@ -112,7 +126,7 @@ class Results:
     failed: dict[str, str] = field(default_factory=dict)
 
     def add(self, image: InputImage, prediction: Prediction, seconds: float, drawn: Path | None) -> None:
-        """Takes one image's detections."""
+        """Adds the detections of one image."""
         names = dict(zip(prediction.category_ids.tolist(), prediction.class_names, strict=True))
         self.records += [
             {**record, "file_name": image.name, "category_name": names[record["category_id"]]}
@@ -138,7 +152,7 @@ class Results:
 
         write_text(self.folder / PREDICTIONS_NAME, json.dumps(self.records, ensure_ascii=False))
 
-    def facts(self, checkpoint: str) -> dict[str, Any]:
+    def summary(self, checkpoint: str) -> dict[str, Any]:
         """What `--json` prints."""
         return {
             "checkpoint": checkpoint,
@@ -157,12 +171,11 @@ def _predict_one(
     *,
     score: float,
     max_dets: int | None,
-    nms: Literal["none", "hard", "soft"] | None,
+    nms: Nms | None,
     draw: bool,
 ) -> None:
-    """Looks at one image; a broken file is noted and the others go on."""
+    """Runs on one image; a file that cannot be read is recorded and skipped."""
     from codetr_cli.data.images import read_image
-    from codetr_cli.errors import DatasetError
 
     started = time.perf_counter()
     try:
@@ -189,7 +202,7 @@ def _show(results: Results, detector: Detector) -> None:
         objects = ", ".join(f"{name} {count}" for name, count in image["objects"].items()) or "nothing"
         rows.append([image["file_name"], objects, round(image["seconds"] * 1000, 1)])
     if rows:
-        console.table(f"Objects found on {detector.device}", ["image", "objects", "time [ms]"], rows)
+        console.table(f"Detections (on {detector.device})", ["image", "objects", "time [ms]"], rows)
     if len(results.images) > MAX_ROWS:
         console.result(f"... and {len(results.images) - MAX_ROWS} more images.")
     count = len(results.records)
@@ -197,9 +210,7 @@ def _show(results: Results, detector: Detector) -> None:
 
 
 def _failure_text(results: Results, total: int) -> str:
-    from codetr_cli.errors import listed
-
     return (
         f"{len(results.failed)} of {total} images cannot be read: {listed(list(results.failed), 5)}. Replace or "
-        f"remove them; the others are done, see {results.folder}"
+        f"remove them; the results of the others are in {results.folder}"
     )

@@ -1,16 +1,30 @@
-"""`codetr prepare`: checks a data set and this machine, and makes the data set the one that every other verb finds."""
+"""`codetr prepare`: checks a dataset and this machine, and links the dataset where the other verbs find it."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import JsonOption, QuietOption, SetOption
+from codetr_cli.commands._defaults import Defaults, Invocation
+from codetr_cli.commands._machine import show_machine
+from codetr_cli.commands._options import (
+    DataOption,
+    DatasetArgument,
+    DeepOption,
+    DemoOption,
+    JsonOption,
+    LinkOption,
+    NoLinkOption,
+    QuietOption,
+    SetOption,
+    WorkersOption,
+    argument_or_option,
+)
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -19,45 +33,31 @@ if TYPE_CHECKING:
     from codetr_cli.runtime.environment import Environment
 
 PRESETS = {"coco": "co_dino_r50", "lvis": "co_dino_r50_lvis", "objects365": "co_dino_swin_l_o365"}
-"""What to train on each data set to begin with."""
+"""Dataset -> the preset to start with."""
+EXAMPLES = (
+    "codetr prepare /path/to/coco",
+    "codetr prepare my_dataset --deep",
+    "codetr prepare --demo demo/data",
+)
 
 
 def prepare(
-    path: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="PATH",
-            help="Folder in the layout of COCO, LVIS, Objects365, Pascal VOC or YOLO. Without it: CODETR_DATA, "
-            "else data/coco.",
-            show_default=False,
-        ),
-    ] = None,
-    demo: Annotated[
-        Path | None,
-        typer.Option("--demo", metavar="DIR", help="Write a small synthetic data set there and check that."),
-    ] = None,
-    link: Annotated[
-        Path | None,
-        typer.Option(
-            "--link",
-            metavar="DIR",
-            help="Where to link the folder. Without it: where other verbs look, data/coco, data/lvis_v1 or "
-            "data/objects365.",
-            show_default=False,
-        ),
-    ] = None,
-    no_link: Annotated[bool, typer.Option("--no-link", help="Check only, make no link.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Decode every image instead of reading headers.")] = False,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Parallel readers; with --deep, processes.")
-    ] = None,
-    overrides: SetOption = None,
+    context: typer.Context,
+    path: DatasetArgument = None,
+    data: DataOption = None,
+    demo: DemoOption = None,
+    link: LinkOption = None,
+    no_link: NoLinkOption = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
+    deep: DeepOption = False,
+    workers: WorkersOption = None,
+    overrides: SetOption = None,
 ) -> None:
-    """Check a data set (COCO, LVIS, Objects365, Pascal VOC, YOLO) and this machine, and link it where other verbs look.
+    """Check a dataset and this machine, and link the dataset.
 
-    Says what is wrong, where, and how to mend it. Ends with exit code 3 if anything would stop training.
+    Reports what is wrong, where, and how to fix it. The link, data/coco for COCO, is where the other verbs look for
+    data. The exit code is 3 if anything would stop training.
     """
     from codetr_cli.config.overrides import apply_overrides
     from codetr_cli.config.schema import Settings
@@ -67,13 +67,18 @@ def prepare(
 
     console.set_mode(json=json_output, quiet=quiet)
     settings = apply_overrides(Settings(name="prepare"), overrides or [])
-    folder = _write_demo(demo, path) if demo is not None else _folder(path, settings.data.dataset)
+    named = argument_or_option(context, "path", "data")
+    invocation: Invocation = context.obj
+    if demo is not None:
+        folder = _write_demo(demo, named)
+    else:
+        folder = _folder(named, settings.data.dataset, invocation.defaults, note=not json_output)
     report = check_dataset(folder, config=settings.data, progress=console.progress, workers=workers, deep=deep)
     _show_report(report)
-    from codetr_cli.runtime.environment import describe  # imports torch: what went before should not wait for it
+    from codetr_cli.runtime.environment import describe  # imports torch, which the check need not wait for
 
     environment = describe(Path.cwd(), folder)
-    _show_environment(environment)
+    show_machine(environment)
     made = None if no_link else link_folder(folder, link or Path(LAYOUTS[report.dataset].roots[0]))
     if made is not None:
         _show_link(made, folder)
@@ -89,7 +94,8 @@ def prepare(
     )
     if report.errors:
         console.error(
-            f"{_kinds(report.errors, 'error')} (see above) would stop training: mend that, then prepare again."
+            f"Found {_kinds(report.errors, 'error')} (see above) that would stop training. Fix them and rerun "
+            "`codetr prepare`."
         )
     console.result(f"next: {command}")
     if report.errors:
@@ -99,38 +105,42 @@ def prepare(
 # --------------------------------------------------------------------------------------------------------- which folder
 
 
-def _folder(path: Path | None, dataset: str) -> Path:
+def _folder(named: str | None, dataset: str, defaults: Defaults, *, note: bool) -> Path:
     """The folder to check."""
     from codetr_cli.data.formats.layouts import default_root
 
-    if path is not None:
-        return path.expanduser()
-    named = os.environ.get("CODETR_DATA")
-    if named:
-        return Path(named)
+    if named is not None:
+        return Path(named).expanduser()
+    variable = os.environ.get("CODETR_DATA")
+    if variable:
+        return Path(variable)
+    if defaults.data:
+        if note:
+            console.info(defaults.note("data"))
+        return Path(defaults.data[0])
     if default_root(dataset).exists():
         return default_root(dataset)
     raise ConfigError(
-        "say which folder to check: `codetr prepare PATH`. To try the program without data of your own: "
+        "which folder? Give the dataset: `codetr prepare DIR`. To try the program without data of your own: "
         "`codetr prepare --demo demo/data`."
     )
 
 
-def _write_demo(folder: Path, path: Path | None) -> Path:
-    """Writes the synthetic data set unless it is there already."""
+def _write_demo(folder: Path, named: str | None) -> Path:
+    """Writes the synthetic dataset unless it exists."""
     from codetr_cli.data.demo import write_demo
 
-    if path is not None:
-        raise ConfigError(f"--demo {folder} and the folder {path} exclude each other: give one of them.")
+    if named is not None:
+        raise ConfigError(f"--demo {folder} and the folder {named} exclude each other: give one of them.")
     if (folder / "annotations" / "instances_val2017.json").is_file():  # written last
-        console.info(f"{folder} has a data set already: it is checked as it is.")
+        console.info(f"{folder} already holds a dataset, which is checked as is.")
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
-            f"--demo {folder} is not an empty folder and holds no complete data set; nothing is overwritten: remove it "
-            "or name a new one."
+            f"--demo {folder} is not an empty folder and holds no complete dataset; nothing is overwritten: remove it "
+            "or name another folder."
         )
-    console.info(f"writing a synthetic data set to {folder}, which takes some seconds")
+    console.info(f"writing a synthetic dataset to {folder}, which takes some seconds")
     write_demo(folder)
     return folder
 
@@ -142,15 +152,15 @@ def _show_report(report: DatasetReport) -> None:
     rows = [
         [
             name,
-            len(facts.images),
-            facts.annotations,
-            facts.crowd,
-            f"{sum(count > 0 for count in facts.per_category.values())} of {len(facts.category_names)}",
-            facts.without_objects,
-            facts.max_objects,
-            facts.outlines,
+            len(split.images),
+            split.annotations,
+            split.crowd,
+            f"{sum(count > 0 for count in split.per_category.values())} of {len(split.category_names)}",
+            split.without_objects,
+            split.max_objects,
+            split.outlines,
         ]
-        for name, facts in report.splits.items()
+        for name, split in report.splits.items()
     ]
     columns = [
         "split",
@@ -164,20 +174,20 @@ def _show_report(report: DatasetReport) -> None:
     ]
     console.info(report.layout_sentence())
     if rows:
-        console.table(f"{report.layout} data set {report.folder}", columns, rows)
-    for name, facts in report.splits.items():
-        if facts.frequencies:
-            r, c, f = facts.frequencies.values()
+        console.table(f"{report.layout} dataset {report.folder}", columns, rows)
+    for name, split in report.splits.items():
+        if split.frequencies:
+            r, c, f = split.frequencies.values()
             console.info(f"{name}: of the classes, {f:,} are in many images, {c:,} in some, {r:,} in few.")
     for note in report.notes:
         console.info(note)
-    draw = {"error": console.error, "warning": console.warn, "info": console.info}
+    show = {"error": console.error, "warning": console.warn, "info": console.info}
     for finding in report.findings:
-        draw[finding.severity](finding.sentence())
+        show[finding.severity](finding.sentence())
     for name, status in report.lists.items():
         if status == "written":
-            console.info(f"{name}2017.txt was missing and is written.")
-    checked = sum(len(facts.images) for facts in report.splits.values())
+            console.info(f"{name}2017.txt was missing and has been written.")
+    checked = sum(len(split.images) for split in report.splits.values())
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     console.result(
         f"{checked:,} image files checked in {console.seconds_text(report.seconds)}: "
@@ -189,41 +199,8 @@ def _kinds(count: int, word: str) -> str:
     return f"no {word}s" if not count else f"1 kind of {word}" if count == 1 else f"{count} kinds of {word}s"
 
 
-def _show_environment(environment: Environment) -> None:
-    size = console.bytes_text
-    rows: list[list[object]] = [
-        ["Python", f"{environment.python} on {environment.system}"],
-        ["PyTorch", f"{environment.torch}, built for {environment.built_for}"],
-        ["GPU driver", environment.driver or "none visible"],
-    ]
-    for index, gpu in enumerate(environment.gpus):
-        free = f" ({size(gpu.free_bytes)} free)" if gpu.free_bytes is not None else ""
-        bf16 = "bf16" if gpu.bf16 else "no bf16"
-        rows.append([f"GPU {index}", f"{gpu.name}, {size(gpu.memory_bytes)}{free}, {gpu.capability}, {bf16}"])
-    if environment.no_gpu:
-        rows.append(["GPU", f"none: {environment.no_gpu}"])
-    rows.append(["processes talk by", _choices(environment.transports)])
-    rows += [[f"attention on {kind}", note] for kind, note in environment.attention_notes.items()]
-    memory = "unknown" if environment.memory_bytes is None else size(environment.memory_bytes)
-    free = "" if environment.free_memory_bytes is None else f" ({size(environment.free_memory_bytes)} free)"
-    rows += [["processors", environment.cpus], ["memory", memory + free]]
-    if environment.shared_memory_bytes is not None:
-        rows.append(["/dev/shm", size(environment.shared_memory_bytes)])
-    rows += [[f"disk of {disk.path}", f"{size(disk.free_bytes)} free"] for disk in environment.disks]
-    rows.append(
-        ["packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items() if version)]
-    )
-    console.table("This machine", ["what", "found"], rows)
-    for remark in environment.remarks:
-        console.warn(remark)
-
-
-def _choices(known: dict[str, str | None]) -> str:
-    return ", ".join(name if why is None else f"no {name} ({why})" for name, why in known.items())
-
-
 def _show_link(link: Link, folder: Path) -> None:
-    """Says what became of the link and, when it could not be made, what to type instead."""
+    """Prints the link, or if it could not be made, what to type instead."""
     instead = f"Pass --data {shlex.quote(str(folder))} to the other verbs, or set CODETR_DATA to it."
     if link.status == "linked":
         console.result(f"linked {link.path} -> {folder.resolve()}")
@@ -234,15 +211,15 @@ def _show_link(link: Link, folder: Path) -> None:
             else f"mv {shlex.quote(str(link.path))} ELSEWHERE"
         )
         console.warn(
-            f"{link.path} {link.detail} and stays as it is. To have {folder} there: `{remove}`, then prepare again. "
-            + instead
+            f"{link.path} {link.detail} and was not changed. To link {folder} there: `{remove}`, then rerun "
+            "`codetr prepare`. " + instead
         )
     elif link.status == "impossible":
-        console.warn(f"no link can be made at {link.path} ({link.detail}). {instead}")
+        console.warn(f"cannot make a link at {link.path} ({link.detail}). {instead}")
 
 
 def _next(report: DatasetReport, environment: Environment, link: Link | None, folder: Path, *, is_demo: bool) -> str:
-    """The command to type next."""
+    """The command to run next."""
     if report.errors:
         return f"codetr prepare {shlex.quote(str(folder))}"
     from codetr_cli.data.formats.layouts import default_root

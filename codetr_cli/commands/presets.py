@@ -1,4 +1,4 @@
-"""`codetr presets`: what ships with the program, with the published numbers and how they were measured."""
+"""`codetr presets`: the presets of the package, with their published AP and how it was measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import JsonOption, SetOption
+from codetr_cli.commands._options import INPUT, JsonOption, SetOption
 
 if TYPE_CHECKING:
     from codetr_cli.config.schema import Settings
@@ -20,13 +20,14 @@ BACKBONES = {
     ("swin", (2, 2, 18, 2), 192): "Swin-L",
     ("vit", 24, 1024): "ViT-L",
 }
-"""Kind, layers and width -> what the papers call it."""
+"""Kind, layers and channels -> the name that the papers use."""
 DATASETS = {"coco": "COCO", "lvis": "LVIS", "objects365": "Objects365"}
-SPACE_BETWEEN = 3  # columns of the screen between two of the table
+SPACE_BETWEEN = 3  # characters between two columns of the table
+EXAMPLES = ("codetr presets", "codetr presets --family co_dino --dataset coco", "codetr presets co_dino_r50")
 
 
 class Column(NamedTuple):
-    """A column of the table: its heading, what it takes from a row, and the order in which columns give way."""
+    """A column of the table: its heading, its key in a row, and its rank; on a narrow terminal high ranks go first."""
 
     heading: str
     key: str
@@ -52,18 +53,20 @@ COLUMNS = (
 
 def presets(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A preset, or the path of a TOML file: print all its settings.")
+        str | None, typer.Argument(metavar="NAME", help="A preset or a TOML file: print all its settings.")
     ] = None,
     family: Annotated[
-        str | None, typer.Option("--family", metavar="NAME", help="Only co_dino or co_deformable.")
+        str | None,
+        typer.Option("--family", metavar="NAME", help="Only co_dino or co_deformable.", rich_help_panel=INPUT),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="NAME", help="Only those for coco, lvis or objects365.")
+        str | None,
+        typer.Option("--dataset", metavar="NAME", help="Only coco, lvis or objects365.", rich_help_panel=INPUT),
     ] = None,
-    overrides: SetOption = None,
     json_output: JsonOption = False,
+    overrides: SetOption = None,
 ) -> None:
-    """List the presets, or print every resolved setting of one as TOML."""
+    """List the presets, or print the settings of one as TOML."""
     from codetr_cli.config.overrides import to_toml
     from codetr_cli.config.presets import load_preset, preset_figures, preset_names
     from codetr_cli.errors import ConfigError
@@ -100,7 +103,7 @@ def _check(option: str, value: str | None, choices: set[str]) -> None:
 
 
 def _row(settings: Settings, figures: dict[str, Any]) -> dict[str, Any]:
-    """What is known about one preset."""
+    """One preset, as `--json` prints it."""
     model, train = settings.model, settings.train
     return {
         "name": settings.name,
@@ -118,7 +121,7 @@ def _row(settings: Settings, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(row: dict[str, Any]) -> dict[str, Any]:
-    """What the table shows otherwise than JSON does."""
+    """Values that the table shows in another form than JSON."""
     with_tta = [row[key] for key in ("box_ap_tta", "mask_ap_tta") if row[key] is not None]
     return {
         "data": DATASETS[row["dataset"]],
@@ -135,7 +138,7 @@ def _backbone(settings: Settings) -> str:
 
 
 def backbone_key(settings: Settings) -> tuple[str, object, int]:
-    """Kind, depth and channels of the backbone: what `BACKBONES` names it by."""
+    """Kind, depth and channels of the backbone: its key in `BACKBONES`."""
     backbone = settings.model.backbone
     if backbone.kind == "resnet":
         return backbone.kind, backbone.layers, backbone.base_channels
@@ -152,27 +155,31 @@ def _augmentation(settings: Settings) -> str:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    """Draws the table with as many columns as the screen is wide for."""
+    """Prints the table with as many columns as fit on the terminal."""
     columns = [column for column in COLUMNS if any(row[column.key] is not None for row in rows)]
-    left_out = []
-    while len(columns) > 1 and _width(columns, rows) > console.width() and any(column.rank for column in columns):
+    hidden = []
+    while (
+        len(columns) > 1
+        and _table_columns(columns, rows) > console.columns()
+        and any(column.rank for column in columns)
+    ):
         last = max(columns, key=lambda column: column.rank)
         columns.remove(last)
-        left_out.append(last.heading.split(" [")[0])
+        hidden.append(last.heading.split(" [")[0])
     console.table(
         "Presets",
         [column.heading for column in columns],
         [[row[column.key] for column in columns] for row in rows],
     )
     console.info(
-        "AP as published, at a single scale where not said otherwise (TTA: test-time augmentation). Parameters and\n"
-        "GFLOPs are counted for detection with the decoder; one multiply-add is one operation."
+        "AP as published, at a single scale except with TTA (test-time augmentation). Parameters and GFLOPs are\n"
+        "counted for detection with the decoder; one multiply-add is one operation."
     )
-    if left_out:
-        console.info(f"No room for: {', '.join(left_out)}. A wider terminal or --json shows them.")
+    if hidden:
+        console.info(f"Hidden columns: {', '.join(hidden)}. A wider terminal or --json shows them.")
     console.info("`codetr presets NAME` prints all settings of one; `codetr train --preset NAME` trains it.")
 
 
-def _width(columns: list[Column], rows: list[dict[str, Any]]) -> int:
+def _table_columns(columns: list[Column], rows: list[dict[str, Any]]) -> int:
     cells = [max(len(column.heading), *(len(console.cell_text(row[column.key])) for row in rows)) for column in columns]
     return sum(cells) + SPACE_BETWEEN * len(cells)

@@ -1,120 +1,103 @@
-"""`codetr train`: trains a preset on a COCO-layout folder, or continues a training that was interrupted."""
+"""`codetr train`: trains a preset on a dataset, or continues a training that was interrupted."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from codetr_cli import console
+from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._options import (
+    AutoFitOption,
     DataSetsOption,
     DeviceOption,
     DryRunOption,
+    EndpointOption,
+    GpusOption,
     JsonOption,
+    MaxRestartsOption,
+    NodeRankOption,
+    NodesOption,
+    NoEvalOption,
+    PresetOption,
+    ProcsOption,
     QuietOption,
+    RestartOption,
     RunOption,
     SetOption,
+    SlurmOption,
+    WeightsOption,
 )
 from codetr_cli.commands._slurm import submit_job
-from codetr_cli.commands._weights import fetched
+from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+    from codetr_cli.config.schema import Settings
+    from codetr_cli.distributed.topology import Request
     from codetr_cli.runs.resume import Choice
     from codetr_cli.training.plan import Job
     from codetr_cli.training.setup import Outcome
 
-
-LINE_SECONDS = 20.0  # between two lines of losses on a terminal
+EXAMPLES = (
+    "codetr train --preset co_dino_r50 --data /path/to/coco --gpus 8",
+    "codetr train --preset co_dino_r50 --weights co_dino_r50 --data my_dataset",
+    "codetr train --preset co_dino_tiny --device cpu --set train.epochs=5",
+)
+FIRST_PRESETS = {
+    "co_dino_tiny": "small enough for a laptop CPU; to try the program",
+    "co_dino_r50": "ResNet-50; the usual start on one or more GPUs",
+    "co_dino_swin_l": "Swin-L; high accuracy, needs GPUs with much memory",
+}
+"""Preset to start with -> why."""
 
 
 def train(
     context: typer.Context,
-    preset: Annotated[
-        str,
-        typer.Option("--preset", metavar="NAME", help="A preset, see `codetr presets`, or the path of a TOML file."),
-    ],
+    preset: PresetOption = None,
     data: DataSetsOption = None,
-    run: RunOption = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights",
-            metavar="FILE",
-            help="Fine-tune from a checkpoint, run folder, published .pth file, address, or downloaded preset.",
-        ),
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option("--gpus", metavar="N", min=1, help="Train on N GPUs of this machine.")
-    ] = None,
+    weights: WeightsOption = None,
+    no_eval: NoEvalOption = False,
+    gpus: GpusOption = None,
     device: DeviceOption = "auto",
-    procs: Annotated[
-        int | None, typer.Option("--procs", metavar="N", min=1, help="Train in N processes on the CPU.")
-    ] = None,
-    nodes: Annotated[
-        int | None, typer.Option("--nodes", metavar="N", min=1, help="Train on N machines; start this on each.")
-    ] = None,
-    rdzv_endpoint: Annotated[
-        str | None,
-        typer.Option("--rdzv-endpoint", metavar="HOST:PORT", help="Where machines meet: one of them, and a free port."),
-    ] = None,
-    node_rank: Annotated[
-        int | None,
-        typer.Option("--node-rank", metavar="N", min=0, help="Number of this machine; 0 is the one they meet at."),
-    ] = None,
-    max_restarts: Annotated[
-        int | None,
-        typer.Option(
-            "--max-restarts",
-            metavar="N",
-            min=0,
-            help="Start all processes again, from the newest checkpoint, after one died: N times at most. "
-            "Without it: 3 with several processes, else 0.",
-        ),
-    ] = None,
-    slurm: Annotated[
-        bool, typer.Option("--slurm", help="Write a SLURM batch script of this training, and submit it.")
-    ] = False,
-    auto_fit: Annotated[
-        bool,
-        typer.Option(
-            "--auto-fit",
-            help="When the worst batch needs more memory than there is, train with what fits: recomputation, fewer "
-            "images at once, bf16, sharding, in this order.",
-        ),
-    ] = False,
-    no_eval: Annotated[bool, typer.Option("--no-eval", help="Never evaluate; no validation data is needed.")] = False,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Start anew instead of continuing; an older run in the folder is moved aside."),
-    ] = False,
-    overrides: SetOption = None,
+    procs: ProcsOption = None,
+    auto_fit: AutoFitOption = False,
+    run: RunOption = None,
+    restart: RestartOption = False,
     dry_run: DryRunOption = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
+    nodes: NodesOption = None,
+    rdzv_endpoint: EndpointOption = None,
+    node_rank: NodeRankOption = None,
+    max_restarts: MaxRestartsOption = None,
+    slurm: SlurmOption = False,
+    overrides: SetOption = None,
 ) -> None:
-    """Train a detector. The same command continues a training that was stopped or killed.
+    """Train a detector, or continue a training that was stopped.
 
-    Classes come from the annotations. Ctrl-C saves and stops; once more stops at once.
+    The same command continues an interrupted training. Classes come from the annotations; several datasets, each with
+    --data, are merged by class name. --auto-fit tries activation checkpointing, a smaller micro batch, bf16 and FSDP,
+    in this order. Ctrl-C saves and stops; press it again to quit immediately.
     """
     console.set_mode(json=json_output, quiet=quiet)
+    if preset is None:
+        raise ConfigError(_which_preset())
     from codetr_cli.config.presets import chosen_settings, load_preset
-    from codetr_cli.distributed.launcher import launch
-    from codetr_cli.distributed.process_group import launched_rank
-    from codetr_cli.distributed.topology import Request, place
+    from codetr_cli.distributed.topology import Request
     from codetr_cli.training.plan import plan_job
-    from codetr_cli.training.setup import check_settings, choose_for
 
-    settings, chosen_by_hand = load_preset(preset, overrides), chosen_settings(preset, overrides)
-    plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=fresh, chosen=chosen_by_hand)
+    invocation: Invocation = context.obj
+    overrides = [*invocation.defaults.setting(overrides or []), *(overrides or [])]
+    settings, chosen = load_preset(preset, overrides), chosen_settings(preset, overrides)
+    plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=restart, chosen=chosen)
     request = Request(
         device=device,
         gpus=gpus,
@@ -125,50 +108,89 @@ def train(
         max_restarts=max_restarts,
     )
     if slurm:
-        job = plan(weights=fetched(weights))
-        submit_job(job, request, context.obj, dry_run=dry_run)
+        submit_job(plan(weights=resolve_weights(weights)), request, invocation.words, dry_run=dry_run)
         return
-    placement = place(request)
-    chosen, processes = placement.device, placement.world_size
-    check_settings(settings, chosen, processes)
-    if weights is None:
-        fetched(settings.train.backbone_weights)
-    job = replace(plan(weights=fetched(weights)), auto_fit=auto_fit)
-    # Processes that several launchers start must agree on the folder: the first one chooses once they are connected.
-    choice = None if placement.agreed else choose_for(job)
-    if dry_run:
-        _show_plan(job, chosen, processes, choice, json_output)
-        return
-    arguments = (job, chosen, choice, json_output, quiet)
-    with console.tolerate_closed_streams():
-        outcome = (
-            _work(*arguments) if placement.plan is None else launch(_work, arguments, placement.plan, console.warn)
-        )
-    if launched_rank() == 0 and outcome is not None:  # another machine has the outcome
+    mode = (json_output, quiet)
+    outcome = _plan_and_train(settings, plan, request, weights, auto_fit=auto_fit, dry_run=dry_run, mode=mode)
+    if outcome is not None:
         _show_outcome(outcome, json_output)
 
 
-def _work(job: Job, device: torch.device, choice: Choice | None, json_output: bool, quiet: bool) -> Outcome:
-    """Trains in this process, alone or as one of several, and draws its progress."""
+def _which_preset() -> str:
+    """Presets to start with, for a user who named none."""
+    names = "\n".join(f"  --preset {name:<15} {reason}" for name, reason in FIRST_PRESETS.items())
+    return f"which preset? Three to start with:\n{names}\n`codetr presets` lists all."
+
+
+def _plan_and_train(
+    settings: Settings,
+    plan: Callable[..., Job],
+    request: Request,
+    weights: str | None,
+    *,
+    auto_fit: bool,
+    dry_run: bool,
+    mode: tuple[bool, bool],
+) -> Outcome | None:
+    """Trains in as many processes as requested.
+
+    Args:
+        settings: to train with.
+        plan: plans the job, given the weights.
+        request: of devices and machines.
+        weights: as given.
+        auto_fit: reduce memory use if it is short.
+        dry_run: only show the plan.
+        mode: whether to print JSON, and whether to print results only.
+
+    Returns:
+        None for a dry run, and where another machine has the outcome.
+    """
+    from codetr_cli.distributed.launcher import launch
+    from codetr_cli.distributed.process_group import launched_rank
+    from codetr_cli.distributed.topology import place
+    from codetr_cli.training.setup import check_settings, choose_for
+
+    placement = place(request)
+    check_settings(settings, placement.device, placement.world_size)
+    if weights is None:
+        resolve_weights(settings.train.backbone_weights)
+    job = replace(plan(weights=resolve_weights(weights)), auto_fit=auto_fit)
+    # Processes that several launchers start must agree on the folder: the first one chooses once they are connected.
+    choice = None if placement.agreed else choose_for(job)
+    if dry_run:
+        _show_plan(job, placement.device, placement.world_size, choice, json_output=mode[0])
+        return None
+    arguments = (job, placement.device, choice, *mode)
+    with console.tolerate_closed_streams():
+        outcome = (
+            _train_here(*arguments)
+            if placement.plan is None
+            else launch(_train_here, arguments, placement.plan, console.warn)
+        )
+    return outcome if launched_rank() == 0 else None
+
+
+def _train_here(job: Job, device: torch.device, choice: Choice | None, json_output: bool, quiet: bool) -> Outcome:
+    """Trains in this process, alone or as one of several, and shows its progress."""
+    from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.training.setup import run_training
 
     console.set_mode(json=json_output, quiet=quiet)
-    with console.tolerate_closed_streams(), _Display() as display:
+    log = console.log_to_console() if launched_rank() == 0 else nullcontext()
+    with console.tolerate_closed_streams(), log, _Display() as display:
         return run_training(job, device=device, choice=choice, report=display)
 
 
 class _Display:
-    """Shows what a training reports.
-
-    On a terminal a line of losses now and then, and a bar of the steps below it; elsewhere lines of both together.
-    """
+    """Shows the progress of a training: one counter and one estimate of the time left; the rest is in metrics.jsonl."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
         self._shown = ExitStack()
         self._advance: console.Advance | None = None
-        self._what = ""
-        self._next_line = 0.0
+        self._kind = ""
+        self._last_ap: float | None = None
+        self._best_ap: float | None = None
 
     def __enter__(self) -> _Display:
         return self
@@ -177,23 +199,18 @@ class _Display:
         self.leave()
 
     def note(self, text: str) -> None:
-        self.leave()
         console.info(text)
 
     def warn(self, text: str) -> None:
-        self.leave()
         console.warn(text)
 
     def step(self, line: Mapping[str, Any], left: int) -> None:
-        fields = _fields(line, left)
-        if not self._terminal:
-            self._show("training", left + 1)(1, **fields)
-            return
-        if time.monotonic() >= self._next_line:
-            self.note(", ".join(f"{name} {value}" for name, value in fields.items()))
-            self._next_line = time.monotonic() + LINE_SECONDS
-        beside = {name: fields[name] for name in ("loss", "images/s", "data wait")}
-        self._show("training", line["step"] + left, done=line["step"] - 1)(1, **beside)
+        fields = {"epoch": line["epoch"] + 1, "loss": line["loss"]}
+        if self._last_ap is not None:
+            fields["AP"] = f"{self._last_ap:.3f} (best {self._best_ap:.3f})"
+        fields["images/s"] = line["images_per_s"]
+        advance = self._show("training", line["step"] + left, done=line["step"] - 1)
+        advance(1, seconds_left=line["eta_s"], **fields)
 
     def evaluating(self, images: int, total: int) -> None:
         self._show("evaluating", total)(images)
@@ -202,43 +219,31 @@ class _Display:
         metrics = line["metrics"]
         names = [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in metrics]
         shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
-        self.note(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
+        self.leave()
+        console.info(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
+        self._last_ap = metrics.get("AP")
+        if self._last_ap is not None:
+            self._best_ap = max(self._last_ap, self._best_ap or 0.0)
 
     def failed(self, text: str) -> None:
         self.leave()
         console.error(text)
 
     def leave(self) -> None:
-        """Takes the progress off the terminal; the next step brings it back."""
+        """Removes the progress from the terminal; the next step shows it again."""
         self._shown.close()
-        self._what = ""
+        self._kind = ""
 
-    def _show(self, what: str, total: int, done: int = 0) -> console.Advance:
-        """The progress of one kind of work; another kind's is taken off."""
-        if self._what != what or self._advance is None:
+    def _show(self, kind: str, total: int, done: int = 0) -> console.Advance:
+        """The progress of one kind of work; that of another kind is removed."""
+        if self._kind != kind or self._advance is None:
             self.leave()
-            self._advance = self._shown.enter_context(console.progress(what, total))
-            self._advance(done)
-            self._what = what
+            self._advance = self._shown.enter_context(console.progress(kind, total, done=done))
+            self._kind = kind
         return self._advance
 
 
-def _fields(line: Mapping[str, Any], left: int) -> dict[str, str]:
-    """What is shown of a step, by name."""
-    return {
-        "step": f"{line['step']}/{line['step'] + left}",
-        "epoch": str(line["epoch"] + 1),
-        "loss": f"{line['loss']:.4g}",
-        **{name: f"{value:.3g}" for name, value in line["groups"].items()},
-        "lr": f"{line['lr']:.3g}",
-        "images/s": f"{line['images_per_s']:.2f}",
-        "data wait": f"{line['data_wait']:.0%}",
-        "memory": console.bytes_text(line["memory_bytes"]),
-        "ETA": console.seconds_text(line["eta_s"]),
-    }
-
-
-def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | None, json_output: bool) -> None:
+def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | None, *, json_output: bool) -> None:
     from codetr_cli.config.overrides import to_toml
     from codetr_cli.training.setup import preview
 
@@ -256,7 +261,7 @@ def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | 
         )
         return
     console.result(to_toml(job.settings).rstrip("\n"))
-    bad = f" ({plan.bad_files:,} left out, their files cannot be read)" if plan.bad_files else ""
+    bad = f" ({plan.bad_files:,} skipped, their files cannot be read)" if plan.bad_files else ""
     rows: list[tuple[str, object]] = [
         ("run", where),
         ("images", f"{plan.images:,} of {job.origin.train_annotations}{bad}"),
@@ -266,10 +271,10 @@ def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | 
             f"{len(job.class_names)}: {', '.join(job.class_names[:8])}{' ...' if len(job.class_names) > 8 else ''}",
         ),
         ("batch", plan.batches.describe()),
-        ("steps", f"{plan.steps_per_epoch:,} an epoch, {plan.total_steps:,} in all"),
+        ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in total"),
         ("learning rate", f"{plan.learning_rate:g}"),
         ("device", f"{plan.device}, {plan.precision}"),
-        ("parameters", f"{plan.parameters:,}, of them trained {plan.trained_parameters:,}"),
+        ("parameters", f"{plan.parameters:,}, {plan.trained_parameters:,} of them trained"),
         ("weights", job.origin.weights or "random"),
     ]
     console.table("Plan", ["what", "value"], rows)

@@ -37,7 +37,7 @@ def test_one_file(codetr: Command, voc: Path, tmp_path: Path) -> None:
     assert len(read_annotations(out).image_ids) == 2
     again = codetr("convert-data", voc, "--out", out)
     assert again.code == 2
-    assert "exists already" in again.err
+    assert "already exists" in again.err
     assert codetr("convert-data", voc, "--out", out, "--force").code == 0
     assert len(read_annotations(out).image_ids) == 1
     wrong = codetr("convert-data", voc, "--out", out, "--split", "holdout", "--force")

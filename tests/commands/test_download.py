@@ -60,7 +60,7 @@ def test_downloads_verifies_converts_and_prints_the_url(tmp_path, capsys, publis
         assert read.class_names == ["cat", "dog", "hen"]
         assert all(torch.equal(read.state[name], value) for name, value in raw_state().items())
         assert run(tmp_path / "small.toml") == 0
-        assert "is there already" in capsys.readouterr().out
+        assert "is already downloaded" in capsys.readouterr().out
         assert len(served.requests) == 1
         assert run(tmp_path / "small.toml", "--force") == 0
         assert len(served.requests) == 2
@@ -174,7 +174,7 @@ def test_by_hand_is_compared_too(tmp_path, capsys, published):
 def test_another_address(tmp_path, capsys, published):
     path = preset(tmp_path)
     assert run(path) == 4
-    assert "nobody has published weights for preset 'small'" in capsys.readouterr().err
+    assert "no weights are published for preset 'small'" in capsys.readouterr().err
     with serve(published) as served:
         assert run(path, "--url", served.url) == 0
     assert files() == ["presets/small/model.safetensors", "presets/small/weights.pth"]

@@ -57,19 +57,19 @@ def test_people_see_tables_protocol_and_speed(codetr, run, tiny_coco):
 
 def test_the_file_scores_like_the_run_that_wrote_it(codetr, run, tiny_coco):
     first = codetr("eval", run, "--data", tiny_coco, "--json").json
-    second = codetr("eval", "--from", first["detections"], "--data", tiny_coco, "--json").json
+    second = codetr("eval", "--detections", first["detections"], "--data", tiny_coco, "--json").json
     assert [second[name] for name in ("AP", "AR1000", "images")] == [first[name] for name in ("AP", "AR1000", "images")]
 
 
 def test_perfect_boxes_from_a_file_give_one(codetr, tiny_coco, tmp_path, monkeypatch):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(perfect(tiny_coco)))
-    facts = codetr("eval", "--from", path, "--data", tiny_coco, "--json").json
+    facts = codetr("eval", "--detections", path, "--data", tiny_coco, "--json").json
     assert facts["AP"] == facts["AP50"] == facts["AR100"] == 1.0
     monkeypatch.setenv("CODETR_DATA", str(tiny_coco))
-    assert codetr("eval", "--from", path, "--json").json["AP"] == 1.0
+    assert codetr("eval", "--detections", path, "--json").json["AP"] == 1.0
     annotations = tiny_coco / "annotations/instances_val2017.json"
-    assert codetr("eval", "--from", path, "--ann", annotations, "--json").json["AP"] == 1.0
+    assert codetr("eval", "--detections", path, "--ann", annotations, "--json").json["AP"] == 1.0
 
 
 def test_results_are_not_overwritten_unless_forced(codetr, run, tiny_coco):
@@ -132,7 +132,7 @@ def check(ran, code: int, *parts: object) -> None:
 
 def test_wrong_usage(codetr, run, tiny_coco):
     check(codetr("eval", "--data", tiny_coco), 2, "codetr eval CHECKPOINT")
-    check(codetr("eval", run, "--from", "x.json"), 2, "not both")
+    check(codetr("eval", run, "--detections", "x.json"), 2, "not both")
     check(codetr("eval", run, "--images", "x"), 2, "--ann")
     check(codetr("eval", run, "--ann", "x"), 2, "--images")
     check(codetr("eval", run, "--data", tiny_coco, "--set", "test.nms_iuo=1"), 2, "test.nms_iou")
@@ -169,7 +169,7 @@ def test_bad_data(codetr, run, tiny_coco):
     annotations = tiny_coco / "annotations/instances_val2017.json"
     annotations.write_text(annotations.read_text()[:200])
     check(codetr("eval", run, "--data", tiny_coco), 3, annotations)
-    check(codetr("eval", "--from", "none.json", "--data", tiny_coco), 3)
+    check(codetr("eval", "--detections", "none.json", "--data", tiny_coco), 3)
 
 
 def test_other_classes(codetr, run, tiny_coco):
@@ -219,14 +219,14 @@ def test_a_missing_checkpoint_is_told_before_missing_data(codetr, tmp_path):
 
 def test_either_engine_gives_the_same_numbers(codetr, run, tiny_coco):
     ours, theirs = (
-        codetr("eval", run, "--data", tiny_coco, "--json", "--engine", engine).json
+        codetr("eval", run, "--data", tiny_coco, "--json", "--scorer", engine).json
         for engine in ("hotcoco", "pycocotools")
     )
     assert [ours[name] for name in METRICS] == [theirs[name] for name in METRICS]
     assert ours["per_class"] == theirs["per_class"]
     assert "hotcoco" in ours["protocol_parts"]["engine"]
     assert "pycocotools" in theirs["protocol_parts"]["engine"]
-    check(codetr("eval", run, "--data", tiny_coco, "--engine", "hotcooc"), 2, "hotcooc", "--engine")
+    check(codetr("eval", run, "--data", tiny_coco, "--scorer", "hotcooc"), 2, "hotcooc", "--scorer")
 
 
 def test_the_protocol_can_be_left_out(codetr, run, tiny_coco):
@@ -268,7 +268,7 @@ def test_mask_ap_beside_box_ap(codetr, masked_run, tiny_coco):
     assert all("mask_AP" in score for score in facts["per_class"])
     detections = json.loads(Path(facts["detections"]).read_text())
     assert set(detections[0]["segmentation"]) == {"size", "counts"}
-    again = codetr("eval", "--from", facts["detections"], "--data", tiny_coco, "--json").json
+    again = codetr("eval", "--detections", facts["detections"], "--data", tiny_coco, "--json").json
     assert [again[f"mask_{name}"] for name in METRICS] == [facts[f"mask_{name}"] for name in METRICS]
     shown = codetr("eval", masked_run, "--data", tiny_coco, "--per-class").out
     for part in ("Box precision", "Mask precision", "Mask recall", "mask AP50"):
@@ -321,9 +321,9 @@ def test_lvis(codetr, run, tiny_coco):
     shown = codetr("eval", run, *own, "--set", "data.dataset=lvis", "--per-class").out
     for part in ("APr", "APf", "AR300", "frequency"):
         assert part in shown
-    again = codetr("eval", "--from", ran.json["detections"], *own[2:], "--json").json
+    again = codetr("eval", "--detections", ran.json["detections"], *own[2:], "--json").json
     assert [again[name] for name in LVIS_METRICS] == [ran.json[name] for name in LVIS_METRICS]
-    check(codetr("eval", "--from", ran.json["detections"], *own[2:], "--set", "data.dataset=coco"), 3, "LVIS")
+    check(codetr("eval", "--detections", ran.json["detections"], *own[2:], "--set", "data.dataset=coco"), 3, "LVIS")
 
 
 def test_coco_annotations_with_lvis_settings(codetr, run, tiny_coco):

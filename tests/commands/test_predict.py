@@ -36,7 +36,7 @@ def test_a_folder_gives_drawn_images_and_coco_json(codetr, run, tiny_coco):
 
 def test_predictions_can_be_scored(codetr, run, tiny_coco):
     assert codetr("predict", tiny_coco / "val2017", "--score", 0, "--no-draw").code == 0
-    predicted = codetr("eval", "--from", "predictions/predictions.json", "--data", tiny_coco, "--json").json
+    predicted = codetr("eval", "--detections", "predictions/predictions.json", "--data", tiny_coco, "--json").json
     evaluated = codetr("eval", run, "--data", tiny_coco, "--json").json
     assert [predicted[name] for name in ("AP", "AR1000")] == [evaluated[name] for name in ("AP", "AR1000")]
 
@@ -151,7 +151,7 @@ def test_masks_are_written_and_scored_like_those_of_an_evaluation(
     for record in records:
         assert isinstance(record["segmentation"]["counts"], str)
         assert 0 <= record["mask_score"] <= record["score"]
-    predicted = codetr("eval", "--from", facts["predictions"], "--data", tiny_coco, "--json").json
+    predicted = codetr("eval", "--detections", facts["predictions"], "--data", tiny_coco, "--json").json
     evaluated = codetr("eval", "runs/tiny/1", "--data", tiny_coco, "--json").json
     names = ("AP", "mask_AP", "mask_AP50", "mask_AR1000")
     assert [predicted[name] for name in names] == [evaluated[name] for name in names]

@@ -95,7 +95,7 @@ def test_another_link_is_never_overwritten(codetr: Command, tiny_coco: Path, tmp
     ran = codetr("prepare", tiny_coco)
     assert ran.code == 0
     assert Path("data/coco").readlink() == tmp_path / "other"
-    assert f"data/coco is a link to {tmp_path / 'other'} and stays as it is" in ran.err
+    assert f"data/coco is a link to {tmp_path / 'other'} and was not changed" in ran.err
     assert "`rm data/coco`" in ran.err
     assert ran.out.rstrip().endswith(f"--data {tiny_coco}")
 
@@ -104,7 +104,7 @@ def test_a_folder_in_the_links_place_stays(codetr: Command, tiny_coco: Path) -> 
     Path("data/coco").mkdir(parents=True)
     ran = codetr("prepare", tiny_coco)
     assert ran.code == 0
-    assert "data/coco is another folder and stays" in ran.err
+    assert "data/coco is another folder and was not changed" in ran.err
     assert "`mv data/coco ELSEWHERE`" in ran.err
 
 
@@ -137,7 +137,7 @@ def test_without_a_path_the_environment_names_the_folder(
 def test_nothing_named_and_nothing_there(codetr: Command) -> None:
     ran = codetr("prepare")
     assert ran.code == 2
-    assert "codetr prepare PATH" in ran.err
+    assert "codetr prepare DIR" in ran.err
     assert "--demo" in ran.err
 
 
@@ -347,7 +347,7 @@ def test_a_demo_set_is_written_once_checked_and_linked(codetr: Command, stand_in
     assert ran.json["next"] == "codetr train --preset co_dino_tiny"
     again = codetr("prepare", "--demo", "demo/data")
     assert again.code == 0
-    assert "has a data set already" in again.out
+    assert "already holds a dataset" in again.out
     assert stand_in == [Path("demo/data")]
 
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from codetr_cli import console
+from codetr_cli.commands.train import _Display
 from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
@@ -82,6 +84,26 @@ def test_training_leaves_a_whole_run_folder(train: Callable[..., Ran], tmp_path:
     assert str(run / "checkpoints/last/model.safetensors") in ran.out
 
 
+def test_progress_has_one_counter_and_one_estimate(capsys, monkeypatch: pytest.MonkeyPatch):
+    """A run that is continued counts from its own steps."""
+    console.set_mode()
+    clock = iter([0.0, 5.0, 20.0, 20.0, 50.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    line = {"step": 306, "epoch": 2, "loss": 5.25, "images_per_s": 12.5, "eta_s": 900.0, "lr": 1e-4}
+    with _Display() as display:
+        display.step(line, 704)
+        display.step({**line, "step": 307, "eta_s": 600.0}, 703)
+        display.evaluated({"metrics": {"AP": 0.3125, "AP50": 0.5}, "epoch": 3, "step": 307, "seconds": 1.5})
+        display.step({**line, "step": 308, "eta_s": 500.0}, 702)
+    streams = capsys.readouterr()
+    assert streams.err.splitlines() == [
+        "training: 306/1,010 (30%), 15 min 00 s left, epoch 3, loss 5.25, images/s 12.5",
+        "training: 307/1,010 (30%), 10 min 00 s left, epoch 3, loss 5.25, images/s 12.5",
+        "training: 308/1,010 (30%), 8 min 20 s left, epoch 3, loss 5.25, AP 0.312 (best 0.312), images/s 12.5",
+    ]
+    assert streams.out == "epoch 3, step 307: AP 0.312, AP50 0.500 (1.50 s)\n"
+
+
 def test_json_answers_with_one_object(train: Callable[..., Ran], tmp_path: Path):
     answer = train("--run", tmp_path / "run", "--json").json
     assert answer["steps"] == 3
@@ -95,7 +117,7 @@ def test_two_steps_and_one_more_are_three(train: Callable[..., Ran], tmp_path: P
     assert train("--run", resumed, "--no-eval", "--set", "train.max_steps=2").code == 0
     ran = train("--run", resumed, "--no-eval", "--set", "train.max_steps=3", "--set", "data.workers=1")
     assert ran.code == 0, ran.err
-    assert "resumed after step 2 of 3" in ran.out
+    assert "resumed after step 2 of 3" in ran.out + ran.err
     assert_same_weights(resumed, straight)
     assert losses(resumed) == losses(straight)
 
@@ -131,8 +153,8 @@ def test_fine_tuning_on_other_classes_says_what_it_keeps(
     second = tmp_path / "second"
     ran = train("--run", second, "--no-eval", "--set", "train.max_steps=1", "--weights", first)
     assert ran.code == 0, ran.err
-    assert "known to the checkpoint: bar, ring" in ran.out
-    assert "initialized from scratch: wheel, moon" in ran.out
+    assert "known to the checkpoint: bar, ring" in ran.out + ran.err
+    assert "initialized from scratch: wheel, moon" in ran.out + ran.err
     assert "moon" in ran.err  # it has no object
     old, new = (load_file(run / "checkpoints/last/model.safetensors") for run in (first, second))
     assert len(new["class_heads.0.weight"]) == 4
@@ -301,7 +323,7 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
     assert process.returncode == -signal.SIGKILL
     ran = train("--run", run, *STEPS)
     assert ran.code == 0, ran.err
-    assert "continuing the interrupted run" in ran.out
+    assert "continuing the interrupted run" in ran.out + ran.err
     assert train("--run", tmp_path / "straight", *STEPS).code == 0
     assert_same_weights(run, tmp_path / "straight")
     assert losses(run) == losses(tmp_path / "straight")
@@ -318,7 +340,7 @@ def test_a_signal_saves_the_newest_step(
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "start the same command again to continue" in err
-    assert "finishing this step and saving" in out
+    assert "finishing this step and saving" in (out + err).lower()
     assert "Traceback" not in err
     state = read_state(run / "checkpoints/last/state.pt")
     assert state["step"] == metrics(run)[-1]["step"]
@@ -335,7 +357,7 @@ def test_two_processes_train_one_model(preset: Path, tiny_coco: Path, tmp_path: 
     assert state["world_size"] == 2
     assert not torch.equal(state["randomness"][0]["torch"], state["randomness"][1]["torch"])
     assert "Warning" not in err
-    # Only one process speaks, and in plain lines where there is no terminal.
+    # Only one process prints, and in plain lines where there is no terminal.
     said = err.splitlines()
     assert [line for line in said if said.count(line) > 1] == []
     assert len([line for line in said if line.startswith("epoch 1, step 3: AP")]) == 1

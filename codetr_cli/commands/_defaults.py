@@ -1,0 +1,140 @@
+"""The user's defaults: `codetr.toml`, or `[tool.codetr]` of `pyproject.toml`, in this folder or the nearest parent.
+
+An option on the command line has precedence over them, and so has the environment variable CODETR_DATA.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codetr_cli.errors import ConfigError, nearest
+
+KEYS = ("data", "device", "loggers")
+WITH_DATA = ("train", "eval")
+WITH_DEVICE = ("train", "eval", "predict", "bench")
+BENCHMARKS = ("train", "ops", "data")  # of `codetr bench`, beside `infer`, which it means without a word
+EXCLUDES = {"device": ("--gpus", "--procs"), "data": ("--ann", "--images", "--demo")}
+"""Default -> options beside which it is not used."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a file sets.
+
+    Attributes:
+        file: where; None when there is no such file.
+        data: dataset folders, relative to the folder of the file.
+        device: as for --device, None when not set.
+        loggers: as for the setting train.loggers, None when not set.
+    """
+
+    file: Path | None = None
+    data: tuple[str, ...] = ()
+    device: str | None = None
+    loggers: tuple[str, ...] | None = None
+
+    def note(self, *keys: str) -> str:
+        """A line for the user: values of defaults and their file."""
+        values = {key: getattr(self, key) for key in keys}
+        texts = {key: value if isinstance(value, str) else ", ".join(value) or "none" for key, value in values.items()}
+        return f"defaults from {self.file}: {', '.join(f'{key} = {text}' for key, text in texts.items())}"
+
+    def setting(self, overrides: Sequence[str]) -> list[str]:
+        """The loggers as an override of the settings, unless the user overrides them."""
+        if self.loggers is None or any(override.partition("=")[0].strip() == "train.loggers" for override in overrides):
+            return []
+        return [f"train.loggers={json.dumps(self.loggers)}"]
+
+    def for_options(self, words: Sequence[str]) -> dict[str, Any]:
+        """Verb -> option -> value, for Typer's `default_map`.
+
+        Args:
+            words: of the command, after `codetr`.
+        """
+        given = {word.partition("=")[0] for word in words}
+        options: dict[str, dict[str, Any]] = {}
+        if self.device and given.isdisjoint(EXCLUDES["device"]):
+            options = {verb: {"device": self.device} for verb in WITH_DEVICE}
+            kinds = {"infer", *(kind for kind in BENCHMARKS if kind in words[1:2] or f"--{kind}" in words)}
+            options["bench"] |= {kind: {"device": self.device} for kind in kinds}
+        if self.data and given.isdisjoint(EXCLUDES["data"]):
+            for verb in WITH_DATA:
+                options.setdefault(verb, {})["data"] = list(self.data)
+        return options
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of the program: what verbs find in `typer.Context.obj`.
+
+    Attributes:
+        words: after `codetr`.
+        defaults: of the user.
+    """
+
+    words: list[str]
+    defaults: Defaults
+
+
+def find_defaults(folder: Path) -> Defaults:
+    """The defaults of the nearest file, `codetr.toml` before `pyproject.toml`.
+
+    Args:
+        folder: where the search starts.
+
+    Raises:
+        ConfigError: the file is not TOML, or has an unknown key or a value of a wrong type.
+    """
+    for parent in (folder, *folder.parents):
+        for file in (parent / "codetr.toml", parent / "pyproject.toml"):
+            table = _read(file)
+            if table is not None:
+                return _parse(table, file)
+    return Defaults()
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """The table of defaults in a file, None when there is none."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    own = file.name == "codetr.toml"
+    if not own and "tool.codetr" not in text:
+        return None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}. Fix it, or remove the defaults of codetr") from error
+    return table if own else table.get("tool", {}).get("codetr")
+
+
+def _parse(table: dict[str, Any], file: Path) -> Defaults:
+    where = str(file) if file.name == "codetr.toml" else f"[tool.codetr] of {file}"
+    unknown = next((key for key in table if key not in KEYS), None)
+    if unknown is not None:
+        raise ConfigError(f"{where} has the unknown key {unknown!r}: {nearest(unknown, list(KEYS))}")
+    data = _texts(table.get("data", []), f"data in {where}")
+    device = table.get("device")
+    if not isinstance(device, str | None):
+        raise ConfigError(f'device in {where} must be a string, e.g. device = "cuda:1", not {device!r}')
+    folders = tuple(str(file.parent / Path(folder).expanduser()) for folder in data)
+    return Defaults(
+        file=file,
+        data=() if os.environ.get("CODETR_DATA") else folders,
+        device=device,
+        loggers=tuple(_texts(table["loggers"], f"loggers in {where}")) if "loggers" in table else None,
+    )
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{where} must be a string or a list of strings, not {value!r}")
+    return texts
