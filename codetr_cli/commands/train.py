@@ -106,15 +106,16 @@ def train(
     Classes come from the annotations. Ctrl-C saves and stops; once more stops at once.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    from codetr_cli.config.presets import chosen_settings, load_preset
+    from codetr_cli.config.overrides import user_set
+    from codetr_cli.config.presets import load_preset
     from codetr_cli.distributed.launcher import launch
     from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.distributed.topology import Request, place
     from codetr_cli.training.plan import plan_job
     from codetr_cli.training.setup import check_settings, choose_for
 
-    settings, chosen_by_hand = load_preset(preset, overrides), chosen_settings(preset, overrides)
-    plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=fresh, chosen=chosen_by_hand)
+    settings = load_preset(preset, overrides)
+    plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=fresh, chosen=user_set(settings))
     request = Request(
         device=device,
         gpus=gpus,
