@@ -116,7 +116,7 @@ def _set_value(table: dict[str, Any], key: str, value: Any) -> None:
 
 def user_set(section: BaseModel, prefix: str = "") -> frozenset[str]:
     """Dotted names of the settings that the user set; all others have their preset's or default value."""
-    names = set()
+    names: set[str] = set()
     for name, value in section:
         if isinstance(value, BaseModel):
             names |= user_set(value, f"{prefix}{name}.")

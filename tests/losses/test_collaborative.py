@@ -3,36 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.losses.aux_heads import Candidates
-from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
+from codetr_cli.losses.assigners import SampledBoxes
+from codetr_cli.losses.collaborative import group_losses
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.positive_queries import MIN_QUERIES, select_positive_queries
 from codetr_cli.losses.random import RandomSource
-from codetr_cli.models.build import build_model
-
-
-def make_objective(settings, *overrides):
-    settings = apply_overrides(settings, list(overrides))
-    model = build_model(settings.model)
-    return CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
-
-
-def make_batch(counts):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(len(counts), 3, 96, 96, generator=generator)
-    targets = []
-    for count in counts:
-        corner = torch.rand(count, 2, generator=generator) * 50
-        targets.append(
-            {
-                "boxes": torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 30 + 10], 1),
-                "labels": torch.randint(3, (count,), generator=generator),
-                "norm_size": (96, 96),
-                "pad_size": (96, 96),
-            }
-        )
-    return images, torch.zeros(len(counts), 96, 96, dtype=torch.bool), targets
+from tests.losses.batches import make_batch, make_objective
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (4, 0), (0, 0), (60, 1)])
@@ -177,11 +153,11 @@ def test_perfect_queries_cost_nothing():
     assert all(float(v) == pytest.approx(0, abs=1e-5) for v in terms.values())
 
 
-def make_candidates(positives, total, classes=5):
+def make_sampled(positives, total, classes=5):
     labels = torch.full((total,), classes)
     labels[:positives] = torch.arange(positives) % classes
     boxes = torch.arange(total)[:, None] + torch.tensor([0.0, 0.0, 5.0, 5.0])
-    return Candidates(boxes, labels, boxes * (labels < classes)[:, None])
+    return SampledBoxes(boxes, labels, boxes * (labels < classes)[:, None])
 
 
 @pytest.mark.parametrize(
@@ -189,9 +165,11 @@ def make_candidates(positives, total, classes=5):
     [((3, 1), MIN_QUERIES), ((30, 2), 30), ((90, 40), 50), ((0, 0), MIN_QUERIES)],
 )
 def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expected):
-    candidates = [make_candidates(n, 200) for n in positives]
+    candidates = [make_sampled(n, 200) for n in positives]
     targets = [{"norm_size": (100, 100)}] * 2
-    boxes, wanted, _ = select_positive_queries(candidates, targets, num_classes=5, max_queries=50, draws=RandomSource())
+    boxes, wanted, _ = select_positive_queries(
+        candidates, targets, num_classes=5, max_queries=50, random=RandomSource()
+    )
     assert boxes.shape == (2, expected, 4)
     for image, n in enumerate(positives):
         assert int((wanted.labels[image] < 5).sum()) == min(n, expected)
@@ -201,8 +179,8 @@ def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expecte
 
 def test_no_candidates_give_background_queries():
     boxes, wanted, _ = select_positive_queries(
-        [make_candidates(0, 0), make_candidates(2, 3)], [{"norm_size": (9, 9)}] * 2, num_classes=5, max_queries=50,
-        draws=RandomSource(),
+        [make_sampled(0, 0), make_sampled(2, 3)], [{"norm_size": (9, 9)}] * 2, num_classes=5, max_queries=50,
+        random=RandomSource(),
     )  # fmt: skip
     assert boxes.shape == (2, MIN_QUERIES, 4)
     assert set(wanted.labels.flatten().tolist()) == {5}
@@ -210,6 +188,6 @@ def test_no_candidates_give_background_queries():
 
 def test_too_few_candidates_repeat():
     boxes, *_ = select_positive_queries(
-        [make_candidates(2, 3)], [{"norm_size": (9, 9)}], num_classes=5, max_queries=50, draws=RandomSource()
+        [make_sampled(2, 3)], [{"norm_size": (9, 9)}], num_classes=5, max_queries=50, random=RandomSource()
     )
     assert boxes.shape == (1, MIN_QUERIES, 4)
