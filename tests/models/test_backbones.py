@@ -96,7 +96,7 @@ def test_settings_that_do_not_fit_are_refused(tiny_settings):
         ([*VIT, "model.backbone.global_blocks=[3]"], "a depth of 3"),
         ([*VIT, "model.backbone.num_heads=3"], "not divisible by 4 x num_heads 3"),
         ([*VIT, "model.backbone.fixed_size=100"], "fixed_size 100 is not divisible by patch_size 16"),
-        ([*SWIN, "model.backbone.num_heads=[3, 2, 2, 4]"], "stage 0 do not divide by 3 heads"),
+        ([*SWIN, "model.backbone.num_heads=[3, 2, 2, 4]"], "stage 0 are not divisible by 3 heads"),
     ):
         with pytest.raises(ConfigError, match=message):
             apply_overrides(tiny_settings, overrides)
