@@ -431,7 +431,7 @@ def _elements_per_thread(block: int, warps: int, constants: dict[str, Any]) -> f
 
 
 def _prune(configs: list[Any], _named: dict[str, Any], **constants: Any) -> list[Any]:
-    """Leaves out blocks whose tile would not fit the registers or would leave threads idle."""
+    """Skips blocks whose tile would not fit the registers or would leave threads idle."""
 
     def tile(config: Any) -> float:
         return _elements_per_thread(config.kwargs["BLOCK_Q"], config.num_warps, constants)

@@ -210,7 +210,7 @@ def test_a_whole_batch_of_one_process_is_as_published(tiny_settings):
 
 def test_less_than_one_object_a_process_counts_as_what_it_is():
     one_in_four = torch.tensor(0.25)
-    assert Normalizers(processes=4).mean_over_ranks(one_in_four) == 1
+    assert Normalizers(world_size=4).mean_over_ranks(one_in_four) == 1
     assert Normalizers(world_size=4, global_batch=True).mean_over_ranks(one_in_four) == 0.25
     assert Normalizers(world_size=4, global_batch=True).mean_over_ranks(torch.tensor(0.0)) == 0.25
 
