@@ -25,7 +25,7 @@ import torch
 
 from codetr_cli.config.presets import load_preset
 from codetr_cli.data.batch import normalize
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.environment import cpu_name
 from codetr_cli.runtime.malloc import return_large_blocks
@@ -112,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> int:
         arguments.preset, [*NARROW, f"model.num_classes={arguments.classes[0]}", *arguments.overrides]
     )
     torch.manual_seed(0)
-    objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump()).train()
+    objective = build_objective(build_model(settings.model), settings.train.loss).train()
 
     def step(size: tuple[int, int], objects: int) -> int:
         batch = synthetic_batch(

@@ -7,10 +7,19 @@ preserves the dtype and device of its input, and is differentiable.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width) in pixels."""
+
+Target: TypeAlias = dict[str, Any]
+"""The target of one image; `codetr_cli.data.targets` documents the keys."""
+
+Targets: TypeAlias = Sequence[Target]
+"""The targets of a batch, in the order of its images."""
 
 IOU_EPS = 1e-6
 """Lower bound of the union and of the enclosing area, as published."""
@@ -34,7 +43,7 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     return torch.stack([x1, y1, x2 - x1, y2 - y1], dim=-1)
 
 
-def size_scale(size: tuple[int, int], like: Tensor) -> Tensor:
+def size_scale(size: Size, like: Tensor) -> Tensor:
     """The factor (4,) = (w, h, w, h) that converts normalized boxes to pixels.
 
     Args:
@@ -52,7 +61,7 @@ def host_values(values: Sequence[Any], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype).pin_memory().to(like.device, non_blocking=True)
 
 
-def clip_boxes(boxes_xyxy: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes_xyxy: Tensor, size: Size) -> Tensor:
     """Clips corner boxes (..., 4) to an image of `size` (height, width)."""
     height, width = size
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)

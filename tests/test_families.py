@@ -11,7 +11,7 @@ from torch import Tensor
 
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.training.optim import build_optimizer, clip_gradients
 
@@ -72,7 +72,7 @@ def train_two_steps(settings: Settings, dtype: torch.dtype | None) -> tuple[list
     """The losses of both steps, and the names of trainable parameters that are still where they started."""
     torch.manual_seed(0)
     model = build_model(settings.model)
-    objective = CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
+    objective = build_objective(model, settings.train.loss).train()
     optimizer = build_optimizer(model, settings.train)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     steps = []

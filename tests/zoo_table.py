@@ -17,6 +17,8 @@ CASES = {
     "co_deformable_mask_r50": "co_deformable_mask_r50_eval",
     "co_deformable_swin_t": "co_deformable_swin_t_eval",
     "co_deformable_swin_t_3x": "co_deformable_swin_t_eval",
+    **dict.fromkeys(("co_deformable_swin_s", "co_deformable_swin_s_3x"), "co_deformable_swin_s_eval"),
+    **dict.fromkeys(("co_deformable_swin_b", "co_deformable_swin_b_3x"), "co_deformable_swin_b_eval"),
     "co_deformable_swin_l": "co_deformable_swin_l_900q_eval",
     "co_deformable_swin_l_900q_3x": "co_deformable_swin_l_900q_eval",
     **dict.fromkeys(("co_dino_r50", "co_dino_r50_lsj", "co_dino_r50_lsj_3x"), "co_dino_r50_eval"),
@@ -25,8 +27,10 @@ CASES = {
     **{name: "co_dino_swin_l_eval" for name in preset_names() if name.startswith("co_dino_swin_l")},
     "co_dino_vit_l": "co_dino_vit_l_eval",
     "co_dino_vit_l_inst": "co_dino_vit_l_inst_eval",
+    "co_dino_vit_l_lsj_lvis": "co_dino_vit_l_lsj_lvis_eval",
+    "co_dino_vit_l_inst_lsj_lvis": "co_dino_vit_l_inst_lsj_lvis_eval",
 }
-"""Preset -> the recorded case of the published code with its network; classes and queries may be of another number."""
+"""Preset -> recorded case of the published code with the same network; numbers of classes and queries may differ."""
 
 
 def zoo_table() -> str:
@@ -51,7 +55,7 @@ def zoo_table() -> str:
 
 
 def network_of(model: ModelConfig) -> dict[str, Any]:
-    """What must be equal for two presets to have the same network: all but counts of rows, training and thresholds."""
+    """Settings that define the network, without numbers of classes and queries, training settings and thresholds."""
     table = model.model_dump(mode="json")
     for name in ("num_classes", "num_queries", "rpn", "atss", "attention_backend"):
         del table[name]
@@ -64,6 +68,8 @@ def network_of(model: ModelConfig) -> dict[str, Any]:
     ):
         for name in names:
             table[part].pop(name, None)
+    # The side of fixed rotary tables, which are computed, may differ: recorded images are smaller.
+    table["backbone"]["fixed_size"] = table["backbone"].get("fixed_size") is not None
     return table
 
 

@@ -17,7 +17,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import normalize
 from codetr_cli.data.transforms import ResizeShortLong, ResizeToCanvas, build_transforms
 from codetr_cli.inference.pipeline import TimedPostProcess, inference
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.runtime.precision import autocast_dtype, resolve_precision
@@ -203,7 +203,7 @@ class TrainingRun:
         self.batch = batch.to(plan.device)
         self.images = normalize(self.batch.images, self.batch.padding_mask, settings.data.mean, settings.data.std)
         self.dtype = autocast_dtype(plan.precision, plan.device)
-        self.objective: nn.Module = CollaborativeObjective(model, **settings.train.loss.model_dump())
+        self.objective: nn.Module = build_objective(model, settings.train.loss)
         self.optimizer = build_optimizer(model, settings.train)
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=self.dtype is torch.float16)
         self.total = torch.zeros(())

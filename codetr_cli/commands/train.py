@@ -90,13 +90,15 @@ def train(
     console.set_mode(json=json_output, quiet=quiet)
     if preset is None:
         raise ConfigError(_which_preset())
-    from codetr_cli.config.presets import chosen_settings, load_preset
+    from codetr_cli.config.overrides import user_set
+    from codetr_cli.config.presets import load_preset
     from codetr_cli.distributed.topology import Request
     from codetr_cli.training.plan import plan_job
 
     invocation: Invocation = context.obj
     overrides = [*invocation.defaults.setting(overrides or []), *(overrides or [])]
-    settings, chosen = load_preset(preset, overrides), chosen_settings(preset, overrides)
+    settings = load_preset(preset, overrides)
+    chosen = user_set(settings)
     plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=restart, chosen=chosen)
     request = Request(
         device=device,

@@ -1,11 +1,17 @@
-"""Tables and `key=value` texts into validated settings, and settings into TOML; errors name the nearest right key."""
+"""Changing settings: parse tables and `key=value` text, replace single values, track what the user set, write TOML.
+
+Pydantic's `model_fields_set` of each section holds the settings that the user set: on the command line or in a settings
+file of their own. Values of a preset that ships with the program and values that the program replaces do not count.
+Error messages suggest the nearest known name.
+"""
 
 from __future__ import annotations
 
 import logging
 import tomllib
+from collections.abc import Collection, Mapping
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,10 +20,10 @@ from codetr_cli.errors import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
 
-# Former name of a setting -> its name now. Run folders, checkpoints and settings written earlier are read with it.
+# Former name of a setting -> current name. Older run folders, checkpoints and settings files are read with it.
 RENAMED = {
     "data.more": "data.extra_roots",
-    "model.backbone.width": "model.backbone.embed_dim",  # a ResNet's: see `_current_name`
+    "model.backbone.width": "model.backbone.embed_dim",  # a ResNet: see `_current_name`
     "train.recipe": "train.auto_recipe",
     "train.least_steps": "train.min_steps",
     "train.same_at_any_width": "train.global_batch_losses",
@@ -26,11 +32,13 @@ RENAMED = {
     "train.patience": "train.early_stop_patience",
     "train.max_bad_steps": "train.max_nonfinite_steps",
 }
-# Setting that does not exist any more -> why. It is accepted and ignored.
+# Removed setting -> reason. It is accepted and ignored.
 REMOVED = dict.fromkeys(("data.cache_mb", "data.file_cache_mb"), "the page cache of the system keeps image files")
-# Values whose form changed with the name.
+# Former values of settings whose type changed with the name.
 RENAMED_VALUES: dict[str, dict[Any, Any]] = {"train.recipe": {"auto": True, "preset": False}}
 _ABSENT = object()
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 def parse_settings(table: dict[str, Any], where: str) -> Settings:
@@ -38,10 +46,10 @@ def parse_settings(table: dict[str, Any], where: str) -> Settings:
 
     Args:
         table: as read from TOML or JSON; settings may have former names (`RENAMED`) or be `REMOVED` ones.
-        where: the source named in error messages.
+        where: source of the table, for error messages.
 
     Raises:
-        ConfigError: one line a wrong field, with the nearest right name for an unknown key.
+        ConfigError: one sentence per wrong field, with the nearest known name for an unknown key.
     """
     try:
         return Settings.model_validate(_with_current_names(table, where))
@@ -50,12 +58,14 @@ def parse_settings(table: dict[str, Any], where: str) -> Settings:
 
 
 def apply_overrides(settings: Settings, overrides: list[str]) -> Settings:
-    """Applies `table.key=value` overrides; values are read as TOML and, failing that, as plain text.
+    """Applies `table.key=value` overrides of the user; values are parsed as TOML, or taken as plain text.
 
     Raises:
         ConfigError: not of the form key=value, an unknown key, or a value out of range.
     """
-    table = settings.model_dump(mode="json", exclude_unset=False)
+    if not overrides:
+        return settings
+    table, changed = settings.model_dump(mode="json"), set(user_set(settings))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
@@ -64,23 +74,76 @@ def apply_overrides(settings: Settings, overrides: list[str]) -> Settings:
             logger.warning("the setting %s is ignored: %s", key.strip(), REMOVED[key.strip()])
             continue
         former, key = key.strip(), _current_name(key.strip(), table)
-        *parents, leaf = key.split(".")
         _check_key(key)
-        node = table
-        for parent in parents:
-            node = node[parent]
         value = _parse_value(text.strip(), optional=_is_optional(key))
         if key != former:
             value = _current_value(former, value)
             logger.warning("the setting %s is now called %s", former, key)
-        if leaf == "kind" and node.get("kind") != value:
-            node.clear()  # the other kind's settings mean nothing here: this one starts from its defaults
-        node[leaf] = value
-    return parse_settings(table, where="--set") if overrides else settings
+        _set_value(table, key, value)
+        changed.add(key)
+    return with_user_set(parse_settings(table, where="--set"), changed)
+
+
+def replace_settings(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Replaces values by dotted name and validates the result; what counts as set by the user stays the same.
+
+    Args:
+        settings: any.
+        values: e.g. {"train.epochs": 5, "data.root": "/data/coco"}.
+
+    Raises:
+        ConfigError: an unknown key or a value out of range.
+    """
+    if not values:
+        return settings
+    table = settings.model_dump()
+    for key, value in values.items():
+        _check_key(key)
+        _set_value(table, key, value)
+    return with_user_set(parse_settings(table, where=", ".join(values)), user_set(settings))
+
+
+def _set_value(table: dict[str, Any], key: str, value: Any) -> None:
+    """Sets one value of a nested table; a new `kind` drops the settings of the former one."""
+    *parents, leaf = key.split(".")
+    node = table
+    for parent in parents:
+        node = node[parent]
+    if leaf == "kind" and node.get("kind") != value:
+        node.clear()
+    node[leaf] = value
+
+
+def user_set(section: BaseModel, prefix: str = "") -> frozenset[str]:
+    """Dotted names of the settings that the user set; all others have their preset's or default value."""
+    names: set[str] = set()
+    for name, value in section:
+        if isinstance(value, BaseModel):
+            names |= user_set(value, f"{prefix}{name}.")
+        elif name in section.model_fields_set:
+            names.add(prefix + name)
+    return frozenset(names)
+
+
+def with_user_set(settings: Settings, names: Collection[str]) -> Settings:
+    """The same settings, of which exactly `names` (dotted) count as set by the user."""
+    return _with_user_set(settings, names, "")
+
+
+def _with_user_set(section: AnySection, names: Collection[str], prefix: str) -> AnySection:
+    values: dict[str, Any] = {}
+    fields: set[str] = set()
+    for name, value in section:
+        nested = isinstance(value, BaseModel)
+        key = f"{prefix}{name}"
+        values[name] = _with_user_set(value, names, f"{key}.") if nested else value
+        if key in names or (nested and any(each.startswith(f"{key}.") for each in names)):
+            fields.add(name)
+    return type(section).model_construct(_fields_set=fields, **values)
 
 
 def _current_name(key: str, table: dict[str, Any]) -> str:
-    """The name of a setting now, by its name now or a former one; `table` has the settings around it."""
+    """Current name of a setting, given its current or a former name; `table` holds the other settings."""
     if key == "model.backbone.width":
         kind = table.get("model", {}).get("backbone", {}).get("kind", "resnet")
         return "model.backbone.base_channels" if kind == "resnet" else RENAMED[key]
@@ -96,7 +159,7 @@ def _with_current_names(table: dict[str, Any], where: str) -> dict[str, Any]:
     """A copy of a table of settings with former names replaced and removed settings dropped.
 
     Raises:
-        ConfigError: a setting is there under both names.
+        ConfigError: a setting is given under both names.
     """
     for key in REMOVED:
         if _value_at(table, key) is not _ABSENT:
@@ -107,7 +170,7 @@ def _with_current_names(table: dict[str, Any], where: str) -> dict[str, Any]:
             continue
         current = _current_name(former, table)
         if _value_at(table, current) is not _ABSENT:
-            raise ConfigError(f"{where} has both {former} and {current}, its name now: keep the second")
+            raise ConfigError(f"{where} sets both {former} and its current name {current}: keep only {current}")
         table = _moved(table, former.split("."), current.rsplit(".", 1)[1], _current_value(former, value))
     return table
 
@@ -119,7 +182,7 @@ def _value_at(table: Any, key: str) -> Any:
 
 
 def _moved(table: dict[str, Any], path: list[str], name: str, value: Any) -> dict[str, Any]:
-    """A copy of a nested table in which the entry at `path` has another name and value."""
+    """A copy of a nested table in which the entry at `path` has a new name and value."""
     first, *rest = path
     if rest:
         return {**table, first: _moved(table[first], rest, name, value)}
@@ -135,7 +198,7 @@ def _without(table: dict[str, Any], path: list[str]) -> dict[str, Any]:
 
 
 def to_toml(settings: Settings) -> str:
-    """The complete settings, without None values, as TOML text that `load_preset` reads back to an equal object."""
+    """All settings except None values as TOML text; `load_preset` reads it back to an equal object."""
     lines: list[str] = []
     _write_table(settings.model_dump(mode="json", exclude_none=True), [], lines)
     return "\n".join(lines).strip() + "\n"
@@ -171,7 +234,7 @@ def _parse_value(text: str, *, optional: bool) -> Any:
 
 
 def _fields(section: type[BaseModel]) -> dict[str, list[type[BaseModel]]]:
-    """Field names of a section, each with its section classes when it is a table: several for tables with a `kind`."""
+    """Field names of a section with the section classes of each: none for a value, several for a table with `kind`."""
     return {name: _sections(info.annotation) for name, info in section.model_fields.items()}
 
 
@@ -181,7 +244,7 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """Dotted names of every single setting, in the order of definition."""
+    """Dotted names of all settings, in the order of definition."""
     names: list[str] = []
     for name, children in _fields(section).items():
         for child in children:
@@ -192,7 +255,7 @@ def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list
 
 
 def _is_optional(key: str) -> bool:
-    """Whether the setting may be absent, so that the word none means that and not a choice of this name."""
+    """Whether the setting can be None, so that the text "none" means None instead of a choice with that name."""
     sections: list[type[BaseModel]] = [Settings]
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -206,22 +269,22 @@ def _check_key(key: str) -> None:
     if key in names:
         return
     if any(name.startswith(key + ".") for name in names):
-        raise ConfigError(f"--set {key} names a table: set one value of it, e.g. --set {key}.<name>=...")
+        raise ConfigError(f"--set {key} names a table: set one of its values, e.g. --set {key}.<name>=...")
     by_leaf = [name for name in names if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = f"did you mean {by_leaf[0]!r}?" if by_leaf else nearest(key, names)
     raise ConfigError(f"unknown setting {key!r}: {hint}")
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """One sentence a wrong field: its dotted name, what is wrong, and the nearest name for an unknown one."""
+    """One sentence per wrong field: its dotted name, what is wrong, and the nearest name of an unknown field."""
     sentences = []
     for item in error.errors():
-        # Of a table that comes in kinds, the place names the kind too.
+        # The location inside a table with `kind` contains the kind too.
         places = [str(part) for part in item["loc"]]
         key = ".".join(part for before, part in zip(["", *places], places, strict=False) if before != "backbone")
         if item["type"] == "extra_forbidden":
             known = setting_names()
-            hint = "it is one of another kind of backbone" if key in known else nearest(key, known)
+            hint = "it belongs to another kind of backbone" if key in known else nearest(key, known)
             sentences.append(f"unknown setting {key!r} ({hint})")
         else:
             sentences.append(

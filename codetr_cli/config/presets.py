@@ -1,4 +1,4 @@
-"""The preset files that ship with the program, and reading any settings file."""
+"""The preset files that ship with the program, and loading of any settings file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.config.overrides import apply_overrides, parse_settings
+from codetr_cli.config.overrides import apply_overrides, parse_settings, user_set, with_user_set
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, nearest
 
 
 def presets_dir() -> Path:
-    """The folder of preset files: inside an installed package, or beside it in a checkout."""
+    """The folder of preset files: inside an installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "presets"
     return inside if inside.is_dir() else package.parent / "presets"
@@ -31,14 +31,16 @@ def preset_figures() -> dict[str, dict[str, Any]]:
 
 
 def load_preset(name: str, overrides: list[str] | None = None) -> Settings:
-    """Reads a preset by name, or any TOML file by path, and applies `key=value` overrides.
+    """Loads a preset by name, or any TOML file by path, and applies `key=value` overrides.
+
+    Everything in a file given by path counts as set by the user (see `user_set`); the values of a preset do not.
 
     Raises:
-        ConfigError: unknown preset, broken TOML, unknown key or a value out of range; names the nearest right name.
+        ConfigError: unknown preset, broken TOML, unknown key or a value out of range; suggests the nearest known name.
     """
-    path = Path(name)
+    path, shipped = Path(name), False
     if path.suffix != ".toml":
-        path = presets_dir() / f"{name}.toml"
+        path, shipped = presets_dir() / f"{name}.toml", True
         if not path.is_file():
             raise ConfigError(f"unknown preset {name!r}: {nearest(name, preset_names())}")
     try:
@@ -47,24 +49,6 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Settings:
         raise ConfigError(f"cannot read settings {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    table.setdefault("name", path.stem)
-    return apply_overrides(parse_settings(table, where=str(path)), overrides or [])
-
-
-def chosen_settings(name: str, overrides: list[str] | None = None) -> frozenset[str]:
-    """Dotted names of the settings that a person chose: of `overrides`, and all in a preset file of their own.
-
-    Args:
-        name: as for `load_preset`, which has read it without an error.
-        overrides: `key=value` each.
-    """
-    chosen = {override.partition("=")[0].strip() for override in overrides or []}
-    if Path(name).suffix == ".toml":
-        pending: list[tuple[str, Any]] = [("", tomllib.loads(Path(name).read_text(encoding="utf-8")))]
-        while pending:
-            prefix, value = pending.pop()
-            if isinstance(value, dict):
-                pending += [(f"{prefix}.{key}" if prefix else key, item) for key, item in value.items()]
-            else:
-                chosen.add(prefix)
-    return frozenset(chosen)
+    settings = parse_settings({"name": path.stem, **table}, where=str(path))
+    settings = with_user_set(settings, () if shipped else user_set(settings) - {"name"})
+    return apply_overrides(settings, overrides or [])

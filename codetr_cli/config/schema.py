@@ -1,8 +1,7 @@
-"""Every setting of the program, its default, its range and its meaning.
+"""Every setting of the program with its default, range and description.
 
-A resolved value is either in the preset's TOML file or here: presets hold only what differs from the defaults, which
-are those of the published Co-DINO R50, 5 scales, 12 epochs (Sense-X/Co-DETR,
-projects/configs/co_dino/co_dino_5scale_r50_1x_coco.py).
+Presets contain only values that differ from the defaults here, which are those of the published Co-DINO R50, 5
+scales, 12 epochs (Sense-X/Co-DETR, projects/configs/co_dino/co_dino_5scale_r50_1x_coco.py).
 Sizes are (height, width) in pixels unless a name says otherwise. This module never imports torch.
 """
 
@@ -18,12 +17,12 @@ DatasetName: TypeAlias = Literal["coco", "lvis", "objects365"]
 
 
 def _split_words(value: Any) -> Any:
-    """Words with commas between them as a list; anything else as it is."""
+    """Splits comma-separated text into a list; other values stay as they are."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 class Section(BaseModel):
-    """A table of settings: unknown keys are refused and values never change after validation."""
+    """A table of settings: unknown keys are errors and values are immutable after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -32,20 +31,22 @@ class Section(BaseModel):
 
 
 class ResNetConfig(Section):
-    """A residual network of torchvision's naming (arXiv 1512.03385)."""
+    """A residual network with torchvision's parameter names (arXiv 1512.03385)."""
 
     kind: Literal["resnet"] = "resnet"
     block: Literal["basic", "bottleneck"] = "bottleneck"
-    layers: tuple[Positive, Positive, Positive, Positive] = Field((3, 4, 6, 3), description="Blocks of each stage.")
+    layers: tuple[Positive, Positive, Positive, Positive] = Field(
+        (3, 4, 6, 3), description="Number of blocks per stage."
+    )
     base_channels: Positive = Field(
         64, description="Channels of the stem; stage i has base_channels * 2**i (times 4 for bottlenecks)."
     )
     norm: Literal["frozen_batch", "group"] = Field(
         "frozen_batch",
-        description="frozen_batch needs pretrained statistics; group (8 groups) trains from random weights.",
+        description="frozen_batch needs pretrained statistics; group (8 groups) is for training from scratch.",
     )
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = Field(
-        1, description="Stages whose weights stay fixed, the stem included; 0 trains everything."
+        1, description="Number of frozen stages, including the stem; 0: train everything."
     )
     checkpointing: bool = Field(False, description="Recompute each stage in the backward pass to save memory.")
 
@@ -54,11 +55,15 @@ class SwinConfig(Section):
     """A hierarchical transformer with shifted windows (arXiv 2103.14030); the defaults are Swin-T."""
 
     kind: Literal["swin"] = "swin"
-    embed_dim: Positive = Field(96, description="Channels of the first stage; they double from stage to stage.")
-    layers: tuple[Positive, Positive, Positive, Positive] = Field((2, 2, 6, 2), description="Blocks of each stage.")
-    num_heads: tuple[Positive, Positive, Positive, Positive] = (3, 6, 12, 24)
-    window_size: Positive = Field(7, description="Side of a window in tokens.")
-    drop_path: Fraction = Field(0.2, description="Share of residual branches left out of the last block in training.")
+    embed_dim: Positive = Field(96, description="Channels of the first stage; they double with every stage.")
+    layers: tuple[Positive, Positive, Positive, Positive] = Field(
+        (2, 2, 6, 2), description="Number of blocks per stage."
+    )
+    num_heads: tuple[Positive, Positive, Positive, Positive] = Field(
+        (3, 6, 12, 24), description="Attention heads per stage."
+    )
+    window_size: Positive = Field(7, description="Side of an attention window in tokens.")
+    drop_path: Fraction = Field(0.2, description="Share of residual branches dropped in the last block in training.")
     checkpointing: bool = Field(False, description="Recompute each block in the backward pass to save memory.")
 
     @model_validator(mode="after")
@@ -66,28 +71,29 @@ class SwinConfig(Section):
         for stage, heads in enumerate(self.num_heads):
             if self.embed_dim * 2**stage % heads:
                 channels = self.embed_dim * 2**stage
-                raise ValueError(f"the {channels} channels of stage {stage} do not divide by {heads} heads")
+                raise ValueError(f"the {channels} channels of stage {stage} are not divisible by {heads} heads")
         return self
 
 
 class ViTConfig(Section):
-    """A plain transformer with rotary positions, window and global blocks (EVA-02, arXiv 2303.11331); ViT-L."""
+    """A plain transformer with rotary position encoding, window and global blocks (EVA-02, arXiv 2303.11331); ViT-L."""
 
     kind: Literal["vit"] = "vit"
     embed_dim: Positive = Field(1024, description="Channels.")
-    depth: Positive = 24
-    num_heads: Positive = 16
+    depth: Positive = Field(24, description="Number of blocks.")
+    num_heads: Positive = Field(16, description="Attention heads.")
     hidden_dim: Positive = Field(2730, description="Channels inside the gated feed-forward layers.")
-    patch_size: Positive = 16
-    window_size: Positive = Field(24, description="Side of a window in tokens.")
+    patch_size: Positive = Field(16, description="Side of a token in pixels.")
+    window_size: Positive = Field(24, description="Side of an attention window in tokens.")
     global_blocks: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (3, 7, 11, 15, 19, 23), description="Blocks that attend to the whole image, 0-based; the others to windows."
+        (3, 7, 11, 15, 19, 23),
+        description="Blocks that attend to the whole image, 0-based; all others attend within windows.",
     )
-    pretrain_size: Positive = Field(512, description="Image side that the position table was trained for.")
+    pretrain_size: Positive = Field(512, description="Image side of the position table.")
     fixed_size: Positive | None = Field(
-        None, description="The only image side that fixed rotary tables serve; absent: they follow the image."
+        None, description="Side of fixed rotary tables, the only supported image side; none: tables follow the image."
     )
-    drop_path: Fraction = Field(0.4, description="Share of residual branches left out of the last block in training.")
+    drop_path: Fraction = Field(0.4, description="Share of residual branches dropped in the last block in training.")
     checkpointing: bool = Field(True, description="Recompute each block in the backward pass to save memory.")
 
     @model_validator(mode="after")
@@ -95,7 +101,7 @@ class ViTConfig(Section):
         if self.embed_dim % (4 * self.num_heads):
             raise ValueError(f"embed_dim {self.embed_dim} is not divisible by 4 x num_heads {self.num_heads}")
         if self.global_blocks and max(self.global_blocks) >= self.depth:
-            raise ValueError(f"global_blocks {self.global_blocks} name a block that a depth of {self.depth} has not")
+            raise ValueError(f"global_blocks {self.global_blocks} name a block beyond depth {self.depth}")
         for name, size in (("pretrain_size", self.pretrain_size), ("fixed_size", self.fixed_size or 0)):
             if size % self.patch_size:
                 raise ValueError(f"{name} {size} is not divisible by patch_size {self.patch_size}")
@@ -114,43 +120,45 @@ BackboneConfig = Annotated[
 class RpnConfig(Section):
     """Region proposal network on the encoder's maps."""
 
-    octave_base_scale: float = 4.0
-    scales_per_octave: Positive = 3
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    proposals_pre_nms_train: Positive = Field(4000, description="Best anchors kept per level before NMS.")
-    proposals_pre_nms_test: Positive = 1000
-    num_proposals: Positive = Field(1000, description="Proposals kept per image after NMS while training.")
-    num_proposals_test: Positive = Field(1000, description="The same in detection.")
-    nms_iou: Fraction = Field(0.7, description="Threshold of the NMS while training.")
-    nms_iou_test: Fraction = Field(0.7, description="The same in detection.")
+    octave_base_scale: float = Field(4.0, description="Size of the smallest anchor in strides.")
+    scales_per_octave: Positive = Field(3, description="Anchor sizes per octave.")
+    ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="Height over width of the anchors.")
+    proposals_pre_nms_train: Positive = Field(4000, description="Best anchors kept per level before NMS in training.")
+    proposals_pre_nms_test: Positive = Field(1000, description="The same at inference.")
+    num_proposals: Positive = Field(1000, description="Proposals kept per image after NMS in training.")
+    num_proposals_test: Positive = Field(1000, description="The same at inference.")
+    nms_iou: Fraction = Field(0.7, description="IoU threshold of NMS in training.")
+    nms_iou_test: Fraction = Field(0.7, description="The same at inference.")
 
 
 class RoiConfig(Section):
-    """Box head on pooled regions of the encoder's maps."""
+    """Class and box head on pooled regions of the encoder's maps."""
 
     num_convs: Annotated[int, Field(ge=0)] = Field(0, description="Normed 3x3 convolutions on each pooled region.")
     num_fcs: Positive = Field(2, description="Fully connected layers after them.")
-    fc_dim: Positive = 1024
-    class_agnostic: bool = Field(False, description="One box for all classes of a region instead of one for each.")
-    output_size: Positive = 7
-    finest_scale: Positive | None = Field(
-        None, description="Regions up to this many pixels (root of the area) use level 0; absent: 14 of its cells."
+    fc_dim: Positive = Field(1024, description="Channels of the fully connected layers.")
+    class_agnostic: bool = Field(
+        False, description="Predict one box for all classes of a region instead of one box per class."
     )
-    target_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
-    nms: Literal["hard", "soft"] = "hard"
-    nms_iou: Fraction = 0.5
-    max_detections: Positive = 100
+    output_size: Positive = Field(7, description="Side of a pooled region in cells.")
+    finest_scale: Positive | None = Field(
+        None, description="Regions up to this many pixels (square root of area) use level 0; none: 14 cells of level 0."
+    )
+    target_stds: tuple[float, float, float, float] = Field((0.1, 0.1, 0.2, 0.2), description="Scale of box deltas.")
+    nms: Literal["hard", "soft"] = Field("hard", description="NMS of --head roi.")
+    nms_iou: Fraction = Field(0.5, description="IoU threshold of that NMS.")
+    max_detections: Positive = Field(100, description="Detections per image of --head roi.")
 
 
 class AtssConfig(Section):
     """One-stage head with adaptive sample selection (arXiv 1912.02424)."""
 
-    octave_base_scale: float = 8.0
-    target_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
-    pre_nms: Positive = 1000
-    nms: Literal["hard", "soft"] = "hard"
-    nms_iou: Fraction = 0.6
-    max_detections: Positive = 100
+    octave_base_scale: float = Field(8.0, description="Size of the anchor in strides.")
+    target_stds: tuple[float, float, float, float] = Field((0.1, 0.1, 0.2, 0.2), description="Scale of box deltas.")
+    pre_nms: Positive = Field(1000, description="Best cells kept per level before NMS by --head atss.")
+    nms: Literal["hard", "soft"] = Field("hard", description="NMS of --head atss.")
+    nms_iou: Fraction = Field(0.6, description="IoU threshold of that NMS.")
+    max_detections: Positive = Field(100, description="Detections per image of --head atss.")
 
 
 class MaskConfig(Section):
@@ -159,57 +167,63 @@ class MaskConfig(Section):
     fcn: arXiv 1703.06870; refine: arXiv 2104.08569 with the scores of arXiv 1903.00241.
     """
 
-    kind: Literal["none", "fcn", "refine"] = "none"
-    dim: Positive = Field(256, description="Channels; refine halves them at each of its stages.")
-    pooled_size: Positive = Field(14, description="Side of a pooled region in cells; refine's masks have 8 times it.")
+    kind: Literal["none", "fcn", "refine"] = Field("none", description="Mask head: none, fcn or refine.")
+    dim: Positive = Field(256, description="Channels; refine halves them at each stage.")
+    pooled_size: Positive = Field(
+        14, description="Side of a pooled region in cells; masks of refine have 8 times that."
+    )
     finest_scale: Positive | None = Field(
-        None, description="Regions up to this many pixels (root of the area) use level 0; absent: 14 of its cells."
+        None, description="Regions up to this many pixels (square root of area) use level 0; none: 14 cells of level 0."
     )
     num_convs: Positive = Field(4, description="Convolutions of fcn on each region.")
     instance_convs: Positive = Field(1, description="Convolutions of refine on each region.")
     semantic_convs: Positive = Field(2, description="Convolutions of refine on the finest map of the whole image.")
-    dilations: tuple[Positive, Positive, Positive] = Field((1, 3, 5), description="Of refine's parallel convolutions.")
-    iou_convs: Positive = Field(2, description="Convolutions of refine's estimate of the mask's quality.")
-    iou_fc_dim: Positive = Field(1024, description="Channels of its fully connected layer.")
-    regions_per_chunk: Positive = Field(150, description="Regions whose masks are computed at once in detection.")
+    dilations: tuple[Positive, Positive, Positive] = Field(
+        (1, 3, 5), description="Dilations of the parallel convolutions of refine."
+    )
+    iou_convs: Positive = Field(2, description="Convolutions of refine's mask IoU head.")
+    iou_fc_dim: Positive = Field(1024, description="Channels of the fully connected layer of that head.")
+    regions_per_chunk: Positive = Field(150, description="Regions per chunk of mask prediction at inference.")
 
     @model_validator(mode="after")
     def _can_be_halved(self) -> MaskConfig:
         if self.kind == "refine" and (self.dim < 16 or self.dim % 8):
-            raise ValueError(f"refine halves dim {self.dim} three times: it must be a multiple of 8, 16 or more")
+            raise ValueError(f"refine halves dim {self.dim} three times: use a multiple of 8, at least 16")
         if self.kind == "refine" and self.pooled_size % 2:
             raise ValueError(f"refine needs an even pooled_size, not {self.pooled_size}")
         return self
 
 
 class ModelConfig(Section):
-    """The network. Changing any value here needs a checkpoint trained with it."""
+    """The network. A checkpoint fits only the values that it was trained with."""
 
-    family: Literal["co_dino", "co_deformable"] = "co_dino"
-    num_classes: Positive = Field(80, description="Set from the annotations by `train`; presets keep COCO's 80.")
+    family: Literal["co_dino", "co_deformable"] = Field("co_dino", description="Co-DINO or Co-Deformable-DETR.")
+    num_classes: Positive = Field(80, description="Number of classes; `codetr train` sets it from the annotations.")
     backbone: BackboneConfig = ResNetConfig()
-    embed_dim: Positive = 256
-    num_heads: Positive = 8
+    embed_dim: Positive = Field(256, description="Channels of encoder, decoder and heads.")
+    num_heads: Positive = Field(8, description="Attention heads of encoder and decoder.")
     num_points: Positive = Field(4, description="Sampling points per head and level of deformable attention.")
     attention_backend: Literal["auto", "triton", "cpu", "mmcv", "torch", "reference"] = Field(
-        "auto", description="Kernel of deformable attention; auto takes the fastest that gives the reference's numbers."
+        "auto", description="Backend of deformable attention; auto: the fastest one that is verified on this machine."
     )
-    finest_stride: Literal[4, 8] = Field(4, description="Pixels per cell of the finest map the encoder sees.")
-    num_levels: Annotated[int, Field(ge=4)] = Field(5, description="Encoder maps: the backbone's plus strided ones.")
-    norm_groups: Positive = Field(32, description="Groups of the group norms in the neck and the auxiliary heads.")
-    ffn_dim: Positive = 2048
-    encoder_layers: Positive = 6
+    finest_stride: Literal[4, 8] = Field(4, description="Stride in pixels of the finest map of the encoder.")
+    num_levels: Annotated[int, Field(ge=4)] = Field(
+        5, description="Levels of the encoder: backbone maps and strided convolutions."
+    )
+    norm_groups: Positive = Field(32, description="Groups of the group norms of neck and auxiliary heads.")
+    ffn_dim: Positive = Field(2048, description="Hidden channels of the feed-forward layers.")
+    encoder_layers: Positive = Field(6, description="Number of encoder layers.")
     encoder_checkpointing: Annotated[int, Field(ge=0)] = Field(
-        4, description="First encoder layers recomputed in the backward pass to save memory; no effect on numbers."
+        4, description="Number of first encoder layers that are recomputed in the backward pass to save memory."
     )
-    decoder_layers: Positive = 6
+    decoder_layers: Positive = Field(6, description="Number of decoder layers.")
     decoder_checkpointing: bool = Field(False, description="Recompute each decoder layer in the backward pass.")
     aux_checkpointing: bool = Field(
         False, description="Recompute the auxiliary heads' convolutions in the backward pass."
     )
-    num_queries: Positive = 900
+    num_queries: Positive = Field(900, description="Number of decoder queries.")
     position_temperature: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Base of the cells' sine encoding; absent: the family's, 20 or 10000."
+        None, description="Temperature of the encoder's sine encoding; none: 20 for co_dino, 10000 for co_deformable."
     )
     rpn: RpnConfig = RpnConfig()
     roi: RoiConfig = RoiConfig()
@@ -227,7 +241,7 @@ class ModelConfig(Section):
     def _levels_of_the_pyramid(self) -> ModelConfig:
         if self.backbone.kind == "vit" and (self.finest_stride, self.num_levels) != (4, 5):
             raise ValueError(
-                f"a vit has maps of finest_stride 4 and num_levels 5, not {self.finest_stride} and {self.num_levels}"
+                f"backbone vit needs finest_stride 4 and num_levels 5, not {self.finest_stride} and {self.num_levels}"
             )
         return self
 
@@ -236,66 +250,76 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Where images come from and how they are resized and augmented. Sides are in pixels."""
+    """The data set and how its images are resized and augmented. Sides are in pixels."""
 
     dataset: DatasetName = Field(
-        "coco", description="Whose files are looked for in the folder; coco is the layout of every other set too."
+        "coco", description="Type of data set; coco covers every layout other than LVIS and Objects365."
     )
-    root: str | None = Field(None, description="Folder of the data set; absent: CODETR_DATA, else data/<dataset>.")
+    root: str | None = Field(None, description="Folder of the data set; none: $CODETR_DATA, else data/<dataset>.")
     extra_roots: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = Field(
-        (), description="Folders of further data sets in any known layout, merged with root's by the names of classes."
+        (), description="Folders of additional data sets in any known layout, merged with root by class name."
     )
-    train_images: str | None = Field(None, description="Overrides <root>/train2017 (coco).")
-    train_annotations: str | None = Field(None, description="Overrides <root>/annotations/instances_train2017.json.")
-    val_images: str | None = Field(None, description="Overrides <root>/val2017 (coco).")
-    val_annotations: str | None = Field(None, description="Overrides <root>/annotations/instances_val2017.json.")
-    filter_empty: bool = Field(False, description="Leave images without any annotation out of training.")
+    train_images: str | None = Field(None, description="Folder of training images; none: <root>/train2017 for COCO.")
+    train_annotations: str | None = Field(None, description="Training annotations; none: those found in root.")
+    val_images: str | None = Field(None, description="Folder of validation images; none: <root>/val2017 for COCO.")
+    val_annotations: str | None = Field(None, description="Validation annotations; none: those found in root.")
+    filter_empty: bool = Field(False, description="Skip training images without annotations.")
     oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Classes in a smaller share of the images have theirs repeated; 0.001 for LVIS as published."
+        None, description="Repeat images of classes that occur in a smaller share of images; published for LVIS: 0.001."
     )
-    mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="RGB mean, 0..255.")
-    std: tuple[float, float, float] = Field((58.395, 57.12, 57.375), description="RGB standard deviation, 0..255.")
+    mean: tuple[float, float, float] = Field((123.675, 116.28, 103.53), description="RGB mean, range 0 to 255.")
+    std: tuple[float, float, float] = Field(
+        (58.395, 57.12, 57.375), description="RGB standard deviation, range 0 to 255."
+    )
     augmentation: Literal["detr", "lsj", "none"] = Field(
         "detr", description="detr: flip, multi-scale, random crop; lsj: large-scale jittering on a square canvas."
     )
-    short_sides: tuple[Positive, ...] = tuple(range(480, 801, 32))
-    long_side: Positive = 1333
-    crop_short_sides: tuple[Positive, ...] = Field((400, 500, 600), description="First resize of the cropping policy.")
-    crop_long_side: Positive = 4200
-    crop_size: tuple[Positive, Positive] = Field((384, 600), description="Crop sides are drawn from this range.")
-    flip_probability: Fraction = 0.5
+    short_sides: tuple[Positive, ...] = Field(
+        tuple(range(480, 801, 32)), description="detr: short sides that training images are randomly resized to."
+    )
+    long_side: Positive = Field(1333, description="detr: maximum long side of training images.")
+    crop_short_sides: tuple[Positive, ...] = Field(
+        (400, 500, 600), description="detr: short sides that images are resized to before a random crop."
+    )
+    crop_long_side: Positive = Field(4200, description="detr: maximum long side before a random crop.")
+    crop_size: tuple[Positive, Positive] = Field((384, 600), description="detr: range of the sides of a random crop.")
+    flip_probability: Fraction = Field(0.5, description="Probability of a horizontal flip.")
     canvas: Positive | None = Field(None, description="lsj: side of the square that training images are padded to.")
     lsj_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
-        (0.1, 2.0), description="lsj: the long side becomes the canvas times a factor drawn from this range."
+        (0.1, 2.0), description="lsj: range of the random factor from the canvas to the long side."
     )
     copy_paste: Literal["none", "masks", "boxes"] = Field(
-        "none", description="lsj: paste objects of a second image, cut out by their masks, or as whole boxes."
+        "none", description="lsj: paste objects of a second image by their masks or as whole boxes."
     )
-    max_pasted: Positive = Field(100, description="Fewer objects than this are pasted into an image.")
-    pad_divisor: Positive = Field(1, description="Each image is padded to a multiple of this.")
-    min_side: Positive = Field(32, description="Training images with a smaller side are left out, as published.")
-    max_pixels: Positive = Field(100_000_000, description="Larger images are refused from their header.")
+    max_pasted: Positive = Field(100, description="Maximum number of pasted objects per image, exclusive.")
+    pad_divisor: Positive = Field(1, description="Pad images to a multiple of this many pixels.")
+    min_side: Positive = Field(32, description="Skip training images with a smaller side, as published.")
+    max_pixels: Positive = Field(
+        100_000_000, description="Images with more pixels are errors, detected from their header."
+    )
     bad_files: Literal["error", "skip"] = Field(
         "error",
-        description="Image files that cannot be read: error stops at the first; skip goes on without them, and names "
-        "them in the run's bad_files.txt.",
+        description="Unreadable image files. error: stop at the first; skip: continue without them and list them in "
+        "bad_files.txt of the run.",
     )
-    max_images: Positive | None = Field(None, description="Train on the first images only, e.g. to memorise a few.")
+    max_images: Positive | None = Field(
+        None, description="Train on the first images only, for example to overfit a few."
+    )
     workers: Annotated[int, Field(ge=0)] = Field(
-        2, description="Processes that read and augment, per training process."
+        2, description="Worker processes that load and augment images, per training process."
     )
-    aspect_grouping: bool = Field(True, description="Batches hold images of one orientation, as published.")
+    aspect_grouping: bool = Field(True, description="Build batches of images with the same orientation, as published.")
 
     @model_validator(mode="after")
     def _augmentation_is_complete(self) -> DataConfig:
         if self.augmentation == "lsj" and self.canvas is None:
-            raise ValueError("augmentation 'lsj' needs a canvas: set data.canvas, e.g. to 1024")
+            raise ValueError("augmentation 'lsj' needs a canvas: set data.canvas, for example to 1024")
         if self.augmentation != "lsj" and self.copy_paste != "none":
             raise ValueError(
                 f"copy_paste {self.copy_paste!r} needs augmentation 'lsj': set data.copy_paste to \"none\" too"
             )
         if self.lsj_ratio[0] > self.lsj_ratio[1]:
-            raise ValueError(f"lsj_ratio {self.lsj_ratio} has its larger factor first")
+            raise ValueError(f"lsj_ratio {self.lsj_ratio} must be (smaller, larger)")
         return self
 
 
@@ -303,42 +327,44 @@ class DataConfig(Section):
 
 
 class LossConfig(Section):
-    """Weights and switches of the collaborative objective, as published: num_dec_layer * lambda_2 = 12 is in them."""
+    """Weights and switches of the objective, as published; auxiliary heads include lambda_2 x 6 layers = 12."""
 
-    class_weight: float = 1.0
-    l1_weight: float = 5.0
-    giou_weight: float = 2.0
-    class_cost: float = 2.0
-    l1_cost: float = 5.0
-    giou_cost: float = 2.0
+    class_weight: float = Field(1.0, description="Classification loss of queries.")
+    l1_weight: float = Field(5.0, description="L1 box loss of queries.")
+    giou_weight: float = Field(2.0, description="GIoU loss of queries.")
+    class_cost: float = Field(2.0, description="Classification cost of Hungarian matching.")
+    l1_cost: float = Field(5.0, description="L1 cost of Hungarian matching.")
+    giou_cost: float = Field(2.0, description="GIoU cost of Hungarian matching.")
     denoising_queries: Annotated[int, Field(ge=0)] = Field(
-        100, description="About this many pairs; 0 switches it off. Co-DINO only: the other family has none."
+        100, description="Approximate number of denoising query pairs; 0: off. Co-DINO only."
     )
-    label_noise: Fraction = 0.5
-    box_noise: float = 1.0
-    aux_heads: bool = Field(True, description="Train the RPN, RoI and ATSS heads beside the decoder.")
+    label_noise: Fraction = Field(0.5, description="Twice the share of denoising labels that are replaced.")
+    box_noise: float = Field(1.0, description="Maximum shift of denoising box corners in half sides.")
+    aux_heads: bool = Field(True, description="Train the RPN, RoI and ATSS heads along with the decoder.")
     positive_queries: bool = Field(
-        True, description="Decode the auxiliary heads' positive boxes too (needs aux_heads)."
+        True, description="Decode positive boxes of the auxiliary heads as extra queries (needs aux_heads)."
     )
-    rpn_class_weight: float = 12.0
-    rpn_l1_weight: float = 12.0
-    roi_class_weight: float = 12.0
-    roi_giou_weight: float = 120.0
-    atss_class_weight: float = 12.0
-    atss_giou_weight: float = 24.0
-    atss_centerness_weight: float = 12.0
-    positive_queries_weight: float = Field(1.0, description="lambda_1 of the paper.")
-    max_positive_queries: Positive = 300
-    rpn_samples: Positive = 256
-    roi_samples: Positive = 512
-    roi_mask_weight: float = Field(12.0, description="Of the RoI head's masks (model.mask.kind fcn).")
-    mask_weight: float = Field(15.96, description="Of the refined masks (model.mask.kind refine): 1.33 x 12.")
+    rpn_class_weight: float = Field(12.0, description="Objectness loss of the RPN.")
+    rpn_l1_weight: float = Field(12.0, description="L1 box loss of the RPN.")
+    roi_class_weight: float = Field(12.0, description="Classification loss of the RoI head.")
+    roi_giou_weight: float = Field(120.0, description="GIoU loss of the RoI head.")
+    atss_class_weight: float = Field(12.0, description="Classification loss of the ATSS head.")
+    atss_giou_weight: float = Field(24.0, description="GIoU loss of the ATSS head.")
+    atss_centerness_weight: float = Field(12.0, description="Centerness loss of the ATSS head.")
+    positive_queries_weight: float = Field(1.0, description="Losses of positive queries: lambda_1 of the paper.")
+    max_positive_queries: Positive = Field(300, description="Maximum positive queries per image and auxiliary head.")
+    rpn_samples: Positive = Field(256, description="Anchors per image that the RPN is trained on.")
+    roi_samples: Positive = Field(512, description="Regions per image that the RoI head is trained on.")
+    roi_mask_weight: float = Field(12.0, description="Mask loss of the RoI head (model.mask.kind fcn).")
+    mask_weight: float = Field(15.96, description="Loss of refined masks (model.mask.kind refine): 1.33 x 12.")
     mask_stage_weights: tuple[float, float, float, float] = Field(
-        (0.5, 0.75, 0.75, 1.0), description="Of the refined masks' four sizes."
+        (0.5, 0.75, 0.75, 1.0), description="Weights of the four sizes of refined masks."
     )
-    mask_iou_weight: float = Field(6.0, description="Of the refined masks' quality.")
-    mask_candidates: Positive = Field(1000, description="Best detections per image that refined masks train on.")
-    mask_samples: Positive = Field(512, description="Of these, drawn per image; a quarter positive at most is used.")
+    mask_iou_weight: float = Field(6.0, description="Loss of the estimated IoU of refined masks.")
+    mask_candidates: Positive = Field(1000, description="Best detections per image that refined masks are trained on.")
+    mask_samples: Positive = Field(
+        512, description="Regions sampled from these per image; up to a quarter are positive and used."
+    )
 
     @model_validator(mode="after")
     def _queries_need_heads(self) -> LossConfig:
@@ -351,80 +377,94 @@ LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class TrainConfig(Section):
-    """The optimisation recipe."""
+    """Optimizer, schedule and everything else about a training run."""
 
     backbone_weights: str = Field(
         "auto",
-        description="Pretrained backbone to start from without --weights: a name of `codetr download`, preset, file or "
-        "URL. auto: the one that belongs to the backbone, if it was downloaded; none: random weights.",
+        description="Pretrained backbone without --weights: a name of `codetr download`, a preset, file or URL. "
+        "auto: the matching one, if downloaded; none: random weights.",
     )
     auto_recipe: bool = Field(
         True,
-        description="Choose epochs, lr, milestones, warm-up, frozen backbone and evaluations by the number of images, "
-        "each unless it is set explicitly; false: all as written in the preset.",
+        description="Choose epochs, lr, milestones, warm-up, frozen backbone and evaluation interval from the number "
+        "of images, unless set explicitly; false: as in the preset.",
     )
-    epochs: Positive = 12
+    epochs: Positive = Field(12, description="Passes over the training images.")
     min_steps: Positive = Field(
         20_000,
         description="auto_recipe: minimum optimizer steps from scratch; 10 % of that when fine-tuning.",
     )
-    max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps, whatever the epoch.")
-    batch_size: Positive = Field(16, description="Images per optimizer step over all processes.")
-    micro_batch: Positive = Field(2, description="Images per process and forward pass; the rest is accumulated.")
+    max_steps: Positive | None = Field(None, description="Stop after this many optimizer steps.")
+    batch_size: Positive = Field(16, description="Images per optimizer step, over all processes.")
+    micro_batch: Positive = Field(
+        2, description="Images per process and forward pass; gradients are accumulated up to batch_size."
+    )
     global_batch_losses: bool = Field(
         False,
-        description="Images that several processes train at once count as one batch: padded alike, normalisers over "
-        "all, so that the number of processes changes no result. As published, some of that is each process's own.",
+        description="Pad images and normalize losses over all processes, so that results do not depend on their "
+        "number; false: partly per process, as published.",
     )
-    lr: Annotated[float, Field(gt=0)] = 2e-4
-    backbone_lr_scale: Annotated[float, Field(ge=0)] = 0.1
-    freeze_backbone: bool = Field(False, description="Keep the weights of the whole backbone as they are.")
+    lr: Annotated[float, Field(gt=0)] = Field(2e-4, description="Learning rate.")
+    backbone_lr_scale: Annotated[float, Field(ge=0)] = Field(0.1, description="Factor of lr for the backbone.")
+    freeze_backbone: bool = Field(False, description="Do not train the backbone.")
     offsets_lr_scale: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Share of lr for the attention's sampling offsets; published Co-Deformable-DETR uses 0.1."
+        1.0, description="Factor of lr for sampling offsets of the attention; published for Co-Deformable-DETR: 0.1."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Factor of lr from each block of a ViT to the one before it; the published ViT-L uses 0.8."
+        1.0, description="Factor of lr from each ViT block to the one before it; published for ViT-L: 0.8."
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    decay_norms: bool = Field(True, description="Decay norms and biases too, as most published recipes do.")
-    betas: tuple[float, float] = (0.9, 0.999)
-    lr_milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field((11,), description="Epochs (0-based) that lower lr.")
-    lr_gamma: float = 0.1
-    lr_schedule: Literal["step", "cosine"] = Field("step", description="cosine: to zero over the whole run.")
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    warmup_start: Fraction = Field(0.01, description="Share of the learning rate at the first warm-up step.")
-    scale_lr: bool = Field(False, description="Multiply lr by batch_size / 16 when batch_size is changed.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="Weight decay of AdamW.")
+    decay_norms: bool = Field(
+        True, description="Apply weight decay to norms and biases too, as most published recipes do."
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Betas of AdamW.")
+    lr_milestones: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (11,), description="step: epochs (0-based) at which lr is multiplied by lr_gamma."
+    )
+    lr_gamma: float = Field(0.1, description="step: factor of lr at each milestone.")
+    lr_schedule: Literal["step", "cosine"] = Field(
+        "step", description="step: by milestones; cosine: to zero over the whole run."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps of linear warm-up.")
+    warmup_start: Fraction = Field(0.01, description="Factor of lr at the first warm-up step.")
+    scale_lr: bool = Field(False, description="Multiply lr by batch_size / 16.")
     clip_norm: Annotated[float, Field(ge=0)] = Field(
-        0.1, description="Largest L2 norm of all gradients; 0: no clipping."
+        0.1, description="Maximum L2 norm of all gradients; 0: no clipping."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on GPUs that have it.")
-    ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Published EMA uses 1e-4; 0: no EMA.")
-    compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on GPUs that support it, else fp32."
+    )
+    ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Momentum of the weights' moving average; published: 1e-4; 0: no EMA."
+    )
+    compile: bool = Field(
+        False, description="Compile backbone and layers with torch.compile; needs a compiler on this machine."
+    )
     fsdp: bool = Field(
         False,
-        description="Several processes: each keeps a part of weights, gradients and optimizer states (FSDP2), not all.",
+        description="Shard weights, gradients and optimizer states over the processes (FSDP2).",
     )
     memory_check: bool = Field(
-        True, description="Before the first step, measure the memory of the worst batch that the data can give."
+        True, description="Measure the memory of the largest possible batch before the first step."
     )
-    seed: int = 0
-    deterministic: bool = False
+    seed: int = Field(0, description="Random seed.")
+    deterministic: bool = Field(False, description="Use deterministic algorithms of PyTorch, where they exist.")
     log_every: Positive = Field(50, description="Optimizer steps between lines of metrics.jsonl.")
     eval_every: Positive = Field(1, description="Epochs between evaluations.")
     checkpoint_every: Positive | None = Field(None, description="Optimizer steps between checkpoints within an epoch.")
     timeout_minutes: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="Several processes: end the training when one of them did nothing new for so long."
+        10.0, description="With several processes: stop when one of them has made no progress for this long."
     )
     early_stop_patience: Positive | None = Field(
-        None, description="End after this many evaluations in a row without a better AP."
+        None, description="Stop after this many evaluations in a row without a better AP."
     )
     max_nonfinite_steps: Positive = Field(
         10,
-        description="Steps in a row without finite losses and gradients, each skipped, after which the run goes back "
-        "to its last good checkpoint; the second time it stops.",
+        description="Consecutive steps with non-finite losses or gradients, all skipped, after which the run rolls "
+        "back to its last good checkpoint; the second time it stops.",
     )
     loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_words)] = Field(
-        (), description="Who is told what metrics.jsonl holds: tensorboard, wandb, mlflow; each is an extra to install."
+        (), description="Also log metrics to tensorboard, wandb or mlflow; each is an extra to install."
     )
     loss: LossConfig = LossConfig()
 
@@ -433,7 +473,7 @@ def _check_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
     wrong = [f"{scale:g}" for scale in scales if not (0 < scale <= 4 or scale >= 32)]
     if wrong or not scales:
         raise ValueError(
-            "give at least one scale, each a factor (up to 4) or a short side in pixels (from 32 on)"
+            "give at least one scale: a factor up to 4, or a short side of at least 32 pixels"
             + (f"; {', '.join(wrong)} is neither" if wrong else "")
         )
     return scales
@@ -443,61 +483,64 @@ TtaScales = Annotated[tuple[float, ...], AfterValidator(_check_scales)]
 
 
 class TestConfig(Section):
-    """How detections are made from the network's outputs."""
+    """Image size at inference and post-processing."""
 
-    short_side: Positive = 800
-    long_side: Positive = 1333
+    short_side: Positive = Field(800, description="Short side that images are resized to.")
+    long_side: Positive = Field(1333, description="Maximum long side.")
     canvas: Positive | None = Field(
-        None, description="Side of a square: the long side becomes it, the rest is padded; short and long do not count."
+        None, description="Side of a square canvas to resize and pad images to; replaces short_side and long_side."
     )
-    batch_size: Positive = 1
-    max_detections: Positive = Field(300, description="Detections per image.")
+    batch_size: Positive = Field(1, description="Images per batch.")
+    max_detections: Positive = Field(300, description="Maximum detections per image.")
     candidates: Literal["max_detections", "num_queries"] = Field(
-        "num_queries", description="Scores that enter NMS: max_detections as MMDetection 3.3, num_queries as Sense-X."
+        "num_queries",
+        description="Number of scores before NMS: max_detections as MMDetection 3.3, num_queries as Sense-X.",
     )
-    nms: Literal["none", "hard", "soft"] = "soft"
-    nms_iou: Fraction = 0.8
-    nms_min_score: Fraction = Field(1e-3, description="Soft-NMS drops boxes whose decayed score falls below.")
-    head: Literal["decoder", "roi", "atss"] = Field("decoder", description="Which head's detections to give.")
+    nms: Literal["none", "hard", "soft"] = Field("soft", description="NMS within each class.")
+    nms_iou: Fraction = Field(0.8, description="IoU threshold of NMS.")
+    nms_min_score: Fraction = Field(1e-3, description="Soft-NMS drops boxes with a lower decayed score.")
+    head: Literal["decoder", "roi", "atss"] = Field("decoder", description="Head whose detections are used.")
     tta_scales: TtaScales = Field(
         (0.75, 1.0, 1.25),
-        description="Sizes that --tta looks at: up to 4, times short_side, long_side and canvas; from 32 on, the short "
-        "side in pixels.",
+        description="Scales of --tta: factors of the image size up to 4, or short sides of at least 32 pixels.",
     )
-    tta_flip: bool = Field(True, description="--tta also looks at each size mirrored left to right.")
-    compile: bool = Field(False, description="torch.compile backbone and layers; needs a compiler on this machine.")
+    tta_flip: bool = Field(True, description="--tta also uses horizontal flips.")
+    compile: bool = Field(
+        False, description="Compile backbone and layers with torch.compile; needs a compiler on this machine."
+    )
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the largest lying image that the network gets, without padding to `data.pad_divisor`."""
+        """(height, width) of the largest landscape image, without padding to `data.pad_divisor`."""
         return (self.short_side, self.long_side) if self.canvas is None else (self.canvas, self.canvas)
 
 
 class SourceConfig(Section):
-    """Where a preset's weights and published numbers come from."""
+    """Origin of the weights and published numbers of a preset."""
 
-    config: str | None = None
-    url: str | None = Field(None, description="Address of the published file itself, for `codetr download`.")
-    page: str | None = Field(None, description="Page or folder where a person finds the published file.")
-    filename: str | None = Field(None, description="The published file's name; absent: the end of the URL.")
-    bytes: Positive | None = Field(None, description="The published file's exact size.")
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="Of the published file.")
-    licence: str | None = Field(None, description="Of the published weights.")
+    config: str | None = Field(None, description="Published configuration.")
+    url: str | None = Field(None, description="URL of the published file, for `codetr download`.")
+    page: str | None = Field(None, description="Page or folder with the published file.")
+    filename: str | None = Field(None, description="Name of the published file; none: the end of the URL.")
+    bytes: Positive | None = Field(None, description="Exact size of the published file.")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the published file.")
+    licence: str | None = Field(None, description="Licence of the published weights.")
     recipe: Literal["published", "reasoned"] = Field(
-        "published", description="reasoned: only the network was published; the file's comments tell why it trains so."
+        "published",
+        description="reasoned: the training settings were not published; comments in the preset explain them.",
     )
-    box_ap: float | None = Field(None, description="Published box AP at a single scale.")
-    mask_ap: float | None = Field(None, description="Published mask AP at a single scale.")
+    box_ap: float | None = Field(None, description="Published single-scale box AP.")
+    mask_ap: float | None = Field(None, description="Published single-scale mask AP.")
     box_ap_tta: float | None = Field(None, description="Published box AP with test-time augmentation.")
     mask_ap_tta: float | None = Field(None, description="Published mask AP with test-time augmentation.")
-    protocol: str | None = Field(None, description="How these were measured.")
+    protocol: str | None = Field(None, description="How these numbers were measured.")
 
 
 class Settings(Section):
-    """All settings of one run: what `--dry-run` prints and each run folder and checkpoint keeps."""
+    """All settings of one run, as printed by `--dry-run` and saved in each run folder and checkpoint."""
 
-    name: str
-    summary: str = ""
+    name: str = Field(description="Name of the preset.")
+    summary: str = Field("", description="One line about the preset.")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -506,7 +549,7 @@ class Settings(Section):
 
     @property
     def needs_masks(self) -> bool:
-        """Whether training needs the objects' outlines: the network learns masks, or objects are pasted by them."""
+        """Whether training needs masks of objects: for a mask head or for copy-paste."""
         return self.learns_masks or self.data.copy_paste == "masks"
 
     @property

@@ -17,14 +17,6 @@ On a canvas (large-scale jittering and its test images) the padding belongs to t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
-
-Size: TypeAlias = tuple[int, int]
-"""(height, width) in pixels."""
-
-Target: TypeAlias = dict[str, Any]
-"""One image's target: see the keys above."""
-
-Targets: TypeAlias = Sequence[Target]
-"""The targets of a batch, in the order of its images."""
+from codetr_cli.boxes import Size as Size
+from codetr_cli.boxes import Target as Target
+from codetr_cli.boxes import Targets as Targets

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.overrides import apply_overrides, replace_settings
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, nearest
@@ -106,7 +106,7 @@ def load_detector(
         if classes is None:
             classes = _preset_classes(settings.model.num_classes)
         else:
-            settings = apply_overrides(settings, [f"model.num_classes={len(classes.names)}"])
+            settings = replace_settings(settings, {"model.num_classes": len(classes.names)})
         if not random_weights:
             logger.warning("%s is a preset: its weights are random and its detections mean nothing", path_or_preset)
     else:

@@ -6,11 +6,11 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from codetr_cli.boxes import Targets
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
@@ -73,11 +73,11 @@ class TimedPostProcess(PostProcess):
         """The same post-processing, timed."""
         return cls(**{name: getattr(postprocess, name) for name in PostProcess.__dataclass_fields__})
 
-    def __call__(self, logits: Tensor, boxes: Tensor, metas: Sequence[Any]) -> list[Detections]:
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> list[Detections]:
         """As `PostProcess.__call__`."""
         synchronize(logits.device)
         started = time.perf_counter()
-        detections = super().__call__(logits, boxes, metas)
+        detections = super().__call__(logits, boxes, targets)
         synchronize(logits.device)
         self.seconds.append(time.perf_counter() - started)
         return detections

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from codetr_cli.data.masks import Masks
 from codetr_cli.data.outlines import decode
-from codetr_cli.models.masks import paste_crops
+from codetr_cli.models.mask_grid import paste_crops
 from codetr_cli.models.postprocess import Detections
 
 

@@ -1,13 +1,14 @@
-"""One-to-many assignment of anchors and regions to objects, and the sampling of a balanced subset.
+"""One-to-many assignment of anchors and regions to objects, and sampling of a balanced subset.
 
 Behaviour of mmdet's MaxIoUAssigner, ATSSAssigner and RandomSampler. Shape letters: A anchors or regions, G objects.
-Assignments are (A,) int64: the object's index, -1 for background, -2 for anchors that take no part.
-Nothing of size A x G is ever held: a large image has two million anchors, and some images a thousand objects.
+Assignments are (A,) int64: the object's index, -1 for background, -2 for ignored anchors.
+No tensor of size A x G is ever held: a large image has two million anchors, and some images a thousand objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,10 +20,25 @@ BACKGROUND = -1
 IGNORED = -2
 
 CHUNK_PAIRS = {"cpu": 2**20}
-"""Pairs of an anchor and an object that are compared at once, by device: their numbers fit a CPU's cache."""
+"""Anchor-object pairs per chunk, by device type: their values fit into a CPU's cache."""
 
 GPU_CHUNK_PAIRS = 2**24
-"""The same on any other device: enough to fill it."""
+"""The same on any other device: enough to keep it busy."""
+
+
+@dataclass(frozen=True)
+class SampledBoxes:
+    """Boxes of one image that an auxiliary head is trained on; positive queries are selected from them.
+
+    Attributes:
+        boxes: (A, 4) xyxy pixels.
+        labels: (A,) int64; K for background.
+        objects: (A, 4) xyxy pixels of the assigned object; 0 for background.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    objects: Tensor
 
 
 def _objects_at_once(anchors: Tensor) -> int:
@@ -33,19 +49,19 @@ def _objects_at_once(anchors: Tensor) -> int:
 def assign_by_iou(
     boxes: Tensor, objects: Tensor, *, positive_iou: float, negative_iou: float, min_best_iou: float | None
 ) -> Tensor:
-    """Gives each box the object it overlaps most.
+    """Assigns each box to the object with the highest IoU.
 
     Args:
         boxes: (A, 4) xyxy pixels.
         objects: (G, 4) xyxy pixels.
-        positive_iou: boxes from this IoU on are positive.
-        negative_iou: boxes below are background; between the two they are ignored.
-        min_best_iou: each object also takes all boxes that overlap it as much as its best one does, when that is at
-            least this; later objects overwrite earlier ones. None: no such rule.
+        positive_iou: minimum IoU of positive boxes.
+        negative_iou: boxes with a lower IoU are background; boxes between the two thresholds are ignored.
+        min_best_iou: each object is also assigned to all boxes that share its highest IoU, if that is at least this
+            value; later objects overwrite earlier ones. None: no such rule.
     """
     if len(objects) == 0 or len(boxes) == 0:
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
-    boxes = boxes.t().contiguous().t()  # column by column, as IoUs are computed
+    boxes = boxes.t().contiguous().t()  # column-major, as IoUs are computed
     best_iou = torch.full_like(boxes[:, 0], -torch.inf)
     best_object = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     last_sharing = torch.full_like(best_object, -1)
@@ -60,7 +76,7 @@ def assign_by_iou(
             shared = (iou == best_of_object[:, None]) & (best_of_object >= min_best_iou)[:, None]
             index = torch.arange(first, first + len(iou), device=boxes.device)[:, None]
             last_sharing = torch.maximum(last_sharing, torch.where(shared, index, -1).amax(0))
-    # No boolean indices here: they wait for the device.
+    # No boolean indexing here: it would synchronize with the device.
     assigned = torch.where(best_iou < negative_iou, BACKGROUND, IGNORED)
     assigned = torch.where(best_iou >= positive_iou, best_object, assigned)
     return torch.where(last_sharing >= 0, last_sharing, assigned)
@@ -68,9 +84,10 @@ def assign_by_iou(
 
 @torch.no_grad()
 def assign_atss(anchors_of_level: Sequence[Tensor], objects: Tensor, top_k: int = 9) -> Tensor:
-    """Per object the closest anchors of each level, kept from the mean plus the deviation of their IoU on.
+    """Adaptive training sample selection, section 3.2 of arXiv 1912.02424.
 
-    Adaptive training sample selection, section 3.2 of arXiv 1912.02424.
+    The candidates of an object are the closest anchors of each level; those whose IoU is at least the mean plus the
+    standard deviation of the candidates' IoUs are positive.
 
     Args:
         anchors_of_level: per level (A_i, 4) xyxy pixels.
@@ -91,7 +108,7 @@ def assign_atss(anchors_of_level: Sequence[Tensor], objects: Tensor, top_k: int 
     centre = centres[index]  # (candidates, G, 2)
     margins = torch.cat([centre - objects[:, :2], objects[:, 2:] - centre], -1).min(-1)[0]
     positive = (candidate_iou >= threshold) & (margins > 0.01)
-    # Per anchor the object with the highest IoU among those it is a positive candidate of, the first of equal ones.
+    # Per anchor, the object with the highest IoU among those it is a positive candidate of; ties: the first object.
     chosen, flat = torch.where(positive, candidate_iou, -torch.inf).flatten(), index.flatten()
     best_iou = torch.full_like(anchors[:, 0], -torch.inf).scatter_reduce(0, flat, chosen, "amax")
     is_best = positive.flatten() & (chosen == best_iou[flat])
@@ -104,7 +121,7 @@ def assign_atss(anchors_of_level: Sequence[Tensor], objects: Tensor, top_k: int 
 
 
 def _closest(centres_of_level: Sequence[Tensor], objects: Tensor, top_k: int) -> Tensor:
-    """Anchors (candidates, G) whose centres are closest to each object's, `top_k` a level, counted over all levels."""
+    """Indices (candidates, G) over all levels of the anchors with the `top_k` closest centres per level and object."""
     object_centres = (objects[:, :2] + objects[:, 2:]) / 2
     candidates, start = [], 0
     for centres in centres_of_level:
@@ -120,25 +137,27 @@ def _closest(centres_of_level: Sequence[Tensor], objects: Tensor, top_k: int) ->
 
 
 def sample_balanced(
-    assigned: Tensor, *, count: int, positive_fraction: float, draws: RandomSource
+    assigned: Tensor, *, count: int, positive_fraction: float, random: RandomSource
 ) -> tuple[Tensor, Tensor]:
-    """Draws a subset with at most the given share of positives; draws only where there are more candidates than wanted.
+    """Samples a subset with at most the given share of positives.
+
+    Random numbers are used only where there are more candidates than needed.
 
     Args:
         assigned: (A,).
         count: size of the subset.
-        positive_fraction: largest share of positives.
-        draws: source of the permutations: first the positives', then the negatives'.
+        positive_fraction: maximum share of positives.
+        random: random numbers: first a permutation of the positives, then one of the negatives.
 
     Returns:
         Ascending indices of the positives and of the negatives.
     """
-    positives = _choose((assigned >= 0).nonzero()[:, 0], int(count * positive_fraction), draws)
-    negatives = _choose((assigned == BACKGROUND).nonzero()[:, 0], count - len(positives), draws)
+    positives = _choose((assigned >= 0).nonzero()[:, 0], int(count * positive_fraction), random)
+    negatives = _choose((assigned == BACKGROUND).nonzero()[:, 0], count - len(positives), random)
     return positives, negatives
 
 
-def _choose(candidates: Tensor, count: int, draws: RandomSource) -> Tensor:
+def _choose(candidates: Tensor, count: int, random: RandomSource) -> Tensor:
     if len(candidates) <= count:
         return candidates
-    return candidates[draws.permutation(len(candidates), candidates)[:count]].sort()[0]
+    return candidates[random.permutation(len(candidates), candidates)[:count]].sort()[0]

@@ -1,8 +1,9 @@
-"""Loss terms as pure functions; every one sums over its elements and leaves the division to the caller.
+"""Loss terms as pure functions; all are sums, which the caller divides by a normalizer.
 
 Behaviour of mmdet's QualityFocalLoss, FocalLoss, GIoULoss. Shape letters: B batch, K classes, N elements.
-Both losses of classes ask almost every logit to be low. The logits of all cells and classes are the largest numbers of
-a training step, so that this part is a function of its own that keeps nothing but them; what is left are N numbers.
+In both classification losses almost every logit is a negative. The logits of all cells and classes are the largest
+tensors of a training step, so the loss of the negatives is a function of its own that saves only them for the backward
+pass; the rest is N numbers.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from torch.nn import functional as F
 from codetr_cli.boxes import paired_giou
 
 AVERAGE_EPS = torch.finfo(torch.float32).eps
-"""Parity: every weighted loss divides by its normaliser plus this, whatever the precision."""
+"""Parity: every weighted loss divides by its normalizer plus this, in every precision."""
 
 CHUNK_ELEMENTS = {"cpu": 2**17}
-"""Logits that are at work at once, by device: their intermediate numbers fit a CPU's cache."""
+"""Logits per chunk, by device type: their intermediate values fit into a CPU's cache."""
 
 GPU_CHUNK_ELEMENTS = 2**25
-"""The same on any other device: enough to fill it."""
+"""The same on any other device: enough to keep it busy."""
 
 EXACT_SOFTPLUS = 40.0
-"""log(1 + exp(x)) is x from here on to the last bit of a float64."""
+"""From here on log(1 + exp(x)) equals x to the last bit of a float64."""
 
 
-def average(total: Tensor, normaliser: Tensor | float) -> Tensor:
-    """Divides a summed loss by its normaliser as published."""
-    return total / (normaliser + AVERAGE_EPS)
+def average(total: Tensor, normalizer: Tensor | float) -> Tensor:
+    """Divides a summed loss by its normalizer as published."""
+    return total / (normalizer + AVERAGE_EPS)
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
     """Quality focal loss (Eq. 3 of arXiv 2006.04388, beta = 2), summed over the classes.
 
     Args:
-        logits: (B, K, N), laid out in any order; float32 at least.
+        logits: (B, K, N) with any strides; float32 at least.
         labels: (B, N) int64 in [0, K]; K is background.
         quality: (B, N) in [0, 1], the target of the label's class; read for positives only.
 
@@ -55,7 +56,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25) -> Tensor:
     """Sigmoid focal loss (Eq. 5 of arXiv 1708.02002, gamma = 2), summed over the classes.
 
     Args:
-        logits: (B, K, N), laid out in any order; float32 at least.
+        logits: (B, K, N) with any strides; float32 at least.
         labels: (B, N) int64 in [0, K]; K is background.
         alpha: weight of positives; negatives weigh 1 - alpha.
 
@@ -68,7 +69,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25) -> Tensor:
 
 
 def split_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of all classes that are absent, and the logits of those that are present.
+    """The loss of the negative classes, and the logits of the labels.
 
     Args:
         logits: (B, K, N).
@@ -76,7 +77,7 @@ def split_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The sum (B, N) of -p^2 log(1 - p), with p = sigmoid(logit), over all classes but the label's; the label's
-        logit (B, N), which for background is some class's and gives it no gradient.
+        logit (B, N); for background it is that of some class, without a gradient.
     """
     absent: Tensor
     own: Tensor
@@ -85,7 +86,7 @@ def split_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _SplitClasses(torch.autograd.Function):
-    """Makes the intermediate numbers twice, some elements after others, instead of keeping ten copies of the logits."""
+    """Computes intermediate values twice, in chunks, instead of keeping ten copies of the logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +119,7 @@ class _SplitClasses(torch.autograd.Function):
 
 
 def _chunks(logits: Tensor) -> list[tuple[int, int]]:
-    """From where to where the elements (B, K, N) are taken at once."""
+    """(first, end) of each chunk of the N elements of (B, K, N)."""
     at_once = CHUNK_ELEMENTS.get(logits.device.type, GPU_CHUNK_ELEMENTS)
     length = max(1, at_once // max(1, logits.shape[0] * logits.shape[1]))
     return [(first, min(first + length, logits.shape[2])) for first in range(0, logits.shape[2], length)]

@@ -8,24 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from codetr_cli.boxes import cxcywh_to_xyxy, generalized_box_iou, size_scale, xyxy_to_cxcywh
+from codetr_cli.boxes import Target, Targets, cxcywh_to_xyxy, generalized_box_iou, size_scale, xyxy_to_cxcywh
 
 Match = tuple[Tensor, Tensor]
 """Indices of queries and of the objects they are matched to, both (min(Q, G),) int64, queries ascending."""
 
 
 CHUNK_PAIRS = {"cpu": 2**18}
-"""Pairs of a query and an object, or a class, that are compared at once, by device: they fit a CPU's cache."""
+"""Pairs of a query and an object, or a class, per chunk, by device type: they fit into a CPU's cache."""
 
 GPU_CHUNK_PAIRS = 2**24
-"""The same on any other device: enough to fill it."""
+"""The same on any other device: enough to keep it busy."""
 
 
 class HungarianMatcher:
@@ -40,9 +39,7 @@ class HungarianMatcher:
     def __init__(self, *, class_cost: float, l1_cost: float, giou_cost: float) -> None:
         self.class_cost, self.l1_cost, self.giou_cost = class_cost, l1_cost, giou_cost
 
-    def __call__(
-        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Sequence[dict[str, Any]]
-    ) -> list[list[Match]]:
+    def __call__(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> list[list[Match]]:
         """Matches several sets of predictions (the decoder's layers) to the same objects.
 
         Args:
@@ -56,13 +53,13 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def start(
-        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Sequence[dict[str, Any]]]
+        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Targets]
     ) -> Callable[[], list[list[Match]]]:
-        """As calling the matcher, in a thread of its own; what comes back waits for the matches and gives them.
+        """Starts matching in a background thread; the returned function waits for the matches and returns them.
 
         Args:
             predictions: as for a call.
-            targets: as for a call, one list a set.
+            targets: as for a call, one list per set.
         """
         device = predictions[0][0].device
         problems = [
@@ -82,7 +79,7 @@ class HungarianMatcher:
 
         def matches() -> list[list[Match]]:
             pairs = pending.result()
-            # One copy back, for the same reason.
+            # One copy back for all problems too.
             indices = _to_device(np.concatenate([np.stack(pair) for pair in pairs], axis=1), device)
             parts = torch.split(indices, [len(pair[0]) for pair in pairs], dim=1)
             found = [(part[0], part[1]) for part in parts]
@@ -91,17 +88,19 @@ class HungarianMatcher:
 
         return matches
 
-    def _fill(self, costs: Tensor, logits: Tensor, boxes: Tensor, target: dict[str, Any]) -> None:
-        """Writes the costs of one image, some queries after others."""
-        wanted = target["boxes"].to(boxes.dtype)
+    def _fill(self, costs: Tensor, logits: Tensor, boxes: Tensor, target: Target) -> None:
+        """Writes the costs of one image, in chunks of queries."""
+        target_boxes = target["boxes"].to(boxes.dtype)
         factor = size_scale(target["norm_size"], boxes)
-        normalised = xyxy_to_cxcywh(wanted) / factor
-        at_once = max(1, CHUNK_PAIRS.get(costs.device.type, GPU_CHUNK_PAIRS) // max(1, len(wanted), logits.shape[1]))
+        normalized = xyxy_to_cxcywh(target_boxes) / factor
+        at_once = max(
+            1, CHUNK_PAIRS.get(costs.device.type, GPU_CHUNK_PAIRS) // max(1, len(target_boxes), logits.shape[1])
+        )
         parts = (torch.split(rows, at_once) for rows in (costs, logits, boxes))
         for some_costs, some_logits, some_boxes in zip(*parts, strict=True):
             p = some_logits.sigmoid()[:, target["labels"]]
-            l1 = torch.cdist(some_boxes, normalised, p=1)
-            giou = generalized_box_iou(cxcywh_to_xyxy(some_boxes) * factor, wanted)
+            l1 = torch.cdist(some_boxes, normalized, p=1)
+            giou = generalized_box_iou(cxcywh_to_xyxy(some_boxes) * factor, target_boxes)
             some_costs.copy_(self._costs(p, l1, giou))
 
     def _costs(self, p: Tensor, l1: Tensor, giou: Tensor) -> Tensor:
@@ -110,12 +109,12 @@ class HungarianMatcher:
         negative = -(1 - p + eps).log() * (1 - alpha) * p**gamma
         positive = -(p + eps).log() * alpha * (1 - p) ** gamma
         cost = self.class_cost * (positive - negative) + self.l1_cost * l1 - self.giou_cost * giou
-        # A diverging model must be reported by its loss, not by the solver.
+        # Non-finite values of a diverging model must show in its loss, not fail in the solver.
         return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
 
 
 def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """The values in host memory once the event has happened; at once without an event."""
+    """The values in host memory, valid once the event has completed; immediately without an event."""
     if values.device.type != "cuda":
         return values.cpu(), None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -133,7 +132,7 @@ def _to_device(indices: np.ndarray, device: torch.device) -> Tensor:
 def _solve(
     flat: Tensor, shapes: Sequence[tuple[int, ...]], arrived: torch.cuda.Event | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The cheapest pairs of every cost matrix; the matrices lie in `flat` one after the other."""
+    """The cheapest pairs of every cost matrix; `flat` concatenates the matrices."""
     if arrived is not None:
         arrived.synchronize()
     parts = torch.split(flat, [math.prod(shape) for shape in shapes])
@@ -144,7 +143,7 @@ def _cheapest(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The cheapest pairs of one matrix (Q, G)."""
     if costs.shape[0] <= costs.shape[1]:
         return linear_sum_assignment(costs)
-    # SciPy would copy it twice, to float64 and turned: it solves the same problem.
+    # SciPy would copy it twice, to float64 and transposed; this way it copies once and solves the same problem.
     objects, queries = linear_sum_assignment(np.ascontiguousarray(costs.T, dtype=np.float64))
     order = queries.argsort()
     return queries[order], objects[order]

@@ -1,8 +1,8 @@
-"""What the processes of a training step agree on: normalisers, and numbers that belong to a whole batch.
+"""Normalizers of losses, and counts that the images of a global batch share, across the processes of a training step.
 
-As published, some normalisers are means over processes and others each process's own, and images of different
-processes share neither a group of denoising queries nor a number of positive queries. `whole_batch` treats the images
-of all processes as one batch instead: what one process computes on them is what many do.
+As published, some normalizers are means over ranks and others are each rank's own, and images of different ranks share
+neither the number of denoising groups nor that of positive queries. With `global_batch` the images of all ranks count
+as one batch: several processes then compute what one process computes on the same images.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ def _same(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalizers:
-    """How processes agree; the default is one process alone.
+    """Reductions over ranks; the defaults are those of a single process.
 
     Attributes:
-        reduce_mean: averages a tensor over processes.
-        reduce_max: the largest of each whole number in any process.
-        processes: how many there are.
-        whole_batch: whether their images count as one batch; False: as published.
+        reduce_mean: averages a tensor over ranks.
+        reduce_max: maximum over ranks of each integer.
+        world_size: number of processes.
+        global_batch: whether the images of all ranks count as one batch; False: as published.
     """
 
     reduce_mean: Callable[[Tensor], Tensor] = _same
     reduce_max: Callable[[Sequence[int]], list[int]] = list
-    processes: int = 1
-    whole_batch: bool = False
+    world_size: int = 1
+    global_batch: bool = False
 
-    def shared(self, amount: Tensor) -> Tensor:
-        """A normaliser that is published as a mean over processes of at least 1.
+    def mean_over_ranks(self, amount: Tensor) -> Tensor:
+        """A normalizer that is published as a mean over ranks of at least 1.
 
-        A whole batch has at least 1 in all processes together: gradients are averaged over processes afterwards.
+        In a global batch the sum over all ranks is at least 1: gradients are averaged over ranks afterwards.
         """
-        return self.reduce_mean(amount).clamp(min=1 / self.processes if self.whole_batch else 1)
+        return self.reduce_mean(amount).clamp(min=1 / self.world_size if self.global_batch else 1)
 
-    def own(self, amount: float | Tensor, like: Tensor) -> float | Tensor:
-        """A normaliser that is published as each process's own, at least 1.
+    def per_rank(self, amount: float | Tensor, like: Tensor) -> float | Tensor:
+        """A normalizer that is published as each rank's own amount, at least 1.
 
         Args:
-            amount: of this process.
-            like: gives its dtype and device to a number that other processes are asked for.
+            amount: of this rank.
+            like: a tensor whose dtype and device the reduction over ranks uses.
         """
-        if self.whole_batch:
-            return self.shared(torch.as_tensor(amount, dtype=like.dtype, device=like.device))
+        if self.global_batch:
+            return self.mean_over_ranks(torch.as_tensor(amount, dtype=like.dtype, device=like.device))
         return amount.clamp(min=1) if isinstance(amount, Tensor) else max(amount, 1)
 
     def largest(self, number: int) -> int:
-        """The largest of a number that an image of the batch has."""
-        return self.reduce_max([number])[0] if self.whole_batch else number
+        """Maximum of a count over the images of the batch, given that of this rank."""
+        return self.reduce_max([number])[0] if self.global_batch else number
 
     def smallest(self, number: int) -> int:
-        """The smallest of a number that an image of the batch has."""
+        """Minimum of a count over the images of the batch, given that of this rank."""
         return -self.largest(-number)
 
 
-ALONE = Normalizers()
+SINGLE_PROCESS = Normalizers()

@@ -1,6 +1,6 @@
-"""Every random number of a training step comes from here, so that recorded steps can be replayed.
+"""The source of all random numbers of a training step: tests replace it to replay recorded steps.
 
-The default draws from torch's global generators, whose state a checkpoint keeps.
+The default uses torch's global generators, whose state a checkpoint keeps.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ class RandomSource:
         return torch.randint(high, shape, device=like.device)
 
     def permutation(self, count: int, like: Tensor) -> Tensor:
-        """A random order of `count` things, int64 on the device of `like`."""
+        """A random permutation of 0 ... count - 1, int64 on the device of `like`."""
         return torch.randperm(count, device=like.device)

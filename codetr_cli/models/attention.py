@@ -12,19 +12,19 @@ from codetr_cli.ops.deform_attn import fused_multi_scale_deformable_attention
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Each query looks at a few learned points of every level.
+    """Each query samples a few learned points of every level.
 
     Args:
         dim: channels.
         num_heads: heads; divides `dim`.
-        num_levels: maps the memory consists of.
+        num_levels: levels of the memory.
         num_points: points per head and level.
     """
 
     def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
         self.backend = "auto"
-        """Of the sampling: "auto" or a name of `ops.deform_attn.BACKENDS`."""
+        """Backend of the sampling: "auto" or a name of `ops.deform_attn.BACKENDS`."""
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
@@ -36,7 +36,7 @@ class MultiScaleDeformableAttention(nn.Module):
         """Offsets point in a different direction for every head, further out for every point; weights are uniform."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
-        directions = directions / directions.abs().max(-1, keepdim=True)[0]  # on the unit square's border
+        directions = directions / directions.abs().max(-1, keepdim=True)[0]  # on the border of the unit square
         steps = torch.arange(1, self.num_points + 1)
         bias = directions[:, None, None, :] * steps[None, None, :, None]
         with torch.no_grad():
@@ -69,12 +69,12 @@ class MultiScaleDeformableAttention(nn.Module):
 
         Args:
             query: (B, Q, C) content.
-            query_pos: (B, Q, C) position, added to the query only.
-            memory: (B, S, C) tokens that values are made of; not read when `value` is given.
+            query_pos: (B, Q, C) positional part, added to the query only.
+            memory: (B, S, C) tokens to project to values; not used when `value` is given.
             reference_points: (B, Q, L, 2) points or (B, Q, L, 4) cxcywh boxes, normalised, per level.
             spatial_shapes: (H, W) of each level.
             padding_mask: bool (B, S), True = padding: their values are zero. None: no padding.
-            value: (B, S, N, D) as `project_value` gives it, for callers that have it already.
+            value: (B, S, N, D) of `project_value`; None: computed here.
 
         Returns:
             (B, Q, C), without the residual.

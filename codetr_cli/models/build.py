@@ -37,7 +37,7 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
 
     Args:
         config: sizes of the network.
-        aux_heads: False leaves out the one-to-many heads and whatever else only training needs.
+        aux_heads: False skips the one-to-many heads and other training-only parts.
     """
     dim, levels, family = config.embed_dim, config.num_levels, FAMILIES[config.family]
     backbone, neck = _build_backbone(config)
@@ -60,15 +60,15 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
     nn.init.constant_(class_head.bias, -math.log(99))
     for parameter in box_head.layers[-1].parameters():
         nn.init.zeros_(parameter)
-    heads = range(config.decoder_layers + 1)  # the last is the proposals'
+    heads = range(config.decoder_layers + 1)  # the last is for the proposals
     model = CoDETR(
         family=family,
         backbone=backbone,
         neck=neck,
         encoder=encoder,
         decoder=decoder,
-        # Parity: the branches of all layers start as copies of one, though each is trained on its own: with a class
-        # prior of 0.01 and boxes that stay put (CoDINOHead.init_weights).
+        # Parity: the branches of all layers are trained separately but start as copies of one, with a class prior of
+        # 0.01 and zero box offsets (CoDINOHead.init_weights).
         class_heads=nn.ModuleList(copy.deepcopy(class_head) for _ in heads),
         box_heads=nn.ModuleList(copy.deepcopy(box_head) for _ in heads),
         dim=dim,
@@ -86,7 +86,7 @@ def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
 
 
 def _build_backbone(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
-    """The backbone and the neck that brings its maps to the encoder's levels."""
+    """The backbone, and the neck that maps its output to the levels of the encoder."""
     settings = config.backbone
     backbone: ResNet | SwinTransformer | ViT
     if isinstance(settings, ResNetConfig):
@@ -188,7 +188,7 @@ def _build_aux_heads(config: ModelConfig) -> AuxHeads:
 
 
 def _build_mask_head(config: ModelConfig) -> FcnMaskHead:
-    """The RoI head's masks."""
+    """The mask head of the RoI head."""
     return FcnMaskHead(
         in_dim=config.embed_dim,
         dim=config.mask.dim,
@@ -200,7 +200,7 @@ def _build_mask_head(config: ModelConfig) -> FcnMaskHead:
 
 
 def _build_mask_branch(config: ModelConfig) -> MaskBranch:
-    """The masks of the decoder's detections."""
+    """The mask branch of the decoder."""
     return MaskBranch(
         head=RefineMaskHead(
             in_dim=config.embed_dim,
@@ -233,7 +233,7 @@ def _mask_pooling(config: ModelConfig) -> RegionPooling:
 
 
 def _initialise_transformer(model: CoDETR) -> None:
-    """Xavier for every matrix of the transformer and N(0, 1) for embeddings; attention keeps its directional offsets.
+    """Xavier for all matrices of the transformer and N(0, 1) for embeddings; attention keeps its directional offsets.
 
     Behaviour of CoDinoTransformer.init_weights.
     """

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.boxes import inverse_sigmoid
+from codetr_cli.boxes import Targets, inverse_sigmoid
 from codetr_cli.models.aux_heads.atss import AtssHead
 from codetr_cli.models.aux_heads.roi import RoiHead
 from codetr_cli.models.aux_heads.rpn import RpnHead
@@ -24,17 +23,17 @@ from codetr_cli.models.layers import ConvNorm, at_least_float32, full_precision
 from codetr_cli.models.mask_heads.branch import MaskBranch
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.models.proposals import Proposals, QuerySelection
-from codetr_cli.models.queries import Queries
+from codetr_cli.models.queries import POSITIVE_QUERY_HEADS, Queries
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoder's result.
+    """Output of the encoder.
 
     Attributes:
         memory: (B, S, C).
-        layout: where its tokens lie.
-        values: what each decoder layer samples, (B, S, N, D); None: the layers make their own.
+        layout: of its tokens.
+        values: (B, S, N, D) that each decoder layer samples; None: every layer computes its own.
     """
 
     memory: Tensor
@@ -43,11 +42,11 @@ class Encoded:
 
 
 class AuxHeads(nn.Module):
-    """The one-to-many heads, read in this order.
+    """The one-to-many heads.
 
     Args:
         rpn: region proposal network.
-        roi: box head on the proposals.
+        roi: class and box of each proposal.
         atss: one-stage head.
         checkpointing: recompute the convolutions of the RPN and the one-stage head in the backward pass.
     """
@@ -62,7 +61,7 @@ class CoDETR(nn.Module):
     """The network from normalised images to boxes.
 
     Args:
-        family: what tells Co-DINO and Co-Deformable-DETR apart.
+        family: Co-DINO or Co-Deformable-DETR.
         backbone: images to maps.
         neck: maps to L maps of C channels.
         encoder: maps to memory.
@@ -73,12 +72,12 @@ class CoDETR(nn.Module):
         num_queries: Q.
         num_classes: K.
         norm_groups: groups of the norm of the auxiliary heads' extra level.
-        aux_heads: the one-to-many heads; None leaves them and all that only training needs out.
-        mask_branch: draws the masks of the decoder's detections; None: they have none.
+        aux_heads: the one-to-many heads; None builds a network without them and without other training-only parts.
+        mask_branch: predicts masks of the decoder's detections; None: no masks.
 
     Attributes:
-        lean: changed by `optimize_for_inference`.
-        shares_values: whether decoder passes over one memory share what they sample.
+        optimized_for_inference: set by `optimize_for_inference`.
+        shares_values: whether training passes over one memory share the values that they sample.
     """
 
     def __init__(
@@ -100,41 +99,41 @@ class CoDETR(nn.Module):
     ) -> None:
         super().__init__()
         self.family, self.num_classes = family, num_classes
-        self.lean, self.shares_values = False, True
+        self.optimized_for_inference, self.shares_values = False, True
         self.backbone, self.neck, self.encoder, self.decoder = backbone, neck, encoder, decoder
         self.class_heads, self.box_heads = class_heads, box_heads
         self.proposals = QuerySelection(dim=dim, num_queries=num_queries, token_score=family.token_score)
         self.query_embed = nn.Embedding(num_queries, dim)
-        self.query_positions = family.positions(dim) if family.positions else None
+        self.query_positions = family.query_pos(dim) if family.query_pos else None
         self.mask_branch = mask_branch
         self.aux_heads = aux_heads
         if aux_heads is not None:
             self.label_embed = nn.Embedding(num_classes, dim) if family.denoising else None
             self.downsample = ConvNorm(dim, dim, kernel_size=3, stride=2, norm_groups=norm_groups, bias=True)
-            self.positive_queries = family.positive_queries(dim=dim, num_heads=2)
+            self.positive_queries = family.positive_queries(dim=dim, heads=POSITIVE_QUERY_HEADS)
 
     def encode(self, images: Tensor, padding_mask: Tensor | None) -> Encoded:
         """Runs backbone, neck and encoder.
 
         Args:
-            images: (B, 3, H, W) normalised; zero where `padding_mask` says padding.
-            padding_mask: bool (B, H, W), True = padding; None: there is none, which saves time and memory.
+            images: (B, 3, H, W) normalised; zero where `padding_mask` is True.
+            padding_mask: bool (B, H, W), True = padding; None: no padding, which saves time and memory.
         """
         maps = self.neck(self.backbone(images))
         layout = describe_tokens(maps, padding_mask)
         return Encoded(self.encoder(maps, layout), layout)
 
     def select_queries(self, encoded: Encoded, *, all_tokens: bool = False) -> Proposals:
-        """Picks the Q best tokens; query k later carries the learned content of rank k (mixed selection)."""
+        """Selects the Q best tokens; query k gets the learned content of rank k (mixed selection)."""
         heads = self.class_heads[-1], self.box_heads[-1]
         return self.proposals(encoded.memory, encoded.layout, *heads, all_tokens=all_tokens)
 
-    def decode(self, queries: Queries, encoded: Encoded, blocked: Tensor | None = None) -> DecoderOutput:
+    def decode(self, queries: Queries, encoded: Encoded, attn_mask: Tensor | None = None) -> DecoderOutput:
         """Runs the decoder; arguments as in `Decoder.forward`."""
-        return self.decoder(queries, encoded.memory, encoded.layout, self.box_heads[:-1], blocked, encoded.values)
+        return self.decoder(queries, encoded.memory, encoded.layout, self.box_heads[:-1], attn_mask, encoded.values)
 
     def with_values(self, encoded: Encoded) -> Encoded:
-        """The same with the values of all decoder layers, which several passes then share."""
+        """Adds the values of all decoder layers, which several passes then share."""
         return replace(encoded, values=self.decoder.project_values(encoded.memory, encoded.layout))
 
     def predict_layers(self, decoded: DecoderOutput) -> tuple[Tensor, Tensor]:
@@ -154,15 +153,15 @@ class CoDETR(nn.Module):
             return self.class_heads[layer](at_least_float32(decoded.states[layer]))
 
     def matching_queries(self, proposals: Proposals) -> Queries:
-        """The queries that are matched to objects: learned content, one row a rank, at the proposed boxes."""
+        """The queries that are matched to objects: learned content per rank, at the proposed boxes."""
         batch, count = proposals.indices.shape
         content = self.query_embed.weight[None, :count].expand(batch, -1, -1)
         references = proposals.boxes.detach()
-        positions = None if self.query_positions is None else self.query_positions(references)
-        return Queries(content, references, positions)
+        query_pos = None if self.query_positions is None else self.query_positions(references)
+        return Queries(content, references, query_pos)
 
     def aux_maps(self, encoded: Encoded) -> list[Tensor]:
-        """The maps the auxiliary heads read: the memory's L levels and one coarser level made from the last."""
+        """Input of the auxiliary heads: the L levels of the memory and one coarser level computed from the last."""
         maps = encoded.layout.split_levels(encoded.memory)
         return [*maps, self.downsample(maps[-1])]
 
@@ -170,8 +169,8 @@ class CoDETR(nn.Module):
         """Predicts boxes and classes of every query.
 
         Args:
-            images: (B, 3, H, W) normalised; zero where `padding_mask` says padding.
-            padding_mask: bool (B, H, W), True = padding; None: there is none.
+            images: (B, 3, H, W) normalised; zero where `padding_mask` is True.
+            padding_mask: bool (B, H, W), True = padding; None: no padding.
 
         Returns:
             pred_logits (B, Q, K) and pred_boxes (B, Q, 4) as cxcywh in [0, 1] relative to the valid image.
@@ -180,7 +179,7 @@ class CoDETR(nn.Module):
 
     def _decode_final(self, encoded: Encoded) -> dict[str, Tensor]:
         proposals = self.select_queries(encoded)
-        if self.lean and encoded.memory.device.type != "cpu":
+        if self.optimized_for_inference and encoded.memory.device.type != "cpu":
             encoded = self.with_values(encoded)
         decoded = self.decode(self.matching_queries(proposals), encoded)
         last = decoded.states.shape[0] - 1
@@ -191,60 +190,57 @@ class CoDETR(nn.Module):
 
     @torch.no_grad()
     def detect(
-        self, images: Tensor, padding_mask: Tensor | None, metas: Sequence[dict[str, Any]], postprocess: PostProcess
+        self, images: Tensor, padding_mask: Tensor | None, targets: Targets, postprocess: PostProcess
     ) -> list[Detections]:
         """Detections in the pixels of the original images.
 
         Args:
-            images: (B, 3, H, W) normalised; zero where `padding_mask` says padding.
-            padding_mask: bool (B, H, W), True = padding; None: there is none.
-            metas: per image `norm_size` (h, w) that boxes are normalised by and `scale_factor` (w, h) of the resize;
-                `size` (h, w), where known, is the part of the input that is no padding.
-            postprocess: turns outputs into detections; its `head` says whose.
+            images: (B, 3, H, W) normalised; zero where `padding_mask` is True.
+            padding_mask: bool (B, H, W), True = padding; None: no padding.
+            targets: per image `norm_size` (h, w) that boxes are normalised by and `scale_factor` (w, h) of the resize;
+                `size` (h, w), if known, is the unpadded part of the input.
+            postprocess: turns outputs into detections; its `head` selects the head.
 
         Raises:
-            ValueError: an auxiliary head is asked for and this model was built without them.
+            ValueError: an auxiliary head is requested and this model was built without them.
         """
-        # The metas tell without asking the device whether there is padding at all.
-        if self.lean and all(meta.get("size") == tuple(images.shape[-2:]) for meta in metas):
+        # The targets show without a device synchronization whether there is any padding.
+        if self.optimized_for_inference and all(target.get("size") == tuple(images.shape[-2:]) for target in targets):
             padding_mask = None
-        return self.detect_encoded(self.encode(images, padding_mask), metas, postprocess)
+        return self.detect_encoded(self.encode(images, padding_mask), targets, postprocess)
 
     @torch.no_grad()
-    def detect_encoded(
-        self, encoded: Encoded, metas: Sequence[dict[str, Any]], postprocess: PostProcess
-    ) -> list[Detections]:
-        """Detections of images that have been encoded; arguments as for `detect`."""
+    def detect_encoded(self, encoded: Encoded, targets: Targets, postprocess: PostProcess) -> list[Detections]:
+        """Detections of encoded images; arguments as for `detect`."""
         if postprocess.head == "decoder":
             outputs = self._decode_final(encoded)
-            found = postprocess(outputs["pred_logits"], outputs["pred_boxes"], metas)
+            detections = postprocess(outputs["pred_logits"], outputs["pred_boxes"], targets)
             if self.mask_branch is None:
-                return found
-            return self.draw_masks(encoded, [d[d.scores >= postprocess.mask_min_score] for d in found], metas)
+                return detections
+            kept = [each[each.scores >= postprocess.mask_min_score] for each in detections]
+            return self.predict_masks(encoded, kept, targets)
         if self.aux_heads is None:
             raise ValueError(
-                f"head {postprocess.head!r} was asked for but this model was built without auxiliary heads"
+                f"head {postprocess.head!r} was requested but this model was built without auxiliary heads"
             )
         maps = self.aux_maps(encoded)
-        sizes = [meta["norm_size"] for meta in metas]
+        sizes = [target["norm_size"] for target in targets]
         with full_precision(encoded.memory):
             maps = [at_least_float32(m) for m in maps]
             if postprocess.head == "atss":
-                found = self.aux_heads.atss.detect(maps, sizes)
+                detections = self.aux_heads.atss.detect(maps, sizes)
             else:
-                found = self.aux_heads.roi.detect(maps, self.aux_heads.rpn.propose(maps, sizes), sizes)
-        return [postprocess.to_original(detections, meta) for detections, meta in zip(found, metas, strict=True)]
+                detections = self.aux_heads.roi.detect(maps, self.aux_heads.rpn.propose(maps, sizes), sizes)
+        return [postprocess.to_original(each, target) for each, target in zip(detections, targets, strict=True)]
 
-    def draw_masks(
-        self, encoded: Encoded, found: Sequence[Detections], metas: Sequence[dict[str, Any]]
-    ) -> list[Detections]:
-        """The decoder's detections with masks; arguments as for `detect`.
+    def predict_masks(self, encoded: Encoded, detections: Sequence[Detections], targets: Targets) -> list[Detections]:
+        """Adds masks to detections of the decoder; arguments as for `detect`.
 
         Raises:
-            ValueError: this model was built without a branch for masks.
+            ValueError: this model was built without a mask branch.
         """
         if self.mask_branch is None:
-            raise ValueError("masks were asked for but this model was built without a branch that draws them")
+            raise ValueError("masks were requested but this model was built without a mask branch")
         maps = encoded.layout.split_levels(encoded.memory)
         with full_precision(encoded.memory):
-            return self.mask_branch.detect([at_least_float32(m) for m in maps], found, metas)
+            return self.mask_branch.detect([at_least_float32(m) for m in maps], detections, targets)

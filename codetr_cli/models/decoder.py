@@ -1,7 +1,7 @@
 """Decoders: queries attend to each other and to the memory; every layer refines their boxes.
 
-DINO's (arXiv 2203.03605) and Deformable DETR's (arXiv 2010.04159) share all but where a query's position comes from and
-what the heads read. Behaviour of Sense-X/Co-DETR, projects/models/transformer.py (DinoTransformerDecoder,
+DINO (arXiv 2203.03605) and Deformable DETR (arXiv 2010.04159) differ only in the positional part of queries and in the
+input of the heads. Behaviour of Sense-X/Co-DETR, projects/models/transformer.py (DinoTransformerDecoder,
 CoDeformableDetrTransformerDecoder).
 Shape letters: B batch, C channels, L levels, Q queries.
 """
@@ -30,20 +30,20 @@ DINO_REFERENCE_EPS = 1e-3
 """Parity: DINO's floor of the inverse sigmoid of reference boxes (1e-5 elsewhere)."""
 
 ONE_PRODUCT_BYTES = 2**31
-"""Values of all layers up to this size are made by one matrix product on a GPU."""
+"""Values of all layers are computed by one matrix product on a GPU up to this size."""
 
 
 def shares_one_product(memory: Tensor, num_layers: int) -> bool:
-    """Whether the values of all layers are made together: on a GPU, where they fit easily."""
+    """Whether the values of all layers are computed together: on a GPU, if they fit easily."""
     return memory.device.type != "cpu" and num_layers * memory.numel() * memory.itemsize <= ONE_PRODUCT_BYTES
 
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """What every layer gave.
+    """Outputs of every layer.
 
     Attributes:
-        states: (layers, B, Q, C), what the heads read: DINO's after the shared norm.
+        states: (layers, B, Q, C), input of the heads; DINO's are after the shared norm.
         references: (layers + 1, B, Q, 4) cxcywh in [0, 1]: the initial boxes and those after each layer's refinement,
             with gradient (look forward twice).
     """
@@ -81,21 +81,21 @@ class DecoderLayer(nn.Module):
         reference_boxes: Tensor,
         memory: Tensor,
         layout: TokenLayout,
-        blocked: Tensor | None,
+        attn_mask: Tensor | None,
         value: Tensor | None = None,
     ) -> Tensor:
         """Maps queries (B, Q, C) to the same shape.
 
         Args:
             x: (B, Q, C) content.
-            pos: (B, Q, C) position.
+            pos: (B, Q, C) positional part.
             reference_boxes: (B, Q, L, 4) cxcywh in units of each level's padded size.
             memory: (B, S, C).
             layout: of the memory's tokens.
-            blocked: bool (Q, Q), True where the row's query must not see the column's.
-            value: (B, S, N, D), the layer's own of `Decoder.project_values`; None: made here.
+            attn_mask: bool (Q, Q), True where the query of the row must not attend to that of the column.
+            value: (B, S, N, D), the layer's own of `Decoder.project_values`; None: computed here.
         """
-        x = self.self_attn_norm(x + self.self_attn(x, pos, blocked))
+        x = self.self_attn_norm(x + self.self_attn(x, pos, attn_mask))
         attended = self.cross_attn(x, pos, memory, reference_boxes, layout.spatial_shapes, layout.padding_mask, value)
         x = self.cross_attn_norm(x + attended)
         return self.ffn_norm(self.ffn(x))
@@ -138,20 +138,20 @@ class Decoder(nn.Module, ABC):
         )
 
     @abstractmethod
-    def query_positions(self, boxes: Tensor, positions: Tensor | None) -> Tensor:
-        """Position (B, Q, C) of each query in a layer.
+    def query_pos(self, boxes: Tensor, given: Tensor | None) -> Tensor:
+        """Positional part (B, Q, C) of each query in a layer.
 
         Args:
             boxes: (B, Q, 4) cxcywh references of the layer in units of level 0's padded size.
-            positions: (B, Q, C) given with the queries; None: none were.
+            given: (B, Q, C) of `Queries.query_pos`, if any.
         """
 
     @abstractmethod
     def finish(self, x: Tensor) -> Tensor:
-        """What the heads read of a layer's output (B, Q, C)."""
+        """Turns the output (B, Q, C) of a layer into the input of the heads."""
 
     def project_values(self, memory: Tensor, layout: TokenLayout) -> list[Tensor]:
-        """What the layers sample, (B, S, N, D) each: for several runs over one memory, and faster on a GPU.
+        """Values (B, S, N, D) that each layer samples: to share between several passes, and faster on a GPU.
 
         Args:
             memory: (B, S, C) encoder output.
@@ -174,33 +174,33 @@ class Decoder(nn.Module, ABC):
         memory: Tensor,
         layout: TokenLayout,
         box_heads: Sequence[nn.Module],
-        blocked: Tensor | None = None,
+        attn_mask: Tensor | None = None,
         values: Sequence[Tensor] | None = None,
     ) -> DecoderOutput:
         """Decodes one set of queries.
 
         Args:
-            queries: what they say and where they start.
+            queries: content, references and positional parts.
             memory: (B, S, C) encoder output.
             layout: of the memory's tokens.
             box_heads: one per layer, shared with the heads outside.
-            blocked: bool (Q, Q), True where the row's query must not see the column's; None: all see all.
-            values: `project_values` of the memory, where they are there already.
+            attn_mask: bool (Q, Q), True where the query of the row must not attend to that of the column, or None.
+            values: `project_values` of the memory; None: every layer computes its own.
         """
         ratios = torch.cat([layout.valid_ratios, layout.valid_ratios], -1)[:, None]  # (B, 1, L, 4)
         x, references = queries.content, queries.references
         states, all_references = [], [references]
-        given = [None] * len(self.layers) if values is None else values
-        for layer, box_head, value in zip(self.layers, box_heads, given, strict=True):
+        layer_values = [None] * len(self.layers) if values is None else values
+        for layer, box_head, value in zip(self.layers, box_heads, layer_values, strict=True):
             boxes = references[:, :, None] * ratios  # (B, Q, L, 4)
-            pos = self.query_positions(boxes[:, :, 0], queries.positions).to(x.dtype)
-            arguments = (x, pos, boxes, memory, layout, blocked, value)
+            pos = self.query_pos(boxes[:, :, 0], queries.query_pos).to(x.dtype)
+            arguments = (x, pos, boxes, memory, layout, attn_mask, value)
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x = layer(*arguments)
-            # Parity: refinement reads the raw state, the heads what `finish` makes of it. Next layer's reference is
-            # detached, the one given to the heads is not (look forward twice).
+            # Parity: refinement reads the raw state, the heads read the output of `finish`. The reference of the next
+            # layer is detached, the one for the heads is not (look forward twice).
             with full_precision(x):
                 refined = (box_head(at_least_float32(x)) + inverse_sigmoid(references, self.reference_eps)).sigmoid()
             references = refined.detach()
@@ -210,7 +210,7 @@ class Decoder(nn.Module, ABC):
 
 
 class DinoDecoder(Decoder):
-    """Positions follow the boxes from layer to layer, and one norm is shared by all outputs; arguments as `Decoder`."""
+    """Positional parts follow the boxes in every layer, and all outputs share one norm; arguments as for `Decoder`."""
 
     reference_eps = DINO_REFERENCE_EPS
 
@@ -219,8 +219,8 @@ class DinoDecoder(Decoder):
         self.query_pos_mlp = MLP(2 * dim, dim, dim, 2)
         self.norm = nn.LayerNorm(dim)
 
-    def query_positions(self, boxes: Tensor, positions: Tensor | None) -> Tensor:
-        """Makes them of the boxes, whatever was given. Parity: in the order y, x, w, h."""
+    def query_pos(self, boxes: Tensor, given: Tensor | None) -> Tensor:
+        """Computed from the boxes; `given` is ignored. Parity: in the order y, x, w, h."""
         sine = encode_boxes(boxes, dim=self.dim // 2, order="yxwh")
         return self.query_pos_mlp(sine.to(self.norm.weight.dtype))
 
@@ -230,20 +230,20 @@ class DinoDecoder(Decoder):
 
 
 class DeformableDecoder(Decoder):
-    """Positions are given once and the heads read the raw outputs; arguments as `Decoder`."""
+    """Positional parts are given once and the heads read the raw outputs; arguments as for `Decoder`."""
 
     reference_eps = 1e-5
 
-    def query_positions(self, boxes: Tensor, positions: Tensor | None) -> Tensor:
-        """The given ones.
+    def query_pos(self, boxes: Tensor, given: Tensor | None) -> Tensor:
+        """Returns `given`.
 
         Raises:
-            ValueError: none were given.
+            ValueError: it is None.
         """
-        if positions is None:
-            raise ValueError("queries of this decoder come with their positions")
-        return positions
+        if given is None:
+            raise ValueError("queries of this decoder need their positional part")
+        return given
 
     def finish(self, x: Tensor) -> Tensor:
-        """Leaves it as it is."""
+        """Returns `x`."""
         return x

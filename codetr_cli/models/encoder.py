@@ -24,12 +24,12 @@ from codetr_cli.models.posenc import encode_cells, encode_unpadded_cells
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where each token of the flattened levels lies.
+    """Layout of the tokens of the flattened levels.
 
     Attributes:
         spatial_shapes: (H, W) of each level.
         level_masks: per level bool (B, H, W), True = padding; empty without padding.
-        padding_mask: bool (B, S), True = padding; None: there is none.
+        padding_mask: bool (B, S), True = padding; None: no padding.
         valid_ratios: (B, L, 2) unpadded share of each level as (w, h).
     """
 
@@ -39,7 +39,7 @@ class TokenLayout:
     valid_ratios: Tensor
 
     def split_levels(self, tokens: Tensor) -> list[Tensor]:
-        """Turns tokens (B, S, C) back into maps (B, C, H, W), one a level."""
+        """Turns tokens (B, S, C) back into maps (B, C, H, W), one per level."""
         parts = torch.split(tokens, [height * width for height, width in self.spatial_shapes], dim=1)
         return [
             part.transpose(1, 2).reshape(part.shape[0], -1, height, width)
@@ -48,13 +48,13 @@ class TokenLayout:
 
 
 def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor | None) -> TokenLayout:
-    """Derives the layout from the neck's maps and the image's padding.
+    """Derives the layout from the maps of the neck and the padding of the images.
 
     Args:
         maps: (B, C, H, W) of each level.
-        padding_mask: bool (B, H_image, W_image), True = padding; None: there is none.
+        padding_mask: bool (B, H_image, W_image), True = padding; None: no padding.
     """
-    # The geometry stays in float32 (or float64) whatever precision the maps have under autocast.
+    # The geometry stays in float32 (or float64) even if autocast gives the maps another dtype.
     dtype = maps[0].dtype if maps[0].dtype == torch.float64 else torch.float32
     shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
     if padding_mask is None:
@@ -98,8 +98,8 @@ def _centres(spatial_shapes: Sequence[tuple[int, int]], ratios: Tensor) -> Tenso
 
 @lru_cache(maxsize=16)
 def _unpadded_centres(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Centre (1, S, 1, 2) of every token of maps without padding; kept for the sizes seen last."""
-    # Kept tensors must also serve training: none may be born in inference mode.
+    """Centre (1, S, 1, 2) of every token of maps without padding; cached for recent sizes."""
+    # Cached tensors are also used in training: they must not be created in inference mode.
     with torch.inference_mode(mode=False), torch.no_grad():
         return _centres(spatial_shapes, torch.ones(1, len(spatial_shapes), 2, dtype=dtype, device=device))[:, :, None]
 
@@ -115,9 +115,9 @@ class EncoderLayer(nn.Module):
         ffn_dim: hidden channels of the feed-forward layer.
 
     Attributes:
-        chunk_tokens: about how many tokens pass the feed-forward layer at once when no gradient is recorded; 0: all.
-            The hidden numbers of a chunk stay in the cache, and those of a large image's tokens, the largest tensor of
-            the whole network, are never held together.
+        chunk_tokens: approximate number of tokens per chunk of the feed-forward layer when no gradient is recorded; 0:
+            all. The hidden values of a chunk fit into a CPU's cache, and those of all tokens of a large image, the
+            largest tensor of the whole network, are never held.
     """
 
     def __init__(self, *, dim: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int) -> None:
@@ -142,7 +142,7 @@ class EncoderLayer(nn.Module):
         attended = self.attend(tokens, pos, reference_points, spatial_shapes, padding_mask)
         if not runs_in_chunks(self.chunk_tokens) or attended.dtype != tokens.dtype:
             return self.finish(tokens, attended)
-        # The rest looks at one token at a time: it overwrites what the attention gave.
+        # The second half is token-wise: it overwrites the output of the attention.
         for own, out in chunks_of(self.chunk_tokens, tokens, attended):
             out.copy_(self.finish(own, out))
         return attended
@@ -155,11 +155,11 @@ class EncoderLayer(nn.Module):
         spatial_shapes: list[tuple[int, int]],
         padding_mask: Tensor | None,
     ) -> Tensor:
-        """The layer's first half, what the tokens see of each other; arguments as for calling the layer."""
+        """First half of the layer, the attention; arguments as for `forward`."""
         return self.self_attn(tokens, pos, tokens, reference_points, spatial_shapes, padding_mask)
 
     def finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        """The layer's second half, of tokens (..., C) and what they saw."""
+        """Second half of the layer, on tokens (..., C) and their attention output."""
         return self.ffn_norm(self.ffn(self.self_attn_norm(tokens + attended)))
 
 
@@ -173,9 +173,9 @@ class DeformableEncoder(nn.Module):
         num_levels: maps.
         num_points: sampling points per head and level.
         ffn_dim: hidden channels of the feed-forward layers.
-        position_temperature: of the cells' sine encoding.
-        position_offset: added to rows and columns before they are encoded.
-        checkpointing: first layers that are recomputed in the backward pass.
+        position_temperature: base of the frequencies of the cells' sine encoding.
+        position_offset: added to row and column numbers before they are encoded.
+        checkpointing: number of first layers that are recomputed in the backward pass.
     """
 
     def __init__(
@@ -204,8 +204,8 @@ class DeformableEncoder(nn.Module):
         """Sine encoding (B, H, W, C) of every level of a layout with padding, before the level embedding."""
         return [encode_cells(m, **self.encoding, dtype=layout.valid_ratios.dtype) for m in layout.level_masks]
 
-    def positions(self, layout: TokenLayout) -> Tensor:
-        """Sine encoding of every token plus its level's embedding, (B, S, C); (1, S, C) without padding."""
+    def token_positions(self, layout: TokenLayout) -> Tensor:
+        """Sine encoding plus level embedding of every token, (B, S, C); (1, S, C) without padding."""
         if layout.padding_mask is not None:
             encodings = self.encode_positions(layout)
             parts = [e.flatten(1, 2) + embed for e, embed in zip(encodings, self.level_embed, strict=True)]
@@ -220,18 +220,18 @@ class DeformableEncoder(nn.Module):
         return torch.cat(parts)[None]
 
     def forward(self, maps: list[Tensor], layout: TokenLayout) -> Tensor:
-        """Maps the levels (B, C, H, W) to the memory (B, S, C); empties the list, so that the maps can be freed."""
+        """Maps the levels (B, C, H, W) to the memory (B, S, C); clears the list so that the maps can be freed."""
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # (B, S, C)
         maps.clear()
-        pos = self.positions(layout).to(tokens.dtype)
+        pos = self.token_positions(layout).to(tokens.dtype)
         references = cell_centres(layout)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, EncoderLayer)
             arguments = (tokens, pos, references, layout.spatial_shapes, layout.padding_mask)
             if not (self.training and index < self.checkpointing and torch.is_grad_enabled()):
                 tokens = layer(*arguments)
-            elif layer.ffn.is_lean(tokens):
-                # The second half keeps little as it is: recomputing it too would only take time.
+            elif layer.ffn.recomputes_hidden(tokens):
+                # The second half saves little for the backward pass: recomputing it too would only take time.
                 tokens = layer.finish(tokens, checkpoint(layer.attend, *arguments, use_reentrant=False))
             else:
                 tokens = checkpoint(layer, *arguments, use_reentrant=False)

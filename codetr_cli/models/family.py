@@ -1,4 +1,4 @@
-"""What tells the two families of Co-DETR apart; everything that is not in this table they share.
+"""The differences between the two families of Co-DETR; they share everything else.
 
 Behaviour of Sense-X/Co-DETR, projects/models: co_dino_head.py and co_deformable_detr_head.py, transformer.py.
 """
@@ -9,63 +9,62 @@ from dataclasses import dataclass
 from typing import Literal
 
 from codetr_cli.models.decoder import DeformableDecoder, DinoDecoder
-from codetr_cli.models.queries import BoxAndFeatureQueries, BoxPositions, BoxQueries
+from codetr_cli.models.queries import BoxAndFeatureQueries, BoxPosEncoding, BoxQueries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The choices of one family.
+    """The properties of one family.
 
     Attributes:
-        decoder: layers with the rule that gives their queries a position, and the norm of their outputs.
-        positions: gives each matched query its position once, before the first layer; None: the decoder does, in every
-            layer.
+        decoder: class of the decoder.
+        query_pos: computes the positional part of matching queries once; None: the decoder computes it in every layer.
         positive_queries: turns boxes of the auxiliary heads into queries.
         cell_temperature: base of the frequencies of the encoder's sine encoding.
         cell_offset: added to a cell's row and column before they are encoded.
-        token_score: what a token is selected by: its best class, or the first class, which then stands for all.
-        supervises: the proposals that are matched to objects in training.
-        class_loss: of every set of queries.
-        mean_class_normaliser: whether the class loss is divided by the positives' mean over processes or by the
-            process's own.
-        denoising: whether noised objects are decoded beside the matched queries.
+        token_score: what tokens are selected by: their best class, or the first class, trained on objects of any class.
+        proposal_targets: which proposals are matched to objects in training.
+        class_loss: classification loss of all queries.
+        mean_class_normalizer: whether the class loss is divided by the mean of positives over ranks or by those of
+            the rank.
+        denoising: whether denoising queries are decoded along with the matching queries.
     """
 
     decoder: type[DinoDecoder] | type[DeformableDecoder]
-    positions: type[BoxPositions] | None
+    query_pos: type[BoxPosEncoding] | None
     positive_queries: type[BoxQueries] | type[BoxAndFeatureQueries]
     cell_temperature: float
     cell_offset: float
     token_score: Literal["best_class", "first_class"]
-    supervises: Literal["selected", "all_tokens"]
+    proposal_targets: Literal["selected", "all_tokens"]
     class_loss: Literal["quality_focal", "focal"]
-    mean_class_normaliser: bool
+    mean_class_normalizer: bool
     denoising: bool
 
 
 FAMILIES = {
     "co_dino": Family(
         decoder=DinoDecoder,
-        positions=None,
+        query_pos=None,
         positive_queries=BoxQueries,
         cell_temperature=20.0,
         cell_offset=0.0,
         token_score="best_class",
-        supervises="selected",
+        proposal_targets="selected",
         class_loss="quality_focal",
-        mean_class_normaliser=False,
+        mean_class_normalizer=False,
         denoising=True,
     ),
     "co_deformable": Family(
         decoder=DeformableDecoder,
-        positions=BoxPositions,
+        query_pos=BoxPosEncoding,
         positive_queries=BoxAndFeatureQueries,
         cell_temperature=10000.0,
         cell_offset=-0.5,
         token_score="first_class",
-        supervises="all_tokens",
+        proposal_targets="all_tokens",
         class_loss="focal",
-        mean_class_normaliser=True,
+        mean_class_normalizer=True,
         denoising=False,
     ),
 }

@@ -1,4 +1,4 @@
-"""The feed-forward layer of encoder and decoder, whose hidden numbers are the largest of the whole network."""
+"""The feed-forward layer of encoder and decoder, whose hidden values are the largest tensor of the whole network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 TRAINING_CHUNK_TOKENS = 2048
-"""Tokens at once in training on a CPU: their hidden numbers fit the cache."""
+"""Tokens per chunk in training on a CPU: their hidden values fit into the cache."""
 
 
 class FeedForward(nn.Module):
@@ -21,8 +21,8 @@ class FeedForward(nn.Module):
         hidden_dim: channels between the layers.
 
     Attributes:
-        training_chunk_tokens: about how many tokens are at work at once in training on a CPU, where the hidden numbers
-            are made again in the backward pass; 0: all, and the hidden numbers are kept.
+        training_chunk_tokens: approximate number of tokens per chunk in training on a CPU, where the hidden values are
+            recomputed in the backward pass; 0: no chunks, and the hidden values are kept.
     """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -31,10 +31,10 @@ class FeedForward(nn.Module):
         self.linear1 = nn.Linear(dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, dim)
 
-    def is_lean(self, x: Tensor) -> bool:
-        """Whether the backward pass of (B, S, dim) will keep nothing of the hidden numbers."""
-        # Memory is what a CPU waits for: fresh pages, and numbers that do not fit its caches. A GPU has other limits,
-        # and a compiler or mixed precision makes its own choices.
+    def recomputes_hidden(self, x: Tensor) -> bool:
+        """Whether the backward pass of (B, S, dim) recomputes the hidden values instead of keeping them."""
+        # On a CPU memory is the bottleneck: fresh pages, and values that do not fit into the caches. A GPU has other
+        # limits, and torch.compile and mixed precision choose for themselves.
         return (
             torch.is_grad_enabled()
             and x.device.type == "cpu"
@@ -46,17 +46,17 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., dim) to (..., dim)."""
-        if self.is_lean(x):
+        if self.recomputes_hidden(x):
             weights = self.linear1.weight, self.linear1.bias, self.linear2.weight, self.linear2.bias
             return _InChunks.apply(x, *weights, self.training_chunk_tokens)
-        # In place: the hidden tensor of a large image's tokens is the largest of the whole network.
+        # In place: the hidden values of a large image are the largest tensor of the whole network.
         return x + self.linear2(F.relu(self.linear1(x), inplace=True))
 
 
 class _InChunks(torch.autograd.Function):
-    """x + relu(x @ w1.T + b1) @ w2.T + b2, some tokens after others; keeps x alone and makes the hidden numbers twice.
+    """x + relu(x @ w1.T + b1) @ w2.T + b2 in chunks; saves only x and computes the hidden values twice.
 
-    Half the recomputation of checkpointing the layer, whose output would be made twice too.
+    Half the recomputation of checkpointing the layer, which would compute the output twice too.
     """
 
     @staticmethod
@@ -74,7 +74,7 @@ class _InChunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w1, b1, w2 = ctx.saved_tensors
-        grad_x = grad.clone(memory_format=torch.contiguous_format)  # the residual connection's share
+        grad_x = grad.clone(memory_format=torch.contiguous_format)  # of the residual connection
         grad_w1, grad_b1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(b1), torch.zeros_like(w2)
         pieces = (_pieces(t, ctx.chunk_tokens) for t in (x, grad, grad_x))
         for tokens, out, result in zip(*pieces, strict=True):
@@ -88,6 +88,6 @@ class _InChunks(torch.autograd.Function):
 
 
 def _pieces(tokens: Tensor, chunk_tokens: int) -> tuple[Tensor, ...]:
-    """Views (tokens, C) of a tensor (..., C), about equally long."""
+    """Views (tokens, C) of a tensor (..., C), of about equal length."""
     flat = tokens.reshape(-1, tokens.shape[-1])
     return flat.tensor_split(max(1, -(-len(flat) // chunk_tokens)))

@@ -1,7 +1,7 @@
-"""Makes a trained network cheaper to detect with: the same numbers up to rounding, in less time and memory.
+"""Optimizes a trained network for inference: the same outputs up to rounding, in less time and memory.
 
-Frozen batch norms become part of the convolutions before them (arXiv 1712.05877, section 3.2), convolutions run with
-channels innermost, and what looks at one token at a time runs in chunks.
+Frozen batch norms are folded into the convolutions before them (arXiv 1712.05877, section 3.2), convolutions run in
+channels-last layout, and token-wise layers run in chunks.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from codetr_cli.models.feed_forward import FeedForward
 from codetr_cli.models.proposals import QuerySelection
 
 CHUNK_TOKENS = {"cpu": 2048}
-"""Tokens at once by device. On a CPU the hidden numbers of a chunk then fit the cache."""
+"""Tokens per chunk, by device type. On a CPU the hidden values of a chunk fit into the cache."""
 
 GPU_CHUNK_TOKENS = 16384
-"""Tokens at once anywhere else: enough to fill the device, and no hidden tensor of a whole large image."""
+"""Tokens per chunk on any other device: enough to keep it busy, without holding the hidden values of a large image."""
 
 
 def optimize_for_inference(model: CoDETR) -> CoDETR:
-    """Changes the network, in place, into one that only detects.
+    """Converts the network, in place, into one for inference only.
 
-    Its state dict is another one afterwards, without the folded norms: load weights before, and save or train another
-    copy of the network.
+    Afterwards its state dict lacks the folded norms: load weights before, and save or train another copy.
 
     Args:
-        model: with its weights, on the device it is to run on.
+        model: with its weights, on the device that it will run on.
 
     Returns:
         the same network, in evaluation mode and without gradients.
     """
     model.eval().requires_grad_(False)
-    model.lean = True
+    model.optimized_for_inference = True
     fold_batch_norms(model.backbone)
     for part in (model.backbone, model.neck):
         part.to(memory_format=torch.channels_last)
@@ -49,10 +48,10 @@ def optimize_for_inference(model: CoDETR) -> CoDETR:
 
 
 def disable_optimizations(model: CoDETR) -> CoDETR:
-    """Has the network train as published code does, for comparison; in place.
+    """Disables the training optimizations of the network, in place, to compare with published code.
 
-    Nothing is shared between decoder passes, norms are computed, and feed-forward layers keep their hidden numbers;
-    what the settings say of checkpointing still holds.
+    Decoder passes share nothing, norms are computed, and feed-forward layers keep their hidden values. Checkpointing
+    stays as in the settings.
     """
     model.shares_values = False
     for module in model.modules():
@@ -64,10 +63,10 @@ def disable_optimizations(model: CoDETR) -> CoDETR:
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Multiplies every frozen batch norm into the convolution before it, in place, and leaves an identity behind.
+    """Folds every frozen batch norm into the convolution before it, in place, and replaces it by an identity.
 
-    A norm belongs to the convolution that stands directly before it among its parent's children, as in torchvision's
-    blocks and in this program's stem.
+    A norm belongs to the convolution directly before it among the children of its parent, as in torchvision's blocks
+    and in the stem.
     """
     for parent in list(module.modules()):
         before: nn.Module | None = None
@@ -80,7 +79,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
-    """Makes the convolution give what the norm makes of its output; computed in float64 and rounded once."""
+    """Folds scale and shift of the norm into the convolution; computed in float64 and rounded once."""
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
     if conv.bias is not None:

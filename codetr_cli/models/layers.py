@@ -1,4 +1,4 @@
-"""Small parts that the networks share: precision, MLP, norms, self-attention, drop path."""
+"""Shared building blocks: precision, chunking, MLP, norms, self-attention, drop path."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch.nn import functional as F
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The same numbers in float32, or float64 when they already are."""
+    """Converts to float32; float64 stays as it is."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """A context that switches mixed precision off on the device of `x`: for scores, boxes and losses."""
-    # Tensors without storage have no mixed precision; the CPU's switch stands in, so that networks can be measured.
+    """A context without mixed precision on the device of `x`: for scores, boxes and losses."""
+    # The meta device has no autocast; that of the CPU is used, so that networks can be measured there.
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def runs_in_chunks(chunk_tokens: int) -> bool:
-    """Whether work that is cut into chunks of this size may be: eagerly and without gradients."""
+    """Whether work is split into chunks of this size: only eagerly and without gradients."""
     return chunk_tokens > 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def chunks_of(chunk_tokens: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same tokens of several tensors (B, S, C), image after image and chunk after chunk, as views (tokens, C).
+    """Chunks of the tokens of several tensors (B, S, C), image by image, as views (tokens, C).
 
-    All chunks are about equally long: a short remainder would take another path through the matrix product and round
-    differently. On one thread of a CPU a token's numbers are then the same to the last bit however the rest is cut.
+    All chunks have about the same length: a short remainder would use another matrix product kernel and round
+    differently. On one CPU thread a token's values are then the same to the last bit for any number of chunks.
     """
     for image in zip(*tensors, strict=True):
         pieces = max(1, -(-len(image[0]) // chunk_tokens))
@@ -38,7 +38,7 @@ def chunks_of(chunk_tokens: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...
 
 
 def add_rows_in_chunks(x: Tensor, branch: Callable[[Tensor], Tensor], chunk_tokens: int) -> Tensor:
-    """Adds to tokens (B, H, W, C), in place, what a branch makes of each by itself, some rows of them at a time."""
+    """Adds a token-wise branch to tokens (B, H, W, C), in place and in chunks of rows."""
     rows = max(1, chunk_tokens // (x.shape[0] * x.shape[2]))
     for part in torch.split(x, rows, dim=1):
         part += branch(part)
@@ -46,7 +46,7 @@ def add_rows_in_chunks(x: Tensor, branch: Callable[[Tensor], Tensor], chunk_toke
 
 
 def init_conv(conv: nn.Conv2d, *, std: float, bias: float = 0.0) -> None:
-    """Normal weights of the given deviation and a constant bias, where there is one."""
+    """Initializes with normal weights and a constant bias, if any."""
     nn.init.normal_(conv.weight, std=std)
     if conv.bias is not None:
         nn.init.constant_(conv.bias, bias)
@@ -106,7 +106,7 @@ class ConvNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention whose queries and keys carry a position and whose values do not.
+    """Multi-head self-attention; positional parts are added to queries and keys, not to values.
 
     Args:
         dim: channels.
@@ -122,13 +122,13 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, pos: Tensor, blocked: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pos: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Attends among the queries of each image.
 
         Args:
             x: (B, Q, C) content.
-            pos: (B, Q, C) position, added for queries and keys.
-            blocked: bool (Q, Q), True where the row's query must not see the column's; None: all see all.
+            pos: (B, Q, C) positional part of queries and keys.
+            attn_mask: bool (Q, Q), True where the query of the row must not attend to that of the column, or None.
 
         Returns:
             (B, Q, C), without the residual.
@@ -139,12 +139,12 @@ class SelfAttention(nn.Module):
         q, k = F.linear(x + pos, weight_qk, bias_qk).chunk(2, dim=-1)
         v = F.linear(x, weight_v, bias_v)
         q, k, v = (t.view(batch, queries, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))  # (B, N, Q, D)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=None if blocked is None else ~blocked)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=None if attn_mask is None else ~attn_mask)
         return self.out_proj(attended.transpose(1, 2).reshape(batch, queries, dim))
 
 
 class DropPath(nn.Module):
-    """Leaves a residual branch out for some images in training (arXiv 1603.09382).
+    """Drops a residual branch for some images in training (arXiv 1603.09382).
 
     Args:
         rate: share of images, in [0, 1].
@@ -155,7 +155,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Zeroes images of (B, ...) at random and scales the others so that the mean stays."""
+        """Zeroes random images of (B, ...) and scales the others so that the expectation stays the same."""
         if self.rate == 0 or not self.training:
             return branch
         kept = branch.new_empty(len(branch), *[1] * (branch.dim() - 1)).bernoulli_(1 - self.rate)

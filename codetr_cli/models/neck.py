@@ -1,4 +1,4 @@
-"""Necks: backbone maps to maps of one width.
+"""Necks: backbone maps to maps with the same number of channels.
 
 Behaviour of mmdet/models/necks/channel_mapper.py, and of sfp.py in Sense-X/Co-DETR (arXiv 2203.16527).
 """
@@ -13,7 +13,7 @@ from codetr_cli.models.layers import ConvNorm, LayerNorm2d
 
 
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution per backbone map and strided 3x3 convolutions for further levels.
+    """A 1x1 convolution per backbone map and strided 3x3 convolutions for additional levels.
 
     Args:
         in_channels: channels of the backbone maps, finest first.
@@ -45,7 +45,7 @@ class ChannelMapper(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps the backbone's (B, C_i, H_i, W_i) to `num_levels` maps (B, out_channels, ...).
 
-        Parity: the first extra level is made from the last backbone map, not from its mapped version.
+        Parity: the first extra level is computed from the last backbone map, not from its mapped version.
         """
         outputs = [conv(feature) for conv, feature in zip(self.convs, features, strict=True)]
         coarse = features[-1]
@@ -56,7 +56,7 @@ class ChannelMapper(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Five maps of strides 4 to 64 from one of stride 16: each by a path of its own.
+    """Five maps of strides 4 to 64 from one map of stride 16, each by a separate path.
 
     Args:
         in_channels: channels of the backbone's map.
@@ -96,5 +96,5 @@ def _conv_norm_gelu(in_channels: int, out_channels: int, kernel_size: int, strid
 
 
 def _projection(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """How every path ends: to the output's channels, then over the neighbourhood, without an activation."""
+    """End of every path: 1x1 to the output channels, then 3x3 without an activation."""
     return [*_conv_norm_gelu(in_channels, out_channels, 1), *_conv_norm_gelu(out_channels, out_channels, 3)[:-1]]

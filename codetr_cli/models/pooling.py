@@ -1,4 +1,4 @@
-"""Cuts regions out of a pyramid of maps. Behaviour of mmdet's SingleRoIExtractor with RoIAlign.
+"""Pools regions from a pyramid of maps. Behaviour of mmdet's SingleRoIExtractor with RoIAlign.
 
 Shape letters: C channels, R regions.
 """
@@ -15,16 +15,16 @@ from codetr_cli.boxes import box_area
 
 
 def number_regions(boxes: Sequence[Tensor]) -> Tensor:
-    """The boxes (R_i, 4) of every image as one tensor (R, 5), whose first column is the image's number."""
+    """The boxes (R_i, 4) of every image as one tensor (R, 5) whose first column is the image index."""
     return torch.cat([torch.cat([b.new_full((len(b), 1), i), b], -1) for i, b in enumerate(boxes)])
 
 
 def pool_map(feature_map: Tensor, regions: Tensor, *, size: int, stride: float) -> Tensor:
-    """Pools regions of one map; also without regions, so that the map keeps its place in the graph.
+    """Pools regions of one map; also without any region, so that the map stays part of the graph.
 
     Args:
         feature_map: (B, C, H, W).
-        regions: (R, 5) image number and xyxy pixels.
+        regions: (R, 5) image index and xyxy pixels.
         size: side of a pooled region in cells.
         stride: pixels per cell of the map.
 
@@ -36,10 +36,10 @@ def pool_map(feature_map: Tensor, regions: Tensor, *, size: int, stride: float) 
 
 
 class RegionPooling(nn.Module):
-    """Pools each region from the map that suits its size; it has no parameters.
+    """Pools each region from the map for its size; it has no parameters.
 
     Args:
-        strides: pixels per cell of the maps that are pooled from; further maps are ignored.
+        strides: pixels per cell of the maps that are pooled from; other maps are ignored.
         output_size: side of a pooled region in cells.
         finest_scale: regions up to this size (square root of the area, pixels) use the first map.
     """
@@ -53,7 +53,7 @@ class RegionPooling(nn.Module):
 
         Args:
             maps: (B, C, H, W), at least as many as there are strides.
-            regions: (R, 5) image number and xyxy pixels.
+            regions: (R, 5) image index and xyxy pixels.
 
         Returns:
             (R, C, output_size, output_size).
@@ -63,6 +63,6 @@ class RegionPooling(nn.Module):
         pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], self.output_size, self.output_size)
         for level, stride in enumerate(self.strides):
             index = (levels == level).nonzero()[:, 0]
-            found = pool_map(maps[level], regions[index], size=self.output_size, stride=stride)
-            pooled = pooled.index_add(0, index, found)
+            of_level = pool_map(maps[level], regions[index], size=self.output_size, stride=stride)
+            pooled = pooled.index_add(0, index, of_level)
         return pooled

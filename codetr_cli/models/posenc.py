@@ -1,8 +1,8 @@
 """Sine encodings of cells and boxes.
 
-Parity: three orders and two temperatures live side by side in the published model. Cells: y then x, temperature 20 in
-Co-DINO and 10000 in Co-Deformable-DETR. DINO's query position: y, x, w, h, temperature 10000. Deformable DETR's query
-position and all positive queries: x, y, w, h, temperature 10000.
+Parity: the published model uses three orders and two temperatures. Cells: y then x, temperature 20 in
+Co-DINO and 10000 in Co-Deformable-DETR. Queries of DINO: y, x, w, h, temperature 10000. Queries of Deformable DETR
+and all positive queries: x, y, w, h, temperature 10000.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def _sin_cos(positions: Tensor, dim: int, temperature: float) -> Tensor:
-    """Interleaved sine and cosine (..., dim) of positions (...), in radians before the frequencies divide them."""
+    """Interleaved sine and cosine (..., dim) of positions (...) in radians, divided by the frequencies."""
     index = torch.arange(dim, dtype=positions.dtype, device=positions.device)
     frequencies = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / dim)
     angles = positions[..., None] / frequencies
@@ -26,7 +26,7 @@ def _sin_cos(positions: Tensor, dim: int, temperature: float) -> Tensor:
 def encode_cells(
     padding_mask: Tensor, *, dim: int, temperature: float, offset: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Position of every cell of a map, counted over unpadded cells only and normalised to [0, 2 pi].
+    """Sine encoding of every cell of a map, counted over unpadded cells only and normalised to [0, 2 pi].
 
     Args:
         padding_mask: bool (B, H, W), True = padding.
@@ -57,14 +57,14 @@ def encode_unpadded_cells(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """`encode_cells` of a map without padding, to the last bit, as the two parts it is made of.
+    """`encode_cells` of a map without padding, bit for bit, as its row and column parts.
 
-    The parts are small and depend on the size alone, so they are kept for the sizes seen last.
+    The parts are small and depend only on the size, so they are cached for recent sizes.
 
     Returns:
-        what every cell of a row says (height, dim / 2) and what every cell of a column says (width, dim / 2).
+        row part (height, dim / 2) and column part (width, dim / 2).
     """
-    # Kept tensors must also serve training: none may be born in inference mode.
+    # Cached tensors are also used in training: they must not be created in inference mode.
     with torch.inference_mode(mode=False), torch.no_grad():
         tall = torch.zeros(1, height, 1, dtype=torch.bool, device=device)
         wide = torch.zeros(1, 1, width, dtype=torch.bool, device=device)

@@ -1,4 +1,4 @@
-"""Two-stage query selection: every token of the memory proposes a box, the best become the decoder's references.
+"""Two-stage query selection: every token of the memory proposes a box, the best become references of the decoder.
 
 Behaviour of Sense-X/Co-DETR, projects/models/transformer.py (gen_encoder_output_proposals) and co_dino_head.py.
 Shape letters: B batch, C channels, K classes, Q queries, S tokens.
@@ -25,8 +25,8 @@ class Proposals:
         indices: (B, Q) token of each query.
         logits: (B, Q, K) class logits.
         boxes: (B, Q, 4) cxcywh in [0, 1], with gradient.
-        all_logits: (B, S, K) of every token, where asked for.
-        all_boxes: (B, S, 4) of every token, where asked for; tokens without a valid proposal have boxes of ones.
+        all_logits: (B, S, K) of every token, if requested.
+        all_boxes: (B, S, 4) of every token, if requested; tokens without a valid proposal have boxes of ones.
     """
 
     indices: Tensor
@@ -52,7 +52,7 @@ def propose_boxes(layout: TokenLayout) -> Tensor:
 
 
 def _propose(level_masks: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The boxes' logits (B, S, 4) of levels whose padding is given, +inf where not inside (0.01, 0.99)."""
+    """Box logits (B, S, 4) of levels with padding masks, +inf where not inside (0.01, 0.99)."""
     boxes = []
     for level, mask in enumerate(level_masks):
         height, width = mask.shape[1:]
@@ -69,15 +69,15 @@ def _propose(level_masks: Sequence[Tensor], dtype: torch.dtype, device: torch.de
 
 @lru_cache(maxsize=16)
 def _propose_unpadded(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The boxes' logits (1, S, 4) of levels without padding; kept for the sizes seen last."""
-    # Kept tensors must also serve training: none may be born in inference mode.
+    """Box logits (1, S, 4) of levels without padding; cached for recent sizes."""
+    # Cached tensors are also used in training: they must not be created in inference mode.
     with torch.inference_mode(mode=False), torch.no_grad():
         masks = [torch.zeros(1, *shape, dtype=torch.bool, device=device) for shape in spatial_shapes]
         return _propose(masks, dtype, device)
 
 
 class QuerySelection(nn.Module):
-    """Scores every token and keeps the best.
+    """Scores every token and keeps the best ones.
 
     Args:
         dim: channels.
@@ -86,10 +86,10 @@ class QuerySelection(nn.Module):
             is trained on objects of any class.
 
     Attributes:
-        chunk_tokens: about how many tokens are scored at once when no gradient is recorded; 0: all.
+        chunk_tokens: approximate number of tokens scored at once when no gradient is recorded; 0: all.
     """
 
-    def __init__(self, *, dim: int, num_queries: int, token_score: str = "best_class") -> None:
+    def __init__(self, *, dim: int, num_queries: int, token_score: str) -> None:
         super().__init__()
         self.chunk_tokens = 0
         self.num_queries, self.token_score = num_queries, token_score
@@ -124,10 +124,10 @@ class QuerySelection(nn.Module):
             layout: of its tokens.
             class_head: (..., C) to logits (..., K).
             box_head: (..., C) to box logits (..., 4).
-            all_tokens: give logits and boxes of every token too.
+            all_tokens: also return logits and boxes of every token.
         """
         count = min(self.num_queries, memory.shape[1])
-        # Half precision would tie most of the scores that the selection compares.
+        # In half precision most of the compared scores would be tied.
         with full_precision(memory):
             proposals = propose_boxes(layout)
             if runs_in_chunks(self.chunk_tokens) and not all_tokens:
@@ -142,12 +142,12 @@ class QuerySelection(nn.Module):
                 boxes = (box_head(projected) + proposals).sigmoid()
                 selected = _gather_tokens(logits, indices), _gather_tokens(boxes, indices)
                 return Proposals(indices, *selected, logits, boxes)
-            # The box branch runs on the selected tokens only: the others are never read.
+            # The box branch runs on the selected tokens only: the others are not used.
             boxes = (box_head(_gather_tokens(projected, indices)) + _gather_tokens(proposals, indices)).sigmoid()
             return Proposals(indices, _gather_tokens(logits, indices), boxes)
 
     def _scores(self, memory: Tensor, proposals: Tensor, class_head: nn.Module) -> Tensor:
-        """Score (B, S) of every token, chunk by chunk: all classes of all tokens are never held."""
+        """Score (B, S) of every token, in chunks: the logits of all tokens are never held at once."""
         scores = [
             self.score(class_head(self.project(at_least_float32(tokens), boxes)))
             for tokens, boxes in chunks_of(self.chunk_tokens, memory, proposals)
@@ -156,5 +156,5 @@ class QuerySelection(nn.Module):
 
 
 def _gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Picks tokens (B, S, C) by index (B, Q) to (B, Q, C)."""
+    """Gathers tokens (B, S, C) by index (B, Q) to (B, Q, C)."""
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,10 +1,11 @@
-"""Decoder queries: content, position and the box each starts from.
+"""Decoder queries: content, reference box and positional part.
 
 Behaviour of Sense-X/Co-DETR, projects/models/transformer.py. Shape letters: B batch, C channels, Q queries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,24 +14,27 @@ from torch import Tensor, nn
 from codetr_cli.boxes import inverse_sigmoid
 from codetr_cli.models.posenc import encode_boxes
 
+POSITIVE_QUERY_HEADS = ("roi", "atss")
+"""Auxiliary heads whose positive boxes are decoded, in the order of their weights and of published loss names."""
+
 
 @dataclass(frozen=True)
 class Queries:
-    """What enters the decoder.
+    """Input of the decoder.
 
     Attributes:
         content: (B, Q, C).
         references: (B, Q, 4) cxcywh relative to the valid image; positive boxes may lie partly outside [0, 1].
-        positions: (B, Q, C); None where the decoder makes its own in every layer.
+        query_pos: (B, Q, C) positional part; None where the decoder computes its own in every layer.
     """
 
     content: Tensor
     references: Tensor
-    positions: Tensor | None = None
+    query_pos: Tensor | None = None
 
 
-class BoxPositions(nn.Module):
-    """Projects a box to the position of the query that starts from it.
+class BoxPosEncoding(nn.Module):
+    """Projects a reference box to the positional part of its query.
 
     Args:
         dim: C.
@@ -40,7 +44,7 @@ class BoxPositions(nn.Module):
         super().__init__()
         self.dim = dim
         # Parity: the second half of the projection would be content, which is learned instead (mixed selection); it is
-        # part of the norm.
+        # still part of the norm.
         self.projection = nn.Linear(2 * dim, 2 * dim)
         self.norm = nn.LayerNorm(2 * dim)
 
@@ -56,57 +60,59 @@ def _sine_of_positive_boxes(boxes_cxcywh: Tensor, dim: int) -> Tensor:
 
 
 class BoxQueries(nn.Module):
-    """Turns boxes of an auxiliary head into content, one projection per head (Co-DINO).
+    """Turns boxes of an auxiliary head into the content of queries, one projection per head (Co-DINO).
 
     Args:
         dim: C.
-        num_heads: number of auxiliary heads that give boxes.
+        heads: names of the auxiliary heads.
     """
 
     uses_features = False
 
-    def __init__(self, *, dim: int, num_heads: int) -> None:
+    def __init__(self, *, dim: int, heads: Sequence[str]) -> None:
         super().__init__()
-        self.dim = dim
-        self.projections = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(num_heads))
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_heads))
+        self.dim, self.heads = dim, tuple(heads)
+        self.projections = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in heads)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in heads)
 
-    def forward(self, boxes_cxcywh: Tensor, head: int, features: Tensor | None = None) -> Queries:
-        """Embeds normalised boxes (B, Q, 4), possibly outside [0, 1]; features are not read."""
+    def forward(self, boxes_cxcywh: Tensor, head: str, features: Tensor | None = None) -> Queries:
+        """Embeds normalised boxes (B, Q, 4), possibly outside [0, 1]; features are not used."""
+        index = self.heads.index(head)
         sine = _sine_of_positive_boxes(boxes_cxcywh, self.dim)
-        return Queries(self.norms[head](self.projections[head](sine)), boxes_cxcywh)
+        return Queries(self.norms[index](self.projections[index](sine)), boxes_cxcywh)
 
 
 class BoxAndFeatureQueries(nn.Module):
-    """Turns boxes and features of an auxiliary head into content and position (Co-Deformable-DETR).
+    """Turns boxes and features of an auxiliary head into queries (Co-Deformable-DETR).
 
     Args:
         dim: C.
-        num_heads: number of auxiliary heads that give boxes.
+        heads: names of the auxiliary heads.
     """
 
     uses_features = True
 
-    def __init__(self, *, dim: int, num_heads: int) -> None:
+    def __init__(self, *, dim: int, heads: Sequence[str]) -> None:
         super().__init__()
-        self.dim = dim
-        self.projections = nn.ModuleList(nn.Linear(2 * dim, 2 * dim) for _ in range(num_heads))
-        self.norms = nn.ModuleList(nn.LayerNorm(2 * dim) for _ in range(num_heads))
-        self.feature_projections = nn.ModuleList(nn.Linear(dim, dim) for _ in range(num_heads))
-        self.feature_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_heads))
-        # Parity: one number per head, meant to be a vector, moves all channels of its queries' positions.
-        self.head_embed = nn.Parameter(torch.empty(num_heads, 1))
+        self.dim, self.heads = dim, tuple(heads)
+        self.projections = nn.ModuleList(nn.Linear(2 * dim, 2 * dim) for _ in heads)
+        self.norms = nn.ModuleList(nn.LayerNorm(2 * dim) for _ in heads)
+        self.feature_projections = nn.ModuleList(nn.Linear(dim, dim) for _ in heads)
+        self.feature_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in heads)
+        # Parity: one number per head, meant to be a vector, is added to all channels of the positional part.
+        self.head_embed = nn.Parameter(torch.empty(len(self.heads), 1))
         nn.init.normal_(self.head_embed)
 
-    def forward(self, boxes_cxcywh: Tensor, head: int, features: Tensor | None = None) -> Queries:
-        """Embeds normalised boxes (B, Q, 4), possibly outside [0, 1], and what was seen in them, (B, Q, C).
+    def forward(self, boxes_cxcywh: Tensor, head: str, features: Tensor | None = None) -> Queries:
+        """Embeds normalised boxes (B, Q, 4), possibly outside [0, 1], and their features (B, Q, C).
 
         Raises:
-            ValueError: no features.
+            ValueError: `features` is None.
         """
         if features is None:
             raise ValueError("positive queries of this family need the features of their boxes")
+        index = self.heads.index(head)
         sine = _sine_of_positive_boxes(boxes_cxcywh, self.dim)
-        position, content = self.norms[head](self.projections[head](sine)).split(self.dim, -1)
-        content = content + self.feature_norms[head](self.feature_projections[head](features))
-        return Queries(content, boxes_cxcywh, position + self.head_embed[head])
+        query_pos, content = self.norms[index](self.projections[index](sine)).split(self.dim, -1)
+        content = content + self.feature_norms[index](self.feature_projections[index](features))
+        return Queries(content, boxes_cxcywh, query_pos + self.head_embed[index])

@@ -1,4 +1,4 @@
-"""`torch.compile` for the parts of the network whose work depends on shapes alone."""
+"""`torch.compile` for the parts of the network whose control flow depends only on shapes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HOST_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 def compile_static_parts(model: CoDETR, *, backend: str = "inductor") -> CoDETR:
-    """Has backbone, neck and each layer of encoder and decoder compiled when they first run; in place.
+    """Compiles backbone, neck and each layer of encoder and decoder on their first run; in place.
 
-    The names of the weights stay as they are. The first image of a size is slow; from the second size on sizes are
-    variables of the compiled code. Layers of one kind share what is compiled for them.
+    The names of the weights stay the same. The first image is slow; from the second size on, sizes are dynamic. Layers
+    of the same kind share their compiled code.
 
     Args:
         model: on its device.
@@ -33,10 +33,10 @@ def compile_static_parts(model: CoDETR, *, backend: str = "inductor") -> CoDETR:
 
 
 def why_not_compile(device_type: str) -> str | None:
-    """One sentence that says why networks cannot be compiled here for "cpu" or "cuda"; None where they can."""
+    """The reason why networks cannot be compiled here for "cpu" or "cuda", one sentence; None where they can."""
     if device_type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "torch.compile makes its GPU kernels with Triton, which is not installed."
+        return "torch.compile needs Triton for GPU kernels, and Triton is not installed."
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(HOST_COMPILERS)
     if not any(shutil.which(name) for name in wanted):
-        return f"torch.compile needs a C++ compiler on this machine, and there is no {' or '.join(wanted)}."
+        return f"torch.compile needs a C++ compiler, and this machine has no {' or '.join(wanted)}."
     return None

@@ -1,6 +1,6 @@
-"""Compiles deform_attn.c to a library: beside it for an editable install, in a temporary folder for a wheel.
+"""Compiles deform_attn.c to a library: in place for an editable install, in a temporary folder for a wheel.
 
-Nothing but the standard library is needed. `python codetr_cli/ops/compile_kernel.py` does the same by hand.
+Uses the standard library only. `python codetr_cli/ops/compile_kernel.py` compiles manually.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ X86_SETS = {
 
 
 class CompilerError(Exception):
-    """No compiler, or one that cannot compile the kernel; the text says which and what it printed."""
+    """No compiler, or one that cannot compile the kernel; the message includes its output."""
 
 
 def source_digest() -> str:
-    """Digest of the kernel's source and of how it is compiled; a library that was made otherwise is not used."""
+    """Digest of the kernel's source and of how it is compiled; a library with another digest is not used."""
     return hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, X86_SETS)).encode()).hexdigest()[:16]
 
 
 def find_compiler() -> list[str]:
-    """The command of the C compiler: the environment's CC, else cc, gcc or clang.
+    """The command of the C compiler: $CC, else cc, gcc or clang.
 
     Raises:
         CompilerError: none of them is installed.
@@ -57,7 +57,7 @@ def compile_kernel(library: Path = LIBRARY, extra_flags: tuple[str, ...] = ()) -
     """Compiles the kernel for every instruction set of this kind of machine and links one library.
 
     Args:
-        library: file to write; replaced in one step when all went well.
+        library: file to write; replaced atomically on success.
         extra_flags: for the compiler and the linker, for example a sanitizer's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: the one seam between the network and the kernels that can run it.
+"""Multi-scale deformable attention: the only interface between the network and the kernels.
 
 The operator of Deformable DETR (arXiv 2010.04159, Eq. 2 and 3) after its linear projections: every query samples each
 level at a few points, bilinearly with zeros outside the map, and sums the samples by weight.
@@ -132,13 +132,13 @@ def _dispatch(
 
 
 def _choose(backend: str, device_type: str) -> str:
-    # An exported program must run where this package's kernels are not: it holds the plain formulation, unless asked.
+    # An exported program must run without the kernels of this package: it uses plain PyTorch, unless requested.
     if backend == "auto" and torch.compiler.is_exporting():
         return "reference"
     return choose_backend(backend, device_type)
 
 
-# All that torch.compiler.assume_constant_result does, without loading the compiler into every process (a second).
+# Same as torch.compiler.assume_constant_result, without importing the compiler in every process (1 s).
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -245,7 +245,7 @@ def _check(
     scores: Tensor,
     names: str,
 ) -> None:
-    """Refuses what a kernel would read wrongly: it trusts shapes, dtypes and devices blindly."""
+    """Rejects wrong shapes, dtypes and devices, which kernels do not check."""
     sampling_name, scores_name = names.split()
     tensors = {"value": value, sampling_name: sampling, scores_name: scores}
     if reference_points is not None:

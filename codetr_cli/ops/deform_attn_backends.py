@@ -22,7 +22,7 @@ from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.ops import deform_attn_torch
 
 COMPILED = ("triton", "cpu", "mmcv")
-"""Backends with kernels of their own, fastest first: modules ops/deform_attn_<name>.py."""
+"""Backends with their own kernels, fastest first: modules ops/deform_attn_<name>.py."""
 
 BACKENDS = (*COMPILED, "torch", "reference")
 
@@ -37,7 +37,7 @@ _forced = "auto"
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces a backend for all calls inside, in all threads; "auto" leaves the choice to the machine.
+    """Forces a backend for all calls in the context, in all threads; "auto" restores the automatic choice.
 
     Raises:
         ConfigError: there is no such backend.
@@ -51,7 +51,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def available_backends(device_type: str = "cpu") -> dict[str, str | None]:
-    """Every backend, fastest first: None where it can run on `device_type`, else one sentence that says why not."""
+    """Every backend, fastest first: None if it can run on `device_type`, else the reason, one sentence."""
     return {name: _why_not(name, device_type) for name in BACKENDS}
 
 
@@ -90,19 +90,19 @@ def choose_backend(wanted: str, device_type: str) -> str:
 
 
 def backend_module(name: str) -> ModuleType:
-    """The module of a backend with kernels of its own; imported when first asked for."""
+    """The module of a backend with its own kernels; imported on first use."""
     return importlib.import_module(f"codetr_cli.ops.deform_attn_{name}")
 
 
 @functools.cache
 def proven(name: str, device_type: str) -> bool:
-    """Whether a backend gives the reference's numbers on this machine; tried once, on a problem of a few milliseconds.
+    """Whether a backend matches the reference on this machine; tested once, on a problem of a few milliseconds.
 
-    A backend that does not is warned about and not used again.
+    A backend that does not match is reported in a warning and not used again.
     """
-    # A thread has a current GPU of its own: it must be told which one this process uses.
+    # The current GPU is per thread: the thread must select the one of this process.
     device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else device_type
-    # In a thread of its own, where no autocast, inference mode or tracing of the caller reaches.
+    # In a separate thread, without autocast, inference mode or tracing of the caller.
     with ThreadPoolExecutor(max_workers=1) as thread:
         difference = thread.submit(_difference, name, torch.device(device)).result()
     if difference is not None:
@@ -126,7 +126,7 @@ def _why_not(name: str, device_type: str) -> str | None:
 
 @functools.cache
 def _asked(name: str, device_type: str, fixed_order: bool) -> str | None:
-    """Remembers an answer for as long as `fixed_order` stays: it may be switched on while a program runs."""
+    """Caches a result per value of `fixed_order`, which can change while the program runs."""
     return None if name not in COMPILED else backend_module(name).why_not(device_type)
 
 
@@ -139,7 +139,7 @@ def _known(name: str, source: str) -> str:
 
 
 def _difference(name: str, device: torch.device) -> str | None:
-    """What a backend does differently from the reference, None when all is equal up to rounding."""
+    """The difference of a backend from the reference; None if equal up to rounding."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(5, 7), (3, 4), (1, 1)]
     value = torch.randn(1, 48, 2, 32, generator=generator)
@@ -155,11 +155,11 @@ def _difference(name: str, device: torch.device) -> str | None:
         module = backend_module(name)
         output = module.forward(inputs[0], shapes, *inputs[1:])
         grads = module.backward(grad.to(device), inputs[0], shapes, *inputs[1:], needs_reference=True)
-    except Exception as error:  # whatever a broken build or driver throws: the reference still works
+    except Exception as error:  # a broken build or driver can raise anything: the reference still works
         return f"it failed with {type(error).__name__}: {error}"
     names = ("output", "gradient of value", "gradient of reference points", "gradient of offsets", "gradient of logits")
     for what, ours, theirs in zip(names, (output, *grads), (expected.detach(), *expected_grads), strict=True):
         off = float((ours.detach().double().cpu() - theirs).abs().max() / theirs.abs().max())
-        if not off < 1e-4:  # also when it is not a number
+        if not off < 1e-4:  # also for NaN
             return f"its {what} differs from the reference by {off:.1e} of the largest value"
     return None

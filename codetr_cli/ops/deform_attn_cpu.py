@@ -1,7 +1,7 @@
-"""The CPU backend of multi-scale deformable attention: hands tensors to the compiled kernel of deform_attn.c.
+"""The CPU backend of multi-scale deformable attention: calls the compiled kernel of deform_attn.c.
 
-The library is opened by path with ctypes, so it fits every version of Python and torch. Threads are torch's setting:
-the kernel hands out tasks itself, and ctypes lets go of Python's lock while it works.
+The library is loaded by path with ctypes, so it works with every version of Python and torch. The number of threads is
+that of torch: the kernel distributes tasks itself, and ctypes releases the GIL during calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from codetr_cli.ops.compile_kernel import LIBRARY, source_digest
 from codetr_cli.ops.deform_attn_backends import CPU_SAMPLES
 
 SAMPLES_PER_THREAD = 20_000
-"""Below this many samples a thread, waking it costs more than it saves."""
+"""Minimum samples per thread: with fewer, waking a thread costs more than it saves."""
 
 NAMES = {torch.float32: "float", torch.float64: "double"}
 
@@ -58,7 +58,7 @@ def instruction_set() -> str:
     """The instruction set that the kernel uses here: "avx512", "avx2" or "base", the compiler's default.
 
     Raises:
-        OSError: the library cannot be used; the text says why.
+        OSError: the library cannot be used; the message gives the reason.
     """
     return str(ctypes.string_at(_library().codetr_instruction_set()), "ascii")
 
@@ -221,10 +221,10 @@ def _check(
     sampling: Tensor,
     scores: Tensor,
 ) -> None:
-    """Refuses what would have the kernel read or write elsewhere, whoever calls it.
+    """Rejects arguments that would make the kernel read or write out of bounds.
 
     Raises:
-        ValueError: with what does not fit.
+        ValueError: with the arguments that do not match.
     """
     batch, queries, heads, levels, points = scores.shape
     if levels * points > CPU_SAMPLES:
@@ -249,7 +249,7 @@ def _check(
 
 
 def _heads_at_once(batch: int, heads: int) -> int:
-    """Heads of one backward task: many share what the caches hold, few give every thread the same share of work."""
+    """Heads per backward task: many share cached data, few balance the work of the threads."""
     threads = torch.get_num_threads()
     choices = [count for count in range(heads, 0, -1) if heads % count == 0]
     return next((count for count in choices if batch * (heads // count) % threads == 0), 1)
@@ -261,7 +261,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive a fork
 
 
 @functools.cache
@@ -269,7 +269,7 @@ def _library() -> ctypes.CDLL:
     """Opens the library.
 
     Raises:
-        OSError: there is none, or it is not of this source; the text is one sentence that says what to do.
+        OSError: it is missing or does not match the source; the message is one sentence with the fix.
     """
     again = (
         "install codetr again with a C compiler present (pip install --force-reinstall --no-deps --no-cache-dir; in a "

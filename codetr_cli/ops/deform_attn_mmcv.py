@@ -27,11 +27,11 @@ FUNCTIONS = ("ms_deform_attn_forward", "ms_deform_attn_backward")
 
 
 def why_not(device_type: str) -> str | None:
-    """One sentence that says why mmcv's operator cannot run on `device_type` ("cpu", "cuda") here; None if it can."""
+    """The reason why mmcv's operator cannot run on `device_type` ("cpu", "cuda"), one sentence; None if it can."""
     package = importlib.util.find_spec("mmcv")
     if package is None:
         return "mmcv is not installed (it is optional; its operators run on CUDA only)."
-    # Looked for without importing mmcv, which takes long and may fail.
+    # Found without importing mmcv, which is slow and can fail.
     if PathFinder.find_spec("mmcv._ext", package.submodule_search_locations) is None:
         return (
             "mmcv is installed without its compiled operators (mmcv._ext is missing, as happens when pip builds it "

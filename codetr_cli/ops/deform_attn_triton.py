@@ -2,7 +2,7 @@
 
 Softmax, location arithmetic, bilinear gather and weighted sum are one kernel, so that neither sampling locations nor
 attention weights nor samples are ever written to memory; backward recomputes them. docs/triton_kernels.md derives the
-traffic and the limits. What this module holds beside the launches:
+traffic and the limits. Besides the launches, this module contains:
 
 * block shapes are tuned on first use, from a short list, once for each set of dtypes and layer shape and for a coarse
   class of query counts: another image size does not tune again. Triton keeps the results on disk;
@@ -32,7 +32,7 @@ from torch import Tensor
 from codetr_cli.ops.deform_attn_torch import wants_fixed_order
 
 MIN_TRITON = (3, 6)
-"""What the oldest supported torch brings."""
+"""The version that comes with the oldest supported torch."""
 
 INT32_REACH = 2**31
 """Offsets inside one image from here on are computed with 64 bits."""
@@ -57,7 +57,7 @@ INTERPRETED_BLOCK_Q = 64
 
 
 def why_not(device_type: str) -> str | None:
-    """One sentence that says why the kernels cannot run on `device_type` ("cpu", "cuda") here; None if they can."""
+    """The reason why the kernels cannot run on `device_type` ("cpu", "cuda"), one sentence; None if they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device_type == "cpu" and not interpreted:
         return "Triton runs on GPUs (TRITON_INTERPRET=1 interprets its kernels on the CPU, slowly, for tests)."
@@ -69,7 +69,7 @@ def why_not(device_type: str) -> str | None:
         return "Triton is not installed (torch's GPU builds for Linux bring it; on Windows install triton-windows)."
     try:
         version = str(importlib.import_module("triton").__version__)
-    except Exception as error:  # a broken installation may fail in any way, and must not take the program with it
+    except Exception as error:  # a broken installation can raise anything and must not stop the program
         return f"Triton is installed but cannot be imported: {error}"
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < MIN_TRITON:
         return f"Triton {version} is older than {'.'.join(map(str, MIN_TRITON))}, which these kernels need."
@@ -196,8 +196,8 @@ def _ordered_backward(
 
     The samples of one image are sorted by the upper left cell they read, with a stable sort; then one program for each
     cell of `value` sums what belongs to it. Fixed-point atomics (64-bit integers, whose sums do not depend on order)
-    were the alternative: they need the largest contribution beforehand, double the atomic traffic, and lose what is
-    small beside it. Sorting costs about 50 bytes of memory a sample, one image at a time.
+    were the alternative: they need the largest contribution beforehand, double the atomic traffic, and lose small
+    values next to it. Sorting costs about 50 bytes of memory a sample, one image at a time.
     """
     grad = _inner_contiguous(grad_output)
     samples = call.sampling[0].numel() // 2
@@ -431,7 +431,7 @@ def _elements_per_thread(block: int, warps: int, constants: dict[str, Any]) -> f
 
 
 def _prune(configs: list[Any], _named: dict[str, Any], **constants: Any) -> list[Any]:
-    """Leaves out blocks whose tile would not fit the registers or would leave threads idle."""
+    """Skips blocks whose tile would not fit the registers or would leave threads idle."""
 
     def tile(config: Any) -> float:
         return _elements_per_thread(config.kwargs["BLOCK_Q"], config.num_warps, constants)

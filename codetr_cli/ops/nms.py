@@ -22,7 +22,7 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshol
         boxes_xyxy: (N, 4) pixels.
         scores: (N,).
         labels: (N,) int64.
-        iou_threshold: boxes that overlap a better one of their label by more than this are dropped.
+        iou_threshold: boxes with a higher IoU with a better box of the same label are dropped.
 
     Returns:
         (K,) int64 indices of the kept boxes, best score first.
@@ -33,8 +33,8 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshol
 SoftNms = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 ONE_BY_ONE_FROM = 10_000
-"""From this many boxes on each label has a soft-NMS of its own, as in mmcv: it is faster, and each label's best box
-stays whatever its score."""
+"""From this many boxes on, labels are processed separately, as in mmcv: it is faster, and the best box of each label is
+kept with any score."""
 
 
 def batched_soft_nms(
@@ -54,10 +54,10 @@ def batched_soft_nms(
         boxes_xyxy: (N, 4) pixels, float32 or float64; half precision is computed in float32.
         scores: (N,) in [0, 1].
         labels: (N,) int64.
-        iou_threshold: linear decay multiplies by 1 - IoU from this IoU on.
-        min_score: boxes whose decayed score falls below are dropped.
-        method: "linear" or "gaussian" (multiplies by exp(-IoU^2 / sigma), whatever the IoU).
-        sigma: width of the gaussian decay.
+        iou_threshold: minimum IoU of the linear decay, which multiplies by 1 - IoU.
+        min_score: boxes with a lower decayed score are dropped.
+        method: "linear" or "gaussian" (multiplies by exp(-IoU^2 / sigma) for any IoU).
+        sigma: scale of the gaussian decay.
         max_detections: stop after this many boxes.
 
     Returns:
@@ -91,7 +91,7 @@ def batched_soft_nms(
 
 
 def _each_label(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, how: SoftNms) -> tuple[np.ndarray, ...]:
-    """Soft-NMS of one label's boxes after the other's; indices and decayed scores, best first."""
+    """Soft-NMS label by label; indices and decayed scores, best first."""
     kept, decayed = [], []
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)
@@ -104,7 +104,7 @@ def _each_label(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, how: 
 
 
 ROUNDS_AT_ONCE = 8
-"""Rounds of `parallel_soft_nms` between two questions to the device whether it is done; few images need more."""
+"""Rounds of `parallel_soft_nms` between two device synchronizations; few images need more."""
 
 
 def parallel_soft_nms(
@@ -117,11 +117,11 @@ def parallel_soft_nms(
     method: str = "linear",
     sigma: float = 0.5,
 ) -> Tensor:
-    """`batched_soft_nms` of several images at once, on their device, without a loop over boxes.
+    """`batched_soft_nms` of several images together, on their device, without a loop over boxes.
 
-    A box that scores higher than every undecided box it overlaps will be picked before any of them, whatever happens
-    elsewhere: all such boxes are picked together and decay the others, round after round. The scores are those of
-    picking one by one up to the rounding of products in another order; of equal scores the first box goes first.
+    A box that scores higher than every undecided box it overlaps is picked before any of them, independent of all other
+    boxes: all such boxes are picked together and decay the others, in rounds. The scores equal those of picking one by
+    one, up to the rounding of products in another order; of equal scores the first box is picked first.
 
     Args:
         boxes_xyxy: (B, N, 4) pixels, float32 or float64.
@@ -139,7 +139,7 @@ def parallel_soft_nms(
     linked = factors != 1  # (B, N, N)
     index = torch.arange(scores.shape[1], device=scores.device)
     earlier = index[:, None] < index
-    is_first = index == scores.argmax(1, keepdim=True)  # picked even when it scores below the limit
+    is_first = index == scores.argmax(1, keepdim=True)  # picked even with a score below the limit
     undecided, picked = is_first | (scores >= min_score), torch.zeros_like(is_first)
     for done in range(1, scores.shape[1] + 1):
         before = (scores[:, :, None] > scores[:, None]) | ((scores[:, :, None] == scores[:, None]) & earlier)
@@ -156,7 +156,7 @@ def parallel_soft_nms(
 
 
 def _decay_factors(boxes: Tensor, labels: Tensor, iou_threshold: float, gaussian_sigma: float | None) -> Tensor:
-    """What the score of box j is multiplied by when box i is picked, (B, N, N) indexed [image, i, j]."""
+    """Factor of the score of box j when box i is picked, (B, N, N) indexed [image, i, j]."""
     boxes = boxes + (labels.to(boxes.dtype) * (boxes.amax((1, 2))[:, None] + 1))[..., None]  # classes never overlap
     areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
     a, b = boxes[:, :, None], boxes[:, None]

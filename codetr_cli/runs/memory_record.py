@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.files import replace_file
 
@@ -61,11 +61,11 @@ def with_fitted(settings: Settings, run: Path) -> Settings:
         run: the folder; it need not hold a run.
     """
     table = settings.model_dump(mode="json")
-    changed = []
+    changed = {}
     for key, (before, after) in read_record(run).fitted.items():
         value: Any = table
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         if value == before:
-            changed.append(f"{key}={json.dumps(after)}")
-    return apply_overrides(settings, changed)
+            changed[key] = after
+    return replace_settings(settings, changed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from codetr_cli.config.schema import Settings
 
@@ -37,11 +38,11 @@ class Recipe:
     """What was chosen.
 
     Attributes:
-        overrides: `key=value` for `config.apply_overrides`.
+        changes: values by dotted name of the setting.
         sentences: why, for the person; empty when the preset is followed.
     """
 
-    overrides: list[str] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
 
     @property
@@ -66,12 +67,12 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
     if not train.auto_recipe or images == 0:
         return recipe
     if from_weights and images < FEW_IMAGES and "train.freeze_backbone" not in chosen and not train.freeze_backbone:
-        recipe.overrides.append("train.freeze_backbone=true")
+        recipe.changes["train.freeze_backbone"] = True
         recipe.sentences.append(
             f"The backbone stays as it is: with under {FEW_IMAGES} images it would forget more than it learns."
         )
     if from_weights and images < SMALL_DATA and "train.lr" not in chosen and train.lr > GENTLE_LR:
-        recipe.overrides.append(f"train.lr={train.lr / 2!r}")
+        recipe.changes["train.lr"] = train.lr / 2
         recipe.sentences.append(f"Learning rate {train.lr / 2:g}, half the preset's: the weights are near their goal.")
     _fit_length(recipe, settings, images, from_weights, chosen)
     if recipe.sentences:
@@ -90,19 +91,19 @@ def _fit_length(recipe: Recipe, settings: Settings, images: int, from_weights: b
     least = train.min_steps * (FINE_TUNING_SHARE if from_weights else 1.0)
     epochs = max(train.epochs, min(math.ceil(least / steps), MAX_EPOCHS))
     if epochs > train.epochs:
-        recipe.overrides.append(f"train.epochs={epochs}")
+        recipe.changes["train.epochs"] = epochs
         text = f"{epochs} epochs ({epochs * steps:,} steps) instead of {train.epochs}, which would be too few steps"
         if train.lr_schedule == "step" and "train.lr_milestones" not in chosen:
             milestones = sorted({round(milestone * epochs / train.epochs) for milestone in train.lr_milestones})
-            recipe.overrides.append(f"train.lr_milestones={milestones}")
+            recipe.changes["train.lr_milestones"] = milestones
             if milestones:
                 text += f" (the learning rate falls after {' and '.join(map(str, milestones))})"
         recipe.sentences.append(text + ".")
     every = math.ceil(epochs / EVALUATIONS)
     if train.epochs < epochs and train.eval_every < every and "train.eval_every" not in chosen:
-        recipe.overrides.append(f"train.eval_every={every}")
+        recipe.changes["train.eval_every"] = every
         recipe.sentences.append(f"An evaluation every {every} epochs.")
     if from_weights and images < SMALL_DATA and train.warmup_steps == 0 and "train.warmup_steps" not in chosen:
         warmup = min(WARMUP_STEPS, epochs * steps // 10)
-        recipe.overrides.append(f"train.warmup_steps={warmup}")
+        recipe.changes["train.warmup_steps"] = warmup
         recipe.sentences.append(f"Warm-up over {warmup} steps, while what is new of the classes settles.")

@@ -33,6 +33,7 @@ from codetr_cli.data.transforms import (
     ResizeToCanvas,
     build_transforms,
 )
+from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.runtime.memory import capacity, free_unused, gib_text, is_out_of_memory
@@ -232,7 +233,7 @@ def measure(
     else:  # what gradients are exchanged in is held all the time, not only when they are there
         later = coming + (trained if processes > 1 else 0)
     with _as_before(model, device):
-        objective = CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
+        objective = build_objective(model, settings.train.loss).train()
 
         def growth(share: float) -> int:
             return _growth(objective, settings, _smaller(worst, share), device)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import ResourceError
@@ -127,8 +127,7 @@ def ladder(settings: Settings, device: torch.device, world_size: int) -> Iterato
 
     def rung(**more: Any) -> MemoryOption:
         changes.update({key.replace("__", "."): value for key, value in more.items()})
-        return MemoryOption(apply_overrides(settings, [f"{key}={_shown(value)}" for key, value in changes.items()]),
-                    dict(changes))  # fmt: skip
+        return MemoryOption(replace_settings(settings, changes), dict(changes))
 
     for names in (("encoder",), ("decoder", "aux"), ("backbone",)):
         more = {key: value for key, value in all_checkpointing(settings).items() if any(name in key for name in names)}
@@ -143,7 +142,7 @@ def ladder(settings: Settings, device: torch.device, world_size: int) -> Iterato
         yield rung(train__precision="bf16")
     shardable = not settings.train.compile and autocast_dtype(settings.train.precision, device) != torch.float16
     if device.type == "cuda" and world_size > 1 and shardable and not settings.train.fsdp:
-        yield rung(train__shard=True)
+        yield rung(train__fsdp=True)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

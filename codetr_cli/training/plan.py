@@ -5,13 +5,12 @@ Everything about classes comes from the annotations of the training images.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.formats.cache import content_digest, source_of
@@ -155,7 +154,7 @@ def plan_job(
     if chosen is not None:
         recipe = fit_recipe(settings, images=images, from_weights=weights is not None, chosen=chosen)
     return Job(
-        settings=apply_overrides(settings, [f"model.num_classes={len(counts)}", *recipe.overrides]),
+        settings=replace_settings(settings, {"model.num_classes": len(counts), **recipe.changes}),
         class_names=annotations.class_names,
         category_ids=annotations.category_ids,
         origin=Origin(
@@ -179,13 +178,13 @@ def _find_training_data(settings: Settings, data: Sequence[str] | None) -> tuple
         DatasetError: they are not there.
     """
     if data:
-        root, *more = [json.dumps(str(Path(folder).absolute())) for folder in data]
-        settings = apply_overrides(settings, [f"data.root={root}", f"data.extra_roots=[{', '.join(more)}]"])
+        root, *more = [str(Path(folder).absolute()) for folder in data]
+        settings = replace_settings(settings, {"data.root": root, "data.extra_roots": more})
     config = settings.data
     found = find_data(config, None, "train", any_dataset=config.dataset == "coco")
     notes = list(found.notes)
     if found.dataset != config.dataset and (config.dataset == "coco" or config.extra_roots):
-        settings = apply_overrides(settings, [f"data.dataset={found.dataset}"])
+        settings = replace_settings(settings, {"data.dataset": found.dataset})
         notes.append(
             f"{source_of(found.annotations_path).name} is read, and scored, by the rules of {found.dataset} "
             f"(data.dataset={found.dataset})"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from torch import nn
 
-from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import ModelConfig, Settings
 
 
@@ -32,9 +31,7 @@ def set_checkpointing(model: nn.Module, config: ModelConfig) -> None:
 
 def with_all_checkpointing(settings: Settings) -> Settings:
     """The settings with everything recomputed that can be."""
-    return apply_overrides(
-        settings, [f"{key}={json.dumps(value)}" for key, value in all_checkpointing(settings).items()]
-    )
+    return replace_settings(settings, all_checkpointing(settings))
 
 
 def all_checkpointing(settings: Settings) -> dict[str, int | bool]:

@@ -26,7 +26,7 @@ from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import CheckpointError
 from codetr_cli.files import WEIGHTS_NAME, replace_file, write_text
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import restore_random_states
@@ -118,7 +118,7 @@ def replay(folder: Path, device: torch.device) -> Iterator[Replayed]:
     settings = checkpoint.settings
     model = build_model(settings.model)
     model.load_state_dict(checkpoint.state)
-    objective = CollaborativeObjective(model.to(device), **settings.train.loss.model_dump()).train()
+    objective = build_objective(model.to(device), settings.train.loss).train()
     dtype = autocast_dtype(settings.train.precision, device)
     for rank in range(facts["processes"]):
         taken = read_micro_batches(folder / f"rank{rank}.safetensors")

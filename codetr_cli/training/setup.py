@@ -26,7 +26,8 @@ from codetr_cli.evaluation.evaluator import RankResults, evaluate
 from codetr_cli.evaluation.request import EvalRequest, expects_masks
 from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.inference.loading import check_image_size, compile_for
-from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
+from codetr_cli.losses.build import build_objective
+from codetr_cli.losses.collaborative import group_losses
 from codetr_cli.losses.normalizers import Normalizers
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
@@ -211,7 +212,7 @@ def build_training(
     loader.on_bad_file = bad_files.meet
     if settings.train.compile:
         compile_for(model, device, "train.compile")
-    objective = CollaborativeObjective(model, **settings.train.loss.model_dump(), agreement=_agreement(settings))
+    objective = build_objective(model, settings.train.loss, normalizers=_normalizers(settings))
     seed_all(settings.train.seed + process_group.rank())  # other draws in each
     wrap = shard if settings.train.fsdp else process_group.wrap_ddp
     steps = total_steps(settings, steps_per_epoch(len(loader), batches.accumulation))
@@ -282,7 +283,7 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
     )
     per_epoch = steps_per_epoch(len(loader), batches.accumulation)
     evaluating = job.origin.val_annotations is not None
-    objective = CollaborativeObjective(_build_network(settings), **settings.train.loss.model_dump())
+    objective = build_objective(_build_network(settings), settings.train.loss)
     dtype = autocast_dtype(settings.train.precision, device)
     return Preview(
         images=len(dataset),
@@ -306,12 +307,12 @@ def _build_network(settings: Settings) -> CoDETR:
     return model
 
 
-def _agreement(settings: Settings) -> Normalizers:
+def _normalizers(settings: Settings) -> Normalizers:
     return Normalizers(
         reduce_mean=process_group.reduce_mean,
         reduce_max=process_group.reduce_max,
-        processes=process_group.world_size(),
-        whole_batch=settings.train.global_batch_losses,
+        world_size=process_group.world_size(),
+        global_batch=settings.train.global_batch_losses,
     )
 
 

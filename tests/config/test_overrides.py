@@ -1,4 +1,4 @@
-"""Settings: defaults are the published ones, overrides reach every key, mistakes name the nearest right key."""
+"""Settings: published defaults, overrides of every key, error messages with the nearest known key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from codetr_cli.config.overrides import REMOVED, RENAMED, apply_overrides, parse_settings, setting_names, to_toml
+from codetr_cli.config.overrides import (
+    REMOVED,
+    RENAMED,
+    apply_overrides,
+    parse_settings,
+    replace_settings,
+    setting_names,
+    to_toml,
+    user_set,
+)
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings, SwinConfig
 from codetr_cli.errors import ConfigError
@@ -67,7 +76,7 @@ def test_later_overrides_win(settings: Settings):
     assert apply_overrides(settings, ["train.lr=1", "train.lr=2"]).train.lr == 2
 
 
-def test_overrides_leave_the_rest_alone(settings: Settings):
+def test_overrides_keep_other_settings(settings: Settings):
     changed = apply_overrides(settings, ["train.seed=5"])
     assert changed != settings
     assert apply_overrides(changed, ["train.seed=0"]) == settings
@@ -91,14 +100,14 @@ def test_overrides_leave_the_rest_alone(settings: Settings):
         ("model.embed_dim=100", ["embed_dim 100 is not divisible by num_heads 8"]),
     ],
 )
-def test_mistakes_are_explained(settings: Settings, override: str, words: list[str]):
+def test_wrong_overrides_are_explained(settings: Settings, override: str, words: list[str]):
     with pytest.raises(ConfigError) as caught:
         apply_overrides(settings, [override])
     for word in words:
         assert word in str(caught.value)
 
 
-def test_several_mistakes_are_told_at_once(settings: Settings):
+def test_all_errors_are_reported_at_once(settings: Settings):
     with pytest.raises(ConfigError) as caught:
         apply_overrides(settings, ["train.lr=-1", "test.nms=maybe"])
     assert "train.lr" in str(caught.value)
@@ -169,10 +178,42 @@ def test_settings_from_a_checkpoint_name_it_when_wrong():
         parse_settings({"name": "x", "model": {"num_classes": 0}}, where="ckpt.safetensors")
 
 
-def test_the_word_none_is_a_choice_where_there_is_one_and_absence_elsewhere():
+def test_none_is_a_choice_where_there_is_one_and_null_elsewhere():
     settings = load_preset("co_dino_tiny", ["test.nms=none", "train.max_steps=none"])
     assert settings.test.nms == "none"
     assert settings.train.max_steps is None
+
+
+# ---------------------------------------------------------------------------------------------- what the user has set
+
+
+def test_a_preset_counts_as_defaults_and_overrides_count_as_set():
+    assert user_set(load_preset("co_dino_swin_l")) == set()
+    settings = load_preset("co_dino_r50", ["train.lr=1e-3", "train.shard=true", "train.loss.box_noise=1.0"])
+    assert user_set(settings) == {"train.lr", "train.fsdp", "train.loss.box_noise"}
+    assert user_set(apply_overrides(settings, ["data.root=x"])) == user_set(settings) | {"data.root"}
+    assert settings.train.model_dump(exclude_unset=True) == {"lr": 1e-3, "fsdp": True, "loss": {"box_noise": 1.0}}
+    assert user_set(Settings(name="x").train) == set()
+
+
+def test_a_file_given_by_path_counts_as_set(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nepochs = 3\n[model.backbone]\nkind = 'swin'\n")
+    settings = load_preset(str(path), ["train.seed=4"])
+    assert user_set(settings) == {"train.epochs", "train.seed", "model.backbone.kind"}
+
+
+def test_replaced_values_are_typed_and_do_not_count_as_set():
+    settings = load_preset("co_dino_r50", ["train.lr=1e-3"])
+    values = {"train.lr_milestones": [3, 5], "data.root": "a=b, 'c'", "train.max_steps": None, "train.lr": 1e-4}
+    changed = replace_settings(settings, values)
+    assert (changed.train.lr_milestones, changed.data.root, changed.train.lr) == ((3, 5), "a=b, 'c'", 1e-4)
+    assert user_set(changed) == {"train.lr"}
+    assert replace_settings(changed, {"model.backbone.kind": "swin"}).model.backbone == SwinConfig()
+    with pytest.raises(ConfigError, match=r"'train\.lrr'.*'train\.lr'"):
+        replace_settings(settings, {"train.lrr": 1})
+    with pytest.raises(ConfigError, match=r"train\.epochs.*greater than 0"):
+        replace_settings(settings, {"train.epochs": 0})
 
 
 # --------------------------------------------------------------------------------------------------------- former names
@@ -194,7 +235,7 @@ def with_former_names(settings: Settings) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["co_dino_r50", "co_dino_swin_l", "co_dino_vit_l"])
-def test_settings_of_before_are_read_under_their_former_names(name: str):
+def test_former_names_are_read(name: str):
     settings = load_preset(name, ["train.auto_recipe=false", "train.early_stop_patience=3", "data.extra_roots=[a]"])
     table = with_former_names(settings)
     before = json.dumps(table)
@@ -202,7 +243,7 @@ def test_settings_of_before_are_read_under_their_former_names(name: str):
     assert json.dumps(table) == before
 
 
-def test_a_former_name_on_the_command_line_works_and_gives_the_name_now(caplog: pytest.LogCaptureFixture):
+def test_a_former_name_on_the_command_line_works_with_a_warning(caplog: pytest.LogCaptureFixture):
     settings = load_preset("co_dino_r50", ["train.shard=true", "train.recipe=preset", "model.backbone.width=32"])
     assert settings.train.fsdp
     assert not settings.train.auto_recipe
@@ -229,5 +270,5 @@ def test_a_removed_setting_is_ignored_with_a_warning(key: str, caplog: pytest.Lo
 
 
 def test_a_setting_under_both_names_is_refused():
-    with pytest.raises(ConfigError, match=r"both train.shard and train.fsdp"):
+    with pytest.raises(ConfigError, match=r"sets both train.shard and its current name train.fsdp"):
         parse_settings({"name": "x", "train": {"shard": True, "fsdp": False}}, "x.toml")

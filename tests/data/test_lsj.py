@@ -137,7 +137,7 @@ def test_test_images_get_a_canvas_and_detections_come_back() -> None:
     [
         (["data.augmentation=lsj"], "needs a canvas: set data.canvas"),
         (["data.copy_paste=boxes"], "needs augmentation 'lsj'"),
-        (["data.lsj_ratio=[2.0, 0.1]"], "larger factor first"),
+        (["data.lsj_ratio=[2.0, 0.1]"], r"must be \(smaller, larger\)"),
         (["test.canvas=100", "data.pad_divisor=32"], "test.canvas 100 is not a multiple of data.pad_divisor 32"),
         (["data.oversample_threshold=0"], "oversample_threshold"),
     ],

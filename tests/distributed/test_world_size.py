@@ -19,7 +19,7 @@ from codetr_cli.config.overrides import apply_overrides, to_toml
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import collate, pad
 from codetr_cli.inference import loading
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.normalizers import Normalizers
 from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
@@ -159,12 +159,10 @@ def test_as_published_processes_change_what_is_each_ones_own(alone: Results, tog
 # --------------------------------------------------------------------------------------------- what processes agree on
 
 
-def losses_with(settings: Any, agreement: Normalizers) -> dict[str, float]:
-    """Losses of two images, of which only the normalisers depend on the agreement."""
+def losses_with(settings: Any, normalizers: Normalizers) -> dict[str, float]:
+    """Losses of two images, of which only the normalisers differ."""
     torch.manual_seed(3)
-    objective = CollaborativeObjective(
-        build_model(settings.model), **settings.train.loss.model_dump(), agreement=agreement
-    ).train()
+    objective = build_objective(build_model(settings.model), settings.train.loss, normalizers=normalizers).train()
     batch = collate([sample(i, *SIZES[i]) for i in range(2)])
     losses = objective(batch.images.float() / 64 - 2, batch.padding_mask, batch.targets, SameDraws())
     return {name: float(value.detach()) for name, value in losses.items()}
@@ -203,18 +201,18 @@ def test_the_other_family_averages_the_class_loss_too(tiny_settings):
 def test_a_whole_batch_has_every_normaliser_in_common(tiny_settings, mask: str):
     settings = apply_overrides(tiny_settings, [f"model.mask.kind={mask}", "model.mask.dim=16"])
     names = set(losses_with(settings, Normalizers()))
-    assert halved(settings, whole_batch=True, processes=2) == names
+    assert halved(settings, global_batch=True, world_size=2) == names
 
 
 def test_a_whole_batch_of_one_process_is_as_published(tiny_settings):
-    assert losses_with(tiny_settings, Normalizers(whole_batch=True)) == losses_with(tiny_settings, Normalizers())
+    assert losses_with(tiny_settings, Normalizers(global_batch=True)) == losses_with(tiny_settings, Normalizers())
 
 
 def test_less_than_one_object_a_process_counts_as_what_it_is():
     one_in_four = torch.tensor(0.25)
-    assert Normalizers(processes=4).shared(one_in_four) == 1
-    assert Normalizers(processes=4, whole_batch=True).shared(one_in_four) == 0.25
-    assert Normalizers(processes=4, whole_batch=True).shared(torch.tensor(0.0)) == 0.25
+    assert Normalizers(world_size=4).mean_over_ranks(one_in_four) == 1
+    assert Normalizers(world_size=4, global_batch=True).mean_over_ranks(one_in_four) == 0.25
+    assert Normalizers(world_size=4, global_batch=True).mean_over_ranks(torch.tensor(0.0)) == 0.25
 
 
 def test_padding_is_added_below_and_on_the_right():
@@ -242,7 +240,7 @@ def test_processes_never_look_for_unused_parameters(together: list[Results]):
 @pytest.mark.parametrize("name", ["co_dino", "co_deformable", "masks", "roi_masks", "decoder_alone"])
 def test_every_trained_parameter_gets_a_gradient_in_every_step(tiny_settings, name: str, counts: tuple[int, ...]):
     settings = apply_overrides(tiny_settings, list(CASES[name][2]))
-    objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump()).train()
+    objective = build_objective(build_model(settings.model), settings.train.loss).train()
     batch = collate([sample(i, 64, 80, count) for i, count in enumerate(counts)])
     losses = objective(batch.images.float() / 64 - 2, batch.padding_mask, batch.targets, RandomSource())
     torch.stack(list(losses.values())).sum().backward()

@@ -21,6 +21,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.distributed import process_group
 from codetr_cli.losses import collaborative
+from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 from codetr_cli.models.torch_compile import compile_static_parts
@@ -28,7 +29,7 @@ from codetr_cli.training import loop
 from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.metrics import Meter
 from codetr_cli.training.optim import build_optimizer
-from codetr_cli.training.setup import _agreement
+from codetr_cli.training.setup import _normalizers
 from tests.conftest import TINY_TABLE
 from tests.training.test_loop import begin
 
@@ -129,9 +130,7 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     model = build_model(settings.model)
     if settings.train.compile and processes > 1:
         compile_static_parts(model, backend="aot_eager")  # what needs no compiler of the machine
-    objective = collaborative.CollaborativeObjective(
-        model, **settings.train.loss.model_dump(), agreement=_agreement(settings)
-    )
+    objective = build_objective(model, settings.train.loss, normalizers=_normalizers(settings))
     training = replace(
         training,
         objective=process_group.wrap_ddp(objective, CPU),

@@ -94,7 +94,7 @@ def _selection_values(case: Case, model: CoDETR, encoded: Encoded, proposals: Pr
 def _decoder_values(case: Case, queries: Queries, decoded: DecoderOutput) -> Values:
     # Some cases hold the references after each layer only, without the initial ones.
     recorded = case.tensors.get("decoder/references", {}).get("shape", [len(decoded.references)])[0]
-    given = {} if queries.positions is None else {"decoder/query_pos_in": queries.positions}
+    given = {} if queries.query_pos is None else {"decoder/query_pos_in": queries.query_pos}
     return {
         **given,
         "decoder/query_in": queries.content,

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codetr_cli.losses.collaborative import Step
-from codetr_cli.losses.masks import MaskStep, RoiMaskStep
+from codetr_cli.losses.collaborative import ForwardRecord
+from codetr_cli.losses.mask_losses import MaskBranchOutput, RoiMaskOutput
 from codetr_cli.models.codetr import CoDETR, Encoded
+from codetr_cli.models.mask_grid import paste_masks
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead, of_class
 from codetr_cli.models.mask_heads.refine import keep_fine_boundaries
-from codetr_cli.models.masks import paste_masks
 from codetr_cli.models.pooling import number_regions
 from codetr_cli.models.postprocess import Detections, PostProcess
 from tests.golden import synth
@@ -96,7 +96,7 @@ def _drawn_values(
     maps = encoded.layout.split_levels(encoded.memory)
     regions, labels = number_regions([_in_network(found, metas[0])[:SHOWN]]), found.labels[:SHOWN]
     drawn = branch(maps, branch.head.semantic_maps(maps[0]), regions, labels)
-    (with_masks,) = model.draw_masks(encoded, [found], metas)
+    (with_masks,) = model.predict_masks(encoded, [found], metas)
     return {
         f"{prefix}/rois": regions,
         f"{prefix}/labels": labels,
@@ -126,20 +126,20 @@ def _pasted_values(prefix: str, detections: Detections, size: tuple[int, int]) -
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def train_mask_values(step: Step, targets: Targets) -> Values:
+def train_mask_values(record: ForwardRecord, targets: Targets) -> Values:
     """Targets, masks and where they were trained."""
     values: Values = {}
     for i, target in enumerate(targets):
         if "masks" in target:
             values[f"gt/{i}/mask_areas"] = target["masks"].sum((1, 2), dtype=torch.int64)
-    if step.roi_masks is not None and step.roi is not None:
-        values |= _trained_roi_values(step.roi_masks) | {"mask/pos_gt": torch.cat(step.roi.matched_objects)}
-    if step.masks is not None:
-        values |= _trained_branch_values(step.masks)
+    if record.roi_masks is not None and record.roi is not None:
+        values |= _trained_roi_values(record.roi_masks) | {"mask/pos_gt": torch.cat(record.roi.matched_objects)}
+    if record.masks is not None:
+        values |= _trained_branch_values(record.masks)
     return values
 
 
-def _trained_roi_values(masks: RoiMaskStep) -> Values:
+def _trained_roi_values(masks: RoiMaskOutput) -> Values:
     return {
         "mask/rois": masks.regions,
         "mask/pos_labels": masks.labels,
@@ -151,18 +151,18 @@ def _trained_roi_values(masks: RoiMaskStep) -> Values:
     }
 
 
-def _trained_branch_values(masks: MaskStep) -> Values:
+def _trained_branch_values(masks: MaskBranchOutput) -> Values:
     values: Values = {
         "mask/rois": masks.regions,
         "mask/pos_labels": masks.labels,
         "mask/pos_gt": masks.objects,
-        "mask/roi_feats": masks.drawn.pooled,
+        "mask/roi_feats": masks.masks.pooled,
         "mask/iou_targets": masks.iou_targets,
-        "mask/iou_pred": masks.drawn.iou,
+        "mask/iou_pred": masks.masks.iou,
     }
     for i, (boxes, scores) in enumerate(masks.candidates):
         values[f"mask/candidates/{i}"] = torch.cat([boxes, scores[:, None]], 1)[:60]
-    for i, (wanted, logits) in enumerate(zip(masks.targets, masks.drawn.logits, strict=True)):
+    for i, (wanted, logits) in enumerate(zip(masks.targets, masks.masks.logits, strict=True)):
         values |= {
             f"mask/targets/{i}": wanted[:6].to(torch.uint8) if i >= 2 else wanted.to(torch.uint8),
             f"mask/target_areas/{i}": wanted.sum((1, 2)),

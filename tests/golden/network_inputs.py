@@ -15,6 +15,7 @@ from torch import Tensor
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import ModelConfig, Settings
+from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
@@ -188,7 +189,7 @@ def ellipses(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def objective_of(model: CoDETR, settings: Settings) -> CollaborativeObjective:
     """The published objective around a model, in training mode."""
-    return CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
+    return build_objective(model, settings.train.loss).train()
 
 
 # --------------------------------------------------------------------------------------------------------- random draws

@@ -1,6 +1,6 @@
-"""The recorded cases of the published code through our networks, losses, operators, data pipeline and optimizer.
+"""The recorded cases of the published code against our networks, losses, operators, data pipeline and optimizer.
 
-Small cases lie in `cases/` beside this file; the others in CODETR_SHARED, else in `shared` beside the checkout.
+Small cases are in `cases/` next to this file; the others in $CODETR_SHARED, else in `shared` next to the checkout.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import pytest
 from tests.golden.case import Case, Report
 from tests.golden.data_cases import shared_dir
 from tests.golden.run import run_case
+from tests.golden.shared_cases import QUICK_CASES, SLOW_CASES
 
 HERE = Path(__file__).resolve().parent / "cases"
 MOST_LISTED = 12
 
 
 def failing_lines(report: Report) -> str:
-    """The first stages that differ, one a line: the first of all is where to look."""
+    """The first stages that differ, one per line: start with the first one."""
     failing = [
         f"{line.key}: {line.error:.2e} > {line.tolerance:.0e} {line.note}" for line in report.lines if not line.ok
     ]
@@ -37,39 +38,7 @@ def test_small_case(folder: Path) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(
-    "name",
-    [
-        "co_dino_r50_eval",
-        "co_dino_r50_train_empty",
-        "co_dino_r50_init",
-        "msda_op",
-        "preprocess",
-        "augment",
-        pytest.param("co_dino_r50_train", marks=pytest.mark.slow),
-        pytest.param("co_dino_r50_train_all_empty", marks=pytest.mark.slow),
-        pytest.param("co_dino_r50_9enc_eval", marks=pytest.mark.slow),
-        "co_deformable_r50_eval",
-        "co_deformable_r50_init",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in (
-                "co_deformable_r50_train",
-                "co_deformable_r50_train_empty",
-                "co_deformable_r50_train_all_empty",
-                "co_deformable_swin_t_eval",
-                "co_deformable_swin_l_900q_eval",
-                "co_deformable_mask_r50_eval",
-                "co_deformable_mask_r50_train",
-                "co_dino_swin_l_eval",
-                "co_dino_vit_l_eval",
-                "co_dino_vit_l_eval_b2",
-                "co_dino_vit_l_inst_eval",
-                "co_dino_vit_l_inst_train",
-            )
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", [*QUICK_CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_CASES)])
 def test_shared_case(name: str) -> None:
     folder = shared_dir() / "golden" / "cases" / name
     if not folder.is_dir():

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.losses.aux_heads import AtssStep, RoiStep, RpnOutput
-from codetr_cli.losses.collaborative import PositivePass, Step
+from codetr_cli.losses.atss import AtssOutput
+from codetr_cli.losses.collaborative import ForwardRecord, PositivePass
+from codetr_cli.losses.roi import RoiOutput
+from codetr_cli.losses.rpn import RpnOutput
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.training.optim import build_optimizer
 from tests.golden import synth
@@ -49,15 +51,17 @@ def run_train(case: Case, report: Report) -> None:
     images, mask, targets = batch_of(case)
     draws = RecordedDraws(listed_draws(case.facts))
     with stages_of(model) as values:
-        step = objective.run(images, mask, targets, draws)
-    total = torch.stack(list(step.losses.values())).sum()
+        record = objective.run(images, mask, targets, draws)
+    total = torch.stack(list(record.losses.values())).sum()
     total.backward()
-    values |= _given_draws(case, draws, targets) | _decoder_values(case, step, targets)
-    values |= _loss_values(step, model.num_classes) | train_mask_values(step, targets)
-    if step.rpn is not None and step.roi is not None and step.atss is not None:
-        values |= maps_values(step.aux_maps) | _rpn_values(case, step.rpn) | proposals_values(case, step.rpn.proposals)
-        values |= _roi_values(step.roi, targets, model.num_classes) | _atss_values(step.atss, targets)
-        values |= _positive_values(step, step.roi, step.atss, model.num_classes)
+    values |= _given_draws(case, draws, targets) | _decoder_values(case, record, targets)
+    values |= _loss_values(record, model.num_classes) | train_mask_values(record, targets)
+    if record.rpn is not None and record.roi is not None and record.atss is not None:
+        values |= (
+            maps_values(record.aux_maps) | _rpn_values(case, record.rpn) | proposals_values(case, record.rpn.proposals)
+        )
+        values |= _roi_values(record.roi, targets, model.num_classes) | _atss_values(record.atss, targets)
+        values |= _positive_values(record, record.roi, record.atss, model.num_classes)
     gradients = _gradients(case, model)
     values |= {f"grad/{name}": gradient for name, gradient in gradients.items()}
     values["grad_norm"] = np.array([_norm(gradients[name]) for name in case.facts.get("grad_names", [])])
@@ -83,33 +87,33 @@ def _given_draws(case: Case, draws: RecordedDraws, targets: Targets) -> Values:
     return values
 
 
-def _decoder_values(case: Case, step: Step, targets: Targets) -> Values:
+def _decoder_values(case: Case, record: ForwardRecord, targets: Targets) -> Values:
     values: Values = {
-        "encoder/memory": step.encoded.memory,
-        "memory": step.encoded.memory,
-        "two_stage/topk_score": step.proposals.logits
+        "encoder/memory": record.encoded.memory,
+        "memory": record.encoded.memory,
+        "two_stage/topk_score": record.proposals.logits
         if case.publisher == "mmdet3"
-        else step.proposals.logits.max(-1)[0],
-        "two_stage/class_logits": _first(step.proposals.all_logits, step.proposals.logits),
-        "two_stage/topk_coords": step.proposals.boxes,
-        "two_stage/boxes": _first(step.proposals.all_boxes, step.proposals.boxes),
-        "two_stage/topk_indices": step.proposals.indices,
-        "decoder/references": step.decoded.references,
-        "decoder/states": step.decoded.states,
-        **layers_values(step.logits, step.boxes),
+        else record.proposals.logits.max(-1)[0],
+        "two_stage/class_logits": _first(record.proposals.all_logits, record.proposals.logits),
+        "two_stage/topk_coords": record.proposals.boxes,
+        "two_stage/boxes": _first(record.proposals.all_boxes, record.proposals.boxes),
+        "two_stage/topk_indices": record.proposals.indices,
+        "decoder/references": record.decoded.references,
+        "decoder/states": record.decoded.states,
+        **layers_values(record.logits, record.boxes),
     }
-    if step.denoising is not None:
+    if record.denoising is not None:
         values |= {
-            "dn/input_query_label": step.denoising.content,
-            "dn/input_query_bbox": step.denoising.reference_logits,
-            "dn/attn_mask": step.denoising.blocked,
-            "dn/attn_mask_row_true_count": step.denoising.blocked.sum(1),
+            "dn/input_query_label": record.denoising.content,
+            "dn/input_query_bbox": record.denoising.reference_logits,
+            "dn/attn_mask": record.denoising.attn_mask,
+            "dn/attn_mask_row_true_count": record.denoising.attn_mask.sum(1),
         }
     for i, target in enumerate(targets):
         values |= {f"gt/{i}/boxes": target["boxes"], f"gt/{i}/labels": target["labels"]}
-    num_queries, num_proposed = step.proposals.indices.shape[1], values["two_stage/boxes"].shape[1]
-    for layer, matches in enumerate(step.matches):
-        is_proposals = layer == len(step.logits)
+    num_queries, num_proposed = record.proposals.indices.shape[1], values["two_stage/boxes"].shape[1]
+    for layer, matches in enumerate(record.matches):
+        is_proposals = layer == len(record.logits)
         for i, (queries, objects) in enumerate(matches):
             of_object = torch.full((len(targets[i]["labels"]),), -1)
             of_object[objects] = queries
@@ -124,12 +128,12 @@ def _first(value: Tensor | None, otherwise: Tensor) -> Tensor:
     return otherwise if value is None else value
 
 
-def _loss_values(step: Step, num_classes: int) -> Values:
-    values: Values = {f"loss/{name}": value.reshape(1) for name, value in step.losses.items()}
-    values["loss/loss"] = torch.stack(list(step.losses.values())).sum()[None]
-    if step.roi is not None:
-        labels = torch.cat([c.labels for c in step.roi.candidates])
-        values["loss/acc0"] = (step.roi.logits.argmax(1) == labels).double().mean()[None] * 100
+def _loss_values(record: ForwardRecord, num_classes: int) -> Values:
+    values: Values = {f"loss/{name}": value.reshape(1) for name, value in record.losses.items()}
+    values["loss/loss"] = torch.stack(list(record.losses.values())).sum()[None]
+    if record.roi is not None:
+        labels = torch.cat([c.labels for c in record.roi.sampled])
+        values["loss/acc0"] = (record.roi.logits.argmax(1) == labels).double().mean()[None] * 100
     return values
 
 
@@ -147,10 +151,10 @@ def _positives_with_objects(assigned: Tensor) -> Tensor:
     return torch.stack([positive, assigned[positive] + 1])
 
 
-def _roi_values(roi: RoiStep, targets: Targets, num_classes: int) -> Values:
+def _roi_values(roi: RoiOutput, targets: Targets, num_classes: int) -> Values:
     values: Values = {}
     for i, (candidates, positives, indices) in enumerate(
-        zip(roi.candidates, roi.num_positives, roi.object_indices, strict=True)
+        zip(roi.sampled, roi.num_positives, roi.object_indices, strict=True)
     ):
         objects = targets[i]["boxes"]
         of_positives = indices_of(candidates.objects[:positives], objects)
@@ -161,23 +165,23 @@ def _roi_values(roi: RoiStep, targets: Targets, num_classes: int) -> Values:
             f"rcnn/sample/{i}/pos_gt": of_positives,
             f"roi/pos_is_gt/{i}": indices < len(objects),
         }
-    labels = torch.cat([c.labels for c in roi.candidates])
+    labels = torch.cat([c.labels for c in roi.sampled])
     return values | {
         "roi/cls_score": roi.logits,
         "roi/bbox_pred": roi.deltas,
         "roi/bbox_feats": roi.pooled,
         "roi/targets/labels": labels,
         "roi/targets/label_weights": torch.ones(len(labels)),
-        "roi/targets/bbox_targets": torch.cat([c.objects for c in roi.candidates]),
+        "roi/targets/bbox_targets": torch.cat([c.objects for c in roi.sampled]),
         "roi/targets/bbox_weights": (labels < num_classes)[:, None].double().expand(-1, 4),
     }
 
 
-def _atss_values(atss: AtssStep, targets: Targets) -> Values:
+def _atss_values(atss: AtssOutput, targets: Targets) -> Values:
     values: Values = {}
     for i, (logits, deltas, centerness) in enumerate(zip(atss.logits, atss.deltas, atss.centerness, strict=True)):
         values |= {f"atss/cls/{i}": logits, f"atss/reg/{i}": deltas, f"atss/centerness/{i}": centerness}
-    for i, (candidates, valid) in enumerate(zip(atss.candidates, atss.valid, strict=True)):
+    for i, (candidates, valid) in enumerate(zip(atss.sampled, atss.valid, strict=True)):
         positive = (candidates.labels < atss.logits[0].shape[1]).nonzero()[:, 0]
         assigned = torch.full_like(candidates.labels, -1)
         assigned[positive] = torch.from_numpy(indices_of(candidates.objects[positive], targets[i]["boxes"]))
@@ -190,15 +194,15 @@ def _atss_values(atss: AtssStep, targets: Targets) -> Values:
     return values
 
 
-def _positive_values(step: Step, roi: RoiStep, atss: AtssStep, num_classes: int) -> Values:
-    sizes = [len(c.labels) for c in roi.candidates]
+def _positive_values(record: ForwardRecord, roi: RoiOutput, atss: AtssOutput, num_classes: int) -> Values:
+    sizes = [len(c.labels) for c in roi.sampled]
     features = (
         list(torch.split(roi.pooled.mean((2, 3)), sizes)),
-        list(torch.cat([m.flatten(2).transpose(1, 2) for m in step.aux_maps], 1)),
+        list(torch.cat([m.flatten(2).transpose(1, 2) for m in record.aux_maps], 1)),
     )
     values: Values = {}
     for head, (done, candidates, of_images) in enumerate(
-        zip(step.positive, (roi.candidates, atss.candidates), features, strict=True)
+        zip(record.positive.values(), (roi.sampled, atss.sampled), features, strict=True)
     ):
         is_object = done.targets.labels < num_classes
         of_pass = {
@@ -298,8 +302,8 @@ def run_steps(case: Case, report: Report) -> None:
     probes = {name: torch.from_numpy(synth.draw(f"probe/{name}", tuple(p.shape))) for name, p in trained.items()}
     values: Values = {}
     for index, facts in enumerate(case.facts["steps"]):
-        step = objective.run(images, mask, targets, RecordedDraws(listed_draws(facts)))
-        losses = _loss_values(step, model.num_classes)
+        record = objective.run(images, mask, targets, RecordedDraws(listed_draws(facts)))
+        losses = _loss_values(record, model.num_classes)
         optimizer.zero_grad(set_to_none=True)
         losses["loss/loss"].backward()
         norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings.train.clip_norm)

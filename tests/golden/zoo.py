@@ -1,7 +1,7 @@
-"""The rows of the published zoo as settings of ours: what each preset must say, figure by figure.
+"""The rows of the published zoo as settings: the value that each preset must have, setting by setting.
 
-`zoo_figures.json` beside this file keeps the outcome for all rows, so that presets are checked where the recorded
-material is absent: `python -m tests.golden.zoo ZOO_JSON` writes it anew.
+`zoo_figures.json` next to this file keeps them for all rows, so that presets are checked without the recorded
+material: `python -m tests.golden.zoo ZOO_JSON` writes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read_zoo(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def figures_of(row: dict[str, Any]) -> dict[str, Any]:
-    """Dotted name of a setting -> value, for everything that a row fixes."""
+    """Dotted name of a setting -> value, for all settings that a row determines."""
     return {
         **_network(row),
         **{f"model.backbone.{name}": value for name, value in _backbone(row).items()},

@@ -179,9 +179,9 @@ def test_detectors_are_optimized_by_default(tiny_settings, tmp_path):
     path = write_checkpoint(tmp_path / "model.safetensors", tiny_settings)
     image = torch.rand(1, 3, 64, 96)
     optimized, plain = load_detector(path, CPU).model, load_detector(path, CPU, optimize=False).model
-    assert optimized.lean
-    assert not plain.lean
-    assert not load_detector(path, CPU, training=True).model.lean
+    assert optimized.optimized_for_inference
+    assert not plain.optimized_for_inference
+    assert not load_detector(path, CPU, training=True).model.optimized_for_inference
     assert not any(parameter.requires_grad for parameter in optimized.parameters())
     with torch.no_grad():
         torch.testing.assert_close(optimized(image, None), plain(image, None), rtol=1e-4, atol=1e-4)

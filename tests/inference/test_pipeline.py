@@ -8,7 +8,7 @@ from torch import nn
 
 from codetr_cli.errors import ConfigError
 from codetr_cli.inference.pipeline import TimedPostProcess, inference
-from codetr_cli.models.postprocess import PostProcess
+from tests.postprocessing import post_process
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def test_precision():
 
 
 def test_a_timed_postprocess_gives_the_same_detections():
-    plain = PostProcess(max_detections=7, nms_iou=0.6)
+    plain = post_process(max_detections=7, nms_iou=0.6)
     timed = TimedPostProcess.around(replace(plain, head="roi"))
     assert (timed.max_detections, timed.nms_iou, timed.head) == (7, 0.6, "roi")
     logits, boxes = torch.randn(2, 10, 3), torch.rand(2, 10, 4)

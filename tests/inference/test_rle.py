@@ -8,7 +8,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from codetr_cli.inference.rle import decode_masks, encode_crop, encode_masks
-from codetr_cli.models.masks import paste_masks
+from codetr_cli.models.mask_grid import paste_masks
 from codetr_cli.models.postprocess import Detections
 
 

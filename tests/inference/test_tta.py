@@ -16,8 +16,9 @@ from codetr_cli.data.transforms import build_transforms
 from codetr_cli.inference.pipeline import detect, inference
 from codetr_cli.inference.tta import Augmentation, build_augmentation, flip_detections, join, merge, size_text
 from codetr_cli.models.build import build_model, build_postprocess
-from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.models.postprocess import Detections
 from tests.inference.fakes import Masked
+from tests.postprocessing import post_process
 
 CPU = torch.device("cpu")
 
@@ -194,14 +195,14 @@ def test_merging_decays_what_overlaps_within_a_class():
     same, other = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]
     nothing = join([one(same, 0.5, 0, 0.5)])[:0]
     views = [one(same, 0.8, 0, 0.4), one(other, 0.6, 0, 0.3), one(same, 0.7, 1, 0.7), nothing]
-    merged = merge(views, PostProcess(nms_iou=0.8))
+    merged = merge(views, post_process(nms_iou=0.8))
     assert merged.labels.tolist() == [0, 1, 0]
     assert merged.scores.tolist() == pytest.approx([0.8, 0.7, 0.06])
     assert merged.mask_scores.tolist() == pytest.approx([0.4, 0.7, 0.03])
     assert merged.masks[:, 0, 0].tolist() == pytest.approx([0.8, 0.7, 0.6])
-    assert len(merge(views, PostProcess(nms_iou=0.8, max_detections=2))) == 2
-    assert len(merge(views, PostProcess(nms_iou=0.8, nms_min_score=0.1))) == 2
-    assert len(merge([nothing, nothing], PostProcess())) == 0
+    assert len(merge(views, post_process(nms_iou=0.8, max_detections=2))) == 2
+    assert len(merge(views, post_process(nms_iou=0.8, nms_min_score=0.1))) == 2
+    assert len(merge([nothing, nothing], post_process())) == 0
 
 
 def test_scales_are_factors_or_short_sides(tiny_settings):

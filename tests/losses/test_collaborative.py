@@ -3,36 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.losses.aux_heads import Candidates
-from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
-from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
-from codetr_cli.losses.positive_queries import MIN_QUERIES, select_positive_queries
-from codetr_cli.losses.random import RandomSource
-from codetr_cli.models.build import build_model
-
-
-def make_objective(settings, *overrides):
-    settings = apply_overrides(settings, list(overrides))
-    model = build_model(settings.model)
-    return CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
-
-
-def make_batch(counts):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(len(counts), 3, 96, 96, generator=generator)
-    targets = []
-    for count in counts:
-        corner = torch.rand(count, 2, generator=generator) * 50
-        targets.append(
-            {
-                "boxes": torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 30 + 10], 1),
-                "labels": torch.randint(3, (count,), generator=generator),
-                "norm_size": (96, 96),
-                "pad_size": (96, 96),
-            }
-        )
-    return images, torch.zeros(len(counts), 96, 96, dtype=torch.bool), targets
+from codetr_cli.losses.collaborative import group_losses
+from tests.losses.batches import make_batch, make_objective
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (4, 0), (0, 0), (60, 1)])
@@ -93,21 +65,6 @@ def test_a_diverged_network_reports_it_by_its_loss(tiny_settings, counts):
     assert not bool(torch.stack(list(losses.values())).sum().isfinite())
 
 
-def test_background_boxes_are_never_read():
-    generator = torch.Generator().manual_seed(0)
-    logits, boxes = torch.randn(2, 5, 3, generator=generator), torch.rand(2, 5, 4, generator=generator)
-    labels = torch.tensor([[0, 3, 3, 1, 3], [3, 3, 2, 3, 3]])
-    wanted = torch.rand(2, 5, 4, generator=generator)
-    criterion = QueryCriterion(class_loss="quality_focal", class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
-    factors, count = torch.tensor([[90.0, 60, 90, 60], [50, 70, 50, 70]]), torch.tensor(3.0)
-    terms = criterion(logits, boxes, QueryTargets(labels, wanted), factors, count)
-    other = criterion(logits, boxes, QueryTargets(labels, wanted * (labels < 3)[..., None]), factors, count)
-    assert all(torch.equal(terms[name], other[name]) for name in terms)
-    positive = labels < 3
-    expected = 5 * (boxes[positive] - wanted[positive]).abs().sum() / 3
-    torch.testing.assert_close(terms["bbox"], expected)
-
-
 @pytest.mark.parametrize(
     ("overrides", "gone"),
     [
@@ -166,50 +123,3 @@ def test_mixed_precision_losses_are_float32_and_close(tiny_settings):
     assert {v.dtype for v in mixed.values()} == {torch.float32}
     for name in ("loss_rpn_cls", "loss_cls0", "enc_loss_cls"):
         torch.testing.assert_close(mixed[name], full[name], rtol=0.1, atol=0.05)
-
-
-def test_perfect_queries_cost_nothing():
-    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.1, 0.1]]])
-    logits = torch.tensor([[[30.0, -30.0], [-30.0, -30.0]]])
-    targets = QueryTargets(torch.tensor([[0, 2]]), boxes)
-    criterion = QueryCriterion(class_loss="quality_focal", class_weight=1.0, l1_weight=5.0, giou_weight=2.0)
-    terms = criterion(logits, boxes, targets, torch.tensor([[100.0, 100, 100, 100]]), torch.tensor(1.0))
-    assert all(float(v) == pytest.approx(0, abs=1e-5) for v in terms.values())
-
-
-def make_candidates(positives, total, classes=5):
-    labels = torch.full((total,), classes)
-    labels[:positives] = torch.arange(positives) % classes
-    boxes = torch.arange(total)[:, None] + torch.tensor([0.0, 0.0, 5.0, 5.0])
-    return Candidates(boxes, labels, boxes * (labels < classes)[:, None])
-
-
-@pytest.mark.parametrize(
-    ("positives", "expected"),
-    [((3, 1), MIN_QUERIES), ((30, 2), 30), ((90, 40), 50), ((0, 0), MIN_QUERIES)],
-)
-def test_every_image_gives_as_many_queries_as_the_richest_one(positives, expected):
-    candidates = [make_candidates(n, 200) for n in positives]
-    targets = [{"norm_size": (100, 100)}] * 2
-    boxes, wanted, _ = select_positive_queries(candidates, targets, num_classes=5, max_queries=50, draws=RandomSource())
-    assert boxes.shape == (2, expected, 4)
-    for image, n in enumerate(positives):
-        assert int((wanted.labels[image] < 5).sum()) == min(n, expected)
-    background = wanted.labels == 5
-    assert float(wanted.boxes[background].abs().sum()) == 0.0
-
-
-def test_no_candidates_give_background_queries():
-    boxes, wanted, _ = select_positive_queries(
-        [make_candidates(0, 0), make_candidates(2, 3)], [{"norm_size": (9, 9)}] * 2, num_classes=5, max_queries=50,
-        draws=RandomSource(),
-    )  # fmt: skip
-    assert boxes.shape == (2, MIN_QUERIES, 4)
-    assert set(wanted.labels.flatten().tolist()) == {5}
-
-
-def test_too_few_candidates_repeat():
-    boxes, *_ = select_positive_queries(
-        [make_candidates(2, 3)], [{"norm_size": (9, 9)}], num_classes=5, max_queries=50, draws=RandomSource()
-    )
-    assert boxes.shape == (1, MIN_QUERIES, 4)

@@ -25,7 +25,7 @@ def make(counts, num_queries=100, **options):
         num_matching=7,
         num_queries=num_queries,
         dtype=torch.float32,
-        draws=RandomSource(),
+        random=RandomSource(),
         **options,
     )
     return queries, embed
@@ -40,18 +40,18 @@ def test_group_arithmetic(counts, slots, positives):
     queries, _ = make(counts)
     assert queries.content.shape == (2, slots, 8)
     assert queries.reference_logits.shape == (2, slots, 4)
-    assert queries.blocked.shape == (slots + 7, slots + 7)
+    assert queries.attn_mask.shape == (slots + 7, slots + 7)
     assert queries.num_positives == positives == int((queries.labels < 6).sum())
 
 
 def test_who_sees_whom():
     queries, _ = make((2, 1), num_queries=4)  # two groups of four
-    blocked = queries.blocked
-    assert bool(blocked[8:, :8].all()), "matching queries see no denoising query"
-    assert not bool(blocked[8:, 8:].any())
-    assert not bool(blocked[:8, 8:].any()), "denoising queries see the matching ones"
-    assert not bool(blocked[:4, :4].any())
-    assert bool(blocked[:4, 4:8].all()), "groups do not see each other"
+    attn_mask = queries.attn_mask
+    assert bool(attn_mask[8:, :8].all()), "matching queries see no denoising query"
+    assert not bool(attn_mask[8:, 8:].any())
+    assert not bool(attn_mask[:8, 8:].any()), "denoising queries see the matching ones"
+    assert not bool(attn_mask[:4, :4].any())
+    assert bool(attn_mask[:4, 4:8].all()), "groups do not see each other"
 
 
 def test_without_noise_positives_are_the_objects_and_negatives_are_shifted():

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 from codetr_cli.boxes import box_iou
 from codetr_cli.losses import assigners, matcher
 from codetr_cli.losses.assigners import BACKGROUND, IGNORED, assign_atss, assign_by_iou
-from codetr_cli.losses.aux_heads import atss_step
-from codetr_cli.losses.masks import OBJECTS_AT_ONCE, visible_shares
+from codetr_cli.losses.atss import atss_losses
+from codetr_cli.losses.mask_losses import OBJECTS_AT_ONCE, visible_shares
 from codetr_cli.losses.matcher import HungarianMatcher
 from codetr_cli.models.aux_heads.anchors import AnchorGrid
 from codetr_cli.models.aux_heads.atss import AtssHead
@@ -218,7 +218,7 @@ def test_the_one_stage_head_holds_its_logits_once_and_their_gradient():
     target = {"boxes": make_objects(20), "labels": torch.randint(classes, (20,)), "pad_size": size}
 
     def run():
-        step = atss_step(head, maps, [target])
+        step = atss_losses(head, maps, [target])
         (step.class_loss + step.box_loss + step.centerness_loss).backward()
 
     assert logits_bytes < peak_bytes(run) < 3.5 * logits_bytes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codetr_cli.losses.aux_heads import roi_step
 from codetr_cli.losses.random import RandomSource
+from codetr_cli.losses.roi import roi_losses
 from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas
 from codetr_cli.models.aux_heads.roi import RoiHead, suppress
 from codetr_cli.models.aux_heads.rpn import RpnHead
@@ -89,7 +89,7 @@ def test_agnostic_boxes_are_those_of_every_class():
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
     ]
     steps = [
-        roi_step(head, maps(), PROPOSALS, targets, samples=8, draws=RandomSource()) for head in (agnostic, specific)
+        roi_losses(head, maps(), PROPOSALS, targets, samples=8, random=RandomSource()) for head in (agnostic, specific)
     ]
     torch.testing.assert_close(steps[0].box_loss, steps[1].box_loss)
     assert float(steps[0].box_loss.detach()) > 0

@@ -10,20 +10,8 @@ from codetr_cli.config.presets import load_preset
 from codetr_cli.models import decoder as decoder_module
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.decoder import DinoDecoder
-from codetr_cli.models.postprocess import PostProcess
-
-
-def make_batch(height=96, width=128, valid=(96, 112)):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, height, width, generator=generator)
-    mask = torch.zeros(2, height, width, dtype=torch.bool)
-    mask[1, valid[0] :], mask[1, :, valid[1] :] = True, True
-    images = images.masked_fill(mask[:, None], 0.0)
-    metas = [
-        {"norm_size": (height, width), "scale_factor": (0.5, 0.5)},
-        {"norm_size": valid, "scale_factor": (2.0, 1.0)},
-    ]
-    return images, mask, metas
+from tests.models.networks import make_batch
+from tests.postprocessing import post_process
 
 
 @pytest.fixture
@@ -80,7 +68,7 @@ def test_leaving_out_the_aux_heads_changes_no_detection(model, tiny_settings):
 @pytest.mark.parametrize("head", ["decoder", "roi", "atss"])
 def test_every_head_detects_inside_its_image(model, head):
     images, mask, metas = make_batch()
-    for found, meta in zip(model.detect(images, mask, metas, PostProcess(head=head)), metas, strict=True):
+    for found, meta in zip(model.detect(images, mask, metas, post_process(head=head)), metas, strict=True):
         height, width = meta["norm_size"]
         scale_x, scale_y = meta["scale_factor"]
         assert len(found) > 0
@@ -95,9 +83,9 @@ def test_both_published_candidate_rules_differ_as_described():
     logits = torch.randn(1, 40, 3, generator=generator, dtype=torch.float64)
     boxes = torch.rand(1, 40, 4, generator=generator, dtype=torch.float64) * 0.1 + 0.4
     meta = [{"norm_size": (100, 100), "scale_factor": (1.0, 1.0)}]
-    mmdet = PostProcess(max_detections=20, candidates="max_detections", nms_iou=0.3)(logits, boxes, meta)[0]
-    sensex = PostProcess(max_detections=20, candidates="num_queries", nms_iou=0.3)(logits, boxes, meta)[0]
-    plain = PostProcess(max_detections=20, nms="none")(logits, boxes, meta)[0]
+    mmdet = post_process(max_detections=20, candidates="max_detections", nms_iou=0.3)(logits, boxes, meta)[0]
+    sensex = post_process(max_detections=20, candidates="num_queries", nms_iou=0.3)(logits, boxes, meta)[0]
+    plain = post_process(max_detections=20, nms="none")(logits, boxes, meta)[0]
     best = logits.sigmoid().flatten().sort(descending=True)[0]
     torch.testing.assert_close(plain.scores, best[:20])
     assert len(mmdet) < len(sensex) <= 20, "more candidates survive when all queries compete"
@@ -114,7 +102,7 @@ def test_detections_of_a_batch_at_once_are_those_of_its_images(nms, candidates):
         {"norm_size": (100, 140), "scale_factor": (0.5, 0.4)},
         {"norm_size": (80, 90), "scale_factor": (2.0, 1.0)},
     ]
-    post = PostProcess(max_detections=20, nms=nms, candidates=candidates, nms_iou=0.3)
+    post = post_process(max_detections=20, nms=nms, candidates=candidates, nms_iou=0.3)
     one_by_one = post(probabilities.logit(), boxes, metas)
     assert nms == "none" or any(len(found) < 40 for found in one_by_one)
     for ours, theirs in zip(post.at_once(probabilities, boxes, metas), one_by_one, strict=True):
@@ -144,7 +132,7 @@ def test_images_with_fewer_tokens_than_queries_use_all_tokens(tiny_settings):
     images, mask, metas = make_batch()
     tokens = sum((96 // stride) * (128 // stride) for stride in (4, 8, 16, 32))
     assert model(images, mask)["pred_logits"].shape == (2, tokens, 3)
-    assert len(model.detect(images, mask, metas, PostProcess(max_detections=7))[0]) == 7
+    assert len(model.detect(images, mask, metas, post_process(max_detections=7))[0]) == 7
 
 
 def test_checkpointing_changes_memory_not_numbers(tiny_settings):
@@ -180,6 +168,6 @@ def test_autocast_keeps_scores_and_boxes_in_float32(model):
     images, mask, metas = make_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(images, mask)
-        found = model.detect(images, mask, metas, PostProcess())
+        found = model.detect(images, mask, metas, post_process())
     assert outputs["pred_logits"].dtype == outputs["pred_boxes"].dtype == torch.float32
     assert found[0].boxes.dtype == torch.float32

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.criterion import QueryCriterion, QueryTargets
 from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
@@ -74,12 +74,12 @@ def test_every_token_is_given_for_training(model):
     torch.testing.assert_close(gathered, some.boxes)
 
 
-def test_positions_are_given_once_and_the_decoder_refuses_to_go_without(model):
+def test_positional_parts_are_computed_once_and_required(model):
     images, mask, _ = make_batch()
     encoded = model.encode(images, mask)
     queries = model.matching_queries(model.select_queries(encoded))
-    assert queries.positions.shape == queries.content.shape
-    with pytest.raises(ValueError, match="positions"):
+    assert queries.query_pos.shape == queries.content.shape
+    with pytest.raises(ValueError, match="positional part"):
         model.decode(Queries(queries.content, queries.references), encoded)
 
 
@@ -94,23 +94,23 @@ def test_heads_read_what_refinement_reads(model):
     torch.testing.assert_close(boxes, decoded.references[1:])
 
 
-def test_positive_queries_move_with_their_features_and_their_heads_number(model):
+def test_positive_queries_depend_on_features_and_head_embedding(model):
     boxes, features = torch.rand(1, 5, 4), torch.randn(1, 5, model.query_embed.weight.shape[1])
     with torch.no_grad():
-        plain = model.positive_queries(boxes, 1, features)
-        other = model.positive_queries(boxes, 1, features + torch.randn_like(features))
+        plain = model.positive_queries(boxes, "atss", features)
+        other = model.positive_queries(boxes, "atss", features + torch.randn_like(features))
         model.positive_queries.head_embed[1] += 2.0
-        moved = model.positive_queries(boxes, 1, features)
-    assert torch.equal(plain.positions, other.positions)
+        moved = model.positive_queries(boxes, "atss", features)
+    assert torch.equal(plain.query_pos, other.query_pos)
     assert not torch.allclose(plain.content, other.content)
-    torch.testing.assert_close(moved.positions, plain.positions + 2.0)
+    torch.testing.assert_close(moved.query_pos, plain.query_pos + 2.0)
     with pytest.raises(ValueError, match="features"):
-        model.positive_queries(boxes, 0)
+        model.positive_queries(boxes, "roi")
 
 
 def test_objects_are_of_the_first_class_for_the_proposals_only(settings):
     torch.manual_seed(0)
-    objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump()).train()
+    objective = build_objective(build_model(settings.model), settings.train.loss).train()
     images, mask, targets = make_batch()
     sets = []
     criterion = objective.criterion
@@ -120,17 +120,17 @@ def test_objects_are_of_the_first_class_for_the_proposals_only(settings):
         return criterion(logits, boxes, wanted, *rest)
 
     objective.criterion = record
-    step = objective.run(images, mask, targets, RandomSource())
-    tokens, layers = step.proposals.all_logits.shape[1], settings.model.decoder_layers
+    record_of_pass = objective.run(images, mask, targets, RandomSource())
+    tokens, layers = record_of_pass.proposals.all_logits.shape[1], settings.model.decoder_layers
     assert [found for found in sets if found[0] == tokens] == [(tokens, {0, 3})]
     assert sets[:layers] == [(settings.model.num_queries, {2, 3})] * layers
-    assert not any("dn_" in name for name in step.losses)
+    assert not any("dn_" in name for name in record_of_pass.losses)
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (4, 0), (0, 0)])
 def test_every_trained_parameter_gets_a_finite_gradient(settings, counts):
     torch.manual_seed(0)
-    objective = CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump()).train()
+    objective = build_objective(build_model(settings.model), settings.train.loss).train()
     torch.stack(list(objective(*make_batch(counts)).values())).sum().backward()
     trained = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
     assert [name for name, gradient in trained.items() if gradient is None] == []
@@ -145,4 +145,4 @@ def test_the_class_loss_is_divided_by_the_mean_over_processes_where_published():
     own = criterion(logits, boxes, wanted, factors, count)["cls"]
     shared = criterion(logits, boxes, wanted, factors, count, torch.tensor(8.0))["cls"]
     torch.testing.assert_close(own, 4 * shared)
-    assert [family.mean_class_normaliser for family in FAMILIES.values()] == [False, True]
+    assert [family.mean_class_normalizer for family in FAMILIES.values()] == [False, True]

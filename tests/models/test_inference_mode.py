@@ -11,7 +11,7 @@ from codetr_cli.models.build import build_model
 from codetr_cli.models.encoder import EncoderLayer
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.proposals import QuerySelection
-from tests.models.test_codetr import make_batch
+from tests.models.networks import make_batch
 
 
 def chunk(model, tokens):
@@ -115,7 +115,7 @@ def test_a_layout_without_padding_equals_one_whose_mask_is_empty(tiny_settings):
     with torch.no_grad():
         ours, theirs = model(images, None), model(images, empty)
         layouts = [model.encode(images, m).layout for m in (None, empty)]
-        positions = [model.encoder.positions(layout) for layout in layouts]
+        positions = [model.encoder.token_positions(layout) for layout in layouts]
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
     assert torch.equal(positions[0].expand_as(positions[1]), positions[1])

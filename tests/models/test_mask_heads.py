@@ -11,9 +11,9 @@ from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.inference_mode import optimize_for_inference
+from codetr_cli.models.mask_grid import boundary
 from codetr_cli.models.mask_heads.fcn import of_class
 from codetr_cli.models.mask_heads.refine import keep_fine_boundaries, logits_of_class
-from codetr_cli.models.masks import boundary
 from codetr_cli.models.pooling import RegionPooling, number_regions
 from codetr_cli.models.postprocess import Detections
 
@@ -37,8 +37,8 @@ def test_a_preset_without_masks_has_none(tiny_settings):
     for found in model.detect(images, mask, metas, build_postprocess(tiny_settings.test)):
         assert found.masks is None
         assert found.mask_scores is None
-    with pytest.raises(ValueError, match="without a branch"):
-        model.draw_masks(model.encode(images, mask), [], [])
+    with pytest.raises(ValueError, match="without a mask branch"):
+        model.predict_masks(model.encode(images, mask), [], [])
 
 
 @pytest.mark.parametrize(("kind", "head", "side"), [("fcn", "roi", 28), ("refine", "decoder", 112)])

@@ -24,13 +24,14 @@ from codetr_cli.data.images import read_image
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.transforms import ResizeParams, ResizeShortLong
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.models.postprocess import Detections
 from codetr_cli.models.proposals import Proposals, propose_boxes
 from tests.golden.case import Case
 from tests.golden.network_inputs import build_case_model, settings_of
+from tests.postprocessing import post_process
 
 CASE = Path(__file__).resolve().parents[1] / "golden" / "cases" / "co_dino_r50_sensex_eval"
-PLAIN = PostProcess(max_detections=300, nms="none")
+PLAIN = post_process(max_detections=300, nms="none")
 
 Inputs = tuple[Tensor, Tensor, list[dict[str, Any]]]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from codetr_cli.models.backbones.swin import BLOCKED, SwinTransformer, relative_index, shift_masks
+from codetr_cli.models.backbones.swin import MASKED_SCORE, SwinTransformer, relative_index, shift_masks
 
 
 def small(**changes):
@@ -65,7 +65,7 @@ def test_masks_of_windows_are_those_of_the_whole_shifted_image(rows, columns, wi
         for j, horizontal in enumerate(cuts):
             regions[vertical, horizontal] = 3 * i + j
     windows = regions.view(rows, window, columns, window).transpose(1, 2).flatten(2)
-    expected = torch.where(windows[..., None] != windows[..., None, :], BLOCKED, 0.0)
+    expected = torch.where(windows[..., None] != windows[..., None, :], MASKED_SCORE, 0.0)
     masks = shift_masks(window)
     for i in range(rows):
         for j in range(columns):

@@ -12,7 +12,7 @@ from codetr_cli.models import torch_compile
 from codetr_cli.models.build import build_model
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.torch_compile import compile_static_parts
-from tests.models.test_codetr import make_batch
+from tests.models.networks import make_batch
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from codetr_cli.errors import ConfigError
 from codetr_cli.models.backbones.vit import ViT, rotate, rotation
 
 PATCH, WINDOW = 4, 3
@@ -110,7 +109,7 @@ def test_fixed_tables_are_the_dynamic_ones_of_their_size_and_serve_no_other():
     square = images(1, 6, 6)
     dynamic, fixed = small().eval(), small(fixed_size=6 * PATCH).eval()
     torch.testing.assert_close(fixed(square)[0], dynamic(square)[0])
-    with pytest.raises(ConfigError, match=r"squares of 24 pixels only, this image has 24 x 28"):
+    with pytest.raises(ValueError, match=r"must be 24 x 24 pixels .*, got 24 x 28"):
         fixed(images(1, 6, 7))
 
 

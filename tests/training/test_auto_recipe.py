@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.config.presets import chosen_settings, load_preset
+from codetr_cli.config.overrides import replace_settings, user_set
+from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
@@ -19,9 +19,8 @@ from codetr_cli.training.plan import Job, plan_job
 
 def fitted(preset: str, images: int, *, weights: bool, by_hand: tuple[str, ...] = ()) -> tuple[Settings, str]:
     settings = load_preset(preset, list(by_hand))
-    chosen = chosen_settings(preset, list(by_hand))
-    recipe = fit_recipe(settings, images=images, from_weights=weights, chosen=chosen)
-    return apply_overrides(settings, recipe.overrides), " ".join(recipe.paragraphs)
+    recipe = fit_recipe(settings, images=images, from_weights=weights, chosen=user_set(settings))
+    return replace_settings(settings, recipe.changes), " ".join(recipe.paragraphs)
 
 
 def test_published_data_are_trained_on_as_published():
@@ -79,7 +78,7 @@ def test_what_a_person_chose_stays():
 def test_a_preset_file_of_ones_own_is_a_choice(tmp_path: Path):
     own = tmp_path / "mine.toml"
     own.write_text("[train]\nepochs = 5\n[train.loss]\nclass_weight = 2.0\n", encoding="utf-8")
-    assert chosen_settings(str(own), ["train.lr=1e-3"]) == {"train.epochs", "train.loss.class_weight", "train.lr"}
+    assert user_set(load_preset(str(own), ["train.lr=1e-3"])) == {"train.epochs", "train.loss.class_weight", "train.lr"}
     assert fitted(str(own), 205, weights=True)[0].train.epochs == 5
 
 
@@ -106,8 +105,8 @@ def test_a_run_with_a_recipe_is_prolonged_with_its_own_settings(tmp_path: Path, 
     """A length by hand switches off what the recipe had made of the milestones; the message says how it works."""
 
     def job(preset: str, *overrides: str) -> Job:
-        settings, chosen = load_preset(preset, list(overrides)), chosen_settings(preset, list(overrides))
-        return plan_job(settings, data=str(tiny_coco), evaluate=False, chosen=chosen)
+        settings = load_preset(preset, list(overrides))
+        return plan_job(settings, data=str(tiny_coco), evaluate=False, chosen=user_set(settings))
 
     run, begun = RunFolder(tmp_path / "run"), job("co_dino_r50")
     run.open(begun.settings, begun.origin)

@@ -18,7 +18,7 @@ from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.transforms import build_transforms
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.runtime.memory import capacity, main_memory_left
@@ -165,7 +165,7 @@ def test_more_images_need_more_and_recomputation_less(tiny_settings: Settings):
     return_large_blocks()  # as a training does
     settings = apply_overrides(tiny_settings, ["model.encoder_layers=12"])
     model = build_model(settings.model)
-    objective = CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
+    objective = build_objective(model, settings.train.loss).train()
 
     def growth(count: int) -> int:
         return memory_check._growth(objective, settings, WorstBatch((192, 256), count, 5), CPU)

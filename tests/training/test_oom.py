@@ -22,7 +22,7 @@ from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.worker_errors import error_of
 from codetr_cli.errors import MemoryShrunkError, ResourceError, StoppedError
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.listing import read_run
 from codetr_cli.runs.memory_record import MemoryRecord, read_record
@@ -234,7 +234,7 @@ def test_the_gradient_of_a_split_batch_is_that_of_accumulated_images(tiny_settin
         torch.manual_seed(0)
         training = begin(tmp_path / str(parts), settings)
         model = build_model(settings.model)
-        training.objective = CollaborativeObjective(model, **settings.train.loss.model_dump()).train()
+        training.objective = build_objective(model, settings.train.loss).train()
         training.model = model
         training.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         training.position.parts = parts

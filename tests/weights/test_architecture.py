@@ -9,7 +9,7 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.tensor_layout import to_published_state
-from tests.models.test_backbones_built import KINDS, VIT
+from tests.models.networks import KINDS, VIT
 
 HEAD_DIM = 16
 

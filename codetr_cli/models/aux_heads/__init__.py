@@ -1,1 +1,1 @@
-"""The one-to-many heads trained beside the decoder."""
+"""The one-to-many heads trained along with the decoder."""

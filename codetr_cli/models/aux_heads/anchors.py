@@ -15,7 +15,7 @@ from torch import Tensor
 from codetr_cli.boxes import clip_boxes, xyxy_to_cxcywh
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
-"""Largest change of width or height that a delta may ask for, as a logarithm."""
+"""Maximum change of width or height by a delta, as a logarithm."""
 
 
 class AnchorGrid:
@@ -51,9 +51,9 @@ class AnchorGrid:
         return cell
 
     def boxes(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
-        """Anchors (M_i, 4) xyxy in pixels, one tensor a level.
+        """Anchors (M_i, 4) xyxy in pixels, one tensor per level.
 
-        Cells come in row-major order; within a cell the ratio is the outer loop and the scale the inner one.
+        Cells are in row-major order; within a cell the ratio is the outer loop and the scale the inner one.
         Parity: a cell's anchors are centred on its top left corner, not on its middle.
 
         Args:
@@ -74,7 +74,7 @@ class AnchorGrid:
         """Per level the anchors whose cell starts inside the image's own padded size (h, w).
 
         Returns:
-            ascending int64 indices among the anchors of all levels, one tensor a level; the device is not asked.
+            ascending int64 indices over the anchors of all levels, one tensor per level; no device synchronization.
         """
         indices, start = [], 0
         for (height, width), stride in zip(shapes, self.strides, strict=True):
@@ -102,7 +102,7 @@ def decode_deltas(
     Args:
         anchors: (..., 4) xyxy pixels, broadcastable to `deltas`.
         deltas: (..., 4).
-        stds: what the deltas were divided by.
+        stds: divisors of the deltas.
         size: clip to an image of this (height, width); None: no clipping.
     """
     deltas = deltas * deltas.new_tensor(stds)

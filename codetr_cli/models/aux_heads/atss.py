@@ -1,4 +1,4 @@
-"""One-stage head with one anchor a cell (arXiv 1912.02424). Behaviour of mmdet's ATSSHead.
+"""One-stage head with one anchor per cell (arXiv 1912.02424). Behaviour of mmdet's ATSSHead.
 
 Shape letters: B batch, K classes, M anchors of all levels.
 """
@@ -24,9 +24,9 @@ class AtssHead(nn.Module):
     Args:
         dim: channels of the maps.
         num_classes: K.
-        anchors: one anchor a cell.
+        anchors: one anchor per cell.
         norm_groups: groups of the norms.
-        target_stds: what box deltas are divided by.
+        target_stds: divisors of the box deltas.
         pre_nms: best cells kept per level by `detect`.
         nms: "hard" or "soft", of `detect`.
         nms_iou: its threshold.
@@ -84,18 +84,18 @@ class AtssHead(nn.Module):
             (flatten_map(c, self.num_classes).sigmoid(), flatten_map(d, 4), flatten_map(t, 1).sigmoid(), a)
             for c, d, t, a in zip(logits, deltas, centerness, anchors, strict=True)
         ]
-        found = []
+        detections = []
         for image, size in enumerate(sizes):
             boxes, scores, labels = [], [], []
             for class_scores, moves, weights, level_anchors in per_level:
                 cell, label, score = self._best_cells(class_scores[image])
-                # The centerness joins after the selection, which is by class score alone.
+                # Centerness is multiplied after the selection, which uses class scores only.
                 scores.append(score * weights[image, cell, 0])
                 boxes.append(decode_deltas(level_anchors[cell], moves[image, cell], self.target_stds, size))
                 labels.append(label)
             candidates = Detections(torch.cat(boxes), torch.cat(scores), torch.cat(labels))
-            found.append(suppress(candidates, self.nms, self.nms_iou, self.max_detections))
-        return found
+            detections.append(suppress(candidates, self.nms, self.nms_iou, self.max_detections))
+        return detections
 
     def _best_cells(self, class_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cell, label and score of the best `pre_nms` (cell, class) pairs of one level (H W, K)."""

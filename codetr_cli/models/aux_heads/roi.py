@@ -1,4 +1,4 @@
-"""Box head on pooled regions of the encoder's maps. Behaviour of mmdet's SingleRoIExtractor and ConvFCBBoxHead.
+"""Class and box of pooled regions of the encoder's maps. Behaviour of mmdet's SingleRoIExtractor and ConvFCBBoxHead.
 
 Shape letters: C channels, K classes, R regions.
 """
@@ -26,7 +26,7 @@ class RoiHead(nn.Module):
     Args:
         dim: channels of the maps.
         num_classes: K; background is an extra last class.
-        strides: pixels per cell of the maps that are pooled from; further maps are ignored.
+        strides: pixels per cell of the maps that are pooled from; other maps are ignored.
         num_convs: normed convolutions on each region.
         num_fcs: shared layers after them.
         fc_dim: channels of the shared layers.
@@ -34,11 +34,11 @@ class RoiHead(nn.Module):
         class_agnostic: whether all classes of a region share one box.
         output_size: side of a pooled region in cells.
         finest_scale: regions up to this size (square root of the area, pixels) use the first map.
-        target_stds: what box deltas are divided by.
+        target_stds: divisors of the box deltas.
         nms: "hard" or "soft", of `detect`.
         nms_iou: its threshold.
         max_detections: kept per image by `detect`.
-        mask_head: draws the masks of `detect`'s boxes; None: they have none.
+        mask_head: predicts masks of the boxes of `detect`; None: no masks.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class RoiHead(nn.Module):
         self.mask_head = mask_head
 
     def pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Pools each region from the map that suits its size.
+        """Pools each region from the map for its size.
 
         Args:
             maps: (B, C, H, W), at least as many as there are strides.
             boxes: per image (R_i, 4) xyxy pixels.
 
         Returns:
-            (R, C, output_size, output_size), images one after the other.
+            (R, C, output_size, output_size), concatenated over images.
         """
         return self.pooling(maps, number_regions(boxes))
 
@@ -123,18 +123,18 @@ class RoiHead(nn.Module):
         """
         counts = [len(boxes) for boxes, _ in proposals]
         logits, deltas = self.forward(self.pool(maps, [boxes for boxes, _ in proposals]))
-        found = []
+        detections = []
         for (boxes, _), image_logits, image_deltas, size in zip(
             proposals, torch.split(logits, counts), torch.split(deltas, counts), sizes, strict=True
         ):
             scores = image_logits.softmax(-1)[:, : self.num_classes]
             own = image_deltas.view(len(boxes), -1, 4).expand(-1, self.num_classes, -1)
             corners = decode_deltas(boxes[:, None], own, self.target_stds, size)
-            # Every class of a region is a candidate of its own.
+            # Every class of a region is a separate candidate.
             labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
             candidates = Detections(corners.flatten(0, 1), scores.flatten(), labels.flatten())
-            found.append(suppress(candidates, self.nms, self.nms_iou, self.max_detections))
-        return found if self.mask_head is None else self.mask_head.detect(maps, found)
+            detections.append(suppress(candidates, self.nms, self.nms_iou, self.max_detections))
+        return detections if self.mask_head is None else self.mask_head.detect(maps, detections)
 
 
 def suppress(candidates: Detections, nms: str, nms_iou: float, max_detections: int) -> Detections:
@@ -144,7 +144,7 @@ def suppress(candidates: Detections, nms: str, nms_iou: float, max_detections: i
         candidates: in any order.
         nms: "hard", or "soft" with its linear decay.
         nms_iou: threshold.
-        max_detections: kept.
+        max_detections: maximum number.
     """
     candidates = candidates[candidates.scores > 0]
     if nms == "soft":

@@ -19,7 +19,7 @@ class FrozenBatchNorm2d(nn.Module):
         eps: added to the variance.
 
     Attributes:
-        folds_in_training: whether training multiplies it into the convolution before it.
+        folds_in_training: whether training folds it into the convolution before it.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
@@ -42,7 +42,7 @@ def _group_norm(num_features: int) -> nn.GroupNorm:
 
 
 class ResNet(nn.Module):
-    """Four stages of residual blocks; gives the map after each.
+    """Four stages of residual blocks; returns the map after each.
 
     Args:
         block: "basic" or "bottleneck".
@@ -50,7 +50,7 @@ class ResNet(nn.Module):
         base_channels: channels of the stem.
         norm: "frozen_batch" or "group".
         frozen_stages: stages whose weights are not trained, the stem included when above 0.
-        finest_stride: 4 gives the maps of all stages, 8 those from the second on.
+        finest_stride: 4 returns the maps of all stages, 8 those from the second on.
         checkpointing: recompute the trained stages in the backward pass.
     """
 
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
         base_channels: int,
         norm: str,
         frozen_stages: int,
-        finest_stride: int = 4,
+        finest_stride: int,
         checkpointing: bool,
     ) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
 
 
 def _run_stage(stage: nn.Sequential, x: Tensor) -> Tensor:
-    """The blocks of a stage, whose forward is torchvision's but for `_conv_norm`."""
+    """Runs the blocks of a stage: the forward pass of torchvision, except for `_conv_norm`."""
     for block in stage:
         assert isinstance(block, BasicBlock | Bottleneck)
         shortcut = x
@@ -142,8 +142,8 @@ def _run_stage(stage: nn.Sequential, x: Tensor) -> Tensor:
 def _conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """A convolution and its norm.
 
-    In training a frozen batch norm is multiplied into the weights: nothing between the two is kept for the backward
-    pass then, and no pass over the map is spent on it.
+    In training a frozen batch norm is folded into the weights: nothing between the two is saved for the backward pass,
+    and it needs no pass over the map.
     """
     if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d) and torch.is_grad_enabled()):
         return norm(conv(x))

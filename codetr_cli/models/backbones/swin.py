@@ -1,7 +1,7 @@
 """Hierarchical transformer with shifted windows (arXiv 2103.14030), with Microsoft's parameter names.
 
 Behaviour of projects/models/swin_transformer.py of Sense-X/Co-DETR and of mmdet's SwinTransformer, which differ only in
-the order of the channels in patch merging: here it is the former's.
+the order of the channels in patch merging: this is the order of the former.
 Shape letters: B images, C channels, D channels of a head, N heads, T tokens of a window.
 """
 
@@ -18,20 +18,20 @@ from codetr_cli.models.layers import DropPath, add_rows_in_chunks, runs_in_chunk
 
 PATCH_SIZE = 4
 MLP_RATIO = 4
-BLOCKED = -100.0
-"""Added to the attention score of two tokens that only the shift brought into one window."""
+MASKED_SCORE = -100.0
+"""Added to the attention score of two tokens that are in one window only because of the shift."""
 
 
 class SwinTransformer(nn.Module):
-    """Four stages of window attention; gives the normed map of each that is asked for.
+    """Four stages of window attention; returns the normed map of each requested stage.
 
     Args:
         embed_dim: channels of the first stage; they double from stage to stage.
         layers: blocks of each stage.
         num_heads: heads of each stage; divide its channels.
         window_size: side of a window in tokens.
-        drop_path: share of residual branches left out of the last block in training; rises linearly from 0.
-        finest_stride: 4 gives the maps of all stages, 8 those of the last three.
+        drop_path: share of residual branches dropped in the last block in training; rises linearly from 0.
+        finest_stride: 4 returns the maps of all stages, 8 those of the last three.
         checkpointing: recompute each block in the backward pass.
     """
 
@@ -140,11 +140,11 @@ class Block(nn.Module):
         dim: channels.
         num_heads: heads.
         window_size: side of a window in tokens.
-        shifted: whether the windows lie half a window further down and right.
-        drop_path: share of branches left out in training.
+        shifted: whether the windows are shifted by half a window down and right.
+        drop_path: share of branches dropped in training.
 
     Attributes:
-        chunk_tokens: tokens, about, that pass the feed-forward layer at once in detection; 0: all.
+        chunk_tokens: approximate number of tokens per chunk of the feed-forward layer at inference; 0: all.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, *, shifted: bool, drop_path: float) -> None:
@@ -173,7 +173,7 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, index: Tensor, masks: Tensor | None) -> Tensor:
         batch, height, width, dim = x.shape
         size = self.window_size
-        # Parity: padding follows the norm and takes part in the attention as zeros do: as the biases.
+        # Parity: zero padding is added after the norm and takes part in the attention.
         x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
@@ -215,7 +215,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x)
         if masks is None:
             return self.proj(self._attend(qkv, bias))
-        # Only windows of the last row and column hold tokens of two edges of the image: so no mask per window is made.
+        # Only windows of the last row and column contain tokens of two edges of the image: four masks are enough.
         rows = []
         for mask_row, part in zip(masks, (qkv[:, :-1], qkv[:, -1:]), strict=True):
             if part.shape[1] == 0:
@@ -225,7 +225,7 @@ class WindowAttention(nn.Module):
         return self.proj(torch.cat(rows, 1))
 
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        """Maps (B, rows, columns, T, 3 C) and what is added to the scores, (N, T, T), to (B, rows, columns, T, C)."""
+        """Maps (B, rows, columns, T, 3 C) to (B, rows, columns, T, C); `bias` (N, T, T) is added to the scores."""
         *grid, tokens, channels = qkv.shape
         heads = qkv.reshape(-1, tokens, 3, self.num_heads, channels // (3 * self.num_heads))
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # (windows, N, T, D) each
@@ -252,7 +252,7 @@ class Mlp(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Every 2 x 2 tokens to one of twice the channels.
+    """Merges every 2 x 2 tokens into one with twice the channels.
 
     Args:
         dim: channels of the input.
@@ -281,7 +281,7 @@ def relative_index(window_size: int) -> Tensor:
 
 
 def shift_masks(window_size: int) -> Tensor:
-    """What is added to the scores within shifted windows, whatever the size of the image.
+    """Additive masks of the scores within shifted windows, for images of any size.
 
     Returns:
         (2, 2, T, T): first index 1 for windows of the last row, second 1 for those of the last column.
@@ -296,4 +296,4 @@ def shift_masks(window_size: int) -> Tensor:
             torch.stack([apart_rows, apart_rows | apart_columns]),
         ]
     )
-    return torch.where(apart, BLOCKED, 0.0)
+    return torch.where(apart, MASKED_SCORE, 0.0)

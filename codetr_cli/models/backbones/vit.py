@@ -1,10 +1,10 @@
-"""Plain transformer with rotary positions, most of whose blocks attend within windows (EVA-02, arXiv 2303.11331).
+"""Plain transformer with rotary position encoding and mostly windowed attention (EVA-02, arXiv 2303.11331).
 
 Behaviour of mmdet/models/backbones/vit.py of Sense-X/Co-DETR.
 - Keys have no bias.
-- Windows at the border are filled up after the norm, and the filling is attended to.
-- Positions are added once, from a table, and turn queries and keys in every block; there each window counts anew.
-- The feed-forward layer is gated (SwiGLU, arXiv 2002.05202) with a norm inside.
+- Windows at the border are padded after the norm, and the padding is attended to.
+- A position table is added once, and queries and keys are rotated in every block; every window has its own origin.
+- The feed-forward layer is gated (SwiGLU, arXiv 2002.05202) with an inner norm.
 
 Shape letters: B images, C channels, D channels of a head, N heads, T tokens.
 """
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from codetr_cli.errors import ConfigError
 from codetr_cli.models.layers import DropPath, add_rows_in_chunks, at_least_float32, runs_in_chunks
 
 NORM_EPS = 1e-6
 ROTARY_BASE = 10000.0
 ROTARY_EXTENT = 16
-"""Rotary positions run from 0 to this over a window or an image, whatever its size in tokens."""
+"""Rotary positions range from 0 to this over a window or an image of any size in tokens."""
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of the angle of every token and channel of a head, (T, D) each."""
@@ -41,10 +40,9 @@ class ViT(nn.Module):
         patch_size: side of a token in pixels.
         window_size: side of a window in tokens.
         global_blocks: blocks that attend to the whole image.
-        pretrain_size: image side that the position table is for.
-        fixed_size: the only image side that is served, with the rotary tables of that size; None: any, and the tables
-            follow it.
-        drop_path: share of residual branches left out of the last block in training; rises linearly from 0.
+        pretrain_size: image side of the position table.
+        fixed_size: the only supported image side, with rotary tables of that size; None: any, and the tables follow it.
+        drop_path: share of residual branches dropped in the last block in training; rises linearly from 0.
         checkpointing: recompute each block in the backward pass.
     """
 
@@ -68,7 +66,7 @@ class ViT(nn.Module):
         self.head_dim, self.checkpointing = embed_dim // num_heads, checkpointing
         self.out_channels = [embed_dim]
         self.pretrain_cells = pretrain_size // patch_size
-        # Parity: the first row belongs to a class token that detection has no use for.
+        # Parity: the first row belongs to a class token, which detection does not use.
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.pretrain_cells**2, embed_dim))
         self.patch_embed = PatchEmbed(embed_dim, patch_size)
         self.blocks = nn.ModuleList(
@@ -96,12 +94,12 @@ class ViT(nn.Module):
         """Maps normalised images (B, 3, H, W) to one map (B, C, H / patch_size, W / patch_size), rounded down.
 
         Raises:
-            ConfigError: the images are not of the one size that is served.
+            ValueError: the images do not have the only supported size.
         """
         if self.fixed_size is not None and images.shape[-2:] != (self.fixed_size, self.fixed_size):
-            raise ConfigError(
-                f"this network sees squares of {self.fixed_size} pixels only, this image has "
-                f"{images.shape[-2]} x {images.shape[-1]}: leave test.canvas and data.canvas at {self.fixed_size}"
+            raise ValueError(
+                f"images must be {self.fixed_size} x {self.fixed_size} pixels for this backbone's fixed rotary tables, "
+                f"got {images.shape[-2]} x {images.shape[-1]}"
             )
         x = self.patch_embed(images)
         height, width = x.shape[1], x.shape[2]
@@ -109,15 +107,15 @@ class ViT(nn.Module):
         window, image = self.rotations(height, width, like=x)
         for block in self.blocks:
             assert isinstance(block, Block)
-            turn = window if block.window_size else image
+            angles = window if block.window_size else image
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, turn, use_reentrant=False)
+                x = checkpoint(block, x, angles, use_reentrant=False)
             else:
-                x = block(x, turn)
+                x = block(x, angles)
         return [self.out_norm(x).permute(0, 3, 1, 2)]
 
     def rotations(self, height: int, width: int, *, like: Tensor) -> tuple[Rotation, Rotation]:
-        """Angles of the tokens of a window and of an image of this many tokens; `like` as for `rotation`."""
+        """Rotations of a window and of an image of this many tokens; `like` as for `rotation`."""
         window = rotation(self.window_size, self.window_size, self.head_dim, like=like)
         return window, rotation(height, width, self.head_dim, like=like)
 
@@ -132,7 +130,7 @@ class ViT(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of pixels to tokens.
+    """Image patches to tokens.
 
     Args:
         dim: channels of a token.
@@ -157,10 +155,10 @@ class Block(nn.Module):
         num_heads: heads.
         hidden_dim: channels inside the feed-forward layer.
         window_size: side of a window in tokens; 0 attends to the whole image.
-        drop_path: share of branches left out in training.
+        drop_path: share of branches dropped in training.
 
     Attributes:
-        chunk_tokens: tokens, about, that pass the feed-forward layer at once in detection; 0: all.
+        chunk_tokens: approximate number of tokens per chunk of the feed-forward layer at inference; 0: all.
     """
 
     def __init__(self, dim: int, num_heads: int, hidden_dim: int, *, window_size: int, drop_path: float) -> None:
@@ -172,28 +170,28 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = GatedMlp(dim, hidden_dim)
 
-    def forward(self, x: Tensor, turn: Rotation) -> Tensor:
-        """Maps tokens (B, H, W, C) to the same shape; `turn` is for a window or the image, as the block attends."""
-        x = x + self.drop_path(self._attend(self.norm1(x), turn))
+    def forward(self, x: Tensor, angles: Rotation) -> Tensor:
+        """Maps tokens (B, H, W, C) to the same shape; `angles` are those of a window or of the image."""
+        x = x + self.drop_path(self._attend(self.norm1(x), angles))
         if runs_in_chunks(self.chunk_tokens):
             return add_rows_in_chunks(x, lambda part: self.mlp(self.norm2(part)), self.chunk_tokens)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _attend(self, x: Tensor, turn: Rotation) -> Tensor:
+    def _attend(self, x: Tensor, angles: Rotation) -> Tensor:
         batch, height, width, dim = x.shape
         if not self.window_size:
-            return self.attn(x.flatten(1, 2), turn).view(batch, height, width, dim)
+            return self.attn(x.flatten(1, 2), angles).view(batch, height, width, dim)
         size = self.window_size
         # Parity: the padding is attended to; its queries and values are the biases.
         x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
         rows, columns = x.shape[1] // size, x.shape[2] // size
         windows = x.view(batch, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size * size, dim)
-        x = self.attn(windows, turn).view(batch, rows, columns, size, size, dim).transpose(2, 3)
+        x = self.attn(windows, angles).view(batch, rows, columns, size, size, dim).transpose(2, 3)
         return x.reshape(batch, rows * size, columns * size, dim)[:, :height, :width]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose queries and keys are turned by their position.
+    """Multi-head self-attention whose queries and keys are rotated by their position.
 
     Args:
         dim: channels.
@@ -208,10 +206,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, turn: Rotation) -> Tensor:
-        """Maps tokens (B, T, C) that all see each other to the same shape."""
-        q = rotate(self._heads(self.q_proj(x)), turn)
-        k = rotate(self._heads(self.k_proj(x)), turn)
+    def forward(self, x: Tensor, angles: Rotation) -> Tensor:
+        """Maps tokens (B, T, C) to the same shape."""
+        q = rotate(self._heads(self.q_proj(x)), angles)
+        k = rotate(self._heads(self.k_proj(x)), angles)
         v = self._heads(self.v_proj(x))
         attended = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
         mixed: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
@@ -222,7 +220,7 @@ class Attention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """A feed-forward layer one of whose hidden halves gates the other, normed before the way back.
+    """A feed-forward layer in which one hidden half gates the other, with a norm before the output layer.
 
     Args:
         dim: channels of input and output.
@@ -239,28 +237,28 @@ class GatedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., dim) to (..., dim)."""
         gate = self.w1(x)
-        # In place where nothing is kept for a backward pass: the hidden tensors are the block's largest.
+        # In place without a backward pass: the hidden tensors are the largest of the block.
         gate = F.silu(gate, inplace=not gate.requires_grad)
         return self.w3(self.norm(gate * self.w2(x)))
 
 
 def rotation(height: int, width: int, head_dim: int, *, like: Tensor) -> Rotation:
-    """Angles of the tokens of a window or an image, row by row.
+    """Rotation of the tokens of a window or an image, in row-major order.
 
-    The first half of a head's channels turns with the row, the second with the column; within a half each pair of
-    neighbouring channels has its own speed, from 1 down.
+    The first half of a head's channels rotates with the row, the second with the column; within a half each pair of
+    neighbouring channels has its own frequency, from 1 down.
 
     Args:
         height: rows of tokens.
         width: columns of tokens.
         head_dim: D.
-        like: a tensor of the device and dtype; computed in float64 and rounded once.
+        like: a tensor whose device and dtype the result takes; computed in float64 and rounded once.
     """
     half = head_dim // 2
     steps = torch.arange(0, half, 2, device=like.device, dtype=torch.float64)
-    speeds = (ROTARY_BASE ** (-steps / half)).repeat_interleave(2)  # (D / 2)
+    frequencies = (ROTARY_BASE ** (-steps / half)).repeat_interleave(2)  # (D / 2)
     angles = [
-        torch.arange(count, device=like.device, dtype=torch.float64)[:, None] / count * ROTARY_EXTENT * speeds
+        torch.arange(count, device=like.device, dtype=torch.float64)[:, None] / count * ROTARY_EXTENT * frequencies
         for count in (height, width)
     ]
     rows = angles[0][:, None].expand(height, width, half)
@@ -270,9 +268,9 @@ def rotation(height: int, width: int, head_dim: int, *, like: Tensor) -> Rotatio
     return grid.cos().to(dtype), grid.sin().to(dtype)
 
 
-def rotate(x: Tensor, turn: Rotation) -> Tensor:
-    """Turns each pair of neighbouring channels of (..., T, D) by its angle; at least in float32."""
-    cosine, sine = turn
+def rotate(x: Tensor, angles: Rotation) -> Tensor:
+    """Rotates each pair of neighbouring channels of (..., T, D) by its angle; at least in float32."""
+    cosine, sine = angles
     x = at_least_float32(x)
     even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
     return x * cosine + torch.stack([-odd, even], -1).flatten(-2) * sine

@@ -1,4 +1,4 @@
-"""Instance masks of the decoder's detections: regions of the encoder's maps, their masks, and how good those are.
+"""Instance masks of the decoder's detections: pooled regions of the encoder's maps, their masks and mask scores.
 
 Behaviour of Sense-X/Co-DETR, projects/models/co_detr.py (`simple_test_mask`), for any number of images.
 Shape letters: B images, C channels, N detections, R regions.
@@ -6,14 +6,13 @@ Shape letters: B images, C channels, N detections, R regions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.boxes import host_values
+from codetr_cli.boxes import Targets, host_values
 from codetr_cli.models.mask_heads.iou import MaskIouHead
 from codetr_cli.models.mask_heads.refine import RefineMaskHead, keep_fine_boundaries
 from codetr_cli.models.pooling import RegionPooling, number_regions
@@ -22,10 +21,10 @@ from codetr_cli.models.postprocess import Detections
 
 @dataclass(frozen=True)
 class RegionMasks:
-    """What was drawn for regions.
+    """Masks of regions.
 
     Attributes:
-        pooled: (R, C, s, s) the regions' features.
+        pooled: (R, C, s, s) features of the regions.
         logits: of each size, (R, 1, s, s) to (R, 1, 8 s, 8 s).
         iou: (R,) estimated IoU of each mask with its object's.
     """
@@ -36,12 +35,12 @@ class RegionMasks:
 
 
 class MaskBranch(nn.Module):
-    """Draws masks in boxes.
+    """Predicts masks in boxes.
 
     Args:
-        head: draws.
-        iou_head: judges.
-        pooling: cuts out the regions.
+        head: predicts masks.
+        iou_head: estimates their IoU.
+        pooling: pools the regions.
         regions_per_chunk: regions whose masks `detect` computes at once.
     """
 
@@ -55,12 +54,12 @@ class MaskBranch(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], semantic_maps: Sequence[Tensor], regions: Tensor, labels: Tensor
     ) -> RegionMasks:
-        """Draws the masks of regions.
+        """Predicts the masks of regions.
 
         Args:
             maps: (B, C, H, W) of every level.
             semantic_maps: `head.semantic_maps` of the finest.
-            regions: (R, 5) image number and xyxy pixels of the network's input.
+            regions: (R, 5) image index and xyxy pixels of the network's input.
             labels: (R,) classes.
         """
         pooled = self.pooling(maps, regions)
@@ -68,36 +67,34 @@ class MaskBranch(nn.Module):
         return RegionMasks(pooled, logits, self.iou_head(pooled, logits[1], labels))
 
     @torch.no_grad()
-    def detect(
-        self, maps: Sequence[Tensor], found: Sequence[Detections], metas: Sequence[Mapping[str, Any]]
-    ) -> list[Detections]:
-        """The same detections with masks and the masks' scores.
+    def detect(self, maps: Sequence[Tensor], detections: Sequence[Detections], targets: Targets) -> list[Detections]:
+        """Adds masks and their scores to detections.
 
         Args:
             maps: (B, C, H, W) of every level.
-            found: per image, boxes in pixels of the original image.
-            metas: per image `scale_factor` (w, h).
+            detections: per image, boxes in pixels of the original image.
+            targets: per image `scale_factor` (w, h).
         """
         boxes = []
-        for detections, meta in zip(found, metas, strict=True):
-            own = detections.boxes.to(maps[0])
-            boxes.append(own * host_values([*meta["scale_factor"], *meta["scale_factor"]], own))
+        for of_image, target in zip(detections, targets, strict=True):
+            own = of_image.boxes.to(maps[0])
+            boxes.append(own * host_values([*target["scale_factor"], *target["scale_factor"]], own))
         regions = number_regions(boxes)
-        labels = torch.cat([detections.labels for detections in found]).to(regions.device)
+        labels = torch.cat([of_image.labels for of_image in detections]).to(regions.device)
         semantic_maps = self.head.semantic_maps(maps[0])
         masks, ious = [], []
         count = self.regions_per_chunk
         for chunk, chunk_labels in zip(torch.split(regions, count), torch.split(labels, count), strict=True):
-            drawn = self.forward(maps, semantic_maps, chunk, chunk_labels)
-            masks.append(keep_fine_boundaries(drawn.logits)[:, 0].sigmoid())
-            ious.append(drawn.iou)
-        counts = [len(detections) for detections in found]
-        of_images = zip(found, torch.split(torch.cat(masks), counts), torch.split(torch.cat(ious), counts), strict=True)
+            chunk_masks = self.forward(maps, semantic_maps, chunk, chunk_labels)
+            masks.append(keep_fine_boundaries(chunk_masks.logits)[:, 0].sigmoid())
+            ious.append(chunk_masks.iou)
+        counts = [len(of_image) for of_image in detections]
+        split = torch.split(torch.cat(masks), counts), torch.split(torch.cat(ious), counts)
         return [
             replace(
-                detections,
-                masks=own.to(detections.boxes.device),
-                mask_scores=detections.scores * iou.to(detections.scores),
+                of_image,
+                masks=own.to(of_image.boxes.device),
+                mask_scores=of_image.scores * iou.to(of_image.scores),
             )
-            for detections, own, iou in of_images
+            for of_image, own, iou in zip(detections, *split, strict=True)
         ]

@@ -22,9 +22,9 @@ class FcnMaskHead(nn.Module):
     Args:
         in_dim: channels of the maps.
         dim: C.
-        num_convs: convolutions before the enlargement.
+        num_convs: convolutions before the upsampling.
         num_classes: K.
-        pooling: cuts out the regions.
+        pooling: pools the regions.
         regions_per_chunk: regions whose masks `detect` computes at once.
     """
 
@@ -53,22 +53,22 @@ class FcnMaskHead(nn.Module):
         return self.logits(F.relu(self.upsample(x)))
 
     @torch.no_grad()
-    def detect(self, maps: Sequence[Tensor], found: Sequence[Detections]) -> list[Detections]:
-        """The same detections with masks.
+    def detect(self, maps: Sequence[Tensor], detections: Sequence[Detections]) -> list[Detections]:
+        """Adds masks to detections.
 
         Args:
             maps: (B, in_dim, H, W) of every level.
-            found: per image, boxes in pixels of the network's input.
+            detections: per image, boxes in pixels of the network's input.
         """
-        regions = number_regions([detections.boxes for detections in found])
-        labels = torch.cat([detections.labels for detections in found])
+        regions = number_regions([of_image.boxes for of_image in detections])
+        labels = torch.cat([of_image.labels for of_image in detections])
         masks = []
         count = self.regions_per_chunk
         for chunk, chunk_labels in zip(torch.split(regions, count), torch.split(labels, count), strict=True):
             logits = self.forward(self.pooling(maps, chunk))
             masks.append(of_class(logits, chunk_labels)[:, 0].sigmoid())
-        of_images = torch.split(torch.cat(masks), [len(detections) for detections in found])
-        return [replace(detections, masks=own) for detections, own in zip(found, of_images, strict=True)]
+        masks_of_images = torch.split(torch.cat(masks), [len(of_image) for of_image in detections])
+        return [replace(of_image, masks=own) for of_image, own in zip(detections, masks_of_images, strict=True)]
 
 
 def of_class(logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def of_class(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def init_mask_convs(module: nn.Module) -> None:
-    """Normal weights by fan-out and zero biases for all convolutions, as every mask head starts."""
+    """Initializes all convolutions of a mask head: normal weights by fan-out and zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""How good a mask is, from the region and the mask (Mask Scoring R-CNN, arXiv 1903.00241).
+"""Estimated quality of a mask, from the region and the mask (Mask Scoring R-CNN, arXiv 1903.00241).
 
 Behaviour of mmdet's MaskIoUHead. Shape letters: C channels, K classes, R regions, s cells along a pooled region's side.
 """

@@ -1,4 +1,4 @@
-"""Masks in four sizes, each made from the one before and the finest map (RefineMask, arXiv 2104.08569).
+"""Masks in four sizes, each computed from the one before and the finest map (RefineMask, arXiv 2104.08569).
 
 Behaviour of Sense-X/Co-DETR's SimpleRefineMaskHead with MultiBranchFusionAvg.
 Shape letters: C channels, K classes, R regions, s cells along a pooled region's side.
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr_cli.models.layers import LayerNorm2d
+from codetr_cli.models.mask_grid import MASK_THRESHOLD, boundary, enlarge
 from codetr_cli.models.mask_heads.fcn import init_mask_convs
-from codetr_cli.models.masks import MASK_THRESHOLD, boundary, enlarge
 from codetr_cli.models.pooling import pool_map
 
 NUM_STAGES = 3
-"""Refinements; there is one more mask than refinements."""
+"""Number of refinements; there is one more mask."""
 NORM_EPS = 1e-5
-"""Parity: the layer norms of masks add ten times what those of the neck do."""
+"""Parity: ten times the epsilon of the layer norms of the neck."""
 
 
 class RefineMaskHead(nn.Module):
-    """Draws the mask of each region's class at s, 2 s and 4 s cells, and a class-agnostic one at 8 s.
+    """Predicts the mask of each region's class at s, 2 s and 4 s cells, and a class-agnostic one at 8 s.
 
     Args:
         in_dim: channels of the maps.
@@ -51,27 +51,27 @@ class RefineMaskHead(nn.Module):
         self.stride = stride
         self.instance_convs = nn.ModuleList(NormedConv(in_dim if i == 0 else dim, dim) for i in range(instance_convs))
         self.semantic_convs = nn.ModuleList(NormedConv(in_dim if i == 0 else dim, dim) for i in range(semantic_convs))
-        widths = [dim // 2**i for i in range(NUM_STAGES + 1)]
-        self.semantic = nn.ModuleList(nn.Conv2d(dim, width, 1) for width in widths[:-1])
-        self.stages = nn.ModuleList(RefineStage(dim=width, dilations=dilations) for width in widths[:-1])
-        self.logits = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths[:-1])
-        self.logits.append(nn.Conv2d(widths[-1], 1, 1))
+        channels = [dim // 2**i for i in range(NUM_STAGES + 1)]
+        self.semantic = nn.ModuleList(nn.Conv2d(dim, count, 1) for count in channels[:-1])
+        self.stages = nn.ModuleList(RefineStage(dim=count, dilations=dilations) for count in channels[:-1])
+        self.logits = nn.ModuleList(nn.Conv2d(count, num_classes, 1) for count in channels[:-1])
+        self.logits.append(nn.Conv2d(channels[-1], 1, 1))
         init_mask_convs(self)
 
     def semantic_maps(self, finest_map: Tensor) -> list[Tensor]:
-        """What each refinement reads of the whole image: (B, C / 2**i, H, W), from the finest map (B, in_dim, H, W)."""
+        """Maps (B, C / 2**i, H, W) that each refinement pools from, computed from the finest map (B, in_dim, H, W)."""
         x = finest_map
         for conv in self.semantic_convs:
             x = conv(x)
         return [F.relu(conv(x)) for conv in self.semantic]
 
     def forward(self, pooled: Tensor, semantic_maps: Sequence[Tensor], regions: Tensor, labels: Tensor) -> list[Tensor]:
-        """Draws masks.
+        """Predicts masks.
 
         Args:
             pooled: (R, in_dim, s, s).
             semantic_maps: of `semantic_maps`.
-            regions: (R, 5) image number and xyxy pixels.
+            regions: (R, 5) image index and xyxy pixels.
             labels: (R,) classes.
 
         Returns:
@@ -86,9 +86,9 @@ class RefineMaskHead(nn.Module):
             cut = pool_map(semantic, regions, size=size * 2**i, stride=self.stride)
             x = stage(x, cut, masks[-1].sigmoid())
             if i < NUM_STAGES - 1:
-                # Parity: the only enlargement that aligns the cells' edges instead of their centres.
+                # Parity: the only interpolation that aligns cell edges instead of centres.
                 x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-        # Parity: the last mask is made at 4 s and then enlarged.
+        # Parity: the last mask is computed at 4 s and then enlarged.
         masks.append(enlarge(self.logits[-1](x), size * 8))
         return masks
 
@@ -112,10 +112,10 @@ class NormedConv(nn.Module):
 
 
 class RefineStage(nn.Module):
-    """Joins a region, the same region of the finest map, and the mask so far.
+    """Fuses a region, the same region of the finest map, and the previous mask.
 
     Args:
-        dim: channels of the region; the result has half.
+        dim: channels of the region; the output has half.
         dilations: of the parallel convolutions.
     """
 
@@ -140,7 +140,7 @@ class RefineStage(nn.Module):
 
 
 def logits_of_class(conv: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """What a 1x1 convolution says of one class of each region; the others, gigabytes with LVIS's, are not made.
+    """Output of a 1x1 convolution for one class of each region; all classes would take gigabytes with LVIS.
 
     Args:
         conv: with K output channels.
@@ -158,7 +158,7 @@ def logits_of_class(conv: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def keep_fine_boundaries(masks: Sequence[Tensor]) -> Tensor:
-    """The final logits (R, 1, 8 s, 8 s): each finer mask changes the coarser one at its boundary only.
+    """The final logits (R, 1, 8 s, 8 s): each finer mask replaces the coarser one only at its boundary.
 
     Args:
         masks: logits of `RefineMaskHead.forward`. Parity: the first of them is not used.

@@ -4,38 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.losses.collaborative import CollaborativeObjective, group_losses
-from codetr_cli.losses.masks import best_boxes, boundary_losses, mask_iou, mask_targets, visible_shares
-from codetr_cli.models.build import build_model
-from codetr_cli.models.masks import boundary
+from codetr_cli.losses.collaborative import group_losses
+from codetr_cli.losses.mask_losses import best_boxes, boundary_losses, mask_iou, mask_targets, visible_shares
+from codetr_cli.models.mask_grid import boundary
+from tests.losses.batches import SMALL_MASKS, discs, make_masked_batch, make_objective
 
-SMALL = ("model.mask.dim=16", "model.mask.iou_fc_dim=8", "train.loss.mask_candidates=60", "train.loss.mask_samples=32")
 NAMES = {"fcn": ["loss_mask0"], "refine": ["loss_mask", "loss_mask_iou"]}
 
 
-def make_objective(tiny_settings, kind, *overrides):
-    settings = apply_overrides(tiny_settings, [f"model.mask.kind={kind}", *SMALL, *overrides])
-    return CollaborativeObjective(build_model(settings.model), **settings.train.loss.model_dump()).train()
-
-
-def discs(boxes, size):
-    """The disc that fills each box, uint8 (G, h, w)."""
-    y, x = torch.meshgrid(*(torch.arange(side) + 0.5 for side in size), indexing="ij")
-    x1, y1, x2, y2 = (side[:, None, None] for side in boxes.unbind(1))
-    return ((((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2) <= 1).to(torch.uint8)
-
-
-def make_batch(counts, size=(96, 96)):
-    generator = torch.Generator().manual_seed(0)
-    images, targets = torch.randn(len(counts), 3, *size, generator=generator), []
-    for count in counts:
-        corner = torch.rand(count, 2, generator=generator) * 50
-        boxes = torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 30 + 10], 1)
-        labels = torch.randint(3, (count,), generator=generator)
-        target = {"boxes": boxes, "labels": labels, "masks": discs(boxes, size)}
-        targets.append({**target, "norm_size": size, "pad_size": size})
-    return images, torch.zeros(len(counts), *size, dtype=torch.bool), targets
+def with_masks(kind):
+    return f"model.mask.kind={kind}", *SMALL_MASKS
 
 
 def mask_parameters(objective):
@@ -134,8 +112,10 @@ def test_best_boxes_are_those_of_queries_and_classes():
 @pytest.mark.parametrize("kind", ["fcn", "refine"])
 @pytest.mark.parametrize("counts", [(3, 2), (4, 0), (0, 0)])
 def test_every_trained_parameter_gets_a_finite_gradient(tiny_settings, kind, counts):
-    objective = make_objective(tiny_settings, kind, "model.mask.dim=64")  # fewer channels may all be switched off
-    losses = objective(*make_batch(counts))
+    objective = make_objective(
+        tiny_settings, *with_masks(kind), "model.mask.dim=64"
+    )  # fewer channels may all be switched off
+    losses = objective(*make_masked_batch(counts))
     assert set(NAMES[kind]) <= set(losses)
     assert len(losses) == 34 + len(NAMES[kind])
     torch.stack(list(losses.values())).sum().backward()
@@ -149,9 +129,9 @@ def test_every_trained_parameter_gets_a_finite_gradient(tiny_settings, kind, cou
 
 @pytest.mark.parametrize("kind", ["fcn", "refine"])
 def test_masks_train_in_half_precision(tiny_settings, kind):
-    objective = make_objective(tiny_settings, kind)
+    objective = make_objective(tiny_settings, *with_masks(kind))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = objective(*make_batch((3, 0)))
+        losses = objective(*make_masked_batch((3, 0)))
     assert all(bool(value.isfinite()) for value in losses.values())
     torch.stack([losses[name] for name in NAMES[kind]]).sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in mask_parameters(objective).values())
@@ -159,8 +139,8 @@ def test_masks_train_in_half_precision(tiny_settings, kind):
 
 @pytest.mark.parametrize("kind", ["fcn", "refine"])
 def test_training_lowers_the_loss_of_masks(tiny_settings, kind):
-    objective = make_objective(tiny_settings, kind, "train.loss.positive_queries=false")
-    batch = make_batch((3, 2))
+    objective = make_objective(tiny_settings, *with_masks(kind), "train.loss.positive_queries=false")
+    batch = make_masked_batch((3, 2))
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
     course = []
     for _ in range(8):
@@ -175,8 +155,8 @@ def test_training_lowers_the_loss_of_masks(tiny_settings, kind):
 
 
 def test_the_mask_loss_trains_encoder_and_backbone(tiny_settings):
-    objective = make_objective(tiny_settings, "refine")
-    objective(*make_batch((3, 2)))["loss_mask"].backward()
+    objective = make_objective(tiny_settings, *with_masks("refine"))
+    objective(*make_masked_batch((3, 2)))["loss_mask"].backward()
     for part in (objective.model.encoder, objective.model.backbone):
         assert any(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
     assert not any(p.grad is not None and bool(p.grad.any()) for p in objective.model.decoder.parameters())
@@ -184,7 +164,7 @@ def test_the_mask_loss_trains_encoder_and_backbone(tiny_settings):
 
 def test_refined_masks_do_not_need_the_aux_heads(tiny_settings):
     overrides = ("train.loss.aux_heads=false", "train.loss.positive_queries=false")
-    losses = make_objective(tiny_settings, "refine", *overrides)(*make_batch((2, 1)))
+    losses = make_objective(tiny_settings, *with_masks("refine"), *overrides)(*make_masked_batch((2, 1)))
     assert {"loss_mask", "loss_mask_iou"} <= set(losses)
     assert not [name for name in losses if "rpn" in name or name.endswith(("0", "1"))]
 
@@ -192,9 +172,9 @@ def test_refined_masks_do_not_need_the_aux_heads(tiny_settings):
 def test_weights_scale_their_losses(tiny_settings):
     def losses(*overrides):
         torch.manual_seed(0)
-        objective = make_objective(tiny_settings, "refine", *overrides)
+        objective = make_objective(tiny_settings, *with_masks("refine"), *overrides)
         torch.manual_seed(1)
-        return objective(*make_batch((2, 1)))
+        return objective(*make_masked_batch((2, 1)))
 
     plain = losses()
     other = losses("train.loss.mask_weight=7.98", "train.loss.mask_iou_weight=18.0")

@@ -9,40 +9,11 @@ import torch
 
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.errors import ConfigError
-from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.torch_compile import compile_static_parts
-from tests.models.test_codetr import make_batch
-
-SWIN = [
-    'model.backbone.kind="swin"',
-    "model.backbone.embed_dim=8",
-    "model.backbone.layers=[1, 1, 2, 1]",
-    "model.backbone.num_heads=[1, 2, 2, 4]",
-    "model.backbone.window_size=3",
-]
-VIT = [
-    'model.backbone.kind="vit"',
-    "model.backbone.embed_dim=32",
-    "model.backbone.depth=3",
-    "model.backbone.num_heads=2",
-    "model.backbone.hidden_dim=24",
-    "model.backbone.window_size=4",
-    "model.backbone.global_blocks=[1]",
-    "model.backbone.pretrain_size=64",
-    "model.num_levels=5",
-    "model.roi.num_convs=2",
-    "model.roi.num_fcs=1",
-    "model.roi.class_agnostic=true",
-    "model.roi.target_stds=[0.05, 0.05, 0.1, 0.1]",
-    'model.roi.nms="soft"',
-    'model.atss.nms="soft"',
-    "model.rpn.num_proposals_test=70",
-    "model.rpn.nms_iou_test=0.9",
-]
-COARSE_SWIN = [*SWIN, "model.finest_stride=8"]
-KINDS = {"swin": SWIN, "swin without its finest map": COARSE_SWIN, "vit": VIT}
+from tests.models.networks import KINDS, SWIN, VIT, make_batch
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
@@ -96,7 +67,7 @@ def test_every_head_detects(settings, head):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_parameter_is_trained(settings, precision):
     settings = apply_overrides(settings, ["model.backbone.drop_path=0", "model.backbone.checkpointing=true"])
-    objective = CollaborativeObjective(small(settings), **settings.train.loss.model_dump()).train()
+    objective = build_objective(small(settings), settings.train.loss).train()
     images, mask, _ = make_batch()
     boxes = torch.tensor([[10.0, 12, 70, 60], [60, 20, 100, 90]])
     targets = [
@@ -125,7 +96,7 @@ def test_settings_that_do_not_fit_are_refused(tiny_settings):
         ([*VIT, "model.backbone.global_blocks=[3]"], "a depth of 3"),
         ([*VIT, "model.backbone.num_heads=3"], "not divisible by 4 x num_heads 3"),
         ([*VIT, "model.backbone.fixed_size=100"], "fixed_size 100 is not divisible by patch_size 16"),
-        ([*SWIN, "model.backbone.num_heads=[3, 2, 2, 4]"], "stage 0 do not divide by 3 heads"),
+        ([*SWIN, "model.backbone.num_heads=[3, 2, 2, 4]"], "stage 0 are not divisible by 3 heads"),
     ):
         with pytest.raises(ConfigError, match=message):
             apply_overrides(tiny_settings, overrides)

@@ -1,4 +1,4 @@
-"""Mixed precision ends where costs, boxes and losses begin: what these are computed from, watched while a step runs."""
+"""Costs, boxes and losses are computed in full precision under autocast."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.losses import aux_heads, criterion, masks, matcher
-from tests.losses.test_collaborative import make_batch, make_objective
-from tests.losses.test_masks import SMALL
-from tests.losses.test_masks import make_batch as make_masked_batch
+from codetr_cli.losses import atss, criterion, mask_losses, matcher, roi, rpn
+from tests.losses.batches import SMALL_MASKS, make_batch, make_masked_batch, make_objective
 
 DEFORMABLE = ("model.family=co_deformable", "model.finest_stride=8", "train.loss.class_weight=2.0")
 # Everything that turns outputs of the network into costs, assignments and losses.
@@ -22,11 +20,12 @@ WATCHED = [
     (matcher, "generalized_box_iou"),
     (criterion.QueryCriterion, "__call__"),
     *((criterion, name) for name in ("giou_loss", "paired_iou", "quality_focal_loss", "focal_loss")),
-    *((aux_heads, name) for name in ("assign_by_iou", "assign_atss", "encode_deltas", "decode_deltas", "giou_loss",
-                                     "focal_loss", "average")),
-    *((masks, name) for name in ("best_boxes", "mask_targets", "boundary_losses", "mask_iou", "_mean_cross_entropy",
-                                 "_iou_loss")),
-]  # fmt: skip
+    *((rpn, name) for name in ("assign_by_iou", "encode_deltas", "average")),
+    *((roi, name) for name in ("assign_by_iou", "decode_deltas", "giou_loss", "average")),
+    *((atss, name) for name in ("assign_atss", "decode_deltas", "giou_loss", "focal_loss", "average")),
+    *((mask_losses, name) for name in ("best_boxes", "mask_targets", "boundary_losses", "mask_iou")),
+    *((mask_losses, name) for name in ("_mean_cross_entropy", "_iou_loss")),
+]
 
 
 def floats_in(value: Any) -> list[Tensor]:
@@ -60,7 +59,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Any]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("overrides", [(), DEFORMABLE, ("model.mask.kind=refine", *SMALL)])
+@pytest.mark.parametrize("overrides", [(), DEFORMABLE, ("model.mask.kind=refine", *SMALL_MASKS)])
 def test_costs_boxes_and_losses_are_computed_in_float32(
     tiny_settings: Any, watched: dict[str, set[Any]], dtype: torch.dtype, overrides: tuple[str, ...]
 ):
@@ -71,7 +70,7 @@ def test_costs_boxes_and_losses_are_computed_in_float32(
     assert inner == dtype, "autocast was on"
     expected = {f"{owner.__name__.rpartition('.')[2]}.{name}" for owner, name in WATCHED}
     if not any("mask" in word for word in overrides):
-        expected -= {name for name in expected if name.startswith("masks.")}
+        expected -= {name for name in expected if name.startswith("mask_losses.")}
     expected -= {"criterion.focal_loss"} if overrides != DEFORMABLE else {"criterion.quality_focal_loss",
                                                                           "criterion.paired_iou"}  # fmt: skip
     assert set(watched) == expected
@@ -81,7 +80,7 @@ def test_costs_boxes_and_losses_are_computed_in_float32(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_areas_that_half_precision_cannot_hold_are_no_trouble(tiny_settings: Any, dtype: torch.dtype):
+def test_areas_beyond_half_precision_give_finite_losses(tiny_settings: Any, dtype: torch.dtype):
     """A box of 3,000 pixels has 140 times the largest number of fp16; bf16 cannot tell its corners apart."""
     settings = apply_overrides(tiny_settings, ["train.loss.positive_queries=false", "train.loss.denoising_queries=0"])
     loss = settings.train.loss.model_copy(update={"aux_heads": False})

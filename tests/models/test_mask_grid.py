@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from codetr_cli.models.masks import boundary, enlarge, paste_crops, paste_masks
+from codetr_cli.models.mask_grid import boundary, enlarge, paste_crops, paste_masks
 
 
 def count_others(masks, width):

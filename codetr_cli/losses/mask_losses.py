@@ -8,37 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codetr_cli.boxes import clip_boxes, cxcywh_to_xyxy, size_scale
-from codetr_cli.losses.aux_heads import RoiStep, sample_regions
-from codetr_cli.losses.normalizers import ALONE, Normalizers
+from codetr_cli.boxes import Size, Target, Targets, clip_boxes, cxcywh_to_xyxy, size_scale
+from codetr_cli.losses.normalizers import SINGLE_PROCESS, Normalizers
 from codetr_cli.losses.random import RandomSource
+from codetr_cli.losses.roi import RoiOutput, sample_regions
+from codetr_cli.models.mask_grid import MASK_THRESHOLD, boundary, enlarge
 from codetr_cli.models.mask_heads.branch import MaskBranch, RegionMasks
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead, of_class
-from codetr_cli.models.masks import MASK_THRESHOLD, boundary, enlarge
 from codetr_cli.models.pooling import number_regions, pool_map
-
-Targets = Sequence[dict[str, Any]]
 
 LOSS_BOUNDARY_WIDTH = 2
 FIRST_BOUNDARY_STAGE = 2
-"""Masks from this size on are trained at boundaries only."""
+"""Mask sizes from this index on are trained at boundaries only."""
 AREA_EPS = 1e-7
 OBJECTS_AT_ONCE = 16
-"""Bitmaps that are held as floating numbers together: those of a large image take 15 MB each."""
+"""Bitmaps converted to floating point at once: those of a large image take 15 MB each."""
 
 
-# --------------------------------------------------------------------------------------------------------- the targets
+# --------------------------------------------------------------------------------------------------------- targets
 
 
 @torch.no_grad()
-def mask_targets(target: dict[str, Any], boxes: Tensor, objects: Tensor, size: int) -> Tensor:
-    """The part of each region's object that lies in the region, as zeros and ones.
+def mask_targets(target: Target, boxes: Tensor, objects: Tensor, size: int) -> Tensor:
+    """The part of each region's object inside the region, as zeros and ones.
 
     Args:
         target: `masks` uint8 (G, h, w) of the image's padded size.
@@ -56,14 +53,14 @@ def mask_targets(target: dict[str, Any], boxes: Tensor, objects: Tensor, size: i
     for first in range(0, len(used), OBJECTS_AT_ONCE):
         rows = ((numbers >= first) & (numbers < first + OBJECTS_AT_ONCE)).nonzero()[:, 0]
         regions = torch.cat([(numbers[rows] - first)[:, None].to(boxes.dtype), boxes[rows]], 1)
-        bitmaps = masks[used[first : first + OBJECTS_AT_ONCE], None].to(boxes.dtype)  # objects in the place of images
+        bitmaps = masks[used[first : first + OBJECTS_AT_ONCE], None].to(boxes.dtype)  # objects take the place of images
         shares[rows] = pool_map(bitmaps, regions, size=size, stride=1)[:, 0]
     return (shares >= MASK_THRESHOLD).to(boxes.dtype)
 
 
 @torch.no_grad()
-def visible_shares(target: dict[str, Any], boxes: Tensor, objects: Tensor) -> Tensor:
-    """The share (P,) of each region's object that lies in the region, counted in whole pixels.
+def visible_shares(target: Target, boxes: Tensor, objects: Tensor) -> Tensor:
+    """The share (P,) of each region's object that is inside the region, counted in whole pixels.
 
     Args:
         target: `masks` uint8 (G, h, w).
@@ -73,7 +70,7 @@ def visible_shares(target: dict[str, Any], boxes: Tensor, objects: Tensor) -> Te
     masks = target["masks"]
     height, width = masks.shape[1:]
     corners = clip_boxes(boxes.trunc(), (height, width)).long().tolist()
-    # Parity: a region has at least one pixel, unless it lies beyond the edge.
+    # Parity: a region has at least one pixel, unless it is outside the image.
     inside = [
         masks[index, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].sum()
         for index, (x1, y1, x2, y2) in zip(objects.tolist(), corners, strict=True)
@@ -81,20 +78,20 @@ def visible_shares(target: dict[str, Any], boxes: Tensor, objects: Tensor) -> Te
     if not inside:
         return boxes.new_zeros(0)
     used, numbers = torch.unique(objects, return_inverse=True)
-    # Some at a time: a sum of bytes turns them into eight times as many first.
+    # In chunks: a sum of bytes converts them to eight times as many first.
     areas = torch.cat([masks[some].sum((1, 2)) for some in used.split(OBJECTS_AT_ONCE)])
     return torch.stack(inside).to(boxes.dtype) / (areas[numbers].to(boxes.dtype) + AREA_EPS)
 
 
-# ------------------------------------------------------------------------------------------------------ the RoI head's
+# ------------------------------------------------------------------------------------------------ masks of the RoI head
 
 
 @dataclass(frozen=True)
-class RoiMaskStep:
-    """The RoI head's masks of its positive regions, images one after the other.
+class RoiMaskOutput:
+    """Masks of the positive regions of the RoI head, concatenated over images.
 
     Attributes:
-        regions: (P, 5) image number and xyxy pixels.
+        regions: (P, 5) image index and xyxy pixels.
         labels: (P,) classes.
         targets: (P, S, S).
         pooled: (P, C, S / 2, S / 2).
@@ -110,54 +107,60 @@ class RoiMaskStep:
     loss: Tensor
 
 
-def roi_mask_step(
-    head: FcnMaskHead, maps: Sequence[Tensor], roi: RoiStep, targets: Targets, agreement: Normalizers = ALONE
-) -> RoiMaskStep:
-    """Draws the masks of the positive regions that the RoI head was trained on; there are no further random numbers.
+def roi_mask_losses(
+    head: FcnMaskHead,
+    maps: Sequence[Tensor],
+    roi: RoiOutput,
+    targets: Targets,
+    normalizers: Normalizers = SINGLE_PROCESS,
+) -> RoiMaskOutput:
+    """Predicts the masks of the positive regions that the RoI head was trained on, and computes their loss.
 
     Args:
         head: the network.
         maps: per level (B, C, H, W).
-        roi: the RoI head's sample.
+        roi: output of the RoI head.
         targets: per image `masks`.
-        agreement: of the processes on the normaliser.
+        normalizers: of the losses.
     """
-    boxes = [c.boxes[:count] for c, count in zip(roi.candidates, roi.num_positives, strict=True)]
-    labels = torch.cat([c.labels[:count] for c, count in zip(roi.candidates, roi.num_positives, strict=True)])
+    boxes = [c.boxes[:count] for c, count in zip(roi.sampled, roi.num_positives, strict=True)]
+    labels = torch.cat([c.labels[:count] for c, count in zip(roi.sampled, roi.num_positives, strict=True)])
     regions = number_regions(boxes)
     pooled = head.pooling(maps, regions)
     logits = head(pooled)
-    wanted = torch.cat(
+    target_masks = torch.cat(
         [
             mask_targets(target, own, objects, int(logits.shape[-1]))
             for target, own, objects in zip(targets, boxes, roi.matched_objects, strict=True)
         ]
     )
     own_class = of_class(logits, labels)[:, 0]
-    return RoiMaskStep(regions, labels, wanted, pooled, logits, _mean_cross_entropy(own_class, wanted, agreement))
+    return RoiMaskOutput(
+        regions, labels, target_masks, pooled, logits, _mean_cross_entropy(own_class, target_masks, normalizers)
+    )
 
 
-def _mean_cross_entropy(logits: Tensor, targets: Tensor, agreement: Normalizers) -> Tensor:
-    """Zero, and still a part of the graph, without any region."""
+def _mean_cross_entropy(logits: Tensor, targets: Tensor, normalizers: Normalizers) -> Tensor:
+    """Without any region it is zero but still part of the graph."""
     total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return total / agreement.own(targets.numel(), total)
+    return total / normalizers.per_rank(targets.numel(), total)
 
 
-# -------------------------------------------------------------------------------------------------- the refined masks
+# -------------------------------------------------------------------------------------------------- refined masks
 
 
 @dataclass(frozen=True)
-class MaskStep:
-    """Refined masks of positive detections, images one after the other.
+class MaskBranchOutput:
+    """Refined masks of positive detections, concatenated over images.
 
     Attributes:
-        candidates: per image, the detections (A, 4) xyxy pixels that regions were drawn from, and their scores (A,).
-        regions: (P, 5) image number and xyxy pixels.
+        candidates: per image, the detections (A, 4) xyxy pixels that regions were sampled from, and their scores (A,).
+        regions: (P, 5) image index and xyxy pixels.
         labels: (P,) classes.
         objects: (P,) index of the object among those of its image.
         targets: of each size, (P, S, S).
-        drawn: the network's outputs.
-        boundaries: bool (P, S, S), where the third and the fourth size were trained.
+        masks: outputs of the network.
+        boundaries: bool (P, S, S), the trained cells of the third and the fourth size.
         stage_losses: of each size, unweighted.
         iou_targets: (P,) IoU of each mask with its whole object.
         iou_loss: unweighted.
@@ -168,14 +171,14 @@ class MaskStep:
     labels: Tensor
     objects: Tensor
     targets: list[Tensor]
-    drawn: RegionMasks
+    masks: RegionMasks
     boundaries: list[Tensor]
     stage_losses: list[Tensor]
     iou_targets: Tensor
     iou_loss: Tensor
 
 
-def mask_step(
+def mask_branch_losses(
     branch: MaskBranch,
     maps: Sequence[Tensor],
     logits: Tensor,
@@ -184,12 +187,12 @@ def mask_step(
     *,
     candidates: int,
     samples: int,
-    draws: RandomSource,
-    agreement: Normalizers = ALONE,
-) -> MaskStep:
-    """Draws the masks of detections that overlap an object, and of the objects' own boxes.
+    random: RandomSource,
+    normalizers: Normalizers = SINGLE_PROCESS,
+) -> MaskBranchOutput:
+    """Predicts the masks of detections that overlap an object and of the objects' own boxes, and computes their losses.
 
-    Parity: denoising queries detect too; the detections' classes do not matter.
+    Parity: denoising queries take part; the classes of detections do not matter.
 
     Args:
         branch: the network.
@@ -197,51 +200,51 @@ def mask_step(
         logits: (B, Q, K) of the last decoder layer, denoising queries included.
         boxes: (B, Q, 4) cxcywh in [0, 1] of the same queries.
         targets: per image `boxes`, `labels`, `masks`, `norm_size`.
-        candidates: best detections of an image that take part.
-        samples: regions drawn per image; the quarter of them that may be positive is used.
-        draws: source of the samples.
-        agreement: of the processes on the normalisers.
+        candidates: best detections per image that take part.
+        samples: regions sampled per image; at most a quarter of them is positive and used.
+        random: random numbers of the sampling.
+        normalizers: of the losses.
     """
-    found = [
+    detections = [
         best_boxes(image_logits, image_boxes, target["norm_size"], candidates)
         for image_logits, image_boxes, target in zip(logits, boxes, targets, strict=True)
     ]
     regions_of_image, labels_of_image, objects_of_image = [], [], []
-    for (own, _), target in zip(found, targets, strict=True):
-        sampled, _, objects = sample_regions(own, target, logits.shape[-1], samples, draws)
+    for (own, _), target in zip(detections, targets, strict=True):
+        sampled, _, objects = sample_regions(own, target, logits.shape[-1], samples, random)
         regions_of_image.append(sampled.boxes[: len(objects)])
         labels_of_image.append(sampled.labels[: len(objects)])
         objects_of_image.append(objects)
     regions, labels = number_regions(regions_of_image), torch.cat(labels_of_image)
-    drawn = branch(maps, branch.head.semantic_maps(maps[0]), regions, labels)
+    masks = branch(maps, branch.head.semantic_maps(maps[0]), regions, labels)
     images = list(zip(targets, regions_of_image, objects_of_image, strict=True))
-    wanted = [torch.cat([mask_targets(*image, int(m.shape[-1])) for image in images]) for m in drawn.logits]
-    stage_losses, boundaries = boundary_losses([m[:, 0] for m in drawn.logits], wanted, agreement)
+    target_masks = [torch.cat([mask_targets(*image, int(m.shape[-1])) for image in images]) for m in masks.logits]
+    stage_losses, boundaries = boundary_losses([m[:, 0] for m in masks.logits], target_masks, normalizers)
     shares = torch.cat([visible_shares(*image) for image in images])
-    iou_targets = mask_iou(drawn.logits[1][:, 0], wanted[1], shares)
-    return MaskStep(
-        found,
+    iou_targets = mask_iou(masks.logits[1][:, 0], target_masks[1], shares)
+    return MaskBranchOutput(
+        detections,
         regions,
         labels,
         torch.cat(objects_of_image),
-        wanted,
-        drawn,
+        target_masks,
+        masks,
         boundaries,
         stage_losses,
         iou_targets,
-        _iou_loss(drawn.iou, iou_targets, agreement),
+        _iou_loss(masks.iou, iou_targets, normalizers),
     )
 
 
 @torch.no_grad()
-def best_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int], count: int) -> tuple[Tensor, Tensor]:
-    """The best detections of an image over queries and classes, without suppression, and their scores.
+def best_boxes(logits: Tensor, boxes: Tensor, size: Size, count: int) -> tuple[Tensor, Tensor]:
+    """The best detections of an image over queries and classes, without NMS, and their scores.
 
     Args:
         logits: (Q, K).
         boxes: (Q, 4) cxcywh in [0, 1].
         size: (height, width) in pixels.
-        count: largest number.
+        count: maximum number.
 
     Returns:
         (A, 4) xyxy pixels inside the image and (A,), best first.
@@ -253,22 +256,22 @@ def best_boxes(logits: Tensor, boxes: Tensor, size: tuple[int, int], count: int)
 
 
 def boundary_losses(
-    masks: Sequence[Tensor], targets: Sequence[Tensor], agreement: Normalizers = ALONE
+    masks: Sequence[Tensor], targets: Sequence[Tensor], normalizers: Normalizers = SINGLE_PROCESS
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Cross-entropy of every size: over all cells of the first two, at the boundaries of the others.
+    """Cross-entropy of every mask size: over all cells of the first two, at boundaries of the others.
 
-    A boundary is that of the prediction so far or that of the next smaller target. The prediction so far takes a finer
-    size's cells at its own boundary, as the final mask does.
+    The boundary is that of the merged prediction or that of the next smaller target. The merged prediction takes the
+    cells of a finer size at its own boundary, as the final mask does.
 
     Args:
         masks: logits (P, S, S), coarse to fine.
         targets: (P, S, S) zeros and ones.
-        agreement: of the processes on the normalisers.
+        normalizers: of the losses.
 
     Returns:
-        The losses and, of the sizes that are trained at boundaries, these as bool (P, S, S).
+        The losses and, for the sizes trained at boundaries, the boundaries as bool (P, S, S).
     """
-    losses = [_mean_cross_entropy(m, t, agreement) for m, t in zip(masks[:2], targets[:2], strict=True)]
+    losses = [_mean_cross_entropy(m, t, normalizers) for m, t in zip(masks[:2], targets[:2], strict=True)]
     boundaries = []
     predicted = masks[1].detach().sigmoid() >= MASK_THRESHOLD
     for stage in range(FIRST_BOUNDARY_STAGE, len(masks)):
@@ -277,8 +280,8 @@ def boundary_losses(
         region = _enlarged_region(of_both, size, mask.dtype)
         boundaries.append(region)
         per_cell = F.binary_cross_entropy_with_logits(mask, targets[stage], reduction="none")
-        losses.append((per_cell * region).sum() / agreement.own(region.sum(), per_cell))
-        # Parity: a cell exactly between boundary and inside is taken from the finer size here, not in detection.
+        losses.append((per_cell * region).sum() / normalizers.per_rank(region.sum(), per_cell))
+        # Parity: a cell exactly between boundary and inside is taken from the finer size here, but not at inference.
         finer = _enlarged_region(boundary(predicted, 1), size, mask.dtype)
         coarse = enlarge(masks[stage - 1].detach()[:, None], size)[:, 0]
         predicted = torch.where(finer, mask.detach(), coarse).sigmoid() >= MASK_THRESHOLD
@@ -291,7 +294,7 @@ def _enlarged_region(region: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def mask_iou(logits: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
-    """IoU (P,) of each mask with its whole object, of which only a share lies in the region.
+    """IoU (P,) of each mask with its whole object, of which only a share is inside the region.
 
     Args:
         logits: (P, S, S).
@@ -304,8 +307,8 @@ def mask_iou(logits: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
     return overlap / (predicted.sum((1, 2)) + whole - overlap)
 
 
-def _iou_loss(estimated: Tensor, targets: Tensor, agreement: Normalizers) -> Tensor:
-    """Mean squared error over the masks that overlap their object; zero without any, and still a part of the graph."""
+def _iou_loss(estimated: Tensor, targets: Tensor, normalizers: Normalizers) -> Tensor:
+    """Mean squared error over the masks that overlap their object; without any it is zero but part of the graph."""
     counts = targets > 0
     squared = torch.where(counts, estimated - targets, torch.zeros_like(estimated)) ** 2
-    return squared.sum() / agreement.own(counts.sum(), squared)
+    return squared.sum() / normalizers.per_rank(counts.sum(), squared)

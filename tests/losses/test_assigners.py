@@ -126,7 +126,7 @@ def test_atss_picks_anchors_inside_the_object_above_its_own_threshold():
 
 def test_sampling_limits_positives_and_fills_with_negatives():
     assigned = torch.tensor([0] * 10 + [BACKGROUND] * 30 + [IGNORED] * 5)
-    positives, negatives = sample_balanced(assigned, count=16, positive_fraction=0.25, draws=RandomSource())
+    positives, negatives = sample_balanced(assigned, count=16, positive_fraction=0.25, random=RandomSource())
     assert (len(positives), len(negatives)) == (4, 12)
     assert int(positives.max()) < 10 <= int(negatives.min())
     assert int(negatives.max()) < 40
@@ -139,7 +139,7 @@ def test_sampling_draws_nothing_when_all_fit():
             raise AssertionError("nothing to choose")
 
     positives, negatives = sample_balanced(
-        torch.tensor([0, BACKGROUND, BACKGROUND]), count=16, positive_fraction=0.5, draws=NoDraws()
+        torch.tensor([0, BACKGROUND, BACKGROUND]), count=16, positive_fraction=0.5, random=NoDraws()
     )
     assert positives.tolist() == [0]
     assert negatives.tolist() == [1, 2]

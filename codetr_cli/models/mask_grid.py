@@ -1,4 +1,4 @@
-"""Masks on a grid over their box: their boundaries, and their way into the pixels of an image.
+"""Masks on a grid over their box: boundaries, enlarging, and pasting into an image.
 
 Behaviour of mmdet's FCNMaskHead (`_do_paste_mask`) and RefineMask's `generate_block_target`.
 Shape letters: M cells along a mask's side, N masks.
@@ -18,15 +18,15 @@ from codetr_cli.models.layers import full_precision
 
 MASK_THRESHOLD = 0.5
 BOUNDARY_SHARE = 0.1
-"""A cell lies on the boundary when more than this share of its window is of the other kind."""
+"""A cell belongs to the boundary when more than this share of its window is of the other kind."""
 
 
 def boundary(masks: Tensor, width: int) -> Tensor:
-    """The cells of both kinds that have enough of the other kind around them.
+    """The foreground and background cells with enough cells of the other kind around them.
 
     Args:
-        masks: bool (N, M, M). What lies beyond the edge counts as background.
-        width: how far around a cell its square window reaches.
+        masks: bool (N, M, M). Cells beyond the edge count as background.
+        width: radius in cells of the square window around a cell.
 
     Returns:
         bool (N, M, M).
@@ -39,7 +39,7 @@ def boundary(masks: Tensor, width: int) -> Tensor:
 
 
 def enlarge(values: Tensor, size: int) -> Tensor:
-    """Bilinear values (N, 1, size, size) of maps (N, 1, M, M) whose corner cells stay at the corners."""
+    """Bilinear interpolation of maps (N, 1, M, M) to (N, 1, size, size) with aligned corners."""
     return F.interpolate(values, size=(size, size), mode="bilinear", align_corners=True)
 
 
@@ -48,7 +48,7 @@ def enlarge(values: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Pasted:
-    """A mask in an image: `pixels` bool (h, w), whose first one lies at (`top`, `left`); all others are background."""
+    """A mask in an image: `pixels` bool (h, w) with the first pixel at (`top`, `left`); all others are background."""
 
     top: int
     left: int
@@ -56,14 +56,14 @@ class Pasted:
 
 
 def paste_crops(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Pasted]:
-    """Every mask as the part of the image that its box covers, one after the other.
+    """Yields every mask as the part of the image that its box covers.
 
-    Bilinear samples at the pixels' centres with zero beyond the grid, compared with 0.5: a pixel outside the box never
-    belongs to the mask. The two axes are interpolated one after the other, as the grid is parallel to the pixels.
+    Bilinear samples at pixel centres with zero beyond the grid, compared with 0.5: pixels outside the box are never
+    part of the mask. The two axes are interpolated separately, as the grid is parallel to the pixels.
 
     Args:
         probabilities: (N, M, M) in [0, 1].
-        boxes: (N, 4) xyxy in pixels of the image; they may reach beyond it.
+        boxes: (N, 4) xyxy in pixels of the image; they may extend beyond it.
         size: (height, width) of the image.
     """
     height, width = size
@@ -80,7 +80,7 @@ def paste_crops(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The masks as bool (N, height, width); arguments as for `paste_crops`. Large: give it a chunk at a time."""
+    """The masks as bool (N, height, width); arguments as for `paste_crops`. The result is large: call it in chunks."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=probabilities.device)
     for mask, pasted in zip(masks, paste_crops(probabilities, boxes, size), strict=True):
         height, width = pasted.pixels.shape
@@ -89,7 +89,7 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
 
 
 def _covered(low: float, high: float, limit: int) -> tuple[int, int]:
-    """First pixel and the one after the last whose centres can lie between two coordinates, inside [0, limit]."""
+    """First and one after last pixel whose centres can be between two coordinates, inside [0, limit]."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return 0, 0
     first = min(max(math.floor(low), 0), limit)
@@ -97,9 +97,9 @@ def _covered(low: float, high: float, limit: int) -> tuple[int, int]:
 
 
 def _interpolation(low: Tensor, high: Tensor, first: int, end: int, cells: int) -> Tensor:
-    """The weight (end - first, cells) of each cell of a row between two coordinates, for each pixel's centre."""
+    """Interpolation weight (end - first, cells) of each cell between two coordinates, for each pixel centre."""
     centres = torch.arange(first, end, device=low.device, dtype=low.dtype) + 0.5
-    # Parity: by way of [-1, 1], so that pixels exactly between two cells are rounded as published.
-    position = (((centres - low) / (high - low) * 2 - 1 + 1) * cells - 1) / 2  # in cells, 0 = centre of the first one
-    distance = (position[:, None] - torch.arange(cells, device=low.device, dtype=low.dtype)).abs()
+    # Parity: via [-1, 1], so that pixels exactly between two cells are rounded as published.
+    coordinate = (((centres - low) / (high - low) * 2 - 1 + 1) * cells - 1) / 2  # in cells, 0 = centre of the first one
+    distance = (coordinate[:, None] - torch.arange(cells, device=low.device, dtype=low.dtype)).abs()
     return (1 - distance).clamp(min=0)
