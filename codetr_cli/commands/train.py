@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from codetr_cli.runs.resume import Choice
     from codetr_cli.training.plan import Job
+    from codetr_cli.training.reporter import StepProgress
     from codetr_cli.training.setup import Outcome
 
 
@@ -154,7 +154,7 @@ def _work(job: Job, device: torch.device, choice: Choice | None, json_output: bo
 
     console.set_mode(json=json_output, quiet=quiet)
     with console.tolerate_closed_streams(), _Display() as display:
-        return run_training(job, device=device, choice=choice, report=display)
+        return run_training(job, device=device, choice=choice, reporter=display)
 
 
 class _Display:
@@ -174,41 +174,24 @@ class _Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.leave()
+        self.close()
 
-    def note(self, text: str) -> None:
-        self.leave()
-        console.info(text)
-
-    def warn(self, text: str) -> None:
-        self.leave()
-        console.warn(text)
-
-    def step(self, line: Mapping[str, Any], left: int) -> None:
-        fields = _fields(line, left)
+    def step_done(self, progress: StepProgress) -> None:
+        fields = _fields(progress)
         if not self._terminal:
-            self._show("training", left + 1)(1, **fields)
+            self._show("training", progress.total_steps - progress.step + 1)(1, **fields)
             return
         if time.monotonic() >= self._next_line:
-            self.note(", ".join(f"{name} {value}" for name, value in fields.items()))
+            self.close()
+            console.info(", ".join(f"{name} {value}" for name, value in fields.items()))
             self._next_line = time.monotonic() + LINE_SECONDS
         beside = {name: fields[name] for name in ("loss", "images/s", "data wait")}
-        self._show("training", line["step"] + left, done=line["step"] - 1)(1, **beside)
+        self._show("training", progress.total_steps, done=progress.step - 1)(1, **beside)
 
     def evaluating(self, images: int, total: int) -> None:
         self._show("evaluating", total)(images)
 
-    def evaluated(self, line: Mapping[str, Any]) -> None:
-        metrics = line["metrics"]
-        names = [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in metrics]
-        shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
-        self.note(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
-
-    def failed(self, text: str) -> None:
-        self.leave()
-        console.error(text)
-
-    def leave(self) -> None:
+    def close(self) -> None:
         """Takes the progress off the terminal; the next step brings it back."""
         self._shown.close()
         self._what = ""
@@ -216,25 +199,25 @@ class _Display:
     def _show(self, what: str, total: int, done: int = 0) -> console.Advance:
         """The progress of one kind of work; another kind's is taken off."""
         if self._what != what or self._advance is None:
-            self.leave()
+            self.close()
             self._advance = self._shown.enter_context(console.progress(what, total))
             self._advance(done)
             self._what = what
         return self._advance
 
 
-def _fields(line: Mapping[str, Any], left: int) -> dict[str, str]:
+def _fields(progress: StepProgress) -> dict[str, str]:
     """What is shown of a step, by name."""
     return {
-        "step": f"{line['step']}/{line['step'] + left}",
-        "epoch": str(line["epoch"] + 1),
-        "loss": f"{line['loss']:.4g}",
-        **{name: f"{value:.3g}" for name, value in line["groups"].items()},
-        "lr": f"{line['lr']:.3g}",
-        "images/s": f"{line['images_per_s']:.2f}",
-        "data wait": f"{line['data_wait']:.0%}",
-        "memory": console.bytes_text(line["memory_bytes"]),
-        "ETA": console.seconds_text(line["eta_s"]),
+        "step": f"{progress.step}/{progress.total_steps}",
+        "epoch": str(progress.epoch + 1),
+        "loss": f"{progress.loss:.4g}",
+        **{name: f"{value:.3g}" for name, value in progress.loss_groups.items()},
+        "lr": f"{progress.lr:.3g}",
+        "images/s": f"{progress.images_per_s:.2f}",
+        "data wait": f"{progress.data_wait:.0%}",
+        "memory": console.bytes_text(progress.memory_bytes),
+        "ETA": console.seconds_text(progress.eta_s),
     }
 
 
