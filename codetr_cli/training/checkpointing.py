@@ -147,7 +147,7 @@ def restore(context: TrainContext, state: TrainState, saved: Saved) -> None:
         seed_all(context.settings.train.seed + 1_000 * progress.step + process_group.rank())
         logger.warning(
             "the run was trained with %d x %d images at once (processes x images of each) and continues with %d x %d: "
-            "each image of the epoch is still used, but in another order, so the results are not exactly those of an "
+            "each image of the epoch is used once, but in another order, so the results are not exactly those of an "
             "uninterrupted run",
             *before,
             *now,

@@ -251,4 +251,4 @@ def test_the_step_of_a_diverged_run_is_computed_again(
     assert rows(codetr, tmp_path)["run"]["state"] == "diverged"
     refused = codetr("runs", tmp_path, "--replay")
     assert refused.code == 4
-    assert "no whole reproducer" in refused.err
+    assert "no complete reproducer" in refused.err

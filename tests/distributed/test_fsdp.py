@@ -55,7 +55,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 @pytest.fixture
 def _known_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     for name, case in sharded_training.MINE.items():
         monkeypatch.setitem(world_size_cases.CASES, name, case)
 
@@ -109,7 +109,7 @@ def test_the_weights_are_an_ordinary_checkpoint(two: Done, tiny_settings: Settin
 @pytest.mark.parametrize("shard", [False, True])
 def test_one_process_continues_what_two_began(two: Done, shard: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Alone, in whole tensors, whatever the setting says: the parts of both processes make the state."""
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     ours, theirs = (
         sharded_training.train_a_run(two.folder, "straight", sharded_training.STEPS, resume=True, shard=shard),
         two.ranks[0],

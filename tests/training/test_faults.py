@@ -35,9 +35,9 @@ from codetr_cli.files import FileLock
 from codetr_cli.runs import listing
 from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runtime import disk_errors
-from codetr_cli.training.loop import Training, train
+from codetr_cli.training.reporter import StepProgress
 from tests.conftest import REPOSITORY, Ran
-from tests.training.test_loop import Scores, assert_same, begin, losses_of
+from tests.training.fakes import FakeRun, Scores, assert_same, begin, losses_of, train
 
 OVERRIDES = ("train.epochs=2", "train.checkpoint_every=2", "train.ema_momentum=1e-3")
 SCORES = (0.1, 0.2)
@@ -47,11 +47,11 @@ STEPS = 10
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, and no pauses before something is tried again."""
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     monkeypatch.setattr(disk_errors, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
-def begun(path: Path, settings: Settings, *overrides: str) -> Training:
+def begun(path: Path, settings: Settings, *overrides: str) -> FakeRun:
     """A training with as many evaluations left as it has not done."""
     done = sum(line["kind"] == "eval" for line in RunFolder(path).metrics())
     scores = Scores(*SCORES)
@@ -63,17 +63,17 @@ def begun(path: Path, settings: Settings, *overrides: str) -> Training:
 
 
 @pytest.fixture
-def straight(tmp_path: Path, tiny_settings: Settings) -> Training:
+def straight(tmp_path: Path, tiny_settings: Settings) -> FakeRun:
     """The run that nothing happened to."""
     training = begun(tmp_path / "straight", tiny_settings)
     train(training)
     return training
 
 
-def assert_continues(path: Path, settings: Settings, straight: Training, *, at_least: int = 0) -> None:
+def assert_continues(path: Path, settings: Settings, straight: FakeRun, *, at_least: int = 0) -> None:
     """A start anew goes on from a checkpoint and ends like the undisturbed run."""
     resumed = begun(path, settings)
-    assert resumed.position.step >= at_least
+    assert resumed.progress.step >= at_least
     train(resumed)
     assert_same(resumed, straight)
     assert losses_of(resumed) == losses_of(straight)
@@ -141,7 +141,7 @@ def instants(total: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=["full", "quota", "read-only"])
 def test_a_disk_that_takes_nothing_more_stops_a_training_that_continues_later(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch, number: int
 ):
     """Whatever is written first when the disk is full: weights, state, sums, metrics, events, names."""
     words = {
@@ -179,7 +179,7 @@ def _complete(events: str) -> Iterator[dict[str, int]]:
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
 def test_what_a_network_disk_fails_at_once_is_done_again(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch, number: int
 ):
     counted = begun(tmp_path / "counted", tiny_settings)
     with monkeypatch.context() as patch:
@@ -263,12 +263,12 @@ sys.stderr.write(f"code {{main({words!r})}}\\n")
 
 
 def test_plots_that_cannot_be_drawn_stop_nothing(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch
 ):
     def full(lines: object, folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", full)
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", full)
     training = begun(tmp_path / "run", tiny_settings)
     train(training)
     assert_same(training, straight)
@@ -276,26 +276,26 @@ def test_plots_that_cannot_be_drawn_stop_nothing(
 
 
 def test_a_run_folder_that_is_deleted_while_it_trains_is_named(
-    tmp_path: Path, tiny_settings: Settings, straight: Training
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun
 ):
     training = begun(tmp_path / "run", tiny_settings)
-    step = training.report.step
+    step_done = training.reporter.step_done
 
-    def delete(line: dict[str, Any], left: int) -> None:
-        step(line, left)
-        if line["step"] == 5:
+    def delete(progress: StepProgress) -> None:
+        step_done(progress)
+        if progress.step == 5:
             (tmp_path / "run").rename(tmp_path / "elsewhere")
 
-    training.report.step = delete  # type: ignore[method-assign]
+    training.reporter.step_done = delete  # type: ignore[method-assign]
     with pytest.raises(ResourceError, match=r"the run folder .*run is gone.*deleted or moved"):
         train(training)
-    assert training.position.step < STEPS
+    assert training.progress.step < STEPS
     assert RunFolder(tmp_path / "run").status() == "empty"
     assert_continues(tmp_path / "elsewhere", tiny_settings, straight)
 
 
 def test_a_process_that_cannot_write_its_part_of_a_sharded_state_is_a_matter_of_the_disk(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch
 ):
     def full(folder: Path, own: object, group: object) -> None:
         raise sharded_state.CheckpointException("save", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})
@@ -339,7 +339,7 @@ def test_settings_that_cannot_be_written_stop_before_the_training(
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "sums.json"])
 def test_a_flipped_bit_or_a_lost_end_falls_back_to_the_previous_checkpoint(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, name: str
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, name: str
 ):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(straight.run.path, run.path)
@@ -363,7 +363,7 @@ def test_a_flipped_bit_or_a_lost_end_falls_back_to_the_previous_checkpoint(
     assert_continues(run.path, tiny_settings, straight)
 
 
-def test_both_checkpoints_damaged_is_said(straight: Training):
+def test_both_checkpoints_damaged_is_said(straight: FakeRun):
     run = straight.run
     for folder in (run.last, run.previous):
         (folder / "state.pt").write_bytes(b"")
@@ -376,7 +376,7 @@ def test_both_checkpoints_damaged_is_said(straight: Training):
 
 @pytest.mark.parametrize("jump_s", [-1e8, 1e8], ids=["back", "forward"])
 def test_a_clock_that_jumps_changes_nothing(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch, jump_s: float
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch, jump_s: float
 ):
     """The system's time is set anew amid training, as when a machine has found its time server."""
     now, shown = time.time, time.strftime
@@ -384,19 +384,19 @@ def test_a_clock_that_jumps_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: now() + offset)
     monkeypatch.setattr(time, "strftime", lambda form, *when: shown(form, *(when or (time.localtime(time.time()),))))
     training = begun(tmp_path / "run", tiny_settings)
-    step = training.report.step
+    step_done = training.reporter.step_done
 
-    def jump(line: dict[str, Any], left: int) -> None:
+    def jump(progress: StepProgress) -> None:
         nonlocal offset
-        step(line, left)
-        offset = jump_s if line["step"] >= 4 else 0.0
+        step_done(progress)
+        offset = jump_s if progress.step >= 4 else 0.0
 
-    training.report.step = jump  # type: ignore[method-assign]
-    saved_at = training.saved_at
+    training.reporter.step_done = jump  # type: ignore[method-assign]
+    saved_at = training.state.writer.written_at
     train(training)
     assert_same(training, straight)
     assert losses_of(training) == losses_of(straight)
-    assert 0 <= training.saved_at - saved_at < 60
+    assert 0 <= training.state.writer.written_at - saved_at < 60
     for line in training.run.metrics():
         if line["kind"] == "train":
             assert line["images_per_s"] > 0

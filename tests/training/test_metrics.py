@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config.overrides import parse_settings
-from codetr_cli.training.metrics import Meter, WaitWatch
+from codetr_cli.training.metrics import DataWaitMonitor, StepMetrics
 
 CPU = torch.device("cpu")
 
 
-def meter(reduce_mean=lambda value: value, world_size: int = 1, rank: int = 0) -> Meter:
-    return Meter(
+def meter(reduce_mean=lambda value: value, world_size: int = 1, rank: int = 0) -> StepMetrics:
+    return StepMetrics(
         group_losses=lambda losses: {"all": sum(losses.values())},
         reduce_mean=reduce_mean,
         world_size=world_size,
@@ -109,7 +109,7 @@ def test_the_share_is_that_of_the_time_between_steps(
 
 
 def test_waiting_for_long_is_told_once_with_what_to_type():
-    watch, settings = WaitWatch(), parse_settings({"name": "mine", "data": {"root": "my data"}}, where="here")
+    watch, settings = DataWaitMonitor(), parse_settings({"name": "mine", "data": {"root": "my data"}}, where="here")
     shares = [0.9, 0.3, 0.3, 0.1, 0.9, 0.3, 0.3, 0.3, 0.9, 0.9, 0.9, 0.9, 0.9]
     told = [watch.advice(share, settings) for share in shares]
     assert [text is not None for text in told] == [False] * 7 + [True] + [False] * 5
