@@ -111,7 +111,8 @@ def train(
     from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.distributed.topology import Request, place
     from codetr_cli.training.plan import plan_job
-    from codetr_cli.training.setup import check_settings, choose_for
+    from codetr_cli.training.preview import check_settings
+    from codetr_cli.training.setup import choose_for
 
     settings, chosen_by_hand = load_preset(preset, overrides), chosen_settings(preset, overrides)
     plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=fresh, chosen=chosen_by_hand)
@@ -191,6 +192,9 @@ class _Display:
     def evaluating(self, images: int, total: int) -> None:
         self._show("evaluating", total)(images)
 
+    def evaluated(self, ap: float, best_ap: float) -> None:
+        self.close()
+
     def close(self) -> None:
         """Takes the progress off the terminal; the next step brings it back."""
         self._shown.close()
@@ -223,7 +227,7 @@ def _fields(progress: StepProgress) -> dict[str, str]:
 
 def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | None, json_output: bool) -> None:
     from codetr_cli.config.overrides import to_toml
-    from codetr_cli.training.setup import preview
+    from codetr_cli.training.preview import preview
 
     plan = preview(job, device=device, world_size=processes)
     where = choice.note if choice else "the run folder is chosen when training starts"

@@ -194,6 +194,7 @@ def _log_evaluation(context: TrainContext, state: TrainState, metrics: dict[str,
         progress.best,
         seconds,
     )
+    context.io.reporter.evaluated(metrics["AP"], progress.best)
     state.plots.draw()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,9 @@ class Reporter(Protocol):
     def evaluating(self, images: int, total: int) -> None:
         """So many more images of this process's total are evaluated; 0 when an evaluation starts."""
 
+    def evaluated(self, ap: float, best_ap: float) -> None:
+        """An evaluation is done; AP of the newest and of the best one so far, -1 if there is nothing to measure."""
+
     def close(self) -> None:
         """Removes the progress from the terminal; called from another thread when the process ends at once."""
 
@@ -56,6 +62,9 @@ class SilentReporter:
         """Shows nothing."""
 
     def evaluating(self, images: int, total: int) -> None:
+        """Shows nothing."""
+
+    def evaluated(self, ap: float, best_ap: float) -> None:
         """Shows nothing."""
 
     def close(self) -> None:
@@ -73,3 +82,23 @@ class Report(Protocol):
 
     def failed(self, text: str) -> None:
         """The process ends at once because of this; called from another thread."""
+
+
+class LogReport:
+    """Passes texts on to `logging`."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def note(self, text: str) -> None:
+        """Logs information."""
+        logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Logs a warning."""
+        logger.warning("%s", text)
+
+    def failed(self, text: str) -> None:
+        """Logs an error."""
+        self._reporter.close()
+        logger.error("%s", text)

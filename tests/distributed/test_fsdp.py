@@ -23,7 +23,7 @@ from codetr_cli.distributed.sharded_state import _Reader
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.folder import RunFolder
-from codetr_cli.training import setup
+from codetr_cli.training import preview
 from codetr_cli.weights.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, write_tiny_coco
 from tests.distributed import sharded_training, world_size_cases
@@ -138,7 +138,7 @@ def test_a_damaged_part_is_noticed(two: Done, tmp_path: Path):
 def test_what_sharding_cannot_do_is_refused(tiny_settings: Settings):
     compiled = apply_overrides(tiny_settings, ["train.fsdp=true", "train.compile=true"])
     with pytest.raises(ConfigError, match=r"train\.compile=false"):
-        setup.check_settings(compiled, CPU, 1)
+        preview.check_settings(compiled, CPU, 1)
     with pytest.raises(ConfigError, match=r"train\.fsdp needs bf16 or fp32"):
         fsdp.check_shardable(fp16=True, compiled=False)
 

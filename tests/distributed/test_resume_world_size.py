@@ -43,7 +43,8 @@ def work(part, *overrides):
     CocoDataset.__getitem__ = noted
     settings = load_preset(str(FOLDER / "tiny.toml"), list(overrides))
     job = plan_job(settings, data=str(FOLDER / "data"), evaluate=False)
-    run_training(job, device=torch.device("cpu"), choice=Choice(FOLDER / "run", part != "a", ""), reporter=SilentReporter())
+    choice = Choice(FOLDER / "run", part != "a", "")
+    run_training(job, device=torch.device("cpu"), choice=choice, reporter=SilentReporter())
     CocoDataset.__getitem__ = read
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 from codetr_cli.models.torch_compile import compile_static_parts
 from codetr_cli.training import plots, step
+from codetr_cli.training.build import build_normalizers
 from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.metrics import StepMetrics
 from codetr_cli.training.optim import build_optimizer
-from codetr_cli.training.setup import build_normalizers
 from tests.conftest import TINY_TABLE
 from tests.training.fakes import begin, train
 
