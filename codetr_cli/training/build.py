@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 import torch
@@ -31,9 +30,7 @@ from codetr_cli.training.plan import BatchPlan, Job, plan_batches, steps_per_epo
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.reporter import LogReport
 from codetr_cli.training.state import RunIO, TrainContext, TrainState
-from codetr_cli.training.validation import Validation, reading_patience_s
-
-logger = logging.getLogger(__name__)
+from codetr_cli.training.validation import Validation, reading_timeout_s
 
 
 def build_training(
@@ -49,7 +46,7 @@ def build_training(
         has_checkpoint: the caller restores a checkpoint, so that the initial weights are not read.
     """
     bad_files = _find_bad_files(job, io, resume=resume)
-    dataset = build_dataset(job.settings, split="train", training=True, left_out=bad_files.left_out("train"))
+    dataset = build_dataset(job.settings, split="train", training=True, skip_files=bad_files.left_out("train"))
     seed_all(job.settings.train.seed)  # the same weights in every process
     model = build_trainable_model(job.settings)
     if not has_checkpoint:
@@ -147,7 +144,7 @@ def build_normalizers(settings: Settings) -> Normalizers:
 
 
 def build_trainable_model(settings: Settings) -> CoDETR:
-    """The model with random weights; its backbone is frozen if the settings say so."""
+    """The model with random weights; its backbone is frozen with `train.freeze_backbone`."""
     model = build_model(settings.model)
     if settings.train.freeze_backbone:
         model.backbone.requires_grad_(False)
@@ -164,6 +161,5 @@ def _build_loader(dataset: CocoDataset, settings: Settings, batches: BatchPlan, 
         world_size=batches.world_size,
         aspect_grouping=settings.data.aspect_grouping,
         pin_memory=device.type == "cuda",
-        tell=logger.warning,
-        patience_s=reading_patience_s(settings),
+        timeout_s=reading_timeout_s(settings),
     )

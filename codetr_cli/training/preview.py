@@ -70,7 +70,7 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
     settings = job.settings
     batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
     bad = scan(settings, "train", LogReport(SilentReporter()))[1] if settings.data.bad_files == "skip" else []
-    dataset = build_dataset(settings, split="train", training=True, left_out=[file.path for file in bad])
+    dataset = build_dataset(settings, split="train", training=True, skip_files=[file.path for file in bad])
     loader = build_train_loader(
         dataset,
         micro_batch=batches.micro_batch,

@@ -46,7 +46,7 @@ class Reporter(Protocol):
         """A step is done; all values but the step are those of the newest line in metrics.jsonl."""
 
     def evaluating(self, images: int, total: int) -> None:
-        """So many more images of this process's total are evaluated; 0 when an evaluation starts."""
+        """This process has evaluated `images` more of its `total` images; 0 when an evaluation starts."""
 
     def evaluated(self, ap: float, best_ap: float) -> None:
         """An evaluation is done; AP of the newest and of the best one so far, -1 if there is nothing to measure."""

@@ -106,7 +106,7 @@ class TrainContext:
         dtype: of autocast, None for float32.
         batches: how the images of a step are divided.
         objective: images, padding mask and targets in, losses by name out; wrapped for several processes.
-        model: the detector inside the objective, as it is saved.
+        model: the detector inside the objective; its state dict is what checkpoints hold.
         loader: of this process.
         evaluate: metrics of the current model after a step, in every process; None never evaluates.
         shard_writers: all processes as writers of the checkpoints of a sharded training; None for any other.
@@ -129,7 +129,7 @@ class TrainContext:
 
 @dataclass(kw_only=True)
 class TrainState:
-    """What changes during a training, beside the weights.
+    """What changes during a training, in addition to the weights.
 
     Attributes:
         optimizer: over the model's parameters.

@@ -64,8 +64,7 @@ class Validation:
             rank=process_group.rank(),
             world_size=process_group.world_size(),
             pin_memory=device.type == "cuda",
-            tell=logger.warning,
-            patience_s=reading_patience_s(settings),
+            timeout_s=reading_timeout_s(settings),
         )
         self._postprocess = build_postprocess(settings.test)
         self._annotations_path = dataset.annotations_path
@@ -121,6 +120,6 @@ class Validation:
         return process_group.gather_objects(results)
 
 
-def reading_patience_s(settings: Settings) -> float:
+def reading_timeout_s(settings: Settings) -> float:
     """Seconds to wait for a worker process; shorter than the watchdog's timeout, so that the error names the cause."""
     return 0.8 * 60 * settings.train.timeout_minutes

@@ -1,4 +1,4 @@
-"""Checkpoints that a thread writes while training goes on: slow disks, full ones, kills, and processes started then."""
+"""Checkpoints that a thread writes while training continues: slow disks, full ones, kills, and forked processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SlowDisk:
     """Holds every checkpoint back before it is written until it is let through.
 
     Attributes:
-        writing: steps of the checkpoints that came, in order.
+        writing: steps of the checkpoints, in order.
         most: of them at once.
     """
 
@@ -80,7 +80,7 @@ def events(training: FakeRun) -> str:
 # ------------------------------------------------------------------------------------------------------ while it writes
 
 
-def test_training_goes_on_and_the_checkpoint_is_of_its_step(
+def test_training_continues_during_a_write_and_the_checkpoint_is_of_its_step(
     tmp_path: Path, tiny_settings: Settings, slow_disk: SlowDisk
 ):
     """The first checkpoint, of step 2, is let through after step 3 only, and holds nothing of that."""
@@ -111,7 +111,7 @@ def test_two_are_never_written_at_once_and_a_long_wait_is_noted(
     assert len(re.findall(r"checkpoint of step \d: \d\.\d\d s copied, \d\.\d\d s written", events(training))) == 5
 
 
-def test_whatever_needs_the_checkpoint_waits_for_it(tmp_path: Path, tiny_settings: Settings, slow_disk: SlowDisk):
+def test_what_needs_the_checkpoint_waits_for_it(tmp_path: Path, tiny_settings: Settings, slow_disk: SlowDisk):
     """The best checkpoint, and a stop."""
     training = begin(tmp_path, tiny_settings, "train.epochs=2", evaluate=Scores(0.3), stop_after=7)
     at_step(training, 5, threading.Timer(0.1, slow_disk.through.set).start)
@@ -170,7 +170,9 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, from_step: int) -> None:
     monkeypatch.setattr(torch, "save", full)
 
 
-def test_a_full_disk_is_told_within_a_step(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported_within_a_step(
+    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
     fill_disk(monkeypatch, 2)
     training = begin(tmp_path, tiny_settings, "train.checkpoint_every=1", "train.epochs=50")
     with pytest.raises(ResourceError, match="no space left"):
@@ -182,7 +184,7 @@ def test_a_full_disk_is_told_within_a_step(tmp_path: Path, tiny_settings: Settin
 
 
 @pytest.mark.parametrize("stop_after", [None, 5])
-def test_a_full_disk_is_told_at_the_end(
+def test_a_full_disk_is_reported_at_the_end(
     tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, stop_after: int | None
 ):
     fill_disk(monkeypatch, 5)
@@ -328,7 +330,7 @@ def test_a_damaged_newest_checkpoint_is_warned_of_once(tmp_path: Path, tiny_sett
     (warning,) = training.warnings
     assert f"checkpoint last cannot be used: {path} is damaged" in warning
     assert warning in events(training)
-    # It is gone, and the next checkpoint has a good one to come before it.
+    # It is deleted, and the one before the next checkpoint is intact.
     resumed = begin(tmp_path, tiny_settings)
     assert resumed.progress.step == 4
     train(resumed)

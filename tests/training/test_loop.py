@@ -109,7 +109,7 @@ def test_an_evaluation_that_is_not_repeated_changes_nothing(tmp_path: Path, tiny
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_another_number_of_images_at_once_uses_what_is_left_of_the_epoch(
+def test_another_number_of_images_at_once_trains_the_rest_of_the_epoch(
     tmp_path: Path, tiny_settings: Settings, epochs: int
 ):
     """3 of 5 micro batches are used; those of another size that follow still hold 2 images in this stand-in."""
@@ -120,7 +120,7 @@ def test_another_number_of_images_at_once_uses_what_is_left_of_the_epoch(
     progress = resumed.progress
     assert (progress.step, progress.epoch, progress.batch, progress.epoch_segments) == (3, 0, 0, [(1, 2, 3, None)])
     assert "each image of the epoch is used" in resumed.warnings[0]
-    assert torch.initial_seed() == tiny_settings.train.seed + 3_000  # not the draws of the run's beginning once more
+    assert torch.initial_seed() == tiny_settings.train.seed + 3_000  # not the random numbers of the start of the run
     # One step of two micro batches is left of this epoch, and each other has three.
     assert resumed.state.total_steps == 3 + 1 + 3 * (epochs - 1)
     assert resumed.state.schedule.factor(resumed.state.total_steps, epochs) == pytest.approx(0, abs=1e-6)
@@ -131,7 +131,7 @@ def test_another_number_of_images_at_once_uses_what_is_left_of_the_epoch(
     assert resumed.run.status() == "finished"
 
 
-def test_an_epoch_of_which_nothing_is_left_at_another_width_is_over(tmp_path: Path, tiny_settings: Settings):
+def test_an_epoch_without_images_left_after_a_change_of_world_size_ends(tmp_path: Path, tiny_settings: Settings):
     with pytest.raises(StoppedError):
         train(begin(tmp_path, tiny_settings, "train.epochs=2", stop_after=4))
     resumed = begin(tmp_path, tiny_settings, "train.epochs=2", loader=StandInLoader(4), micro_batch=1)
@@ -139,8 +139,10 @@ def test_an_epoch_of_which_nothing_is_left_at_another_width_is_over(tmp_path: Pa
     assert resumed.state.total_steps == 4 + 4
 
 
-def test_a_run_that_had_reached_its_end_trains_no_more_at_another_width(tmp_path: Path, tiny_settings: Settings):
-    """A kill came between its last checkpoint and the line that says so; it would have more steps now."""
+def test_a_run_that_had_reached_its_end_does_not_train_after_a_change_of_world_size(
+    tmp_path: Path, tiny_settings: Settings
+):
+    """The process was killed between its last checkpoint and the end line; it would have more steps now."""
     train(begin(tmp_path, tiny_settings, accumulation=2))
     resumed = begin(tmp_path, tiny_settings, micro_batch=1)
     assert (resumed.progress.step, resumed.progress.epoch, resumed.state.total_steps) == (3, 1, 3)
@@ -241,7 +243,7 @@ def test_the_average_is_what_is_evaluated(tmp_path: Path, tiny_settings: Setting
     assert torch.equal(scores.seen[0], training.state.ema.state["head.weight"])
 
 
-def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(tmp_path: Path, tiny_settings: Settings):
+def test_an_interrupted_evaluation_is_repeated(tmp_path: Path, tiny_settings: Settings):
     def killed(step: int) -> dict[str, float]:
         raise KeyboardInterrupt
 
@@ -284,7 +286,7 @@ def test_a_run_that_gets_no_better_ends_early(tmp_path: Path, tiny_settings: Set
     assert text in training.run.events_path.read_text()
     assert training.notes[-1] == text
     assert read_state(training.run.best / "state.pt")["step"] == 10
-    # With more patience the same run goes on.
+    # With more patience the same run continues.
     longer = begin(tmp_path, tiny_settings, "train.epochs=5", "train.early_stop_patience=3", evaluate=Scores(0.9))
     train(longer)
     assert longer.run.metrics()[-1] == {"kind": "end", "step": 25, "epoch": 5, "early": False}
@@ -311,18 +313,18 @@ def test_a_kill_before_the_early_end_changes_nothing(tmp_path: Path, tiny_settin
 
 
 def test_what_is_logged_reaches_the_loggers(tmp_path: Path, tiny_settings: Settings):
-    told: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
 
-    class Told:
-        log = told.append
+    class Recording:
+        log = lines.append
 
         def close(self, ending: str) -> None:
-            told.append({"ending": ending})
+            lines.append({"ending": ending})
 
-    with Loggers({"told": Told}) as loggers:
+    with Loggers({"recording": Recording}) as loggers:
         training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5), loggers=loggers)
         train(training)
-    assert told == [*training.run.metrics(), {"ending": "finished"}]
+    assert lines == [*training.run.metrics(), {"ending": "finished"}]
 
 
 def test_plots_that_cannot_be_drawn_stop_nothing(
@@ -377,7 +379,7 @@ class SlowLoader(StandInLoader):
             yield batch
 
 
-def test_waiting_for_data_is_told_once(tmp_path: Path, tiny_settings: Settings):
+def test_waiting_for_data_is_warned_of_once(tmp_path: Path, tiny_settings: Settings):
     for loader, times in ((SlowLoader(), 1), (StandInLoader(), 0)):
         training = begin(tmp_path / f"{times}", tiny_settings, "train.log_every=1", loader=loader)
         if not times:

@@ -40,7 +40,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoil(training: FakeRun, *steps: int, again: bool = True) -> None:
-    """Makes the losses of some optimizer steps NaN; not `again` where images come in another order."""
+    """Makes the losses of some optimizer steps NaN; not `again` where images are reshuffled."""
     forward = training.objective.forward
 
     def spoiled(*inputs: Any) -> dict[str, Tensor]:
@@ -61,12 +61,12 @@ def weights(training: FakeRun) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in training.model.state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------------------------- a step left out
+# ---------------------------------------------------------------------------------------------------- skipped steps
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_a_bad_loss_is_left_out_and_named(
+def test_a_non_finite_loss_is_skipped_and_named(
     tmp_path: Path, tiny_settings: Settings, value: float, dtype: torch.dtype | None
 ):
     training = begin(tmp_path, tiny_settings, "train.batch_size=4", "train.ema_momentum=1e-3", accumulation=2)
@@ -97,7 +97,7 @@ def test_a_bad_loss_is_left_out_and_named(
     assert "NaN" not in training.run.metrics_path.read_text()
 
 
-def test_gradients_that_are_not_finite_are_left_out_and_named(tmp_path: Path, tiny_settings: Settings):
+def test_non_finite_gradients_are_skipped_and_named(tmp_path: Path, tiny_settings: Settings):
     training = begin(tmp_path, tiny_settings)
     training.model.head.weight.register_hook(
         lambda gradient: gradient * (math.inf if training.progress.step == 1 else 1)
@@ -111,7 +111,7 @@ def test_gradients_that_are_not_finite_are_left_out_and_named(tmp_path: Path, ti
     assert training.state.optimizer.state_dict()["state"][0]["step"].item() == 4
 
 
-def test_a_window_of_losses_leaves_bad_steps_out(tmp_path: Path, tiny_settings: Settings):
+def test_a_window_of_losses_excludes_skipped_steps(tmp_path: Path, tiny_settings: Settings):
     whole = begin(tmp_path / "a", tiny_settings, "train.log_every=1", "train.epochs=2")
     spoil(whole, 3, 6, 7)
     train(whole)
@@ -213,7 +213,9 @@ def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path: Path, tiny_settings:
 
 
 @pytest.mark.parametrize("stop_after", [2, 3])
-def test_a_run_that_went_back_goes_on_at_another_width(tmp_path: Path, tiny_settings: Settings, stop_after: int):
+def test_a_run_that_went_back_continues_with_another_world_size(
+    tmp_path: Path, tiny_settings: Settings, stop_after: int
+):
     """Back from step 3 to the checkpoint of step 1, then killed in the next step or in the one after it."""
     overrides = ("train.epochs=2", "train.checkpoint_every=1", "train.max_nonfinite_steps=2")
     training = begin(tmp_path, tiny_settings, *overrides)
@@ -228,7 +230,7 @@ def test_a_run_that_went_back_goes_on_at_another_width(tmp_path: Path, tiny_sett
         train(training)
     resumed = begin(tmp_path, tiny_settings, *overrides, micro_batch=1, accumulation=2)
     position = resumed.progress
-    # The steps from the first on came in another order, and so does all that follows.
+    # All steps after the first are reshuffled, and so are all later ones.
     assert position.epoch_segments == [(1, 2, stop_after - 1, 1)]
     assert (position.step, position.batch, position.reshuffled_from) == (stop_after - 1, 0, (0, 0))
     stopped = begin(tmp_path, tiny_settings, *overrides, micro_batch=1, accumulation=2, stop_after=stop_after)
@@ -239,7 +241,7 @@ def test_a_run_that_went_back_goes_on_at_another_width(tmp_path: Path, tiny_sett
     assert (again.progress.batch, again.progress.reshuffled_from) == (2, (0, 0))
 
 
-def test_the_order_after_going_back_leaves_no_image_out():
+def test_the_order_after_going_back_has_every_image():
     groups = np.array([0, 1] * 20)
     ranks = [AspectGroupedSampler(groups, micro_batch=2, rank=rank, world_size=2, seed=3) for rank in (0, 1)]
 
@@ -286,7 +288,7 @@ def test_the_second_time_the_run_ends_with_a_reproducer(tmp_path: Path, tiny_set
     assert [target["image_id"] for target in batch.targets] == facts["image_ids"]
     assert torch.equal(batch.images, training.state.step_inputs[0][0].images)
     assert torch.equal(states["torch"], training.state.step_inputs[0][1]["torch"])
-    # Whoever goes on from there meets the same steps and the same end; nothing is lost by trying.
+    # Continuing repeats the same steps and the same end; nothing is lost by trying.
     again = begin(tmp_path, tiny_settings, "train.epochs=3", "train.checkpoint_every=2", "train.max_nonfinite_steps=2")
     assert again.progress.step == 2
     assert "diverged" not in [line["kind"] for line in again.run.metrics()]
@@ -368,10 +370,10 @@ def test_a_run_that_diverged_is_replayed_to_the_last_bit(
         (replayed,) = replay(run / "diverged", CPU)
     assert 201 in replayed.image_ids[0]
     assert str(replayed.losses[0]) == str(seen[-2])  # NaN is not equal to itself; the last one is the replay's own
-    (mended,) = replay(run / "diverged", CPU)
-    assert mended.gradients == []
-    assert math.isfinite(mended.losses[0]["loss_rpn_bbox"])
-    assert {name: value for name, value in mended.losses[0].items() if name != "loss_rpn_bbox"} == {
+    (fixed,) = replay(run / "diverged", CPU)
+    assert fixed.gradients == []
+    assert math.isfinite(fixed.losses[0]["loss_rpn_bbox"])
+    assert {name: value for name, value in fixed.losses[0].items() if name != "loss_rpn_bbox"} == {
         name: value for name, value in seen[-2].items() if name != "loss_rpn_bbox"
     }
     (run / "diverged/step.json").unlink()
@@ -518,7 +520,7 @@ def metrics(root: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_leave_a_step_out_alike(together: tuple[Path, list[dict[str, Any]]]):
+def test_two_processes_skip_the_same_step(together: tuple[Path, list[dict[str, Any]]]):
     root, (first, second) = together
     assert first["once"] == second["once"]
     states = first["once"]

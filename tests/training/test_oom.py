@@ -1,4 +1,4 @@
-"""Steps that run out of memory, injected: computed again in parts, then with recomputation, then given up clearly."""
+"""Steps that run out of memory, injected: computed again in parts, then with recomputation, then an error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Loader(StandInLoader):
-    """Micro batches of two images whose targets say their sizes; or each of the two on its own."""
+    """Micro batches of two images whose targets have sizes; or each of the two on its own."""
 
     def __init__(self, *, alone: bool = False) -> None:
         super().__init__(MICRO_BATCHES * (2 if alone else 1))
@@ -63,7 +63,7 @@ class Loader(StandInLoader):
 
 
 class RunsOut:
-    """Memory that is too little for more than so many images from a step on; counts the failures."""
+    """Runs out of memory for more than a number of images from a step on; counts the failures."""
 
     def __init__(self, training: FakeRun, *, images: int, step: int = 1, error: Exception = GPU_ERROR) -> None:
         self.training, self.images, self.step, self.error, self.failures = training, images, step, error, 0
@@ -137,8 +137,8 @@ def test_no_step_is_lost_and_what_happened_is_recorded(tmp_path: Path, tiny_sett
     assert row.step == 6
 
 
-def test_memory_that_runs_out_within_a_step_starts_it_anew(tmp_path: Path, tiny_settings: Settings):
-    """In the second of two micro batches: the first one's gradients and draws must not count twice."""
+def test_memory_that_runs_out_within_a_step_restarts_the_step(tmp_path: Path, tiny_settings: Settings):
+    """In the second of two micro batches: gradients and random numbers of the first must not count twice."""
     whole = started(tmp_path / "whole", tiny_settings, "train.batch_size=4", "train.max_steps=1", accumulation=2)
     whole.progress.micro_batch_splits = 2
     train(whole)
@@ -201,7 +201,7 @@ def test_a_group_of_one_starts_again(tmp_path: Path, tiny_settings: Settings, mo
     assert again.progress.micro_batch_splits == 2
 
 
-def test_when_nothing_is_left_to_try_it_is_said(tmp_path: Path, tiny_settings: Settings):
+def test_without_a_way_to_use_less_memory_the_training_ends(tmp_path: Path, tiny_settings: Settings):
     training = started(tmp_path / "run", tiny_settings)
     memory = RunsOut(training, images=0)
     with pytest.raises(
@@ -219,7 +219,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(tmp_path: Path, tiny_sett
 
 
 def test_the_gradient_of_a_split_batch_is_that_of_accumulated_images(tiny_settings: Settings, tmp_path: Path):
-    """With the real objective and images of different sizes; draws come in the same order."""
+    """With the real objective and images of different sizes; random numbers are used in the same order."""
     settings = apply_overrides(tiny_settings, ["train.micro_batch=2"])
     large = synthetic_batch((96, 128), 1, objects=5, num_classes=3)
     small = synthetic_batch((64, 96), 1, objects=2, num_classes=3)
