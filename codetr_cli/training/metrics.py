@@ -153,7 +153,7 @@ class DataWaitMonitor:
         folder = f" {shlex.quote(settings.data.root)}" if settings.data.root else ""
         return (
             f"the training waits for data {waited:.0%} of its time (data.workers = {settings.data.workers}): "
-            f"`codetr bench --data{folder} --preset {settings.name}` finds the bottleneck and reports how many workers "
+            f"`codetr bench data{folder} --preset {settings.name}` finds the bottleneck and reports how many workers "
             "are enough; data.workers may be changed when a run is continued"
         )
 

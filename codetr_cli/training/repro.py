@@ -4,16 +4,19 @@
     rank<N>.safetensors the forward passes of process N, with the states of its random number generators before each
     step.json           step, epoch and batch, non-finite values, seed, scale; written last
 
-`replay` computes losses and gradients of the step again, one process after the other in a single process. Losses that
-are normalized over all processes are normalized over one process there.
+`replay`, and `python -m codetr_cli.training.repro RUN/diverged [DEVICE]` as JSON, compute losses and gradients of the
+step again, one process after the other in a single process. Losses that are normalized over all processes are
+normalized over one process there.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +204,22 @@ def _insert_tensors(rest: Any, tensors: dict[str, Tensor], path: str) -> Any:
 
 def _merge(parts: Any) -> dict[str, Tensor]:
     return {name: tensor for found, _ in parts for name, tensor in found.items()}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the replayed step as JSON; non-finite losses are texts.
+
+    Args:
+        arguments: the folder of the reproducer and, if it is not the CPU, the device.
+    """
+    replayed = [asdict(part) for part in replay(Path(arguments[0]), torch.device(*arguments[1:2] or ["cpu"]))]
+    for part in replayed:
+        part["losses"] = [
+            {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
+            for losses in part["losses"]
+        ]
+    sys.stdout.write(json.dumps(replayed, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -128,7 +128,7 @@ def _give_up(context: TrainContext, state: TrainState) -> DivergedError:
     try:
         with writing(run.path):
             _save_reproducer(context, state, folder)
-        text += f"`codetr runs {run.path} --replay` computes that step again from {folder}. "
+        text += f"`python -m codetr_cli.training.repro {folder}` computes that step again. "
     except ResourceError as error:
         text += f"The step could not be saved for a replay: {error} "
     text += "Check these images and their annotations, lower train.lr, or try --set train.precision=fp32."

@@ -385,6 +385,6 @@ def test_waiting_for_data_is_warned_of_once(tmp_path: Path, tiny_settings: Setti
         if not times:
             training.state.metrics.waiting = nullcontext  # however slow this machine is just now
         train(training)
-        assert sum("`codetr bench --data" in text for text in training.warnings) == times
+        assert sum("`codetr bench data" in text for text in training.warnings) == times
         waits = [line["data_wait"] for line in training.run.metrics() if line["kind"] == "train"]
         assert (max(waits) > 0.2) == bool(times)

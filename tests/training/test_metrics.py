@@ -114,4 +114,4 @@ def test_waiting_for_long_is_warned_of_once_with_a_command():
     advice = [watch.advice(share, settings) for share in shares]
     assert [text is not None for text in advice] == [False] * 7 + [True] + [False] * 5
     assert "30% of its time" in str(advice[7])
-    assert "`codetr bench --data 'my data' --preset mine`" in str(advice[7])
+    assert "`codetr bench data 'my data' --preset mine`" in str(advice[7])

@@ -25,7 +25,7 @@ from codetr_cli.data.loading.loader import AspectGroupedSampler
 from codetr_cli.errors import CheckpointError, DivergedError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.runs.folder import read_state
-from codetr_cli.training import step
+from codetr_cli.training import repro, step
 from codetr_cli.training.nonfinite import SCALE_FLOOR
 from codetr_cli.training.repro import read_micro_batches, replay
 from tests.conftest import REPOSITORY, Ran
@@ -275,7 +275,7 @@ def test_the_second_time_the_run_ends_with_a_reproducer(tmp_path: Path, tiny_set
     assert "2 steps in a row were not finite and were skipped, the last of them step 5 (epoch 1)" in text
     assert "loss_bbox = nan on the images with id" in text
     assert "had gone back to a checkpoint before" in text
-    assert f"`codetr runs {tmp_path} --replay`" in text
+    assert f"`python -m codetr_cli.training.repro {tmp_path / 'diverged'}` computes that step again" in text
     assert read_state(training.run.last / "state.pt")["step"] == 2
     assert [line["kind"] for line in training.run.metrics()][-3:] == ["skip", "skip", "diverged"]
     folder = tmp_path / "diverged"
@@ -357,6 +357,7 @@ def test_a_run_that_diverged_is_replayed_to_the_last_bit(
     tiny_settings: Settings,
     codetr: Callable[..., Ran],
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ):
     preset, run = tmp_path / "tiny.toml", tmp_path / "run"
     preset.write_text(to_toml(tiny_settings))
@@ -371,6 +372,9 @@ def test_a_run_that_diverged_is_replayed_to_the_last_bit(
     assert 201 in replayed.image_ids[0]
     assert str(replayed.losses[0]) == str(seen[-2])  # NaN is not equal to itself; the last one is the replay's own
     (fixed,) = replay(run / "diverged", CPU)
+    repro.main([str(run / "diverged")])
+    (printed,) = json.loads(capfd.readouterr().out)
+    assert printed["losses"] == fixed.losses
     assert fixed.gradients == []
     assert math.isfinite(fixed.losses[0]["loss_rpn_bbox"])
     assert {name: value for name, value in fixed.losses[0].items() if name != "loss_rpn_bbox"} == {
