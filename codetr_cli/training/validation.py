@@ -10,13 +10,13 @@ import torch
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import own_copy
 from codetr_cli.errors import StoppedError
-from codetr_cli.evaluation.evaluator import Share, check_truth, evaluate
-from codetr_cli.evaluation.protocol import expects_masks
-from codetr_cli.models.build import build_postprocess
+from codetr_cli.evaluation.evaluator import RankResults, evaluate
+from codetr_cli.evaluation.request import EvalRequest, expects_masks
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.training.bad_images import BadFiles
@@ -53,12 +53,20 @@ class Validation:
         io: RunIO,
         device: torch.device,
     ) -> None:
-        self._job, self._settings, self._model, self._build = job, settings, model, build
+        self._model, self._build = model, build
         self._bad_files, self._io, self._device = bad_files, io, device
         self._is_protocol_logged = False
-        dataset = build_dataset(settings, split="val", training=False)
+        annotations_path = find_data(settings.data, None, "val").annotations_path
+        ground_truth = read_annotations(annotations_path, with_outlines=expects_masks(settings))
+        self._request = EvalRequest.resolve(  # now, not after the first epoch
+            settings,
+            ground_truth,
+            annotations_path,
+            class_names=job.class_names,
+            category_ids=job.category_ids,
+        )
         self._loader = EvalLoader(
-            dataset,
+            build_dataset(settings, split="val", training=False, annotations=ground_truth),
             batch_size=settings.test.batch_size,
             workers=settings.data.workers,
             rank=process_group.rank(),
@@ -66,11 +74,6 @@ class Validation:
             pin_memory=device.type == "cuda",
             timeout_s=reading_timeout_s(settings),
         )
-        self._postprocess = build_postprocess(settings.test)
-        self._annotations_path = dataset.annotations_path
-        masks = expects_masks(settings, self._postprocess)
-        self._ground_truth = read_annotations(dataset.annotations_path, with_outlines=masks)
-        check_truth(self._ground_truth, settings, dataset.annotations_path, masks=masks)  # not after the first epoch
 
     def __call__(self, step: int) -> dict[str, float]:
         """Metrics of the model after a step; empty except on rank 0.
@@ -81,19 +84,13 @@ class Validation:
         self._io.reporter.evaluating(0, self._loader.num_images)
         result = evaluate(
             optimize_for_inference(own_copy(self._model, self._build)),
-            self._postprocess,
             self._loader,
-            settings=self._settings,
-            class_names=self._job.class_names,
-            category_ids=self._job.category_ids,
-            annotations_path=self._annotations_path,
+            self._request,
             device=self._device,
-            truth=self._ground_truth,
             progress=lambda images: self._on_batch(images, step),
-            note=logger.info,
             gather=self._gather,
         )
-        for bad in result.left_out:
+        for bad in result.skipped:
             self._bad_files.meet(bad, "val")
         if result.protocol is not None:
             # The same at every evaluation of a run.
@@ -115,7 +112,7 @@ class Validation:
                 io.stop.number,
             )
 
-    def _gather(self, results: Share) -> list[Share]:
+    def _gather(self, results: RankResults) -> list[RankResults]:
         self._io.heartbeat("scoring")
         return process_group.gather_objects(results)
 
