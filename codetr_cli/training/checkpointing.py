@@ -55,7 +55,7 @@ def save(context: TrainContext, state: TrainState) -> None:
         if shard_writers is not None:
             state.writer.write(partial(shard_writers.follow, parts))
         return
-    step, folder = state.progress.step, context.io.folder
+    step = state.progress.step
     if waited > LONG_WAIT_S:
         logger.debug("checkpoint of step %d: waited %.1f s for the one before to be written", step, waited)
     stored = {
@@ -70,29 +70,39 @@ def save(context: TrainContext, state: TrainState) -> None:
         "weights": weights if is_averaged and not is_sharded else None,
         "parts": {"weights": is_averaged} if is_sharded else None,
     }
-    copied = state.writer.written_at - started - waited
-    description: dict[str, Any] = {
-        "settings": context.settings,
-        "class_names": context.class_names,
-        "category_ids": context.category_ids,
-        "beside": None if shard_writers is None else partial(shard_writers.lead, parts=parts),
-    }
+    copied_s = state.writer.written_at - started - waited
+    saved_weights = weights if average is None else average
+    state.writer.write(partial(_write, context, saved_weights, stored, parts, copied_s))
 
-    def write() -> None:
-        write_started = time.monotonic()
-        try:
-            folder.save(weights if average is None else average, stored, **description)
-        except ResourceError as error:
-            with suppress(ResourceError):  # a disk without space for a checkpoint may have some for a line
-                logger.debug("checkpoint of step %d could not be written: %s", step, error)
-            raise
-        finally:
-            if shard_writers is not None:
-                shard_writers.dismiss()
-        seconds = time.monotonic() - write_started
-        logger.debug("checkpoint of step %d: %.2f s copied, %.2f s written", step, copied, seconds)
 
-    state.writer.write(write)
+def _write(
+    context: TrainContext,
+    weights: dict[str, Tensor],
+    stored: dict[str, Any],
+    parts: dict[str, Tensor],
+    copied_s: float,
+) -> None:
+    """Writes a checkpoint, in the writer's thread of the process of rank 0."""
+    shard_writers, step = context.shard_writers, stored["step"]
+    started = time.monotonic()
+    try:
+        context.io.folder.save(
+            weights,
+            stored,
+            settings=context.settings,
+            class_names=context.class_names,
+            category_ids=context.category_ids,
+            beside=None if shard_writers is None else partial(shard_writers.lead, parts=parts),
+        )
+    except ResourceError as error:
+        with suppress(ResourceError):  # a disk without space for a checkpoint may have some for a line
+            logger.debug("checkpoint of step %d could not be written: %s", step, error)
+        raise
+    finally:
+        if shard_writers is not None:
+            shard_writers.dismiss()
+    written_s = time.monotonic() - started
+    logger.debug("checkpoint of step %d: %.2f s copied, %.2f s written", step, copied_s, written_s)
 
 
 def wait_until_saved(context: TrainContext, state: TrainState) -> None:
