@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from codetr_cli.distributed.topology import Request
     from codetr_cli.runs.resume import Choice
     from codetr_cli.training.plan import Job
+    from codetr_cli.training.reporter import StepProgress
     from codetr_cli.training.setup import Outcome
 
 EXAMPLES = (
@@ -151,7 +152,8 @@ def _plan_and_train(
     from codetr_cli.distributed.launcher import launch
     from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.distributed.topology import place
-    from codetr_cli.training.setup import check_settings, choose_for
+    from codetr_cli.training.preview import check_settings
+    from codetr_cli.training.setup import choose_for
 
     placement = place(request)
     check_settings(settings, placement.device, placement.world_size)
@@ -181,7 +183,7 @@ def _train_here(job: Job, device: torch.device, choice: Choice | None, json_outp
     console.set_mode(json=json_output, quiet=quiet)
     log = console.log_to_console() if launched_rank() == 0 else nullcontext()
     with console.tolerate_closed_streams(), log, _Display() as display:
-        return run_training(job, device=device, choice=choice, report=display)
+        return run_training(job, device=device, choice=choice, reporter=display)
 
 
 class _Display:
@@ -198,40 +200,24 @@ class _Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.leave()
+        self.close()
 
-    def note(self, text: str) -> None:
-        console.info(text)
-
-    def warn(self, text: str) -> None:
-        console.warn(text)
-
-    def step(self, line: Mapping[str, Any], left: int) -> None:
-        fields = {"epoch": line["epoch"] + 1, "loss": line["loss"]}
+    def step_done(self, progress: StepProgress) -> None:
+        fields: dict[str, Any] = {"epoch": progress.epoch + 1, "loss": progress.loss}
         if self._last_ap is not None:
             fields["AP"] = f"{self._last_ap:.3f} (best {self._best_ap:.3f})"
-        fields["images/s"] = line["images_per_s"]
-        advance = self._show("training", line["step"] + left, done=line["step"] - 1)
-        advance(1, seconds_left=line["eta_s"], **fields)
+        fields["images/s"] = progress.images_per_s
+        advance = self._show("training", progress.total_steps, done=progress.step - 1)
+        advance(1, seconds_left=progress.eta_s, **fields)
 
     def evaluating(self, images: int, total: int) -> None:
         self._show("evaluating", total)(images)
 
-    def evaluated(self, line: Mapping[str, Any]) -> None:
-        metrics = line["metrics"]
-        names = [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in metrics]
-        shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in names)
-        self.leave()
-        console.info(f"epoch {line['epoch']}, step {line['step']}: {shown} ({console.seconds_text(line['seconds'])})")
-        self._last_ap = metrics.get("AP")
-        if self._last_ap is not None:
-            self._best_ap = max(self._last_ap, self._best_ap or 0.0)
+    def evaluated(self, ap: float, best_ap: float) -> None:
+        self._last_ap, self._best_ap = ap, best_ap
+        self.close()
 
-    def failed(self, text: str) -> None:
-        self.leave()
-        console.error(text)
-
-    def leave(self) -> None:
+    def close(self) -> None:
         """Removes the progress from the terminal; the next step shows it again."""
         self._shown.close()
         self._kind = ""
@@ -239,7 +225,7 @@ class _Display:
     def _show(self, kind: str, total: int, done: int = 0) -> console.Advance:
         """The progress of one kind of work; that of another kind is removed."""
         if self._kind != kind or self._advance is None:
-            self.leave()
+            self.close()
             self._advance = self._shown.enter_context(console.progress(kind, total, done=done))
             self._kind = kind
         return self._advance
@@ -247,7 +233,7 @@ class _Display:
 
 def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | None, *, json_output: bool) -> None:
     from codetr_cli.config.overrides import to_toml
-    from codetr_cli.training.setup import preview
+    from codetr_cli.training.preview import preview
 
     plan = preview(job, device=device, world_size=processes)
     where = choice.note if choice else "the run folder is chosen when training starts"

@@ -7,6 +7,7 @@ a torchrun or SLURM outside that sets RANK, LOCAL_RANK and WORLD_SIZE.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -113,7 +114,8 @@ def process_group(device: torch.device, timeout: timedelta = PATIENCE) -> Iterat
         timeout=timeout,
     )
     try:
-        yield PrefixStore(f"shared/{start}", store.clone())
+        with _quiet_unless_main():
+            yield PrefixStore(f"shared/{start}", store.clone())
     except StoppedError:  # all stop together
         dist.destroy_process_group()
         raise
@@ -129,6 +131,19 @@ def process_group(device: torch.device, timeout: timedelta = PATIENCE) -> Iterat
     # After any other error the connections stay until the process ends: closing them now would make the other processes
     # fail too, with errors that hide this one.
     dist.destroy_process_group()
+
+
+@contextmanager
+def _quiet_unless_main() -> Iterator[None]:
+    """Processes of rank other than 0 log errors only."""
+    package = logging.getLogger("codetr_cli")
+    before = package.level
+    if not is_main():
+        package.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        package.setLevel(before)
 
 
 def barrier() -> None:

@@ -15,9 +15,11 @@ is completed or undone by `recover` when the folder is opened next.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,6 +37,9 @@ from codetr_cli.runs.checksums import SUMS, check_sums, write_sums
 from codetr_cli.runtime.disk_errors import append, move, persistently, writing
 from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
+logger = logging.getLogger(__name__)
+
+PACKAGE_LOGGER = "codetr_cli"
 STATE = "state.pt"
 SHARDED = "sharded"
 ENDS = frozenset(("end", "diverged"))  # kinds of lines that a run which goes on has no more
@@ -265,11 +270,11 @@ class RunFolder:
         for leftover in self.checkpoints_dir.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def load(self, warn: Callable[[str], None] | None = None) -> Saved | None:
-        """The newest checkpoint that is as it was written, None when there has been none; call `recover` before.
+    def load(self, on_unreadable: Callable[[str], None] | None = None) -> Saved | None:
+        """The newest intact checkpoint, None when there has been none; call `recover` before.
 
         Args:
-            warn: told why a newer one is passed over; None writes that to events.log.
+            on_unreadable: called with the reason why a newer one is skipped; None logs a warning.
 
         Raises:
             CheckpointError: there are checkpoints and none can be read.
@@ -282,7 +287,7 @@ class RunFolder:
                 return _load(folder)
             except CheckpointError as error:
                 problems.append(str(error))
-                (warn or self.event)(f"checkpoint {folder.name} cannot be used: {error}")
+                (on_unreadable or logger.warning)(f"checkpoint {folder.name} cannot be used: {error}")
         if problems:
             raise CheckpointError(
                 f"no checkpoint of {self.path} can be read: {'; '.join(problems)}. Start again with --fresh."
@@ -296,7 +301,7 @@ class RunFolder:
                 if folder.exists() and not _load(folder).state["position"].get("bad_steps"):
                     return folder.name
             except CheckpointError as error:
-                self.event(f"checkpoint {folder.name} cannot be used: {error}")
+                logger.debug("checkpoint %s cannot be used: %s", folder.name, error)
         return None
 
     def go_back_to(self, name: str) -> None:
@@ -343,6 +348,45 @@ class RunFolder:
     def _clear_retired(self, name: str) -> None:
         sync_folder(self.checkpoints_dir)
         shutil.rmtree(self.checkpoints_dir / f".retired-{name}", ignore_errors=True)
+
+
+class EventLogHandler(logging.Handler):
+    """Appends log records of every level to the events.log of a run folder, one line each.
+
+    Raises:
+        ResourceError: out of the logging call, as from `RunFolder.event`: the disk is full or the folder is gone.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(logging.DEBUG)
+        self._folder = folder
+
+    def createLock(self) -> None:  # noqa: N802 (logging's name)
+        """No lock: lines are appended whole, and a thread must not wait for another one's slow disk."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Appends one record."""
+        try:
+            text = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        self._folder.event(text)
+
+
+@contextmanager
+def event_log(folder: RunFolder) -> Iterator[None]:
+    """Records everything that the package logs in a run's events.log while the context lasts; for rank 0."""
+    package, handler = logging.getLogger(PACKAGE_LOGGER), EventLogHandler(folder)
+    before = package.level
+    package.setLevel(logging.DEBUG)
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(before)
 
 
 def read_state(path: Path) -> dict[str, Any]:

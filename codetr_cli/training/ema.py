@@ -1,8 +1,9 @@
 """Exponential moving average of a model's weights, by the published rule.
 
 After optimizer step i (from 0) the average moves by m = (1 - momentum) * exp(-(1 + i) / 2000) + momentum towards the
-weights: the first steps nearly copy them, later ones hardly move it. There is no bias correction. Floating parameters
-and buffers are averaged; integer entries keep the value from the start of the run (mmdet's ExpMomentumEMAHook).
+weights: the first steps almost copy them, later ones change the average little. There is no bias correction. Floating
+parameters and buffers are averaged; integer entries keep the value from the start of the run (mmdet's
+ExpMomentumEMAHook).
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ WARMUP_STEPS = 2000
 
 
 def step_momentum(step: int, momentum: float) -> float:
-    """How far the average moves towards the weights after the optimizer step of this number, counted from 0."""
+    """The share by which the average moves towards the weights after this optimizer step, counted from 0."""
     return (1 - momentum) * math.exp(-(1 + step) / WARMUP_STEPS) + momentum
 
 
 class ModelEma:
-    """The moving average of a model's state dict, kept on the model's device and spread over processes as it is.
+    """The moving average of a model's state dict, on the model's device and sharded like the model.
 
     Args:
-        model: what is averaged; its present weights are the average's start.
-        momentum: the rule's constant after the first thousands of steps, e.g. 1e-4.
+        model: to average; its current weights initialize the average.
+        momentum: of the rule after the first few thousand steps, e.g. 1e-4.
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
@@ -39,20 +40,20 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Moves the average after optimizer step number `step`, counted from 0."""
+        """Updates the average after optimizer step number `step`, counted from 0."""
         momentum = step_momentum(step, self.momentum)
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 process_group.own_part(self.state[name]).lerp_(process_group.own_part(value), momentum)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes an average saved earlier, not spread; names and shapes must be the model's."""
+        """Loads a saved average that is not sharded; names and shapes must be the model's."""
         for name, value in self.state.items():
             value.copy_(part_of(state[name], value))
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the average inside the context and its own weights again after it."""
+        """The model has the averaged weights inside the context, and its own weights again after it."""
         raw = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.state)
         try:

@@ -1,4 +1,4 @@
-"""What a training reports between two log lines: averaged losses, speed, waiting for data, memory, time left."""
+"""Metrics of a training between two log lines: mean losses, speed, share of waiting for data, memory, ETA."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from codetr_cli.config.schema import Settings
 GroupLosses = Callable[[dict[str, Tensor]], Mapping[str, Tensor | float]]
 
 
-class Meter:
-    """Collects a window of steps without making the GPU wait, and gives one line when asked.
+class StepMetrics:
+    """Collects the metrics of a window of steps without synchronizing with the GPU.
 
     Args:
-        group_losses: sums losses under the names people are shown.
-        reduce_mean: averages a tensor over all processes; called once a line, in every process.
-        world_size: processes that train images beside this one, itself included.
-        device: whose memory is reported.
+        group_losses: sums losses by group.
+        reduce_mean: averages a tensor over all processes; called once per line, in every process.
+        world_size: number of processes.
+        device: the peak memory of which is reported.
         rank: of this process.
     """
 
@@ -43,17 +43,17 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a window; also after work that is no training, so that it does not count as slow steps."""
+        """Starts a window; also after other work than training, so that its time does not count."""
         self._names: list[str] = []
         self._sums: Tensor | None = None
-        self._new: list[Tensor] = []  # losses of micro batches whose step is not done yet
+        self._new: list[Tensor] = []  # losses of micro batches of an unfinished step
         self._micro_batches = self._images = self._steps = 0
         self._waited = 0.0
         self._started = time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Times what happens inside as waiting for data."""
+        """Counts the time inside the context as waiting for data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
@@ -77,7 +77,7 @@ class Meter:
         self.step_skipped()
 
     def step_skipped(self) -> None:
-        """Counts the time and images of a step that was not taken, but not its losses."""
+        """Counts the time and images of a skipped step, but not its losses."""
         self._new = []
         self._steps += 1
 
@@ -87,20 +87,20 @@ class Meter:
         return self._sums is not None
 
     def line(self, steps_left: int) -> dict[str, Any]:
-        """The window as plain numbers, and a new window. Every process must call it at the same step.
+        """The metrics of the window as plain numbers; starts a new window. All processes must call it at the same step.
 
         Args:
             steps_left: optimizer steps to the end of the run.
 
         Returns:
-            loss (their sum), groups, losses (by name), images_per_s (all processes), data_wait (share of the time of
-            the process that waits most for data: the others wait for it), memory_bytes (highest so far), eta_s.
+            loss (sum), groups, losses (by name), images_per_s (of all processes), data_wait (share of time, of the
+            process that waits most for data: the others wait for it), memory_bytes (peak so far), eta_s.
         """
         if self._sums is None:
             raise ValueError("a line needs at least one micro batch")
         seconds = max(time.perf_counter() - self._started, 1e-9)
         waits = torch.zeros(self.world_size)
-        waits[self.rank] = self._waited / seconds * self.world_size  # what the mean leaves of it is the share again
+        waits[self.rank] = self._waited / seconds * self.world_size  # after averaging, the share again
         mean = self.reduce_mean(torch.cat([self._sums / self._micro_batches, waits.to(self._sums)])).tolist()
         mean, waits_by_rank = mean[: len(self._names)], mean[len(self._names) :]
         per_step = seconds / max(1, self._steps)
@@ -121,12 +121,12 @@ class Meter:
         return line
 
 
-class WaitWatch:
-    """Notices that a training waits for data, for so long that it is no passing matter.
+class DataWaitMonitor:
+    """Detects that a training waits for data permanently.
 
     Attributes:
-        SHARE: of the time, from which on it counts.
-        LINES: of the log in a row.
+        SHARE: of the time, above which a log line counts.
+        LINES: consecutive log lines.
     """
 
     SHARE = 0.2
@@ -134,32 +134,32 @@ class WaitWatch:
 
     def __init__(self) -> None:
         self._shares: list[float] = []
-        self._said = False
+        self._advised = False
 
     def advice(self, share: float, settings: Settings) -> str | None:
-        """What to tell the person of it, once in a training; None when there is nothing to tell.
+        """A warning for the user, once per training; else None.
 
         Args:
-            share: of the time that a line of the log covers.
+            share: of time spent waiting for data in the newest log line.
             settings: of the run.
         """
-        if self._said:
+        if self._advised:
             return None
         self._shares = [*self._shares, share] if share > self.SHARE else []
         if len(self._shares) < self.LINES:
             return None
-        self._said = True
-        waited = sum(self._shares[1:]) / (self.LINES - 1)  # the first may hold the start of the workers
+        self._advised = True
+        waited = sum(self._shares[1:]) / (self.LINES - 1)  # the first may include the start of the workers
         folder = f" {shlex.quote(settings.data.root)}" if settings.data.root else ""
         return (
             f"the training waits for data {waited:.0%} of its time (data.workers = {settings.data.workers}): "
-            f"`codetr bench --data{folder} --preset {settings.name}` measures what is slow and says how many workers "
-            "are enough; data.workers may change when a run is continued"
+            f"`codetr bench data{folder} --preset {settings.name}` finds the bottleneck and reports how many workers "
+            "are enough; data.workers may be changed when a run is continued"
         )
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process has held so far: of the GPU, or resident memory on a CPU."""
+    """Peak memory of this process so far: allocated on the GPU, or resident memory for a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,4 +1,4 @@
-"""Numbers that cannot be trained on: how to tell, and what to say of them."""
+"""Non-finite losses and gradients: detecting them, and naming the losses, parameters and images."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import listed
 
-Seen = list[tuple[dict[str, Tensor], list[int]]]
+StepLosses = list[tuple[dict[str, Tensor], list[int]]]
 """Losses by name and image ids of each micro batch of a step in this process."""
 
 LISTED = 8  # names or ids in a message
 LOGGED = 32  # names of gradients in a line of metrics.jsonl
-SCALE_FLOOR = 1.0  # an fp16 gradient that overflows at this factor would overflow without one
+SCALE_FLOOR = 1.0  # an fp16 gradient that overflows at this scale would overflow without one
 
 
 @dataclass(frozen=True)
-class BadNumbers:
-    """What is not finite in a step, in all processes together.
+class NonfiniteValues:
+    """Non-finite losses or gradients of a step, of all processes together.
 
     Attributes:
         losses: value, as text, by name.
-        gradients: names of parameters whose gradient is not; left empty when a loss explains it.
+        gradients: names of parameters with non-finite gradients; empty when a loss is the cause.
         image_ids: of the micro batches with such a loss; of the whole step when all losses are finite.
     """
 
@@ -36,8 +36,8 @@ class BadNumbers:
 
     def __str__(self) -> str:
         if self.losses:
-            found = listed([f"{name} = {value}" for name, value in self.losses.items()], LISTED)
-            return f"{found} {on_images(self.image_ids)}"
+            values = listed([f"{name} = {value}" for name, value in self.losses.items()], LISTED)
+            return f"{values} {on_images(self.image_ids)}"
         return f"gradients of {listed(self.gradients, LISTED)} are not finite {on_images(self.image_ids)}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -45,32 +45,32 @@ class BadNumbers:
         return asdict(self) | {"gradients": self.gradients[:LOGGED]}
 
 
-def find_bad_numbers(model: nn.Module, seen: Seen) -> BadNumbers:
-    """Which losses of which images are not finite in any process, or else which gradients; every process must ask.
+def find_nonfinite(model: nn.Module, step_losses: StepLosses) -> NonfiniteValues:
+    """The non-finite losses of a step in any process, or else its non-finite gradients; all processes must call it.
 
     Args:
         model: with the gradients of the step.
-        seen: what this process computed.
+        step_losses: of this process.
     """
     losses = [
         (name, str(float(value)), ids)
-        for losses, ids in seen
+        for losses, ids in step_losses
         for name, value in losses.items()
         if not bool(value.isfinite())
     ]
-    gradients = [] if losses else not_finite_gradients(model)
-    image_ids = [image_id for _, ids in seen for image_id in ids]
-    shares = process_group.from_main(process_group.gather_objects((losses, gradients, image_ids)))
-    found = [item for share, _, _ in shares for item in share]
-    blamed = [ids for _, _, ids in found] if found else [ids for _, _, ids in shares]
-    return BadNumbers(
-        losses={name: value for name, value, _ in found},
-        gradients=[] if found else list(dict.fromkeys(name for _, names, _ in shares for name in names)),
-        image_ids=sorted({image_id for ids in blamed for image_id in ids}),
+    gradients = [] if losses else nonfinite_gradients(model)
+    image_ids = [image_id for _, ids in step_losses for image_id in ids]
+    by_rank = process_group.from_main(process_group.gather_objects((losses, gradients, image_ids)))
+    all_losses = [item for rank_losses, _, _ in by_rank for item in rank_losses]
+    suspects = [ids for _, _, ids in all_losses] if all_losses else [ids for _, _, ids in by_rank]
+    return NonfiniteValues(
+        losses={name: value for name, value, _ in all_losses},
+        gradients=[] if all_losses else list(dict.fromkeys(name for _, names, _ in by_rank for name in names)),
+        image_ids=sorted({image_id for ids in suspects for image_id in ids}),
     )
 
 
-def not_finite_gradients(model: nn.Module) -> list[str]:
+def nonfinite_gradients(model: nn.Module) -> list[str]:
     """Names of the parameters whose gradient, or this process's part of it, is not finite."""
     return [
         name
@@ -79,14 +79,14 @@ def not_finite_gradients(model: nn.Module) -> list[str]:
     ]
 
 
-def is_bad_step(scaler: torch.amp.GradScaler, *, finite_losses: bool, finite_gradients: bool) -> bool:
-    """Whether a step has gone wrong; the answer is the same in all processes when the arguments are.
+def is_nonfinite_step(scaler: torch.amp.GradScaler, *, finite_losses: bool, finite_gradients: bool) -> bool:
+    """Whether a step must be skipped; the same in all processes when the arguments are.
 
-    An fp16 gradient that overflows is none of that as long as the scaler can lower its factor: it leaves such a step
-    out by itself.
+    An fp16 gradient that overflows does not count as long as the scaler can lower its scale: the scaler skips such a
+    step by itself.
 
     Args:
-        scaler: of the gradients; switched off for other arithmetic.
+        scaler: of the gradients; disabled for other precisions.
         finite_losses: in all processes.
         finite_gradients: in all processes.
     """
@@ -96,7 +96,7 @@ def is_bad_step(scaler: torch.amp.GradScaler, *, finite_losses: bool, finite_gra
 
 
 def has_finite_outputs(model: nn.Module, images: Tensor, padding_mask: Tensor) -> bool:
-    """Whether the network computes finite numbers from a batch; false means that its weights have diverged."""
+    """Whether the outputs of the network for a batch are finite; if not, its weights have diverged."""
     with torch.no_grad():
         outputs: dict[str, Tensor] = model(images, padding_mask)
     return all(bool(value.isfinite().all()) for value in outputs.values())

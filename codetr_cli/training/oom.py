@@ -1,38 +1,96 @@
-"""What becomes of a step that runs out of memory: it is computed again in smaller parts, and so are all after it.
+"""Out of memory in a step: the step is computed again with less memory, and so are all later ones.
 
-The images of a forward pass are halved, and halved again; each part counts by its number of images, so that the step's
-gradient is what it would be had the settings asked for as small a micro batch. Images and their order stay as they are.
-When a single image does not fit, everything that can be is recomputed in the backward pass. After that nothing is left
-to try.
+The images of a forward pass are split in halves, and again; each part is weighted by its number of images, so that the
+gradient of the step is that of a smaller `train.micro_batch`. Images and their order stay the same. When a single image
+does not fit, all supported activations are recomputed in the backward pass. After that the training ends.
 
-A process alone does this at once, and checkpoints keep it in their position. Of several processes, the others wait for
-the one that ran out and cannot be told: it writes down what to do and ends, and the launcher starts all again. So does
-a group of one, whose wrapped network cannot begin a backward pass anew that was cut short.
+A single process retries at once, and its checkpoints store the splits. With several processes the others wait for the
+one that ran out of memory: that one writes the splits to the run folder and exits, and the launcher restarts all. A
+process group of one does the same, because a wrapped network cannot restart an interrupted backward pass.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import MemoryShrunkError, ResourceError
 from codetr_cli.runs.memory_record import read_record, write_record
-from codetr_cli.runtime.memory import free_unused
+from codetr_cli.runtime.memory import free_unused, is_out_of_memory
+from codetr_cli.runtime.rng import restore_random_states
 from codetr_cli.training.recomputation import set_checkpointing, with_all_checkpointing
+from codetr_cli.training.state import MicroBatches, TrainContext, TrainState
 
-if TYPE_CHECKING:
-    from codetr_cli.training.loop import Training
+logger = logging.getLogger(__name__)
+
+
+class OutOfMemoryInStep(Exception):  # noqa: N818 (caught and retried, never shown)
+    """A forward or backward pass ran out of memory.
+
+    Args:
+        batch: the whole micro batch of the pass.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__("out of memory")
+        self.batch = batch
+
+
+@contextmanager
+def out_of_memory_in(batch: Batch) -> Iterator[None]:
+    """Raises `OutOfMemoryInStep` with this micro batch for any error that means that memory ran out."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryInStep(batch) from error
+
+
+def retry_with_less_memory(
+    step: Callable[[TrainContext, TrainState, MicroBatches], float],
+    context: TrainContext,
+    state: TrainState,
+    micro_batches: MicroBatches,
+) -> float:
+    """Runs a step, and again with less memory for as long as it runs out of memory.
+
+    Args:
+        step: `train_step`.
+        context: of the training.
+        state: of the training; its progress stores how steps are computed from now on.
+        micro_batches: of the step.
+
+    Returns:
+        what the step returns.
+
+    Raises:
+        MemoryShrunkError: all processes have to restart to compute the step with less memory.
+        ResourceError: there is no way to use less memory.
+    """
+    while True:
+        try:
+            return step(context, state, micro_batches)
+        except OutOfMemoryInStep as error:
+            batch = error.batch
+        # Only outside of `except` the error no longer holds the tensors of the step.
+        state.optimizer.zero_grad(set_to_none=True)
+        reduce_memory(context, state, batch)
+        restore_random_states(state.step_inputs[0][1], context.device)
 
 
 def split(batch: Batch, parts: int, *, keep_padding: bool = False) -> list[Batch]:
-    """A batch in parts.
+    """Splits a batch.
 
     Args:
         batch: of one forward pass.
-        parts: so many at most, of as equal numbers of images as can be, in their order.
-        keep_padding: each part has the size of the batch, else that of its own largest image.
+        parts: their largest number; the images are distributed as evenly as possible, in order.
+        keep_padding: each part keeps the size of the batch; otherwise it has that of its own largest image.
     """
     count, parts = len(batch), min(parts, len(batch))
     if parts <= 1:
@@ -41,106 +99,106 @@ def split(batch: Batch, parts: int, *, keep_padding: bool = False) -> list[Batch
     return [batch.part(first, last, keep_padding=keep_padding) for first, last in pairwise(borders)]
 
 
-def shrink(training: Training, batch: Batch) -> None:
-    """Chooses the next smaller way to compute a step, after one has run out of memory; call it outside of `except`.
+def reduce_memory(context: TrainContext, state: TrainState, batch: Batch) -> None:
+    """Selects the next way to compute a step with less memory; must be called outside of `except`.
 
     Args:
-        training: its position gets the way, where the process is alone.
-        batch: the whole micro batch in which it happened.
+        context: of the training.
+        state: its progress is changed in a training of a single process.
+        batch: the whole micro batch that ran out of memory.
 
     Raises:
-        MemoryShrunkError: all processes have to start again to compute that way.
-        ResourceError: there is no smaller way.
+        MemoryShrunkError: all processes have to restart to compute the step with less memory.
+        ResourceError: there is no way to use less memory.
     """
-    free_unused(training.device)
-    position, alone = training.position, not process_group.is_connected()
-    parts, recompute = position.parts, position.recompute
-    if parts < len(batch):
-        parts = min(2 * parts, len(batch))
-    elif not recompute and _recomputes_less_than_it_could(training):
+    free_unused(context.device)
+    progress, is_single = state.progress, not process_group.is_connected()
+    splits, recompute = progress.micro_batch_splits, progress.recompute_all
+    if splits < len(batch):
+        splits = min(2 * splits, len(batch))
+    elif not recompute and _can_recompute_more(context):
         recompute = True
     else:
         raise ResourceError(
-            f"out of memory in step {position.step + 1} with {_named(batch)}, although {_told(parts, recompute)}: use "
-            "smaller images (data.short_sides, data.long_side) or a smaller network. The same command continues from "
-            "the newest checkpoint."
+            f"out of memory in step {progress.step + 1} with {_describe(batch)}, although "
+            f"{_describe_savings(splits, recompute)}: use smaller images (data.short_sides, data.long_side) or a "
+            "smaller network. The same command continues from the newest checkpoint."
         )
-    why = {
-        "step": position.step + 1,
-        "epoch": position.epoch,
+    cause = {
+        "step": progress.step + 1,
+        "epoch": progress.epoch,
         "process": process_group.rank(),
         "images": [int(target["image_id"]) for target in batch.targets],
         "size": list(batch.images.shape[-2:]),
-        "named": _named(batch),
+        "named": _describe(batch),
     }
-    if not alone:
-        record = read_record(training.run.path)
-        record.parts, record.recompute, record.why = parts, recompute, why
-        write_record(training.run.path, record)
+    if not is_single:
+        record = read_record(context.io.folder.path)
+        record.parts, record.recompute, record.why = splits, recompute, cause
+        write_record(context.io.folder.path, record)
         raise MemoryShrunkError(
-            f"training process {process_group.rank()} ran out of memory in step {position.step + 1} with "
-            f"{_named(batch)}: when the training continues, {_told(parts, recompute)}. The same command continues from "
-            "the newest checkpoint."
+            f"training process {process_group.rank()} ran out of memory in step {progress.step + 1} with "
+            f"{_describe(batch)}: when the training continues, {_describe_savings(splits, recompute)}. The same "
+            "command continues from the newest checkpoint."
         )
-    position.parts, position.recompute = parts, recompute
-    apply(training)
-    _tell(training, why)
+    progress.micro_batch_splits, progress.recompute_all = splits, recompute
+    _apply_recomputation(context, state)
+    _log(context, state, cause)
 
 
-def adopt(training: Training) -> None:
-    """Takes over how steps are computed since memory ran out: from the checkpoint, or from the run folder."""
-    position = training.position
+def apply_saved_splits(context: TrainContext, state: TrainState) -> None:
+    """Computes steps as before the restart after memory ran out: as in the checkpoint, or in the run folder."""
+    progress = state.progress
     if process_group.is_connected():
-        record = read_record(training.run.path)
-        if record.parts > position.parts or record.recompute > position.recompute:
-            position.parts = max(position.parts, record.parts)
-            position.recompute = position.recompute or record.recompute
+        record = read_record(context.io.folder.path)
+        if record.parts > progress.micro_batch_splits or record.recompute > progress.recompute_all:
+            progress.micro_batch_splits = max(progress.micro_batch_splits, record.parts)
+            progress.recompute_all = progress.recompute_all or record.recompute
             if process_group.is_main():
-                _tell(training, {**record.why, "step": position.step, "epoch": position.epoch})
-    apply(training)
+                _log(context, state, {**record.why, "step": progress.step, "epoch": progress.epoch})
+    _apply_recomputation(context, state)
 
 
-def apply(training: Training) -> None:
-    """Has the network recompute what the position asks for."""
-    if training.position.recompute:
-        set_checkpointing(training.model, with_all_checkpointing(training.settings).model)
+def _apply_recomputation(context: TrainContext, state: TrainState) -> None:
+    if state.progress.recompute_all:
+        set_checkpointing(context.model, with_all_checkpointing(context.settings).model)
 
 
-def _tell(training: Training, why: dict[str, Any]) -> None:
-    position = training.position
-    training.log(
+def _log(context: TrainContext, state: TrainState, cause: dict[str, Any]) -> None:
+    progress = state.progress
+    context.io.log(
         {
             "kind": "memory",
-            "step": why["step"],
-            "epoch": why["epoch"],
-            "parts": position.parts,
-            "recompute": position.recompute,
-            "process": why["process"],
-            "images": why["images"],
-            "size": why["size"],
+            "step": cause["step"],
+            "epoch": cause["epoch"],
+            "parts": progress.micro_batch_splits,
+            "recompute": progress.recompute_all,
+            "process": cause["process"],
+            "images": cause["images"],
+            "size": cause["size"],
         }
     )
-    text = (
-        f"out of memory in step {why['step']} with {why['named']}: it is computed again, and from now on "
-        f"{_told(position.parts, position.recompute)}"
+    logger.warning(
+        "out of memory in step %s with %s: the step is computed again, and from now on %s",
+        cause["step"],
+        cause["named"],
+        _describe_savings(progress.micro_batch_splits, progress.recompute_all),
     )
-    training.run.event(text)
-    training.report.warn(text)
 
 
-def _told(parts: int, recompute: bool) -> str:
-    told = [f"the images of a forward pass are split into {parts} parts"] if parts > 1 else []
-    told += ["everything that can be is recomputed in the backward pass"] if recompute else []
-    return " and ".join(told) or "one image at a time is computed and nothing can be recomputed"
+def _describe_savings(splits: int, recompute: bool) -> str:
+    savings = [f"the images of a forward pass are split into {splits} parts"] if splits > 1 else []
+    savings += ["all supported activations are recomputed in the backward pass"] if recompute else []
+    return " and ".join(savings) or "a forward pass has one image and nothing can be recomputed"
 
 
-def _named(batch: Batch) -> str:
-    """The images of a batch by id and size, and their objects."""
+def _describe(batch: Batch) -> str:
+    """Ids and sizes of the images of a batch, and their number of objects."""
     height, width = batch.images.shape[-2:]
     images = ", ".join(f"{target['image_id']} ({'x'.join(map(str, target['size']))})" for target in batch.targets)
     objects = sum(len(target["boxes"]) for target in batch.targets)
     return f"{len(batch)} images in {height}x{width} pixels with {objects} objects in all (image ids {images})"
 
 
-def _recomputes_less_than_it_could(training: Training) -> bool:
-    return with_all_checkpointing(training.settings).model != training.settings.model
+def _can_recompute_more(context: TrainContext) -> bool:
+    return with_all_checkpointing(context.settings).model != context.settings.model

@@ -1,11 +1,12 @@
-"""The optimizer's side of the recipe: parameter groups, learning rate, clipping and arithmetic.
+"""Optimizer: parameter groups, learning rate and its schedule, gradient clipping.
 
 The published recipes are AdamW with a step schedule by epoch and gradients clipped together by their L2 norm
-(Sense-X/Co-DETR, projects/configs). What a parameter's learning rate and decay are is read off its name:
-- the backbone learns at one tenth of the rate; in Co-Deformable-DETR so do the attention's sampling offsets;
-- ViT-L on COCO learns at 0.8**(25 - i) of the rate in block i, its embeddings being block 0 and its end block 25, and
-  norms and biases are not decayed; all other recipes decay every parameter.
-Frozen parameters are left out.
+(Sense-X/Co-DETR, projects/configs). Learning rate and weight decay of a parameter depend on its name:
+- the backbone has one tenth of the learning rate; in Co-Deformable-DETR so have the attention's sampling offsets;
+- ViT-L on COCO has 0.8**(25 - i) of the learning rate in block i, where the embeddings are block 0 and the last norm
+  is block 25, and no decay of norms and biases; all other recipes decay every parameter.
+Frozen parameters are skipped. `base_learning_rate` is the only place that turns settings into a learning rate:
+the groups keep it as `base_lr`, and the schedule multiplies that.
 """
 
 from __future__ import annotations
@@ -41,28 +42,28 @@ def parameter_groups(
     layer_decay: float = 1.0,
     decay_norms: bool = True,
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, those of one learning rate and decay together; the full rate comes last.
+    """Trainable parameters, grouped by learning rate and decay; the full rate is last.
 
     Args:
         model: its backbone's parameters are named `backbone.*`.
         lr: learning rate before the schedule.
         weight_decay: decoupled decay.
-        backbone_lr_scale: the backbone's share of the rate.
-        offsets_lr_scale: the share of deformable attention's sampling offsets.
+        backbone_lr_scale: factor of the backbone's rate.
+        offsets_lr_scale: factor of the rate of deformable attention's sampling offsets.
         layer_decay: factor from each block of the backbone to the one before it; 1 for none.
-        decay_norms: False leaves vectors, which are norms and biases, without decay.
+        decay_norms: False disables decay of vectors, i.e. of norms and biases.
 
     Returns:
-        groups for an optimizer. `base_lr` stays as given here while the schedule changes `lr`.
+        groups for an optimizer. `base_lr` is constant; the schedule changes `lr`.
 
     Raises:
-        ConfigError: a layer decay for a backbone that is no row of blocks.
+        ConfigError: a layer decay for a backbone without numbered blocks.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     blocks = _count_blocks(name for name, _ in model.named_parameters())
     if layer_decay != 1.0 and not blocks:
         raise ConfigError(
-            f"train.layer_decay {layer_decay} needs a backbone that is a row of blocks (model.backbone.kind vit): "
+            f"train.layer_decay {layer_decay} needs a backbone of numbered blocks (model.backbone.kind vit): "
             "use --set train.layer_decay=1"
         )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -72,7 +73,7 @@ def parameter_groups(
             * (offsets_lr_scale if SAMPLING_OFFSETS.match(name) else 1.0)
             * layer_decay ** _layers_above(name, blocks)
         )
-        # Every bias is a vector; single numbers are decayed.
+        # Every bias is a vector; scalars are decayed.
         decayed = decay_norms or parameter.dim() != 1 or process_group.is_single_number(parameter)
         groups.setdefault((scale, weight_decay if decayed else 0.0), []).append(parameter)
     ordered = sorted(groups, key=lambda group: (group[0] == 1.0, *group))
@@ -87,7 +88,7 @@ def _count_blocks(names: Iterable[str]) -> int:
 
 
 def _layers_above(name: str, blocks: int) -> int:
-    """Layers between a parameter and the network's end: 0 outside the row of blocks, blocks + 1 for the embeddings.
+    """Layers between a parameter and the network's end: 0 outside of the blocks, blocks + 1 for the embeddings.
 
     Parity: the backbone's last norm counts as the end, not as the last block (LayerDecayOptimizerConstructor).
     """
@@ -98,10 +99,10 @@ def _layers_above(name: str, blocks: int) -> int:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the model's parameter groups, fused where PyTorch has a fused step for their device.
+    """AdamW over the model's parameter groups, fused where PyTorch supports it on their device.
 
     Raises:
-        ConfigError: no parameter is trainable, or the backbone cannot have the layer decay of the settings.
+        ConfigError: no parameter is trainable, or the backbone does not support layer decay.
     """
     groups = parameter_groups(
         model,
@@ -115,31 +116,24 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     if not groups:
         raise ConfigError("nothing to train: every parameter of the model is frozen")
     fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(
-        groups,
-        lr=base_learning_rate(config),
-        betas=config.betas,
-        eps=1e-8,
-        weight_decay=config.weight_decay,
-        fused=fused,
-    )
+    return torch.optim.AdamW(groups, betas=config.betas, eps=1e-8, fused=fused)
 
 
 def base_learning_rate(config: TrainConfig) -> float:
-    """The learning rate before warm-up and schedule; scaled to the batch size only when the settings ask for it."""
+    """The learning rate before warm-up and schedule; scaled to the batch size with `train.scale_lr`."""
     return config.lr * config.batch_size / PUBLISHED_BATCH if config.scale_lr else config.lr
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate as a share of its base, as a pure function of the position in the run.
+    """The factor of the base learning rate, as a pure function of step and epoch.
 
     Attributes:
-        kind: step lowers it by `gamma` at each milestone; cosine leads it to zero over the whole run.
-        milestones: epochs, counted from 0, from whose first step on the rate is lower.
+        kind: step multiplies by `gamma` at each milestone; cosine decays to zero over the whole run.
+        milestones: epochs, counted from 0, at whose first step the rate drops.
         gamma: factor of each milestone.
         warmup_steps: steps over which the rate rises linearly from `warmup_start`.
-        warmup_start: share of the rate at the first step.
+        warmup_start: factor at the first step.
         total_steps: optimizer steps of the whole run.
     """
 
@@ -151,10 +145,10 @@ class Schedule:
     total_steps: int
 
     def factor(self, step: int, epoch: int) -> float:
-        """The share of the base learning rate for a step.
+        """The factor of the base learning rate for a step.
 
         Args:
-            step: optimizer steps already done.
+            step: completed optimizer steps.
             epoch: the epoch of the step, from 0.
         """
         if self.kind == "cosine":
@@ -167,7 +161,7 @@ class Schedule:
 
 
 def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:
-    """The schedule that the settings describe, for a run of `total_steps` optimizer steps."""
+    """The schedule of the settings, for a run of `total_steps` optimizer steps."""
     return Schedule(
         kind=config.lr_schedule,
         milestones=config.lr_milestones,
@@ -179,13 +173,13 @@ def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Gives every group its base learning rate times `factor`."""
+    """Sets every group's learning rate to its base learning rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scales all gradients together so that their L2 norm is at most `max_norm`; 0 leaves them as they are.
+    """Scales all gradients together so that their L2 norm is at most `max_norm`; 0 does not scale.
 
     Returns:
         the norm before clipping, a scalar; not finite when any gradient is not.
@@ -197,7 +191,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     if all(part is gradient for part, gradient in zip(parts, gradients, strict=True)):
         return nn.utils.clip_grad_norm_(parameters, max_norm)
     norm = process_group.norm_of_spread(gradients)
-    share = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch has it
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # like PyTorch
     for part in parts:
-        part.mul_(share)
+        part.mul_(factor)
     return norm

@@ -1,7 +1,9 @@
-"""Pictures of a training: losses by group, learning rate, AP. Drawn from metrics.jsonl alone, also while it trains."""
+"""Plots of a training: losses by group, learning rate, AP. Drawn from metrics.jsonl alone, also while it trains."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,51 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from codetr_cli.files import replace_file
+from codetr_cli.runs.folder import RunFolder
 
+logger = logging.getLogger(__name__)
+
+PLOT_SECONDS = 60.0  # between plots drawn within an epoch, and longer where drawing takes more than 1 / PLOT_SHARE
+PLOT_SHARE = 50.0
 SIZE_INCHES = (8.0, 4.5)
 DPI = 110
 SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP")
 
 
+class RunPlots:
+    """The plots of a run folder, drawn again from time to time.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._due_at = time.monotonic() + PLOT_SECONDS
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the plots are so old that they should be drawn again."""
+        return time.monotonic() > self._due_at
+
+    def draw(self) -> None:
+        """Draws the plots; an error is logged and does not stop the training."""
+        started = time.monotonic()
+        try:
+            draw_plots(self._folder.metrics(), self._folder.plots_dir)
+        except Exception as error:
+            logger.debug("the plots could not be drawn: %s: %s", type(error).__name__, error)
+        now = time.monotonic()
+        self._due_at = now + max(PLOT_SECONDS, PLOT_SHARE * (now - started))
+
+
 def draw_plots(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Draws what the lines of a run's metrics allow.
+    """Draws the plots for which a run's metrics have lines.
 
     Args:
         lines: of metrics.jsonl, in order.
-        folder: where losses.png, learning_rate.png and ap.png are written, each replaced as a whole. Steps that were
-            left out are ticks at the foot of the losses.
+        folder: of losses.png, learning_rate.png and ap.png; each is replaced atomically. Skipped steps are ticks at the
+            bottom of the losses.
 
     Returns:
         the files written.
@@ -52,8 +86,8 @@ def _draw_losses(lines: Sequence[Mapping[str, Any]], skipped: Sequence[int]) -> 
     if all(value > 0 for value in values):
         axes.set_yscale("log")
     if skipped:
-        foot = axes.get_xaxis_transform()
-        axes.plot(skipped, [0.01] * len(skipped), "|r", markersize=12, transform=foot, label="step left out")
+        bottom = axes.get_xaxis_transform()
+        axes.plot(skipped, [0.01] * len(skipped), "|r", markersize=12, transform=bottom, label="step skipped")
     axes.legend(fontsize=8, ncols=2)
     return figure
 

@@ -1,56 +1,104 @@
-"""Whom a training tells what it does; the engine itself draws nothing."""
+"""Progress of a training for the user interface; messages go through `logging`."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProgress:
+    """A completed optimizer step.
+
+    Attributes:
+        step: number of the step, from 1.
+        total_steps: optimizer steps of the whole run.
+        epoch: current epoch, from 0.
+        loss: sum of all losses.
+        loss_groups: losses summed by group.
+        lr: learning rate.
+        images_per_s: of all processes together.
+        data_wait: share of the time spent waiting for data, 0 to 1.
+        memory_bytes: peak memory of this process.
+        eta_s: estimated seconds to the end of the run.
+    """
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    loss_groups: Mapping[str, float]
+    lr: float
+    images_per_s: float
+    data_wait: float
+    memory_bytes: int
+    eta_s: float
+
+
+class Reporter(Protocol):
+    """Shows the progress of a training."""
+
+    def step_done(self, progress: StepProgress) -> None:
+        """A step is done; all values but the step are those of the newest line in metrics.jsonl."""
+
+    def evaluating(self, images: int, total: int) -> None:
+        """This process has evaluated `images` more of its `total` images; 0 when an evaluation starts."""
+
+    def evaluated(self, ap: float, best_ap: float) -> None:
+        """An evaluation is done; AP of the newest and of the best one so far, -1 if there is nothing to measure."""
+
+    def close(self) -> None:
+        """Removes the progress from the terminal; called from another thread when the process ends at once."""
+
+
+class SilentReporter:
+    """Shows nothing; for every process but that of rank 0."""
+
+    def step_done(self, progress: StepProgress) -> None:
+        """Shows nothing."""
+
+    def evaluating(self, images: int, total: int) -> None:
+        """Shows nothing."""
+
+    def evaluated(self, ap: float, best_ap: float) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Shows nothing."""
 
 
 class Report(Protocol):
-    """What a training tells whoever started it."""
+    """Receives texts; replaced by `logging`."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Information."""
 
     def warn(self, text: str) -> None:
-        """Something that may be wrong."""
-
-    def step(self, line: Mapping[str, Any], left: int) -> None:
-        """A step is done and `left` are to come; `line` is the newest of metrics.jsonl, with this step's number."""
-
-    def evaluating(self, images: int, total: int) -> None:
-        """So many more images of an evaluation are done, of so many of this process; 0 when it begins."""
-
-    def evaluated(self, line: Mapping[str, Any]) -> None:
-        """An evaluation is done; `line` is its line of metrics.jsonl."""
+        """A warning."""
 
     def failed(self, text: str) -> None:
-        """The process ends at once because of this. Called from another thread, also where `Silence` is used else."""
-
-    def leave(self) -> None:
-        """The process ends at once: the terminal must be left in order. Called from another thread."""
+        """The process ends at once because of this; called from another thread."""
 
 
-class Silence:
-    """A report that nobody reads: that of every process but the one of rank 0."""
+class LogReport:
+    """Passes texts on to `logging`."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
 
     def note(self, text: str) -> None:
-        """Says nothing."""
+        """Logs information."""
+        logger.info("%s", text)
 
     def warn(self, text: str) -> None:
-        """Says nothing."""
-
-    def step(self, line: Mapping[str, Any], left: int) -> None:
-        """Says nothing."""
-
-    def evaluating(self, images: int, total: int) -> None:
-        """Says nothing."""
-
-    def evaluated(self, line: Mapping[str, Any]) -> None:
-        """Says nothing."""
+        """Logs a warning."""
+        logger.warning("%s", text)
 
     def failed(self, text: str) -> None:
-        """Says nothing."""
-
-    def leave(self) -> None:
-        """Says nothing."""
+        """Logs an error."""
+        self._reporter.close()
+        logger.error("%s", text)

@@ -1,19 +1,22 @@
-"""A step that went wrong, kept so that it can be computed again: RUN/diverged.
+"""A non-finite step, saved so that it can be computed again: RUN/diverged.
 
-    model.safetensors   the weights that the step began with, with settings and classes, as any checkpoint
-    rank<N>.safetensors the micro batches of process N, and the states of its random generators before each
-    step.json           where in the run it was, what was not finite, seed, precision; written last
+    model.safetensors   the weights before the step, with settings and classes, like any checkpoint
+    rank<N>.safetensors the forward passes of process N, with the states of its random number generators before each
+    step.json           step, epoch and batch, non-finite values, seed, scale; written last
 
-`replay` computes losses and gradients of the step anew, process after process in a single one. Losses that are
-normalised over all processes are so over the one alone there.
+`replay`, and `python -m codetr_cli.training.repro RUN/diverged [DEVICE]` as JSON, compute losses and gradients of the
+step again, one process after the other in a single process. Losses that are normalized over all processes are
+normalized over one process there.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +33,32 @@ from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import restore_random_states
-from codetr_cli.training.nonfinite import not_finite_gradients
+from codetr_cli.training.nonfinite import nonfinite_gradients
 from codetr_cli.weights.checkpoint import load_checkpoint, read_safetensors, save_checkpoint
 
 STEP = "step.json"
 
-Taken = list[tuple[Batch, dict[str, Any]]]
-"""Micro batches of a step in this process, each with the states of the random generators before it."""
+StepInputs = list[tuple[Batch, dict[str, Any]]]
+"""Forward passes of a step in this process: images and targets, and the states of the random generators before it."""
 
 
 def save_reproducer(
     folder: Path,
     weights: dict[str, Tensor],
-    taken: Taken,
-    facts: dict[str, Any],
+    inputs: StepInputs,
+    summary: dict[str, Any],
     *,
     settings: Settings,
     class_names: Sequence[str],
     category_ids: Sequence[int],
 ) -> None:
-    """Writes the folder anew; every process must call it.
+    """Writes a reproducer; all processes must call it.
 
     Args:
-        folder: where; an older one is replaced.
-        weights: the model's, not their average.
-        taken: of this process.
-        facts: plain values for step.json.
+        folder: of the reproducer; an older one is replaced.
+        weights: of the model, not their average.
+        inputs: of the step in this process.
+        summary: plain values for step.json.
         settings: of the run.
         class_names: by label.
         category_ids: by label.
@@ -69,9 +72,9 @@ def save_reproducer(
     process_group.barrier()
     tensors: dict[str, Tensor] = {}
     rest = []
-    for index, (batch, states) in enumerate(taken):
-        found, plain = _apart({"batch": vars(batch), "random": states}, f"{index}")
-        tensors |= found
+    for index, (batch, states) in enumerate(inputs):
+        extracted, plain = _extract_tensors({"batch": vars(batch), "random": states}, f"{index}")
+        tensors |= extracted
         rest.append(plain)
     with replace_file(folder / f"rank{process_group.rank()}.safetensors") as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary,
@@ -82,19 +85,19 @@ def save_reproducer(
         )
     process_group.barrier()
     if process_group.is_main():
-        facts = {**facts, "seed": settings.train.seed, "processes": process_group.world_size()}
-        write_text(folder / STEP, json.dumps(facts, indent=2) + "\n")
+        summary = {**summary, "seed": settings.train.seed, "processes": process_group.world_size()}
+        write_text(folder / STEP, json.dumps(summary, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """One process's share of a step, computed again.
+    """One process's part of a step, computed again.
 
     Attributes:
         rank: of the process.
-        image_ids: of each micro batch.
-        losses: by name, of each micro batch.
-        gradients: names of parameters with a gradient that is not finite.
+        image_ids: of each forward pass.
+        losses: by name, of each forward pass.
+        gradients: names of parameters with a non-finite gradient.
     """
 
     rank: int
@@ -104,100 +107,119 @@ class Replayed:
 
 
 def replay(folder: Path, device: torch.device) -> Iterator[Replayed]:
-    """Computes the step of a reproducer again, in the precision of the run, one process's share after the other.
+    """Computes the step of a reproducer again in the precision of the run, one process's part after the other.
 
     Args:
         folder: RUN/diverged.
-        device: where; the random generators of another kind of device give other numbers.
+        device: to compute on; another type of device has other random numbers.
 
     Raises:
-        CheckpointError: no reproducer, or a damaged one.
+        CheckpointError: missing or damaged.
     """
-    facts = read_step(folder)
+    summary = read_step(folder)
     checkpoint = load_checkpoint(folder / WEIGHTS_NAME)
     settings = checkpoint.settings
     model = build_model(settings.model)
     model.load_state_dict(checkpoint.state)
     objective = build_objective(model.to(device), settings.train.loss).train()
     dtype = autocast_dtype(settings.train.precision, device)
-    for rank in range(facts["processes"]):
-        taken = read_micro_batches(folder / f"rank{rank}.safetensors")
+    for rank in range(summary["processes"]):
+        inputs = read_micro_batches(folder / f"rank{rank}.safetensors")
         model.zero_grad(set_to_none=True)
         losses = []
-        for batch, states in taken:
+        for batch, states in inputs:
             batch = batch.to(device)
             images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
             restore_random_states(states, device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                found: dict[str, Tensor] = objective(images, batch.padding_mask, batch.targets)
-            total = torch.stack(list(found.values())).sum()
-            torch.autograd.backward(total * facts["scale"] / len(taken))
-            losses.append({name: float(value.detach()) for name, value in found.items()})
+                pass_losses: dict[str, Tensor] = objective(images, batch.padding_mask, batch.targets)
+            total = torch.stack(list(pass_losses.values())).sum()
+            torch.autograd.backward(total * summary["scale"] / len(inputs))
+            losses.append({name: float(value.detach()) for name, value in pass_losses.items()})
         yield Replayed(
             rank=rank,
-            image_ids=[[int(target["image_id"]) for target in batch.targets] for batch, _ in taken],
+            image_ids=[[int(target["image_id"]) for target in batch.targets] for batch, _ in inputs],
             losses=losses,
-            gradients=not_finite_gradients(model),
+            gradients=nonfinite_gradients(model),
         )
 
 
 def read_step(folder: Path) -> dict[str, Any]:
-    """The facts of a reproducer.
+    """The content of step.json.
 
     Raises:
         CheckpointError: there is none.
     """
     try:
-        facts: dict[str, Any] = json.loads((folder / STEP).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads((folder / STEP).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} holds no whole reproducer of a step ({error}): only a run that diverged has one"
+            f"{folder} has no complete reproducer of a step ({error}): only a run that diverged has one"
         ) from error
-    return facts
+    return summary
 
 
-def read_micro_batches(path: Path) -> Taken:
-    """What `save_reproducer` wrote for one process.
+def read_micro_batches(path: Path) -> StepInputs:
+    """The forward passes that `save_reproducer` wrote for one process.
 
     Raises:
         CheckpointError: missing or damaged.
     """
     tensors, metadata = read_safetensors(path)
-    taken = []
+    inputs = []
     for index, plain in enumerate(json.loads(metadata["micro_batches"])):
-        whole = _together(plain, tensors, f"{index}")
+        whole = _insert_tensors(plain, tensors, f"{index}")
         batch = whole["batch"]
         targets = [
             {key: tuple(value) if isinstance(value, list) else value for key, value in target.items()}
             for target in batch["targets"]
         ]
-        taken.append((Batch(batch["images"], batch["padding_mask"], targets), whole["random"]))
-    return taken
+        inputs.append((Batch(batch["images"], batch["padding_mask"], targets), whole["random"]))
+    return inputs
 
 
-def _apart(value: Any, path: str) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of nested tables and lists by path, and the rest with null in the place of each."""
+def _extract_tensors(value: Any, path: str) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of nested tables and lists by path, and the rest with null in place of each."""
     if isinstance(value, Tensor):
         return {path: value}, None
     if isinstance(value, dict):
-        parts = {key: _apart(item, f"{path}.{key}") for key, item in value.items()}
-        return _merged(parts.values()), {key: rest for key, (_, rest) in parts.items()}
+        parts = {key: _extract_tensors(item, f"{path}.{key}") for key, item in value.items()}
+        return _merge(parts.values()), {key: rest for key, (_, rest) in parts.items()}
     if isinstance(value, list | tuple):
-        listed = [_apart(item, f"{path}.{index}") for index, item in enumerate(value)]
-        return _merged(listed), [rest for _, rest in listed]
+        listed = [_extract_tensors(item, f"{path}.{index}") for index, item in enumerate(value)]
+        return _merge(listed), [rest for _, rest in listed]
     return {}, value.item() if hasattr(value, "item") else value
 
 
-def _together(rest: Any, tensors: dict[str, Tensor], path: str) -> Any:
-    """The opposite of `_apart`; tuples come back as lists."""
+def _insert_tensors(rest: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """The inverse of `_extract_tensors`; tuples come back as lists."""
     if path in tensors:
         return tensors[path]
     if isinstance(rest, dict):
-        return {key: _together(item, tensors, f"{path}.{key}") for key, item in rest.items()}
+        return {key: _insert_tensors(item, tensors, f"{path}.{key}") for key, item in rest.items()}
     if isinstance(rest, list):
-        return [_together(item, tensors, f"{path}.{index}") for index, item in enumerate(rest)]
+        return [_insert_tensors(item, tensors, f"{path}.{index}") for index, item in enumerate(rest)]
     return rest
 
 
-def _merged(parts: Any) -> dict[str, Tensor]:
+def _merge(parts: Any) -> dict[str, Tensor]:
     return {name: tensor for found, _ in parts for name, tensor in found.items()}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the replayed step as JSON; non-finite losses are texts.
+
+    Args:
+        arguments: the folder of the reproducer and, if it is not the CPU, the device.
+    """
+    replayed = [asdict(part) for part in replay(Path(arguments[0]), torch.device(*arguments[1:2] or ["cpu"]))]
+    for part in replayed:
+        part["losses"] = [
+            {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
+            for losses in part["losses"]
+        ]
+    sys.stdout.write(json.dumps(replayed, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

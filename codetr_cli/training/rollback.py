@@ -1,153 +1,160 @@
-"""What becomes of a training whose steps go wrong: skip them, go back to a checkpoint once, then stop with evidence.
+"""Non-finite steps of a training: skip them, go back to a checkpoint once, then stop with a reproducer.
 
-A step without finite losses and gradients is skipped by all processes alike: weights, optimizer and EMA stay as they
-are, while learning rate and data go on. After `train.max_nonfinite_steps` of them in a row the run returns to its last
-checkpoint that was not made amid such steps. From there on images come in another order: the rest of the epoch is
+A step with non-finite losses or gradients is skipped by all processes: weights, optimizer and EMA stay unchanged,
+learning rate and data advance. After `train.max_nonfinite_steps` of them in a row the run returns to its newest
+checkpoint that was not saved during such steps. From there on the images are in another order: the rest of the epoch is
 reshuffled, and so are all later epochs. When as many steps in a row fail a second time, the run ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import whole_weights
 from codetr_cli.errors import DivergedError, ResourceError
-from codetr_cli.runs.folder import STATE, Saved, read_state
+from codetr_cli.runs.folder import STATE, read_state
 from codetr_cli.runtime.disk_errors import writing
-from codetr_cli.training.checkpointing import load_newest, wait_until_saved
-from codetr_cli.training.nonfinite import Seen, find_bad_numbers
+from codetr_cli.training.checkpointing import load_newest, restore, wait_until_saved
+from codetr_cli.training.nonfinite import StepLosses, find_nonfinite
 from codetr_cli.training.repro import save_reproducer
+from codetr_cli.training.state import TrainContext, TrainState
 
-if TYPE_CHECKING:
-    from codetr_cli.training.loop import Training
+logger = logging.getLogger(__name__)
 
 
-def skip_step(training: Training, seen: Seen) -> None:
-    """Records a step that is not taken; every process must call it, before the step is counted.
+def nonfinite_limit(context: TrainContext, state: TrainState) -> int:
+    """Consecutive non-finite steps that are too many; a short run must not end without a finite one."""
+    return min(context.settings.train.max_nonfinite_steps, state.total_steps)
+
+
+def skip_step(context: TrainContext, state: TrainState, step_losses: StepLosses) -> None:
+    """Records a skipped step; all processes must call it, before the step is counted.
 
     Args:
-        training: with the gradients of the step.
-        seen: what this process computed in it.
+        context: its model has the gradients of the step.
+        state: of the training.
+        step_losses: of this process.
     """
-    position = training.position
-    bad = training.bad = find_bad_numbers(training.model, seen)
-    position.bad_steps += 1
-    if training.scaler.is_enabled():
-        training.scaler.update(training.scaler.get_scale())  # as it was, and ready for the next step
-    training.meter.step_skipped()
+    progress = state.progress
+    nonfinite = state.nonfinite = find_nonfinite(context.model, step_losses)
+    progress.nonfinite_steps += 1
+    if state.scaler.is_enabled():
+        state.scaler.update(state.scaler.get_scale())  # unchanged, and ready for the next step
+    state.metrics.step_skipped()
     if not process_group.is_main():
         return
-    training.log(
+    context.io.log(
         {
             "kind": "skip",
-            "step": position.step + 1,
-            "epoch": position.epoch,
-            "in_a_row": position.bad_steps,
-            **bad.as_dict(),
+            "step": progress.step + 1,
+            "epoch": progress.epoch,
+            "in_a_row": progress.nonfinite_steps,
+            **nonfinite.as_dict(),
         }
     )
-    text = f"step {position.step + 1} skipped ({position.bad_steps} in a row, {training.bad_limit} allowed): {bad}"
-    training.run.event(text)
-    training.report.warn(text)
+    logger.warning(
+        "step %d skipped (%d in a row, %d allowed): %s",
+        progress.step + 1,
+        progress.nonfinite_steps,
+        nonfinite_limit(context, state),
+        nonfinite,
+    )
 
 
-def recover(training: Training, restore: Callable[[Training, Saved], None]) -> None:
+def roll_back(context: TrainContext, state: TrainState) -> None:
     """Goes back to the last good checkpoint the first time, and ends the run the second time.
 
-    Args:
-        training: after as many bad steps as the settings allow.
-        restore: puts the run where a checkpoint left it, and on another order of images.
-
     Raises:
-        DivergedError: there is nothing left to try.
+        DivergedError: no checkpoint, or the run has gone back before.
     """
-    wait_until_saved(training)
-    name = training.run.last_good() if training.position.other_order is None and process_group.is_main() else None
+    wait_until_saved(context, state)
+    folder = context.io.folder
+    name = folder.last_good() if state.progress.reshuffled_from is None and process_group.is_main() else None
     name = process_group.from_main(name)
     if name is None:
-        raise _give_up(training)
+        raise _give_up(context, state)
     if process_group.is_main():
-        training.run.go_back_to(name)
-        _note_return(training)
+        folder.go_back_to(name)
+        _log_rollback(context, state)
     process_group.barrier()
-    saved = load_newest(training.run, training.report)
+    saved = load_newest(folder)
     if saved is None:
-        raise _give_up(training)
-    restore(training, saved)
+        raise _give_up(context, state)
+    restore(context, state, saved)
 
 
-def _note_return(training: Training) -> None:
-    """Writes down that the run goes back; `restore` reads there that images come in another order."""
-    position = training.position
-    before = read_state(training.run.last / STATE)["position"]
-    skipped = [line for line in training.run.metrics() if line["kind"] == "skip"][-position.bad_steps :]
-    training.run.rewind(before["step"])
-    training.log(
+def _log_rollback(context: TrainContext, state: TrainState) -> None:
+    """Records the rollback in metrics.jsonl; `restore` reads there that images are reshuffled."""
+    progress, folder = state.progress, context.io.folder
+    before = read_state(folder.last / STATE)["position"]
+    skipped = [line for line in folder.metrics() if line["kind"] == "skip"][-progress.nonfinite_steps :]
+    folder.rewind(before["step"])
+    context.io.log(
         {
             "kind": "rollback",
             "step": before["step"],
             "epoch": before["epoch"],
             "batch": before["batch"],
-            "best": position.best,
-            "from_step": position.step,
+            "best": progress.best,
+            "from_step": progress.step,
             "skipped": skipped,
         }
     )
-    text = (
-        f"{position.bad_steps} steps in a row went wrong: going back from step {position.step} to the checkpoint of "
-        f"step {before['step']}; the images left in its epoch and all later epochs come in another order"
+    logger.warning(
+        "%d steps in a row were not finite: going back from step %d to the checkpoint of step %d; the remaining images "
+        "of its epoch and all later epochs are reshuffled",
+        progress.nonfinite_steps,
+        progress.step,
+        before["step"],
     )
-    training.run.event(text)
-    training.report.warn(text)
 
 
-def _give_up(training: Training) -> DivergedError:
-    position, run = training.position, training.run
+def _give_up(context: TrainContext, state: TrainState) -> DivergedError:
+    progress, run = state.progress, context.io.folder
     folder = run.path / "diverged"
     before = (
         "there is no good checkpoint to go back to"
-        if position.other_order is None
+        if progress.reshuffled_from is None
         else "the run had gone back to a checkpoint before"
     )
     text = (
-        f"training diverged: {position.bad_steps} steps in a row went wrong and were left out, the last of them step "
-        f"{position.step} (epoch {position.epoch + 1}): {training.bad}; {before}. The checkpoints in "
-        f"{run.checkpoints_dir} are as they were. "
+        f"training diverged: {progress.nonfinite_steps} steps in a row were not finite and were skipped, the last of "
+        f"them step {progress.step} (epoch {progress.epoch + 1}): {state.nonfinite}; {before}. The checkpoints in "
+        f"{run.checkpoints_dir} are unchanged. "
     )
     try:
         with writing(run.path):
-            _save_reproducer(training, folder)
-        text += f"`codetr runs {run.path} --replay` computes that step again from {folder}. "
+            _save_reproducer(context, state, folder)
+        text += f"`python -m codetr_cli.training.repro {folder}` computes that step again. "
     except ResourceError as error:
-        text += f"The step could not be kept to be computed again: {error} "
-    text += "Look at these images and their annotations, lower train.lr, or try --set train.precision=fp32."
+        text += f"The step could not be saved for a replay: {error} "
+    text += "Check these images and their annotations, lower train.lr, or try --set train.precision=fp32."
     if process_group.is_main():
-        with suppress(ResourceError):  # a disk that takes no line does not change the verdict
-            training.log({"kind": "diverged", "step": position.step, "epoch": position.epoch})
-            run.event(text)
+        with suppress(ResourceError):  # a full disk must not hide this error
+            context.io.log({"kind": "diverged", "step": progress.step, "epoch": progress.epoch})
+            logger.debug("%s", text)
     return DivergedError(text)
 
 
-def _save_reproducer(training: Training, folder: Path) -> None:
-    position, bad = training.position, training.bad
+def _save_reproducer(context: TrainContext, state: TrainState, folder: Path) -> None:
+    progress, nonfinite = state.progress, state.nonfinite
     save_reproducer(
         folder,
-        dict(whole_weights(training.model)),
-        training.taken,
+        dict(whole_weights(context.model)),
+        state.step_inputs,
         {
-            "step": position.step,
-            "epoch": position.epoch,
-            "batch": position.batch,
-            "device": str(training.device),
-            "scale": training.scaler.get_scale(),
-            "checkpoints": str(training.run.checkpoints_dir),
-            **(bad.as_dict() if bad is not None else {}),
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "batch": progress.batch,
+            "device": str(context.device),
+            "scale": state.scaler.get_scale(),
+            "checkpoints": str(context.io.folder.checkpoints_dir),
+            **(nonfinite.as_dict() if nonfinite is not None else {}),
         },
-        settings=training.settings,
-        class_names=training.class_names,
-        category_ids=training.category_ids,
+        settings=context.settings,
+        class_names=context.class_names,
+        category_ids=context.category_ids,
     )

@@ -274,7 +274,7 @@ def test_a_learning_rate_that_is_far_too_high_diverges(train: Callable[..., Ran]
     run = tmp_path / "run"
     ran = train("--run", run, "--no-eval", "--set", "train.lr=1e30", "--set", "train.checkpoint_every=1")
     assert ran.code == 6
-    assert "diverged: 2 steps in a row went wrong and were left out, the last of them step 3" in ran.err
+    assert "diverged: 2 steps in a row were not finite and were skipped, the last of them step 3" in ran.err
     assert "on the images with id" in ran.err
     assert read_state(run / "checkpoints/last/state.pt")["step"] == 1
 

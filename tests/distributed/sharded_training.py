@@ -14,9 +14,10 @@ from torch import Tensor
 from codetr_cli.config.overrides import apply_overrides, parse_settings
 from codetr_cli.distributed import fsdp, process_group
 from codetr_cli.runs.resume import Choice
-from codetr_cli.training import loop, setup
+from codetr_cli.training import loop, plots, setup
 from codetr_cli.training.plan import plan_job
-from codetr_cli.training.reporter import Silence
+from codetr_cli.training.reporter import SilentReporter
+from codetr_cli.training.state import TrainContext, TrainState
 from tests.conftest import TINY_TABLE
 from tests.distributed import world_size_cases
 from tests.distributed.world_size_cases import CASES, CPU, ONE_EMPTY, SIZES, WIDE, run_case
@@ -62,24 +63,24 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
     job = plan_job(settings, data=str(folder / "coco"), run=folder / name, evaluate=evaluate)
     last: dict[str, Any] = {}
 
-    def train(started: loop.Training) -> None:
-        loop.train(started)
-        last["weights"] = dict(fsdp.whole_weights(started.model))
+    def train(context: TrainContext, state: TrainState) -> None:
+        loop.train(context, state)
+        last["weights"] = dict(fsdp.whole_weights(context.model))
         last["moments"] = {
             f"{name}.{key}": value
-            for name, parameter in started.model.named_parameters()
-            for key, value in started.optimizer.state[parameter].items()
+            for name, parameter in context.model.named_parameters()
+            for key, value in state.optimizer.state[parameter].items()
         }
         last.update(as_whole(last))
 
     with mock.patch.object(setup, "train", train):
-        setup.run_training(job, device=CPU, choice=Choice(folder / name, resume, ""), report=Silence())
+        setup.run_training(job, device=CPU, choice=Choice(folder / name, resume, ""), reporter=SilentReporter())
     return last
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loop.draw_plots = lambda lines, folder: []
+    plots.draw_plots = lambda lines, folder: []
     out = Path(sys.argv[1])
     CASES.update(MINE)
     world_size_cases.process_group.wrap_ddp = fsdp.shard

@@ -23,7 +23,7 @@ from codetr_cli.distributed.sharded_state import _Reader
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.folder import RunFolder
-from codetr_cli.training import setup
+from codetr_cli.training import preview
 from codetr_cli.weights.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, write_tiny_coco
 from tests.distributed import sharded_training, world_size_cases
@@ -55,7 +55,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 @pytest.fixture
 def _known_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     for name, case in sharded_training.MINE.items():
         monkeypatch.setitem(world_size_cases.CASES, name, case)
 
@@ -109,7 +109,7 @@ def test_the_weights_are_an_ordinary_checkpoint(two: Done, tiny_settings: Settin
 @pytest.mark.parametrize("shard", [False, True])
 def test_one_process_continues_what_two_began(two: Done, shard: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Alone, in whole tensors, whatever the setting says: the parts of both processes make the state."""
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     ours, theirs = (
         sharded_training.train_a_run(two.folder, "straight", sharded_training.STEPS, resume=True, shard=shard),
         two.ranks[0],
@@ -138,7 +138,7 @@ def test_a_damaged_part_is_noticed(two: Done, tmp_path: Path):
 def test_what_sharding_cannot_do_is_refused(tiny_settings: Settings):
     compiled = apply_overrides(tiny_settings, ["train.fsdp=true", "train.compile=true"])
     with pytest.raises(ConfigError, match=r"train\.compile=false"):
-        setup.check_settings(compiled, CPU, 1)
+        preview.check_settings(compiled, CPU, 1)
     with pytest.raises(ConfigError, match=r"train\.fsdp needs bf16 or fp32"):
         fsdp.check_shardable(fp16=True, compiled=False)
 

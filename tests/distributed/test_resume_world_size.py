@@ -26,15 +26,11 @@ from codetr_cli.config.presets import load_preset
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.distributed.launcher import LaunchPlan, launch
 from codetr_cli.training.plan import plan_job
-from codetr_cli.training.reporter import Silence
+from codetr_cli.training.reporter import SilentReporter
 from codetr_cli.runs.resume import Choice
 from codetr_cli.training.setup import run_training
 
 FOLDER = Path(sys.argv[1])
-
-class Warned(Silence):
-    def warn(self, text):
-        print(text)
 
 def work(part, *overrides):
     read = CocoDataset.__getitem__
@@ -47,7 +43,8 @@ def work(part, *overrides):
     CocoDataset.__getitem__ = noted
     settings = load_preset(str(FOLDER / "tiny.toml"), list(overrides))
     job = plan_job(settings, data=str(FOLDER / "data"), evaluate=False)
-    run_training(job, device=torch.device("cpu"), choice=Choice(FOLDER / "run", part != "a", ""), report=Warned())
+    choice = Choice(FOLDER / "run", part != "a", "")
+    run_training(job, device=torch.device("cpu"), choice=choice, reporter=SilentReporter())
     CocoDataset.__getitem__ = read
 
 if __name__ == "__main__":
@@ -87,5 +84,6 @@ def test_two_processes_then_one_then_another_micro_batch_use_each_image_once(tmp
     assert (position["step"], position["epoch"], position["segments"]) == (12, 2, [])
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
-    assert "with 2 x 1 images at once (processes x images of each) and goes on with 1 x 2" in ran.stdout
-    assert "with 1 x 2 images at once (processes x images of each) and goes on with 1 x 1" in ran.stdout
+    events = (tmp_path / "run" / "events.log").read_text()
+    assert "with 2 x 1 images at once (processes x images of each) and continues with 1 x 2" in events
+    assert "with 1 x 2 images at once (processes x images of each) and continues with 1 x 1" in events

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -13,7 +14,6 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.distributed.watchdog import SLOW_FACTOR, Pulse, Sign, Watchdog, find_frozen
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.training import liveness
-from codetr_cli.training.reporter import Silence
 
 TIMEOUT_S = 60.0
 WELL = Sign(number=9, doing="backward", slow=False, progress=(41, 1, 2), idle_s=0.0, host="node1")
@@ -146,6 +146,6 @@ def test_an_alarm_needs_no_disk(tmp_path: Path, tiny_settings: Settings, monkeyp
     """The process ends also when the run folder, for which it may be waiting, takes no line."""
     ended: list[str] = []
     monkeypatch.setattr(liveness, "end_process", lambda error, tell: ended.append(str(error)))
-    watch = liveness.watchdog(Board(), Pulse(), tiny_settings, RunFolder(tmp_path / "gone"), Silence())
+    watch = liveness.watchdog(Board(), Pulse(), tiny_settings, RunFolder(tmp_path / "gone"), mock.Mock())
     watch.alarm("process 1 stopped answering")
     assert ended == ["process 1 stopped answering"]

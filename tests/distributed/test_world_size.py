@@ -25,7 +25,7 @@ from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.torch_compile import compile_static_parts
-from codetr_cli.training import loop
+from codetr_cli.training import plots
 from tests.conftest import REPOSITORY, Ran
 from tests.distributed.world_size_cases import CASES, DEFORMABLE, SIZES, SameDraws, run_case, sample
 
@@ -37,7 +37,7 @@ Results = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Results:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_plots", lambda lines, folder: [])
+        patch.setattr(plots, "draw_plots", lambda lines, folder: [])
         torch.set_num_threads(1)
         return {name: run_case(name, tmp_path_factory.mktemp("alone")) for name in CASES}
 
@@ -104,7 +104,7 @@ def assert_one(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_two_compiled_processes_that_recompute_are_one_that_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr(plots, "draw_plots", lambda lines, folder: [])
     assert_one(in_two_processes(tmp_path, "compiled")[0]["compiled"], run_case("compiled", tmp_path))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model
 from codetr_cli.models.torch_compile import compile_static_parts
-from codetr_cli.training import loop
+from codetr_cli.training import plots, step
+from codetr_cli.training.build import build_normalizers
 from codetr_cli.training.ema import ModelEma
-from codetr_cli.training.metrics import Meter
+from codetr_cli.training.metrics import StepMetrics
 from codetr_cli.training.optim import build_optimizer
-from codetr_cli.training.setup import _normalizers
 from tests.conftest import TINY_TABLE
-from tests.training.test_loop import begin
+from tests.training.fakes import begin, train
 
 CPU = torch.device("cpu")
 IMAGES = 2  # of a micro batch, in all processes together
@@ -130,42 +129,43 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     model = build_model(settings.model)
     if settings.train.compile and processes > 1:
         compile_static_parts(model, backend="aot_eager")  # what needs no compiler of the machine
-    objective = build_objective(model, settings.train.loss, normalizers=_normalizers(settings))
-    training = replace(
-        training,
-        objective=process_group.wrap_ddp(objective, CPU),
-        model=model,
-        optimizer=build_optimizer(model, training.settings.train),
-        ema=ModelEma(model, 1e-3),
-        loader=Loader(kinds, rank, processes),
-        meter=Meter(group_losses=collaborative.group_losses, reduce_mean=process_group.reduce_mean,
-                    world_size=processes, device=CPU, rank=rank),
-    )  # fmt: skip
+    objective = build_objective(model, settings.train.loss, normalizers=build_normalizers(settings))
+    wrapped = process_group.wrap_ddp(objective, CPU)
+    training.replace(objective=wrapped, model=model, loader=Loader(kinds, rank, processes))
+    state = training.state
+    state.optimizer, state.ema = build_optimizer(model, training.context.settings.train), ModelEma(model, 1e-3)
+    state.metrics = StepMetrics(
+        group_losses=collaborative.group_losses,
+        reduce_mean=process_group.reduce_mean,
+        world_size=processes,
+        device=CPU,
+        rank=rank,
+    )
     gradients: list[dict[str, Tensor]] = []
-    clip, draws = loop.clip_gradients, collaborative.RandomSource
+    clip, draws = step.clip_gradients, collaborative.RandomSource
 
     def watched(parameters: list[Tensor], limit: float) -> Tensor:
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
         return clip(parameters, limit)
 
-    loop.clip_gradients, collaborative.RandomSource = watched, SameDraws
+    step.clip_gradients, collaborative.RandomSource = watched, SameDraws
     try:
-        loop.train(training)
+        train(training)
     finally:
-        loop.clip_gradients, collaborative.RandomSource = clip, draws
+        step.clip_gradients, collaborative.RandomSource = clip, draws
     lines = [line for line in training.run.metrics() if line["kind"] == "train"]
     return {
         "losses": [line["losses"] for line in lines],
         "gradients": gradients,
         "weights": {name: value.clone() for name, value in model.state_dict().items()},
-        "average": dict(training.ema.state) if training.ema else {},
+        "average": dict(state.ema.state),
         "looks_for_unused": getattr(training.objective, "find_unused_parameters", None),
     }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loop.draw_plots = lambda lines, folder: []
+    plots.draw_plots = lambda lines, folder: []
     out, *names = sys.argv[1:]
     with process_group.process_group(CPU):
         found = {name: run_case(name, Path(out)) for name in names}

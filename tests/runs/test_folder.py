@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +22,7 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.runs.checksums import write_sums
-from codetr_cli.runs.folder import Origin, RunFolder, read_state
+from codetr_cli.runs.folder import Origin, RunFolder, event_log, read_state
 from codetr_cli.runs.resume import choose_run, differences
 from codetr_cli.weights.checkpoint import load_checkpoint
 
@@ -133,10 +135,11 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_previous(folder: RunFolde
     save(folder, tiny_settings, 2)
     state = folder.last / "state.pt"
     state.write_bytes(state.read_bytes()[:-40])
-    saved = folder.load()
+    with event_log(folder):
+        saved = folder.load()
     assert saved is not None
     assert saved.state["step"] == 1
-    assert "cannot be used" in folder.events_path.read_text()
+    assert "checkpoint last cannot be used" in folder.events_path.read_text()
 
 
 def test_no_readable_checkpoint_is_an_error(folder: RunFolder, tiny_settings: Settings):
@@ -364,6 +367,31 @@ def test_no_space_for_a_log_line(folder: RunFolder, monkeypatch: pytest.MonkeyPa
 
 
 # ---------------------------------------------------------------------------------------------------------------- locks
+
+
+def test_events_are_what_the_package_logs(folder: RunFolder):
+    package = logging.getLogger("codetr_cli")
+    before = package.level, list(package.handlers)
+    with event_log(folder):
+        logging.getLogger("codetr_cli.training.loop").debug("step %d", 3)
+        logging.getLogger("codetr_cli.anything").warning("two\nlines")
+        logging.getLogger("another").warning("not ours")
+    logging.getLogger("codetr_cli.anything").error("after the run")
+    assert (package.level, package.handlers) == before
+    lines = folder.events_path.read_text().splitlines()
+    assert [line[21:] if line[:2] == "20" else line for line in lines] == ["step 3", "two", "lines"]
+    assert lines[0][:21] == time.strftime("%Y-%m-%d ") + lines[0][11:19] + "  "
+
+
+def test_an_event_without_space_on_the_disk_is_the_error_of_the_disk(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("codetr_cli.runs.folder.append", full)
+    with event_log(folder), pytest.raises(ResourceError, match="no space left"):
+        logging.getLogger("codetr_cli.training").info("saved")
 
 
 def test_two_processes_do_not_share_a_folder(folder: RunFolder):

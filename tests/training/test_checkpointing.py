@@ -1,4 +1,4 @@
-"""Checkpoints that a thread writes while training goes on: slow disks, full ones, kills, and processes started then."""
+"""Checkpoints that a thread writes while training continues: slow disks, full ones, kills, and forked processes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, DivergedError, ResourceError, StoppedError
 from codetr_cli.runs.folder import RunFolder, read_state
 from codetr_cli.training import checkpointing
-from codetr_cli.training.checkpointing import Saver, host_copy
-from codetr_cli.training.loop import Training, train
+from codetr_cli.training.background_writer import BackgroundWriter
+from codetr_cli.training.checkpointing import host_copy
 from tests.conftest import Ran
-from tests.training.test_loop import Recorder, Scores, assert_same, begin
+from tests.training.fakes import FakeRun, Scores, assert_same, begin, train
 
 pytestmark = pytest.mark.usefixtures("_quick")
 # Newer versions of Python warn of what these tests are about.
@@ -33,7 +33,7 @@ FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:D
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
@@ -41,7 +41,7 @@ class SlowDisk:
     """Holds every checkpoint back before it is written until it is let through.
 
     Attributes:
-        writing: steps of the checkpoints that came, in order.
+        writing: steps of the checkpoints, in order.
         most: of them at once.
     """
 
@@ -69,18 +69,18 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
     disk.through.set()
 
 
-def at_step(training: Training, step: int, act: Callable[[], None]) -> None:
-    training.report.step = lambda line, left: act() if line["step"] == step else None
+def at_step(training: FakeRun, step: int, act: Callable[[], None]) -> None:
+    training.reporter.step_done = lambda progress: act() if progress.step == step else None
 
 
-def events(training: Training) -> str:
+def events(training: FakeRun) -> str:
     return training.run.events_path.read_text()
 
 
 # ------------------------------------------------------------------------------------------------------ while it writes
 
 
-def test_training_goes_on_and_the_checkpoint_is_of_its_step(
+def test_training_continues_during_a_write_and_the_checkpoint_is_of_its_step(
     tmp_path: Path, tiny_settings: Settings, slow_disk: SlowDisk
 ):
     """The first checkpoint, of step 2, is let through after step 3 only, and holds nothing of that."""
@@ -111,12 +111,12 @@ def test_two_are_never_written_at_once_and_a_long_wait_is_noted(
     assert len(re.findall(r"checkpoint of step \d: \d\.\d\d s copied, \d\.\d\d s written", events(training))) == 5
 
 
-def test_whatever_needs_the_checkpoint_waits_for_it(tmp_path: Path, tiny_settings: Settings, slow_disk: SlowDisk):
+def test_what_needs_the_checkpoint_waits_for_it(tmp_path: Path, tiny_settings: Settings, slow_disk: SlowDisk):
     """The best checkpoint, and a stop."""
     training = begin(tmp_path, tiny_settings, "train.epochs=2", evaluate=Scores(0.3), stop_after=7)
     at_step(training, 5, threading.Timer(0.1, slow_disk.through.set).start)
     at_stop = threading.Timer(0.3, slow_disk.through.set)
-    training.report.evaluated = lambda line: (slow_disk.through.clear(), at_stop.start())
+    training.state.plots.draw = lambda: (slow_disk.through.clear(), at_stop.start())
     with pytest.raises(StoppedError):
         train(training)
     assert read_state(training.run.best / "state.pt")["step"] == 5
@@ -131,7 +131,7 @@ def test_going_back_waits_for_the_checkpoint(tmp_path: Path, tiny_settings: Sett
 
     def spoiled(*inputs: Any) -> dict[str, torch.Tensor]:
         losses = forward(*inputs)
-        bad = training.position.step >= 1 and training.position.other_order is None
+        bad = training.progress.step >= 1 and training.progress.reshuffled_from is None
         return {name: value * float("nan") if bad else value for name, value in losses.items()}
 
     training.objective.forward = spoiled
@@ -170,19 +170,21 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, from_step: int) -> None:
     monkeypatch.setattr(torch, "save", full)
 
 
-def test_a_full_disk_is_told_within_a_step(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported_within_a_step(
+    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
     fill_disk(monkeypatch, 2)
     training = begin(tmp_path, tiny_settings, "train.checkpoint_every=1", "train.epochs=50")
     with pytest.raises(ResourceError, match="no space left"):
         train(training)
-    assert training.position.step <= 3
+    assert training.progress.step <= 3
     assert read_state(training.run.last / "state.pt")["step"] == 1
     assert "checkpoint of step 2 could not be written: no space left" in events(training)
     assert not list(training.run.checkpoints_dir.glob(".*"))
 
 
 @pytest.mark.parametrize("stop_after", [None, 5])
-def test_a_full_disk_is_told_at_the_end(
+def test_a_full_disk_is_reported_at_the_end(
     tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, stop_after: int | None
 ):
     fill_disk(monkeypatch, 5)
@@ -198,8 +200,8 @@ def test_another_error_is_not_hidden_by_a_full_disk(tmp_path: Path):
         raise ResourceError("no space left")
 
     def write_and_fail() -> None:
-        with Saver() as saver:
-            saver.write(full)
+        with BackgroundWriter() as writer:
+            writer.write(full)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as error:
@@ -241,7 +243,7 @@ def test_a_kill_while_it_is_written_leaves_the_one_before(
     monkeypatch.undo()
     assert (training.run.checkpoints_dir / ".fresh-last" / "model.safetensors").is_file()
     resumed = begin(tmp_path, tiny_settings, "train.max_steps=5")
-    assert resumed.position.step == 1
+    assert resumed.progress.step == 1
     assert not list(resumed.run.checkpoints_dir.glob(".*"))
 
 
@@ -259,8 +261,8 @@ def test_processes_started_while_it_is_written_hang_on_nothing(tmp_path: Path, t
                 weights, state, settings=tiny_settings, class_names=["a", "b", "c"], category_ids=[1, 2, 3]
             )
 
-    with Saver() as saver:
-        saver.write(write)
+    with BackgroundWriter() as writer:
+        writer.write(write)
         try:
             for _ in range(15):
                 child = os.fork()
@@ -321,16 +323,16 @@ def test_a_damaged_newest_checkpoint_is_warned_of_once(tmp_path: Path, tiny_sett
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    report = Recorder()
-    saved = checkpointing.load_newest(training.run, report)
+    with training.logging():
+        saved = checkpointing.load_newest(training.run)
     assert saved is not None
     assert saved.state["step"] == 4
-    (warning,) = report.warnings
+    (warning,) = training.warnings
     assert f"checkpoint last cannot be used: {path} is damaged" in warning
     assert warning in events(training)
-    # It is gone, and the next checkpoint has a good one to come before it.
+    # It is deleted, and the one before the next checkpoint is intact.
     resumed = begin(tmp_path, tiny_settings)
-    assert resumed.position.step == 4
+    assert resumed.progress.step == 4
     train(resumed)
     steps = {name: read_state(resumed.run.checkpoints_dir / name / "state.pt")["step"] for name in ("last", "previous")}
     assert steps == {"last": 5, "previous": 4}
@@ -343,4 +345,4 @@ def test_processes_that_see_other_files_do_not_train_together(
     train(training)
     monkeypatch.setattr("codetr_cli.distributed.process_group.from_main", lambda step: 1)
     with pytest.raises(CheckpointError, match="all must see the same files"):
-        checkpointing.load_newest(training.run, Recorder())
+        checkpointing.load_newest(training.run)

@@ -35,9 +35,9 @@ from codetr_cli.files import FileLock
 from codetr_cli.runs import listing
 from codetr_cli.runs.folder import Origin, RunFolder
 from codetr_cli.runtime import disk_errors
-from codetr_cli.training.loop import Training, train
+from codetr_cli.training.reporter import StepProgress
 from tests.conftest import REPOSITORY, Ran
-from tests.training.test_loop import Scores, assert_same, begin, losses_of
+from tests.training.fakes import FakeRun, Scores, assert_same, begin, losses_of, train
 
 OVERRIDES = ("train.epochs=2", "train.checkpoint_every=2", "train.ema_momentum=1e-3")
 SCORES = (0.1, 0.2)
@@ -47,11 +47,11 @@ STEPS = 10
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, and no pauses before something is tried again."""
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     monkeypatch.setattr(disk_errors, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
-def begun(path: Path, settings: Settings, *overrides: str) -> Training:
+def begin_with_scores(path: Path, settings: Settings, *overrides: str) -> FakeRun:
     """A training with as many evaluations left as it has not done."""
     done = sum(line["kind"] == "eval" for line in RunFolder(path).metrics())
     scores = Scores(*SCORES)
@@ -63,17 +63,17 @@ def begun(path: Path, settings: Settings, *overrides: str) -> Training:
 
 
 @pytest.fixture
-def straight(tmp_path: Path, tiny_settings: Settings) -> Training:
+def straight(tmp_path: Path, tiny_settings: Settings) -> FakeRun:
     """The run that nothing happened to."""
-    training = begun(tmp_path / "straight", tiny_settings)
+    training = begin_with_scores(tmp_path / "straight", tiny_settings)
     train(training)
     return training
 
 
-def assert_continues(path: Path, settings: Settings, straight: Training, *, at_least: int = 0) -> None:
-    """A start anew goes on from a checkpoint and ends like the undisturbed run."""
-    resumed = begun(path, settings)
-    assert resumed.position.step >= at_least
+def assert_continues(path: Path, settings: Settings, straight: FakeRun, *, at_least: int = 0) -> None:
+    """A restart continues from a checkpoint and ends like the undisturbed run."""
+    resumed = begin_with_scores(path, settings)
+    assert resumed.progress.step >= at_least
     train(resumed)
     assert_same(resumed, straight)
     assert losses_of(resumed) == losses_of(straight)
@@ -141,7 +141,7 @@ def instants(total: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=["full", "quota", "read-only"])
 def test_a_disk_that_takes_nothing_more_stops_a_training_that_continues_later(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch, number: int
 ):
     """Whatever is written first when the disk is full: weights, state, sums, metrics, events, names."""
     words = {
@@ -149,8 +149,8 @@ def test_a_disk_that_takes_nothing_more_stops_a_training_that_continues_later(
         errno.EDQUOT: "the quota is used up",
         errno.EROFS: "Read-only file system",
     }
-    begun(tmp_path / "counted", tiny_settings)
-    counted = begun(tmp_path / "counted", tiny_settings)
+    begin_with_scores(tmp_path / "counted", tiny_settings)
+    counted = begin_with_scores(tmp_path / "counted", tiny_settings)
     with monkeypatch.context() as patch:
         writes = Writes(0, number)
         writes.install(patch)
@@ -158,7 +158,7 @@ def test_a_disk_that_takes_nothing_more_stops_a_training_that_continues_later(
     assert {"save_file", "save", "rename", "replace", "open metrics.jsonl", "open events.log"} <= set(writes.kinds)
     for instant in instants(writes.count, 12 if number == errno.ENOSPC else 4):
         run = tmp_path / f"{number}-{instant}"
-        stopped = begun(run, tiny_settings)
+        stopped = begin_with_scores(run, tiny_settings)
         with monkeypatch.context() as patch:
             Writes(instant, number).install(patch)
             with pytest.raises(ResourceError) as caught:
@@ -179,15 +179,15 @@ def _complete(events: str) -> Iterator[dict[str, int]]:
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
 def test_what_a_network_disk_fails_at_once_is_done_again(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch, number: int
 ):
-    counted = begun(tmp_path / "counted", tiny_settings)
+    counted = begin_with_scores(tmp_path / "counted", tiny_settings)
     with monkeypatch.context() as patch:
         writes = Writes(0, number)
         writes.install(patch)
         train(counted)
     for instant in instants(writes.count, 8):
-        training = begun(tmp_path / str(instant), tiny_settings)
+        training = begin_with_scores(tmp_path / str(instant), tiny_settings)
         with monkeypatch.context() as patch:
             Writes(instant, number, once=True).install(patch)
             train(training)
@@ -215,7 +215,7 @@ def test_a_name_that_changed_without_an_answer_counts(tmp_path: Path, monkeypatc
 
 
 def test_a_disk_that_keeps_failing_is_named(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    training = begun(tmp_path / "run", tiny_settings)
+    training = begin_with_scores(tmp_path / "run", tiny_settings)
     with monkeypatch.context() as patch:
         Writes(1, errno.EIO).install(patch)
         with pytest.raises(ResourceError, match=r"the disk of .*run fails: .*Input/output error.*the same command"):
@@ -232,7 +232,7 @@ exec "$@"
 
 @pytest.mark.slow
 def test_a_real_disk_that_is_full(tmp_path: Path, preset: Path, tiny_coco: Path):
-    """A small file system in memory; after the failure it grows, and the same command goes on."""
+    """A small file system in memory; after the failure it grows, and the same command continues."""
     place = tmp_path / "small"
     place.mkdir()
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", TMPFS, "sh"]
@@ -263,39 +263,39 @@ sys.stderr.write(f"code {{main({words!r})}}\\n")
 
 
 def test_plots_that_cannot_be_drawn_stop_nothing(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch
 ):
     def full(lines: object, folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", full)
-    training = begun(tmp_path / "run", tiny_settings)
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", full)
+    training = begin_with_scores(tmp_path / "run", tiny_settings)
     train(training)
     assert_same(training, straight)
     assert "the plots could not be drawn" in training.run.events_path.read_text()
 
 
 def test_a_run_folder_that_is_deleted_while_it_trains_is_named(
-    tmp_path: Path, tiny_settings: Settings, straight: Training
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun
 ):
-    training = begun(tmp_path / "run", tiny_settings)
-    step = training.report.step
+    training = begin_with_scores(tmp_path / "run", tiny_settings)
+    step_done = training.reporter.step_done
 
-    def delete(line: dict[str, Any], left: int) -> None:
-        step(line, left)
-        if line["step"] == 5:
+    def delete(progress: StepProgress) -> None:
+        step_done(progress)
+        if progress.step == 5:
             (tmp_path / "run").rename(tmp_path / "elsewhere")
 
-    training.report.step = delete  # type: ignore[method-assign]
+    training.reporter.step_done = delete  # type: ignore[method-assign]
     with pytest.raises(ResourceError, match=r"the run folder .*run is gone.*deleted or moved"):
         train(training)
-    assert training.position.step < STEPS
+    assert training.progress.step < STEPS
     assert RunFolder(tmp_path / "run").status() == "empty"
     assert_continues(tmp_path / "elsewhere", tiny_settings, straight)
 
 
 def test_a_process_that_cannot_write_its_part_of_a_sharded_state_is_a_matter_of_the_disk(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch
 ):
     def full(folder: Path, own: object, group: object) -> None:
         raise sharded_state.CheckpointException("save", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})
@@ -339,7 +339,7 @@ def test_settings_that_cannot_be_written_stop_before_the_training(
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "sums.json"])
 def test_a_flipped_bit_or_a_lost_end_falls_back_to_the_previous_checkpoint(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, name: str
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, name: str
 ):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(straight.run.path, run.path)
@@ -363,7 +363,7 @@ def test_a_flipped_bit_or_a_lost_end_falls_back_to_the_previous_checkpoint(
     assert_continues(run.path, tiny_settings, straight)
 
 
-def test_both_checkpoints_damaged_is_said(straight: Training):
+def test_both_checkpoints_damaged_is_an_error(straight: FakeRun):
     run = straight.run
     for folder in (run.last, run.previous):
         (folder / "state.pt").write_bytes(b"")
@@ -376,27 +376,27 @@ def test_both_checkpoints_damaged_is_said(straight: Training):
 
 @pytest.mark.parametrize("jump_s", [-1e8, 1e8], ids=["back", "forward"])
 def test_a_clock_that_jumps_changes_nothing(
-    tmp_path: Path, tiny_settings: Settings, straight: Training, monkeypatch: pytest.MonkeyPatch, jump_s: float
+    tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch, jump_s: float
 ):
-    """The system's time is set anew amid training, as when a machine has found its time server."""
+    """The system's clock is set during training, as by a time server."""
     now, shown = time.time, time.strftime
     offset = 0.0
     monkeypatch.setattr(time, "time", lambda: now() + offset)
     monkeypatch.setattr(time, "strftime", lambda form, *when: shown(form, *(when or (time.localtime(time.time()),))))
-    training = begun(tmp_path / "run", tiny_settings)
-    step = training.report.step
+    training = begin_with_scores(tmp_path / "run", tiny_settings)
+    step_done = training.reporter.step_done
 
-    def jump(line: dict[str, Any], left: int) -> None:
+    def jump(progress: StepProgress) -> None:
         nonlocal offset
-        step(line, left)
-        offset = jump_s if line["step"] >= 4 else 0.0
+        step_done(progress)
+        offset = jump_s if progress.step >= 4 else 0.0
 
-    training.report.step = jump  # type: ignore[method-assign]
-    saved_at = training.saved_at
+    training.reporter.step_done = jump  # type: ignore[method-assign]
+    saved_at = training.state.writer.written_at
     train(training)
     assert_same(training, straight)
     assert losses_of(training) == losses_of(straight)
-    assert 0 <= training.saved_at - saved_at < 60
+    assert 0 <= training.state.writer.written_at - saved_at < 60
     for line in training.run.metrics():
         if line["kind"] == "train":
             assert line["images_per_s"] > 0
@@ -411,7 +411,7 @@ def test_a_clock_that_jumps_changes_nothing(
     assert row.state == "finished"
     assert row.age_s is not None
     assert row.age_s >= 0  # a file from the future is new
-    # And a run goes on under the other clock.
+    # And a run continues with the other clock.
     shutil.rmtree(training.run.last)
     assert_continues(tmp_path / "run", tiny_settings, straight)
 
@@ -463,7 +463,7 @@ class Broken(io.TextIOBase):
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC], ids=["left", "full"])
-def test_a_training_goes_on_when_nobody_reads_what_it_says(
+def test_a_training_continues_when_its_output_cannot_be_written(
     train_words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ):
     from codetr_cli.cli import main
@@ -525,7 +525,7 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(
             assert "another training is writing into" in ran.err
         assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     finally:
-        holder.send_signal(signal.SIGKILL)  # or its machine was started anew: only the file is left
+        holder.send_signal(signal.SIGKILL)  # or its machine was rebooted: only the file is left
         holder.communicate(timeout=30)
     assert (tmp_path / "run/.lock").exists()
     assert codetr(*longer).code == 0
@@ -534,7 +534,7 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(
 # -------------------------------------------------------------------------------------------------------- broken images
 
 
-def test_an_image_that_breaks_amid_training_is_named_and_the_run_goes_on_once_it_is_mended(
+def test_an_image_damaged_during_training_is_named_and_the_run_continues_once_it_is_fixed(
     codetr: Callable[..., Ran], train_words: list[object], tmp_path: Path, tiny_coco: Path, tiny_settings: Settings
 ):
     dataset = build_dataset(tiny_settings, split="train", training=True, data=str(tiny_coco))
@@ -550,7 +550,7 @@ def test_an_image_that_breaks_amid_training_is_named_and_the_run_goes_on_once_it
     image.write_bytes(whole)
     ran = codetr(*train_words)
     assert ran.code == 0, ran.err
-    assert "resumed after step 2 of 3" in ran.out
+    assert "resumed after step 2 of 3" in (tmp_path / "run/events.log").read_text()
     assert codetr(*train_words, "--run", tmp_path / "straight").code == 0
     assert losses_in(tmp_path / "run") == losses_in(tmp_path / "straight")
 

@@ -1,209 +1,27 @@
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
-from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
-from codetr_cli.data.loading.loader import Segment
 from codetr_cli.errors import StoppedError
-from codetr_cli.runs.folder import Origin, RunFolder, read_state
-from codetr_cli.runtime.signals import StopRequest
-from codetr_cli.training.checkpointing import restore
-from codetr_cli.training.ema import ModelEma
+from codetr_cli.runs.folder import read_state
 from codetr_cli.training.loggers import Loggers
-from codetr_cli.training.loop import Training, train
-from codetr_cli.training.metrics import Meter
-from codetr_cli.training.optim import build_optimizer, build_schedule
 from codetr_cli.training.plots import draw_plots
-from codetr_cli.training.reporter import Silence
-
-CPU = torch.device("cpu")
-MICRO_BATCHES = 5
+from tests.training.fakes import Scores, StandInLoader, assert_same, begin, losses_of, train
 
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than a stand-in's whole training."""
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
-
-
-class StandIn(nn.Module):
-    """A network and losses that draw from every global generator, as denoising and samplers do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = nn.Module()
-        self.model.backbone = nn.Linear(3, 4)
-        self.model.head = nn.Linear(4, 2)
-        self.bad_image: int | None = None
-        self.bad_value = math.nan
-
-    def forward(self, images: Tensor, padding_mask: Tensor, targets: list[dict[str, Any]]) -> dict[str, Tensor]:
-        features = images.mean((2, 3)) + 0.1 * torch.randn(len(images), 3) + 0.1 * float(np.random.rand())
-        outputs = self.model.head(self.model.backbone(features))
-        losses = {"loss_cls": outputs.square().mean(), "loss_bbox": (outputs - 1).abs().mean()}
-        if self.bad_image in [target["image_id"] for target in targets]:
-            losses["loss_bbox"] = losses["loss_bbox"] * self.bad_value
-        return losses
-
-
-class StandInLoader:
-    """Micro batches that are a function of epoch and index; opening one draws a number, as DataLoader does."""
-
-    def __init__(self, count: int = MICRO_BATCHES) -> None:
-        self.count, self.epoch, self.start, self.reshuffled_from = count, 0, 0, None
-        self.done = 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def set_epoch(
-        self, epoch: int, start_batch: int = 0, reshuffled_from: int | None = None, segments: Sequence[Segment] = ()
-    ) -> int:
-        self.epoch, self.start, self.reshuffled_from = epoch, start_batch, reshuffled_from
-        self.done = sum(used * width * size // 2 for width, size, used, _ in segments)  # in batches of 2, as they come
-        return self.count - self.done - start_batch
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.rand(1)
-        first = self.count if self.reshuffled_from is None else self.reshuffled_from
-        order = [*range(first), *reversed(range(first, self.count))]
-        for index in order[self.done + self.start :]:
-            generator = torch.Generator().manual_seed(100 * self.epoch + index)
-            images = torch.randint(0, 255, (2, 3, 4, 4), dtype=torch.uint8, generator=generator)
-            targets = [{"image_id": 10 * index + i} for i in range(2)]
-            yield Batch(images, torch.zeros(2, 4, 4, dtype=torch.bool), targets)
-
-
-class Scores:
-    """An evaluation that gives the scores it was made with, one after the other, and the weights it saw."""
-
-    def __init__(self, *scores: float) -> None:
-        self.scores = list(scores)
-        self.seen: list[Tensor] = []
-        self.model: nn.Module | None = None
-
-    def __call__(self) -> dict[str, float]:
-        torch.rand(3)
-        assert self.model is not None
-        self.seen.append(self.model.head.weight.detach().clone())
-        return {"AP": self.scores.pop(0), "AP50": 0.5}
-
-
-class Recorder(Silence):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-
-    def step(self, line: Mapping[str, Any], left: int) -> None:
-        self.steps.append(line["step"])
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-class StopAfter(StopRequest):
-    """A signal that arrives during a step."""
-
-    def __init__(self, step: int, signal_number: int = 2) -> None:
-        self.at, self.signal_number = step, signal_number
-        self.training: Training | None = None
-
-    @property
-    def number(self) -> int | None:  # type: ignore[override]
-        assert self.training is not None
-        return self.signal_number if self.training.position.step >= self.at else None
-
-
-def begin(
-    path: Path,
-    settings: Settings,
-    *overrides: str,
-    accumulation: int = 1,
-    evaluate: Scores | None = None,
-    stop_after: int | None = None,
-    stop_signal: int = 2,
-    micro_batch: int = 2,
-    loader: StandInLoader | None = None,
-) -> Training:
-    """A training in a folder, from wherever the folder's newest checkpoint is."""
-    settings = apply_overrides(settings, ["train.log_every=1", *overrides])
-    torch.manual_seed(1)
-    np.random.seed(1)
-    objective = StandIn()
-    folder = RunFolder(path)
-    folder.open(settings, Origin(train_annotations="train.json"))
-    folder.recover()
-    stop = StopAfter(10**9 if stop_after is None else stop_after, stop_signal)
-    total = settings.train.max_steps or settings.train.epochs * math.ceil(MICRO_BATCHES / accumulation)
-    training = Training(
-        settings=settings,
-        class_names=["a", "b", "c"],
-        category_ids=[1, 2, 3],
-        objective=objective,
-        model=objective.model,
-        optimizer=build_optimizer(objective.model, settings.train),
-        schedule=build_schedule(settings.train, total),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        ema=ModelEma(objective.model, settings.train.ema_momentum) if settings.train.ema_momentum else None,
-        dtype=None,
-        device=CPU,
-        loader=loader or StandInLoader(),
-        micro_batch=micro_batch,
-        accumulation=accumulation,
-        total_steps=total,
-        run=folder,
-        evaluate=evaluate,
-        meter=Meter(group_losses=lambda losses: {"all": sum(losses.values())}, reduce_mean=lambda t: t, world_size=1,
-                    device=CPU),
-        stop=stop,
-        report=Recorder(),
-    )  # fmt: skip
-    stop.training = training
-    if evaluate is not None:
-        evaluate.model = objective.model
-    saved = folder.load()
-    if saved is not None:
-        restore(training, saved)
-    folder.rewind(training.position.step)
-    return training
-
-
-def state_of(training: Training) -> dict[str, Tensor]:
-    state = {f"model.{name}": value for name, value in training.model.state_dict().items()}
-    for index, values in training.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    if training.ema:
-        state |= {f"ema.{name}": value for name, value in training.ema.state.items()}
-    return state
-
-
-def assert_same(ours: Training, theirs: Training) -> None:
-    a, b = state_of(ours), state_of(theirs)
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    assert ours.position == theirs.position
-
-
-def losses_of(training: Training) -> list[tuple[int, float, float]]:
-    return [(x["step"], x["loss"], x["lr"]) for x in training.run.metrics() if x["kind"] == "train"]
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -227,7 +45,7 @@ def test_a_stopped_run_continues_bit_for_bit(
     left = [0.1, 0.2] if stop_after <= 5 else [0.2]
     torch.rand(7)  # another process: its generators are elsewhere
     resumed = begin(tmp_path / "b", tiny_settings, *overrides, evaluate=Scores(*left))
-    assert resumed.position.step == stop_after
+    assert resumed.progress.step == stop_after
     train(resumed)
     assert_same(resumed, straight)
     assert losses_of(resumed) == losses_of(straight)
@@ -238,7 +56,7 @@ def test_resuming_with_accumulation(tmp_path: Path, tiny_settings: Settings, sto
     overrides = ("train.epochs=2", "train.batch_size=4")  # 5 micro batches: 2 + 2 + 1 an epoch
     straight = begin(tmp_path / "straight", tiny_settings, *overrides, accumulation=2)
     train(straight)
-    assert straight.position.step == 6
+    assert straight.progress.step == 6
     with pytest.raises(StoppedError):
         train(begin(tmp_path / "b", tiny_settings, *overrides, accumulation=2, stop_after=stop_after))
     resumed = begin(tmp_path / "b", tiny_settings, *overrides, accumulation=2)
@@ -251,7 +69,7 @@ def test_two_steps_and_one_more_are_three_steps(tmp_path: Path, tiny_settings: S
     train(straight)
     train(begin(tmp_path / "b", tiny_settings, "train.max_steps=2"))
     longer = begin(tmp_path / "b", tiny_settings, "train.max_steps=3")
-    assert longer.position.step == 2
+    assert longer.progress.step == 2
     train(longer)
     assert_same(longer, straight)
     assert [line["kind"] for line in longer.run.metrics()] == ["train", "train", "train", "end"]
@@ -262,12 +80,14 @@ def test_a_run_killed_between_checkpoints_repeats_the_lost_steps(tmp_path: Path,
     straight = begin(tmp_path / "straight", tiny_settings, *overrides)
     train(straight)
     killed = begin(tmp_path / "b", tiny_settings, *overrides)
-    killed.report.step = lambda line, left: (_ for _ in ()).throw(KeyboardInterrupt) if line["step"] == 4 else None
+    killed.reporter.step_done = lambda progress: (
+        (_ for _ in ()).throw(KeyboardInterrupt) if progress.step == 4 else None
+    )
     with pytest.raises(KeyboardInterrupt):
         train(killed)
     assert killed.run.metrics()[-1]["step"] == 4
     resumed = begin(tmp_path / "b", tiny_settings, *overrides)
-    assert resumed.position.step == 2
+    assert resumed.progress.step == 2
     train(resumed)
     assert_same(resumed, straight)
     assert losses_of(resumed) == losses_of(straight)
@@ -277,17 +97,19 @@ def test_an_evaluation_that_is_not_repeated_changes_nothing(tmp_path: Path, tiny
     straight = begin(tmp_path / "straight", tiny_settings, "train.epochs=2", evaluate=Scores(0.1, 0.2))
     train(straight)
     killed = begin(tmp_path / "b", tiny_settings, "train.epochs=2", evaluate=Scores(0.1))
-    killed.report.step = lambda line, left: (_ for _ in ()).throw(KeyboardInterrupt) if line["step"] == 7 else None
+    killed.reporter.step_done = lambda progress: (
+        (_ for _ in ()).throw(KeyboardInterrupt) if progress.step == 7 else None
+    )
     with pytest.raises(KeyboardInterrupt):
         train(killed)
     resumed = begin(tmp_path / "b", tiny_settings, "train.epochs=2", evaluate=Scores(0.2))
-    assert resumed.position.step == resumed.position.evaluated_step == 5
+    assert resumed.progress.step == resumed.progress.evaluated_step == 5
     train(resumed)
     assert_same(resumed, straight)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_another_number_of_images_at_once_uses_what_is_left_of_the_epoch(
+def test_another_number_of_images_at_once_trains_the_rest_of_the_epoch(
     tmp_path: Path, tiny_settings: Settings, epochs: int
 ):
     """3 of 5 micro batches are used; those of another size that follow still hold 2 images in this stand-in."""
@@ -295,33 +117,35 @@ def test_another_number_of_images_at_once_uses_what_is_left_of_the_epoch(
     with pytest.raises(StoppedError):
         train(begin(tmp_path, tiny_settings, *overrides, stop_after=3))
     resumed = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(0.1, 0.2, 0.3), micro_batch=1, accumulation=2)
-    position = resumed.position
-    assert (position.step, position.epoch, position.batch, position.segments) == (3, 0, 0, [(1, 2, 3, None)])
-    assert "each image of the epoch is used" in resumed.report.warnings[0]
-    assert torch.initial_seed() == tiny_settings.train.seed + 3_000  # not the draws of the run's beginning once more
+    progress = resumed.progress
+    assert (progress.step, progress.epoch, progress.batch, progress.epoch_segments) == (3, 0, 0, [(1, 2, 3, None)])
+    assert "each image of the epoch is used" in resumed.warnings[0]
+    assert torch.initial_seed() == tiny_settings.train.seed + 3_000  # not the random numbers of the start of the run
     # One step of two micro batches is left of this epoch, and each other has three.
-    assert resumed.total_steps == 3 + 1 + 3 * (epochs - 1)
-    assert resumed.schedule.factor(resumed.total_steps, epochs) == pytest.approx(0, abs=1e-6)
+    assert resumed.state.total_steps == 3 + 1 + 3 * (epochs - 1)
+    assert resumed.state.schedule.factor(resumed.state.total_steps, epochs) == pytest.approx(0, abs=1e-6)
     train(resumed)
     lines = resumed.run.metrics()
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [4, 7, 10][:epochs]
-    assert (position.epoch, position.batch, position.segments) == (epochs, 0, [])
+    assert (progress.epoch, progress.batch, progress.epoch_segments) == (epochs, 0, [])
     assert resumed.run.status() == "finished"
 
 
-def test_an_epoch_of_which_nothing_is_left_at_another_width_is_over(tmp_path: Path, tiny_settings: Settings):
+def test_an_epoch_without_images_left_after_a_change_of_world_size_ends(tmp_path: Path, tiny_settings: Settings):
     with pytest.raises(StoppedError):
         train(begin(tmp_path, tiny_settings, "train.epochs=2", stop_after=4))
     resumed = begin(tmp_path, tiny_settings, "train.epochs=2", loader=StandInLoader(4), micro_batch=1)
-    assert (resumed.position.step, resumed.position.epoch, resumed.position.segments) == (4, 1, [])
-    assert resumed.total_steps == 4 + 4
+    assert (resumed.progress.step, resumed.progress.epoch, resumed.progress.epoch_segments) == (4, 1, [])
+    assert resumed.state.total_steps == 4 + 4
 
 
-def test_a_run_that_had_reached_its_end_trains_no_more_at_another_width(tmp_path: Path, tiny_settings: Settings):
-    """A kill came between its last checkpoint and the line that says so; it would have more steps now."""
+def test_a_run_that_had_reached_its_end_does_not_train_after_a_change_of_world_size(
+    tmp_path: Path, tiny_settings: Settings
+):
+    """The process was killed between its last checkpoint and the end line; it would have more steps now."""
     train(begin(tmp_path, tiny_settings, accumulation=2))
     resumed = begin(tmp_path, tiny_settings, micro_batch=1)
-    assert (resumed.position.step, resumed.position.epoch, resumed.total_steps) == (3, 1, 3)
+    assert (resumed.progress.step, resumed.progress.epoch, resumed.state.total_steps) == (3, 1, 3)
 
 
 def test_the_weights_of_a_checkpoint_are_the_average_where_there_is_one(tmp_path: Path, tiny_settings: Settings):
@@ -329,9 +153,9 @@ def test_the_weights_of_a_checkpoint_are_the_average_where_there_is_one(tmp_path
     train(training)
     saved = training.run.load()
     assert saved is not None
-    assert torch.equal(saved.weights.state["head.weight"], training.ema.state["head.weight"])
+    assert torch.equal(saved.weights.state["head.weight"], training.state.ema.state["head.weight"])
     assert torch.equal(saved.state["weights"]["head.weight"], training.model.head.weight)
-    assert not torch.equal(training.ema.state["head.weight"], training.model.head.weight)
+    assert not torch.equal(training.state.ema.state["head.weight"], training.model.head.weight)
 
 
 # ------------------------------------------------------------------------------------------------------------- stopping
@@ -368,7 +192,7 @@ def test_accumulated_micro_batches_are_averaged(tmp_path: Path, tiny_settings: S
         (sum(theirs.objective(images, batch.padding_mask, batch.targets).values()) / 2).backward()
     norm = torch.cat([parameter.grad.flatten() for parameter in theirs.model.parameters()]).norm()
     assert training.run.metrics()[0]["grad_norm"] == pytest.approx(norm.item())
-    theirs.optimizer.step()
+    theirs.state.optimizer.step()
     for name, value in training.model.state_dict().items():
         torch.testing.assert_close(value, theirs.model.state_dict()[name], rtol=1e-6, atol=1e-8)
 
@@ -396,8 +220,8 @@ def test_evaluations_come_after_epochs_and_keep_the_best(tmp_path: Path, tiny_se
 def test_plots_are_there_at_the_end_and_while_it_trains(
     tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", draw_plots)
-    monkeypatch.setattr("codetr_cli.training.loop.PLOT_SECONDS", 0.0)
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", draw_plots)
+    monkeypatch.setattr("codetr_cli.training.plots.PLOT_SECONDS", 0.0)
     training = begin(tmp_path, tiny_settings, evaluate=Scores(0.1), stop_after=2)
     with pytest.raises(StoppedError):
         train(training)
@@ -416,15 +240,14 @@ def test_the_average_is_what_is_evaluated(tmp_path: Path, tiny_settings: Setting
     scores = Scores(0.1)
     training = begin(tmp_path, tiny_settings, "train.ema_momentum=1e-3", evaluate=scores)
     train(training)
-    assert torch.equal(scores.seen[0], training.ema.state["head.weight"])
+    assert torch.equal(scores.seen[0], training.state.ema.state["head.weight"])
 
 
-def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(tmp_path: Path, tiny_settings: Settings):
-    def killed() -> dict[str, float]:
+def test_an_interrupted_evaluation_is_repeated(tmp_path: Path, tiny_settings: Settings):
+    def killed(step: int) -> dict[str, float]:
         raise KeyboardInterrupt
 
-    training = begin(tmp_path, tiny_settings, "train.epochs=2")
-    training.evaluate = killed
+    training = begin(tmp_path, tiny_settings, "train.epochs=2", evaluate=killed)
     with pytest.raises(KeyboardInterrupt):
         train(training)
     resumed = begin(tmp_path, tiny_settings, "train.epochs=2", evaluate=Scores(0.1, 0.2))
@@ -437,7 +260,7 @@ def test_an_evaluation_that_was_done_is_not_repeated(tmp_path: Path, tiny_settin
     with pytest.raises(StoppedError):
         train(training)
     resumed = begin(tmp_path, tiny_settings, "train.epochs=2", evaluate=Scores(0.2))
-    assert resumed.position.best == 0.4
+    assert resumed.progress.best == 0.4
     train(resumed)
     assert read_state(resumed.run.best / "state.pt")["step"] == 5
 
@@ -452,18 +275,18 @@ def test_a_run_that_gets_no_better_ends_early(tmp_path: Path, tiny_settings: Set
             train(training)
         done = sum(line["kind"] == "eval" for line in training.run.metrics())
         training = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(*scores[done:]))
-        assert training.position.fruitless == (0, 0, 0, 1)[done]
+        assert training.progress.evals_without_improvement == (0, 0, 0, 1)[done]
     train(training)
     lines = training.run.metrics()
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [5, 10, 15, 20]
     assert [line["best"] for line in lines if line["kind"] == "eval"] == [0.1, 0.3, 0.3, 0.3]
     assert lines[-1] == {"kind": "end", "step": 20, "epoch": 4, "early": True}
     assert training.run.status() == "finished"
-    text = "finished at step 20 of 25: no better AP than 0.3000 in 2 evaluations"
+    text = "finished early, at step 20 of 25: no better AP than 0.3000 in 2 evaluations"
     assert text in training.run.events_path.read_text()
-    assert training.report.notes == [f"finished early, at step {text.removeprefix('finished at step ')}"]
+    assert training.notes[-1] == text
     assert read_state(training.run.best / "state.pt")["step"] == 10
-    # With more patience the same run goes on.
+    # With more patience the same run continues.
     longer = begin(tmp_path, tiny_settings, "train.epochs=5", "train.early_stop_patience=3", evaluate=Scores(0.9))
     train(longer)
     assert longer.run.metrics()[-1] == {"kind": "end", "step": 25, "epoch": 5, "early": False}
@@ -472,7 +295,14 @@ def test_a_run_that_gets_no_better_ends_early(tmp_path: Path, tiny_settings: Set
 def test_a_kill_before_the_early_end_changes_nothing(tmp_path: Path, tiny_settings: Settings):
     overrides = ("train.epochs=5", "train.early_stop_patience=1")
     training = begin(tmp_path, tiny_settings, *overrides, evaluate=Scores(0.3, 0.2))
-    training.report.evaluated = lambda line: (_ for _ in ()).throw(KeyboardInterrupt) if line["step"] == 10 else None
+    draw = training.state.plots.draw
+
+    def killed_at_10() -> None:
+        if training.progress.step == 10:
+            raise KeyboardInterrupt
+        draw()
+
+    training.state.plots.draw = killed_at_10
     with pytest.raises(KeyboardInterrupt):
         train(training)
     assert training.run.status() == "interrupted"
@@ -483,18 +313,18 @@ def test_a_kill_before_the_early_end_changes_nothing(tmp_path: Path, tiny_settin
 
 
 def test_what_is_logged_reaches_the_loggers(tmp_path: Path, tiny_settings: Settings):
-    told: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
 
-    class Told:
-        log = told.append
+    class Recording:
+        log = lines.append
 
         def close(self, ending: str) -> None:
-            told.append({"ending": ending})
+            lines.append({"ending": ending})
 
-    training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5))
-    with Loggers({"told": Told}) as training.loggers:
+    with Loggers({"recording": Recording}) as loggers:
+        training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5), loggers=loggers)
         train(training)
-    assert told == [*training.run.metrics(), {"ending": "finished"}]
+    assert lines == [*training.run.metrics(), {"ending": "finished"}]
 
 
 def test_plots_that_cannot_be_drawn_stop_nothing(
@@ -503,7 +333,7 @@ def test_plots_that_cannot_be_drawn_stop_nothing(
     def fail(*words: Any) -> None:
         raise OSError("no fonts")
 
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", fail)
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", fail)
     training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5))
     train(training)
     assert training.run.status() == "finished"
@@ -514,7 +344,7 @@ def test_plots_are_current_after_each_evaluation(
     tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
     drawn: list[int] = []
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: drawn.append(lines[-1]["step"]))
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: drawn.append(lines[-1]["step"]))
     train(begin(tmp_path, tiny_settings, "train.epochs=3", evaluate=Scores(0.1, 0.2, 0.3)))
     assert drawn == [5, 10, 15, 15]
 
@@ -537,7 +367,7 @@ def test_a_log_line_averages_its_window(tmp_path: Path, tiny_settings: Settings)
     assert line["memory_bytes"] > 0
     assert line["eta_s"] > 0
     assert lines[-1]["eta_s"] == 0
-    assert windows.report.steps == list(range(1, 11))
+    assert windows.reporter.steps == list(range(1, 11))
 
 
 class SlowLoader(StandInLoader):
@@ -549,13 +379,12 @@ class SlowLoader(StandInLoader):
             yield batch
 
 
-def test_waiting_for_data_is_told_once(tmp_path: Path, tiny_settings: Settings):
+def test_waiting_for_data_is_warned_of_once(tmp_path: Path, tiny_settings: Settings):
     for loader, times in ((SlowLoader(), 1), (StandInLoader(), 0)):
-        training = begin(tmp_path / f"{times}", tiny_settings, "train.log_every=1")
-        training.loader, training.report = loader, Recorder()
+        training = begin(tmp_path / f"{times}", tiny_settings, "train.log_every=1", loader=loader)
         if not times:
-            training.meter.waiting = nullcontext  # however slow this machine is just now
+            training.state.metrics.waiting = nullcontext  # however slow this machine is just now
         train(training)
-        assert sum("`codetr bench --data" in text for text in training.report.warnings) == times
+        assert sum("`codetr bench data" in text for text in training.warnings) == times
         waits = [line["data_wait"] for line in training.run.metrics() if line["kind"] == "train"]
         assert (max(waits) > 0.2) == bool(times)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config.overrides import parse_settings
-from codetr_cli.training.metrics import Meter, WaitWatch
+from codetr_cli.training.metrics import DataWaitMonitor, StepMetrics
 
 CPU = torch.device("cpu")
 
 
-def meter(reduce_mean=lambda value: value, world_size: int = 1, rank: int = 0) -> Meter:
-    return Meter(
+def meter(reduce_mean=lambda value: value, world_size: int = 1, rank: int = 0) -> StepMetrics:
+    return StepMetrics(
         group_losses=lambda losses: {"all": sum(losses.values())},
         reduce_mean=reduce_mean,
         world_size=world_size,
@@ -27,7 +27,7 @@ def losses(value: float) -> dict[str, Tensor]:
     return {"a": torch.tensor(value), "b": torch.tensor(2 * value)}
 
 
-def test_steps_left_out_count_in_time_and_images_but_not_in_losses():
+def test_skipped_steps_count_in_time_and_images_but_not_in_losses():
     ours = meter()
     for value in (1.0, math.nan, 3.0):
         ours.add(losses(value), 2)
@@ -71,7 +71,7 @@ def test_the_process_that_waits_most_for_data_is_shown():
     assert sent[0][2] == sent[0][4] == 0
 
 
-def test_alone_the_share_is_ones_own():
+def test_in_a_single_process_the_share_is_its_own():
     ours = meter()
     with ours.waiting():
         time.sleep(0.02)
@@ -82,7 +82,7 @@ def test_alone_the_share_is_ones_own():
 
 
 class Clock:
-    """A clock that only moves when somebody waits."""
+    """A clock that only moves when the test moves it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -108,10 +108,10 @@ def test_the_share_is_that_of_the_time_between_steps(
     assert ours.line(1)["data_wait"] == pytest.approx(share)
 
 
-def test_waiting_for_long_is_told_once_with_what_to_type():
-    watch, settings = WaitWatch(), parse_settings({"name": "mine", "data": {"root": "my data"}}, where="here")
+def test_waiting_for_long_is_warned_of_once_with_a_command():
+    watch, settings = DataWaitMonitor(), parse_settings({"name": "mine", "data": {"root": "my data"}}, where="here")
     shares = [0.9, 0.3, 0.3, 0.1, 0.9, 0.3, 0.3, 0.3, 0.9, 0.9, 0.9, 0.9, 0.9]
-    told = [watch.advice(share, settings) for share in shares]
-    assert [text is not None for text in told] == [False] * 7 + [True] + [False] * 5
-    assert "30% of its time" in str(told[7])
-    assert "`codetr bench --data 'my data' --preset mine`" in str(told[7])
+    advice = [watch.advice(share, settings) for share in shares]
+    assert [text is not None for text in advice] == [False] * 7 + [True] + [False] * 5
+    assert "30% of its time" in str(advice[7])
+    assert "`codetr bench data 'my data' --preset mine`" in str(advice[7])

@@ -25,56 +25,60 @@ from codetr_cli.data.loading.loader import AspectGroupedSampler
 from codetr_cli.errors import CheckpointError, DivergedError, StoppedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.runs.folder import read_state
-from codetr_cli.training.loop import Training, train
+from codetr_cli.training import repro, step
 from codetr_cli.training.nonfinite import SCALE_FLOOR
 from codetr_cli.training.repro import read_micro_batches, replay
 from tests.conftest import REPOSITORY, Ran
-from tests.training.test_loop import CPU, Scores, assert_same, begin, losses_of
+from tests.training.fakes import CPU, FakeRun, Scores, assert_same, begin, losses_of, train
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, and no waiting for the disk: that takes longer than these trainings."""
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
-def spoil(training: Training, *steps: int, again: bool = True) -> None:
-    """Makes the losses of some optimizer steps NaN; not `again` where images come in another order."""
+def spoil(training: FakeRun, *steps: int, again: bool = True) -> None:
+    """Makes the losses of some optimizer steps NaN; not `again` where images are reshuffled."""
     forward = training.objective.forward
 
     def spoiled(*inputs: Any) -> dict[str, Tensor]:
         losses = forward(*inputs)
-        position = training.position
-        if position.step + 1 in steps and (again or position.other_order is None):
+        position = training.progress
+        if position.step + 1 in steps and (again or position.reshuffled_from is None):
             losses["loss_bbox"] = losses["loss_bbox"] * math.nan
         return losses
 
     training.objective.forward = spoiled
 
 
-def lines(training: Training, kind: str) -> list[dict[str, Any]]:
+def lines(training: FakeRun, kind: str) -> list[dict[str, Any]]:
     return [line for line in training.run.metrics() if line["kind"] == kind]
 
 
-def weights(training: Training) -> dict[str, Tensor]:
+def weights(training: FakeRun) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in training.model.state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------------------------- a step left out
+# ---------------------------------------------------------------------------------------------------- skipped steps
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_a_bad_loss_is_left_out_and_named(
+def test_a_non_finite_loss_is_skipped_and_named(
     tmp_path: Path, tiny_settings: Settings, value: float, dtype: torch.dtype | None
 ):
     training = begin(tmp_path, tiny_settings, "train.batch_size=4", "train.ema_momentum=1e-3", accumulation=2)
-    training.dtype = dtype
+    training.replace(dtype=dtype)
     training.objective.bad_image, training.objective.bad_value = 31, value  # the second image of micro batch 3
     seen: list[tuple[dict[str, Tensor], dict[str, Tensor], Any]] = []
-    training.report.step = lambda line, left: seen.append(
-        (weights(training), dict(training.ema.state), training.optimizer.state_dict()["state"][0]["step"].item())
+    training.reporter.step_done = lambda progress: seen.append(
+        (
+            weights(training),
+            dict(training.state.ema.state),
+            training.state.optimizer.state_dict()["state"][0]["step"].item(),
+        )
     )
     train(training)
     assert [step for _, _, step in seen] == [1, 1, 2]
@@ -85,7 +89,7 @@ def test_a_bad_loss_is_left_out_and_named(
     assert line["losses"] == {"loss_bbox": str(value)}
     assert line["image_ids"] == [30, 31]
     text = f"step 2 skipped (1 in a row, 3 allowed): loss_bbox = {value} on the images with id 30, 31"
-    assert training.report.warnings == [text]
+    assert training.warnings == [text]
     assert text in training.run.events_path.read_text()
     assert [x["step"] for x in lines(training, "train")] == [1, 3]
     assert all(math.isfinite(loss) for _, loss, _ in losses_of(training))
@@ -93,21 +97,21 @@ def test_a_bad_loss_is_left_out_and_named(
     assert "NaN" not in training.run.metrics_path.read_text()
 
 
-def test_gradients_that_are_not_finite_are_left_out_and_named(tmp_path: Path, tiny_settings: Settings):
+def test_non_finite_gradients_are_skipped_and_named(tmp_path: Path, tiny_settings: Settings):
     training = begin(tmp_path, tiny_settings)
     training.model.head.weight.register_hook(
-        lambda gradient: gradient * (math.inf if training.position.step == 1 else 1)
+        lambda gradient: gradient * (math.inf if training.progress.step == 1 else 1)
     )
     train(training)
     (line,) = lines(training, "skip")
     assert (line["step"], line["losses"], line["gradients"]) == (2, {}, ["head.weight"])
     assert line["image_ids"] == [10, 11]
-    assert "gradients of head.weight are not finite on the images with id 10, 11" in training.report.warnings[0]
-    assert training.position.bad_steps == 0
-    assert training.optimizer.state_dict()["state"][0]["step"].item() == 4
+    assert "gradients of head.weight are not finite on the images with id 10, 11" in training.warnings[0]
+    assert training.progress.nonfinite_steps == 0
+    assert training.state.optimizer.state_dict()["state"][0]["step"].item() == 4
 
 
-def test_a_window_of_losses_leaves_bad_steps_out(tmp_path: Path, tiny_settings: Settings):
+def test_a_window_of_losses_excludes_skipped_steps(tmp_path: Path, tiny_settings: Settings):
     whole = begin(tmp_path / "a", tiny_settings, "train.log_every=1", "train.epochs=2")
     spoil(whole, 3, 6, 7)
     train(whole)
@@ -123,33 +127,33 @@ def test_a_window_of_losses_leaves_bad_steps_out(tmp_path: Path, tiny_settings: 
 
 def test_fp16_overflow_counts_only_when_the_scale_cannot_be_lowered(tmp_path: Path, tiny_settings: Settings):
     training = begin(tmp_path, tiny_settings, "train.epochs=2", "train.max_nonfinite_steps=3")
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    training.state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     training.model.head.weight.register_hook(lambda gradient: gradient * (math.inf if bad else 1))
     bad, scales, counts = True, [], []
 
-    def note(line: Any, left: int) -> None:
+    def note(progress: Any) -> None:
         nonlocal bad
-        scales.append(training.scaler.get_scale())
-        counts.append(training.position.bad_steps)
+        scales.append(training.state.scaler.get_scale())
+        counts.append(training.progress.nonfinite_steps)
         bad = len(scales) < 5
 
-    training.report.step = note
+    training.reporter.step_done = note
     before = weights(training)
     train(training)
     assert scales[:6] == [4.0, 2.0, SCALE_FLOOR, 1.0, 1.0, 1.0]
     assert counts[:6] == [0, 0, 0, 1, 2, 0]
     assert [line["step"] for line in lines(training, "skip")] == [4, 5]
-    assert training.optimizer.state_dict()["state"][0]["step"].item() == 5
+    assert training.state.optimizer.state_dict()["state"][0]["step"].item() == 5
     assert not torch.equal(training.model.head.weight, before["head.weight"])
 
 
 def test_an_fp16_loss_that_is_not_finite_counts_at_once(tmp_path: Path, tiny_settings: Settings):
     training = begin(tmp_path, tiny_settings)
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    training.state.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     spoil(training, 2)
     train(training)
     assert [line["step"] for line in lines(training, "skip")] == [2]
-    assert training.scaler.get_scale() == 8.0  # it is not the scale's fault
+    assert training.state.scaler.get_scale() == 8.0  # it is not the scale's fault
 
 
 # ------------------------------------------------------------------------------------------------------- going back
@@ -173,14 +177,14 @@ def test_after_many_bad_steps_the_run_goes_back_and_on_in_another_order(tmp_path
     assert [line["step"] for line in lines(training, "eval")] == [5, 10, 15]
     assert lines(training, "skip") == []
     assert "going back from step 6 to the checkpoint of step 2" in training.run.events_path.read_text()
-    assert training.position.best == 0.3  # of the evaluation that was taken back; its checkpoint is still there
+    assert training.progress.best == 0.3  # of the evaluation that was taken back; its checkpoint is still there
     assert lines(training, "end")
 
 
 def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path: Path, tiny_settings: Settings):
     overrides = ("train.epochs=3", "train.checkpoint_every=2", "train.max_nonfinite_steps=2")
 
-    def started(path: Path, stop_after: int | None = None) -> Training:
+    def started(path: Path, stop_after: int | None = None) -> FakeRun:
         training = begin(path, tiny_settings, *overrides, stop_after=stop_after)
         spoil(training, 4, 5, again=False)
         return training
@@ -193,49 +197,51 @@ def test_a_run_that_went_back_resumes_bit_for_bit(tmp_path: Path, tiny_settings:
         if stop_after == 3:
             stopped.stop.at = 10**9
 
-            def killed(line: Any, left: int, stopped: Training = stopped) -> None:
-                if stopped.position.other_order is not None and line["step"] == 3:
+            def killed(progress: Any, stopped: FakeRun = stopped) -> None:
+                if stopped.progress.reshuffled_from is not None and progress.step == 3:
                     raise KeyboardInterrupt
 
-            stopped.report.step = killed
+            stopped.reporter.step_done = killed
         with pytest.raises((StoppedError, KeyboardInterrupt)):
             train(stopped)
         resumed = started(path)
-        assert (resumed.position.other_order is None) == (stop_after == 4)
-        assert resumed.position.bad_steps == (1 if stop_after == 4 else 0)
+        assert (resumed.progress.reshuffled_from is None) == (stop_after == 4)
+        assert resumed.progress.nonfinite_steps == (1 if stop_after == 4 else 0)
         train(resumed)
         assert losses_of(resumed) == losses_of(straight)
         assert_same(resumed, straight)
 
 
 @pytest.mark.parametrize("stop_after", [2, 3])
-def test_a_run_that_went_back_goes_on_at_another_width(tmp_path: Path, tiny_settings: Settings, stop_after: int):
+def test_a_run_that_went_back_continues_with_another_world_size(
+    tmp_path: Path, tiny_settings: Settings, stop_after: int
+):
     """Back from step 3 to the checkpoint of step 1, then killed in the next step or in the one after it."""
     overrides = ("train.epochs=2", "train.checkpoint_every=1", "train.max_nonfinite_steps=2")
     training = begin(tmp_path, tiny_settings, *overrides)
     spoil(training, 2, 3, again=False)
 
-    def halt(line: Any, left: int) -> None:
-        if training.position.other_order is not None and training.position.step == stop_after:
+    def halt(progress: Any) -> None:
+        if training.progress.reshuffled_from is not None and training.progress.step == stop_after:
             raise KeyboardInterrupt
 
-    training.report.step = halt
+    training.reporter.step_done = halt
     with pytest.raises(KeyboardInterrupt):
         train(training)
     resumed = begin(tmp_path, tiny_settings, *overrides, micro_batch=1, accumulation=2)
-    position = resumed.position
-    # The steps from the first on came in another order, and so does all that follows.
-    assert position.segments == [(1, 2, stop_after - 1, 1)]
-    assert (position.step, position.batch, position.other_order) == (stop_after - 1, 0, (0, 0))
+    position = resumed.progress
+    # All steps after the first are reshuffled, and so are all later ones.
+    assert position.epoch_segments == [(1, 2, stop_after - 1, 1)]
+    assert (position.step, position.batch, position.reshuffled_from) == (stop_after - 1, 0, (0, 0))
     stopped = begin(tmp_path, tiny_settings, *overrides, micro_batch=1, accumulation=2, stop_after=stop_after)
     with pytest.raises(StoppedError):
         train(stopped)
     again = begin(tmp_path, tiny_settings, *overrides, micro_batch=1, accumulation=2)
-    assert again.position.segments == position.segments
-    assert (again.position.batch, again.position.other_order) == (2, (0, 0))
+    assert again.progress.epoch_segments == position.epoch_segments
+    assert (again.progress.batch, again.progress.reshuffled_from) == (2, (0, 0))
 
 
-def test_the_order_after_going_back_leaves_no_image_out():
+def test_the_order_after_going_back_has_every_image():
     groups = np.array([0, 1] * 20)
     ranks = [AspectGroupedSampler(groups, micro_batch=2, rank=rank, world_size=2, seed=3) for rank in (0, 1)]
 
@@ -266,10 +272,10 @@ def test_the_second_time_the_run_ends_with_a_reproducer(tmp_path: Path, tiny_set
         train(training)
     assert error.value.exit_code == 6
     text = str(error.value)
-    assert "2 steps in a row went wrong and were left out, the last of them step 5 (epoch 1)" in text
+    assert "2 steps in a row were not finite and were skipped, the last of them step 5 (epoch 1)" in text
     assert "loss_bbox = nan on the images with id" in text
     assert "had gone back to a checkpoint before" in text
-    assert f"`codetr runs {tmp_path} --replay`" in text
+    assert f"`python -m codetr_cli.training.repro {tmp_path / 'diverged'}` computes that step again" in text
     assert read_state(training.run.last / "state.pt")["step"] == 2
     assert [line["kind"] for line in training.run.metrics()][-3:] == ["skip", "skip", "diverged"]
     folder = tmp_path / "diverged"
@@ -280,11 +286,11 @@ def test_the_second_time_the_run_ends_with_a_reproducer(tmp_path: Path, tiny_set
     assert all(torch.equal(kept[name], value) for name, value in training.model.state_dict().items())
     ((batch, states),) = read_micro_batches(folder / "rank0.safetensors")
     assert [target["image_id"] for target in batch.targets] == facts["image_ids"]
-    assert torch.equal(batch.images, training.taken[0][0].images)
-    assert torch.equal(states["torch"], training.taken[0][1]["torch"])
-    # Whoever goes on from there meets the same steps and the same end; nothing is lost by trying.
+    assert torch.equal(batch.images, training.state.step_inputs[0][0].images)
+    assert torch.equal(states["torch"], training.state.step_inputs[0][1]["torch"])
+    # Continuing repeats the same steps and the same end; nothing is lost by trying.
     again = begin(tmp_path, tiny_settings, "train.epochs=3", "train.checkpoint_every=2", "train.max_nonfinite_steps=2")
-    assert again.position.step == 2
+    assert again.progress.step == 2
     assert "diverged" not in [line["kind"] for line in again.run.metrics()]
 
 
@@ -315,11 +321,15 @@ def test_a_full_disk_does_not_hide_what_happened(
 
     training = begin(tmp_path, tiny_settings, "train.max_nonfinite_steps=1")
     spoil(training, 1)
-    training.report.warn = lambda text: [  # the disk is full from the step on that is left out
-        monkeypatch.setattr(f"codetr_cli.training.{refused}", full),
-        monkeypatch.setattr("codetr_cli.runs.folder.append", full),
-    ]
-    with pytest.raises(DivergedError, match=r"loss_bbox = nan.*could not be kept.*no space left"):
+    skip_step = step.skip_step
+
+    def skip_and_fill(*words: Any) -> None:
+        skip_step(*words)
+        monkeypatch.setattr(f"codetr_cli.training.{refused}", full)
+        monkeypatch.setattr("codetr_cli.runs.folder.append", full)
+
+    monkeypatch.setattr(step, "skip_step", skip_and_fill)
+    with pytest.raises(DivergedError, match=r"loss_bbox = nan.*could not be saved.*no space left"):
         train(training)
 
 
@@ -347,6 +357,7 @@ def test_a_run_that_diverged_is_replayed_to_the_last_bit(
     tiny_settings: Settings,
     codetr: Callable[..., Ran],
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ):
     preset, run = tmp_path / "tiny.toml", tmp_path / "run"
     preset.write_text(to_toml(tiny_settings))
@@ -360,14 +371,17 @@ def test_a_run_that_diverged_is_replayed_to_the_last_bit(
         (replayed,) = replay(run / "diverged", CPU)
     assert 201 in replayed.image_ids[0]
     assert str(replayed.losses[0]) == str(seen[-2])  # NaN is not equal to itself; the last one is the replay's own
-    (mended,) = replay(run / "diverged", CPU)
-    assert mended.gradients == []
-    assert math.isfinite(mended.losses[0]["loss_rpn_bbox"])
-    assert {name: value for name, value in mended.losses[0].items() if name != "loss_rpn_bbox"} == {
+    (fixed,) = replay(run / "diverged", CPU)
+    repro.main([str(run / "diverged")])
+    (printed,) = json.loads(capfd.readouterr().out)
+    assert printed["losses"] == fixed.losses
+    assert fixed.gradients == []
+    assert math.isfinite(fixed.losses[0]["loss_rpn_bbox"])
+    assert {name: value for name, value in fixed.losses[0].items() if name != "loss_rpn_bbox"} == {
         name: value for name, value in seen[-2].items() if name != "loss_rpn_bbox"
     }
     (run / "diverged/step.json").unlink()
-    with pytest.raises(CheckpointError, match="no whole reproducer"):
+    with pytest.raises(CheckpointError, match="no complete reproducer"):
         next(replay(run / "diverged", CPU))
 
 
@@ -408,17 +422,17 @@ import torch
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import DivergedError
-from codetr_cli.training import loop
+from codetr_cli.training import plots
 from tests.conftest import TINY_TABLE
-from tests.training import test_loop
+from tests.training import fakes
 
-loop.draw_plots = lambda lines, folder: []
+plots.draw_plots = lambda lines, folder: []
 os.fsync = lambda file: None
 torch.set_num_threads(1)
 root, answers = Path(sys.argv[1]), {}
 
 
-class Loader(test_loop.StandInLoader):
+class Loader(fakes.StandInLoader):
     def __iter__(self):
         for batch in super().__iter__():
             for target in batch.targets:
@@ -430,14 +444,13 @@ with process_group.process_group(torch.device("cpu")):
     rank = process_group.rank()
     if rank == 1:  # what only the process of rank 0 may do
         for method in ("open", "recover", "rewind", "log", "event", "save", "mark_best", "go_back_to"):
-            setattr(test_loop.RunFolder, method, lambda *words, **more: None)
+            setattr(fakes.RunFolder, method, lambda *words, **more: None)
 
     def begin(name, *overrides):
-        training = test_loop.begin(root / name, parse_settings(TINY_TABLE, "here"), *overrides)
+        training = fakes.begin(root / name, parse_settings(TINY_TABLE, "here"), *overrides)
         process_group.barrier()
-        training.loader = Loader()
-        training.objective = process_group.wrap_ddp(training.objective, torch.device("cpu"))
-        return training
+        objective = process_group.wrap_ddp(training.objective, torch.device("cpu"))
+        return training.replace(loader=Loader(), objective=objective)
 
     def spoil_rank_1(training, *steps, again=True):
         module = training.objective.module
@@ -445,8 +458,8 @@ with process_group.process_group(torch.device("cpu")):
 
         def spoiled(*inputs):
             losses = forward(*inputs)
-            position = training.position
-            if rank == 1 and position.step + 1 in steps and (again or position.other_order is None):
+            position = training.progress
+            if rank == 1 and position.step + 1 in steps and (again or position.reshuffled_from is None):
                 losses["loss_cls"] = losses["loss_cls"] * math.nan
             return losses
 
@@ -458,22 +471,22 @@ with process_group.process_group(torch.device("cpu")):
     once = begin("once")
     spoil_rank_1(once, 2)
     states = []
-    once.report.step = lambda line, left: states.append(sums(once))
-    loop.train(once)
+    once.reporter.step_done = lambda progress: states.append(sums(once))
+    fakes.train(once)
     answers["once"] = states
     back = begin("back", "train.checkpoint_every=1", "train.max_nonfinite_steps=2")
     spoil_rank_1(back, 3, 4, again=False)
-    loop.train(back)
-    answers["back"] = [sums(back), back.position.step, back.position.other_order]
+    fakes.train(back)
+    answers["back"] = [sums(back), back.progress.step, back.progress.reshuffled_from]
     gradient = begin("gradient")
     if rank == 1:
-        gradient.model.head.bias.register_hook(lambda g: g * (math.inf if gradient.position.step == 2 else 1))
-    loop.train(gradient)
+        gradient.model.head.bias.register_hook(lambda g: g * (math.inf if gradient.progress.step == 2 else 1))
+    fakes.train(gradient)
     answers["gradient"] = sums(gradient)
     never = begin("never", "train.max_nonfinite_steps=2")
     spoil_rank_1(never, 1, 2, 3, 4, 5)
     try:
-        loop.train(never)
+        fakes.train(never)
     except DivergedError as error:
         answers["never"] = str(error)
 Path(root, f"answers{rank}.json").write_text(json.dumps(answers))
@@ -511,7 +524,7 @@ def metrics(root: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_leave_a_step_out_alike(together: tuple[Path, list[dict[str, Any]]]):
+def test_two_processes_skip_the_same_step(together: tuple[Path, list[dict[str, Any]]]):
     root, (first, second) = together
     assert first["once"] == second["once"]
     states = first["once"]

@@ -1,4 +1,4 @@
-"""Steps that run out of memory, injected: computed again in parts, then with recomputation, then given up clearly."""
+"""Steps that run out of memory, injected: computed again in parts, then with recomputation, then an error."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from codetr_cli.runs.listing import read_run
 from codetr_cli.runs.memory_record import MemoryRecord, read_record
 from codetr_cli.runtime.memory import is_out_of_memory
 from codetr_cli.runtime.synthetic import synthetic_batch
-from codetr_cli.training.loop import Training, _gradients, train
 from codetr_cli.training.oom import split
+from codetr_cli.training.state import MicroBatches
+from codetr_cli.training.step import train_step
 from tests.conftest import REPOSITORY
 from tests.distributed.test_launcher import lines_of, note
-from tests.training.test_loop import MICRO_BATCHES, StandInLoader, begin, losses_of, state_of
+from tests.training.fakes import MICRO_BATCHES, FakeRun, StandInLoader, begin, losses_of, state_of, train
 
 GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: ...")
@@ -40,11 +41,11 @@ CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAl
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetr_cli.training.loop.draw_plots", lambda lines, folder: [])
+    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
 
 
 class Loader(StandInLoader):
-    """Micro batches of two images whose targets say their sizes; or each of the two on its own."""
+    """Micro batches of two images whose targets have sizes; or each of the two on its own."""
 
     def __init__(self, *, alone: bool = False) -> None:
         super().__init__(MICRO_BATCHES * (2 if alone else 1))
@@ -62,9 +63,9 @@ class Loader(StandInLoader):
 
 
 class RunsOut:
-    """Memory that is too little for more than so many images from a step on; counts the failures."""
+    """Runs out of memory for more than a number of images from a step on; counts the failures."""
 
-    def __init__(self, training: Training, *, images: int, step: int = 1, error: Exception = GPU_ERROR) -> None:
+    def __init__(self, training: FakeRun, *, images: int, step: int = 1, error: Exception = GPU_ERROR) -> None:
         self.training, self.images, self.step, self.error, self.failures = training, images, step, error, 0
         self.calls: list[list[int]] = []
         self.until_recomputed = False
@@ -72,24 +73,22 @@ class RunsOut:
 
     def __call__(self, module: Any, inputs: tuple[Tensor, Tensor, list[dict[str, Any]]], outputs: Any) -> None:
         ids = [target["image_id"] for target in inputs[2]]
-        spared = self.until_recomputed and self.training.position.recompute
-        if self.training.position.step + 1 >= self.step and len(ids) > self.images and not spared:
+        spared = self.until_recomputed and self.training.progress.recompute_all
+        if self.training.progress.step + 1 >= self.step and len(ids) > self.images and not spared:
             self.failures += 1
             raise self.error
         self.calls.append(ids)
 
 
-def started(path: Path, settings: Settings, *overrides: str, alone: bool = False, **named: Any) -> Training:
-    training = begin(path, settings, *overrides, **named)
-    training.loader = Loader(alone=alone)
-    return training
+def started(path: Path, settings: Settings, *overrides: str, alone: bool = False, **named: Any) -> FakeRun:
+    return begin(path, settings, *overrides, **named).replace(loader=Loader(alone=alone))
 
 
-def memory_lines(training: Training) -> list[dict[str, Any]]:
+def memory_lines(training: FakeRun) -> list[dict[str, Any]]:
     return [line for line in training.run.metrics() if line["kind"] == "memory"]
 
 
-def assert_close(ours: Training, theirs: Training) -> None:
+def assert_close(ours: FakeRun, theirs: FakeRun) -> None:
     a, b = state_of(ours), state_of(theirs)
     assert a.keys() == b.keys()
     for name in a:
@@ -102,20 +101,20 @@ def test_steps_in_halves_are_those_of_a_smaller_micro_batch(tmp_path: Path, tiny
     memory = RunsOut(halved, images=1, error=error)
     train(halved)
     small = started(tmp_path / "small", tiny_settings, "train.epochs=2", alone=True, accumulation=2, micro_batch=1)
-    small.total_steps = halved.total_steps
+    small.state.total_steps = halved.state.total_steps
     train(small)
     assert memory.failures == 1  # the halves stay
     assert_close(halved, small)
     assert [loss for _, loss, _ in losses_of(halved)] == pytest.approx([loss for _, loss, _ in losses_of(small)])
     assert memory.calls[:4] == [[0], [1], [10], [11]]
-    assert halved.position.parts == 2
+    assert halved.progress.micro_batch_splits == 2
 
 
 def test_no_step_is_lost_and_what_happened_is_recorded(tmp_path: Path, tiny_settings: Settings):
     training = started(tmp_path / "run", tiny_settings, "train.epochs=2", "train.batch_size=4", accumulation=2)
     memory = RunsOut(training, images=1, step=2)
     train(training)
-    assert training.position.step == 6
+    assert training.progress.step == 6
     assert [line["step"] for line in training.run.metrics() if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     # Step 1 in whole batches, and then every image once, in order.
     images = [image for call in memory.calls for image in call]
@@ -127,7 +126,7 @@ def test_no_step_is_lost_and_what_happened_is_recorded(tmp_path: Path, tiny_sett
     assert line["parts"] == 2
     assert not line["recompute"]
     assert line["images"] == [20, 21]
-    (warning,) = training.report.warnings
+    (warning,) = training.warnings
     assert (
         "out of memory in step 2 with 2 images in 4x4 pixels with 6 objects in all (image ids 20 (4x4), 21" in warning
     )
@@ -138,10 +137,10 @@ def test_no_step_is_lost_and_what_happened_is_recorded(tmp_path: Path, tiny_sett
     assert row.step == 6
 
 
-def test_memory_that_runs_out_within_a_step_starts_it_anew(tmp_path: Path, tiny_settings: Settings):
-    """In the second of two micro batches: the first one's gradients and draws must not count twice."""
+def test_memory_that_runs_out_within_a_step_restarts_the_step(tmp_path: Path, tiny_settings: Settings):
+    """In the second of two micro batches: gradients and random numbers of the first must not count twice."""
     whole = started(tmp_path / "whole", tiny_settings, "train.batch_size=4", "train.max_steps=1", accumulation=2)
-    whole.position.parts = 2
+    whole.progress.micro_batch_splits = 2
     train(whole)
     halved = started(tmp_path / "halved", tiny_settings, "train.batch_size=4", "train.max_steps=1", accumulation=2)
     memory = RunsOut(halved, images=1)
@@ -170,7 +169,7 @@ def test_a_resumed_run_keeps_its_halves(tmp_path: Path, tiny_settings: Settings,
     assert memory.failures == (1 if stop_after < 3 else 0)
     a, b = state_of(resumed), state_of(straight)
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    assert resumed.position == straight.position
+    assert resumed.progress == straight.progress
 
 
 def test_a_single_image_that_does_not_fit_is_recomputed(tmp_path: Path, tiny_settings: Settings):
@@ -179,13 +178,13 @@ def test_a_single_image_that_does_not_fit_is_recomputed(tmp_path: Path, tiny_set
     memory = RunsOut(training, images=0)
     memory.until_recomputed = True
     train(training)
-    assert training.position.recompute
-    assert training.position.parts == 2
-    assert training.model.encoder.checkpointing == training.settings.model.encoder_layers
+    assert training.progress.recompute_all
+    assert training.progress.micro_batch_splits == 2
+    assert training.model.encoder.checkpointing == training.context.settings.model.encoder_layers
     assert training.model.aux_heads.checkpointing is True
     assert training.model.backbone.checkpointing is True
     assert [(line["parts"], line["recompute"]) for line in memory_lines(training)] == [(2, False), (2, True)]
-    assert training.position.step == MICRO_BATCHES
+    assert training.progress.step == MICRO_BATCHES
 
 
 def test_a_group_of_one_starts_again(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
@@ -199,14 +198,14 @@ def test_a_group_of_one_starts_again(tmp_path: Path, tiny_settings: Settings, mo
     memory = RunsOut(again, images=1)
     train(again)
     assert memory.failures == 0
-    assert again.position.parts == 2
+    assert again.progress.micro_batch_splits == 2
 
 
-def test_when_nothing_is_left_to_try_it_is_said(tmp_path: Path, tiny_settings: Settings):
+def test_without_a_way_to_use_less_memory_the_training_ends(tmp_path: Path, tiny_settings: Settings):
     training = started(tmp_path / "run", tiny_settings)
     memory = RunsOut(training, images=0)
     with pytest.raises(
-        ResourceError, match=r"out of memory in step 1 .*although .*2 parts and everything.*short_sides"
+        ResourceError, match=r"out of memory in step 1 .*although .*2 parts and all supported.*short_sides"
     ):
         train(training)
     assert memory.failures == 3  # whole, in halves, recomputed
@@ -220,7 +219,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(tmp_path: Path, tiny_sett
 
 
 def test_the_gradient_of_a_split_batch_is_that_of_accumulated_images(tiny_settings: Settings, tmp_path: Path):
-    """With the real objective and images of different sizes; draws come in the same order."""
+    """With the real objective and images of different sizes; random numbers are used in the same order."""
     settings = apply_overrides(tiny_settings, ["train.micro_batch=2"])
     large = synthetic_batch((96, 128), 1, objects=5, num_classes=3)
     small = synthetic_batch((64, 96), 1, objects=2, num_classes=3)
@@ -234,12 +233,12 @@ def test_the_gradient_of_a_split_batch_is_that_of_accumulated_images(tiny_settin
         torch.manual_seed(0)
         training = begin(tmp_path / str(parts), settings)
         model = build_model(settings.model)
-        training.objective = build_objective(model, settings.train.loss).train()
-        training.model = model
-        training.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        training.position.parts = parts
+        objective = build_objective(model, settings.train.loss).train()
+        training.replace(objective=objective, model=model)
+        training.state.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        training.progress.micro_batch_splits = parts
         torch.manual_seed(5)
-        _gradients(training, iter(batches), len(batches))
+        train_step(training.context, training.state, MicroBatches(iter(batches).__next__, len(batches)))
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     ours, theirs = gradients
     assert ours.keys() == theirs.keys()

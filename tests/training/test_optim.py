@@ -87,7 +87,7 @@ def test_rate_halves_from_block_to_block_and_vectors_are_not_decayed():
     }
 
 
-def test_sampling_offsets_learn_slower_when_asked_and_the_full_rate_comes_last():
+def test_sampling_offsets_have_their_own_rate_and_the_full_rate_is_last():
     model = row_of_blocks()
     groups = parameter_groups(model, lr=1.0, weight_decay=0.3, backbone_lr_scale=3.0, offsets_lr_scale=0.1)
     rates = rates_of(groups, model)

@@ -35,7 +35,7 @@ def test_a_picture_changes_with_its_numbers(tmp_path: Path):
     assert (tmp_path / "losses.png").read_bytes() != before
 
 
-def test_steps_that_were_left_out_are_marked(tmp_path: Path):
+def test_skipped_steps_are_marked(tmp_path: Path):
     draw_plots([line(1), line(9)], tmp_path)
     before = cv2.imread(str(tmp_path / "losses.png"))
     draw_plots([line(1), {"kind": "skip", "step": 5}, line(9)], tmp_path)

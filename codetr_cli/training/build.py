@@ -1,0 +1,166 @@
+"""Builds what a training needs: data, model, objective, optimizer, evaluation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from codetr_cli.config.schema import Settings
+from codetr_cli.data.coco import CocoDataset, build_dataset
+from codetr_cli.data.formats.resolve import Split
+from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import shard
+from codetr_cli.distributed.sharded_state import PartWriters, should_write_parts
+from codetr_cli.inference.loading import compile_for
+from codetr_cli.losses.build import build_objective
+from codetr_cli.losses.collaborative import group_losses
+from codetr_cli.losses.normalizers import Normalizers
+from codetr_cli.models.build import build_model
+from codetr_cli.models.codetr import CoDETR
+from codetr_cli.runtime.precision import autocast_dtype
+from codetr_cli.runtime.rng import seed_all
+from codetr_cli.training.bad_images import BadFiles, open_bad_files
+from codetr_cli.training.ema import ModelEma
+from codetr_cli.training.initial_weights import start_weights
+from codetr_cli.training.memory_fit import check_memory
+from codetr_cli.training.metrics import StepMetrics
+from codetr_cli.training.optim import build_optimizer, build_schedule
+from codetr_cli.training.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
+from codetr_cli.training.plots import RunPlots
+from codetr_cli.training.reporter import LogReport
+from codetr_cli.training.state import RunIO, TrainContext, TrainState
+from codetr_cli.training.validation import Validation, reading_timeout_s
+
+
+def build_training(
+    job: Job, io: RunIO, *, device: torch.device, resume: bool, has_checkpoint: bool
+) -> tuple[TrainContext, TrainState]:
+    """Builds everything that a training needs; all processes must call it.
+
+    Args:
+        job: as planned.
+        io: of the run; its folder is open.
+        device: of this process.
+        resume: continue the run, which may have no checkpoint yet.
+        has_checkpoint: the caller restores a checkpoint, so that the initial weights are not read.
+    """
+    bad_files = _find_bad_files(job, io, resume=resume)
+    dataset = build_dataset(job.settings, split="train", training=True, skip_files=bad_files.left_out("train"))
+    seed_all(job.settings.train.seed)  # the same weights in every process
+    model = build_trainable_model(job.settings)
+    if not has_checkpoint:
+        start_weights(model, job, LogReport(io.reporter))
+    settings = check_memory(
+        model.to(device),
+        dataset,
+        job.settings,
+        device=device,
+        folder=io.folder,
+        origin=job.origin,
+        auto_fit=job.auto_fit,
+        begun=has_checkpoint,
+        report=LogReport(io.reporter),
+    )
+    context = _build_context(job, settings, io, model=model, dataset=dataset, bad_files=bad_files, device=device)
+    return context, _build_state(context, model)
+
+
+def _find_bad_files(job: Job, io: RunIO, *, resume: bool) -> BadFiles:
+    splits: list[Split] = ["train"] if job.origin.val_annotations is None else ["train", "val"]
+    return open_bad_files(job.settings, io.folder, splits, resume=resume, report=LogReport(io.reporter))
+
+
+def _build_context(
+    job: Job,
+    settings: Settings,
+    io: RunIO,
+    *,
+    model: CoDETR,
+    dataset: CocoDataset,
+    bad_files: BadFiles,
+    device: torch.device,
+) -> TrainContext:
+    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, process_group.world_size())
+    loader = _build_loader(dataset, settings, batches, device)
+    loader.on_bad_file = bad_files.meet
+    if settings.train.compile:
+        compile_for(model, device, "train.compile")
+    objective = build_objective(model, settings.train.loss, normalizers=build_normalizers(settings))
+    seed_all(settings.train.seed + process_group.rank())  # different random numbers in each process
+    wrap = shard if settings.train.fsdp else process_group.wrap_ddp
+    wrapped = wrap(objective, device)
+    shard_writers = PartWriters() if should_write_parts(model) else None
+    validation = None
+    if job.origin.val_annotations is not None:
+        build = partial(build_trainable_model, settings)
+        validation = Validation(
+            job, settings=settings, model=model, build=build, bad_files=bad_files, io=io, device=device
+        )
+    return TrainContext(
+        settings=settings,
+        class_names=job.class_names,
+        category_ids=job.category_ids,
+        device=device,
+        dtype=autocast_dtype(settings.train.precision, device),
+        batches=batches,
+        objective=wrapped,
+        model=model,
+        loader=loader,
+        evaluate=validation,
+        shard_writers=shard_writers,
+        io=io,
+    )
+
+
+def _build_state(context: TrainContext, model: CoDETR) -> TrainState:
+    settings, device = context.settings.train, context.device
+    steps = total_steps(context.settings, steps_per_epoch(len(context.loader), context.batches.accumulation))
+    return TrainState(
+        optimizer=build_optimizer(model, settings),
+        scaler=torch.amp.GradScaler(device.type, enabled=context.dtype == torch.float16),
+        ema=ModelEma(model, settings.ema_momentum) if settings.ema_momentum else None,
+        total_steps=steps,
+        schedule=build_schedule(settings, steps),
+        metrics=StepMetrics(
+            group_losses=group_losses,
+            reduce_mean=process_group.reduce_mean,
+            world_size=context.batches.world_size,
+            device=device,
+            rank=process_group.rank(),
+        ),
+        plots=RunPlots(context.io.folder),
+    )
+
+
+def build_normalizers(settings: Settings) -> Normalizers:
+    """How the losses are normalized over the processes of this training."""
+    return Normalizers(
+        reduce_mean=process_group.reduce_mean,
+        reduce_max=process_group.reduce_max,
+        world_size=process_group.world_size(),
+        global_batch=settings.train.global_batch_losses,
+    )
+
+
+def build_trainable_model(settings: Settings) -> CoDETR:
+    """The model with random weights; its backbone is frozen with `train.freeze_backbone`."""
+    model = build_model(settings.model)
+    if settings.train.freeze_backbone:
+        model.backbone.requires_grad_(False)
+    return model
+
+
+def _build_loader(dataset: CocoDataset, settings: Settings, batches: BatchPlan, device: torch.device) -> TrainLoader:
+    return build_train_loader(
+        dataset,
+        micro_batch=batches.micro_batch,
+        workers=settings.data.workers,
+        seed=settings.train.seed,
+        rank=process_group.rank(),
+        world_size=batches.world_size,
+        aspect_grouping=settings.data.aspect_grouping,
+        pin_memory=device.type == "cuda",
+        timeout_s=reading_timeout_s(settings),
+    )

@@ -1,0 +1,103 @@
+"""What can be checked and shown before a training: settings, and the plan for `--dry-run`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from codetr_cli.config.schema import Settings
+from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.loading.loader import build_train_loader
+from codetr_cli.distributed.fsdp import check_shardable
+from codetr_cli.inference.loading import check_image_size
+from codetr_cli.losses.build import build_objective
+from codetr_cli.runtime.precision import autocast_dtype
+from codetr_cli.training.bad_images import scan
+from codetr_cli.training.build import build_trainable_model
+from codetr_cli.training.loggers import check_loggers
+from codetr_cli.training.optim import base_learning_rate
+from codetr_cli.training.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
+from codetr_cli.training.reporter import LogReport, SilentReporter
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Plan of a training, for `--dry-run`."""
+
+    images: int
+    bad_files: int
+    val_images: int | None
+    batches: BatchPlan
+    steps_per_epoch: int
+    total_steps: int
+    device: str
+    precision: str
+    learning_rate: float
+    parameters: int
+    trained_parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+
+def check_settings(settings: Settings, device: torch.device, world_size: int) -> None:
+    """Checks settings before data is read and a run folder is created.
+
+    Raises:
+        ConfigError: batch sizes that do not divide, images that the network does not support, a precision that the
+            device does not support, a setting that sharding does not support, or a logger that is not installed.
+    """
+    check_loggers(settings.train.loggers)
+    check_image_size(settings, training=True)
+    plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
+    dtype = autocast_dtype(settings.train.precision, device)
+    if settings.train.fsdp:
+        check_shardable(fp16=dtype == torch.float16, compiled=settings.train.compile)
+
+
+def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
+    """The plan of a training.
+
+    Args:
+        job: as planned.
+        device: to train on.
+        world_size: number of processes.
+    """
+    settings = job.settings
+    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
+    bad = scan(settings, "train", LogReport(SilentReporter()))[1] if settings.data.bad_files == "skip" else []
+    dataset = build_dataset(settings, split="train", training=True, skip_files=[file.path for file in bad])
+    loader = build_train_loader(
+        dataset,
+        micro_batch=batches.micro_batch,
+        workers=0,
+        seed=settings.train.seed,
+        rank=0,
+        world_size=world_size,
+        aspect_grouping=settings.data.aspect_grouping,
+    )
+    per_epoch = steps_per_epoch(len(loader), batches.accumulation)
+    evaluating = job.origin.val_annotations is not None
+    objective = build_objective(build_trainable_model(settings), settings.train.loss)
+    dtype = autocast_dtype(settings.train.precision, device)
+    return Preview(
+        images=len(dataset),
+        bad_files=len(bad),
+        val_images=len(build_dataset(settings, split="val", training=False)) if evaluating else None,
+        batches=batches,
+        steps_per_epoch=per_epoch,
+        total_steps=total_steps(settings, per_epoch),
+        device=str(device),
+        precision="fp32" if dtype is None else str(dtype).removeprefix("torch."),
+        learning_rate=base_learning_rate(settings.train),
+        parameters=_count(objective, trained=False),
+        trained_parameters=_count(objective, trained=True),
+    )
+
+
+def _count(module: nn.Module, *, trained: bool) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trained)

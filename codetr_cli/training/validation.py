@@ -1,0 +1,122 @@
+"""Evaluation of the model during a training: every process runs on its part of the validation images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from codetr_cli.config.schema import Settings
+from codetr_cli.data.annotations import read_annotations
+from codetr_cli.data.coco import build_dataset
+from codetr_cli.data.formats.resolve import find_data
+from codetr_cli.data.loading.loader import EvalLoader
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import own_copy
+from codetr_cli.errors import StoppedError
+from codetr_cli.evaluation.evaluator import RankResults, evaluate
+from codetr_cli.evaluation.request import EvalRequest, expects_masks
+from codetr_cli.models.codetr import CoDETR
+from codetr_cli.models.inference_mode import optimize_for_inference
+from codetr_cli.training.bad_images import BadFiles
+from codetr_cli.training.plan import Job
+from codetr_cli.training.state import RunIO
+
+logger = logging.getLogger(__name__)
+
+
+class Validation:
+    """Evaluates the model on the validation images of a training; all processes make one and call it together.
+
+    Args:
+        job: class names and category ids.
+        settings: of the run.
+        model: to evaluate.
+        build: makes a model of the same architecture.
+        bad_files: records validation images that cannot be read.
+        io: of the run; a signal to stop ends an evaluation at once.
+        device: of this process.
+
+    Raises:
+        DatasetError: the annotations cannot be scored against.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        settings: Settings,
+        model: CoDETR,
+        build: Callable[[], CoDETR],
+        bad_files: BadFiles,
+        io: RunIO,
+        device: torch.device,
+    ) -> None:
+        self._model, self._build = model, build
+        self._bad_files, self._io, self._device = bad_files, io, device
+        self._is_protocol_logged = False
+        annotations_path = find_data(settings.data, None, "val").annotations_path
+        ground_truth = read_annotations(annotations_path, with_outlines=expects_masks(settings))
+        self._request = EvalRequest.resolve(  # now, not after the first epoch
+            settings,
+            ground_truth,
+            annotations_path,
+            class_names=job.class_names,
+            category_ids=job.category_ids,
+        )
+        self._loader = EvalLoader(
+            build_dataset(settings, split="val", training=False, annotations=ground_truth),
+            batch_size=settings.test.batch_size,
+            workers=settings.data.workers,
+            rank=process_group.rank(),
+            world_size=process_group.world_size(),
+            pin_memory=device.type == "cuda",
+            timeout_s=reading_timeout_s(settings),
+        )
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Metrics of the model after a step; empty except on rank 0.
+
+        Raises:
+            StoppedError: a signal came; the checkpoint of the step is saved.
+        """
+        self._io.reporter.evaluating(0, self._loader.num_images)
+        result = evaluate(
+            optimize_for_inference(own_copy(self._model, self._build)),
+            self._loader,
+            self._request,
+            device=self._device,
+            progress=lambda images: self._on_batch(images, step),
+            gather=self._gather,
+        )
+        for bad in result.skipped:
+            self._bad_files.meet(bad, "val")
+        if result.protocol is not None:
+            # The same at every evaluation of a run.
+            level = logging.DEBUG if self._is_protocol_logged else logging.INFO
+            logger.log(level, "evaluation protocol: %s", result.protocol)
+            self._is_protocol_logged = True
+        return result.metrics
+
+    def _on_batch(self, images: int, step: int) -> None:
+        """Reports the progress; ends the evaluation when a signal has asked to stop."""
+        io = self._io
+        io.reporter.evaluating(images, self._loader.num_images)
+        io.heartbeat("evaluation")
+        if io.stop.number is not None:
+            logger.debug("stopped during the evaluation of step %d", step)
+            raise StoppedError(
+                f"stopped during the evaluation after step {step}, which is saved in {io.folder.path}: "
+                "start the same command again to continue.",
+                io.stop.number,
+            )
+
+    def _gather(self, results: RankResults) -> list[RankResults]:
+        self._io.heartbeat("scoring")
+        return process_group.gather_objects(results)
+
+
+def reading_timeout_s(settings: Settings) -> float:
+    """Seconds to wait for a worker process; shorter than the watchdog's timeout, so that the error names the cause."""
+    return 0.8 * 60 * settings.train.timeout_minutes
