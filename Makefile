@@ -13,7 +13,7 @@ CASES = $(or $(wildcard $(SHARED)/golden/cases/*/case.json),$(wildcard tests/gol
 WEIGHTS := $(DEMO)/run/checkpoints/last/model.safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format type parity bench wheel clean
+.PHONY: help setup demo test test-all lint format type parity docs pages bench wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -57,6 +57,14 @@ type: setup ## check the types
 
 parity: setup ## compare every stage with the numbers recorded from the published code (CODETR_SHARED, else ../shared)
 	$(BIN)/python -m tests.golden --quiet --skip-unsupported $(dir $(CASES))
+
+docs: setup ## build the documentation site into build/site; a broken link or page is an error
+	@test -x $(BIN)/zensical || $(BIN)/python -m pip install --quiet ".[docs]"
+	$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
+
+pages: setup ## rewrite the generated parts of the documentation: zoo, settings, help texts
+	$(BIN)/python -m tests.zoo_table
+	$(BIN)/python -m tests.settings_page
 
 bench: setup ## measure speed here
 	$(BIN)/codetr bench
