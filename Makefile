@@ -38,7 +38,7 @@ demo: setup ## write a synthetic data set, train a tiny Co-DINO on it, evaluate 
 test test-all: export OMP_NUM_THREADS = 1
 
 test: setup ## run the tests that every change must pass
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 25
 
 test-all: setup ## run the slow tests too
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not network"
