@@ -13,7 +13,7 @@ CASES = $(or $(wildcard $(SHARED)/golden/cases/*/case.json),$(wildcard tests/gol
 WEIGHTS := $(DEMO)/run/checkpoints/last/model.safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format type parity bench wheel help-texts clean
+.PHONY: help setup demo test test-all lint format type parity docs pages bench wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,7 +38,7 @@ demo: setup ## write a synthetic data set, train a tiny Co-DINO on it, evaluate 
 test test-all: export OMP_NUM_THREADS = 1
 
 test: setup ## run the tests that every change must pass
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 25
 
 test-all: setup ## run the slow tests too
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not network"
@@ -58,14 +58,20 @@ type: setup ## check the types
 parity: setup ## compare every stage with the numbers recorded from the published code (CODETR_SHARED, else ../shared)
 	$(BIN)/python -m tests.golden --quiet --skip-unsupported $(dir $(CASES))
 
+docs: setup ## build the documentation site into build/site; a broken link or page is an error
+	@test -x $(BIN)/zensical || $(BIN)/python -m pip install --quiet ".[docs]"
+	$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
+
+pages: setup ## rewrite the generated parts of the documentation: zoo, settings, help texts
+	$(BIN)/python -m tests.zoo_table
+	$(BIN)/python -m tests.settings_page
+	$(BIN)/python -m tests.help_texts
+
 bench: setup ## measure speed here
 	$(BIN)/codetr bench
 
 wheel: setup ## build the wheel into dist/
 	$(BIN)/hatchling build --target wheel
-
-help-texts: setup ## write docs/help/ again, the help of every verb
-	$(BIN)/python -m tests.help_texts
 
 clean: ## remove what was built; runs, data and demo stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,4 +1,4 @@
-"""Every row of the published zoo has a preset that says what its row says; README's table of them and its ticks."""
+"""Every row of the published zoo has a preset that says what its row says; docs/zoo.md's table of them and its ticks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.golden.case import Case
 from tests.golden.network_inputs import settings_of
 from tests.golden.shared_cases import QUICK_CASES, SLOW_CASES
 from tests.golden.zoo import FIGURES, read_zoo
-from tests.zoo_table import CASES, network_of, readme_parts, zoo_table
+from tests.zoo_table import CASES, network_of, page_parts, zoo_table
 
 PRE_TRAINING = {"co_dino_swin_l_o365", "co_dino_vit_l_o365"}
 """Published as weights only, for fine-tuning: no configuration, no row."""
@@ -78,11 +78,11 @@ def test_figures_with_and_without_augmentation_are_not_mixed_up():
     assert (instance.mask_ap, instance.mask_ap_tta) == (56.2, 56.6)
 
 
-# ------------------------------------------------------------------------------------------------------- README's table
+# ---------------------------------------------------------------------------------------------------- docs/zoo.md
 
 
-def test_readme_has_the_table():
-    assert readme_parts()[1] == zoo_table(), "write it anew: python -m tests.zoo_table"
+def test_the_page_has_the_table():
+    assert page_parts()[1] == zoo_table(), "write it anew: python -m tests.zoo_table"
 
 
 def test_rows_of_the_table():

@@ -1,4 +1,4 @@
-"""README's table of the zoo: `python -m tests.zoo_table` writes it anew; tests/test_zoo.py checks it and its ticks."""
+"""The table in docs/zoo.md: `python -m tests.zoo_table` rewrites it; tests/test_zoo.py checks it and its ticks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from codetr_cli.config.presets import load_preset, preset_figures, preset_names
 from codetr_cli.config.schema import ModelConfig, Settings
 from tests.conftest import REPOSITORY
 
-README = REPOSITORY / "README.md"
+PAGE = REPOSITORY / "docs" / "zoo.md"
 BEGIN, END = "<!-- zoo: written by python -m tests.zoo_table -->\n", "<!-- end of zoo -->\n"
 
 CASES = {
@@ -73,9 +73,9 @@ def network_of(model: ModelConfig) -> dict[str, Any]:
     return table
 
 
-def readme_parts() -> tuple[str, str, str]:
-    """README before its table, the table, and what comes after it."""
-    text = README.read_text(encoding="utf-8")
+def page_parts() -> tuple[str, str, str]:
+    """The page before its table, the table, and what comes after it."""
+    text = PAGE.read_text(encoding="utf-8")
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     return text[:start], text[start:end], text[end:]
 
@@ -94,5 +94,5 @@ def _ap(single: float | None, augmented: float | None) -> str:
 
 
 if __name__ == "__main__":
-    before, _, after = readme_parts()
-    README.write_text(before + zoo_table() + after, encoding="utf-8")
+    before, _, after = page_parts()
+    PAGE.write_text(before + zoo_table() + after, encoding="utf-8")
