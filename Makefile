@@ -59,7 +59,7 @@ parity: setup ## compare every stage with the numbers recorded from the publishe
 	$(BIN)/python -m tests.golden --quiet --skip-unsupported $(dir $(CASES))
 
 docs: setup ## build the documentation site into build/site; a broken link or page is an error
-	@test -x $(BIN)/zensical || $(BIN)/python -m pip install --quiet ".[docs]"
+	@test -x $(BIN)/zensical || $(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
 
 pages: setup ## rewrite the generated parts of the documentation: zoo, settings, help texts

@@ -1,4 +1,4 @@
-"""Help of every verb as text files in docs/help/, 80 columns wide and without colour; `make help-texts` writes them.
+"""Help of every verb as text files in docs/help/, 80 columns wide and without colour; `make pages` writes them.
 
 `python -m tests.help_texts` writes the files again after a change of an option.
 """

@@ -75,7 +75,9 @@ def shown(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, tuple):
-        steps = {b - a for a, b in zip(value, value[1:], strict=False)} if all(isinstance(v, int) for v in value) else ()
+        steps = (
+            {b - a for a, b in zip(value, value[1:], strict=False)} if all(isinstance(v, int) for v in value) else ()
+        )
         if len(value) > 6 and len(steps) == 1:
             return f"[{value[0]}, {value[1]}, ..., {value[-1]}]"
         return "[" + ", ".join(shown(item) for item in value) + "]"
@@ -94,7 +96,11 @@ def values_of(annotation: Any, metadata: list[Any]) -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) is tuple:
         parts = get_args(annotation)
-        return "list of " + values_of(parts[0], []) if parts[-1] is Ellipsis else f"{len(parts)} x {values_of(parts[0], [])}"
+        return (
+            "list of " + values_of(parts[0], [])
+            if parts[-1] is Ellipsis
+            else f"{len(parts)} x {values_of(parts[0], [])}"
+        )
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return ", ".join(f"`{member.value}`" for member in annotation)
     name = {bool: "true, false", int: "integer", float: "number", str: "text"}.get(annotation, str(annotation))

@@ -16,8 +16,8 @@ SCREENS = screens()
 @pytest.mark.parametrize("name", SCREENS)
 def test_help_is_as_documented(name: str):
     path = FOLDER / f"{name}.txt"
-    assert path.is_file(), "write docs/help/ with `make help-texts`"
-    assert render(SCREENS[name]) == path.read_text(encoding="utf-8"), "write docs/help/ again with `make help-texts`"
+    assert path.is_file(), "write docs/help/ with `make pages`"
+    assert render(SCREENS[name]) == path.read_text(encoding="utf-8"), "write docs/help/ again with `make pages`"
 
 
 def test_no_help_of_a_verb_that_is_gone():
