@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from enum import Enum
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -18,9 +19,10 @@ from tests.conftest import REPOSITORY
 PAGE = REPOSITORY / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every setting of a run: its name for `--set NAME=VALUE`, its default and its values. The defaults are those of the published
-Co-DINO R50, 5 scales, 12 epochs; a preset holds only what differs (`codetr presets NAME` shows all of one). Sides and sizes
-are in pixels, sizes are (height, width). A settings file of your own is TOML with the tables below: `--preset my.toml`.
+Every setting of a run: its name for `--set NAME=VALUE`, its default and its values. The defaults are those of the
+published Co-DINO R50, 5 scales, 12 epochs; a preset holds only what differs (`codetr presets NAME` shows all of one).
+Sides and sizes are in pixels, sizes are (height, width). A settings file of your own is TOML with the tables below:
+`--preset my.toml`.
 
 *Written by `python -m tests.settings_page` from `codetr_cli/config/schema.py`.*
 """
@@ -75,9 +77,7 @@ def shown(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, tuple):
-        steps = (
-            {b - a for a, b in zip(value, value[1:], strict=False)} if all(isinstance(v, int) for v in value) else ()
-        )
+        steps = {b - a for a, b in pairwise(value)} if all(isinstance(item, int) for item in value) else set()
         if len(value) > 6 and len(steps) == 1:
             return f"[{value[0]}, {value[1]}, ..., {value[-1]}]"
         return "[" + ", ".join(shown(item) for item in value) + "]"

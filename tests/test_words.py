@@ -1,4 +1,4 @@
-"""Plain technical English: words and phrases that this project does not use, in code, help, errors and documentation."""
+"""Plain technical English: words that this project does not use, in code, help, errors and documentation."""
 
 from __future__ import annotations
 

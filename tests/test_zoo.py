@@ -1,4 +1,4 @@
-"""Every row of the published zoo has a preset that says what its row says; docs/zoo.md's table of them and its ticks."""
+"""Every row of the published zoo has a preset that says what its row says; the table in docs/zoo.md and its ticks."""
 
 from __future__ import annotations
 
