@@ -67,7 +67,7 @@ pages: setup ## rewrite the generated parts of the documentation: zoo, settings,
 	$(BIN)/python -m tests.settings_page
 	$(BIN)/python -m tests.help_texts
 
-bench: setup ## measure speed here
+bench: setup ## measure the speed of inference on this machine
 	$(BIN)/codetr bench
 
 wheel: setup ## build the wheel into dist/

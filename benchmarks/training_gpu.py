@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from codetr_cli.benchmark.model import Plan, TrainingRun, measure
+from codetr_cli.benchmark.model import BenchmarkSpec, TrainingWorkload, measure
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
@@ -104,7 +104,7 @@ def measure_one(arguments: argparse.Namespace, *, sharded: bool, recompute: bool
     settings = load_preset(arguments.preset, [*arguments.overrides, *recomputation(recompute, arguments)])
     device = process_group.local_device(choose_device(arguments.device))
     height, width = (int(side) for side in arguments.size.split("x"))
-    plan = Plan(
+    spec = BenchmarkSpec(
         size=(height, width),
         batch=arguments.batch,
         device=device,
@@ -117,31 +117,32 @@ def measure_one(arguments: argparse.Namespace, *, sharded: bool, recompute: bool
         if sharded:
             check_shardable(fp16=False, compiled=compiled)
         with process_group.process_group(device):
-            run = build_run(settings, plan, sharded=sharded, compiled=compiled)
-            timing = measure(run, plan)
+            workload = build_workload(settings, spec, sharded=sharded, compiled=compiled)
+            timing = measure(workload)
             return {
-                "precision": plan.resolved_precision(training=True),
+                "precision": spec.resolved_precision(training=True),
                 "step_ms": timing.latency_ms.p50,
                 "stages_ms": timing.stages_ms,
                 "peak_memory_bytes": timing.peak_memory_bytes,
                 "memory_of": timing.memory_of,
-                "last_loss": run.result,
+                "last_loss": workload.result,
             }
     except CodetrError as error:
         return {"why_not": str(error)}
 
 
-def build_run(settings: Settings, plan: Plan, *, sharded: bool, compiled: bool) -> TrainingRun:
+def build_workload(settings: Settings, spec: BenchmarkSpec, *, sharded: bool, compiled: bool) -> TrainingWorkload:
     """A training of random weights, the same in every combination, wrapped as `codetr train` does."""
     torch.manual_seed(0)
-    model = build_model(settings.model).to(plan.device)
+    model = build_model(settings.model).to(spec.device)
     if compiled:
-        compile_for(model, plan.device, "compile")
-    run = TrainingRun(model, settings, plan)
-    run.objective = shard(run.objective, plan.device) if sharded else process_group.wrap_ddp(run.objective, plan.device)
-    run.optimizer = build_optimizer(model, settings.train)
+        compile_for(model, spec.device, "compile")
+    workload = TrainingWorkload(model, settings, spec)
+    wrap = shard if sharded else process_group.wrap_ddp
+    workload.objective = wrap(workload.objective, spec.device)
+    workload.optimizer = build_optimizer(model, settings.train)
     torch.manual_seed(1)
-    return run
+    return workload
 
 
 def recomputation(on: bool, arguments: argparse.Namespace) -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from codetr_cli.cli import VERBS
+from codetr_cli.commands.bench import COMMANDS, with_command
 from tests.conftest import REPOSITORY
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
@@ -96,6 +97,7 @@ def test_marked_blocks_run(folder: Path):
 def test_verbs_and_options_exist(document: str, codetr, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "250")
     helps = {verb: codetr(verb, "--help").out for verb in VERBS}
+    helps |= {f"bench {name}": codetr("bench", name, "--help").out for name in COMMANDS}
     written = commands(document)
     assert written
     for command in written:
@@ -103,6 +105,9 @@ def test_verbs_and_options_exist(document: str, codetr, monkeypatch: pytest.Monk
         if verb == "VERB":
             continue
         assert verb in VERBS, command
+        if verb == "bench" and words != ["--help"]:
+            name, *words = with_command(words)
+            verb = f"bench {name}"
         for option in (word.split("=")[0] for word in words if word.startswith("--")):
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", helps[verb]), f"{command}: no option {option}"
 

@@ -25,7 +25,16 @@ finally:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], [], ["--version"], ["presets"], ["no-such-verb"], *([verb, "--help"] for verb in VERBS)],
+    [
+        ["--help"],
+        [],
+        ["--version"],
+        ["presets"],
+        ["no-such-verb"],
+        *([verb, "--help"] for verb in VERBS),
+        ["bench", "data", "--help"],
+        ["bench", "--fbs"],
+    ],
     ids=" ".join,
 )
 def test_answers_without_numerical_libraries(words: list[str]):

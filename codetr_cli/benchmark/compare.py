@@ -1,8 +1,8 @@
-"""Measures what this program's savings bring: the whole model with all of them beside the plain way, in one process.
+"""Compares the optimized network with plain PyTorch in one process: speed, memory, and whether results agree.
 
-Plain is what published code does where its own operator is not compiled: deformable attention by `grid_sample` level by
-level, and a network that is built for training and used as it is. Both have the same weights and images, take turns so
-that whatever else the machine does hits both, and have to find the same.
+Plain is what published code does without its compiled operator: deformable attention by `grid_sample` level by level,
+and a network that is built for training and used unchanged. Both networks have the same weights and images. They take
+turns, so that other load on the machine affects both, and their results must agree.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 
-from codetr_cli.benchmark.model import Plan, Run, Timing, timing_of
+from codetr_cli.benchmark.model import BenchmarkSpec, Timing, Workload, summarize
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops.deform_attn import active_backend, use_backend
 from codetr_cli.runtime.timing import Tick, in_turn, peak_memory, reset_peak_memory
 
 OURS, PLAIN = "ours", "plain"
-
-REFERENCE = "reference"
-"""The backend of the plain way."""
+PLAIN_BACKEND = "reference"
 
 SAME_BOX_PX = 1.0
 SAME_SCORE = 1e-3
@@ -31,18 +29,18 @@ SAME_SCORE = 1e-3
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured of both ways.
+    """Results of both networks.
 
     Attributes:
-        ours: with all savings. Peak memory is of the whole process from the network's first run on, the libraries in
-            it included, and measured before the plain way ever ran: memory that is not given back would count.
-        plain: likewise, with our network gone.
-        latency_median_ms: of each way.
+        ours: optimized. Peak memory is that of the whole process, libraries included, from the network's first run on;
+            it is measured before the plain network ran: memory that is not returned to the system would count.
+        plain: likewise, after our network was freed.
+        latency_median_ms: of each network.
         speed_up: plain over ours, of these medians.
         memory_ratio: plain over ours, of the peaks; None where they are unknown.
-        attention: deformable attention of each way.
-        order: who ran, in the order of the timed runs.
-        agreement: how much the results of the first run of each differ.
+        attention: backend of deformable attention, of each network.
+        order: names in the order of the measured runs.
+        agreement: difference between the first results of both.
     """
 
     ours: Timing
@@ -55,88 +53,86 @@ class Comparison:
     agreement: dict[str, Any]
 
 
-class _Way:
-    """One of the two ways: measures its memory alone in the process, then its time beside the other."""
+class _Variant:
+    """One of the two networks: its memory is measured alone in the process, then its time in turn with the other."""
 
-    def __init__(self, make: Callable[[], Run], plan: Plan, *, plain: bool) -> None:
-        self.make, self.plan, self.plain = make, plan, plain
-        self.attention = REFERENCE if plain else active_backend(plan.device.type)
-        self.run: Run | None = None
+    def __init__(self, make: Callable[[], Workload], spec: BenchmarkSpec, *, plain: bool) -> None:
+        self.make, self.spec, self.plain = make, spec, plain
+        self.attention = PLAIN_BACKEND if plain else active_backend(spec.device.type)
+        self.workload: Workload | None = None
         self.peak: int | None = None
         self.first_result: list[Detections] | float = 0.0
 
     def start(self) -> None:
-        """Builds the network and runs it until its memory has settled; the first time the peak is kept."""
-        self.run = self.make()
-        torch.manual_seed(0)  # the same draws in the first training step
-        known = reset_peak_memory(self.plan.device)
+        """Builds the network and runs it until its memory has settled; the first call keeps the peak."""
+        self.workload = self.make()
+        torch.manual_seed(0)  # the same random numbers in the first training step
+        known = reset_peak_memory(self.spec.device)
         self.once()
-        result = self.run.result
-        for _ in range(max(self.run.SETTLED, self.plan.warmup) - 1):
+        result = self.workload.result
+        for _ in range(max(self.workload.SETTLING_RUNS, self.spec.warmup) - 1):
             self.once()
         if self.peak is None:
-            self.peak = peak_memory(self.plan.device) if known else None
+            self.peak = peak_memory(self.spec.device) if known else None
             self.first_result = result
 
     def once(self) -> float:
         """Seconds of one run."""
-        assert self.run is not None
-        with self._operator():
-            return self.run.once()
+        assert self.workload is not None
+        with self._backend():
+            return self.workload.once()
 
     def split(self) -> dict[str, float]:
         """Seconds of the stages of one run."""
-        assert self.run is not None
-        with self._operator():
-            return self.run.split()
+        assert self.workload is not None
+        with self._backend():
+            return self.workload.split()
 
-    def _operator(self) -> AbstractContextManager[None]:
-        return use_backend(REFERENCE) if self.plain else nullcontext()
-
-
-def compare_ticks(plan: Plan) -> int:
-    """How often `compare` reports progress."""
-    return 3 + 2 * (plan.iterations + plan.split_iterations)
+    def _backend(self) -> AbstractContextManager[None]:
+        return use_backend(PLAIN_BACKEND) if self.plain else nullcontext()
 
 
 def compare(
-    make_ours: Callable[[], Run], make_plain: Callable[[], Run], plan: Plan, tick: Tick = lambda: None
+    make_ours: Callable[[], Workload],
+    make_plain: Callable[[], Workload],
+    spec: BenchmarkSpec,
+    tick: Tick = lambda: None,
 ) -> Comparison:
-    """Measures both ways.
+    """Measures both networks.
 
     Args:
-        make_ours: builds the network as this program uses it, and its run; called twice, because the network is gone
-            while the plain way's memory is measured.
-        make_plain: builds the network without the savings, with the same weights, and its run.
-        plan: what to measure with; each way runs until its memory has settled before anything counts, whatever
-            `warmup` says.
-        tick: called after each run that counts, and after each start of a way.
+        make_ours: builds the optimized network; called twice, because the network is freed while the memory of the
+            plain one is measured.
+        make_plain: builds the network without optimizations, with the same weights.
+        spec: what to measure. Each network runs until its memory has settled before the measurement, whatever `warmup`
+            is.
+        tick: called `spec.comparison_ticks` times.
     """
-    ours, plain = _Way(make_ours, plan, plain=False), _Way(make_plain, plan, plain=True)
-    ways = {OURS: ours, PLAIN: plain}
+    ours, plain = _Variant(make_ours, spec, plain=False), _Variant(make_plain, spec, plain=True)
+    variants = {OURS: ours, PLAIN: plain}
     ours.start()
     tick()
-    ours.run = None
+    ours.workload = None
     plain.start()
     tick()
     ours.start()
     tick()
     order: list[str] = []
 
-    def timed(name: str, way: _Way) -> Callable[[], float]:
-        def measure() -> float:
+    def recorded(name: str, variant: _Variant) -> Callable[[], float]:
+        def once() -> float:
             order.append(name)
-            return way.once()
+            return variant.once()
 
-        return measure
+        return once
 
-    latencies = in_turn({name: timed(name, way) for name, way in ways.items()}, plan.iterations, tick)
-    splits = in_turn({name: way.split for name, way in ways.items()}, plan.split_iterations, tick)
-    assert ours.run is not None
-    data_seconds = ours.run.data_seconds()
+    latencies = in_turn({name: recorded(name, variant) for name, variant in variants.items()}, spec.iterations, tick)
+    splits = in_turn({name: variant.split for name, variant in variants.items()}, spec.split_iterations, tick)
+    assert ours.workload is not None
+    data_seconds = ours.workload.data_seconds()
     timings = {
-        name: timing_of(ours.run, latencies[name], splits[name], way.peak, data_seconds=data_seconds)
-        for name, way in ways.items()
+        name: summarize(ours.workload, latencies[name], splits[name], variant.peak, data_seconds=data_seconds)
+        for name, variant in variants.items()
     }
     medians = {name: median(seconds) * 1000 for name, seconds in latencies.items()}
     return Comparison(
@@ -145,33 +141,33 @@ def compare(
         latency_median_ms=medians,
         speed_up=medians[PLAIN] / medians[OURS],
         memory_ratio=None if ours.peak is None or plain.peak is None else plain.peak / ours.peak,
-        attention={name: way.attention for name, way in ways.items()},
+        attention={name: variant.attention for name, variant in variants.items()},
         order=order,
         agreement=_agreement(ours.first_result, plain.first_result),
     )
 
 
 def _agreement(ours: list[Detections] | float, plain: list[Detections] | float) -> dict[str, Any]:
-    """How much two results differ: of training steps their losses, else their detections."""
+    """Difference between two results: losses of training steps, or detections."""
     if isinstance(ours, float) or isinstance(plain, float):
-        losses = {"loss_ours": ours, "loss_plain": plain}
         assert isinstance(ours, float)
         assert isinstance(plain, float)
-        return {**losses, "relative_difference": abs(ours - plain) / max(abs(plain), 1e-300)}
+        difference = abs(ours - plain) / max(abs(plain), 1e-300)
+        return {"loss_ours": ours, "loss_plain": plain, "relative_difference": difference}
     return compare_detections(ours, plain)
 
 
 def compare_detections(ours: Sequence[Detections], plain: Sequence[Detections]) -> dict[str, Any]:
-    """How much two sets of detections of the same images differ.
+    """Difference between two sets of detections on the same images.
 
     Args:
-        ours: one entry an image.
+        ours: one entry per image.
         plain: likewise.
 
     Returns:
-        detections_ours, detections_plain: how many; labels_equal: whether label for label in order of score;
+        detections_ours, detections_plain: counts; labels_equal: whether the labels are equal in order of score;
         unmatched: detections of ours without one of the same label, box (within a pixel) and score (within 0.001);
-        largest_box_difference_px, largest_score_difference: over those that have one, None without any.
+        largest_box_difference_px, largest_score_difference: over the matched ones, None without any.
     """
     unmatched, boxes, scores = 0, [0.0], [0.0]
     for left, right in zip(ours, plain, strict=True):
@@ -185,13 +181,13 @@ def compare_detections(ours: Sequence[Detections], plain: Sequence[Detections]) 
                 continue
             boxes.append(float(box_gaps.min()))
             scores.append(float(score_gaps[box_gaps.argmin()]))
-    counts = [sum(len(image.scores) for image in found) for found in (ours, plain)]
-    paired = len(boxes) > 1
+    counts = [sum(len(image.scores) for image in detections) for detections in (ours, plain)]
+    matched = len(boxes) > 1
     return {
         "detections_ours": counts[0],
         "detections_plain": counts[1],
         "labels_equal": all(torch.equal(a.labels, b.labels) for a, b in zip(ours, plain, strict=True)),
         "unmatched": unmatched,
-        "largest_box_difference_px": max(boxes) if paired else None,
-        "largest_score_difference": max(scores) if paired else None,
+        "largest_box_difference_px": max(boxes) if matched else None,
+        "largest_score_difference": max(scores) if matched else None,
     }

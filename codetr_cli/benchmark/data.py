@@ -1,8 +1,8 @@
-"""Measures how fast images come: what a worker spends its time on, what workers bring together, and what holds them up.
+"""Benchmarks the data pipeline: the stages of a worker, the transfer to the device, and the loader as a whole.
 
 Stages are timed one image after the other in this process, on the user's files and with the training's augmentation.
-Rates are those of the training's own loader. Files are read before they are timed, so that they come from the system's
-cache as they do in every epoch but the first; how long they take from the disk is measured apart.
+Rates are those of the training's own loader. Files are in the system's cache when they are timed, as in every epoch but
+the first; reading them from the disk is measured separately.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,30 +22,35 @@ import cv2
 import numpy as np
 import torch
 
-from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
+from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTiming, diagnose
 from codetr_cli.config.schema import Settings
-from codetr_cli.data.batch import normalize
+from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.images import read_file
+from codetr_cli.data.images import BrokenImageError, read_file
 from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
 from codetr_cli.data.loading.transport import pack
 from codetr_cli.data.loading.workers import BatchReader
+from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target
+from codetr_cli.data.transforms import DroppedSampleError
+from codetr_cli.errors import DatasetError
 from codetr_cli.runtime.timing import Tick, seconds_of
 
-HELD = 16
-"""Images that are kept to put batches together of them and hand those over."""
+Item = tuple[np.ndarray, Target]
 
-ROUNDS = 3
-"""How often these are handed over."""
+KEPT_ITEMS = 16
+"""Images that are kept for the stages of whole batches."""
+
+TRANSFERS = 3
+"""How often each batch of them is transferred from a worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataPlan:
-    """What to measure with.
+class DataSpec:
+    """What to measure.
 
     Attributes:
-        images: that are timed stage by stage.
+        images: number of images that are timed stage by stage.
         seconds: of each measurement of the loader.
         workers: numbers of worker processes to measure, ascending.
         device: where batches go.
@@ -64,228 +70,181 @@ class DataPlan:
 
 
 def usable_cores() -> int:
-    """Processors that this process may use."""
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def worker_numbers(most: int) -> tuple[int, ...]:
+def worker_counts(most: int) -> tuple[int, ...]:
     """0, 1, 2, 4, ... and `most`."""
     powers = [2**power for power in range(most.bit_length()) if 2**power < most]
     return (0, *powers, most) if most else (0,)
 
 
-def benchmark_data(dataset: CocoDataset, settings: Settings, plan: DataPlan, tick: Tick = lambda: None) -> DataTiming:
-    """Times reading, stage by stage and as a whole.
+def benchmark_data(dataset: CocoDataset, settings: Settings, spec: DataSpec, tick: Tick = lambda: None) -> DataTiming:
+    """Times the data pipeline, stage by stage and as a whole.
 
     Args:
         dataset: training images with their augmentation.
         settings: of the training.
-        plan: what to measure with.
+        spec: what to measure.
         tick: called after each image that is timed, and after each measurement of the loader.
+
+    Raises:
+        DatasetError: the images cannot be read.
     """
-    stages = _Stages(dataset, settings, plan)
-    stages.measure(tick)
+    batch_size = settings.train.micro_batch
+    order = _build_loader(dataset, settings, spec, workers=0).sampler
+    keys = ((epoch, int(index)) for epoch in range(spec.images) for index in order.batches(epoch).ravel())
+    stages = _ImageStages(dataset)
+    items: list[Item] = []
+    with _single_thread():
+        for _ in range(spec.images):
+            item = stages.next_item(keys)
+            if len(items) < max(batch_size, KEPT_ITEMS // batch_size * batch_size):
+                items.append(item)
+            tick()
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    pack_seconds, parcels = _pack_batches(batches)
+    per_batch_stages = {
+        "batch": pack_seconds,
+        "hand-over": _transfer_seconds(batches, pack_seconds),
+        "copy": _copy_seconds(parcels, settings, spec.device),
+    }
+    stages_ms = {name: seconds * 1000 / spec.images for name, seconds in stages.seconds.items()}
+    stages_ms |= {name: seconds * 1000 / len(items) for name, seconds in per_batch_stages.items()}
     rates = {}
-    for workers in plan.workers:
-        rates[workers] = _rate(dataset, settings, plan, workers)
+    for workers in spec.workers:
+        rates[workers] = _loader_rate(dataset, settings, spec, workers)
         tick()
     timing = DataTiming(
-        images=plan.images,
-        micro_batch=settings.train.micro_batch,
-        stages_ms={name: seconds * 1000 / plan.images for name, seconds in stages.seconds.items()},
-        cold_read_ms=stages.cold_read_ms,
+        images=spec.images,
+        micro_batch=batch_size,
+        stages_ms={name: stages_ms[name] for name in (*WORKER_STAGES, *MAIN_STAGES)},
+        cold_read_ms=_cold_read_ms(stages.paths),
         file_bytes=float(np.mean(stages.file_bytes)),
         file_pixels=float(np.mean(stages.file_pixels)),
-        network_pixels=float(np.mean(stages.network_pixels)),
+        network_pixels=float(np.mean([image.shape[0] * image.shape[1] for image, _ in items])),
         loader_images_per_s=rates,
-        needed_images_per_s=plan.needed,
+        needed_images_per_s=spec.needed,
         cores=usable_cores(),
     )
-    return judged(timing, images_in_all=len(dataset))
+    return diagnose(timing)
 
 
-class _Stages:
-    """Reads images one by one with a clock at every stage."""
+class _ImageStages:
+    """Runs what `CocoDataset` does for one image, stage by stage, and adds up the seconds of each stage."""
 
-    def __init__(self, dataset: CocoDataset, settings: Settings, plan: DataPlan) -> None:
-        self.dataset, self.settings, self.plan = dataset, settings, plan
-        self.seconds = dict.fromkeys((*WORKER_STAGES, *MAIN_STAGES), 0.0)
-        self.cold_read_ms: float | None = None
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+        self.seconds = dict.fromkeys(("read", "decode", "objects", "augment", "paste"), 0.0)
+        self.paths: list[Path] = []
         self.file_bytes: list[int] = []
         self.file_pixels: list[int] = []
-        self.network_pixels: list[int] = []
 
-    def measure(self, tick: Tick) -> None:
-        """Times as many images as the plan says, the same again where there are fewer."""
-        sampler = _loader(self.dataset, self.settings, self.plan, workers=0).sampler
-        order = ((epoch, int(i)) for epoch in range(self.plan.images) for i in sampler.batches(epoch).ravel())
-        keys = list(islice(order, self.plan.images))
-        self.cold_read_ms = self._cold_reads([self.dataset.image_path(index) for _, index in keys])
-        self.dataset[keys[0]]
-        size = self.settings.train.micro_batch
-        held = max(size, HELD // size * size)
-        samples: list[tuple[np.ndarray, Target]] = []
-        for key in keys:
-            sample = self._one(key)
-            samples += [sample] if len(samples) < held else []
-            tick()
-        self._batches([samples[start : start + size] for start in range(0, len(samples), size)])
-        for name in ("batch", "hand-over", "copy"):
-            self.seconds[name] *= len(keys) / len(samples)
+    def next_item(self, keys: Iterator[tuple[int, int]]) -> Item:
+        """The item of the next key; keys whose image loses all objects, or may be skipped, are passed over.
 
-    def _one(self, key: tuple[int, int]) -> tuple[np.ndarray, Target]:
-        """Reads and transforms one image, and another one to paste where the settings say so."""
-        seconds = dict.fromkeys(("read", "decode", "load", "augment", "paste"), 0.0)
+        Raises:
+            DatasetError: an image cannot be read, or no key is left.
+        """
+        for epoch, index in keys:
+            try:
+                return self._item(epoch, index)
+            except DroppedSampleError:
+                continue
+            except BrokenImageError:
+                if not self.dataset.skip_bad:
+                    raise
+        raise DatasetError("the data set has too few usable images for the benchmark: check it with `codetr prepare`")
+
+    def _item(self, epoch: int, index: int) -> Item:
         dataset = self.dataset
-        with ExitStack() as stack:
-            stack.enter_context(_one_thread())
-            stack.enter_context(_timed(dataset, "read_bytes", seconds, "read"))
-            stack.enter_context(_timed(dataset, "decode", seconds, "decode", self._note_file))
-            stack.enter_context(_timed(dataset, "load_sample", seconds, "load"))
-            stack.enter_context(_timed(dataset, "transform", seconds, "augment"))
-            if dataset.copy_paste is not None:
-                stack.enter_context(_timed(dataset, "copy_paste", seconds, "paste"))
-            started = time.perf_counter()
-            sample = dataset[key]
-            whole = time.perf_counter() - started
-        self.file_pixels.append(math.prod(sample[1]["orig_size"]))
-        self.network_pixels.append(sample[0].shape[0] * sample[0].shape[1])
-        self.seconds["read"] += seconds["read"]
-        self.seconds["decode"] += seconds["decode"]
-        self.seconds["objects"] += seconds["load"] - seconds["read"] - seconds["decode"]
-        self.seconds["paste"] += seconds["paste"]
-        self.seconds["augment"] += whole - seconds["load"] - seconds["paste"]
-        return sample
+        rng = np.random.default_rng([dataset.seed, epoch, index])
+        orig_size, sample = self._transformed(index, rng)
+        if dataset.copy_paste is not None:
+            _, source = self._transformed(int(rng.integers(len(dataset))), rng)
+            with self._timed("paste"):
+                sample = dataset.copy_paste(sample, source, rng)
+        with self._timed("augment"):
+            sample = sample if dataset.mask_targets else replace(sample, masks=None)
+            image_id = dataset.image_ids[index]
+            target = sample.to_target(image_id=image_id, orig_size=orig_size, pad_divisor=dataset.pad_divisor)
+            return np.ascontiguousarray(sample.image), target
 
-    def _note_file(self, index: int, content: bytes) -> None:
+    def _transformed(self, index: int, rng: np.random.Generator) -> tuple[tuple[int, int], Sample]:
+        """(height, width) of the decoded file, and the augmented sample."""
+        dataset = self.dataset
+        dataset.read_bytes(index)  # into the system's cache
+        with self._timed("read"):
+            content = dataset.read_bytes(index)
+        with self._timed("decode"):
+            image = dataset.decode(index, content)
+        with self._timed("objects"):
+            sample = dataset.annotated(index, image)
+        self.paths.append(dataset.image_path(index))
         self.file_bytes.append(len(content))
+        self.file_pixels.append(math.prod(sample.size))
+        with self._timed("augment"):
+            return sample.size, dataset.transform(sample, rng)
 
-    def _batches(self, batches: Sequence[Sequence[tuple[np.ndarray, Target]]]) -> None:
-        """Puts samples together, hands them from one process to another, and copies them to the device."""
-        data, device = self.settings.data, self.plan.device
-        for samples in batches:
-            with _one_thread():
-                started = time.perf_counter()
-                parcel = pack(samples)
-                self.seconds["batch"] += time.perf_counter() - started
-            batch = parcel.open()
-
-            def copy(batch: Any = batch) -> None:
-                moved = (batch.pin_memory() if device.type == "cuda" else batch).to(device)
-                normalize(moved.images, moved.padding_mask, data.mean, data.std)
-
-            self.seconds["copy"] += seconds_of(copy, device)
-        ready = _Ready([sample for samples in batches for sample in samples])
-        indices = iter(range(len(ready)))
-        order = [list(islice(indices, len(samples))) for samples in batches]
-        stream = iter(BatchReader(ready, [order[0], *order * ROUNDS], workers=1))
-        next(stream)  # when the worker is there
-        started = time.perf_counter()
-        for _ in stream:
-            pass
-        self.seconds["hand-over"] = max(0.0, (time.perf_counter() - started) / ROUNDS - self.seconds["batch"])
-
-    @staticmethod
-    def _cold_reads(paths: Sequence[Path]) -> float | None:
-        """Mean milliseconds of reading files that are not in the system's cache."""
-        if not hasattr(os, "posix_fadvise"):
-            return None
-        unique = list(dict.fromkeys(paths))
-        for path in unique:
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        started = time.perf_counter()
-        for path in unique:
-            read_file(path)
-        return (time.perf_counter() - started) * 1000 / len(unique)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Computes as a worker does."""
-    torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(torch_threads)
-        cv2.setNumThreads(cv2_threads)
-
-
-@contextmanager
-def _timed(
-    owner: object, name: str, seconds: dict[str, float], key: str, note: Callable[..., object] = lambda *values: None
-) -> Iterator[None]:
-    """Adds up the time of calls of an object's method or part.
-
-    Args:
-        owner: of it; a module too.
-        name: of the attribute.
-        seconds: where the time is added.
-        key: under which.
-        note: called with the arguments of each call.
-    """
-    function, attributes = getattr(owner, name), vars(owner)
-    own = name in attributes
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        note(*arguments)
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
-            return function(*arguments, **options)
+            yield
         finally:
-            seconds[key] += time.perf_counter() - started
-
-    attributes[name] = call
-    try:
-        yield
-    finally:
-        if own:
-            attributes[name] = function
-        else:
-            del attributes[name]
+            self.seconds[stage] += time.perf_counter() - started
 
 
-class _Ready:
-    """Samples that need no reading."""
-
-    def __init__(self, samples: Sequence[tuple[np.ndarray, Target]]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, Target]:
-        return self.samples[key if isinstance(key, int) else key[1]]
-
-    def image_path(self, index: int) -> Path:
-        """A name for messages."""
-        return Path(f"sample {index}")
+def _pack_batches(batches: Sequence[Sequence[Item]]) -> tuple[float, list[Batch]]:
+    """Seconds that a worker needs to put all batches together, and the batches."""
+    with _single_thread():
+        started = time.perf_counter()
+        packed = [pack(items) for items in batches]
+        seconds = time.perf_counter() - started
+    return seconds, [shared.open() for shared in packed]
 
 
-def _loader(
-    dataset: CocoDataset,
-    settings: Settings,
-    plan: DataPlan,
-    *,
-    workers: int,
-) -> TrainLoader:
-    return build_train_loader(
-        dataset,
-        micro_batch=settings.train.micro_batch,
-        workers=workers,
-        seed=settings.train.seed,
-        rank=0,
-        world_size=1,
-        aspect_grouping=settings.data.aspect_grouping,
-        pin_memory=plan.device.type == "cuda",
-    )
+def _copy_seconds(batches: Sequence[Batch], settings: Settings, device: torch.device) -> float:
+    """Seconds of copying all batches to the device and normalizing them there."""
+
+    def copy(batch: Batch) -> None:
+        moved = (batch.pin_memory() if device.type == "cuda" else batch).to(device)
+        normalize(moved.images, moved.padding_mask, settings.data.mean, settings.data.std)
+
+    return sum(seconds_of(partial(copy, batch), device) for batch in batches)
 
 
-def _rate(dataset: CocoDataset, settings: Settings, plan: DataPlan, workers: int) -> float:
-    """Images per second of the training's loader, copied to the device, once it runs."""
-    loader = _loader(dataset, settings, plan, workers=workers)
+def _transfer_seconds(batches: Sequence[Sequence[Item]], pack_seconds: float) -> float:
+    """Seconds of transferring all batches from a worker to this process, without putting them together."""
+    ready = _ReadyItems([item for items in batches for item in items])
+    indices = iter(range(len(ready)))
+    order = [list(islice(indices, len(items))) for items in batches]
+    stream = iter(BatchReader(ready, [order[0], *order * TRANSFERS], workers=1))
+    next(stream)  # the worker has started
+    started = time.perf_counter()
+    for _ in stream:
+        pass
+    return max(0.0, (time.perf_counter() - started) / TRANSFERS - pack_seconds)
+
+
+def _cold_read_ms(paths: Sequence[Path]) -> float | None:
+    """Mean milliseconds of reading files that the system was asked to drop from its cache; None where it cannot be."""
+    if not hasattr(os, "posix_fadvise"):
+        return None
+    unique = list(dict.fromkeys(paths))
+    for path in unique:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    started = time.perf_counter()
+    for path in unique:
+        read_file(path)
+    return (time.perf_counter() - started) * 1000 / len(unique)
+
+
+def _loader_rate(dataset: CocoDataset, settings: Settings, spec: DataSpec, workers: int) -> float:
+    """Images per second of the training's loader, copied to the device, after its start."""
+    loader = _build_loader(dataset, settings, spec, workers=workers)
 
     def endless() -> Iterator[Any]:
         epoch = 0
@@ -298,8 +257,51 @@ def _rate(dataset: CocoDataset, settings: Settings, plan: DataPlan, workers: int
     for _ in range(1 + workers):
         next(stream)
     images, started = 0, time.perf_counter()
-    while time.perf_counter() - started < plan.seconds:
-        images += len(next(stream).to(plan.device))
+    while time.perf_counter() - started < spec.seconds:
+        images += len(next(stream).to(spec.device))
     rate = images / (time.perf_counter() - started)
     loader.reader.close()
     return rate
+
+
+def _build_loader(dataset: CocoDataset, settings: Settings, spec: DataSpec, *, workers: int) -> TrainLoader:
+    return build_train_loader(
+        dataset,
+        micro_batch=settings.train.micro_batch,
+        workers=workers,
+        seed=settings.train.seed,
+        rank=0,
+        world_size=1,
+        aspect_grouping=settings.data.aspect_grouping,
+        pin_memory=spec.device.type == "cuda",
+    )
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Computes with one thread, as a worker does."""
+    torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        cv2.setNumThreads(cv2_threads)
+
+
+class _ReadyItems:
+    """A data set of items that are in memory already."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        return self.items[key if isinstance(key, int) else key[1]]
+
+    def image_path(self, index: int) -> Path:
+        """A name for messages."""
+        return Path(f"item {index}")

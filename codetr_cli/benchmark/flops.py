@@ -1,9 +1,9 @@
-"""How large a network is and what one image costs it, counted without running it.
+"""Counts the parameters of a network and its operations for one image, without running it.
 
-The network is built on PyTorch's meta device, which knows shapes and stores nothing. Counted are the multiply-adds of
-matrix products, convolutions and attention, one multiply-add as one operation, as the papers' tables of GFLOPs do, and
-those of sampling in deformable attention; norms, activations and post-processing are not. Masks are left out: their
-cost grows with the number of detections.
+The network is built on PyTorch's meta device, which stores shapes only. The count holds the multiply-adds of matrix
+products, convolutions and attention, one multiply-add as one operation, as the papers' tables of GFLOPs do, and those
+of sampling in deformable attention. Norms, activations, post-processing and masks are not counted: the cost of masks
+grows with the number of detections.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MULTIPLY_ADDS_PER_SAMPLE = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Complexity:
-    """What a network amounts to.
+    """Size and cost of a network.
 
     Attributes:
-        parameters: numbers in all its parameters, of the auxiliary heads too.
-        detection_parameters: of these, what detection with the decoder needs.
+        parameters: number of all parameters, auxiliary heads included.
+        detection_parameters: number of those that inference with the decoder needs.
         gflops: billions of multiply-adds from one image to the decoder's boxes and scores.
         size: (height, width) of that image in pixels.
     """
@@ -57,7 +57,7 @@ def measure(settings: Settings) -> Complexity:
 
 
 def detection_size(settings: Settings) -> tuple[int, int]:
-    """(height, width) of the largest image that the test settings make, lying, padding included."""
+    """(height, width) of the largest landscape image that the test settings give, padding included."""
     test, divisor = settings.test, settings.data.pad_divisor
     if test.canvas is not None:
         return test.canvas, test.canvas
@@ -74,10 +74,10 @@ def _count_multiply_adds(model: nn.Module, images: Tensor, padding_mask: Tensor)
 
     def count_sampling(module: MultiScaleDeformableAttention, _inputs: Any, output: Tensor) -> None:
         nonlocal sampled
-        points = output.shape[1] * module.num_levels * module.num_points  # each of them in all channels, by some head
+        points = output.shape[1] * module.num_levels * module.num_points  # each in all channels, split over the heads
         sampled += points * output.shape[2] * MULTIPLY_ADDS_PER_SAMPLE
 
-    # The counter follows gradients through modules where there may be any.
+    # With gradients the counter would hook into backward passes too.
     model.eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, MultiScaleDeformableAttention):

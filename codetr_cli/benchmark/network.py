@@ -1,133 +1,129 @@
-"""What `codetr bench` measures of the whole network, and with what."""
+"""The network of a preset or checkpoint, ready to be measured, as the program uses it and without optimizations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from codetr_cli import console
+import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from codetr_cli.benchmark.compare import compare
+from codetr_cli.benchmark.model import (
+    TRAINING_OBJECTS,
+    BenchmarkSpec,
+    InferenceWorkload,
+    TrainingWorkload,
+    Workload,
+    measure,
+)
+from codetr_cli.inference.loading import LoadedModel, load_detector
+from codetr_cli.models.inference_mode import disable_optimizations
+from codetr_cli.runtime.synthetic import stir
+from codetr_cli.runtime.timing import Tick
 
-    import torch
 
-    from codetr_cli.benchmark.model import Plan, Run
-    from codetr_cli.inference.loading import LoadedModel
-
-
-class Network:
-    """The whole network: what is measured of it, and with what.
+class BenchmarkedNetwork:
+    """Loads a network and measures it.
 
     Args:
-        kind: "inference" or "training".
         target: checkpoint or preset.
-        overrides: settings.
+        overrides: of the settings.
         device: where it runs.
-        random_weights: time a preset without the weights that are published for it.
+        training: measure training steps instead of inference.
+        random_weights: of a preset, use random weights instead of those that are published for it.
     """
 
     def __init__(
-        self, kind: str, target: str, overrides: Sequence[str], device: torch.device, *, random_weights: bool
+        self, target: str, overrides: Sequence[str], device: torch.device, *, training: bool, random_weights: bool
     ) -> None:
-        self.training, self.target, self.overrides, self.device = kind == "training", target, overrides, device
-        self.random_weights = random_weights
-        loaded = self._load(self.overrides, lean=True)
+        self.target, self.overrides, self.device = target, overrides, device
+        self.training, self.random_weights = training, random_weights
+        loaded = self._load(overrides, optimize=True)
         self.settings = loaded.settings
         self.parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-        self.loaded: LoadedModel | None = loaded
+        self._loaded: LoadedModel | None = loaded
 
-    def plan(
+    def spec(
         self,
         *,
-        size: tuple[int, int] | None,
-        batch: int | None,
-        precision: str,
-        objects: int | None,
         runs: tuple[int, int, int],
-    ) -> Plan:
-        """What to measure with; what is not given is the settings'."""
-        from codetr_cli.benchmark.model import TRAINING_OBJECTS, Plan
+        size: tuple[int, int] | None = None,
+        batch: int | None = None,
+        precision: str = "auto",
+        objects: int | None = None,
+    ) -> BenchmarkSpec:
+        """What to measure.
 
-        settings = self.settings
-        return Plan(
-            size=size or settings.test.input_size,
-            batch=batch or (settings.train.micro_batch if self.training else 1),
+        Args:
+            runs: warm-up runs, measured runs, runs for the split into stages.
+            size: (height, width) of the input in pixels; None for the settings'.
+            batch: images per batch; None for one, or the micro batch of the settings in training.
+            precision: "auto", "fp32", "bf16" or "fp16".
+            objects: boxes per training image; None for `TRAINING_OBJECTS`.
+        """
+        warmup, iterations, split_iterations = runs
+        return BenchmarkSpec(
+            size=size or self.settings.test.input_size,
+            batch=batch or (self.settings.train.micro_batch if self.training else 1),
             device=self.device,
             precision=precision,
-            warmup=runs[0],
-            iterations=runs[1],
-            split_iterations=runs[2],
+            warmup=warmup,
+            iterations=iterations,
+            split_iterations=split_iterations,
             objects=objects or TRAINING_OBJECTS,
         )
 
-    def measure(self, plan: Plan) -> dict[str, Any]:
-        """Times the network."""
-        from codetr_cli.benchmark.model import measure
+    def measure(self, spec: BenchmarkSpec, tick: Tick = lambda: None) -> dict[str, Any]:
+        """Measures the network; `tick` is called `spec.ticks` times."""
+        return {**self._summary(spec), **asdict(measure(self._optimized(spec), tick))}
 
-        with console.progress(f"timing {'training' if self.training else 'inference'}", plan.ticks) as advance:
-            timing = measure(self._ours(plan), plan, advance)
-        return {**self._facts(plan), **asdict(timing)}
+    def compare(self, spec: BenchmarkSpec, tick: Tick = lambda: None) -> dict[str, Any]:
+        """Measures the network with and without optimizations, in turn; `tick`: `spec.comparison_ticks` times."""
+        found = compare(lambda: self._optimized(spec), lambda: self._plain(spec), spec, tick)
+        return {**self._summary(spec), **asdict(found)}
 
-    def compare(self, plan: Plan) -> dict[str, Any]:
-        """Times the network with all savings and without, in turn."""
-        from codetr_cli.benchmark.compare import compare, compare_ticks
+    def _optimized(self, spec: BenchmarkSpec) -> Workload:
+        """The network as every other verb uses it; the caller owns it alone."""
+        loaded, self._loaded = self._loaded or self._load(self.overrides, optimize=True), None
+        return self._workload(loaded, spec)
 
-        with console.progress("timing ours and plain in turn", compare_ticks(plan)) as advance:
-            found = compare(lambda: self._ours(plan), lambda: self._plain(plan), plan, advance)
-        return {**self._facts(plan), **asdict(found)}
-
-    def _ours(self, plan: Plan) -> Run:
-        """The network as every other verb uses it; kept by nobody else."""
-        loaded, self.loaded = self.loaded or self._load(self.overrides, lean=True), None
-        return self._run(loaded, plan)
-
-    def _plain(self, plan: Plan) -> Run:
-        """The network without what makes it fast, apart from the operator, which is chosen around its runs."""
-        from codetr_cli.models.inference_mode import disable_optimizations
-
-        # A backend that the settings name would stand above the plain way's.
-        overrides = [*self.overrides, "model.attention_backend=auto"]
-        loaded = self._load(overrides, lean=False)
+    def _plain(self, spec: BenchmarkSpec) -> Workload:
+        """The network without optimizations, except for the operator: `compare` chooses its backend."""
+        # A backend named in the settings would override the choice of `compare`.
+        loaded = self._load([*self.overrides, "model.attention_backend=auto"], optimize=False)
         disable_optimizations(loaded.model)
-        return self._run(loaded, plan)
+        return self._workload(loaded, spec)
 
-    def _load(self, overrides: Sequence[str], *, lean: bool) -> LoadedModel:
+    def _load(self, overrides: Sequence[str], *, optimize: bool) -> LoadedModel:
         """The network; a preset's random weights are the same every time."""
-        import torch
-
-        from codetr_cli.inference.loading import load_detector
-        from codetr_cli.runtime.synthetic import stir
-
         torch.manual_seed(0)
         loaded = load_detector(
             self.target,
             self.device,
             overrides,
             training=self.training,
-            optimize=lean,
+            optimize=optimize,
             random_weights=self.random_weights,
         )
         if loaded.path is None:
             stir(loaded.model)
         return loaded
 
-    def _run(self, loaded: LoadedModel, plan: Plan) -> Run:
-        from codetr_cli.benchmark.model import DetectionRun, TrainingRun
-
+    def _workload(self, loaded: LoadedModel, spec: BenchmarkSpec) -> Workload:
         if self.training:
-            return TrainingRun(loaded.model, loaded.settings, plan)
-        return DetectionRun(loaded.model, loaded.postprocess, loaded.settings, plan)
+            return TrainingWorkload(loaded.model, loaded.settings, spec)
+        return InferenceWorkload(loaded.model, loaded.postprocess, loaded.settings, spec)
 
-    def _facts(self, plan: Plan) -> dict[str, Any]:
+    def _summary(self, spec: BenchmarkSpec) -> dict[str, Any]:
         return {
             "name": self.settings.name,
-            "size": list(plan.size),
-            "batch": plan.batch,
-            "precision": plan.resolved_precision(training=self.training),
-            "warmup": plan.warmup,
-            "iterations": plan.iterations,
-            "split_iterations": plan.split_iterations,
-            **({"objects": plan.objects} if self.training else {}),
+            "size": list(spec.size),
+            "batch": spec.batch,
+            "precision": spec.resolved_precision(training=self.training),
+            "warmup": spec.warmup,
+            "iterations": spec.iterations,
+            "split_iterations": spec.split_iterations,
+            **({"objects": spec.objects} if self.training else {}),
             "parameters": self.parameters,
         }

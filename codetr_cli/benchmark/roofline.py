@@ -1,7 +1,7 @@
-"""How fast this machine copies, reads its caches and multiplies: what no kernel can be faster than.
+"""Measures how fast this machine copies, reads its caches and multiplies: upper limits for every kernel.
 
-Measured in the same run and with the same threads as what is held against them. Rates are the best of a few
-repetitions: a limit is what the machine can do, not what it does on average.
+They are measured in the same run and with the same threads as the kernels. Rates are the best of a few repetitions: a
+limit is the machine's best, not its average.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from codetr_cli.runtime.timing import seconds_of
 
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
-"""Size of the tensor that is copied: beyond any cache."""
+"""Size of the copied tensor: larger than any cache."""
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 REPEATS = 5
 CACHE_READS = 64
-"""How often one call reads the buffer that lies in the cache: starting a call then costs little of its time."""
+"""How often one call reads the buffer in the cache, so that the overhead of a call is small."""
 
-USUAL_CACHE_BYTES = 2**20
-"""L2 of a core where the system does not tell its size."""
+DEFAULT_CACHE_BYTES = 2**20
+"""L2 cache of a core where the system does not report its size."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class MachineLimits:
 
     Attributes:
         copy_bytes_per_second: of a large copy, bytes read and bytes written together.
-        cache_bytes_per_second: reading or copying what lies in the L2 caches.
-        flops_per_second: of a large matrix product, a multiplication and an addition counting two.
-        cache_bytes: L2 of a core, or of the GPU.
+        cache_bytes_per_second: of reading or copying data in the L2 caches.
+        flops_per_second: of a large matrix product; a multiply-add counts two.
+        cache_bytes: L2 cache of a core, or of the GPU.
         dtype: of the matrix product, "float32" or "float64".
     """
 
@@ -49,11 +49,11 @@ class MachineLimits:
 
 @dataclass(frozen=True)
 class Work:
-    """What a call cannot avoid.
+    """The least work of a call.
 
     Attributes:
         memory_bytes: inputs read once and results written once.
-        cache_bytes: rows gathered, and in a backward pass scattered, wherever they lie.
+        cache_bytes: rows gathered, and in a backward pass scattered.
         flops: multiplications and additions.
     """
 
@@ -62,7 +62,7 @@ class Work:
     flops: int
 
     def bounds_ms(self, limits: MachineLimits) -> dict[str, float]:
-        """Least time by each limit: "copy bandwidth", "cache bandwidth", "matrix rate"."""
+        """Lower bound of the time by each limit: "copy bandwidth", "cache bandwidth", "matrix rate"."""
         return {
             "copy bandwidth": self.memory_bytes / limits.copy_bytes_per_second * 1000,
             "cache bandwidth": self.cache_bytes / limits.cache_bytes_per_second * 1000,
@@ -71,13 +71,13 @@ class Work:
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype = torch.float32, *, scale: float = 1.0) -> MachineLimits:
-    """Measures the device with torch's present number of threads.
+    """Measures the device with the current number of torch threads.
 
     Args:
         device: CPU or GPU.
         dtype: float64 measures the matrix product in float64, anything else in float32 without TF32: kernels that
             gather accumulate in float32.
-        scale: of the sizes; below 1 the rates are those of caches.
+        scale: of the sizes; below 1 the rates are those of the caches.
     """
     real = torch.float64 if dtype == torch.float64 else torch.float32
     cache = cache_size(device)
@@ -97,21 +97,21 @@ def cache_size(device: torch.device) -> int:
     try:
         text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="ascii").strip()
     except OSError:
-        return USUAL_CACHE_BYTES
+        return DEFAULT_CACHE_BYTES
     match = re.fullmatch(r"(\d+)([KM])", text)
-    return int(match[1]) * {"K": 2**10, "M": 2**20}[match[2]] if match else USUAL_CACHE_BYTES
+    return int(match[1]) * {"K": 2**10, "M": 2**20}[match[2]] if match else DEFAULT_CACHE_BYTES
 
 
 def _copy_rate(count: int, device: torch.device) -> float:
     source = torch.ones(count, device=device)
-    target = torch.zeros_like(source)  # written once, so that its pages are there
+    target = torch.zeros_like(source)  # written once, so that its pages are allocated
     return 2 * source.nbytes / _best(lambda: target.copy_(source), device)
 
 
 def _cache_rate(cache: int, device: torch.device) -> float:
-    """The better of two ways: every thread reads a buffer of half its cache, or copies it within its cache."""
+    """The better of two methods: every thread reads a buffer of half its cache, or copies within its cache."""
     buffer = torch.ones(cache // 2 // 4, device=device)
-    many = buffer.expand(max(CACHE_READS, 4 * torch.get_num_threads()), -1)  # no copy: each row is the same memory
+    many = buffer.expand(max(CACHE_READS, 4 * torch.get_num_threads()), -1)  # no copy: every row is the same buffer
     read = max(many.nbytes / _best(reduce, device) for reduce in (lambda: many.sum(1), lambda: many.amax(1)))
     if device.type == "cuda":
         return read
@@ -131,6 +131,6 @@ def _matrix_rate(side: int, device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _best(function: Callable[[], Tensor], device: torch.device, repeats: int = REPEATS) -> float:
-    """Seconds of the fastest call after one that does not count."""
+    """Seconds of the fastest call, after a warm-up call."""
     function()
     return min(seconds_of(function, device) for _ in range(repeats))

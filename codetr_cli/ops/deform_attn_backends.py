@@ -108,7 +108,7 @@ def proven(name: str, device_type: str) -> bool:
     if difference is not None:
         warnings.warn(
             f"the deformable attention of {name!r} is not used on this machine: {difference}. Plain PyTorch is used "
-            "instead, which is slower; `codetr bench --ops` compares all of them",
+            "instead, which is slower; `codetr bench ops` compares all of them",
             RuntimeWarning,
             stacklevel=2,
         )

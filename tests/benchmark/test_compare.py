@@ -5,27 +5,27 @@ import sys
 import pytest
 import torch
 
-from codetr_cli.benchmark.compare import compare, compare_detections, compare_ticks
-from codetr_cli.benchmark.model import DetectionRun, Plan, TrainingRun
+from codetr_cli.benchmark.compare import compare, compare_detections
+from codetr_cli.benchmark.model import BenchmarkSpec, InferenceWorkload, TrainingWorkload
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops import deform_attn
 from codetr_cli.ops.deform_attn import active_backend
 from codetr_cli.runtime.synthetic import stir
 
-PLAN = Plan(
+SPEC = BenchmarkSpec(
     size=(64, 96), batch=1, device=torch.device("cpu"), precision="auto", warmup=0, iterations=2, split_iterations=1
 )
 
 
-def make_run(settings, *, training: bool, change=lambda model: None):
+def make_workload(settings, *, training: bool, change=lambda model: None):
     torch.manual_seed(0)
     model = build_model(settings.model, aux_heads=training).eval()
     stir(model)
     change(model)
     if training:
-        return TrainingRun(model, settings, PLAN)
-    return DetectionRun(model, build_postprocess(settings.test), settings, PLAN)
+        return TrainingWorkload(model, settings, SPEC)
+    return InferenceWorkload(model, build_postprocess(settings.test), settings, SPEC)
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def test_ours_and_plain_take_turns_and_agree(tiny_settings, backends, training):
 
     def make(name):
         made.append((name, len(backends)))
-        return make_run(tiny_settings, training=training)
+        return make_workload(tiny_settings, training=training)
 
-    found = compare(lambda: make("ours"), lambda: make("plain"), PLAN, lambda: ticks.append(1))
+    found = compare(lambda: make("ours"), lambda: make("plain"), SPEC, lambda: ticks.append(1))
     assert found.order == ["ours", "plain", "ours", "plain"]
     assert [name for name, _ in made] == ["ours", "plain", "ours"]
-    assert len(ticks) == compare_ticks(PLAN) == 9
-    # Between building plain and building ours again, only the reference ran; before, never.
+    assert len(ticks) == SPEC.comparison_ticks == 9
+    # The reference ran only between building the plain network and building ours again.
     ours_first = backends[: made[1][1]]
     assert set(ours_first) == {active_backend("cpu")} != {"reference"}
     assert set(backends[made[1][1] : made[2][1]]) == {"reference"}
@@ -77,9 +77,9 @@ def test_another_computation_is_noticed(tiny_settings):
         model.class_heads[-2].bias.data += torch.tensor([0.5, -0.5, 0.2])
 
     found = compare(
-        lambda: make_run(tiny_settings, training=False, change=shift),
-        lambda: make_run(tiny_settings, training=False),
-        PLAN,
+        lambda: make_workload(tiny_settings, training=False, change=shift),
+        lambda: make_workload(tiny_settings, training=False),
+        SPEC,
     )
     assert found.agreement["unmatched"] > 0
 
@@ -90,9 +90,9 @@ def test_our_network_is_gone_while_plain_is_measured(tiny_settings):
         model.register_buffer("hoard", torch.ones(100 * 2**20 // 4))
 
     found = compare(
-        lambda: make_run(tiny_settings, training=False, change=hoard),
-        lambda: make_run(tiny_settings, training=False),
-        PLAN,
+        lambda: make_workload(tiny_settings, training=False, change=hoard),
+        lambda: make_workload(tiny_settings, training=False),
+        SPEC,
     )
     assert found.ours.peak_memory_bytes - found.plain.peak_memory_bytes > 50 * 2**20
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTiming, judged
+from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTiming, diagnose
 
 
 def timing_of(
@@ -20,24 +20,24 @@ def timing_of(
         needed_images_per_s=needed,
         cores=4,
     )
-    return judged(timing, images_in_all=100)
+    return diagnose(timing)
 
 
 def test_the_stage_that_takes_longest_is_named_with_the_workers_that_are_enough():
     found = timing_of({0: 20.0, 1: 10.0, 2: 19.0, 4: 36.0}, needed=14.2, decode=14.0)
     assert (found.bottleneck, found.enough_workers) == ("decode", 2)
     assert found.sentence == (
-        "Decoding takes 70% of a worker's time. 2 workers feed the 14.2 images/s of a training step: "
+        "Bottleneck: decoding, 70% of a worker's time. 2 workers supply the 14.2 images/s of a training step: "
         "--set data.workers=2."
     )
 
 
-def test_no_workers_never_feed_a_step_as_both_take_turns():
+def test_the_training_process_alone_is_never_enough():
     assert timing_of({0: 99.0, 1: 99.0}, needed=10.0).enough_workers == 1
     assert timing_of({0: 99.0, 1: 10.5}, needed=10.0).enough_workers is None
 
 
-def test_processor_cores_are_named_where_workers_get_in_each_others_way():
+def test_processor_cores_are_the_bottleneck_where_workers_compete_for_them():
     found = timing_of({0: 20.0, 1: 20.0, 2: 22.0, 8: 25.0}, needed=50.0, augment=9.0)
     assert (found.bottleneck, found.enough_workers) == ("cores", None)
     assert "it will wait 50% of the time, least with --set data.workers=8" in found.sentence
@@ -49,10 +49,10 @@ def test_processor_cores_are_named_where_workers_get_in_each_others_way():
     [
         ({"read": 20.0}, "read", "faster disk"),
         ({"hand-over": 20.0}, "hand-over", "/dev/shm"),
-        ({"objects": 20.0}, "objects", "cores help"),
+        ({"objects": 20.0}, "objects", "faster processor cores"),
     ],
 )
-def test_what_is_too_slow_is_advised_by_its_cause(stages: dict[str, float], bottleneck: str, advice: str):
+def test_advice_depends_on_the_bottleneck(stages: dict[str, float], bottleneck: str, advice: str):
     found = timing_of({0: 9.0, 1: 10.0, 4: 38.0}, needed=50.0, **stages)
     assert found.bottleneck == bottleneck
     assert advice in found.sentence
@@ -60,7 +60,7 @@ def test_what_is_too_slow_is_advised_by_its_cause(stages: dict[str, float], bott
 
 def test_without_a_need_and_with_a_slow_disk():
     found = timing_of({0: 20.0, 1: 10.0, 4: 36.0}, cold=40.0)
-    assert "4 workers bring most, 36.0 images/s; --step-images-per-s X" in found.sentence
+    assert "4 workers deliver the most, 36.0 images/s; --step-images-per-s X" in found.sentence
     assert "take 40.0 ms each to read" in found.sentence
-    assert "a faster disk helps" in found.sentence
-    assert "The training process without workers brings most" in timing_of({0: 20.0, 1: 10.0}).sentence
+    assert "add RAM" in found.sentence
+    assert "The training process without workers delivers the most" in timing_of({0: 20.0, 1: 10.0}).sentence

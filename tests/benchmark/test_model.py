@@ -5,14 +5,14 @@ import time
 import pytest
 import torch
 
-from codetr_cli.benchmark.model import Plan, benchmark_inference, benchmark_training
+from codetr_cli.benchmark.model import BenchmarkSpec, InferenceWorkload, Timing, TrainingWorkload, measure
 from codetr_cli.models.build import build_model, build_postprocess
 
 CPU = torch.device("cpu")
 
 
-def make_plan(**changes) -> Plan:
-    usual = {
+def make_spec(**changes) -> BenchmarkSpec:
+    defaults = {
         "size": (64, 96),
         "batch": 1,
         "device": CPU,
@@ -21,17 +21,19 @@ def make_plan(**changes) -> Plan:
         "iterations": 3,
         "split_iterations": 2,
     }
-    return Plan(**{**usual, **changes})
+    return BenchmarkSpec(**{**defaults, **changes})
+
+
+def measure_inference(model, settings, spec, tick=lambda: None) -> Timing:
+    return measure(InferenceWorkload(model, build_postprocess(settings.test), settings, spec), tick)
 
 
 def test_inference_is_timed_and_split(tiny_settings):
     model = build_model(tiny_settings.model, aux_heads=False)
     ticks = []
-    plan = make_plan(batch=2)
-    timing = benchmark_inference(
-        model, build_postprocess(tiny_settings.test), tiny_settings, plan, lambda: ticks.append(1)
-    )
-    assert len(ticks) == plan.ticks == 6
+    spec = make_spec(batch=2)
+    timing = measure_inference(model, tiny_settings, spec, lambda: ticks.append(1))
+    assert len(ticks) == spec.ticks == 6
     assert list(timing.stages_ms) == [
         "data", "backbone", "neck", "encoder", "decoder", "heads and query selection", "post-processing",
     ]  # fmt: skip
@@ -46,16 +48,16 @@ def test_inference_is_timed_and_split(tiny_settings):
 def test_stages_account_for_the_time_they_take(tiny_settings):
     model = build_model(tiny_settings.model, aux_heads=False)
     model.neck.register_forward_hook(lambda *_: time.sleep(0.05))
-    timing = benchmark_inference(model, build_postprocess(tiny_settings.test), tiny_settings, make_plan())
+    timing = measure_inference(model, tiny_settings, make_spec())
     assert timing.stages_ms["neck"] > 49
     assert timing.stages_ms["backbone"] < 49
     within = sum(value for name, value in timing.stages_ms.items() if name != "data")
     assert within == pytest.approx(timing.latency_ms.mean, rel=0.5)
 
 
-def test_no_instrument_stays_in_the_network(tiny_settings):
+def test_no_hook_remains_in_the_network(tiny_settings):
     model = build_model(tiny_settings.model, aux_heads=False).train()
-    benchmark_inference(model, build_postprocess(tiny_settings.test), tiny_settings, make_plan())
+    measure_inference(model, tiny_settings, make_spec())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert model.training
 
@@ -63,13 +65,13 @@ def test_no_instrument_stays_in_the_network(tiny_settings):
 def test_training_is_timed_and_trains(tiny_settings):
     model = build_model(tiny_settings.model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    timing = benchmark_training(model, tiny_settings, make_plan(iterations=1, split_iterations=1))
+    timing = measure(TrainingWorkload(model, tiny_settings, make_spec(iterations=1, split_iterations=1)))
     assert list(timing.stages_ms) == ["data", "forward", "backward", "optimizer"]
     assert all(value > 0 for value in timing.stages_ms.values())
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_precision_is_told_as_it_is():
-    assert make_plan().resolved_precision(training=False) == "fp32"
-    assert make_plan().resolved_precision(training=True) == "fp32"  # auto on a CPU
-    assert make_plan(precision="bf16").resolved_precision(training=True) == "bf16"
+def test_the_precision_that_is_used_is_reported():
+    assert make_spec().resolved_precision(training=False) == "fp32"
+    assert make_spec().resolved_precision(training=True) == "fp32"  # auto on a CPU
+    assert make_spec(precision="bf16").resolved_precision(training=True) == "bf16"

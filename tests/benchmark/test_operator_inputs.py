@@ -10,16 +10,16 @@ CPU = torch.device("cpu")
 
 
 def make_shape(**changes) -> OperatorShape:
-    usual = {"name": "encoder", "size": (64, 96), "levels": 3, "heads": 2, "channels": 8, "decoder_queries": 7}
-    return OperatorShape(**{**usual, **changes})
+    defaults = {"name": "encoder", "size": (64, 96), "levels": 3, "heads": 2, "channels": 8, "decoder_queries": 7}
+    return OperatorShape(**{**defaults, **changes})
 
 
 def pixels_of(inputs):
     sizes = torch.tensor([(w, h) for h, w in inputs.spatial_shapes])[:, None]
-    return inputs.classic().sampling * sizes - 0.5
+    return inputs.unfused().sampling * sizes - 0.5
 
 
-def test_levels_are_rounded_as_the_network_rounds():
+def test_levels_round_up_as_the_network_does():
     shape = make_shape(size=(800, 1333), levels=5)
     assert shape.spatial_shapes == [(200, 334), (100, 167), (50, 84), (25, 42), (13, 21)]
     assert shape.tokens == shape.queries == 89_023
@@ -48,34 +48,23 @@ def test_a_decoder_query_is_a_box_inside_the_image():
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
-def test_both_entries_get_the_same_samples(name):
+def test_both_operators_get_the_same_samples(name):
     inputs = make_inputs(make_shape(name=name), CPU, torch.float64)
-    classic = inputs.classic()
-    assert classic.reference is None
+    unfused = inputs.unfused()
+    assert unfused.reference is None
     fused = fused_multi_scale_deformable_attention(
         inputs.value, inputs.spatial_shapes, inputs.reference, inputs.sampling, inputs.scores, backend="reference"
     )
     plain = multi_scale_deformable_attention(
-        classic.value, classic.spatial_shapes, classic.sampling, classic.scores, backend="reference"
+        unfused.value, unfused.spatial_shapes, unfused.sampling, unfused.scores, backend="reference"
     )
     torch.testing.assert_close(fused, plain, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
-def test_samples_can_be_moved_off_the_cells_borders(name):
-    inputs = make_inputs(make_shape(name=name), CPU, torch.float64)
-    before, after = pixels_of(inputs), pixels_of(inputs.away_from_borders())
-    assert torch.equal(before.floor(), after.floor())
-    share = after - after.floor()
-    assert share.min() > 0.0999
-    assert share.max() < 0.9001
-    assert (before - before.floor()).min() < 0.05
-
-
-def test_half_precision_leaves_positions_alone():
+def test_reference_points_keep_float32():
     inputs = make_inputs(make_shape(), CPU, torch.bfloat16)
     assert inputs.value.dtype == inputs.sampling.dtype == inputs.scores.dtype == torch.bfloat16
     assert inputs.reference.dtype == torch.float32
-    assert inputs.classic().sampling.dtype == torch.float32
+    assert inputs.unfused().sampling.dtype == torch.float32
     same = make_inputs(make_shape(), CPU, torch.float32)
     assert torch.equal(same.value.bfloat16(), inputs.value)

@@ -1,4 +1,4 @@
-"""How `codetr bench` shows what it measured: tables for people, and reports that name no machine and no folder."""
+"""Tables of `codetr bench`, and reports without folders of this machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ if TYPE_CHECKING:
     from codetr_cli.benchmark.operators import OperatorReport
     from codetr_cli.benchmark.roofline import MachineLimits
 
-PACKAGE = "torch-ms-deform-attn"
-
 FOLDERS = re.compile(r"(?<![\w.:/])~?/(?:[^/\s'\"]+/)+|[A-Za-z]:\\(?:[^\\\s'\"]+\\)+")
 """The folders of an absolute path, on Linux, macOS and Windows."""
 
 
 def without_folders(value: Any) -> Any:
-    """A report with absolute paths cut to their last part: published results tell no folders of this machine."""
+    """A report with absolute paths cut to their last part: published results name no folders of this machine."""
     if isinstance(value, str):
         return FOLDERS.sub("", value)
     if isinstance(value, Mapping):
@@ -29,13 +27,13 @@ def without_folders(value: Any) -> Any:
     return value
 
 
-def memory_text(count: int | None) -> str | None:
-    """Bytes for people; None stays."""
+def size_text(count: int | None) -> str | None:
+    """Bytes with a unit; None stays None."""
     return None if count is None else console.bytes_text(count)
 
 
 def show_timing(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-    """Shows throughput, latency, memory and stages of detection ("inference") or of training steps ("training")."""
+    """Shows throughput, latency, peak memory and stages of "inference" or "training"."""
     latency = numbers["latency_ms"]
     console.table(
         _title(kind, numbers, machine),
@@ -44,42 +42,42 @@ def show_timing(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any
             [
                 round(numbers["images_per_second"], 3),
                 *(round(latency[name], 1) for name in ("mean", "p50", "p90", "p99")),
-                memory_text(numbers["peak_memory_bytes"]),
+                size_text(numbers["peak_memory_bytes"]),
             ]
         ],
     )
     stages = numbers["stages_ms"]
     within = _within(stages)
     rows = [
-        [name, round(value, 1), "beside the network" if name == "data" else f"{value / within:.0%}"]
+        [name, round(value, 1), "in parallel" if name == "data" else f"{value / within:.0%}"]
         for name, value in stages.items()
     ]
     console.table("", ["stage", "time [ms]", "share"], rows)
 
 
 def show_comparison(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-    """Shows ours beside the plain way: medians, their ratio, memory, stages, and whether both found the same."""
-    ways = ("ours", "plain")
+    """Shows ours beside plain PyTorch: medians, their ratio, peak memory, stages, and whether the results agree."""
+    names = ("ours", "plain")
     rows: list[list[object]] = [
         [
             name,
             numbers["attention"][name],
             round(numbers["latency_median_ms"][name], 1),
             round(numbers[name]["latency_ms"]["mean"], 1),
-            memory_text(numbers[name]["peak_memory_bytes"]),
+            size_text(numbers[name]["peak_memory_bytes"]),
         ]
-        for name in ways
+        for name in names
     ]
     peak = f"peak memory of the {numbers['ours']['memory_of']}"
     console.table(
         f"{_title(kind, numbers, machine)}, {numbers['iterations']} rounds in turn",
-        ["way", "attention", "median [ms]", "mean [ms]", peak],
+        ["network", "attention", "median [ms]", "mean [ms]", peak],
         rows,
     )
-    stages = {name: numbers[name]["stages_ms"] for name in ways}
+    stages = {name: numbers[name]["stages_ms"] for name in names}
     console.table(
         "",
-        ["stage", "ours [ms]", "plain [ms]", "times as fast"],
+        ["stage", "ours [ms]", "plain [ms]", "speed-up"],
         [
             [
                 stage,
@@ -92,58 +90,48 @@ def show_comparison(kind: str, numbers: Mapping[str, Any], machine: Mapping[str,
         ],
     )
     ratio = numbers["memory_ratio"]
-    less = "" if ratio is None else f", {ratio:.2f} times less memory"
+    less = "" if ratio is None else f", peak memory {ratio:.2f} times smaller"
     console.result(
         f"ours is {numbers['speed_up']:.2f} times as fast as plain{less}. {_agreement(numbers['agreement'])}"
     )
 
 
 def show_operator(report: OperatorReport, machine: Mapping[str, Any]) -> None:
-    """Shows forward and backward pass of all backends, and the limits that they are held against."""
+    """Shows forward and backward pass of every backend, and the limits of the machine."""
     shape = report.shape
     height, width = shape.size
     title = (
-        f"Deformable attention, {report.entry} entry: {shape.name} of {height}x{width}, batch {shape.batch}, "
+        f"Deformable attention, {report.entry}: {shape.name} of {height}x{width}, batch {shape.batch}, "
         f"{shape.queries} queries, {shape.levels} levels, {report.dtype}, {machine['device']}, "
         f"{machine['threads']} threads, {report.rounds} rounds in turn"
     )
-    measured = [row for row in report.rows if row.reason is None]
-    for passing, bounds in (("forward", report.forward_bounds_ms), ("backward", report.backward_bounds_ms)):
-        rows = []
-        for row in measured:
-            spread = getattr(row, f"{passing}_ms")
-            memory = row.forward_extra_bytes if passing == "forward" else row.training_extra_bytes
-            errors = [error for name, error in row.errors.items() if (name == "output") == (passing == "forward")]
-            rows.append(
-                [
-                    row.name,
-                    round(spread.median, 2),
-                    round(spread.minimum, 2),
-                    _rounded(getattr(row, f"{passing}_speed")),
-                    _rounded(getattr(row, f"{passing}_over_limit")),
-                    memory_text(memory),
-                    f"{max(errors):.1e}",
-                ]
-            )
-        above = "inputs, output" if passing == "forward" else "inputs, output, gradients, both passes"
-        columns = [f"{passing}", "median [ms]", "min [ms]", "x reference", "x limit", f"memory above {above}", "error"]
+    above = {"forward": "inputs, output", "backward": "inputs, output, gradients, both passes"}
+    for direction, bounds in (("forward", report.forward_bounds_ms), ("backward", report.backward_bounds_ms)):
+        rows = [
+            [
+                row.name,
+                round(getattr(row, f"{direction}_ms").median, 2),
+                round(getattr(row, f"{direction}_ms").minimum, 2),
+                _rounded(getattr(row, f"{direction}_speed")),
+                _rounded(getattr(row, f"{direction}_over_limit")),
+                size_text(row.forward_extra_bytes if direction == "forward" else row.training_extra_bytes),
+            ]
+            for row in report.rows
+            if row.reason is None
+        ]
+        columns = [direction, "median [ms]", "min [ms]", "x reference", "x limit", f"memory above {above[direction]}"]
         console.table(title, columns, rows)
         title = ""
         largest = max(bounds, key=lambda name: bounds[name])
-        console.result(
-            f"limit of a {passing} pass: {bounds[largest]:.2f} ms by {largest} ("
-            + ", ".join(f"{name} {value:.2f} ms" for name, value in bounds.items() if name != largest)
-            + ")"
-        )
-    if report.entry == "fused" and any(row.name == PACKAGE for row in measured):
-        console.result(f"{PACKAGE} has no fused entry: it gets locations and weights that are computed already")
+        others = ", ".join(f"{name} {value:.2f} ms" for name, value in bounds.items() if name != largest)
+        console.result(f"limit of a {direction} pass: {bounds[largest]:.2f} ms by {largest} ({others})")
     for row in report.rows:
         if row.reason is not None:
             console.result(f"{row.name} is not measured: {row.reason}")
 
 
 def show_limits(limits: MachineLimits) -> None:
-    """Shows what the machine can do."""
+    """Shows the limits of the machine."""
     console.result(
         f"measured here: copy {limits.copy_bytes_per_second / 1e9:.1f} GB/s (read and written), caches of "
         f"{console.bytes_text(limits.cache_bytes)} {limits.cache_bytes_per_second / 1e9:.1f} GB/s, "
@@ -151,8 +139,46 @@ def show_limits(limits: MachineLimits) -> None:
     )
 
 
+def show_data(numbers: Mapping[str, Any]) -> None:
+    """Shows the stages of a worker, the rates of the loader, and the bottleneck."""
+    from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES
+
+    stages = numbers["stages_ms"]
+    within = max(1e-9, sum(stages[name] for name in WORKER_STAGES))
+    rows = [
+        [name, round(stages[stage], 2), f"{stages[stage] / within:.0%}"]
+        for stage, name in WORKER_STAGES.items()
+        if stage != "paste" or stages[stage]
+    ]
+    rows += [[name, round(stages[stage], 2), "in parallel"] for stage, name in MAIN_STAGES.items()]
+    console.table(
+        f"One worker: {numbers['images']} of {numbers['data_set_images']:,} training images, augmentation "
+        f"{numbers['augmentation']}, batches of {numbers['micro_batch']}",
+        ["stage", "per image [ms]", "share"],
+        rows,
+    )
+    cold = numbers["cold_read_ms"]
+    console.result(
+        f"files: {numbers['file_bytes'] / 1000:,.0f} kB and {numbers['file_pixels'] / 1e6:.2f} megapixels on average, "
+        "read from the system's cache as in every epoch but the first; from the disk: "
+        + ("not measured here" if cold is None else f"{cold:.2f} ms")
+    )
+    needed = numbers["needed_images_per_s"]
+    console.table(
+        "Training loader",
+        ["workers", "images/s", "of a step's need"],
+        [
+            [count, round(rate, 1), "" if needed is None else f"{rate / needed:.0%}"]
+            for count, rate in numbers["loader_images_per_s"].items()
+        ],
+    )
+    if needed is not None:
+        console.result(f"a training step needs {needed:.1f} images/s ({numbers['needed_from']})")
+    console.result(numbers["sentence"])
+
+
 def place_text(machine: Mapping[str, Any]) -> str:
-    """One line about where the numbers come from."""
+    """One line about the machine and the software that were measured."""
     return (
         f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}; "
         f"deformable attention by {machine['attention_note']}"
@@ -162,13 +188,13 @@ def place_text(machine: Mapping[str, Any]) -> str:
 def _title(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     height, width = numbers["size"]
     return (
-        f"{'Detection' if kind == 'inference' else 'Training step'}: {numbers['name']} at {height}x{width}, "
+        f"{'Inference' if kind == 'inference' else 'Training step'}: {numbers['name']} at {height}x{width}, "
         f"batch {numbers['batch']}, {numbers['precision']}, {machine['device']}"
     )
 
 
 def _within(stages: Mapping[str, float]) -> float:
-    """Milliseconds of all stages but reading data, which goes on beside the network."""
+    """Milliseconds of all stages except `data`, which runs in parallel with the network."""
     return max(1e-9, sum(milliseconds for name, milliseconds in stages.items() if name != "data"))
 
 
@@ -176,11 +202,11 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _agreement(found: Mapping[str, Any]) -> str:
-    if "loss_ours" in found:
-        return f"First loss {found['loss_ours']:.6g} and {found['loss_plain']:.6g}."
-    same = found["detections_ours"] - found["unmatched"]
-    text = f"{same} of {found['detections_ours']} detections are the same"
-    if found["largest_box_difference_px"] is not None:
-        text += f", boxes within {found['largest_box_difference_px']:.1e} px"
-    return f"{text}; labels in the same order: {'yes' if found['labels_equal'] else 'no'}."
+def _agreement(agreement: Mapping[str, Any]) -> str:
+    if "loss_ours" in agreement:
+        return f"First losses: {agreement['loss_ours']:.6g} and {agreement['loss_plain']:.6g}."
+    same = agreement["detections_ours"] - agreement["unmatched"]
+    text = f"{same} of {agreement['detections_ours']} detections agree"
+    if agreement["largest_box_difference_px"] is not None:
+        text += f", boxes within {agreement['largest_box_difference_px']:.1e} px"
+    return f"{text}; labels in the same order: {'yes' if agreement['labels_equal'] else 'no'}."

@@ -1,104 +1,137 @@
-"""What `codetr bench --data` measures and shows: how fast training images come, and what holds them up."""
+"""`codetr bench data`: the data pipeline of a training, stage by stage and as a whole, and its bottleneck."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from codetr_cli import console
+from codetr_cli.commands._options import (
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    SetOption,
+    ThreadsOption,
+)
+from codetr_cli.commands.bench import _measurement as measurement
+from codetr_cli.commands.bench import _tables as tables
+from codetr_cli.commands.bench._measurement import MEASUREMENT, OutOption
+from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+EXAMPLES = (
+    "codetr bench data data/coco --preset co_dino_swin_l",
+    "codetr bench data data/coco --workers 4 --step-images-per-s 14.2",
+)
 IMAGES = 64
 SECONDS = 5.0
 
 
-def measure_data(
-    preset: str,
-    overrides: Sequence[str],
-    *,
-    folder: str | None,
-    workers: int | None,
-    needed: float | None,
-    measure_step: Callable[[], float] | None,
-    images: int | None,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Times reading the training images.
+FolderArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="DIR", show_default=False, help="The data set. Default: CODETR_DATA, else data/coco."),
+]
+SameFolderOption = Annotated[
+    str | None, typer.Option("--data", metavar="DIR", help="Same as the argument.", rich_help_panel="Input")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", min=1, help="Only N. Default: 1, 2, 4, ... cores.", rich_help_panel=MEASUREMENT
+    ),
+]
+StepRateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--step-images-per-s",
+        metavar="X",
+        help="Images/s per step. Default: measured.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+ImagesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--iterations", metavar="N", min=1, help=f"Images to time. Default: {IMAGES}.", rich_help_panel=MEASUREMENT
+    ),
+]
 
-    Args:
-        preset: whose augmentation and batches.
-        overrides: of its settings.
-        folder: of the data set; None: where a training would look.
-        workers: the only number of workers to measure, beside none; None: 1, 2, 4, ... up to the processor's cores.
-        needed: images/s of a training step.
-        measure_step: measures that, where it is not given; None: it takes too long here.
-        images: to time stage by stage.
-        device: where batches go.
+
+def data(
+    folder: FolderArgument = None,
+    same_folder: SameFolderOption = None,
+    preset: PresetOption = None,
+    workers: WorkersOption = None,
+    step_images_per_s: StepRateOption = None,
+    iterations: ImagesOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    force: ForceOption = False,
+    overrides: SetOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Benchmark the data pipeline and report the bottleneck.
+
+    Reads your training images with the preset's augmentation. On a CPU the speed of a training step is not measured.
     """
-    from codetr_cli.benchmark.data import DataPlan, benchmark_data, usable_cores, worker_numbers
+    console.set_mode(json=json_output, quiet=quiet)
+    if folder is not None and same_folder is not None:
+        raise ConfigError(f"both {folder} and --data {same_folder} are given, and they mean the same: give one of them")
+    if step_images_per_s is not None and step_images_per_s <= 0:
+        raise ConfigError(f"--step-images-per-s {step_images_per_s:g} is not above 0")
+    chosen = measurement.prepare_device(device, threads)
+
+    from codetr_cli.benchmark.data import DataSpec, benchmark_data, usable_cores, worker_counts
     from codetr_cli.config.presets import load_preset
     from codetr_cli.data.coco import build_dataset
 
-    settings = load_preset(preset, list(overrides))
-    dataset = build_dataset(settings, split="train", training=True, data=folder)
-    source = "given" if needed else "measured" if measure_step else None
-    plan = DataPlan(
-        images=images or IMAGES,
-        seconds=SECONDS if images is None else SECONDS * min(1.0, images / IMAGES),
-        workers=worker_numbers(usable_cores()) if workers is None else tuple(sorted({0, workers})),
-        device=device,
-        needed=needed or (measure_step() if measure_step else None),
+    name = preset or measurement.DEFAULT_PRESET
+    report = measurement.start_report(chosen, name)
+    settings = load_preset(name, list(overrides or []))
+    dataset = build_dataset(settings, split="train", training=True, data=folder or same_folder)
+    measure_step = _step_rate(name, overrides or [], chosen)
+    spec = DataSpec(
+        images=iterations or IMAGES,
+        seconds=SECONDS if iterations is None else SECONDS * min(1.0, iterations / IMAGES),
+        workers=worker_counts(usable_cores()) if workers is None else tuple(sorted({0, workers})),
+        device=chosen,
+        needed=step_images_per_s or (measure_step() if measure_step else None),
     )
-    with console.progress("timing the reading of images", plan.ticks) as advance:
-        timing = benchmark_data(dataset, settings, plan, advance)
-    return {
+    with console.progress("measuring the data pipeline", spec.ticks) as advance:
+        timing = benchmark_data(dataset, settings, spec, advance)
+    report["data"] = {
         "name": settings.name,
         "data_set_images": len(dataset),
         "augmentation": settings.data.augmentation,
         **asdict(timing),
         "loader_images_per_s": {str(count): rate for count, rate in timing.loader_images_per_s.items()},
-        "needed_from": source,
+        "needed_from": "given" if step_images_per_s else "measured" if measure_step else None,
     }
+    tables.show_data(report["data"])
+    measurement.finish_report(report, out, force=force)
 
 
-def show_data(numbers: Mapping[str, Any]) -> None:
-    """Shows the stages of a worker, the rates of the loader, and what they mean."""
-    from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES
+def _step_rate(preset: str, overrides: Sequence[str], device: torch.device) -> Callable[[], float] | None:
+    """What measures images/s of a training step; None on a CPU, where that takes minutes."""
+    if device.type == "cpu":
+        return None
 
-    stages = numbers["stages_ms"]
-    within = max(1e-9, sum(stages[name] for name in WORKER_STAGES))
-    rows = [
-        [name, round(stages[stage], 2), f"{stages[stage] / within:.0%}"]
-        for stage, name in WORKER_STAGES.items()
-        if stage != "paste" or stages[stage]
-    ]
-    rows += [[name, round(stages[stage], 2), "beside the workers"] for stage, name in MAIN_STAGES.items()]
-    console.table(
-        f"One worker: {numbers['images']} of {numbers['data_set_images']:,} training images, augmentation "
-        f"{numbers['augmentation']}, batches of {numbers['micro_batch']}",
-        ["stage", "an image [ms]", "share"],
-        rows,
-    )
-    cold = numbers["cold_read_ms"]
-    cold_text = "not measured here" if cold is None else f"{cold:.2f} ms, asked to be forgotten by the system before"
-    console.result(
-        f"files: {numbers['file_bytes'] / 1000:,.0f} kB and {numbers['file_pixels'] / 1e6:.2f} megapixels on average; "
-        f"read from the system's cache as in every epoch but the first; from the disk: {cold_text}"
-    )
-    needed = numbers["needed_images_per_s"]
-    console.table(
-        "The training's loader",
-        ["workers", "images/s", "of a step's need"],
-        [
-            [count, round(rate, 1), "" if needed is None else f"{rate / needed:.0%}"]
-            for count, rate in numbers["loader_images_per_s"].items()
-        ],
-    )
-    if needed is not None:
-        console.result(f"a training step takes {needed:.1f} images/s ({numbers['needed_from']})")
-    for note in numbers["notes"]:
-        console.warn(note)
-    console.result(numbers["sentence"])
+    def measure() -> float:
+        from codetr_cli.benchmark.network import BenchmarkedNetwork
+
+        network = BenchmarkedNetwork(preset, overrides, device, training=True, random_weights=True)
+        spec = network.spec(runs=(3, 8, 1))
+        with console.progress("measuring a training step", spec.ticks) as advance:
+            numbers: dict[str, Any] = network.measure(spec, advance)
+        return float(numbers["images_per_second"])
+
+    return measure

@@ -1,0 +1,174 @@
+"""What the commands of `codetr bench` share: options, the measurement of a network, and the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from codetr_cli import console
+from codetr_cli.commands._outputs import free_file
+from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands.bench import _tables
+from codetr_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PRESET = "co_dino_r50"
+MEASUREMENT = "Measurement"
+# Warm-up runs, measured runs, runs for the split into stages.
+CPU_RUNS = (1, 3, 1)
+GPU_RUNS = (10, 50, 10)
+
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--size", metavar="HxW", rich_help_panel="Input", help="Input in pixels. Default: the preset's."),
+]
+WarmupOption = Annotated[
+    int | None,
+    typer.Option("--warmup", metavar="N", min=0, rich_help_panel=MEASUREMENT, help="Runs before the measurement."),
+]
+IterationsOption = Annotated[
+    int | None,
+    typer.Option("--iterations", metavar="N", min=1, rich_help_panel=MEASUREMENT, help="Measured runs."),
+]
+CompareOption = Annotated[
+    Literal["torch"] | None,
+    typer.Option(
+        "--compare",
+        metavar="torch",
+        rich_help_panel=MEASUREMENT,
+        help="Also measure plain PyTorch, in turn.",
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", rich_help_panel="Output", help="Also write the JSON to this file."),
+]
+
+
+def check_target(preset: str | None, checkpoint: str | None) -> None:
+    """Refuses two networks at once.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    if preset and checkpoint:
+        raise ConfigError("give --preset or --checkpoint, not both: a checkpoint brings its own settings")
+
+
+def prepare_device(device: str, threads: int | None) -> torch.device:
+    """The device that is asked for, with the number of CPU threads set."""
+    import torch
+
+    from codetr_cli.runtime.environment import choose_device
+
+    chosen = choose_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    return chosen
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of text as 800x1333.
+
+    Raises:
+        ConfigError: something else.
+    """
+    match = re.fullmatch(r"(\d+)\s*[xX*,]\s*(\d+)", text.strip())
+    if not match or not (32 <= int(match[1]) <= 16384 and 32 <= int(match[2]) <= 16384):
+        raise ConfigError(f"--size {text!r} is not HEIGHTxWIDTH in pixels from 32 to 16384, e.g. --size 800x1333")
+    return int(match[1]), int(match[2])
+
+
+def run_counts(device_type: str, warmup: int | None, iterations: int | None) -> tuple[int, int, int]:
+    """Warm-up runs, measured runs and runs for the split into stages."""
+    default = CPU_RUNS if device_type == "cpu" else GPU_RUNS
+    if device_type == "cpu" and iterations is None:
+        logger.warning(
+            "measuring %d runs only, on a CPU: a large network takes minutes, and other processes affect the numbers. "
+            "--iterations N measures more runs, --size HxW a smaller input",
+            default[1],
+        )
+    measured = default[1] if iterations is None else iterations
+    return default[0] if warmup is None else warmup, measured, min(default[2], measured)
+
+
+def benchmark_network(
+    kind: Literal["inference", "training"],
+    *,
+    preset: str | None,
+    checkpoint: str | None,
+    overrides: list[str] | None,
+    device: torch.device,
+    compare: bool,
+    **spec_options: Any,
+) -> dict[str, Any]:
+    """Measures a network, or compares it with plain PyTorch, and shows the result.
+
+    Args:
+        kind: what it does; also the result's key in the report.
+        preset: the network, with random weights.
+        checkpoint: the network, with its weights; instead of a preset.
+        overrides: of the settings.
+        device: where it runs.
+        compare: measure the network without optimizations too.
+        spec_options: arguments of `BenchmarkedNetwork.spec`.
+
+    Returns:
+        the report.
+    """
+    from codetr_cli.benchmark.network import BenchmarkedNetwork
+
+    target = resolve_weights(checkpoint) or preset or DEFAULT_PRESET
+    report = start_report(device, target)
+    network = BenchmarkedNetwork(
+        target, overrides or [], device, training=kind == "training", random_weights=checkpoint is None
+    )
+    spec = network.spec(**spec_options)
+    if compare:
+        with console.progress(f"comparing {kind} with plain PyTorch", spec.comparison_ticks) as advance:
+            report[kind] = network.compare(spec, advance)
+        _tables.show_comparison(kind, report[kind], report["machine"])
+    else:
+        with console.progress(f"measuring {kind}", spec.ticks) as advance:
+            report[kind] = network.measure(spec, advance)
+        _tables.show_timing(kind, report[kind], report["machine"])
+    return report
+
+
+def start_report(device: torch.device, weights: str | None = None) -> dict[str, Any]:
+    """The part of the report that a reader needs to repeat the measurement."""
+    from codetr_cli.runtime.environment import describe_place
+
+    return {
+        "command": shlex.join(["codetr", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        **({"weights": weights} if weights else {}),
+        "machine": describe_place(device),
+    }
+
+
+def finish_report(report: Mapping[str, Any], out: Path | None, *, force: bool) -> None:
+    """Prints where the numbers come from, and writes the report without folders of this machine."""
+    from codetr_cli.files import write_text
+
+    console.result(_tables.place_text(report["machine"]))
+    published = _tables.without_folders(report)
+    if out is not None:
+        file = free_file(out, force=force)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(published, indent=2) + "\n")
+        console.result(f"Written to {file}")
+    console.result_json(published)
