@@ -1,10 +1,10 @@
-"""Does collaboration help? Trains the tiny preset with and without it on the synthetic set, several seeds, equal steps.
+"""Trains the tiny preset with and without collaboration on the synthetic set: several seeds, equal steps.
 
     python benchmarks/collaboration.py --work /tmp/collaboration
 
-"With" is the published objective; "without" leaves out the auxiliary heads and the positive queries, so that the
-decoder (matching and denoising) trains alone. Every run is an ordinary `codetr train`; runs that are complete in the
-work folder are not repeated. Writes the curves to benchmarks/results/collaboration.json and the README's picture.
+"With" is the published objective; "without" has no auxiliary heads and no positive queries: only the decoder is trained
+(matching and denoising). Every run is an ordinary `codetr train`; complete runs in the work folder are not repeated.
+Writes the curves to benchmarks/results/collaboration.json and the README's figure.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ VARIANTS: dict[str, list[str]] = {"with collaboration": [], "decoder alone": WIT
 
 
 def main() -> None:
-    """Trains all runs, then writes figures and picture."""
+    """Trains all runs, then writes numbers and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the data set and the runs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel runs, one thread each")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "collaboration.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "collaboration.png")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def codetr() -> list[str]:
-    """The program of this environment."""
+    """The command of this environment."""
     return [sys.executable, "-m", "codetr_cli"]
 
 
@@ -78,7 +78,7 @@ def train(variant: str, seed: int, data: Path, arguments: argparse.Namespace) ->
 
 
 def summarise(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
-    """All curves with what produced them, and the final numbers per variant."""
+    """All curves with command, machine and versions, and the final metrics per variant."""
     import torch
 
     final = {
@@ -103,7 +103,7 @@ def summarise(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """AP over steps: a thin line a run, a thick one for the mean of a variant."""
+    """AP over steps: a thin line per run, a thick one for the mean of a variant."""
     import matplotlib as mpl
 
     mpl.use("Agg")

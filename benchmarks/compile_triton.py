@@ -1,12 +1,12 @@
-"""Compiles the Triton kernels ahead of time, without a GPU, and lists what they would use on one.
+"""Compiles the Triton kernels ahead of time, without a GPU, and lists the resources that they would use on one.
 
     python benchmarks/compile_triton.py
 
-For every kernel, dtype of the values, block shape and target: registers of a thread, bytes of stack (spilled
-registers), shared memory, size of the generated code, instructions of one level (the loop) and of the rest, warps that
-fit a multiprocessor, and how values are read and added. Writes benchmarks/results/triton_kernels.json, which
-docs/triton_kernels.md draws on. Needs Triton only, which brings assembler and disassembler; AMD figures are those that
-LLVM notes in its assembly.
+For every kernel, dtype of the values, block shape and target: registers per thread, bytes of stack (spilled registers),
+shared memory, size of the generated code, instructions of one level (the loop) and of the rest, resident warps per
+multiprocessor, and the memory instructions. Writes benchmarks/results/triton_kernels.json, the source of
+docs/triton_kernels.md. Needs Triton only, which includes assembler and disassembler; AMD figures are those in LLVM's
+assembly.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def cases() -> list[tuple[str, str, str, tuple[int, int]]]:
-    """Kernel, dtype of the values, target and block: all blocks where it matters most, else the default one."""
+    """Kernel, dtype of the values, target and block: all blocks for fp32 and bf16, else the default one."""
     found = []
     for target in TARGETS:
         for values in ("fp32", "bf16", "fp16", "fp64"):
@@ -101,7 +101,7 @@ def cases() -> list[tuple[str, str, str, tuple[int, int]]]:
 
 
 def describe(name: str, values: str, target: str, block: int, warps: int) -> dict[str, Any]:
-    """Compiles one kernel and reads what it uses."""
+    """Compiles one kernel and reads its resource usage."""
     kernel = KERNELS[name]
     wide = values == "fp64"
     constants: dict[str, Any] = LAYER | PADDED | {"BLOCK_Q": block, "ORDERED": name == "backward, ordered"}
@@ -155,7 +155,7 @@ def nvidia_usage(compiled: Any, warps: int) -> dict[str, Any]:
 
 
 def run_tool(name: str, *arguments: str) -> str:
-    """The output of one of the tools that Triton brings."""
+    """The output of one of the tools that Triton includes."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout
 
@@ -175,7 +175,7 @@ def count_instructions(assembly: str) -> tuple[int, int]:
 
 
 def resident_warps(registers: int, warps: int) -> int:
-    """Warps that registers let one multiprocessor hold: 65 536 of them, handed out to a warp by 256, at most 64 warps.
+    """Warps that fit a multiprocessor: 65 536 registers, allocated to warps in units of 256, at most 64 warps.
 
     The limits of NVIDIA's compute capabilities 8.0 and 9.0; 32 blocks at most.
     """
@@ -185,7 +185,7 @@ def resident_warps(registers: int, warps: int) -> int:
 
 
 def amd_usage(assembly: dict[str, Any]) -> dict[str, Any]:
-    """Vector registers and spills as LLVM writes them at the end of its assembly."""
+    """Vector registers and spills from the metadata of LLVM's assembly."""
     text = assembly["amdgcn"]
     registers, spilled = (
         int(re.findall(rf"\.{name}:\s+(\d+)", text)[-1]) for name in ("vgpr_count", "vgpr_spill_count")

@@ -2,7 +2,7 @@
 
     python benchmarks/count_presets.py
 
-A minute on a CPU; nothing is run, see codetr_cli/benchmark/flops.py. A test counts some of them again.
+Takes a minute on a CPU; no network runs, see codetr_cli/benchmark/flops.py. A test counts some of them again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from codetr_cli.config.presets import load_preset, preset_names, presets_dir
 
 
 def figures_of(name: str) -> dict[str, Any]:
-    """What the file holds for one preset."""
+    """The entry of one preset."""
     counted = measure(load_preset(name))
     return {
         "parameters": counted.parameters,
@@ -27,7 +27,7 @@ def figures_of(name: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Writes the file, one line a preset."""
+    """Writes the file, one line per preset."""
     lines = [f" {json.dumps(name)}: {json.dumps(figures_of(name))}" for name in preset_names()]
     (presets_dir() / "figures.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return 0

@@ -1,10 +1,10 @@
-"""How long is a table of AP in the making? Synthetic detections in memory, scored as `codetr eval` scores them.
+"""Measures how long scoring takes: synthetic detections in memory, scored as in `codetr eval`.
 
     python benchmarks/evaluation.py
 
-Annotations and detections have the numbers of COCO's: 80 classes, 7.3 objects and 300 detections an image, most of the
-detections wrong. 5,000 images are scored by hotcoco; 1,000 images also by pycocotools (which is not given 5,000: over
-400 s and more than 4 GiB), and the numbers compared to the last bit. Every measurement is a process of its own. Writes
+Annotations and detections are as many as in COCO: 80 classes, 7.3 objects and 300 detections per image, most of the
+detections wrong. hotcoco scores 5,000 images; pycocotools scores 1,000 (5,000 would take over 400 s and 4 GiB), and the
+results on 1,000 are compared to the last bit. Every measurement is a process of its own. Writes
 benchmarks/results/evaluation_cpu.json.
 """
 
@@ -36,20 +36,20 @@ RUNS = [("hotcoco", 1000), ("pycocotools", 1000), ("hotcoco", 5000)]
 
 
 def main() -> None:
-    """Measures each engine in a process of its own and writes what came out."""
+    """Measures each scorer in a process of its own and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", nargs=2, metavar=("ENGINE", "IMAGES"), help="one measurement, in this process")
+    parser.add_argument("--measure", nargs=2, metavar=("SCORER", "IMAGES"), help="one measurement, in this process")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "evaluation_cpu.json")
     arguments = parser.parse_args()
     if arguments.measure:
         sys.stdout.write(json.dumps(measure(arguments.measure[0], int(arguments.measure[1]))))
         return
     rows = []
-    for engine, images in RUNS:
-        command = [sys.executable, __file__, "--measure", engine, str(images)]
+    for scorer, images in RUNS:
+        command = [sys.executable, __file__, "--measure", scorer, str(images)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         seconds = rows[-1]["scoring_s"]
-        sys.stdout.write(f"{engine}, {images} images: {seconds['wall']} s, {seconds['cpu']} s of CPU\n")
+        sys.stdout.write(f"{scorer}, {images} images: {seconds['wall']} s, {seconds['cpu']} s of CPU\n")
     result = {
         "command": "python benchmarks/evaluation.py",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -64,13 +64,13 @@ def main() -> None:
 
 
 def machine() -> str:
-    """The processor, its cores, and what else it is doing."""
+    """The processor, its cores and its load."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when measured"
 
 
-def measure(engine: Any, images: int) -> dict[str, Any]:
+def measure(scorer: Any, images: int) -> dict[str, Any]:
     """Scores synthetic detections once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "annotations.json"
@@ -80,13 +80,13 @@ def measure(engine: Any, images: int) -> dict[str, Any]:
         reading = {"wall": round(time.perf_counter() - started, 2), "cpu": round(time.process_time() - cpu, 2)}
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, cpu = time.perf_counter(), time.process_time()
-        scores = score_detections(truth, found, where=str(path), scorer=engine)
+        scores = score_detections(truth, found, where=str(path), scorer=scorer)
         scoring = {"wall": round(time.perf_counter() - started, 2), "cpu": round(time.process_time() - cpu, 2)}
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         started = time.perf_counter()
         (Path(folder) / "detections.json").write_text(found.to_json(), encoding="utf-8")
     return {
-        "engine": engine,
+        "engine": scorer,
         "images": images,
         "objects": scores.objects,
         "detections": len(found),
@@ -99,7 +99,7 @@ def measure(engine: Any, images: int) -> dict[str, Any]:
 
 
 def write_material(path: Path, images: int) -> DetectionTable:
-    """Writes annotations and returns detections: each object found once or twice, the rest anywhere."""
+    """Writes annotations and returns detections: each object is detected twice, the others are random boxes."""
     generator = np.random.default_rng(0)
     count = generator.poisson(OBJECTS, images)
     rows = np.repeat(np.arange(images), count)

@@ -122,7 +122,7 @@ def room_of(path: str) -> str:
 
 
 def functions(text: str) -> Iterator[tuple[str, int]]:
-    """Name and length of every function of a file; the head of this script says what counts."""
+    """Name and length of every function of a file; see the module docstring for what counts."""
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,10 +1,10 @@
-"""Measures what memory a training step takes as objects and classes grow.
+"""Measures the peak memory of a training step as the number of objects and classes grows.
 
     python benchmarks/objects_memory.py --out benchmarks/results/objects_memory.json
 
-The network is narrow, so that the losses are what is seen; anchors, tokens, queries, layers and classes are those of
-the published Co-DINO R50. Every figure comes from a process of its own on one thread: the peak of its resident size in
-forward and backward pass above what it had before. `--before FILE` puts an earlier result beside the new one.
+The network is narrow, so that the losses dominate; anchors, tokens, queries, layers and classes are those of the
+published Co-DINO R50. Every figure comes from a process of its own on one thread: the peak of its resident size in
+forward and backward pass above its size before. `--before FILE` adds an earlier result to the new one.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ DOES_NOT_FIT = 5
 def main() -> int:
     """Measures every combination, each in a process of its own, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="co_dino_r50", help="whose losses; the network is made narrow")
+    parser.add_argument("--preset", default="co_dino_r50", help="of the losses; the network is made narrow")
     parser.add_argument("--objects", type=int, nargs="+", default=[0, 10, 100, 300, 1000], help="in the image")
     parser.add_argument("--classes", type=int, nargs="+", default=[80, 1203])
     parser.add_argument("--size", default="800x1344", help="HEIGHTxWIDTH in pixels")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
-    parser.add_argument("--limit-gb", type=float, default=12.0, help="a step that wants more is given up")
-    parser.add_argument("--before", type=Path, help="an earlier result, to stand beside this one")
-    parser.add_argument("--out", type=Path, help="the result's file; without it, it is printed")
+    parser.add_argument("--limit-gb", type=float, default=12.0, help="a step that needs more is aborted")
+    parser.add_argument("--before", type=Path, help="an earlier result, copied into this one")
+    parser.add_argument("--out", type=Path, help="write the result to this file instead of printing it")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def describe(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was measured, with what."""
+    """Command, machine and versions."""
     options = [f"--preset {arguments.preset} --size {arguments.size} --limit-gb {arguments.limit_gb:g}"]
     options += [f"--set {text}" for text in arguments.overrides]
     return {
@@ -121,7 +121,7 @@ def measure(arguments: argparse.Namespace) -> int:
         images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
         cpu = torch.device("cpu")
         if not reset_peak_memory(cpu):
-            raise SystemExit("the peak of a process's memory is known on Linux only")
+            raise SystemExit("the peak memory of a process can be reset on Linux only")
         before = memory_in_use(cpu) or 0
         torch.stack(list(objective(images, batch.padding_mask, batch.targets).values())).sum().backward()
         return (peak_memory(cpu) or 0) - before

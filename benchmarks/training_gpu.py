@@ -3,9 +3,9 @@
     python benchmarks/training_gpu.py --precision bf16 --out benchmarks/results/training_gpu_bf16.json
     python benchmarks/training_gpu.py --preset co_dino_tiny --size 128x160 --batch 1 --device cpu --iterations 1
 
-Every combination runs in a process of its own, which is a group of one: DDP and FSDP2 do there all they do but wait for
-others. Step times are medians; memory is the peak while the counted steps went on, of the GPU's allocator or else of
-the process. A combination that cannot run says why.
+Every combination runs in a process of its own, with world size 1: DDP and FSDP2 do everything there except waiting for
+other processes. Step times are medians; memory is the peak during the measured steps, of the GPU's allocator or else of
+the process. For a combination that cannot run the result holds the reason.
 """
 
 from __future__ import annotations
@@ -44,25 +44,27 @@ def main() -> int:
     parser.add_argument("--preset", default="co_dino_r50")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--size", default="800x1333", help="HEIGHTxWIDTH in pixels")
-    parser.add_argument("--batch", type=int, default=2, help="images of a step")
+    parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--only", metavar="WRAP,RECOMPUTE,COMPILE", help="one combination, here, e.g. fsdp2,1,0")
+    parser.add_argument(
+        "--only", metavar="WRAP,RECOMPUTE,COMPILE", help="one combination, in this process, e.g. fsdp2,1,0"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.only:
         wrap, recompute, compiled = arguments.only.split(",")
         row = measure_one(arguments, sharded=SHARDING[wrap], recompute=recompute == "1", compiled=compiled == "1")
-        print(json.dumps(row))  # noqa: T201 - read by the process that asked
+        print(json.dumps(row))  # noqa: T201 - read by the parent process
         return 0
     device = choose_device(arguments.device)
     rows = []
     for wrap, recompute, compiled in itertools.product(SHARDING, (False, True), (False, True)):
         named = {"wrap": wrap, "recompute": recompute, "compile": compiled}
         rows.append({**named, **in_own_process(f"{wrap},{int(recompute)},{int(compiled)}")})
-        print(json.dumps(rows[-1]), file=sys.stderr)  # noqa: T201 - a script for people who measure
+        print(json.dumps(rows[-1]), file=sys.stderr)  # noqa: T201 - progress of a script
     result = {
         "command": "python benchmarks/training_gpu.py " + " ".join(sys.argv[1:]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S +0000"),
@@ -81,7 +83,7 @@ def main() -> int:
 
 
 def in_own_process(combination: str) -> dict[str, Any]:
-    """The figures of a combination, or why there are none."""
+    """The figures of a combination, or the reason why there are none."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -100,7 +102,7 @@ def in_own_process(combination: str) -> dict[str, Any]:
 
 
 def measure_one(arguments: argparse.Namespace, *, sharded: bool, recompute: bool, compiled: bool) -> dict[str, Any]:
-    """The figures of a combination, in this process, which is started as one of one."""
+    """The figures of a combination, in this process, whose world size is 1."""
     settings = load_preset(arguments.preset, [*arguments.overrides, *recomputation(recompute, arguments)])
     device = process_group.local_device(choose_device(arguments.device))
     height, width = (int(side) for side in arguments.size.split("x"))
@@ -132,7 +134,7 @@ def measure_one(arguments: argparse.Namespace, *, sharded: bool, recompute: bool
 
 
 def build_workload(settings: Settings, spec: BenchmarkSpec, *, sharded: bool, compiled: bool) -> TrainingWorkload:
-    """A training of random weights, the same in every combination, wrapped as `codetr train` does."""
+    """Training from random weights, the same in every combination, wrapped as in `codetr train`."""
     torch.manual_seed(0)
     model = build_model(settings.model).to(spec.device)
     if compiled:
@@ -146,7 +148,7 @@ def build_workload(settings: Settings, spec: BenchmarkSpec, *, sharded: bool, co
 
 
 def recomputation(on: bool, arguments: argparse.Namespace) -> list[str]:
-    """The settings that recompute everything that can be, or nothing."""
+    """The settings that recompute as much as possible, or nothing."""
     layers = load_preset(arguments.preset, arguments.overrides).model.encoder_layers
     return [
         f"model.encoder_checkpointing={layers if on else 0}",

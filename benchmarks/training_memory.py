@@ -2,10 +2,10 @@
 
     python benchmarks/training_memory.py --preset co_dino_vit_l --size 1280x1920
 
-Nothing is run: the network is built on PyTorch's meta device, and autograd says what it would keep for the backward
-pass, with recomputation as the settings say. Left out are the losses, the RoI head's regions, and what the gradients of
-single tensors take for a moment: a step needs somewhat more. Numbers are float32. `--processes N` adds what each of N
-processes holds with train.fsdp.
+Nothing is run: the network is built on PyTorch's meta device, and saved-tensor hooks count what autograd would keep
+for the backward pass, with the recomputation of the settings. The losses, the RoI head's regions and temporary
+gradients are not counted: a step needs somewhat more. Tensors are float32. `--processes N` adds the memory of each of
+N processes with train.fsdp.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ DENOISING_QUERIES = 200
 
 
 class Kept:
-    """Storages that something holds on to, each counted once."""
+    """Storages that are kept, each counted once."""
 
     def __init__(self) -> None:
         self.storages: dict[int, torch.UntypedStorage] = {}
         self.ignored: set[int] = set()
 
     def ignore(self, module: nn.Module) -> None:
-        """Leaves a module's weights out."""
+        """Does not count a module's weights."""
         self.ignored |= {tensor.untyped_storage()._cdata for tensor in module.parameters()}
 
     def add(self, tensor: Tensor) -> Tensor:
         """Counts a tensor's storage."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.ignored:
-            self.storages[storage._cdata] = storage  # also keeps the number from being given to another
+            self.storages[storage._cdata] = storage  # keeping it prevents reuse of its address
         return tensor
 
     @property
@@ -80,10 +80,10 @@ def keeping(model: nn.Module) -> Iterator[Kept]:
 
 @contextmanager
 def fast_operators() -> Iterator[None]:
-    """Has attention and deformable attention keep what their kernels do, though the meta device has no kernels."""
+    """Makes attention and deformable attention keep what their kernels keep: the meta device has no kernels."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        if attn_mask is not None:  # with a mask that is trained no kernel avoids the scores everywhere
+        if attn_mask is not None:  # with a trained mask not every kernel avoids the scores
             return plain(q, k, v, attn_mask=attn_mask)
         attended: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
         return attended
@@ -121,7 +121,9 @@ def main() -> int:
     parser.add_argument("--preset", default="co_dino_vit_l")
     parser.add_argument("--size", default="1280x1920", help="HEIGHTxWIDTH in pixels")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=1, help="that share the weights; 1: none do")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that share the weights with train.fsdp; 1: not sharded"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     settings = load_preset(arguments.preset, arguments.set)
@@ -138,12 +140,12 @@ def main() -> int:
     if arguments.processes > 1:
         figures["sharded"] = sharded_figures(model, copies, arguments.processes)
     kept = figures["kept"]
-    # The encoder is recomputed when decoder and heads have had their backward pass.
+    # The encoder is recomputed after the backward pass of decoder and heads.
     while_recomputing = (
         sum(kept.values()) - kept["decoder"] - kept["auxiliary_heads"] + figures["largest_recomputation"]
     )
     total = round(sum(held.values()) + max(sum(kept.values()), while_recomputing), 1)
-    print(  # noqa: T201 - a script for people who measure
+    print(  # noqa: T201 - the result of a script
         json.dumps({"preset": settings.name, "size": [height, width], "unit": "GB", **held, **figures, "total": total})
     )
     return 0
@@ -157,7 +159,7 @@ def sharded_figures(model: CoDETR, copies: dict[str, int], processes: int) -> di
     own = sum(-(-p.shape[0] // processes) * (p.numel() // p.shape[0]) if p.dim() else 1 for p in model.parameters())
     seen: set[int] = set()
     sizes = []
-    for unit in (*units(model), model):  # parts before what they are part of
+    for unit in (*units(model), model):  # children before their parents
         mine = [p for p in unit.parameters() if id(p) not in seen]
         seen |= {id(p) for p in mine}
         sizes.append(sum(p.numel() for p in mine))
@@ -168,7 +170,7 @@ def sharded_figures(model: CoDETR, copies: dict[str, int], processes: int) -> di
 
 
 def step_figures(model: CoDETR, images: Tensor, mask: Tensor, positive_queries: int) -> dict[str, Any]:
-    """Gigabytes that each stage of the network keeps, and that its largest recomputed part keeps in its turn."""
+    """Gigabytes that each stage of the network keeps, and that its largest recomputed part keeps while recomputed."""
     stages: dict[str, float] = {}
     heads = model.aux_heads
     assert heads is not None

@@ -104,11 +104,11 @@ def benchmark_data(dataset: CocoDataset, settings: Settings, spec: DataSpec, tic
                 items.append(item)
             tick()
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    pack_seconds, parcels = _pack_batches(batches)
+    pack_seconds, opened = _pack_batches(batches)
     per_batch_stages = {
         "batch": pack_seconds,
         "hand-over": _transfer_seconds(batches, pack_seconds),
-        "copy": _copy_seconds(parcels, settings, spec.device),
+        "copy": _copy_seconds(opened, settings, spec.device),
     }
     stages_ms = {name: seconds * 1000 / spec.images for name, seconds in stages.seconds.items()}
     stages_ms |= {name: seconds * 1000 / len(items) for name, seconds in per_batch_stages.items()}
