@@ -18,7 +18,7 @@ def small_data(tmp_path, monkeypatch) -> list[str]:
 
 
 def test_the_pipeline_is_measured_and_its_bottleneck_named(codetr, small_data):
-    ran = codetr(*small_data, "set", "--step-images-per-s", "0.5", "--json", "--out", "results/data.json")
+    ran = codetr(*small_data, "--data", "set", "--step-images-per-s", "0.5", "--json", "--out", "results/data.json")
     assert ran.code == 0, ran.err
     found = ran.json["data"]
     assert "inference" not in ran.json
@@ -53,6 +53,7 @@ def test_tables_without_json(codetr, small_data, monkeypatch):
         (["--size", "64x64"], 2, "--size"),
         (["--step-images-per-s", "0"], 2, "--step-images-per-s"),
         (["nowhere"], 3, "nowhere"),
+        (["one", "--data", "two"], 2, "give one of them"),
     ],
 )
 def test_wrong_words(codetr, words, code, part):
