@@ -97,7 +97,7 @@ class Network:
         import torch
 
         from codetr_cli.inference.loading import load_detector
-        from codetr_cli.runtime.synthetic import stir
+        from codetr_cli.runtime.synthetic import randomize_weights
 
         torch.manual_seed(0)
         loaded = load_detector(
@@ -109,7 +109,7 @@ class Network:
             random_weights=self.random_weights,
         )
         if loaded.path is None:
-            stir(loaded.model)
+            randomize_weights(loaded.model)
         return loaded
 
     def _run(self, loaded: LoadedModel, plan: Plan) -> Run:

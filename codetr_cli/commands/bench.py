@@ -157,7 +157,7 @@ def bench(
 
     import torch
 
-    from codetr_cli.runtime.environment import choose_device
+    from codetr_cli.runtime.devices import choose_device
 
     chosen_device = choose_device(device)
     if threads:
@@ -274,13 +274,13 @@ def _runs(device_type: str, warmup: int | None, iterations: int | None) -> tuple
 
 def _facts(target: str | None, device: torch.device) -> dict[str, Any]:
     """What a reader of the numbers must know to repeat them."""
-    from codetr_cli.runtime.environment import describe_place
+    from codetr_cli.runtime.environment import benchmark_conditions
 
     return {
         "command": shlex.join(["codetr", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         **({"weights": target} if target else {}),
-        "machine": describe_place(device),
+        "machine": benchmark_conditions(device),
     }
 
 

@@ -111,10 +111,10 @@ def test_inside_a_step_the_machines_meet_by_themselves(monkeypatch: pytest.Monke
     placed = place(Request(device="cpu", procs=4))
     assert placed.world_size == 8
     assert placed.agreed
-    assert placed.plan is not None
-    assert (placed.plan.nodes, placed.plan.processes, placed.plan.node) == (2, 4, 1)
-    assert placed.plan.endpoint == f"gpu03:{12000 + 123456 % 18000}"
-    assert placed.plan.job == "codetr-123456"
+    assert placed.spec is not None
+    assert (placed.spec.nodes, placed.spec.processes, placed.spec.node) == (2, 4, 1)
+    assert placed.spec.endpoint == f"gpu03:{12000 + 123456 % 18000}"
+    assert placed.spec.job == "codetr-123456"
 
 
 def test_a_step_of_a_task_a_process_is_the_training(monkeypatch: pytest.MonkeyPatch):
@@ -122,7 +122,7 @@ def test_a_step_of_a_task_a_process_is_the_training(monkeypatch: pytest.MonkeyPa
     put(monkeypatch, {**STEP, "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"})
     try:
         placed = place(Request(device="cpu"))
-        assert (placed.world_size, placed.plan, placed.agreed) == (8, None, True)
+        assert (placed.world_size, placed.spec, placed.agreed) == (8, None, True)
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
         assert [os.environ[name] for name in names] == ["5", "8", "1", "gpu03"]
     finally:
@@ -302,5 +302,5 @@ def test_a_batch_that_the_machines_cannot_share_is_refused_before_it_waits_in_a_
 ):
     ran = train("--nodes", 2, "--gpus", 8)
     assert ran.code == 2
-    assert "cannot be shared equally by 16 processes" in ran.err
+    assert "cannot be divided equally among 16 processes" in ran.err
     assert not (tmp_path / "run").exists()

@@ -167,6 +167,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     plots.draw_plots = lambda lines, folder: []
     out, *names = sys.argv[1:]
-    with process_group.process_group(CPU):
+    with process_group.joined(CPU):
         found = {name: run_case(name, Path(out)) for name in names}
         torch.save(found, Path(out) / f"rank{process_group.rank()}.pt")

@@ -15,10 +15,10 @@ from codetr_cli.ops.deform_attn import available_backends
 from codetr_cli.runtime import environment
 from codetr_cli.runtime.environment import (
     attention_note,
+    benchmark_conditions,
     choose_device,
     cpu_count,
-    describe,
-    describe_place,
+    machine_report,
     why_no_gpu,
 )
 
@@ -57,18 +57,26 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, free_share: float 
     monkeypatch.setattr(environment, "active_backend", lambda kind: "torch")
 
 
-def test_facts_are_there_and_plain(tmp_path: Path) -> None:
-    facts = describe(tmp_path, tmp_path / "not" / "there")
-    assert facts.torch == torch.__version__
-    assert facts.cpus >= 1
-    assert facts.attention["cpu"][facts.active_attention["cpu"]] is None
-    assert facts.attention_notes["cpu"].startswith(facts.active_attention["cpu"])
-    assert set(facts.transports) == {"nccl", "gloo"}
-    assert facts.packages["torch"]
-    assert len(facts.disks) == 1
-    assert facts.disks[0].free_bytes > 0
-    assert bool(facts.gpus) == (facts.no_gpu is None)
-    assert json.loads(json.dumps(facts.as_json()))["cpus"] == facts.cpus
+def test_the_report_is_complete_and_plain(tmp_path: Path) -> None:
+    report = machine_report(tmp_path, tmp_path / "not" / "there")
+    assert report.torch == torch.__version__
+    assert report.cpus >= 1
+    assert report.attention["cpu"][report.active_attention["cpu"]] is None
+    assert report.attention_notes["cpu"].startswith(report.active_attention["cpu"])
+    assert set(report.transports) == {"nccl", "gloo"}
+    assert report.packages["torch"]
+    assert len(report.disks) == 1
+    assert report.disks[0].free_bytes > 0
+    assert bool(report.gpus) == (report.no_gpu is None)
+    assert json.loads(json.dumps(report.as_dict()))["cpus"] == report.cpus
+
+
+def test_a_bug_report_names_neither_user_nor_machine(tmp_path: Path) -> None:
+    text = machine_report(tmp_path).bug_report_text()
+    for name in ("codetr: ", "PyTorch: ", "attention on cpu: ", "processors: ", "RAM: ", "compilers: ", "packages: "):
+        assert f"\n{name}" in text
+    for private in (str(tmp_path), str(Path.home()), platform.node() or "no name"):
+        assert private not in text
 
 
 def test_every_faster_backend_says_why_it_is_not_used() -> None:
@@ -86,10 +94,10 @@ def test_a_backend_that_is_asked_for_and_cannot_run_is_a_remark(monkeypatch: pyt
     reason = available_backends("cpu")["triton"]
     if reason is None:
         pytest.skip("Triton runs on this CPU")
-    facts = describe()
-    assert facts.active_attention["cpu"] is None
-    assert "CODETR_DEFORM_ATTN" in " ".join(facts.remarks)
-    assert reason in " ".join(facts.remarks)
+    report = machine_report()
+    assert report.active_attention["cpu"] is None
+    assert "CODETR_DEFORM_ATTN" in " ".join(report.remarks)
+    assert reason in " ".join(report.remarks)
 
 
 def test_a_backend_that_fails_its_check_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +106,7 @@ def test_a_backend_that_fails_its_check_is_a_remark(monkeypatch: pytest.MonkeyPa
         return "torch"
 
     monkeypatch.setattr(environment, "active_backend", check)
-    assert "its output differs." in describe().remarks
+    assert "its output differs." in machine_report().remarks
 
 
 def test_mmcv_without_compiled_operators_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +114,13 @@ def test_mmcv_without_compiled_operators_is_explained(tmp_path: Path, monkeypatc
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "mmcv is installed without its compiled operators" in " ".join(describe(tmp_path).remarks)
+    assert "mmcv is installed without its compiled operators" in " ".join(machine_report(tmp_path).remarks)
     (package / "_ext.cpython-311-x86_64-linux-gnu.so").write_text("")
-    assert "mmcv" not in " ".join(describe(tmp_path).remarks)
+    assert "mmcv" not in " ".join(machine_report(tmp_path).remarks)
 
 
 def test_the_place_of_a_benchmark_names_no_machine() -> None:
-    place = describe_place(torch.device("cpu"))
+    place = benchmark_conditions(torch.device("cpu"))
     assert place["device_type"] == "cpu"
     assert place["device"] == place["cpu"] != ""
     assert place["threads"] == torch.get_num_threads()
@@ -123,11 +131,11 @@ def test_the_place_of_a_benchmark_names_no_machine() -> None:
 
 def test_gpus_are_listed_with_memory_and_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 2)
-    facts = describe(tmp_path)
-    assert [(gpu.name, gpu.capability, gpu.bf16) for gpu in facts.gpus] == [("Test GPU", "9.0", True)] * 2
-    assert facts.gpus[0].free_bytes == int(80 * 1024**3 * 0.9)
-    assert facts.no_gpu is None
-    assert "cuda" in facts.active_attention
+    report = machine_report(tmp_path)
+    assert [(gpu.name, gpu.capability, gpu.bf16) for gpu in report.gpus] == [("Test GPU", "9.0", True)] * 2
+    assert report.gpus[0].free_bytes == int(80 * 1024**3 * 0.9)
+    assert report.no_gpu is None
+    assert "cuda" in report.active_attention
 
 
 def test_remarks_name_what_should_be_minded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +143,7 @@ def test_remarks_name_what_should_be_minded(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage(64 * 1024**2, 0, 1024**3))
     monkeypatch.setattr(environment, "_version", lambda name: None)
     pretend_gpus(monkeypatch, 1, free_share=0.25)
-    remarks = " ".join(describe(tmp_path).remarks)
+    remarks = " ".join(machine_report(tmp_path).remarks)
     assert "only 1.0 GiB are free on the disk of" in remarks
     if Path("/dev/shm").is_dir():
         assert "/dev/shm has 0.06 GiB" in remarks
@@ -199,7 +207,7 @@ def test_devices_by_name_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 0)
     assert choose_device() == choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     for name in ("cuda", "cuda:0", "cuda:3"):
-        with pytest.raises(ResourceError, match=r"a GPU was asked for .* Or use --device cpu"):
+        with pytest.raises(ResourceError, match=r"no GPU for device .* Or use --device cpu"):
             choose_device(name)
 
 
@@ -221,7 +229,7 @@ def test_mistyped_devices_get_the_nearest_name(name: str, meant: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_real_gpu(tmp_path: Path) -> None:
-    facts = describe(tmp_path)
-    assert facts.gpus[0].memory_bytes > facts.gpus[0].free_bytes > 0  # type: ignore[operator]
-    assert facts.driver
+    report = machine_report(tmp_path)
+    assert report.gpus[0].memory_bytes > report.gpus[0].free_bytes > 0  # type: ignore[operator]
+    assert report.driver
     assert torch.zeros(1, device=choose_device("auto")).is_cuda

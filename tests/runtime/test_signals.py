@@ -40,7 +40,7 @@ def test_a_second_signal_ends_the_process_even_in_a_long_computation():
     script = """
 import ctypes, signal, sys
 from codetr_cli.runtime import signals
-signals.SAME_WISH_SECONDS = 0.3
+signals.SAME_REQUEST_SECONDS = 0.3
 say = lambda text: (sys.stdout.write(text + "\\n"), sys.stdout.flush())
 with signals.StopRequest(lambda number: say(f"first {number}"), lambda: say("second")):
     say("ready")
@@ -64,7 +64,7 @@ with signals.StopRequest(lambda number: say(f"first {number}"), lambda: say("sec
 
 
 def test_what_a_cluster_sends_after_its_warning_is_the_same_wish(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(signals, "SAME_WISH_SECONDS", 0.05)
+    monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 0.05)
     told: list[int] = []
     with StopRequest(told.append, lambda: told.append(-1)) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)

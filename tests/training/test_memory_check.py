@@ -35,7 +35,7 @@ MIB = 2**20
 
 @dataclass
 class Images:
-    """Sizes and objects of a data set."""
+    """ImageSizes and objects of a data set."""
 
     sizes: np.ndarray
     object_counts: np.ndarray
@@ -234,7 +234,7 @@ def test_what_might_not_fit_is_estimated_from_smaller_images():
 
 
 def test_what_would_take_long_is_estimated(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory_check, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(memory_check, "MAX_SECONDS", -1.0)
     growth = Growth(1000)
     assert estimate_growth(growth, 100_000) == (1000, False)
     assert 1 not in growth.tried
