@@ -75,7 +75,7 @@ def place(request: Request) -> Placement:
         return Placement(device, launched, spec=None, agreed=True)
     available = torch.cuda.device_count()
     if request.gpus is not None and request.gpus > available:
-        raise ResourceError(f"--gpus {request.gpus}: this machine has {available} GPUs, use --gpus {available}")
+        raise ResourceError(f"--gpus {request.gpus}: this machine has {available}, use --gpus {available}")
     spec = _launch_spec(request, step, available if step is not None and _is_any_gpu(request, device) else 1)
     alone = spec.world_size == 1 and not request.max_restarts
     return Placement(device, spec.world_size, None if alone else spec, agreed=spec.nodes > 1)

@@ -1,12 +1,9 @@
-"""This machine: what PyTorch can use here, what is missing for it to be faster, and the choice of a device."""
+"""The report on this machine: what PyTorch can use here, and what is missing for it to be faster."""
 
 from __future__ import annotations
 
 import importlib.util
-import math
-import os
 import platform
-import re
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -18,8 +15,18 @@ from typing import Any
 import torch
 
 from codetr_cli import __version__
-from codetr_cli.errors import CodetrError, ConfigError, ResourceError, nearest
+from codetr_cli.errors import CodetrError
 from codetr_cli.ops.deform_attn import active_backend, available_backends
+from codetr_cli.runtime.devices import (
+    Gpu,
+    cpu_count,
+    cpu_name,
+    gpu_driver,
+    gpu_library,
+    list_gpus,
+    read_text,
+    why_no_gpu,
+)
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "typer", "rich", "pydantic"),
@@ -31,25 +38,6 @@ COMPILERS = ("cc", "gcc", "g++", "clang", "nvcc")  # torch.compile and Triton us
 GIB = 1024**3
 LOW_DISK = 5 * GIB
 LOW_SHARED_MEMORY = GIB
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU that PyTorch can use.
-
-    Attributes:
-        name: of the driver.
-        memory_bytes: total memory.
-        free_bytes: memory that no program uses now; None when the driver does not report it.
-        capability: compute capability, e.g. "9.0", or the architecture of an AMD GPU.
-        bf16: whether it has bfloat16 arithmetic in hardware.
-    """
-
-    name: str
-    memory_bytes: int
-    free_bytes: int | None
-    capability: str
-    bf16: bool
 
 
 @dataclass(frozen=True)
@@ -152,8 +140,8 @@ def machine_report(*folders: Path) -> MachineReport:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         torch=torch.__version__,
-        built_for=_built_for(),
-        driver=_driver(),
+        built_for=gpu_library(),
+        driver=gpu_driver(),
         gpus=gpus,
         no_gpu=None if gpus else why_no_gpu(),
         transports=_transports(),
@@ -202,54 +190,6 @@ def benchmark_conditions(device: torch.device) -> dict[str, Any]:
     }
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """The device with a given name.
-
-    Args:
-        name: "auto" (the first GPU, else the CPU), "cpu", "cuda" or one GPU as "cuda:1".
-
-    Raises:
-        ConfigError: an unknown name.
-        ResourceError: there is no such GPU; the message lists the GPUs.
-    """
-    match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d+)", name)
-    if not match:
-        word = re.sub("gpu|hip|rocm", "cuda", name.lower())
-        raise ConfigError(f"unknown device {name!r}: {nearest(word, ['auto', 'cpu', 'cuda', 'cuda:0', 'cuda:1'])}")
-    if name == "cpu":
-        return torch.device("cpu")
-    count = _gpu_count()
-    if name == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
-    if not count:
-        raise ResourceError(f"no GPU for device {name}: {why_no_gpu()} Or use --device cpu.")
-    index = int(match[2] or 0)
-    if index >= count:
-        names = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
-        raise ResourceError(f"there is no {name}: this machine has {names}.")
-    return torch.device("cuda", index)
-
-
-def list_gpus() -> list[Gpu]:
-    """Every GPU that PyTorch can use, in the order of their indices."""
-    return [_gpu(index) for index in range(_gpu_count())]
-
-
-def cpu_count() -> int:
-    """Processors this process may use: by affinity and by the container's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        count = min(count, max(1, math.ceil(int(quota[0]) / int(quota[1]))))
-    return count
-
-
-def cpu_name() -> str:
-    """The name of the processor."""
-    named = (line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if "model name" in line)
-    return next(named, platform.processor() or platform.machine())
-
-
 # ------------------------------------------------------------------------------------------------- deformable attention
 
 
@@ -296,82 +236,6 @@ def _mmcv_without_operators() -> bool:
     return spec is not None and not any(list(Path(place).glob("_ext*")) for place in places)
 
 
-# ----------------------------------------------------------------------------------------------------------------- GPUs
-
-
-def _gpu_count() -> int:
-    with warnings.catch_warnings():
-        # A driver that is too old causes a warning; `why_no_gpu` reports it in full.
-        warnings.simplefilter("ignore")
-        return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _gpu(index: int) -> Gpu:
-    properties = torch.cuda.get_device_properties(index)
-    try:
-        free = torch.cuda.mem_get_info(index)[0]
-    except RuntimeError:  # e.g. another program has exclusive use of the GPU
-        free = None
-    with torch.cuda.device(index):
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    architecture = getattr(properties, "gcnArchName", "") if torch.version.hip else ""
-    return Gpu(
-        name=properties.name,
-        memory_bytes=properties.total_memory,
-        free_bytes=free,
-        capability=architecture or f"{properties.major}.{properties.minor}",
-        bf16=bf16,
-    )
-
-
-def why_no_gpu() -> str:
-    """Why PyTorch sees no GPU here and what to do about it, one sentence."""
-    driver, built_for = _driver(), _built_for()
-    if built_for == "CPU":
-        if driver:
-            return (
-                f"this PyTorch ({torch.__version__}) is built for the CPU only, although {driver} is here: install a "
-                "build with GPU support (see pytorch.org/get-started)."
-            )
-        return f"this PyTorch ({torch.__version__}) is built for the CPU only and no GPU driver is visible here."
-    if not driver:
-        return (
-            f"no GPU driver is visible here, although PyTorch is built for {built_for}: install the driver, or "
-            "start the container with access to the GPUs (docker run --gpus all)."
-        )
-    for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
-        if variable in os.environ and os.environ[variable] in ("", "-1", "NoDevFiles"):
-            return f"the environment hides every GPU ({variable}={os.environ[variable]!r}): unset {variable}."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.cuda.current_device()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        return f"{driver} is here, but PyTorch (built for {built_for}) cannot use it: {reason}."
-    return f"{driver} is here, but PyTorch (built for {built_for}) finds no GPU: check nvidia-smi or rocm-smi."
-
-
-def _built_for() -> str:
-    if torch.version.hip:
-        return f"ROCm {torch.version.hip}"
-    return f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-
-
-def _driver() -> str | None:
-    """The GPU driver of the system, without asking PyTorch."""
-    text = _read("/proc/driver/nvidia/version")
-    found = re.search(r"(\d+\.\d+(?:\.\d+)?)", text)
-    if found:
-        return f"the NVIDIA driver {found[1]}"
-    if Path("/dev/dxg").exists() or shutil.which("nvidia-smi"):  # WSL and Windows have no such file
-        return "an NVIDIA driver"
-    if Path("/dev/kfd").exists():
-        version = _read("/sys/module/amdgpu/version").strip()
-        return f"the AMD driver {version}".strip()
-    return None
-
-
 def _transports() -> dict[str, str | None]:
     """NCCL (or AMD's RCCL under that name) for GPUs, gloo for CPUs."""
     built_in = torch.distributed  # noqa: TID251 (only queries what was built in)
@@ -384,17 +248,14 @@ def _transports() -> dict[str, str | None]:
     }
 
 
-# --------------------------------------------------------------------------------------------------------- the machine
-
-
 def _memory() -> tuple[int | None, int | None]:
     """Free and total main memory in bytes, within the limit of a container."""
-    lines = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
+    lines = dict(line.split(":", 1) for line in read_text("/proc/meminfo").splitlines() if ":" in line)
     if "MemTotal" not in lines:
         return None, None
     total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    used = _read("/sys/fs/cgroup/memory.current").strip()
+    limit = read_text("/sys/fs/cgroup/memory.max").strip()
+    used = read_text("/sys/fs/cgroup/memory.current").strip()
     if limit.isdigit() and int(limit) < total:
         total = int(limit)
         free = min(free, total - int(used or 0))
@@ -457,11 +318,3 @@ def _gib(count: int | None) -> str:
 def _gpu_text(gpu: Gpu) -> str:
     memory = f"{_gib(gpu.memory_bytes)}, {_gib(gpu.free_bytes)} free"
     return f"{gpu.name}, {memory}, {gpu.capability}, {'bf16' if gpu.bf16 else 'no bf16'}"
-
-
-def _read(path: str) -> str:
-    """The text of a system file, empty where it does not exist."""
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -53,7 +53,7 @@ def own_share(results: dict[str, Any]) -> float:
 
 
 def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: bool = True) -> dict[str, Any]:
-    """Trains in a run folder, with an average, up to a step, and tells weights and moments then."""
+    """Trains in a run folder, with an average, up to a step, and returns weights and moments then."""
     words = [f"train.max_steps={steps}", f"train.fsdp={str(shard).lower()}", "train.ema_momentum=1e-3",
              "train.micro_batch=1", "train.batch_size=2", "train.epochs=9", "train.eval_every=9",
              "train.memory_check=false"]  # fmt: skip

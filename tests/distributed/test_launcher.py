@@ -128,8 +128,8 @@ def test_two_machines_train_one_model_also_after_a_death(start: Start, place: Pa
     os.kill(workers_of(machines[1])[0], signal.SIGKILL)
     answers = [machine.communicate(timeout=240) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], answers
-    told = [json.loads(out) for out, _ in answers if out]
-    assert [answer["steps"] for answer in told] == [STEPS]  # only the machine of rank 0 speaks
+    logged = [json.loads(out) for out, _ in answers if out]
+    assert [answer["steps"] for answer in logged] == [STEPS]  # only the node of rank 0 prints
     assert "was ended by SIGKILL" in answers[1][1]
     assert_same_run(place / "machines", undisturbed)
 
@@ -218,20 +218,20 @@ def buggy():
         process_group.barrier()
 
 if __name__ == "__main__":
-    answers, told = {}, []
+    answers, logged = {}, []
     handler = logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())
+    handler.emit = lambda record: logged.append(record.getMessage())
     logging.getLogger("codetr_cli").addHandler(handler)
     if len(sys.argv) == 1:
         specs = ((mistaken, LaunchSpec(processes=2)), (buggy, LaunchSpec(processes=2, max_restarts=1)))
     else:
         specs = ((mistaken, LaunchSpec(processes=1, nodes=2, endpoint=sys.argv[1])),)
     for function, spec in specs:
-        del told[:]
+        del logged[:]
         try:
             launch(function, (), spec)
         except Exception as error:
-            answers[function.__name__] = [type(error).__name__, str(error), list(told)]
+            answers[function.__name__] = [type(error).__name__, str(error), list(logged)]
     print(json.dumps(answers))
 """
 
@@ -254,24 +254,24 @@ def light(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return run
 
 
-def test_a_mistake_is_told_once_and_a_bug_tried_again(light: Callable[..., subprocess.Popen[str]]):
+def test_a_user_error_is_reported_once_and_a_bug_restarts(light: Callable[..., subprocess.Popen[str]]):
     process = light()
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     answers = json.loads(out)
     assert answers["mistaken"] == ["ConfigError", "train.lr is no number", []]
-    kind, text, told = answers["buggy"]
+    kind, text, logged = answers["buggy"]
     assert kind == "RuntimeError"
     assert re.fullmatch(
         r"training process 1 failed with KeyError: 'nothing' \(at light\.py:\d+ buggy, called from .*\)", text
     )
-    assert len(told) == 1
-    assert told[0].startswith(text)
-    assert told[0].endswith("(restart 1 of at most 1).")
+    assert len(logged) == 1
+    assert logged[0].startswith(text)
+    assert logged[0].endswith("(restart 1 of at most 1).")
     assert err == ""
 
 
-def test_a_mistake_on_one_machine_ends_all(light: Callable[..., subprocess.Popen[str]]):
+def test_a_user_error_on_one_node_ends_all(light: Callable[..., subprocess.Popen[str]]):
     machines = [light(f"127.0.0.1:{free_port()}")]
     machines.append(light(str(machines[0].args[-1])))
     ended = [machine.communicate(timeout=240) for machine in machines]

@@ -1,4 +1,4 @@
-"""A real training that goes on with another number of processes in the middle of an epoch."""
+"""A real training that continues with another number of processes in the middle of an epoch."""
 
 from __future__ import annotations
 

@@ -139,10 +139,10 @@ def test_every_gpu_of_a_job_is_used_unless_said_otherwise(monkeypatch: pytest.Mo
 
 
 def test_one_process_needs_no_launcher_unless_it_may_restart():
-    assert place(Request(device="cpu")).plan is None
-    plan = place(Request(device="cpu", max_restarts=2)).plan
-    assert plan is not None
-    assert (plan.world_size, plan.max_restarts) == (1, 2)
+    assert place(Request(device="cpu")).spec is None
+    spec = place(Request(device="cpu", max_restarts=2)).spec
+    assert spec is not None
+    assert (spec.world_size, spec.max_restarts) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_options_that_do_not_fit(request_: Request, error: type[Exception], says
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(topology, "choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ResourceError, match="--gpus 2 asked for, but this machine has 1"):
+    with pytest.raises(ResourceError, match="--gpus 2: this machine has 1"):
         place(Request(gpus=2))
 
 
@@ -205,8 +205,8 @@ def test_the_script_asks_for_what_the_training_needs(tmp_path: Path):
     ("number", "code", "requeued"),
     [
         (signal.SIGUSR1, 143, True),  # the time limit comes
-        (signal.SIGTERM, 143, False),  # a person cancels
-        (None, 3, False),  # a person has to mend something
+        (signal.SIGTERM, 143, False),  # the user cancels
+        (None, 3, False),  # an error that the user must fix
     ],
 )
 def test_the_script_goes_back_into_the_queue_only_before_its_time_limit(

@@ -118,7 +118,7 @@ class Loader:
 
 
 def run_case(name: str, folder: Path) -> dict[str, Any]:
-    """Trains a case and tells everything that must not depend on the number of processes."""
+    """Trains a case and returns everything that must not depend on the number of processes."""
     accumulation, kinds, overrides = (CASES | SLOW_CASES)[name]
     settings: Settings = apply_overrides(parse_settings(TINY_TABLE, where="here"), list(overrides))
     rank, processes = process_group.rank(), process_group.world_size()

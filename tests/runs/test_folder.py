@@ -156,7 +156,7 @@ def test_weights_and_state_of_different_steps_are_refused(folder: RunFolder, tin
 
 
 def flip_a_byte(path: Path) -> None:
-    """Changes one bit in the middle of a file, where its tensors lie."""
+    """Changes one bit in the middle of a file, in its tensors."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -180,18 +180,18 @@ def test_a_file_that_is_not_as_it_was_written_is_named_and_passed_over(
         path.write_bytes(path.read_bytes()[:-40])
     else:
         path.unlink()
-    told: list[str] = []
-    saved = folder.load(told.append)
+    problems: list[str] = []
+    saved = folder.load(problems.append)
     assert saved is not None
     if name == "sums.json" and damage == "missing":  # as earlier versions left them
-        assert (saved.state["step"], told) == (2, [])
+        assert (saved.state["step"], problems) == (2, [])
         return
     assert saved.state["step"] == 1
-    assert len(told) == 1
-    assert str(path) in told[0]
+    assert len(problems) == 1
+    assert str(path) in problems[0]
     shutil.rmtree(folder.previous)
     with pytest.raises(CheckpointError, match=name):
-        folder.load(told.append)
+        folder.load(problems.append)
 
 
 def test_a_flipped_bit_in_the_state_is_found_by_nothing_else(folder: RunFolder, tiny_settings: Settings):
@@ -284,7 +284,7 @@ def test_a_kill_at_any_instant_leaves_the_newest_whole_checkpoint(
             steps,
         ), instant
         assert not list(again.checkpoints_dir.glob(".*"))
-        save(again, tiny_settings, steps + 1)  # and work goes on
+        save(again, tiny_settings, steps + 1)  # and work continues
         resumed = again.load()
         assert resumed is not None
         assert resumed.state["step"] == steps + 1

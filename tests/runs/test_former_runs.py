@@ -43,7 +43,7 @@ def test_a_former_run_ends_with_the_same_weights(
 ):
     ran = continued(codetr, run, coco)
     assert ran.code == 0, ran.err
-    text = " ".join(ran.err.split())
+    text = " ".join((ran.out + ran.err).split())
     assert "its data has moved from /tmp/oldrun/coco/annotations/instances_train2017.json" in text
     assert f"to {coco}/annotations/instances_train2017.json" in text
     assert json.loads((run / "origin.json").read_text())["train_annotations"].startswith(str(coco))

@@ -2,59 +2,23 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import platform
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.ops.deform_attn import available_backends
 from codetr_cli.runtime import environment
+from codetr_cli.runtime.devices import choose_device, cpu_count
 from codetr_cli.runtime.environment import (
     attention_note,
     benchmark_conditions,
-    choose_device,
-    cpu_count,
     machine_report,
-    why_no_gpu,
 )
-
-SYSTEM_FILES = {
-    "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release\n",
-    "/sys/fs/cgroup/cpu.max": "150000 100000\n",
-    "/sys/fs/cgroup/memory.max": f"{8 * 1024**3}\n",
-    "/sys/fs/cgroup/memory.current": f"{6 * 1024**3}\n",
-    "/proc/meminfo": f"MemTotal: {64 * 1024**2} kB\nMemFree: 1 kB\nMemAvailable: {32 * 1024**2} kB\n",
-}
-
-
-def pretend_files(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Lets the module see some system files and no others."""
-    monkeypatch.setattr(environment, "_read", lambda path: SYSTEM_FILES[path] if path in names else "")
-    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
-
-
-def pretend_build(monkeypatch: pytest.MonkeyPatch, cuda: str | None, hip: str | None = None) -> None:
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(torch.version, "hip", hip)
-
-
-def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, free_share: float = 0.9) -> None:
-    size = 80 * 1024**3
-    properties = SimpleNamespace(name="Test GPU", total_memory=size, major=9, minor=0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Test GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (int(size * free_share), size))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    monkeypatch.setattr(torch.cuda, "device", lambda index: torch.device("cpu"))
-    backends = {"triton": "It needs triton.", "mmcv": "It is not installed.", "torch": None}
-    monkeypatch.setattr(environment, "available_backends", lambda kind: backends)
-    monkeypatch.setattr(environment, "active_backend", lambda kind: "torch")
+from tests.runtime.fake_machine import SYSTEM_FILES, pretend_files, pretend_gpus
 
 
 def test_the_report_is_complete_and_plain(tmp_path: Path) -> None:
@@ -155,7 +119,7 @@ def test_remarks_name_what_should_be_minded(tmp_path: Path, monkeypatch: pytest.
 
 def test_containers_limit_processors_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_files(monkeypatch, *SYSTEM_FILES)
-    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda process: range(16), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(16), raising=False)
     assert cpu_count() == 2
     assert environment._memory() == (2 * 1024**3, 8 * 1024**3)
     pretend_files(monkeypatch, "/proc/meminfo")
@@ -163,67 +127,6 @@ def test_containers_limit_processors_and_memory(monkeypatch: pytest.MonkeyPatch)
     assert environment._memory() == (32 * 1024**3, 64 * 1024**3)
     pretend_files(monkeypatch)
     assert environment._memory() == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("cuda", "files", "words"),
-    [
-        (None, [], "built for the CPU only and no GPU driver is visible"),
-        (
-            None,
-            ["/proc/driver/nvidia/version"],
-            "although the NVIDIA driver 570.86.15 is here: install a build with GPU",
-        ),
-        ("12.8", [], "no GPU driver is visible here, although PyTorch is built for CUDA 12.8: install the driver"),
-    ],
-)
-def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, cuda: str | None, files: list[str], words: str) -> None:
-    if Path("/dev/dxg").exists() or Path("/dev/kfd").exists():
-        pytest.skip("this machine shows a driver by a device file")
-    pretend_files(monkeypatch, *files)
-    pretend_build(monkeypatch, cuda)
-    assert words in why_no_gpu()
-
-
-def test_hidden_gpus_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_files(monkeypatch, "/proc/driver/nvidia/version")
-    pretend_build(monkeypatch, "12.8")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "unset CUDA_VISIBLE_DEVICES" in why_no_gpu()
-
-
-def test_a_driver_that_pytorch_refuses_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
-        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nMore lines")
-
-    pretend_files(monkeypatch, "/proc/driver/nvidia/version")
-    pretend_build(monkeypatch, "12.8")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "current_device", refuse)
-    assert why_no_gpu().endswith("cannot use it: The NVIDIA driver on your system is too old (found version 11040).")
-
-
-def test_devices_by_name_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_gpus(monkeypatch, 0)
-    assert choose_device() == choose_device("auto") == choose_device("cpu") == torch.device("cpu")
-    for name in ("cuda", "cuda:0", "cuda:3"):
-        with pytest.raises(ResourceError, match=r"no GPU for device .* Or use --device cpu"):
-            choose_device(name)
-
-
-def test_devices_by_name_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_gpus(monkeypatch, 2)
-    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 0)
-    assert choose_device("cuda:1") == torch.device("cuda", 1)
-    assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(ResourceError, match=r"there is no cuda:2: this machine has cuda:0 \(Test GPU\), cuda:1"):
-        choose_device("cuda:2")
-
-
-@pytest.mark.parametrize(("name", "meant"), [("gpu", "cuda"), ("cudaa", "cuda"), ("cpuu", "cpu"), ("gpu:1", "cuda:1")])
-def test_mistyped_devices_get_the_nearest_name(name: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown device '{name}': did you mean '{meant}'"):
-        choose_device(name)
 
 
 @pytest.mark.gpu

@@ -38,7 +38,16 @@ def test_a_detector_is_tuned_gently_to_few_images():
     assert train.lr_milestones == (141,)
     assert train.eval_every == 16
     assert train.warmup_steps == 100
-    for said in ("205 images", "backbone stays", "0.0001", "154 epochs", "after 141", "every 16", "100 steps", "--set"):
+    for said in (
+        "205 images",
+        "backbone is frozen",
+        "0.0001",
+        "154 epochs",
+        "after 141",
+        "every 16",
+        "100 steps",
+        "--set",
+    ):
         assert said in text
 
 
@@ -112,7 +121,7 @@ def test_a_run_with_a_recipe_is_prolonged_with_its_own_settings(tmp_path: Path, 
     run.open(begun.settings, begun.inputs)
     run.log({"kind": "end", "step": 300})
     with pytest.raises(
-        ConfigError, match=r"is finished .*--preset .*run/settings\.toml and a larger --set train\.epochs"
+        ConfigError, match=r"is finished; .*--preset .*run/settings\.toml and a larger --set train\.epochs"
     ):
         choose_run(begun.settings, begun.inputs, run=run.path)
     longer = job("co_dino_r50", "train.epochs=400")

@@ -50,10 +50,10 @@ def train(codetr: Callable[..., Ran], tiny_settings: Settings, many: Path, tmp_p
     preset = tmp_path / "tiny.toml"
     preset.write_text(to_toml(tiny_settings))
 
-    def run(folder: str, steps: int, *words: object) -> Ran:
+    def run(folder: str, steps: int, *words: object, data: Path = many) -> Ran:
         settings = [f"train.max_steps={steps}", "train.batch_size=1", "train.micro_batch=1", "train.memory_check=false"]
         options = [word for setting in settings for word in ("--set", setting)]
-        return codetr("train", "--preset", preset, "--data", many, "--device", "cpu", "--run", tmp_path / folder,
+        return codetr("train", "--preset", preset, "--data", data, "--device", "cpu", "--run", tmp_path / folder,
                       *options, *words)  # fmt: skip
 
     return run
@@ -147,8 +147,7 @@ def test_continuing_is_exact_even_when_files_change(
     assert train("straight", 6, *words).code == 0
     assert train("halves", 3, *words, "--set", "data.workers=1").code == 0
     early.write_bytes(whole)  # what was left out at the beginning stays left out: other images would come otherwise
-    many.rename(many.with_name("moved"))
-    ran = train("halves", 6, *words, "--data", many.with_name("moved"))
+    ran = train("halves", 6, *words, data=many.rename(many.with_name("moved")))
     assert ran.code == 0, ran.err
     assert "1 image files cannot be read and are skipped" in " ".join(ran.err.split())
     assert_same(tmp_path / "straight", tmp_path / "halves")
