@@ -142,18 +142,18 @@ class Agent(LocalElasticAgent):
         return RunResult(state=WorkerState.FAILED)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        self._kill_workers()
+        super()._stop_workers(worker_group)
+
+    def _shutdown(self, *arguments: Any, **named: Any) -> None:
+        self._kill_workers()
+        super()._shutdown(*arguments, **named)
+
+    def _kill_workers(self) -> None:
         """Kills at once: processes that wait for a dead one cannot exit, and a frozen one does not react to signals."""
         for process in self._processes.values():
             if process is not None and process.is_alive():
                 process.kill()
-        super()._stop_workers(worker_group)
-
-    def _shutdown(self, *arguments: Any, **named: Any) -> None:
-        """Kills the processes before the agent's own shutdown, which only asks them to end."""
-        for process in self._processes.values():
-            if process is not None and process.is_alive():
-                process.kill()
-        super()._shutdown(*arguments, **named)
 
     def _exit_codes(self) -> dict[int, int]:
         """Exit codes of the processes that failed so far, by rank."""

@@ -35,17 +35,17 @@ SCALAR = "codetr_scalar"
 
 def rank() -> int:
     """The rank of this process; rank 0 logs and writes files."""
-    return dist.get_rank() if is_connected() else 0
+    return dist.get_rank() if _initialized() else 0
 
 
 def world_size() -> int:
     """Number of processes in the group; 1 without a group."""
-    return dist.get_world_size() if is_connected() else 1
+    return dist.get_world_size() if _initialized() else 1
 
 
 def is_connected() -> bool:
     """Whether this process has joined a group, which may be a group of one."""
-    return dist.is_available() and dist.is_initialized()
+    return _initialized()
 
 
 def is_main() -> bool:
@@ -149,13 +149,13 @@ def _quiet_unless_main() -> Iterator[None]:
 
 def barrier() -> None:
     """Waits until every process has called it."""
-    if is_connected():
+    if _initialized():
         dist.all_reduce(torch.zeros(1))
 
 
 def reduce_mean(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes, detached; the tensor itself in a single process."""
-    if not is_connected():
+    if not _initialized():
         return value
     mean = value.detach().clone()
     dist.all_reduce(mean)
@@ -182,7 +182,7 @@ def sharded_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def reduce_max(numbers: Sequence[int]) -> list[int]:
     """The maximum over all processes of each integer; does not wait for a GPU."""
-    if not is_connected():
+    if not _initialized():
         return list(numbers)
     largest = torch.tensor(numbers, dtype=torch.int64)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
@@ -191,7 +191,7 @@ def reduce_max(numbers: Sequence[int]) -> list[int]:
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
     """For each flag whether it is true in any process."""
-    if not is_connected():
+    if not _initialized():
         return flags
     votes = torch.tensor(flags, dtype=torch.uint8)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
@@ -200,7 +200,7 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
 
 def gather_objects(item: object) -> list[Any]:
     """The items of all processes in the order of ranks, in rank 0; an empty list in the others."""
-    if not is_connected():
+    if not _initialized():
         return [item]
     items: list[Any] | None = [None] * dist.get_world_size() if is_main() else None
     dist.gather_object(item, items)
@@ -209,7 +209,7 @@ def gather_objects(item: object) -> list[Any]:
 
 def from_main(item: object) -> Any:
     """The item of rank 0, in every process."""
-    if not is_connected():
+    if not _initialized():
         return item
     items = [item]
     dist.broadcast_object_list(items)
@@ -221,7 +221,7 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
 
     Every parameter must get a gradient in every step: searching for unused ones would cost a pass per step.
     """
-    if not is_connected():
+    if not _initialized():
         return module
     # The buffers are constants; newer PyTorch has another name for the option.
     names = inspect.signature(DistributedDataParallel).parameters
@@ -254,3 +254,7 @@ def _is_lost_connection(error: RuntimeError) -> bool:
         return True
     text = str(error)  # gloo raises plain RuntimeError
     return "Connection reset" in text or "Connection closed" in text
+
+
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 CPU = torch.device("cpu")
 
 SCRIPT = """
-import json, os, sys
+import json, logging, os, sys
 import torch
 from torch import nn
 from codetr_cli.distributed import process_group
@@ -44,6 +44,7 @@ def talk():
             "mean": process_group.reduce_mean(torch.tensor([1.0 + rank])).item(),
             "any": process_group.any_process(rank == 1, False),
             "gathered": process_group.gather_objects({"rank": rank}),
+            "levels": process_group.gather_objects(logging.getLogger("codetr_cli.any").getEffectiveLevel()),
             "from_main": process_group.from_main("main" if rank == 0 else None),
             "weight": model.weight.tolist(),
             "own": own,
@@ -58,10 +59,10 @@ def die():
     os._exit(7) if os.environ["RANK"] == "1" else torch.rand(1)
 
 if __name__ == "__main__":
-    plan = LaunchSpec(processes=2, max_restarts=0)
-    answers = {"talk": launch(talk, (), plan)}
+    spec = LaunchSpec(processes=2, max_restarts=0)
+    answers = {"talk": launch(talk, (), spec)}
     try:
-        launch(die, (), plan)
+        launch(die, (), spec)
     except Exception as error:
         answers["die"] = f"{type(error).__name__}: {error}"
     print(json.dumps(answers))
@@ -87,6 +88,7 @@ def test_two_processes_agree_and_report(tmp_path: Path):
     assert talk["mean"] == 1.5
     assert talk["any"] == [True, False]
     assert talk["gathered"] == [{"rank": 0}, {"rank": 1}]
+    assert talk["levels"] == [30, 40]  # only rank 0 logs more than errors
     assert talk["from_main"] == "main"
     assert talk["weight"] == [[0.0, 0.0]]
     assert talk["own"] == [[1.0, 1.0]]
@@ -98,7 +100,7 @@ def test_two_processes_agree_and_report(tmp_path: Path):
     assert ran.stderr == ""
 
 
-def test_alone_there_is_nobody_to_ask():
+def test_without_a_group_nothing_is_communicated():
     with process_group.joined(CPU):
         assert (process_group.rank(), process_group.world_size(), process_group.is_main()) == (0, 1, True)
         tensor, module = torch.ones(2), nn.Linear(1, 1)
