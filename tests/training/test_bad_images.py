@@ -61,11 +61,11 @@ def train(codetr: Callable[..., Ran], tiny_settings: Settings, many: Path, tmp_p
 
 @pytest.fixture
 def order(tiny_settings: Settings, many: Path) -> Callable[..., list[Path]]:
-    """The image files in the order of the first epoch, without those that are left out."""
+    """The image files in the order of the first epoch, without those that are skipped."""
 
-    def files(*left_out: Path) -> list[Path]:
+    def files(*skipped: Path) -> list[Path]:
         settings = apply_overrides(tiny_settings, [f'data.root="{many}"'])
-        dataset = build_dataset(settings, split="train", training=True, skip_files=[str(path) for path in left_out])
+        dataset = build_dataset(settings, split="train", training=True, skip_files=[str(path) for path in skipped])
         loader = build_train_loader(
             dataset,
             micro_batch=1,
