@@ -205,7 +205,7 @@ def _address_towards(host: str, port: int) -> str:
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
     """Silences the agent's own warnings and tracebacks: `launch` raises what matters."""
-    torch_logger = logging.getLogger("torch.distributed")
+    torch_logger = logging.getLogger("torch")
     handlers, propagates = torch_logger.handlers, torch_logger.propagate
     torch_logger.handlers, torch_logger.propagate = [logging.NullHandler()], False
     try:

@@ -162,7 +162,7 @@ def test_a_frozen_process_is_named(start: Start, place: Path, frozen: int):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5, err
     assert time.monotonic() - stopped < 30
-    assert re.search(rf"error: training process {frozen} on \S+ stopped responding: nothing new for \d+ seconds", err)
+    assert re.search(rf"error: training process {frozen} on \S+ stopped responding: no progress for \d+ seconds", err)
     assert re.search(r"last seen (waiting for data|in the forward pass|in the backward pass|in the optimizer's step|"
                      r"writing a checkpoint) of step \d+", err)  # fmt: skip
     assert "stopped responding" in (run / "events.log").read_text()
