@@ -167,15 +167,13 @@ def _plan_and_train(
         return None
     arguments = (job, placement.device, choice, *mode)
     with console.tolerate_closed_streams():
-        outcome = (
-            _train_here(*arguments)
-            if placement.spec is None
-            else launch(_train_here, arguments, placement.spec)
-        )
+        outcome = _train_here(*arguments) if placement.spec is None else launch(_train_here, arguments, placement.spec)
     return outcome if launched_rank() == 0 else None
 
 
-def _train_here(job: TrainJob, device: torch.device, choice: RunChoice | None, json_output: bool, quiet: bool) -> Outcome:
+def _train_here(
+    job: TrainJob, device: torch.device, choice: RunChoice | None, json_output: bool, quiet: bool
+) -> Outcome:
     """Trains in this process, alone or as one of several, and shows its progress."""
     from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.training.setup import run_training
@@ -231,7 +229,9 @@ class _Display:
         return self._advance
 
 
-def _show_plan(job: TrainJob, device: torch.device, processes: int, choice: RunChoice | None, *, json_output: bool) -> None:
+def _show_plan(
+    job: TrainJob, device: torch.device, processes: int, choice: RunChoice | None, *, json_output: bool
+) -> None:
     from codetr_cli.config.overrides import to_toml
     from codetr_cli.training.preview import preview
 
