@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.fsdp import load_full_optimizer_state, load_full_weights, full_optimizer_state, full_weights
+from codetr_cli.distributed.fsdp import full_optimizer_state, full_weights, load_full_optimizer_state, load_full_weights
 from codetr_cli.distributed.sharded_state import host_shards, optimizer_skeleton, read_shards
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
@@ -53,7 +53,7 @@ def save(context: TrainContext, state: TrainState) -> None:
     state.writer.written_at = time.monotonic()
     if not process_group.is_main():
         if shard_writers is not None:
-            state.writer.write(partial(shard_writers.follow, parts))
+            state.writer.write(partial(shard_writers.serve, parts))
         return
     step = state.progress.step
     if waited > LONG_WAIT_S:
@@ -92,7 +92,7 @@ def _write(
             settings=context.settings,
             class_names=context.class_names,
             category_ids=context.category_ids,
-            beside=None if shard_writers is None else partial(shard_writers.lead, parts=parts),
+            beside=None if shard_writers is None else partial(shard_writers.write_all, shards=parts),
         )
     except ResourceError as error:
         with suppress(ResourceError):  # a disk without space for a checkpoint may have some for a line
@@ -100,7 +100,7 @@ def _write(
         raise
     finally:
         if shard_writers is not None:
-            shard_writers.dismiss()
+            shard_writers.finish()
     written_s = time.monotonic() - started
     logger.debug("checkpoint of step %d: %.2f s copied, %.2f s written", step, copied_s, written_s)
 

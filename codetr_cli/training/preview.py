@@ -20,7 +20,6 @@ from codetr_cli.training.build import build_trainable_model
 from codetr_cli.training.loggers import check_loggers
 from codetr_cli.training.optim import base_learning_rate
 from codetr_cli.training.plan import BatchSizes, TrainJob, batch_sizes, steps_per_epoch, total_steps
-from codetr_cli.training.reporter import SilentReporter
 
 
 @dataclass(frozen=True)

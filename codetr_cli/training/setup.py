@@ -134,7 +134,7 @@ def _open_loggers(settings: Settings, folder: RunFolder, saved: Saved | None, st
     if not process_group.is_main():
         return Loggers()
     step = 0 if saved is None else saved.state["step"]
-    record = Record(folder=folder.path, settings=settings, step=step, note=logger.debug)
+    record = Record(folder=folder.path, settings=settings, step=step)
     return stack.enter_context(open_loggers(settings.train.loggers, record))
 
 

@@ -91,7 +91,7 @@ class Validation:
             gather=self._gather,
         )
         for bad in result.skipped:
-            self._bad_files.meet(bad, "val")
+            self._bad_files.on_unreadable(bad, "val")
         if result.protocol is not None:
             # The same at every evaluation of a run.
             level = logging.DEBUG if self._is_protocol_logged else logging.INFO

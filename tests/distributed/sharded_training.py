@@ -57,7 +57,9 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
     words = [f"train.max_steps={steps}", f"train.fsdp={str(shard).lower()}", "train.ema_momentum=1e-3",
              "train.micro_batch=1", "train.batch_size=2", "train.epochs=9", "train.eval_every=9",
              "train.memory_check=false"]  # fmt: skip
-    os.environ[process_group.LAUNCH_ID] = f"{name} to {steps}"  # what an earlier group of these processes said is not read
+    os.environ[process_group.LAUNCH_ID] = (
+        f"{name} to {steps}"  # what an earlier group of these processes said is not read
+    )
     settings = apply_overrides(parse_settings(TINY_TABLE, where="here"), words)
     evaluate = name == "straight"  # which changes nothing that is trained
     job = plan_job(settings, data=str(folder / "coco"), run=folder / name, evaluate=evaluate)

@@ -19,7 +19,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.loading.loader import Segment
 from codetr_cli.distributed.watchdog import Heartbeat
-from codetr_cli.runs.folder import RunInputs, RunFolder, event_log
+from codetr_cli.runs.folder import RunFolder, RunInputs, event_log
 from codetr_cli.runtime.signals import StopRequest
 from codetr_cli.training import loop
 from codetr_cli.training.checkpointing import restore
