@@ -205,13 +205,16 @@ def _address_towards(host: str, port: int) -> str:
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
     """Silences the agent's own warnings and tracebacks: `launch` raises what matters."""
-    torch_logger = logging.getLogger("torch")
-    handlers, propagates = torch_logger.handlers, torch_logger.propagate
-    torch_logger.handlers, torch_logger.propagate = [logging.NullHandler()], False
+    # Both have handlers of their own.
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.distributed")]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
     try:
         yield
     finally:
-        torch_logger.handlers, torch_logger.propagate = handlers, propagates
+        for logger, (handlers, propagates) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagates
 
 
 @contextmanager
