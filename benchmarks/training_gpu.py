@@ -31,7 +31,7 @@ from codetr_cli.distributed.fsdp import check_shardable, shard
 from codetr_cli.errors import CodetrError
 from codetr_cli.inference.loading import compile_for
 from codetr_cli.models.build import build_model
-from codetr_cli.runtime.environment import choose_device, describe_place
+from codetr_cli.runtime.environment import benchmark_conditions, choose_device
 from codetr_cli.training.optim import build_optimizer
 
 SHARDING = {"ddp": False, "fsdp2": True}
@@ -68,7 +68,7 @@ def main() -> int:
     result = {
         "command": "python benchmarks/training_gpu.py " + " ".join(sys.argv[1:]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S +0000"),
-        "machine": describe_place(device),
+        "machine": benchmark_conditions(device),
         "preset": arguments.preset,
         "size": arguments.size,
         "batch": arguments.batch,

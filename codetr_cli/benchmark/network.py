@@ -19,7 +19,7 @@ from codetr_cli.benchmark.model import (
 )
 from codetr_cli.inference.loading import LoadedModel, load_detector
 from codetr_cli.models.inference_mode import disable_optimizations
-from codetr_cli.runtime.synthetic import stir
+from codetr_cli.runtime.synthetic import randomize_weights
 from codetr_cli.runtime.timing import Tick
 
 
@@ -107,7 +107,7 @@ class BenchmarkedNetwork:
             random_weights=self.random_weights,
         )
         if loaded.path is None:
-            stir(loaded.model)
+            randomize_weights(loaded.model)
         return loaded
 
     def _workload(self, loaded: LoadedModel, spec: BenchmarkSpec) -> Workload:

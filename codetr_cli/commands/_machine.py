@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from codetr_cli import console
 
 if TYPE_CHECKING:
-    from codetr_cli.runtime.environment import Environment
+    from codetr_cli.runtime.environment import MachineReport
 
 
-def show_machine(environment: Environment) -> None:
+def show_machine(environment: MachineReport) -> None:
     """Prints the table of this machine and warns of what should be fixed."""
     console.table("This machine", ["what", "found"], machine_rows(environment))
     for remark in environment.remarks:
         console.warn(remark)
 
 
-def machine_rows(environment: Environment) -> list[tuple[str, object]]:
+def machine_rows(environment: MachineReport) -> list[tuple[str, object]]:
     """The machine as pairs of a heading and a value."""
     size = console.bytes_text
     rows: list[tuple[str, object]] = [

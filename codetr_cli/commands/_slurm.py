@@ -10,10 +10,10 @@ from codetr_cli import console
 
 if TYPE_CHECKING:
     from codetr_cli.distributed.topology import Request
-    from codetr_cli.training.plan import Job
+    from codetr_cli.training.plan import TrainJob
 
 
-def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: bool) -> None:
+def submit_job(job: TrainJob, request: Request, words: Sequence[str], *, dry_run: bool) -> None:
     """Writes and submits the script, and reports both.
 
     Args:
@@ -27,13 +27,13 @@ def submit_job(job: Job, request: Request, words: Sequence[str], *, dry_run: boo
         ResourceError: SLURM refused the script.
     """
     from codetr_cli.distributed.slurm import submit, write_batch
-    from codetr_cli.training.plan import plan_batches
+    from codetr_cli.training.plan import batch_sizes
     from codetr_cli.training.setup import choose_for
 
     gpus = 0 if request.device == "cpu" else request.gpus or 1
     nodes, processes = request.nodes or 1, gpus or request.procs or 1
     train = job.settings.train
-    plan_batches(train.batch_size, train.micro_batch, nodes * processes)
+    batch_sizes(train.batch_size, train.micro_batch, nodes * processes)
     choice = choose_for(job)
     script, text = write_batch(
         choice.path.absolute(),

@@ -18,13 +18,13 @@ def doctor(json_output: JsonOption = False) -> None:
     report.
     """
     console.set_mode(json=json_output)
-    from codetr_cli.runtime.environment import describe
+    from codetr_cli.runtime.environment import machine_report
 
-    environment = describe(Path.cwd())
+    environment = machine_report(Path.cwd())
     # Folders stay out of a bug report: they name the user.
     rows = [(what, found) for what, found in machine_rows(environment) if not what.startswith("disk of ")]
     text = "\n".join(["```", f"codetr: {__version__}", *(f"{what}: {found}" for what, found in rows), "```"])
-    console.result_json({"codetr": __version__, "environment": environment.as_json(), "bug_report": text})
+    console.result_json({"codetr": __version__, "environment": environment.as_dict(), "bug_report": text})
     if json_output:
         return
     show_machine(environment)

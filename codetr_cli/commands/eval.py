@@ -159,7 +159,7 @@ class _EvalOptions:
 def _check_early(checkpoint: str, device: str) -> str:
     """The checkpoint's file; a missing GPU or checkpoint is reported before any data is read."""
     from codetr_cli.inference.loading import find_checkpoint
-    from codetr_cli.runtime.environment import choose_device
+    from codetr_cli.runtime.devices import choose_device
 
     choose_device(device)
     checkpoint = resolve_weights(checkpoint) or checkpoint
@@ -215,7 +215,7 @@ def _evaluate(checkpoint: str, paths: DataPaths, options: _EvalOptions) -> None:
     from codetr_cli.evaluation.evaluator import evaluate
     from codetr_cli.evaluation.request import EvalRequest
     from codetr_cli.inference.loading import Classes, check_image_size, load_detector
-    from codetr_cli.runtime.environment import choose_device
+    from codetr_cli.runtime.devices import choose_device
 
     device = choose_device(options.device)
     ground_truth = read_annotations(paths.annotations_path, with_outlines=options.masks)

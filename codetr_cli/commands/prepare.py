@@ -30,7 +30,7 @@ from codetr_cli.errors import ConfigError, DatasetError
 if TYPE_CHECKING:
     from codetr_cli.data.checks.dataset import DatasetReport
     from codetr_cli.data.formats.link import Link
-    from codetr_cli.runtime.environment import Environment
+    from codetr_cli.runtime.environment import MachineReport
 
 PRESETS = {"coco": "co_dino_r50", "lvis": "co_dino_r50_lvis", "objects365": "co_dino_swin_l_o365"}
 """Dataset -> the preset to start with."""
@@ -75,9 +75,9 @@ def prepare(
         folder = _folder(named, settings.data.dataset, invocation.defaults, note=not json_output)
     report = check_dataset(folder, config=settings.data, progress=console.progress, workers=workers, deep=deep)
     _show_report(report)
-    from codetr_cli.runtime.environment import describe  # imports torch, which the check need not wait for
+    from codetr_cli.runtime.environment import machine_report  # imports torch, which the check need not wait for
 
-    environment = describe(Path.cwd(), folder)
+    environment = machine_report(Path.cwd(), folder)
     show_machine(environment)
     made = None if no_link else link_folder(folder, link or Path(LAYOUTS[report.dataset].roots[0]))
     if made is not None:
@@ -87,7 +87,7 @@ def prepare(
         {
             "ok": not report.errors,
             "dataset": report.as_json(),
-            "environment": environment.as_json(),
+            "environment": environment.as_dict(),
             "link": None if made is None else {"status": made.status, "path": made.path, "detail": made.detail},
             "next": command,
         }
@@ -218,7 +218,7 @@ def _show_link(link: Link, folder: Path) -> None:
         console.warn(f"cannot make a link at {link.path} ({link.detail}). {instead}")
 
 
-def _next(report: DatasetReport, environment: Environment, link: Link | None, folder: Path, *, is_demo: bool) -> str:
+def _next(report: DatasetReport, environment: MachineReport, link: Link | None, folder: Path, *, is_demo: bool) -> str:
     """The command to run next."""
     if report.errors:
         return f"codetr prepare {shlex.quote(str(folder))}"

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
     from codetr_cli.config.schema import Settings
     from codetr_cli.distributed.topology import Request
-    from codetr_cli.runs.resume import Choice
-    from codetr_cli.training.plan import Job
+    from codetr_cli.runs.resume import RunChoice
+    from codetr_cli.training.plan import TrainJob
     from codetr_cli.training.reporter import StepProgress
     from codetr_cli.training.setup import Outcome
 
@@ -127,7 +127,7 @@ def _which_preset() -> str:
 
 def _plan_and_train(
     settings: Settings,
-    plan: Callable[..., Job],
+    plan: Callable[..., TrainJob],
     request: Request,
     weights: str | None,
     *,
@@ -167,15 +167,13 @@ def _plan_and_train(
         return None
     arguments = (job, placement.device, choice, *mode)
     with console.tolerate_closed_streams():
-        outcome = (
-            _train_here(*arguments)
-            if placement.plan is None
-            else launch(_train_here, arguments, placement.plan, console.warn)
-        )
+        outcome = _train_here(*arguments) if placement.spec is None else launch(_train_here, arguments, placement.spec)
     return outcome if launched_rank() == 0 else None
 
 
-def _train_here(job: Job, device: torch.device, choice: Choice | None, json_output: bool, quiet: bool) -> Outcome:
+def _train_here(
+    job: TrainJob, device: torch.device, choice: RunChoice | None, json_output: bool, quiet: bool
+) -> Outcome:
     """Trains in this process, alone or as one of several, and shows its progress."""
     from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.training.setup import run_training
@@ -231,7 +229,9 @@ class _Display:
         return self._advance
 
 
-def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | None, *, json_output: bool) -> None:
+def _show_plan(
+    job: TrainJob, device: torch.device, processes: int, choice: RunChoice | None, *, json_output: bool
+) -> None:
     from codetr_cli.config.overrides import to_toml
     from codetr_cli.training.preview import preview
 
@@ -252,7 +252,7 @@ def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | 
     bad = f" ({plan.bad_files:,} skipped, their files cannot be read)" if plan.bad_files else ""
     rows: list[tuple[str, object]] = [
         ("run", where),
-        ("images", f"{plan.images:,} of {job.origin.train_annotations}{bad}"),
+        ("images", f"{plan.images:,} of {job.inputs.train_annotations}{bad}"),
         ("validation", f"{plan.val_images:,} images" if plan.val_images is not None else "none"),
         (
             "classes",
@@ -263,7 +263,7 @@ def _show_plan(job: Job, device: torch.device, processes: int, choice: Choice | 
         ("learning rate", f"{plan.learning_rate:g}"),
         ("device", f"{plan.device}, {plan.precision}"),
         ("parameters", f"{plan.parameters:,}, {plan.trained_parameters:,} of them trained"),
-        ("weights", job.origin.weights or "random"),
+        ("weights", job.inputs.weights or "random"),
     ]
     console.table("Plan", ["what", "value"], rows)
     for note in job.notes:

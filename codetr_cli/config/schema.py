@@ -516,7 +516,7 @@ class TestConfig(Section):
 
 
 class SourceConfig(Section):
-    """Origin of the weights and published numbers of a preset."""
+    """RunInputs of the weights and published numbers of a preset."""
 
     config: str | None = Field(None, description="Published configuration.")
     url: str | None = Field(None, description="URL of the published file, for `codetr download`.")

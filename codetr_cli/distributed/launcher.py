@@ -1,7 +1,7 @@
-"""Starts the processes of a training on this machine, and on others with them, under torchrun's elastic agent.
+"""Starts the training processes of this node with torchrun's elastic agent.
 
-When a process dies, all are started anew and continue from the newest checkpoint, a few times at most. What a person
-has to mend (exit codes 2 to 6) is never tried again: it is told once, and every machine ends with it.
+When a process dies, all restart and continue from the newest checkpoint, a limited number of times. An error that the
+user must fix (exit codes 2 to 6) causes no restart: it is reported once, and every node ends with it.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousPara
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from codetr_cli.distributed.elastic_agent import Agent
-from codetr_cli.distributed.process_group import RESTART_REASON, ROUND, STARTS_BEFORE
-from codetr_cli.distributed.worker_errors import NOTES, stopped_at_once, write_note
+from codetr_cli.distributed.process_group import LAUNCH_ID, RESTART_REASON, RESTARTS
+from codetr_cli.distributed.worker_errors import ERROR_FOLDER, stopped_at_once, write_error
 from codetr_cli.errors import CodetrError, ConfigError, ResourceError, StoppedError
-from codetr_cli.runtime.environment import cpu_count
+from codetr_cli.runtime.devices import cpu_count
 from codetr_cli.runtime.signals import STOPPING
 
 MAX_RESTARTS = 3
-GATHER_S = 900  # for all machines to come together
+RENDEZVOUS_S = 900  # timeout for all nodes to join
 
 
 @dataclass(frozen=True)
-class LaunchPlan:
-    """How many processes are started where.
+class LaunchSpec:
+    """How many processes to start where.
 
     Attributes:
-        processes: on this machine.
-        nodes: machines, each with as many processes.
-        endpoint: HOST:PORT where the machines meet; None for one machine.
-        node: number of this machine; 0 holds the meeting point. None finds out by the endpoint's address.
-        job: a name that all machines of a training share.
-        max_restarts: of all processes after the death of one.
+        processes: on each node.
+        nodes: number of nodes.
+        endpoint: HOST:PORT of the rendezvous; None for one node.
+        node: rank of this node; 0 hosts the rendezvous. None: decided by the endpoint's address.
+        job: a name that all nodes of a training share.
+        max_restarts: number of restarts of all processes after one died.
     """
 
     processes: int
@@ -58,7 +58,7 @@ class LaunchPlan:
 
     @property
     def world_size(self) -> int:
-        """All processes on all machines."""
+        """Processes on all nodes."""
         return self.processes * self.nodes
 
 
@@ -71,51 +71,48 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(
-            f"--rdzv-endpoint {endpoint} is not of the form HOST:PORT: give the name or address of one of the machines "
-            "and a free port there, the same on all machines, e.g. node1:29500"
+            f"--rdzv-endpoint {endpoint} is not of the form HOST:PORT: give the name or address of one of the nodes "
+            "and a free port on it, the same on all nodes, e.g. node1:29500"
         )
     return host.strip("[]"), int(port)
 
 
-def launch(
-    function: Callable[..., Any], arguments: Sequence[Any], plan: LaunchPlan, tell: Callable[[str], None]
-) -> Any:
-    """Runs `function(*arguments)` in the processes of a plan and waits for their end.
+def launch(function: Callable[..., Any], arguments: Sequence[Any], spec: LaunchSpec) -> Any:
+    """Runs `function(*arguments)` in the processes of a spec and waits for their end.
 
-    A signal sent to this process reaches those of this machine; all decide together when to stop.
+    A signal sent to this process is forwarded to those of this node; all decide together when to stop.
 
     Args:
         function: importable by name; it and the arguments are pickled.
-        arguments: the same for every process of this machine.
-        plan: how many and where.
-        tell: called with a sentence when the processes are started anew.
+        arguments: the same for every process of this node.
+        spec: how many processes, and where.
 
     Returns:
-        what the process of rank 0 returned; None on a machine that it does not run on.
+        the result of rank 0; None on other nodes.
 
     Raises:
         CodetrError: the first error that a process raised, as it was raised there.
-        ResourceError: a process ended without a word, e.g. killed for lack of memory, or a machine did not come.
+        ResourceError: a process ended without a message, e.g. killed when memory ran out, or a node did not join.
     """
-    share_threads(plan.processes)
+    share_threads(spec.processes)
     with tempfile.TemporaryDirectory(prefix="codetr-") as folder, _quiet_agent(), _forwarded_signals() as received:
-        os.environ[NOTES] = folder
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are forwarded, not answered with a kill
+        os.environ[ERROR_FOLDER] = folder
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are forwarded and do not kill
         try:
-            agent = _build_agent(plan, function, arguments, Path(folder), received, tell)
-            result = agent.run_to_the_end()
+            agent = _build_agent(spec, function, arguments, Path(folder), received)
+            result = agent.run_workers()
         except RendezvousTimeoutError as error:
             raise ResourceError(
-                f"not all of the {plan.nodes} machines came to {plan.endpoint} within {GATHER_S // 60} minutes: "
-                "start the same command on each, and check that they reach that address"
+                f"not all of the {spec.nodes} nodes joined the rendezvous at {spec.endpoint} within "
+                f"{RENDEZVOUS_S // 60} minutes: start the same command on each, and check that they reach that address"
             ) from error
         except RendezvousError as error:
             raise ResourceError(
-                f"lost the meeting point of the machines, {plan.endpoint}: {error} Check that the machine there runs "
-                "the same command and that its port can be reached."
+                f"lost the rendezvous at {spec.endpoint}: {error} Check that this node runs the same command and that "
+                "its port can be reached."
             ) from error
         finally:
-            for name in (NOTES, ROUND, STARTS_BEFORE, RESTART_REASON):
+            for name in (ERROR_FOLDER, LAUNCH_ID, RESTARTS, RESTART_REASON):
                 os.environ.pop(name, None)
     for value in result.values():
         if isinstance(value, CodetrError):
@@ -124,14 +121,14 @@ def launch(
 
 
 def share_threads(processes: int) -> None:
-    """Lets processes started from here share the cores, unless the person has set OMP_NUM_THREADS."""
+    """Divides the cores among the processes started from here, unless OMP_NUM_THREADS is set."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
 
 
-def _enter(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What each started process runs: the function, with errors written down for the launcher to read.
+def _run_worker(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """The entry point of each process: runs the function, and writes an error for the launcher to read.
 
-    A stop by a signal is no failure of one process but the end of all, so it travels as a result.
+    A stop by a signal is no failure, so it is returned as a result.
     """
     parent = os.getppid()
     result: Any
@@ -140,60 +137,59 @@ def _enter(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     except StoppedError as stopped:
         result = stopped
     except Exception as error:
-        write_note(error)
-        # Not through the interpreter's end: threads of the process group that still wait for the others would abort it.
+        write_error(error)
+        # Without the interpreter's shutdown: threads of the process group that still wait for others would abort it.
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(error.exit_code if isinstance(error, CodetrError) else 1)
     if os.getppid() != parent:
-        # The launcher was killed; the agent's end of the result queue is gone and would be waited for in vain.
+        # The launcher was killed: nobody reads the result queue, and the interpreter's shutdown would wait for that.
         os._exit(0)
     return result
 
 
 def _build_agent(
-    plan: LaunchPlan,
+    spec: LaunchSpec,
     function: Callable[..., Any],
     arguments: Sequence[Any],
     folder: Path,
     received: list[int],
-    tell: Callable[[str], None],
 ) -> Agent:
-    meeting: dict[str, Any] = {"local_addr": "localhost"}
-    endpoint = None if plan.endpoint is None else split_endpoint(plan.endpoint)
+    rendezvous: dict[str, Any] = {"local_addr": "localhost"}
+    endpoint = None if spec.endpoint is None else split_endpoint(spec.endpoint)
     if endpoint is not None:
-        meeting = {"local_addr": _address_towards(*endpoint)}
-        if plan.node is not None:
-            meeting["is_host"] = plan.node == 0
+        rendezvous = {"local_addr": _address_towards(*endpoint)}
+        if spec.node is not None:
+            rendezvous["is_host"] = spec.node == 0
     parameters = RendezvousParameters(
         backend="c10d",
-        endpoint=plan.endpoint or "localhost:0",
-        run_id=f"{plan.job}-{uuid.uuid4().hex}" if plan.endpoint is None else plan.job,
-        min_nodes=plan.nodes,
-        max_nodes=plan.nodes,
-        join_timeout=GATHER_S,
-        **meeting,
+        endpoint=spec.endpoint or "localhost:0",
+        run_id=f"{spec.job}-{uuid.uuid4().hex}" if spec.endpoint is None else spec.job,
+        min_nodes=spec.nodes,
+        max_nodes=spec.nodes,
+        join_timeout=RENDEZVOUS_S,
+        **rendezvous,
     )
-    spec = WorkerSpec(
+    worker_spec = WorkerSpec(
         role="training",
-        local_world_size=plan.processes,
-        entrypoint=_enter,
+        local_world_size=spec.processes,
+        entrypoint=_run_worker,
         args=(function, tuple(arguments)),
         rdzv_handler=get_rendezvous_handler(parameters),
-        max_restarts=plan.max_restarts,
-        monitor_interval=0.1 if plan.nodes == 1 else 0.5,
-        local_addr=meeting["local_addr"],
+        max_restarts=spec.max_restarts,
+        monitor_interval=0.1 if spec.nodes == 1 else 0.5,
+        local_addr=rendezvous["local_addr"],
         event_log_handler="null",
     )
-    return Agent(spec, nodes=plan.nodes, endpoint=endpoint, folder=folder, received=received, tell=tell)
+    return Agent(worker_spec, nodes=spec.nodes, endpoint=endpoint, folder=folder, received=received)
 
 
 def _address_towards(host: str, port: int) -> str:
-    """This machine's address as another one sees it: not every machine's name is known to the others.
+    """The address of this node towards another one: host names may not resolve elsewhere.
 
     Raises:
-        ResourceError: nobody knows that host.
+        ResourceError: the host name does not resolve.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
@@ -202,24 +198,28 @@ def _address_towards(host: str, port: int) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise ResourceError(
-            f"--rdzv-endpoint {host}:{port}: this machine finds no way to {host} ({error}); check the name"
+            f"--rdzv-endpoint {host}:{port}: cannot reach {host} from this node ({error}); check the name"
         ) from error
 
 
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
-    """Keeps the agent's own warnings and tracebacks away: what matters is raised by `launch`."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    """Silences the agent's own warnings and tracebacks: `launch` raises what matters."""
+    # Both have handlers of their own.
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.distributed")]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
     try:
         yield
     finally:
-        logging.disable(before)
+        for logger, (handlers, propagates) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagates
 
 
 @contextmanager
 def _forwarded_signals() -> Iterator[list[int]]:
-    """Hands Ctrl-C, SIGTERM and SIGUSR1 on to the started processes, or stops at once where there are none yet.
+    """Forwards Ctrl-C, SIGTERM and SIGUSR1 to the started processes; stops at once where there are none yet.
 
     Yields:
         the numbers of the signals received so far.

@@ -1,7 +1,7 @@
-"""SLURM: what its environment says about the processes of a job, and the batch script of a training.
+"""SLURM: the job step of this process as its environment describes it, and the batch script of a training.
 
-A job step of one task a machine starts one launcher on each, which start the processes and do so again after a death. A
-step of more tasks than machines has one task for each process; they are connected as they are.
+A job step with one task per node runs one launcher per node, which starts the processes and restarts them after a
+failure. A step with more tasks than nodes has one task per process; these join the process group directly.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from codetr_cli.errors import ResourceError
 from codetr_cli.files import write_text
 
-# Steps with numbers from here on are no `srun` of a program: a batch script's own shell, an interactive one.
+# Step numbers from here on are not of `srun` but of a batch script's own shell or an interactive one.
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
 FOLDER = "slurm"  # of a run folder
-WARN_S = 120  # before the time limit ends a job
-# Words of the command that mean something for the one who submits, not for the job.
-OWN_FLAGS = frozenset(("--slurm", "--fresh", "--json", "--dry-run"))
-OWN_OPTIONS = frozenset(("--run", "--nodes", "--node-rank", "--rdzv-endpoint"))
+WARN_S = 120  # seconds before the time limit
+# Options of the submitting command that the job must not have.
+SUBMIT_FLAGS = frozenset(("--slurm", "--restart", "--fresh", "--json", "--dry-run"))
+SUBMIT_OPTIONS = frozenset(("--run", "--nodes", "--node-rank", "--rdzv-endpoint"))
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class SlurmStep:
     """The job step that this process is a task of.
 
     Attributes:
-        job: number of the job.
-        nodes: machines of the step.
-        tasks: of the step, over all machines.
-        node: number of this machine in the step.
-        task: number of this task in the step.
-        local_task: number of this task on its machine.
-        first_host: name of the step's first machine.
-        port: free for the processes to meet, as far as a number made from the job's can be.
+        job: id of the job.
+        nodes: number of nodes of the step.
+        tasks: number of tasks of the step, over all nodes.
+        node: rank of this node in the step.
+        task: rank of this task in the step.
+        local_task: rank of this task on its node.
+        first_host: name of the step's first node.
+        port: for the rendezvous, derived from the job id and probably free.
     """
 
     job: str
@@ -54,16 +54,16 @@ class SlurmStep:
 
     @property
     def endpoint(self) -> str:
-        """Where the machines meet."""
+        """HOST:PORT of the rendezvous."""
         return f"{self.first_host}:{self.port}"
 
     @property
     def is_task_per_process(self) -> bool:
-        """Whether SLURM itself has started every process."""
+        """Whether SLURM itself started every process."""
         return self.tasks > self.nodes
 
     def environment(self) -> dict[str, str]:
-        """The variables that torchrun would have set for this task."""
+        """The variables that torchrun would set for this task."""
         return {
             "RANK": str(self.task),
             "WORLD_SIZE": str(self.tasks),
@@ -74,7 +74,7 @@ class SlurmStep:
 
 
 def read_step(environ: Mapping[str, str]) -> SlurmStep | None:
-    """The step that an environment belongs to; None outside of `srun`, also in a batch script's own shell."""
+    """The job step of an environment; None outside `srun`, also in a batch script's own shell."""
     step, job = environ.get("SLURM_STEP_ID", ""), environ.get("SLURM_JOB_ID", "")
     if not step.isdecimal() or int(step) >= FIRST_SPECIAL_STEP or not job.isdecimal():
         return None
@@ -92,13 +92,13 @@ def read_step(environ: Mapping[str, str]) -> SlurmStep | None:
         task=number("SLURM_PROCID"),
         local_task=number("SLURM_LOCALID"),
         first_host=environ.get("MASTER_ADDR") or first_host(nodelist),
-        # Below the ports that systems give away by themselves, and another one for each of a machine's jobs.
+        # Below the ephemeral ports, and different for each job of a node.
         port=int(port) if port.isdecimal() else 12000 + int(job) % 18000,
     )
 
 
 def first_host(nodelist: str) -> str:
-    """The first machine of a list such as `gpu[03-05,9],login1`: asked of `scontrol` where it is, else read here."""
+    """The first node of a list such as `gpu[03-05,9],login1`, by `scontrol` where it is installed."""
     if shutil.which("scontrol"):
         asked = _run(["scontrol", "show", "hostnames", nodelist])
         if asked.returncode == 0 and asked.stdout.split():
@@ -109,7 +109,7 @@ def first_host(nodelist: str) -> str:
 
 
 def job_words(words: Sequence[str], run: Path) -> list[str]:
-    """The command that a job runs for the command that submits it, which starts in `run` and continues there.
+    """The command that a job runs: the submitting one without its own options, in a given run folder.
 
     Args:
         words: after `codetr`.
@@ -119,10 +119,10 @@ def job_words(words: Sequence[str], run: Path) -> list[str]:
     pending = iter(words)
     for word in pending:
         name = word.partition("=")[0]
-        if name in OWN_OPTIONS:
+        if name in SUBMIT_OPTIONS:
             if name == word:
                 next(pending, None)
-        elif word not in OWN_FLAGS:
+        elif word not in SUBMIT_FLAGS:
             kept.append(word)
     return [*kept, "--run", str(run.absolute())]
 
@@ -140,18 +140,18 @@ def batch_script(
 ) -> str:
     """A script for `sbatch`.
 
-    What is not in it (partition, account, time limit) comes from `sbatch`'s own environment variables, such as
-    SBATCH_PARTITION, or from the person who edits it.
+    Partition, account and time limit come from `sbatch`'s own environment variables, such as SBATCH_PARTITION, or from
+    the user who edits the script.
 
     Args:
         words: after `codetr`.
         name: of the job.
-        log: file for everything that the job writes.
-        folder: where it runs.
-        nodes: machines.
-        gpus: on each machine; 0 asks for none.
-        cpus: on each machine.
-        python: the interpreter; this process's own when None.
+        log: file for the output of the job.
+        folder: working directory.
+        nodes: number of nodes.
+        gpus: per node; 0 requests none.
+        cpus: per node.
+        python: the interpreter; None: that of this process.
     """
     command = shlex.join([python or sys.executable, "-m", "codetr_cli", *words])
     options = [
@@ -170,9 +170,9 @@ def batch_script(
     return f"""#!/bin/bash
 {header}
 
-# {WARN_S} seconds before the time limit SLURM sends USR1: the training saves and leaves with exit code 143, and the job
-# is put back into the queue, where it continues. After a preemption or the loss of a machine SLURM does that by itself.
-# A job that a person cancels saves too, and stays cancelled.
+# {WARN_S} seconds before the time limit SLURM sends USR1: the training saves and exits with code 143, and the job is
+# requeued and continues. After a preemption or the loss of a node SLURM requeues it by itself.
+# A job that the user cancels saves too, and stays cancelled.
 again=no
 trap 'again=yes; kill -USR1 "$training"' USR1
 trap 'kill -TERM "$training"' TERM
@@ -182,7 +182,7 @@ srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
 training=$!
 wait "$training"
 code=$?
-while kill -0 "$training" 2>/dev/null; do # a signal has ended the waiting, not the training
+while kill -0 "$training" 2>/dev/null; do # a signal interrupted wait, not the training
     wait "$training"
     code=$?
 done
@@ -210,12 +210,12 @@ def write_batch(
     Args:
         run: the run folder; it need not exist yet.
         words: of the command that submits, after `codetr`.
-        name: see `batch_script`, as are the others.
-        nodes: machines.
-        gpus: on each machine.
-        cpus: on each machine.
-        folder: where the job runs.
-        write: False only makes the text.
+        name: of the job; see `batch_script` for this and the others.
+        nodes: number of nodes.
+        gpus: per node.
+        cpus: per node.
+        folder: working directory.
+        write: False returns the text without writing it.
 
     Returns:
         the script and its text.
@@ -237,13 +237,13 @@ def write_batch(
 
 
 def submit(script: Path) -> str | None:
-    """Hands a script to `sbatch`.
+    """Submits a script with `sbatch`.
 
     Returns:
-        the job's number; None where there is no `sbatch`.
+        the job id; None where there is no `sbatch`.
 
     Raises:
-        ResourceError: it refused; the script stays.
+        ResourceError: it refused; the script is kept.
     """
     if shutil.which("sbatch") is None:
         return None
@@ -258,7 +258,7 @@ def submit(script: Path) -> str | None:
 
 
 def become_process(step: SlurmStep) -> None:
-    """Makes this task one of the processes of a training, as if torchrun had started it."""
+    """Sets the environment of this task as if torchrun had started it."""
     os.environ.update(step.environment())
 
 

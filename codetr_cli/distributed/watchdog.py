@@ -1,11 +1,12 @@
-"""Notices a training process that no longer answers and says which one and what it was doing.
+"""Detects a hung training process, and reports which one it is and what it was doing.
 
-Processes that train together wait for each other in every step: when one stops, all stand still without a word. Each
-process therefore notes what it is doing (`Pulse`, which costs next to nothing), and a thread of it publishes that
-every few seconds. The process of rank 0 watches all others, and the one of the highest rank watches rank 0.
+The processes of a training wait for each other in every step: when one hangs, all stop silently. Each process therefore
+records what it is doing (`Heartbeat`, at negligible cost), and a thread of it publishes that every few seconds. The
+process of rank 0 watches all others, and the one of the highest rank watches rank 0. The report distinguishes a frozen
+process, a hung thread (its innermost frames are shown) and processes that only wait for it.
 
-Only durations are compared, each measured by one clock: neither clocks that differ between machines nor a clock that is
-set anew can raise an alarm, and neither can a machine, or all processes together, that slept for a while.
+Only durations measured by one clock are compared. Clocks that differ between nodes, clocks that are set, and suspended
+machines raise no alarm.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-# What a process may be doing, and how an alarm words it. They come in this order, if at all, within a step.
-WORDS = {
+# The activities of a process, with their names in a report. Within a step they come in this order, if at all.
+ACTIVITIES = {
     "starting": "starting",
     "data": "waiting for data",
     "forward": "in the forward pass",
@@ -32,71 +33,71 @@ WORDS = {
     "evaluation": "evaluating",
     "scoring": "scoring an evaluation",
 }
-# Of these a later one is further on; those of a step count together.
+# Stages of progress; the activities within a step share one.
 STAGES = {"starting": 0, "checkpoint": 2, "evaluation": 3, "scoring": 4}
 STEP_STAGE = 1
-# What may take long without a sign: building and compiling, writing to a slow disk, scoring in one process.
+# Activities that may take long without a heartbeat: compiling, writing to a slow disk, scoring in one process.
 SLOW = frozenset(("starting", "checkpoint", "scoring"))
 SLOW_FACTOR = 6.0
-FRAMES = 3  # shown of where a process hangs
+FRAMES = 3  # shown of a hung thread
 
 
-class Pulse:
-    """What this process is doing; the training calls it, the watchdog reads it.
+class Heartbeat:
+    """What this process is doing: the training calls it, the watchdog reads it.
 
     Attributes:
-        doing: a key of WORDS.
-        step: being trained, or the last one trained when a checkpoint or an evaluation follows it.
+        activity: a key of ACTIVITIES.
+        step: number of the current optimizer step, or of the last one during a checkpoint or an evaluation.
         count: calls so far within this step and stage.
         beats: calls so far.
-        first_step: trained by this process; compilation makes it slow. None before the first.
+        first_step: the first step of this process, slow where parts are compiled; None before it.
     """
 
     def __init__(self) -> None:
-        self.doing = "starting"
+        self.activity = "starting"
         self.step = -1
         self.count = 0
         self.beats = 0
         self.first_step: int | None = None
 
-    def __call__(self, doing: str, step: int | None = None) -> None:
-        """Notes that something begins.
+    def __call__(self, activity: str, step: int | None = None) -> None:
+        """Records the start of an activity.
 
         Args:
-            doing: a key of WORDS.
-            step: the number of the optimizer step, where it is a new one.
+            activity: a key of ACTIVITIES.
+            step: the number of the optimizer step, when a new one starts.
         """
-        anew = _stage(doing) != _stage(self.doing) or (step is not None and step != self.step)
-        self.count = 0 if anew else self.count + 1
+        is_new = _stage(activity) != _stage(self.activity) or (step is not None and step != self.step)
+        self.count = 0 if is_new else self.count + 1
         if step is not None:
             self.step = step
-        if self.first_step is None and _stage(doing) == STEP_STAGE:
+        if self.first_step is None and _stage(activity) == STEP_STAGE:
             self.first_step = self.step
-        self.doing = doing
+        self.activity = activity
         self.beats += 1
 
     @property
     def is_slow(self) -> bool:
-        """Whether what is done now may take long."""
-        return self.doing in SLOW or self.first_step in (None, self.step)
+        """Whether the current activity may take long."""
+        return self.activity in SLOW or self.first_step in (None, self.step)
 
 
 @dataclass(frozen=True)
-class Sign:
-    """What a process published last.
+class HeartbeatMessage:
+    """The newest message of a process.
 
     Attributes:
-        number: of the message, so that a reader sees whether there was a new one.
-        doing: a key of WORDS.
+        number: of the message; a reader sees by it whether the message is new.
+        activity: a key of ACTIVITIES.
         slow: whether that may take long.
-        progress: step, stage of it, and calls within; the process with the lowest is the one others wait for.
-        idle_s: seconds since the process noted something.
-        host: name of its machine.
-        where: innermost calls of its main thread, empty while it is not idle for long.
+        progress: step, stage, and calls within both; the others wait for the process with the lowest.
+        idle_s: seconds since the last heartbeat.
+        host: name of the node.
+        where: innermost calls of the main thread; empty unless it has been idle for long.
     """
 
     number: int
-    doing: str
+    activity: str
     slow: bool
     progress: tuple[int, int, int]
     idle_s: float
@@ -104,46 +105,46 @@ class Sign:
     where: str = ""
 
 
-class Board(Protocol):
-    """Where processes put their signs for each other; torch's stores are such."""
+class KeyValueStore(Protocol):
+    """Storage shared by all processes, e.g. one of torch's stores."""
 
     def set(self, key: str, value: str) -> object:
         """Publishes a text."""
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
-        """Reads what was published; every key must have been set once."""
+        """Reads the texts of keys that have all been set."""
 
 
 @dataclass
 class Watchdog:
-    """Publishes a process's signs and watches those of others; a context manager around the training.
+    """Publishes the heartbeats of a process and watches those of others; a context manager around the training.
 
     Args:
-        board: shared by all processes, and used by this thread alone.
-        pulse: of this process; called by the thread that enters.
+        store: shared by all processes, and used only by the thread of this object.
+        heartbeat: of this process; called by the thread that enters the context.
         rank: of this process.
         world_size: number of processes.
-        timeout_s: without a sign before an alarm; what may take long has SLOW_FACTOR times as much.
-        alarm: called once with a sentence, from another thread.
-        meet: waits for all processes; called when this one's first sign is out.
+        timeout_s: seconds without a heartbeat before an alarm; slow activities have SLOW_FACTOR times as long.
+        alarm: called once with the report, from another thread.
+        barrier: waits for all processes; called after the first message.
     """
 
-    board: Board
-    pulse: Pulse
+    store: KeyValueStore
+    heartbeat: Heartbeat
     rank: int
     world_size: int
     timeout_s: float
     alarm: Callable[[str], None]
-    meet: Callable[[], None]
+    barrier: Callable[[], None]
     _done: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def __enter__(self) -> Watchdog:
         self._main_thread = threading.get_ident()
-        self._number, self._beats, self._idle_s = 0, self.pulse.beats, 0.0
+        self._number, self._beats, self._idle_s = 0, self.heartbeat.beats, 0.0
         self._period_s = min(5.0, self.timeout_s / 5)
         self._publish()
-        self.meet()
+        self.barrier()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
         return self
@@ -157,110 +158,112 @@ class Watchdog:
             self._thread.join(timeout=self._period_s)
 
     def _watch(self) -> None:
-        seen: dict[int, tuple[int, float]] = {}  # rank -> number of its newest sign, seconds without a newer one
+        seen: dict[int, tuple[int, float]] = {}  # rank -> number of its newest message, seconds since
         before = time.monotonic()
         while not self._done.wait(self._period_s):
             now = time.monotonic()
-            # This process was stopped or its machine slept: the others may have been too, so that time does not count.
+            # Where this process or its machine was suspended, the others may have been too: that time does not count.
             passed = min(now - before, 2 * self._period_s)
             before = now
             try:
                 self._note_idleness(passed)
                 self._publish()
-                signs = self._read()
+                messages = self._read()
             except (RuntimeError, OSError, ValueError):
-                return  # the store is gone, and with it whoever started the processes: they are told in another way
-            for rank, sign in signs.items():
+                return  # the store is gone, and with it the launcher, which reports that itself
+            for rank, message in messages.items():
                 number, silent_s = seen.get(rank, (-1, 0.0))
-                seen[rank] = (sign.number, 0.0 if number != sign.number else silent_s + passed)
-            text = find_frozen(signs, {rank: s for rank, (_, s) in seen.items()}, self.timeout_s, self.world_size)
+                seen[rank] = (message.number, 0.0 if number != message.number else silent_s + passed)
+            text = find_frozen(messages, {rank: s for rank, (_, s) in seen.items()}, self.timeout_s, self.world_size)
             if text and not self._done.is_set():
                 self.alarm(text)
                 return
 
     def _note_idleness(self, passed: float) -> None:
-        beats = self.pulse.beats
+        beats = self.heartbeat.beats
         self._idle_s = self._idle_s + passed if beats == self._beats else 0.0
         self._beats = beats
 
     def _publish(self) -> None:
         self._number += 1
-        pulse = self.pulse
-        sign = Sign(
+        heartbeat = self.heartbeat
+        message = HeartbeatMessage(
             number=self._number,
-            doing=pulse.doing,
-            slow=pulse.is_slow,
-            progress=(pulse.step, _stage(pulse.doing), pulse.count),
+            activity=heartbeat.activity,
+            slow=heartbeat.is_slow,
+            progress=(heartbeat.step, _stage(heartbeat.activity), heartbeat.count),
             idle_s=self._idle_s,
             host=socket.gethostname(),
             where=_innermost_calls(self._main_thread) if self._idle_s > self.timeout_s / 2 else "",
         )
-        self.board.set(f"sign/{self.rank}", json.dumps(asdict(sign)))
+        self.store.set(f"heartbeat/{self.rank}", json.dumps(asdict(message)))
 
-    def _read(self) -> dict[int, Sign]:
-        """The newest signs of the processes that this one watches."""
+    def _read(self) -> dict[int, HeartbeatMessage]:
+        """The newest messages of the processes that this one watches."""
         if self.rank == 0:
             ranks: Sequence[int] = range(self.world_size)
         else:
             ranks = (0,) if self.rank == self.world_size - 1 else ()
         if not ranks:
             return {}
-        texts = self.board.multi_get([f"sign/{rank}" for rank in ranks])
-        return {rank: _sign_of(json.loads(text)) for rank, text in zip(ranks, texts, strict=True)}
+        texts = self.store.multi_get([f"heartbeat/{rank}" for rank in ranks])
+        return {rank: _message_of(json.loads(text)) for rank, text in zip(ranks, texts, strict=True)}
 
 
 def find_frozen(
-    signs: Mapping[int, Sign], silent_s: Mapping[int, float], timeout_s: float, world_size: int
+    messages: Mapping[int, HeartbeatMessage], silent_s: Mapping[int, float], timeout_s: float, world_size: int
 ) -> str | None:
-    """Which processes have stopped, in a sentence; None while all is well.
+    """A report of the hung processes; None while there are none.
 
-    A process that publishes nothing has stopped as a whole. One that publishes but does nothing new either waits for
-    another one or is what the others wait for: that is the one that is furthest behind. A reader that sees only one
-    process leaves that judgement to the others.
+    A process that publishes nothing is frozen. One that publishes without progress either waits for another process or
+    is the one that the others wait for: the one with the least progress. A reader that sees only one process cannot
+    decide that and leaves it to the others.
 
     Args:
-        signs: newest of each watched process, by rank.
-        silent_s: seconds without a new sign, by rank.
+        messages: newest of each watched process, by rank.
+        silent_s: seconds without a new message, by rank.
         timeout_s: see `Watchdog`.
         world_size: number of processes.
     """
-    stopped = {rank: silent_s[rank] + sign.idle_s for rank, sign in signs.items() if silent_s[rank] >= timeout_s}
-    if not stopped and len(signs) == world_size:
-        behind = min(sign.progress for sign in signs.values())
-        last = {rank: sign for rank, sign in signs.items() if sign.progress == behind}
-        if all(sign.idle_s >= timeout_s * (SLOW_FACTOR if sign.slow else 1.0) for sign in last.values()):
-            stopped = {rank: sign.idle_s for rank, sign in last.items()}
+    stopped = {
+        rank: silent_s[rank] + message.idle_s for rank, message in messages.items() if silent_s[rank] >= timeout_s
+    }
+    if not stopped and len(messages) == world_size:
+        behind = min(message.progress for message in messages.values())
+        last = {rank: message for rank, message in messages.items() if message.progress == behind}
+        if all(message.idle_s >= timeout_s * (SLOW_FACTOR if message.slow else 1.0) for message in last.values()):
+            stopped = {rank: message.idle_s for rank, message in last.items()}
     if not stopped:
         return None
     rank = min(stopped)
-    sign = signs[rank]
-    step = f" of step {sign.progress[0]}" if sign.progress[0] >= 0 else ""
-    where = f" ({sign.where})" if sign.where else ""
+    message = messages[rank]
+    step = f" of step {message.progress[0]}" if message.progress[0] >= 0 else ""
+    where = f" ({message.where})" if message.where else ""
     if len(stopped) == 1:
-        who = f"training process {rank} on {sign.host}"
+        who = f"training process {rank} on {message.host}"
     elif len(stopped) == world_size:
         who = f"all {world_size} training processes"
     else:
-        who = f"training processes {', '.join(map(str, sorted(stopped)))} (the first of them on {sign.host})"
+        who = f"training processes {', '.join(map(str, sorted(stopped)))} (the first of them on {message.host})"
     return (
-        f"{who} stopped answering: nothing new for {stopped[rank]:.0f} seconds, last seen {WORDS[sign.doing]}{step}"
-        f"{where}. All processes were ended, since they would wait forever. Look at that machine, its disk and its "
-        "network; if the work is only slow, raise --set train.timeout_minutes. The same command continues from the "
-        "newest checkpoint."
+        f"{who} stopped responding: no progress for {stopped[rank]:.0f} seconds, last seen "
+        f"{ACTIVITIES[message.activity]}{step}{where}. All processes were ended, since they would wait "
+        "forever. Check that machine, its disk and its network; if it is only slow, raise --set train.timeout_minutes. "
+        "The same command continues from the newest checkpoint."
     )
 
 
-def _stage(doing: str) -> int:
-    return STAGES.get(doing, STEP_STAGE)
+def _stage(activity: str) -> int:
+    return STAGES.get(activity, STEP_STAGE)
 
 
-def _sign_of(fields: Mapping[str, Any]) -> Sign:
+def _message_of(fields: Mapping[str, Any]) -> HeartbeatMessage:
     step, stage, count = fields["progress"]
-    return Sign(**{**fields, "progress": (step, stage, count)})
+    return HeartbeatMessage(**{**fields, "progress": (step, stage, count)})
 
 
 def _innermost_calls(thread: int) -> str:
-    """Where a thread is, innermost call first: `images.py:41 read_image, coco.py:88 __getitem__, ...`."""
+    """The current calls of a thread, innermost first: `images.py:41 read_image, coco.py:88 __getitem__, ...`."""
     frame = sys._current_frames().get(thread)
     calls: list[str] = []
     while frame is not None and len(calls) < FRAMES:

@@ -24,7 +24,7 @@ from codetr_cli.inference.pipeline import detect, inference
 from codetr_cli.inference.rle import decode_masks, encode_masks
 from codetr_cli.inference.tta import build_augmentation
 from codetr_cli.models.postprocess import Detections, PostProcess
-from codetr_cli.runtime.environment import choose_device
+from codetr_cli.runtime.devices import choose_device
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 Nms = Literal["none", "hard", "soft"]

@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a checkpoint, kept beside them: what a disk or a copy has changed is not trained on."""
+"""SHA-256 of every file of a checkpoint, stored beside them: a checkpoint that a disk or a copy damaged is not used."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ SUMS = "sums.json"
 
 
 def write_sums(folder: Path, files: Mapping[str, Path]) -> None:
-    """Writes down what the files of a checkpoint hold, synced to disk.
+    """Writes the SHA-256 of each file of a checkpoint, synced to disk.
 
     Args:
         folder: of the checkpoint.
-        files: name within the folder -> where it lies now, which may be under a temporary name.
+        files: name within the folder -> path of the file now, which may be a temporary name.
     """
     sums = {name: file_sha256(path) for name, path in files.items()}
     write_text(folder / SUMS, json.dumps({"sha256": sums}, indent=2) + "\n")
 
 
 def check_sums(folder: Path) -> None:
-    """Compares every file with its sum; a checkpoint without sums, from an earlier version, passes.
+    """Compares every file with its checksum; a checkpoint without them, from an earlier version, passes.
 
     Raises:
-        CheckpointError: a file is missing or not as it was written, or the sums cannot be read.
+        CheckpointError: a file is missing or changed, or the checksums cannot be read.
     """
     path = folder / SUMS
     try:
@@ -37,7 +37,7 @@ def check_sums(folder: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: it does not hold the sums of a checkpoint ({error})") from error
+        raise CheckpointError(f"{path} is damaged: it does not hold the checksums of a checkpoint ({error})") from error
     for name, digest in expected.items():
         if file_sha256(folder / name) != digest:
             raise CheckpointError(f"{folder / name} is damaged: it does not have the SHA-256 that {path} gives")

@@ -1,15 +1,15 @@
-"""The run folder: which one a command means, what is in it, and checkpoints that survive a kill at any instant.
+"""The run folder: what is in it, its log files, and checkpoints that survive a kill at any instant.
 
-    settings.toml      every resolved setting        origin.json   data files and weights the run started from
-    metrics.jsonl      a line a log step, a line an evaluation, one at the end
-    events.log         what happened when            plots/*.png   losses, learning rate, AP
-    memory.json        what was checked, fitted and decided because of memory
+    settings.toml      every resolved setting        origin.json   data files and initial weights
+    metrics.jsonl      one line per log step, one per evaluation, one at the end
+    events.log         the package's log with times   plots/*.png   losses, learning rate, AP
+    memory.json        what was checked, fitted and decided because of memory use
     checkpoints/last   newest; best: highest AP; previous: one generation older. Each is a folder of
-        model.safetensors (weights, the average's when there is one), state.pt (all else that resuming needs),
-        sharded/ (what each process of a sharded training saves by itself) and sums.json (SHA-256 of all)
+        model.safetensors (the weights, or their average where one is kept), state.pt (the rest of the training state),
+        sharded/ (the shards that each process of a sharded training writes) and sums.json (SHA-256 of all files)
 
-A checkpoint is written into a folder of another name, synced, and renamed into place. Whatever a kill leaves half done
-is completed or undone by `recover` when the folder is opened next.
+A checkpoint is written into a temporary folder, synced, and renamed into place. `recover` completes or undoes whatever
+a kill interrupted, when the folder is opened next.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ logger = logging.getLogger(__name__)
 PACKAGE_LOGGER = "codetr_cli"
 STATE = "state.pt"
 SHARDED = "sharded"
-ENDS = frozenset(("end", "diverged"))  # kinds of lines that a run which goes on has no more
+ENDS = frozenset(("end", "diverged"))  # kinds of lines that a continued run drops
 # What a run folder may hold before its settings are written.
-BEGINNING = frozenset((".lock", "events.log", "origin.json", "plots", "checkpoints", "slurm"))
+BEFORE_SETTINGS = frozenset((".lock", "events.log", "origin.json", "plots", "checkpoints", "slurm"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What a run started from, beside its settings; paths are absolute.
+class RunInputs:
+    """Data and initial weights of a run; paths are absolute. Stored as origin.json.
 
     Attributes:
         train_annotations: annotation file of the training images, or the folders that were read.
-        train_digest: of the content of the training annotations; None for runs of earlier versions.
-        val_annotations: those of the validation images, None when the run never evaluates.
-        val_digest: of their content.
-        weights: the checkpoint that was fine-tuned, None for a training from scratch.
+        train_digest: digest of the training annotations; None for runs of earlier versions.
+        val_annotations: the same of the validation images, None when the run never evaluates.
+        val_digest: digest of the validation annotations.
+        weights: the checkpoint to fine-tune, None for a training from scratch.
     """
 
     train_annotations: str
@@ -68,7 +68,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as it was read: the weights' file, the training state, and the folder of all of it."""
+    """A checkpoint as read: the weights, the training state, and the folder of both."""
 
     weights: Checkpoint
     state: dict[str, Any]
@@ -85,7 +85,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settings_path = path / "settings.toml"
-        self.origin_path = path / "origin.json"
+        self.inputs_path = path / "origin.json"
         self.metrics_path = path / "metrics.jsonl"
         self.events_path = path / "events.log"
         self.plots_dir = path / "plots"
@@ -109,19 +109,19 @@ class RunFolder:
     # ------------------------------------------------------------------------------------------------ opening, status
 
     def status(self) -> Literal["empty", "foreign", "interrupted", "finished"]:
-        """What lies there: nothing, something else than a run, or a run that has or has not reached its end."""
+        """Whether the path is empty, holds something else, or holds a run that is interrupted or finished."""
         if not self.settings_path.is_file():
             entries = self.path.iterdir() if self.path.is_dir() else ()
             names = {entry.name for entry in entries if not fnmatch(entry.name, ".*.tmp")}
-            return "foreign" if names - BEGINNING else "empty"
+            return "foreign" if names - BEFORE_SETTINGS else "empty"
         return "finished" if any(line["kind"] == "end" for line in self.metrics()) else "interrupted"
 
-    def open(self, settings: Settings, origin: Origin) -> None:
-        """Creates what is missing and writes down what the run is; earlier content stays."""
+    def open(self, settings: Settings, inputs: RunInputs) -> None:
+        """Creates the folder and writes settings and inputs; other content stays."""
         with writing(self.path):
             self.plots_dir.mkdir(parents=True, exist_ok=True)
             self.checkpoints_dir.mkdir(exist_ok=True)
-            write_text(self.origin_path, json.dumps(asdict(origin), indent=2) + "\n")
+            write_text(self.inputs_path, json.dumps(asdict(inputs), indent=2) + "\n")
             # The settings mark the folder as a run, so they come last.
             write_text(self.settings_path, to_toml(settings))
 
@@ -133,18 +133,18 @@ class RunFolder:
         """
         return load_preset(str(self.settings_path))
 
-    def origin(self) -> Origin | None:
-        """What the run started from; None when that cannot be read."""
+    def inputs(self) -> RunInputs | None:
+        """Data and initial weights of the run; None when that cannot be read."""
         try:
-            return Origin(**json.loads(self.origin_path.read_text(encoding="utf-8")))
+            return RunInputs(**json.loads(self.inputs_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def lock(self, patience_s: float = 0.0) -> FileLock:
-        """Claims the folder for this process until it ends or releases the lock.
+        """Locks the folder for this process until it ends or releases the lock.
 
         Args:
-            patience_s: how long to wait for another process that may be about to leave.
+            patience_s: seconds to wait for another process to release it.
 
         Raises:
             ConfigError: another training writes here.
@@ -166,19 +166,19 @@ class RunFolder:
         self._append(self.metrics_path, json.dumps(line) + "\n")
 
     def event(self, text: str) -> None:
-        """Appends a line with the time to events.log."""
+        """Appends a line with the time to events.log; code logs instead, see `event_log`."""
         self._append(self.events_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        """All lines of metrics.jsonl; a last line that a kill cut short is skipped."""
         try:
             text = self.metrics_path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
-        return list(_whole_lines(text.splitlines()))
+        return list(_complete_lines(text.splitlines()))
 
     def rewind(self, step: int) -> None:
-        """Drops what was logged after a step, so that a resumed training writes no line twice, and any end mark."""
+        """Drops what was logged after a step, and any end line, so that a resumed training writes no line twice."""
         kept = [line for line in self.metrics() if line["step"] <= step and line["kind"] not in ENDS]
         if step == 0:
             kept = []
@@ -187,7 +187,7 @@ class RunFolder:
 
     def _append(self, path: Path, text: str) -> None:
         with writing(self.path):
-            self.settings_path.stat()  # a folder that was deleted must not come back with a part of a run in it
+            self.settings_path.stat()  # a deleted folder must not be recreated with a part of a run in it
             append(path, text)
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -202,7 +202,7 @@ class RunFolder:
         category_ids: list[int],
         beside: Callable[[Path], None] | None = None,
     ) -> None:
-        """Makes a new newest checkpoint; the one before it becomes `previous`.
+        """Writes a new `last` checkpoint; the former one becomes `previous`.
 
         Args:
             weights: the model's state dict.
@@ -210,10 +210,10 @@ class RunFolder:
             settings: for the weights' file.
             class_names: for the weights' file.
             category_ids: for the weights' file.
-            beside: writes the folder of what each process saves by itself.
+            beside: writes the folder of the shards that each process saves by itself.
 
         Raises:
-            ResourceError: the disk took it not; earlier checkpoints are as they were.
+            ResourceError: it could not be written; earlier checkpoints are unchanged.
         """
         fresh = self.checkpoints_dir / ".fresh-last"
 
@@ -232,7 +232,7 @@ class RunFolder:
                 beside(fresh / SHARDED)
                 sync_folder(fresh / SHARDED)
             parts = {f"{SHARDED}/{path.name}": path for path in (fresh / SHARDED).glob("*")}
-            # The state's name appears last: where it is, the checkpoint is whole.
+            # The state gets its name last: where it is, the checkpoint is complete.
             with replace_file(fresh / STATE) as temporary:
                 with temporary.open("wb") as file:
                     torch.save(state, file)
@@ -241,30 +241,30 @@ class RunFolder:
         with writing(self.path, cleanup=fresh):
             persistently(write)
         with writing(self.path):
-            self._bring_in_last()
+            self._replace_last()
 
     def mark_best(self) -> None:
-        """Makes the newest checkpoint the best one; the files are shared, not copied, where the disk can do that."""
+        """Makes the newest checkpoint the best one, by hard links where the file system has them."""
         self._prepare("best", self.last)
         with writing(self.path):
-            self._bring_in("best")
+            self._replace("best")
 
     def recover(self) -> None:
-        """Completes, or else undoes, what a kill interrupted while checkpoints were exchanged.
+        """Completes or undoes what a kill interrupted while checkpoints were exchanged.
 
         Raises:
-            ResourceError: the disk does not let it.
+            ResourceError: the folder cannot be written.
         """
         with writing(self.path):
             self._recover()
 
     def _recover(self) -> None:
-        if _is_whole(self.checkpoints_dir / ".fresh-last"):
-            self._bring_in_last()
+        if _is_complete(self.checkpoints_dir / ".fresh-last"):
+            self._replace_last()
         for name in ("best", "last", "previous"):
             if not (self.checkpoints_dir / name).exists():
                 for source in (f".fresh-{name}", f".retired-{name}"):
-                    if _is_whole(self.checkpoints_dir / source):
+                    if _is_complete(self.checkpoints_dir / source):
                         move(self.checkpoints_dir / source, self.checkpoints_dir / name)
                         break
         for leftover in self.checkpoints_dir.glob(".*"):
@@ -290,12 +290,12 @@ class RunFolder:
                 (on_unreadable or logger.warning)(f"checkpoint {folder.name} cannot be used: {error}")
         if problems:
             raise CheckpointError(
-                f"no checkpoint of {self.path} can be read: {'; '.join(problems)}. Start again with --fresh."
+                f"no checkpoint of {self.path} can be read: {'; '.join(problems)}. Start a new run with --restart."
             )
         return None
 
     def last_good(self) -> str | None:
-        """Which checkpoint is the newest that was not made amid steps gone wrong; None when there is no such one."""
+        """The name of the newest checkpoint not saved between non-finite steps; None without one."""
         for folder in (self.last, self.previous, self.best):
             try:
                 if folder.exists() and not _load(folder).state["position"].get("bad_steps"):
@@ -305,13 +305,13 @@ class RunFolder:
         return None
 
     def go_back_to(self, name: str) -> None:
-        """Makes an older checkpoint the newest one, in the place of that."""
+        """Replaces the newest checkpoint by an older one."""
         if name == self.last.name:
             return
         self._prepare("last", self.checkpoints_dir / name)
-        self._bring_in("last")
+        self._replace("last")
 
-    def _bring_in_last(self) -> None:
+    def _replace_last(self) -> None:
         if self.last.exists():
             self._retire("previous")
             move(self.last, self.previous)
@@ -319,7 +319,7 @@ class RunFolder:
         self._clear_retired("previous")
 
     def _prepare(self, name: str, source: Path) -> None:
-        """A copy of a checkpoint that waits to be brought in under another name."""
+        """Copies a checkpoint under a temporary name, to be moved to another name."""
         fresh = self.checkpoints_dir / f".fresh-{name}"
         shutil.rmtree(fresh, ignore_errors=True)
         with writing(self.path, cleanup=fresh):
@@ -333,13 +333,13 @@ class RunFolder:
                     _link_or_copy(source / file, fresh / file)
             sync_folder(fresh)
 
-    def _bring_in(self, name: str) -> None:
+    def _replace(self, name: str) -> None:
         self._retire(name)
         move(self.checkpoints_dir / f".fresh-{name}", self.checkpoints_dir / name)
         self._clear_retired(name)
 
     def _retire(self, name: str) -> None:
-        """Moves a checkpoint aside; it is deleted when its successor is in place."""
+        """Moves a checkpoint aside; it is deleted once its successor is in place."""
         old = self.checkpoints_dir / name
         if old.exists():
             shutil.rmtree(self.checkpoints_dir / f".retired-{name}", ignore_errors=True)
@@ -393,7 +393,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """Reads a training state; nothing in it is executed.
 
     Raises:
-        CheckpointError: missing, damaged, or something else than a training state.
+        CheckpointError: missing, damaged, or not a training state.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
@@ -407,7 +407,7 @@ def _load(folder: Path) -> Saved:
     """Reads both files of a checkpoint.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or not of the same step as the other.
+        CheckpointError: a file is missing or damaged, or the files are of different steps.
     """
     check_sums(folder)
     weights, state = load_checkpoint(folder / WEIGHTS_NAME), read_state(folder / STATE)
@@ -418,7 +418,7 @@ def _load(folder: Path) -> Saved:
     return Saved(weights, state, folder)
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return (folder / STATE).is_file() and (folder / WEIGHTS_NAME).is_file()
 
 
@@ -431,7 +431,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _whole_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _complete_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             value = json.loads(line)

@@ -1,7 +1,7 @@
-"""Runs in a folder at a glance, for `codetr runs`: read from each run folder's texts alone, without PyTorch.
+"""A summary of the runs in a folder, for `codetr runs`: read from each run folder's text files, without PyTorch.
 
 Of metrics.jsonl only the end is read, as far back as the newest line of training and the newest evaluation: hundreds of
-long runs take a second. Whatever is wrong with a run folder is told of it and hides no other.
+long runs take a second. A damaged run folder is reported as such and hides no other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from codetr_cli.files import is_locked
 
-DEPTH = 4  # folders below the one that is asked for
+DEPTH = 4  # levels below the given folder
 BLOCK_BYTES = 1 << 16
 FRESH_S = 600.0  # where a disk has no locks, a run that wrote this recently counts as running
 
@@ -30,7 +30,7 @@ class RunRow:
 
     Attributes:
         run: its folder.
-        preset: it trains; None when its settings cannot be read.
+        preset: that it trains; None when its settings cannot be read.
         state: running: a process holds its lock. interrupted: it can be continued. broken: see `problem`.
         best_ap: highest AP so far, None before the first evaluation.
         epochs_done: completed.
@@ -66,11 +66,11 @@ def list_runs(folder: Path) -> list[RunRow]:
 
 
 def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Run folders, whole or not, in the order of their names; nothing inside of one is looked at."""
+    """Run folders, complete or not, in the order of their names; folders inside a run are not searched."""
     try:
         names = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
     except OSError:
-        return  # not ours to look into
+        return  # not readable
     if "settings.toml" in names or {"metrics.jsonl", "checkpoints"} & names.keys():
         yield folder
     elif depth:
@@ -80,7 +80,7 @@ def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> RunRow:
-    """What a run folder tells; nothing in it makes this fail."""
+    """The summary of a run folder; nothing in it makes this fail."""
     run, age_s = str(folder), _age_s(folder)
     try:
         settings = tomllib.loads((folder / "settings.toml").read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def _age_s(folder: Path) -> float | None:
 
 
 def _evaluates(folder: Path) -> bool:
-    """Whether there may be evaluations to look for."""
+    """Whether the run may have evaluations."""
     try:
         return json.loads((folder / "origin.json").read_bytes()).get("val_annotations") is not None
     except (OSError, ValueError, AttributeError):
@@ -143,7 +143,7 @@ Line = dict[str, Any]
 
 
 def _newest_lines(path: Path, evaluates: bool) -> tuple[Line | None, Line | None, Line | None]:
-    """The newest line of any kind, of training, and of an evaluation; what a kill cut short is left out.
+    """The newest line of any kind, of training, and of an evaluation; a line that a kill cut short is skipped.
 
     Raises:
         OSError: the file cannot be read.
@@ -172,7 +172,7 @@ def _newest_lines(path: Path, evaluates: bool) -> tuple[Line | None, Line | None
 
 
 def _best_ap(path: Path, newest: Line) -> float | None:
-    """The highest AP so far, which each evaluation tells; runs of earlier versions are read as a whole."""
+    """The highest AP so far, stored with each evaluation; files of earlier versions are read in full."""
     best = newest.get("best")
     if best is None:
         evaluations = [_parsed(text) for text in path.read_bytes().splitlines() if _kind(text) == "eval"]
@@ -197,7 +197,7 @@ def _parsed(text: bytes) -> Line | None:
 
 
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:
-    """The lines of a file, last one first, reading no more of it than is asked for."""
+    """The lines of a file, last one first, read in blocks as needed."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         rest = b""

@@ -1,4 +1,4 @@
-"""Decisions about a run because of memory: memory.json in its folder, read by every process at its start."""
+"""Decisions about a run because of memory use: memory.json in its folder, read by every process at its start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.config.overrides import replace_settings
+from codetr_cli.config.overrides import RENAMED, replace_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.files import replace_file
 
@@ -16,14 +16,14 @@ RECORD = "memory.json"
 
 @dataclass
 class MemoryRecord:
-    """What was decided about a run because of memory.
+    """What was decided about a run because of memory use.
 
     Attributes:
-        checked: what the newest preflight was for.
-        fitted: settings that were changed to fit, by name: what the command says, and what is used instead.
-        parts: that the images of a forward pass are split into since memory ran out in a training of several processes.
-        recompute: everything is recomputed since then.
-        why: what ran out of memory, for the person.
+        checked: the conditions of the newest memory check.
+        fitted: settings that were changed to fit, by name: [value of the command, value used instead].
+        parts: number of parts a micro batch is split into since memory ran out in a training of several processes.
+        recompute: whether everything is recomputed since then.
+        why: what ran out of memory, for the user.
     """
 
     checked: dict[str, Any] = field(default_factory=dict)
@@ -34,15 +34,17 @@ class MemoryRecord:
 
 
 def read_record(run: Path) -> MemoryRecord:
-    """The decisions of a run folder; those of a run without any when there are none, or none that can be read."""
+    """The decisions of a run folder; an empty record when there is none, or none that can be read."""
     try:
-        return MemoryRecord(**json.loads((run / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        record = MemoryRecord(**json.loads((run / RECORD).read_text(encoding="utf-8")))
+        record.fitted = {RENAMED.get(key, key): values for key, values in record.fitted.items()}
+        return record
+    except (OSError, ValueError, TypeError, AttributeError):
         return MemoryRecord()
 
 
 def write_record(run: Path, record: MemoryRecord) -> None:
-    """Writes the decisions of a run folder, as a whole.
+    """Replaces the record of a run folder.
 
     Raises:
         ResourceError: no space left, or the folder cannot be written.
@@ -54,11 +56,11 @@ def write_record(run: Path, record: MemoryRecord) -> None:
 
 
 def with_fitted(settings: Settings, run: Path) -> Settings:
-    """The settings of a command as its run was fitted before; what the command now says otherwise stays so.
+    """The settings of a command with what was fitted for its run; those that the command changed since stay as given.
 
     Args:
         settings: of the command.
-        run: the folder; it need not hold a run.
+        run: the run folder; it need not exist.
     """
     table = settings.model_dump(mode="json")
     changed = {}

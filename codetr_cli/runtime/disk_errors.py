@@ -1,4 +1,4 @@
-"""What a disk refuses, told in a sentence, and tried again where a network file system only fails for a moment."""
+"""Disk errors with a message for the user, and retries where a network file system fails temporarily."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from codetr_cli.files import DISK_FULL, system_error
 
 Done = TypeVar("Done")
 
-# What a network file system answers while a server starts again or a file handle has become stale.
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY)
-PAUSES_S = (0.2, 2.0, 10.0)  # before such a thing is tried again
+# Errors of a network file system while a server restarts or a file handle is stale.
+TEMPORARY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY)
+PAUSES_S = (0.2, 2.0, 10.0)  # before the retries
 
 
 @contextmanager
 def writing(folder: Path, cleanup: Path | None = None) -> Iterator[None]:
-    """Turns what a disk refuses inside the context into an error that says so.
+    """Turns disk errors inside the context into an error with advice.
 
     Args:
-        folder: of the run that is written.
+        folder: of the run.
         cleanup: a half-written folder to delete.
 
     Raises:
@@ -36,31 +36,31 @@ def writing(folder: Path, cleanup: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if cleanup is not None:
             shutil.rmtree(cleanup, ignore_errors=True)
-        refusal = system_error(error)
-        if refusal is None:
+        disk_error = system_error(error)
+        if disk_error is None:
             raise
-        raise ResourceError(_words(refusal, folder)) from error
+        raise ResourceError(_message(disk_error, folder)) from error
 
 
 def persistently(action: Callable[[int], Done]) -> Done:
-    """Does something that may be done again, again when a network file system fails for a moment.
+    """Runs a repeatable action, with retries after temporary errors of a network file system.
 
     Args:
-        action: called with the number of failures before.
+        action: called with the number of failures so far.
     """
     for failures, pause_s in enumerate(PAUSES_S):
         try:
             return action(failures)
         except Exception as error:
-            refusal = system_error(error)
-            if refusal is None or refusal.errno not in PASSING:
+            disk_error = system_error(error)
+            if disk_error is None or disk_error.errno not in TEMPORARY:
                 raise
         time.sleep(pause_s)
     return action(len(PAUSES_S))
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames a file or folder; one that a file system has renamed without saying so counts."""
+    """Renames a file or folder; accepts one that was renamed although the file system reported an error."""
 
     def rename(failures: int) -> None:
         try:
@@ -73,7 +73,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Adds lines to the end of a text file; after a failure begins anew on a line of its own."""
+    """Appends lines to a text file; after a failure, starts on a new line."""
 
     def add(failures: int) -> None:
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -82,29 +82,29 @@ def append(path: Path, text: str) -> None:
     persistently(add)
 
 
-def _words(error: OSError, folder: Path) -> str:
-    """What a disk refuses, and what to do."""
+def _message(error: OSError, folder: Path) -> str:
+    """What failed, and what to do."""
     again = "then start the same command again to continue from the newest checkpoint."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return (
-            f"cannot write {error.filename or folder}: {error.strerror}. What was saved before is intact. Make the "
+            f"cannot write {error.filename or folder}: {error.strerror}. Earlier checkpoints are intact. Make the "
             f"folder writable, {again}"
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR) or not (folder.exists() or error.errno in DISK_FULL):
         return (
-            f"the run folder {folder} is gone, or something in it: it was deleted or moved, or its disk is no longer "
-            f"there (missing: {error.filename or folder}). Nothing more can be saved. Put it back and start the same "
+            f"the run folder {folder} or a part of it is gone: it was deleted or moved, or its disk is no longer "
+            f"mounted (missing: {error.filename or folder}). Nothing more can be saved. Restore it and start the same "
             "command again to continue from its newest checkpoint."
         )
     if error.errno == errno.EDQUOT:
         return (
-            f"no space left for this user on the disk of {folder}: the quota is used up. What was saved before is "
-            f"intact. Free some space, {again}"
+            f"no space left for this user on the disk of {folder}: the quota is used up. Earlier checkpoints "
+            f"are intact. Free some space, {again}"
         )
     if error.errno == errno.ENOSPC:
         free = f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB free)" if folder.exists() else ""
-        return f"no space left on the disk of {folder}{free}: what was saved before is intact. Free some space, {again}"
+        return f"no space left on the disk of {folder}{free}: earlier checkpoints are intact. Free some space, {again}"
     return (
-        f"the disk of {folder} fails: {error.filename or 'a file'}: {error.strerror or error}. What was saved before "
-        f"is intact. Look at the disk or the network to it, {again}"
+        f"the disk of {folder} fails: {error.filename or 'a file'}: {error.strerror or error}. Earlier "
+        f"checkpoints are intact. Check the disk or the network, {again}"
     )

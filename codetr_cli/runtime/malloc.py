@@ -1,4 +1,4 @@
-"""One setting of the C library's memory allocator that training on a CPU needs."""
+"""A setting of glibc's memory allocator for training on a CPU."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import os
 import sys
 
 LARGE_BYTES = 20 * 2**20
-"""Blocks from this size on go back to the system when they are freed.
+"""Blocks of this size and larger are returned to the system when freed.
 
-Above the hidden numbers of a chunk of the lean encoder (16 MiB), which are better kept; below the activations of an
-image of half a megapixel.
+Above the activations of a chunk of the inference encoder (16 MiB), which are better reused; below those of an image of
+half a megapixel.
 """
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def return_large_blocks() -> bool:
-    """Makes glibc give large blocks back as soon as they are freed, instead of learning to keep them.
+    """Makes glibc return large blocks to the system as soon as they are freed.
 
-    glibc raises its limit to the largest block it has seen freed, up to 32 MiB. The activations of a training step then
-    share one heap with everything that outlives them, and a fifth of the step's memory lies in the gaps between.
+    By default glibc raises its threshold to the largest block freed so far, up to 32 MiB. The activations of a training
+    step then share a heap with longer-lived data, and fragmentation takes a fifth of the step's memory.
 
     Returns:
-        whether it was done: nothing happens with another C library, or where the environment sets the limit.
+        whether it was set: not with another C library, or where the environment sets the threshold.
     """
     if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False

@@ -1,8 +1,4 @@
-"""Memory that a training may use: how much there is, what its lack looks like, and what trades it for time.
-
-What was decided about a run because of memory lies in its folder's memory.json, where every process finds it at its
-start: settings that were fitted, and how a step is computed since memory ran out.
-"""
+"""Memory that a process may use: how much there is, out-of-memory errors, and releasing it."""
 
 from __future__ import annotations
 
@@ -15,10 +11,9 @@ import torch
 
 from codetr_cli.runtime.timing import memory_in_use, return_freed_memory
 
-RECORD = "memory.json"
 GIB = 2**30
-UNLIMITED = 2**60  # what version 1 of control groups calls no limit is a little below 2**63
-LACKING = (
+UNLIMITED = 2**60  # control groups version 1 have no limit at a value slightly below 2**63
+OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",  # PyTorch's allocator on the CPU
     "cannot allocate memory",
     "CUDA error: out of memory",
@@ -27,10 +22,10 @@ LACKING = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: of a GPU, or of the machine where that tells instead of killing."""
+    """Whether memory ran out: on a GPU, or in main memory where the system raises instead of killing."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in LACKING)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 def gib_text(count: float) -> str:
@@ -39,7 +34,7 @@ def gib_text(count: float) -> str:
 
 
 def free_unused(device: torch.device) -> None:
-    """Gives back what no tensor uses: a failed step leaves cycles and cached blocks behind."""
+    """Releases memory that no tensor uses: a failed step leaves cycles and cached blocks."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -51,11 +46,11 @@ def free_unused(device: torch.device) -> None:
 
 
 def capacity(device: torch.device, processes: int = 1) -> int | None:
-    """Bytes that this process may hold in all, what it holds already included; None where the system does not tell.
+    """Bytes that this process may use in total, including what it uses now; None where the system does not report it.
 
     Args:
         device: whose memory.
-        processes: of this machine that share what main memory is left; each has its own GPU.
+        processes: processes of this node that share the main memory; each has its own GPU.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
@@ -64,11 +59,11 @@ def capacity(device: torch.device, processes: int = 1) -> int | None:
 
 
 def main_memory_left(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes of main memory that can still be had: the system's, or less where a control group has a limit.
+    """Bytes of main memory that are available: the system's, or less where a control group has a limit.
 
     Args:
-        proc: where the system tells of itself.
-        groups: where control groups are mounted, version 1 or 2.
+        proc: mount point of procfs.
+        groups: mount point of control groups, version 1 or 2.
     """
     lines = (line.partition(":") for line in _read(proc / "meminfo").splitlines())
     available = next((int(rest.split()[0]) * 1024 for name, _, rest in lines if name == "MemAvailable"), None)
@@ -78,7 +73,7 @@ def main_memory_left(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cg
 
 
 def _left_in_groups(proc: Path, groups: Path) -> Iterator[int]:
-    """Bytes left below each limit of the groups that this process is in, and of those above them."""
+    """Bytes left below each limit of the groups of this process and of their parents."""
     for line in ["::/", "0:memory:/", *_read(proc / "self/cgroup").splitlines()]:
         controllers, _, name = line.partition(":")[2].partition(":")
         old = "memory" in controllers.split(",")
@@ -94,7 +89,7 @@ def _left_in_groups(proc: Path, groups: Path) -> Iterator[int]:
         for folder in (place, *place.parents):
             limit, used = _read(folder / limit_file).strip(), _read(folder / used_file).strip()
             if limit.isdigit() and used.isdigit() and int(limit) < UNLIMITED:
-                # Files that are only cached are dropped when memory is wanted.
+                # Cached files are dropped when memory is needed.
                 fields = (entry.split() for entry in _read(folder / "memory.stat").splitlines())
                 dropped = next((int(value) for key, value in fields if key == cache), 0)
                 yield int(limit) - int(used) + dropped
@@ -110,5 +105,5 @@ def _read(path: Path) -> str:
 
 
 def local_processes(world_size: int) -> int:
-    """Training processes of this machine, as far as whoever started them tells."""
+    """Training processes of this node, as the launcher set it; else all."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)

@@ -1,4 +1,4 @@
-"""Which number type a network computes in."""
+"""The number type a network computes in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         device: where the network runs.
 
     Raises:
-        ConfigError: fp16 asked for without a GPU; its small range needs loss scaling that only GPUs support.
+        ConfigError: fp16 without a GPU; its small range needs loss scaling, which only GPUs support.
     """
     if precision == "auto":
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -26,5 +26,5 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def resolve_precision(precision: str) -> str:
-    """The arithmetic to detect with: auto is fp32 on every device, because published numbers are fp32."""
+    """The precision of inference: auto is fp32 on every device, because published numbers are fp32."""
     return "fp32" if precision == "auto" else precision

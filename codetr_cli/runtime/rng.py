@@ -1,4 +1,4 @@
-"""The random states of a process: seeding, saving, restoring, and leaving them alone."""
+"""The random states of a process: seeding, saving, restoring and protecting them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Puts back what `random_states` gave; a device without a saved state keeps its own."""
+    """Restores the states of `random_states`; a device without a saved state keeps its own."""
     torch.set_rng_state(states["torch"])
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
@@ -55,9 +55,10 @@ def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """What happens inside draws from the CPU's global generators without moving them.
+    """Restores the CPU's global generators afterwards.
 
-    A data loader draws a number when it is opened, and a resumed run opens one more often than an uninterrupted one.
+    A data loader uses a random number when it is opened, and a resumed run opens one more often than an uninterrupted
+    one.
     """
     cpu = torch.device("cpu")
     states = random_states(cpu)

@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 as a wish to stop soon: the loop asks, saves and leaves; a second leaves at once.
+"""Ctrl-C, SIGTERM and SIGUSR1 as a request to stop: the loop checks it, saves and exits; a second one exits at once.
 
-SIGUSR1 is what a cluster sends some minutes before it ends a job: the SIGTERM that follows is no second wish.
+A cluster sends SIGUSR1 some minutes before it ends a job: the SIGTERM that follows does not count as a second request.
 
-A thread reads the signal numbers that the interpreter writes to a pipe the moment they arrive, so that both the answer
-to the first one and the exit at the second come even while the main thread is deep in a long computation.
+A thread reads the signal numbers that the interpreter writes to a pipe on arrival, so that the answer to the first and
+the exit at the second come even while the main thread is in a long computation.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from codetr_cli.errors import StoppedError
 WARNING = getattr(signal, "SIGUSR1", None)  # Windows has none
 STOPPING = tuple(number for number in (signal.SIGINT, signal.SIGTERM, WARNING) if number is not None)
 NAMES = {int(number): "Ctrl-C" if number == signal.SIGINT else number.name for number in STOPPING}
-# A launcher repeats the terminal's signal to its children: what comes this soon is the same wish, not a second one.
-SAME_WISH_SECONDS = 1.0
+# A launcher forwards the terminal's signal to its children: one that arrives this soon is the same request.
+SAME_REQUEST_SECONDS = 1.0
 END = b"\0"
 
 
 class StopRequest:
-    """Whether a signal has asked the program to stop; a context manager that restores the handlers it replaces.
+    """Whether a signal requested a stop; a context manager that restores the handlers it replaces.
 
-    Outside the main thread, where Python allows no signal handlers, it never sees one.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
 
     Args:
         on_first: called with the signal's number when the first arrives, from another thread.
-        on_second: called before the process ends at the second, from another thread, e.g. to mend the terminal.
+        on_second: called before the process ends at the second, from another thread, e.g. to restore the terminal.
 
     Attributes:
-        number: the first signal's number, None as long as none has come.
+        number: the first signal's number, None before it.
     """
 
     def __init__(self, on_first: Callable[[int], None], on_second: Callable[[], None]) -> None:
@@ -55,7 +55,7 @@ class StopRequest:
         self._restore = [
             *(lambda n=number, h=handler: signal.signal(n, h) for number, handler in handlers.items()),
             lambda: signal.set_wakeup_fd(previous),
-            # Closing the pipe would not end the watcher: processes forked meanwhile hold the writing end too.
+            # Closing the pipe would not end the watcher: processes forked meanwhile have the writing end too.
             lambda: os.write(writer, END),
             watcher.join,
             lambda: os.close(writer),
@@ -80,10 +80,10 @@ class StopRequest:
                 self._on_first(self.number)
             elif self.number == WARNING:
                 self.number, first_at = arrived[0], time.monotonic()
-            elif time.monotonic() - first_at > SAME_WISH_SECONDS:
+            elif time.monotonic() - first_at > SAME_REQUEST_SECONDS:
                 self._on_second()
                 os._exit(StoppedError("", self.number).exit_code)
 
 
 def _arrived(number: int, frame: FrameType | None) -> None:
-    """Keeps Python from ending the process; the watcher has the number already."""
+    """Replaces the default action; the watcher reads the number from the pipe."""

@@ -1,4 +1,4 @@
-"""Images and objects to measure with: what they show does not change the work, how large and how many does."""
+"""Synthetic images and objects for measurements: their number and size matter, not their content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from codetr_cli.data.transforms import AnyTransform
 from codetr_cli.runtime.timing import seconds_of
 
 SOURCE_SHORT_SIDE = 480
-"""Short side of the photograph that the data stage reads; most of COCO's have 427 or 480."""
+"""Short side of the image that the data stage reads; most of COCO's have 427 or 480."""
 
 
 def synthetic_batch(
@@ -31,14 +31,14 @@ def synthetic_batch(
 
     Args:
         size: (height, width) in pixels.
-        images: how many.
-        objects: boxes in each image.
-        num_classes: labels are below.
-        masks: the objects have masks too, which fill their boxes.
+        images: number of images.
+        objects: boxes per image.
+        num_classes: labels are below this.
+        masks: add masks that fill the boxes.
     """
     height, width = size
     generator = np.random.default_rng(0)
-    image = _photograph(height, width, generator)
+    image = _image(height, width, generator)
     samples = []
     for image_id in range(images):
         corner = generator.random((objects, 2)) * np.array([width, height]) * 0.5
@@ -63,17 +63,17 @@ def data_seconds(
 
     Args:
         settings: of the data.
-        transform: from a file's pixels to the network's.
-        size: (height, width) of the network's input in pixels; the file's image has its shape.
+        transform: from the pixels of the file to those of the network.
+        size: (height, width) of the network's input in pixels; the file has the same aspect ratio.
         images: in a batch.
-        device: where the batch goes.
+        device: of the batch.
     """
     short = min(size)
     height, width = (max(1, round(side * SOURCE_SHORT_SIDE / short)) for side in size)
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="codetr-") as folder:
         path = Path(folder) / "photograph.jpg"
-        cv2.imwrite(str(path), _photograph(height, width, generator))
+        cv2.imwrite(str(path), _image(height, width, generator))
 
         def prepare() -> None:
             samples = []
@@ -90,14 +90,14 @@ def data_seconds(
 
 
 @torch.no_grad()
-def stir(model: nn.Module) -> None:
-    """Gives numbers to the matrices of a new network that start as zeros, as training would.
+def randomize_weights(model: nn.Module) -> None:
+    """Replaces matrices of a new network that are initialized to zero by random numbers, as after training.
 
-    With zeros, every query looks at the same whole cells around it and every box stays its proposal: memory would be
-    read in better order than in use, and a comparison of results would miss what is wrong in between.
+    With zeros, every query samples the same cells around it and every box stays its proposal: memory access would be
+    more regular than in use, and a comparison of results would miss errors.
 
     Args:
-        model: changed in place; the numbers depend on the parameters' names only.
+        model: changed in place; the numbers depend only on the names of the parameters.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2 and not parameter.any():
@@ -106,8 +106,8 @@ def stir(model: nn.Module) -> None:
             parameter.copy_(numbers)
 
 
-def _photograph(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """Smooth colours with some noise, (h, w, 3) uint8: as hard to decode as a photograph."""
+def _image(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Smooth colours with noise, (h, w, 3) uint8: as expensive to decode as a photograph."""
     coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
     return np.clip(smooth + generator.integers(-12, 13, (height, width, 3)), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Time and memory of a call, measured alike by every benchmark: the device idle around it, contenders in turn."""
+"""Time and memory of a call, as every benchmark measures them: with an idle device, and contenders in turn."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch import nn
 
 try:
     import resource
-except ImportError:  # Windows does not tell a process its peak memory this way
+except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 Tick = Callable[[], object]
 Measured = TypeVar("Measured")
 
 RESET_PEAK = "5"
-"""What Linux wants written to clear_refs to start the peak resident size anew, see proc(5)."""
+"""Written to clear_refs, it resets the peak resident size on Linux, see proc(5)."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all it was asked to; nothing to do on a CPU."""
+    """Waits until the device has finished its queued work; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -49,7 +49,7 @@ def seconds_of(function: Callable[[], object], device: torch.device, tick: Tick 
 def in_turn(
     contenders: Mapping[str, Callable[[], Measured]], rounds: int, tick: Tick = lambda: None
 ) -> dict[str, list[Measured]]:
-    """Lets contenders measure themselves in turn, A B C A B C, so that whatever else the machine does hits all alike.
+    """Measures contenders in turn, A B C A B C, so that other load on the machine affects all equally.
 
     Args:
         contenders: name -> one measurement.
@@ -69,7 +69,7 @@ def in_turn(
 
 @contextmanager
 def timed_children(model: nn.Module, names: Sequence[str], device: torch.device) -> Iterator[dict[str, float]]:
-    """Adds up the seconds spent in the named children of a network while the context lasts."""
+    """Sums the seconds spent in the named children of a network while the context lasts."""
     seconds = dict.fromkeys(names, 0.0)
     started: dict[str, float] = {}
 
@@ -104,11 +104,11 @@ def timed_children(model: nn.Module, names: Sequence[str], device: torch.device)
 def reset_peak_memory(device: torch.device) -> bool:
     """Starts a new measurement of the peak memory.
 
-    Freed memory is given back to the system before, so that it does not pass for a call's own.
+    Freed memory is returned to the system first, so that it is not counted for the call.
 
     Returns:
-        whether `peak_memory` will tell the peak since now: True for a GPU and on Linux; elsewhere a process's peak
-        cannot be reset and is that since its start.
+        whether `peak_memory` then is the peak since this call: True for a GPU and on Linux; elsewhere the peak of a
+        process cannot be reset.
     """
     gc.collect()
     if device.type == "cuda":
@@ -134,17 +134,17 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def memory_in_use(device: torch.device) -> int | None:
-    """Bytes: what the GPU's allocator has handed out, or the process's resident size now; None where unknown."""
+    """Bytes allocated on the GPU, or the process's resident size now; None where unknown."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
 
 
 def extra_peak_memory(function: Callable[[], Sequence[torch.Tensor]], device: torch.device) -> int | None:
-    """Peak memory of a call above what was there before and what it returns, in bytes; None where unknown.
+    """Peak memory of a call beyond the memory in use before and its results, in bytes; None where unknown.
 
-    The call should have run before: first calls load libraries.
+    The call should have run before, because first calls load libraries.
 
     Args:
-        function: returns the tensors it makes.
+        function: returns its new tensors.
         device: where it runs.
     """
     synchronize(device)
@@ -160,7 +160,7 @@ def extra_peak_memory(function: Callable[[], Sequence[torch.Tensor]], device: to
 
 
 def return_freed_memory() -> None:
-    """Asks glibc to give freed memory back to the system; other libraries are left as they are."""
+    """Makes glibc return freed memory to the system; does nothing with another C library."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -168,7 +168,7 @@ def return_freed_memory() -> None:
 
 
 def _status_bytes(field: str) -> int | None:
-    """A size of this process as Linux tells it; None elsewhere."""
+    """A size of this process from /proc; None elsewhere."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:

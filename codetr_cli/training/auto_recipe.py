@@ -1,8 +1,8 @@
-"""A training recipe that fits the size of the data, where the person has not chosen one.
+"""A training recipe for the size of the data, where the user has not chosen one.
 
 Published recipes are for a hundred thousand images. On a few hundred the same epochs are too few steps to learn
 anything, an evaluation each epoch takes longer than the training, and a fine-tuned detector forgets more than it learns
-at the learning rate of a fresh one. Only what was not set on the command line is changed, and every change is told.
+at the learning rate of an untrained one. Only settings that the user has not set change, and every change is logged.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import Any
 from codetr_cli.config.schema import Settings
 
 SMALL_DATA = 20_000
-"""Images from which on a preset's own learning rate is right for fine-tuning too."""
+"""From this number of images on a preset's own learning rate is right for fine-tuning too."""
 
 FEW_IMAGES = 300
-"""Images under which a pretrained backbone is kept as it is."""
+"""Below this number of images a pretrained backbone is frozen."""
 
 FINE_TUNING_SHARE = 0.1
-"""Of `train.min_steps` that suffices when training starts from a detector's weights."""
+"""Share of `train.min_steps` that suffices when fine-tuning a detector."""
 
 GENTLE_LR = 1e-4
 """Learning rates up to this one are for fine-tuning already (Objects365 to COCO as published)."""
 
 MAX_EPOCHS = 300
 EVALUATIONS = 10
-"""About so many evaluations in a training with more epochs."""
+"""Approximate number of evaluations in a training with more epochs than this."""
 
 WARMUP_STEPS = 100
 
 
 @dataclass
 class Recipe:
-    """What was chosen.
+    """Changes of a preset's settings.
 
     Attributes:
         changes: values by dotted name of the setting.
-        sentences: why, for the person; empty when the preset is followed.
+        sentences: the reasons, for the user; empty when the preset is followed.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Recipe:
 
     @property
     def paragraphs(self) -> list[str]:
-        """All that was chosen and why, and how to choose otherwise, in one text; none when the preset is followed."""
+        """All changes with their reasons, and how to override them, as one text; none when the preset is followed."""
         return [" ".join(self.sentences)] if self.sentences else []
 
 
@@ -56,12 +56,12 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
 
     Args:
         settings: of preset and command line.
-        images: that are trained on.
+        images: number of training images.
         from_weights: whether training starts from a detector's weights.
-        chosen: dotted names of the settings that the person chose: these stay.
+        chosen: dotted names of the settings that the user set: these stay.
 
     Returns:
-        the changes; none for a preset trained on data of the size it was made for.
+        the changes; none for data of the size that the preset is for.
     """
     recipe, train = Recipe(), settings.train
     if not train.auto_recipe or images == 0:
@@ -69,11 +69,11 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
     if from_weights and images < FEW_IMAGES and "train.freeze_backbone" not in chosen and not train.freeze_backbone:
         recipe.changes["train.freeze_backbone"] = True
         recipe.sentences.append(
-            f"The backbone stays as it is: with under {FEW_IMAGES} images it would forget more than it learns."
+            f"The backbone is frozen: with under {FEW_IMAGES} images it would forget more than it learns."
         )
     if from_weights and images < SMALL_DATA and "train.lr" not in chosen and train.lr > GENTLE_LR:
         recipe.changes["train.lr"] = train.lr / 2
-        recipe.sentences.append(f"Learning rate {train.lr / 2:g}, half the preset's: the weights are near their goal.")
+        recipe.sentences.append(f"Learning rate {train.lr / 2:g}, half the preset's: the weights are nearly trained.")
     _fit_length(recipe, settings, images, from_weights, chosen)
     if recipe.sentences:
         start = "from the given weights" if from_weights else "without a detector's weights"
@@ -83,7 +83,7 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
 
 
 def _fit_length(recipe: Recipe, settings: Settings, images: int, from_weights: bool, chosen: Collection[str]) -> None:
-    """Epochs, and what is counted in epochs or steps."""
+    """Sets epochs, and the settings counted in epochs or steps."""
     train = settings.train
     if not {"train.epochs", "train.max_steps"}.isdisjoint(chosen) or train.max_steps is not None:
         return
@@ -106,4 +106,4 @@ def _fit_length(recipe: Recipe, settings: Settings, images: int, from_weights: b
     if from_weights and images < SMALL_DATA and train.warmup_steps == 0 and "train.warmup_steps" not in chosen:
         warmup = min(WARMUP_STEPS, epochs * steps // 10)
         recipe.changes["train.warmup_steps"] = warmup
-        recipe.sentences.append(f"Warm-up over {warmup} steps, while what is new of the classes settles.")
+        recipe.sentences.append(f"Warm-up: {warmup} steps while the new class heads settle.")

@@ -1,12 +1,13 @@
-"""What a run does about image files that cannot be read: a list in its folder, warnings, an end when they are many.
+"""What a run does about image files that cannot be read: a list in its folder, warnings, an error when they are many.
 
-`bad_files.txt` has a line a file: the split, what became of it, the file, and why. What was left out when the run began
-stays left out when it is continued, so that images come in the same order, whatever the files are like by then.
+`bad_files.txt` has one line per file: the split, what was done, the file, and why. Files that were skipped when the run
+started stay skipped when it continues, so that images come in the same order even when the files are readable by then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from codetr_cli.config.schema import Settings
@@ -18,160 +19,170 @@ from codetr_cli.distributed import process_group
 from codetr_cli.files import write_text
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runtime.disk_errors import writing
-from codetr_cli.training.reporter import Report
+
+logger = logging.getLogger(__name__)
 
 NAME = "bad_files.txt"
-HEAD = "# Image files that cannot be read. Columns: split, what became of it, file, why.\n"
-LEFT_OUT = "left out"
+HEAD = "# Image files that cannot be read. Columns: split, what was done, file, why.\n"
+SKIPPED = "skipped"
 """Never used: found before the first step."""
 REPLACED = "replaced"
-"""Found in training; another image comes in its place."""
+"""Found in training; another image replaces it."""
 NOT_COUNTED = "not counted"
-"""Found in an evaluation, which leaves it out."""
-TOLD = 3
-"""Files that are met on the way and told of one by one."""
+"""Found in an evaluation, which skips it."""
+FORMER_ACTIONS = {"left out": SKIPPED}
+"""Words of version 0.1.0 in the list."""
+WARNINGS = 3
+"""Files found during training that get a warning of their own."""
+
+KnownFiles = dict[tuple[str, str], tuple[str, BadFile]]
+"""What was done about each file, and why, by split and path."""
 
 
 class BadFiles:
-    """The bad files of a run, in this process.
+    """The unreadable files of a run, in this process.
 
     Args:
         folder: of the run.
-        images: how many each split has.
-        known: what the list says already, by split and file.
-        tell: told of every file that is met, until they are too many.
+        images: number of images of each split.
+        known: files that the list has already.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        images: dict[str, int],
-        known: dict[tuple[str, str], tuple[str, BadFile]],
-        tell: Callable[[str], object],
-    ) -> None:
-        self.folder, self.images, self.tell = folder, images, tell
+    def __init__(self, folder: RunFolder, images: dict[str, int], known: KnownFiles) -> None:
+        self.folder, self.images = folder, images
         self._known = known
-        self._met = 0
+        self._new = 0
 
-    def left_out(self, split: Split) -> list[str]:
-        """Files that are not to be used from the first step on."""
-        return [bad.path for (where, _), (what, bad) in self._known.items() if (where, what) == (split, LEFT_OUT)]
+    def skipped(self, split: Split) -> list[str]:
+        """Files that are not used from the first step on."""
+        return [bad.path for bad in _with_action(self._known, split, SKIPPED)]
 
-    def meet(self, bad: BadFile, split: Split = "train") -> None:
-        """Notes a file that could not be read just now; one that is noted already is no news.
+    def on_unreadable(self, bad: BadFile, split: Split = "train") -> None:
+        """Records a file that could not be read just now, unless the list has it already.
 
         Raises:
-            DatasetError: they are too many by now.
+            DatasetError: there are too many by now.
         """
         if (split, bad.path) in self._known:
             return
-        what = REPLACED if split == "train" else NOT_COUNTED
-        self._known[split, bad.path] = what, bad
-        self._met += 1
-        # Every process appends its own: a line at once, which the system keeps whole.
+        action = REPLACED if split == "train" else NOT_COUNTED
+        self._known[split, bad.path] = action, bad
+        self._new += 1
+        # Every process appends its own: the system writes a line as a whole.
         path = self.folder.path / NAME
         with writing(self.folder.path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(_line(split, what, bad))
-        text = f"{listed_bad([bad])} cannot be read: {_consequence(split)}"
-        self.folder.event(text)
-        if self._met <= TOLD:
-            self.tell(text + (f". Further ones stand in {self.folder.path / NAME} only" if self._met == TOLD else ""))
-        check_share(self._of(split), self.images[split], f"the {split} split")
-
-    def _of(self, split: Split) -> list[BadFile]:
-        return [bad for (where, _), (_, bad) in self._known.items() if where == split]
+            file.write(_line(split, action, bad))
+        level = logging.WARNING if self._new <= WARNINGS else logging.DEBUG
+        more = f". Further ones are only listed in {path}" if self._new == WARNINGS else ""
+        logger.log(level, "%s cannot be read: %s%s", listed_bad([bad]), _consequence(split), more)
+        found = [bad for (where, _), (_, bad) in self._known.items() if where == split]
+        check_share(found, self.images[split], f"the {split} split")
 
 
-def open_bad_files(
-    settings: Settings, folder: RunFolder, splits: Sequence[Split], *, resume: bool, report: Report
-) -> BadFiles:
-    """Finds the files that a training has to do without, in the process of rank 0; every process must call it.
+def open_bad_files(settings: Settings, folder: RunFolder, splits: Sequence[Split], *, resume: bool) -> BadFiles:
+    """Finds the unreadable files before a training, in the process of rank 0; every process must call it.
 
     Args:
         settings: of the run.
         folder: opened.
         splits: that the run uses.
-        resume: the run is continued: what was left out at its beginning counts, and only that.
-        report: of this process.
+        resume: whether the run continues: then exactly the files are skipped that were when it started.
 
     Raises:
-        DatasetError: too many, or the images are not where they should be.
+        DatasetError: too many are unreadable, or the image folder is wrong.
     """
     images: dict[str, int] = {}
-    known: dict[tuple[str, str], tuple[str, BadFile]] = {}
+    known: KnownFiles = {}
     if process_group.is_main():
-        if resume and folder.last.exists():
+        continues = resume and folder.last.exists()
+        if continues:
             known = read_list(folder.path / NAME)
         skip = settings.data.bad_files == "skip"
         for split in splits if skip else ():
-            begun = resume and folder.last.exists()
-            images[split], bad = scan(settings, split, report)
-            if not begun:
-                known |= {(split, one.path): (LEFT_OUT, one) for one in bad}
+            images[split], bad = scan(settings, split)
+            if continues:
+                known = _relocated(known, settings, split)
+            else:
+                known |= {(split, one.path): (SKIPPED, one) for one in bad}
         if skip and not (folder.path / NAME).exists():
-            lines = [_line(split, what, bad) for (split, _), (what, bad) in known.items()]
+            lines = [_line(split, action, bad) for (split, _), (action, bad) in known.items()]
             with writing(folder.path):
                 write_text(folder.path / NAME, HEAD + "".join(lines))
         for split in splits:
-            bad = [one for (where, _), (what, one) in known.items() if (where, what) == (split, LEFT_OUT)]
-            if not bad:
-                continue
-            text = f"{split}: {len(bad):,} image files cannot be read and are left out: {listed_bad(bad)}"
-            report.warn(f"{text}. All of them: {folder.path / NAME}")
-            folder.event(text)
+            if bad := _with_action(known, split, SKIPPED):
+                text = "%s: %s image files cannot be read and are skipped: %s. All of them: %s"
+                logger.warning(text, split, f"{len(bad):,}", listed_bad(bad), folder.path / NAME)
     images, known = process_group.from_main((images, known))
-    return BadFiles(folder, images, known, report.warn)
+    return BadFiles(folder, images, known)
 
 
-def scan(settings: Settings, split: Split, report: Report) -> tuple[int, list[BadFile]]:
+def scan(settings: Settings, split: Split) -> tuple[int, list[BadFile]]:
     """Reads the headers of all image files of a split.
 
     Returns:
-        how many images there are, and the bad ones.
+        the number of images, and the unreadable ones.
 
     Raises:
-        DatasetError: too many are bad.
+        DatasetError: too many are unreadable.
     """
     paths = find_data(settings.data, None, split)
     names = read_annotations(paths.annotations_path).file_names
     if split == "train":
         names = names[: settings.data.max_images]
-    report.note(f"reading the headers of {len(names):,} {split} images (data.bad_files=skip)")
+    logger.info("reading the headers of %s %s images (data.bad_files=skip)", f"{len(names):,}", split)
     bad = find_bad_files(paths.images_dir, names, max_pixels=settings.data.max_pixels)
     check_share(bad, len(names), source_of(paths.annotations_path).name)
     return len(names), bad
 
 
-def sum_up(folder: RunFolder, report: Report) -> None:
-    """Says at the end of a training how many files all processes could not read."""
+def log_summary(folder: RunFolder) -> None:
+    """Warns at the end of a training of the files that any process could not read."""
     known = read_list(folder.path / NAME)
-    counts = {what: sum(found == what for found, _ in known.values()) for what in (LEFT_OUT, REPLACED, NOT_COUNTED)}
+    counts = {name: sum(action == name for action, _ in known.values()) for name in (SKIPPED, REPLACED, NOT_COUNTED)}
     if known:
-        shown = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        text = f"{len(known):,} image files could not be read ({shown}): see {folder.path / NAME}"
-        report.warn(text)
-        folder.event(text)
+        shown = ", ".join(f"{count:,} {action}" for action, count in counts.items() if count)
+        logger.warning("%s image files could not be read (%s): see %s", f"{len(known):,}", shown, folder.path / NAME)
 
 
-def read_list(path: Path) -> dict[tuple[str, str], tuple[str, BadFile]]:
-    """What became of each file, and why, by split and path; empty where there is no list."""
+def read_list(path: Path) -> KnownFiles:
+    """The content of bad_files.txt; empty where there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
         return {}
-    known: dict[tuple[str, str], tuple[str, BadFile]] = {}
+    known: KnownFiles = {}
     for line in lines:
         columns = line.split("\t")
         if len(columns) == 4 and not line.startswith("#"):
-            known.setdefault((columns[0], columns[2]), (columns[1], BadFile(columns[2], columns[3])))
+            split, action, file, reason = columns
+            known.setdefault((split, file), (FORMER_ACTIONS.get(action, action), BadFile(file, reason)))
     return known
 
 
-def _line(split: str, what: str, bad: BadFile) -> str:
-    return "\t".join((split, what, bad.path, " ".join(bad.reason.split()))) + "\n"
+def _relocated(known: KnownFiles, settings: Settings, split: Split) -> KnownFiles:
+    """The list with the paths of the split's files in the folder where the images are now."""
+    paths = find_data(settings.data, None, split)
+    prefix = f"{paths.images_dir}/"
+    if all(where != split or path.startswith(prefix) for where, path in known):
+        return known
+    names = read_annotations(paths.annotations_path).file_names
+    moved: KnownFiles = {}
+    for (where, path), (action, bad) in known.items():
+        name = next((name for name in names if path.endswith(f"/{name}")), None) if where == split else None
+        place = path if name is None else str(paths.images_dir / name)
+        moved[where, place] = action, BadFile(place, bad.reason)
+    return moved
+
+
+def _with_action(known: KnownFiles, split: str, action: str) -> list[BadFile]:
+    return [bad for (where, _), (what, bad) in known.items() if (where, what) == (split, action)]
+
+
+def _line(split: str, action: str, bad: BadFile) -> str:
+    return "\t".join((split, action, bad.path, " ".join(bad.reason.split()))) + "\n"
 
 
 def _consequence(split: Split) -> str:
     if split == "train":
-        return "another image comes in its place"
-    return "the evaluation leaves it out, and says of how many images its numbers are"
+        return "another image replaces it"
+    return "the evaluation skips it and reports how many images it scored"

@@ -12,7 +12,7 @@ from codetr_cli.data.formats.resolve import Split
 from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import shard
-from codetr_cli.distributed.sharded_state import PartWriters, should_write_parts
+from codetr_cli.distributed.sharded_state import ShardWriters, is_saved_in_shards
 from codetr_cli.inference.loading import compile_for
 from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.collaborative import group_losses
@@ -23,19 +23,18 @@ from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import seed_all
 from codetr_cli.training.bad_images import BadFiles, open_bad_files
 from codetr_cli.training.ema import ModelEma
-from codetr_cli.training.initial_weights import start_weights
+from codetr_cli.training.initial_weights import load_initial_weights
 from codetr_cli.training.memory_fit import check_memory
 from codetr_cli.training.metrics import StepMetrics
 from codetr_cli.training.optim import build_optimizer, build_schedule
-from codetr_cli.training.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
+from codetr_cli.training.plan import BatchSizes, TrainJob, batch_sizes, steps_per_epoch, total_steps
 from codetr_cli.training.plots import RunPlots
-from codetr_cli.training.reporter import LogReport
 from codetr_cli.training.state import RunIO, TrainContext, TrainState
 from codetr_cli.training.validation import Validation, reading_timeout_s
 
 
 def build_training(
-    job: Job, io: RunIO, *, device: torch.device, resume: bool, has_checkpoint: bool
+    job: TrainJob, io: RunIO, *, device: torch.device, resume: bool, has_checkpoint: bool
 ) -> tuple[TrainContext, TrainState]:
     """Builds everything that a training needs; all processes must call it.
 
@@ -47,33 +46,32 @@ def build_training(
         has_checkpoint: the caller restores a checkpoint, so that the initial weights are not read.
     """
     bad_files = _find_bad_files(job, io, resume=resume)
-    dataset = build_dataset(job.settings, split="train", training=True, skip_files=bad_files.left_out("train"))
+    dataset = build_dataset(job.settings, split="train", training=True, skip_files=bad_files.skipped("train"))
     seed_all(job.settings.train.seed)  # the same weights in every process
     model = build_trainable_model(job.settings)
     if not has_checkpoint:
-        start_weights(model, job, LogReport(io.reporter))
+        load_initial_weights(model, job)
     settings = check_memory(
         model.to(device),
         dataset,
         job.settings,
         device=device,
         folder=io.folder,
-        origin=job.origin,
+        inputs=job.inputs,
         auto_fit=job.auto_fit,
-        begun=has_checkpoint,
-        report=LogReport(io.reporter),
+        started=has_checkpoint,
     )
     context = _build_context(job, settings, io, model=model, dataset=dataset, bad_files=bad_files, device=device)
     return context, _build_state(context, model)
 
 
-def _find_bad_files(job: Job, io: RunIO, *, resume: bool) -> BadFiles:
-    splits: list[Split] = ["train"] if job.origin.val_annotations is None else ["train", "val"]
-    return open_bad_files(job.settings, io.folder, splits, resume=resume, report=LogReport(io.reporter))
+def _find_bad_files(job: TrainJob, io: RunIO, *, resume: bool) -> BadFiles:
+    splits: list[Split] = ["train"] if job.inputs.val_annotations is None else ["train", "val"]
+    return open_bad_files(job.settings, io.folder, splits, resume=resume)
 
 
 def _build_context(
-    job: Job,
+    job: TrainJob,
     settings: Settings,
     io: RunIO,
     *,
@@ -82,18 +80,18 @@ def _build_context(
     bad_files: BadFiles,
     device: torch.device,
 ) -> TrainContext:
-    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, process_group.world_size())
+    batches = batch_sizes(settings.train.batch_size, settings.train.micro_batch, process_group.world_size())
     loader = _build_loader(dataset, settings, batches, device)
-    loader.on_bad_file = bad_files.meet
+    loader.on_bad_file = bad_files.on_unreadable
     if settings.train.compile:
         compile_for(model, device, "train.compile")
     objective = build_objective(model, settings.train.loss, normalizers=build_normalizers(settings))
     seed_all(settings.train.seed + process_group.rank())  # different random numbers in each process
     wrap = shard if settings.train.fsdp else process_group.wrap_ddp
     wrapped = wrap(objective, device)
-    shard_writers = PartWriters() if should_write_parts(model) else None
+    shard_writers = ShardWriters() if is_saved_in_shards(model) else None
     validation = None
-    if job.origin.val_annotations is not None:
+    if job.inputs.val_annotations is not None:
         build = partial(build_trainable_model, settings)
         validation = Validation(
             job, settings=settings, model=model, build=build, bad_files=bad_files, io=io, device=device
@@ -152,7 +150,7 @@ def build_trainable_model(settings: Settings) -> CoDETR:
     return model
 
 
-def _build_loader(dataset: CocoDataset, settings: Settings, batches: BatchPlan, device: torch.device) -> TrainLoader:
+def _build_loader(dataset: CocoDataset, settings: Settings, batches: BatchSizes, device: torch.device) -> TrainLoader:
     return build_train_loader(
         dataset,
         micro_batch=batches.micro_batch,

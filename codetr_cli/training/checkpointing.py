@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.fsdp import load_whole_optimizer, load_whole_weights, whole_optimizer, whole_weights
-from codetr_cli.distributed.sharded_state import host_parts, optimizer_frame, read_parts
+from codetr_cli.distributed.fsdp import full_optimizer_state, full_weights, load_full_optimizer_state, load_full_weights
+from codetr_cli.distributed.sharded_state import host_shards, optimizer_skeleton, read_shards
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
@@ -44,16 +44,16 @@ def save(context: TrainContext, state: TrainState) -> None:
     shard_writers, is_averaged = context.shard_writers, state.ema is not None
     is_sharded = shard_writers is not None
     randomness = process_group.gather_objects(random_states(context.device))
-    parts = host_parts(context.model, state.optimizer, host_copy, weights=is_averaged) if is_sharded else {}
+    parts = host_shards(context.model, state.optimizer, host_copy, weights=is_averaged) if is_sharded else {}
     weights = {} if is_sharded and is_averaged else host_model_state(context.model)
-    optimizer = host_copy(optimizer_frame(state.optimizer)) if is_sharded else host_optimizer_state(state.optimizer)
+    optimizer = host_copy(optimizer_skeleton(state.optimizer)) if is_sharded else host_optimizer_state(state.optimizer)
     average = None if state.ema is None else host_model_state(context.model, state.ema.state)
     if context.device.type == "cuda":
         torch.cuda.synchronize(context.device)
     state.writer.written_at = time.monotonic()
     if not process_group.is_main():
         if shard_writers is not None:
-            state.writer.write(partial(shard_writers.follow, parts))
+            state.writer.write(partial(shard_writers.serve, parts))
         return
     step = state.progress.step
     if waited > LONG_WAIT_S:
@@ -92,7 +92,7 @@ def _write(
             settings=context.settings,
             class_names=context.class_names,
             category_ids=context.category_ids,
-            beside=None if shard_writers is None else partial(shard_writers.lead, parts=parts),
+            beside=None if shard_writers is None else partial(shard_writers.write_all, shards=parts),
         )
     except ResourceError as error:
         with suppress(ResourceError):  # a disk without space for a checkpoint may have some for a line
@@ -100,7 +100,7 @@ def _write(
         raise
     finally:
         if shard_writers is not None:
-            shard_writers.dismiss()
+            shard_writers.finish()
     written_s = time.monotonic() - started
     logger.debug("checkpoint of step %d: %.2f s copied, %.2f s written", step, copied_s, written_s)
 
@@ -173,14 +173,14 @@ def _restore_weights(context: TrainContext, state: TrainState, saved: Saved) -> 
     stored, weights = saved.state, saved.weights.state
     parts = stored.get("parts")
     if parts is None or not parts["weights"]:
-        load_whole_weights(context.model, weights if stored["weights"] is None else stored["weights"])
+        load_full_weights(context.model, weights if stored["weights"] is None else stored["weights"])
     if state.ema is not None:
         state.ema.load(weights)
     if parts is None:
-        load_whole_optimizer(state.optimizer, stored["optimizer"])
+        load_full_optimizer_state(state.optimizer, stored["optimizer"])
     else:
         folder = saved.folder / SHARDED
-        read_parts(folder, context.model, state.optimizer, stored["optimizer"], weights=parts["weights"])
+        read_shards(folder, context.model, state.optimizer, stored["optimizer"], weights=parts["weights"])
 
 
 def _restore_from_metrics(context: TrainContext, state: TrainState) -> None:
@@ -229,12 +229,12 @@ def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None
         state: one with the same names, e.g. an average; None: the model's own.
     """
     writes = process_group.is_main()
-    return {name: host_copy(value) for name, value in whole_weights(model, state) if writes}
+    return {name: host_copy(value) for name, value in full_weights(model, state) if writes}
 
 
 def host_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """A copy of an optimizer's state dict in host memory, without tensors except on rank 0; for all processes."""
-    return whole_optimizer(optimizer, host_copy if process_group.is_main() else lambda _: None)
+    return full_optimizer_state(optimizer, host_copy if process_group.is_main() else lambda _: None)
 
 
 def host_copy(value: Any) -> Any:

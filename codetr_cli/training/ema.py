@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.fsdp import part_of
+from codetr_cli.distributed.fsdp import shard_like
 
 WARMUP_STEPS = 2000
 
@@ -44,12 +44,12 @@ class ModelEma:
         momentum = step_momentum(step, self.momentum)
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                process_group.own_part(self.state[name]).lerp_(process_group.own_part(value), momentum)
+                process_group.local_part(self.state[name]).lerp_(process_group.local_part(value), momentum)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Loads a saved average that is not sharded; names and shapes must be the model's."""
         for name, value in self.state.items():
-            value.copy_(part_of(state[name], value))
+            value.copy_(shard_like(state[name], value))
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:

@@ -1,32 +1,34 @@
-"""What a new run's weights are to begin with: those of a checkpoint, a pretrained backbone, or random ones."""
+"""The initial weights of a new run: those of a checkpoint, a pretrained backbone, or random ones."""
 
 from __future__ import annotations
 
+import logging
+
 from codetr_cli.config.schema import ResNetConfig, Settings
 from codetr_cli.models.codetr import CoDETR
-from codetr_cli.training.plan import Job
-from codetr_cli.training.reporter import Report
+from codetr_cli.training.plan import TrainJob
 from codetr_cli.weights.classes import same_numbered_classes
 from codetr_cli.weights.load_state import load_matching
 from codetr_cli.weights.pretrained import find_backbone, load_backbone
 from codetr_cli.weights.published import pretrained_name
 from codetr_cli.weights.resolve import open_weights
 
+logger = logging.getLogger(__name__)
 
-def start_weights(model: CoDETR, job: Job, report: Report) -> None:
-    """Loads the weights to fine-tune, as far as they fit, and says what became of them.
+
+def load_initial_weights(model: CoDETR, job: TrainJob) -> None:
+    """Loads the matching weights of the checkpoint to fine-tune, or a pretrained backbone, and logs what was loaded.
 
     Args:
         model: as built; gets the weights.
-        job: says where they are.
-        report: whom to tell.
+        job: names the checkpoint.
 
     Raises:
-        CheckpointError: they cannot be read.
+        CheckpointError: the file cannot be read.
     """
-    path = job.origin.weights
+    path = job.inputs.weights
     if path is None:
-        _start_backbone(model, job.settings, report)
+        _load_pretrained_backbone(model, job.settings)
         return
     checkpoint = open_weights(path, prefer=job.settings)
     unnamed = same_numbered_classes(checkpoint.class_names, checkpoint.category_ids, job.category_ids)
@@ -37,29 +39,29 @@ def start_weights(model: CoDETR, job: Job, report: Report) -> None:
         checkpoint_class_names=job.class_names if unnamed else checkpoint.class_names,
         source=path,
     )
-    report.note(f"weights from {path}:")
+    logger.info("weights from %s:", path)
     if unnamed:
-        report.note("  it names no classes; they have the category ids of the annotations' and are taken for these.")
+        logger.info("  it has no class names but the category ids of the annotations: its classes are taken for these.")
     for line in loaded.lines():
-        report.note(f"  {line}")
+        logger.info("  %s", line)
 
 
-def _start_backbone(model: CoDETR, settings: Settings, report: Report) -> None:
-    """Loads a pretrained backbone where there is one, or warns once of what random weights mean."""
+def _load_pretrained_backbone(model: CoDETR, settings: Settings) -> None:
+    """Loads a pretrained backbone where there is one, or warns of what random weights mean."""
     file = find_backbone(settings)
     if file is not None:
-        report.note(load_backbone(model, file))
+        logger.info("%s", load_backbone(model, file))
         return
     backbone = settings.model.backbone
     frozen = isinstance(backbone, ResNetConfig) and backbone.norm == "frozen_batch"
     if isinstance(backbone, ResNetConfig) and not frozen:
-        return  # made for random weights
+        return  # designed for random weights
     if settings.train.backbone_weights == "none" and not frozen:
-        return  # asked for
+        return  # requested
     name = pretrained_name(settings)
     why = "batch norms are frozen and expect a pretrained" if frozen else "recipe is too short for an untrained"
     how = f"run `codetr download {name}` first" if name else "give one with --set train.backbone_weights=FILE"
-    report.warn(
-        f"training {settings.name} from random weights: its {why} backbone. For that, {how}; or start from a "
-        "checkpoint with --weights."
+    logger.warning(
+        "training %s from random weights: its %s backbone. For that, %s; or start from a checkpoint with --weights.",
+        *(settings.name, why, how),
     )

@@ -1,4 +1,4 @@
-"""What processes of one training check of each other: that all see the run folder, and that all go on."""
+"""What the processes of one training check of each other: that all see the run folder, and that all make progress."""
 
 from __future__ import annotations
 
@@ -9,58 +9,56 @@ from datetime import timedelta
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.watchdog import SLOW_FACTOR, Board, Pulse, Watchdog
+from codetr_cli.distributed.watchdog import SLOW_FACTOR, Heartbeat, KeyValueStore, Watchdog
 from codetr_cli.distributed.worker_errors import end_process
 from codetr_cli.errors import ResourceError
 from codetr_cli.runs.folder import RunFolder
-from codetr_cli.training.reporter import Report
 
-SAME_DISK_PATIENCE_S = 60.0  # network file systems show new files late
+SHARED_DISK_DELAY_S = 60.0  # network file systems show new files late
 
 
 def group_timeout(settings: Settings) -> timedelta:
-    """When a process gives up waiting for others by itself: later than the watchdog, which can say for whom."""
+    """Timeout of collectives: later than the watchdog's, whose report names the process that hangs."""
     return timedelta(minutes=settings.train.timeout_minutes * SLOW_FACTOR + 1)
 
 
-def watchdog(board: Board, pulse: Pulse, settings: Settings, folder: RunFolder, report: Report) -> Watchdog:
-    """Ends this process, and with it the training, when one of the processes stops answering.
+def watchdog(store: KeyValueStore, heartbeat: Heartbeat, settings: Settings, folder: RunFolder) -> Watchdog:
+    """Ends this process, and with it the training, when one of the processes hangs.
 
     Args:
-        board: shared by all processes.
-        pulse: of this process.
+        store: shared by all processes.
+        heartbeat: of this process.
         settings: of the run.
-        folder: whose events.log tells of it.
-        report: told of it where no launcher of ours reads why the process ended.
+        folder: gets the report in its events.log.
     """
 
     def alarm(text: str) -> None:
         with suppress(OSError, ResourceError):  # the disk may be what the training waits for
-            folder.event(text)
-        end_process(ResourceError(text), report.failed)
+            folder.event(text)  # without logging: the process that notices may have any rank
+        end_process(ResourceError(text))
 
     return Watchdog(
-        board=board,
-        pulse=pulse,
+        store=store,
+        heartbeat=heartbeat,
         rank=process_group.rank(),
         world_size=process_group.world_size(),
         timeout_s=settings.train.timeout_minutes * 60,
         alarm=alarm,
-        meet=process_group.barrier,
+        barrier=process_group.barrier,
     )
 
 
 def check_same_disk(folder: RunFolder) -> None:
-    """Every process reads the checkpoints that the one of rank 0 writes.
+    """Checks that this process sees the run folder that rank 0 created: every process reads its checkpoints.
 
     Raises:
-        ResourceError: this machine does not see the run folder.
+        ResourceError: this node does not see the run folder.
     """
-    deadline = time.monotonic() + SAME_DISK_PATIENCE_S
+    deadline = time.monotonic() + SHARED_DISK_DELAY_S
     while not folder.settings_path.is_file():
         if time.monotonic() > deadline:
             raise ResourceError(
-                f"{socket.gethostname()} does not see the run folder {folder.path.absolute()} that another machine has "
-                "made: give a folder on a disk that all machines share with --run"
+                f"{socket.gethostname()} does not see the run folder {folder.path.absolute()} that another node "
+                "created: give a folder on a file system that all nodes share with --run"
             )
         time.sleep(0.5)

@@ -1,123 +1,113 @@
-"""Who else is told what metrics.jsonl holds: TensorBoard, Weights & Biases, MLflow (`train.loggers`).
+"""TensorBoard, Weights & Biases and MLflow get every line of metrics.jsonl (`train.loggers`).
 
-Only the process of rank 0 logs. Each service is fed by a thread of its own, so that one that is slow or cannot be
-reached costs no step: it warns once, is offered every later line again, and never stops a training. What a service
-needs to continue its own record of a resumed run lies in the run folder's `loggers/`.
+Only the process of rank 0 logs. A service that fails warns once, gets every later line, and never stops a training. A
+resumed training continues the service's record of the run, which is found by an id derived from the run folder.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import os
-import queue
-import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, StoppedError
-from codetr_cli.files import write_text
+
+logger = logging.getLogger(__name__)
 
 Ending = Literal["finished", "stopped", "failed"]
 
-LINES_WAITING = 1000  # for one service; what comes then is left out
-PATIENCE_S = 20.0  # at the end of a training, for what is not sent yet
 PROJECT = "codetr"  # unless the service's own environment variable names another
 UNSHOWN = ("kind", "step", "eta_s")
+PAUSE_FACTOR = 20  # a service that failed slowly is not called for this many times the duration of the call
+SLOW_S = 0.05
 
 
-class Logger(Protocol):
-    """One service that is told the lines of metrics.jsonl, from a single thread."""
+class Service(Protocol):
+    """One service that gets the lines of metrics.jsonl. Any exception means that a call failed."""
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Takes a line; any exception means that it did not work."""
+        """Sends a line."""
 
     def close(self, ending: Ending) -> None:
-        """Sends what is left and ends the record."""
+        """Sends what is buffered and ends the record."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a service is told of a run when its record is opened.
+    """A run, as a service records it.
 
     Attributes:
         folder: the run folder.
         settings: of the run.
-        step: done when this process begins; 0 for a new run.
-        note: tells the person a sentence; called from a thread.
+        step: last step done when this process starts; 0 for a new run.
     """
 
     folder: Path
     settings: Settings
     step: int
-    note: Callable[[str], None]
 
     @property
     def name(self) -> str:
-        """The run's name for people: the last two parts of its folder, as in co_dino_r50/3."""
+        """The display name of the run: the last two parts of its folder, as in co_dino_r50/3."""
         return "/".join(self.folder.absolute().parts[-2:])
 
     @property
+    def id(self) -> str:
+        """The id of the run for services, 16 hexadecimal digits; the same whenever the run is resumed.
+
+        It is derived from the name and the first line of events.log, which has the time of the first start: a new run
+        in the place of an old one has another id.
+        """
+        try:
+            with (self.folder / "events.log").open(encoding="utf-8") as file:
+                first_line = file.readline()
+        except FileNotFoundError:
+            first_line = ""
+        return hashlib.sha256(f"{self.name}\n{first_line}".encode()).hexdigest()[:16]
+
+    @property
     def own_folder(self) -> Path:
-        """Where services keep what they need."""
+        """The folder for local files of services."""
         path = self.folder / "loggers"
         path.mkdir(exist_ok=True)
         return path
 
-    def read_id(self, service: str) -> str | None:
-        """The id under which a service knows the run, None before it does."""
-        try:
-            return (self.own_folder / f"{service}.id").read_text(encoding="utf-8").strip() or None
-        except FileNotFoundError:
-            return None
-
-    def write_id(self, service: str, run_id: str) -> None:
-        """Remembers that id."""
-        write_text(self.own_folder / f"{service}.id", run_id + "\n")
-
 
 class Loggers:
-    """All services of a run as one; a context manager that tells them how the training ended.
+    """All services of a run; a context manager that passes on how the training ended.
 
     Args:
-        openers: by name of the service; called in its thread, again and again until one call succeeds.
-        warn: tells the person a sentence, once a service; called from the thread that logs.
+        openers: by name of the service; called at the first line, and again until one call succeeds.
     """
 
-    def __init__(
-        self, openers: Mapping[str, Callable[[], Logger]] | None = None, warn: Callable[[str], None] | None = None
-    ) -> None:
-        self._feeds = [_Feed(name, opener) for name, opener in (openers or {}).items()]
-        self._warn = warn or (lambda text: None)
+    def __init__(self, openers: Mapping[str, Callable[[], Service]] | None = None) -> None:
+        self._connections = [_Connection(name, opener) for name, opener in (openers or {}).items()]
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Hands a line of metrics.jsonl to every service, without waiting."""
-        for feed in self._feeds:
-            feed.put(line)
-        self._tell()
+        """Sends a line of metrics.jsonl to every service."""
+        for connection in self._connections:
+            connection.log(line)
 
-    def close(self, ending: Ending, patience_s: float = PATIENCE_S) -> None:
-        """Ends all records; what is not sent in time is given up.
+    def close(self, ending: Ending) -> None:
+        """Ends all records.
 
         Args:
             ending: how the training ended.
-            patience_s: to wait for all services together.
         """
-        deadline = time.monotonic() + patience_s
-        for feed in self._feeds:
-            feed.end(ending, deadline)
-        for feed in self._feeds:
-            feed.join(deadline)
-        self._tell()
+        for connection in self._connections:
+            connection.close(ending)
 
     def __enter__(self) -> Loggers:
         return self
@@ -130,84 +120,62 @@ class Loggers:
         else:
             self.close("stopped" if isinstance(error, StoppedError | KeyboardInterrupt) else "failed")
 
-    def _tell(self) -> None:
-        for feed in self._feeds:
-            if feed.problem is not None and not feed.told:
-                feed.told = True
-                self._warn(
-                    f"{feed.name} does not take what is logged ({feed.problem}). The training goes on, and "
-                    "metrics.jsonl has everything."
+
+class _Connection:
+    """Calls one service; a failure warns once, and costs at most 1 / PAUSE_FACTOR of the time."""
+
+    def __init__(self, name: str, opener: Callable[[], Service]) -> None:
+        self._name, self._opener = name, opener
+        self._service: Service | None = None
+        self._warned = False
+        self._retry_at = 0.0
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        if time.monotonic() >= self._retry_at:
+            self._call(lambda: self._opened().log(line))
+
+    def close(self, ending: Ending) -> None:
+        if self._service is not None:
+            self._call(lambda: self._opened().close(ending))
+
+    def _opened(self) -> Service:
+        self._service = self._service or self._opener()
+        return self._service
+
+    def _call(self, action: Callable[[], None]) -> None:
+        started = time.monotonic()
+        try:
+            action()
+        except Exception as error:  # no failure of a service may end a training
+            now = time.monotonic()
+            if now - started > SLOW_S:
+                self._retry_at = now + PAUSE_FACTOR * (now - started)
+            if not self._warned:
+                self._warned = True
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                logger.warning(
+                    "logging to %s failed (%s). Training continues, and metrics.jsonl has every line.",
+                    *(self._name, reason),
                 )
 
 
-class _Feed:
-    """A thread that hands lines to one service.
-
-    Attributes:
-        problem: the first thing that went wrong.
-        told: whether the person knows of it.
-    """
-
-    def __init__(self, name: str, opener: Callable[[], Logger]) -> None:
-        self.name, self._opener = name, opener
-        self.problem: str | None = None
-        self.told = False
-        self._waiting: queue.Queue[Mapping[str, Any] | Ending] = queue.Queue(LINES_WAITING)
-        self._thread = threading.Thread(target=self._work, name=f"logger-{name}", daemon=True)
-        self._thread.start()
-
-    def put(self, line: Mapping[str, Any]) -> None:
-        try:
-            self._waiting.put_nowait(line)
-        except queue.Full:
-            self._fail(f"{LINES_WAITING} lines wait for it; newer ones are left out")
-
-    def end(self, ending: Ending, deadline: float) -> None:
-        try:
-            self._waiting.put(ending, timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Full:
-            self._fail("it is too slow")
-
-    def join(self, deadline: float) -> None:
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.is_alive():
-            self._fail("it does not answer; what it was not sent yet is lost to it")
-
-    def _work(self) -> None:
-        logger: Logger | None = None
-        item: Mapping[str, Any] | Ending = {}
-        while not isinstance(item, str):
-            item = self._waiting.get()
-            try:
-                if not isinstance(item, str):
-                    logger = logger or self._opener()
-                    logger.log(item)
-                elif logger is not None:
-                    logger.close(item)
-            except Exception as error:  # whatever a service does wrong is no reason to lose a training
-                self._fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
-
-    def _fail(self, problem: str) -> None:
-        self.problem = self.problem or problem
-
-
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line by the names that services show: train/loss, train/losses/loss_cls, eval/AP, ...
+    """The numbers of a line by the names in services: train/loss, train/losses/loss_cls, eval/AP, ...
 
     Args:
         line: of metrics.jsonl.
 
     Returns:
-        without what is not finite, and without metrics that had nothing to measure (-1).
+        without values that are not finite and metrics without objects (-1).
     """
     kind = str(line["kind"])
     shown = {key: value for key, value in line.items() if key not in UNSHOWN}
     metrics = shown.pop("metrics", {})
-    found = {f"{kind}/{name}": value for name, value in metrics.items() if value >= 0}
-    found |= {f"{kind}/{name}": value for name, value in _flat(shown)}
+    values = {f"{kind}/{name}": value for name, value in metrics.items() if value >= 0}
+    values |= {f"{kind}/{name}": value for name, value in _flat(shown)}
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
 
@@ -218,7 +186,7 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 class TensorBoardLogger:
     """Event files in the run folder's loggers/tensorboard; `tensorboard --logdir runs` shows all runs.
 
-    A resumed run and one that went back to a checkpoint hide what had been written of later steps.
+    A resumed run, and one that returned to a checkpoint, hides what was written for later steps.
 
     Args:
         record: of the run.
@@ -240,7 +208,7 @@ class TensorBoardLogger:
             self._writer.add_scalar(name, value, line["step"])
 
     def close(self, ending: Ending) -> None:
-        """Writes what is left."""
+        """Writes what is buffered."""
         self._writer.close()
 
     def _open(self, step: int) -> None:
@@ -249,9 +217,9 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """A run of Weights & Biases, continued when the training is; WANDB_PROJECT, WANDB_MODE and the like work as ever.
+    """A run of Weights & Biases, continued by a resumed training; WANDB_PROJECT, WANDB_MODE and others work as usual.
 
-    Steps that a resumed training repeats are not taken a second time: their numbers are the same.
+    Steps that a resumed training repeats are ignored by the service: their numbers are the same.
 
     Args:
         record: of the run.
@@ -259,20 +227,18 @@ class WandbLogger:
 
     def __init__(self, record: Record) -> None:
         wandb = importlib.import_module("wandb")
-        run_id = record.read_id("wandb") or uuid.uuid4().hex[:12]
-        record.write_id("wandb", run_id)
         self._run = wandb.init(
             project=None if os.environ.get("WANDB_PROJECT") else PROJECT,
             name=record.name,
-            id=run_id,
+            id=record.id,
             resume="allow",
             dir=str(record.own_folder),
             config=record.settings.model_dump(mode="json"),
-            # Standard output belongs to the program; what wandb prints would break its progress and its JSON.
+            # wandb's own output would break the progress and the JSON on standard output.
             settings=wandb.Settings(silent=True, console="off"),
         )
         if getattr(self._run, "url", None):
-            record.note(f"Weights & Biases: {self._run.url}")
+            logger.info("Weights & Biases: %s", self._run.url)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Sends the numbers of a line."""
@@ -281,29 +247,38 @@ class WandbLogger:
             self._run.log(found, step=line["step"])
 
     def close(self, ending: Ending) -> None:
-        """Sends what is left and marks a failed run as such."""
+        """Sends what is buffered and marks a failed run as such."""
         self._run.finish(exit_code=1 if ending == "failed" else 0)
 
 
 class MlflowLogger:
-    """A run of MLflow, continued when the training is; MLFLOW_TRACKING_URI says where.
+    """A run of MLflow, continued by a resumed training; MLFLOW_TRACKING_URI is the server.
 
     Args:
         record: of the run.
     """
 
     STATUS: Mapping[Ending, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-    PARAMETERS = 100  # at once, by MLflow's rules
+    TAG = "codetr_run"  # of the run at the server; its value is the id of the record
+    PARAMETERS = 100  # MLflow's limit of a request
     PARAMETER_LENGTH = 500
 
     def __init__(self, record: Record) -> None:
         mlflow = importlib.import_module("mlflow")
         self._entities = importlib.import_module("mlflow.entities")
+        # By default MLflow retries a request for minutes, and training would wait.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._client = mlflow.MlflowClient()
-        run_id = record.read_id("mlflow")
-        if run_id is not None:
-            self._client.update_run(run_id, status="RUNNING")
-        self._run_id = run_id or self._create(record)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        known = self._client.search_runs([experiment_id], f"tags.{self.TAG} = '{record.id}'", max_results=1)
+        if known:
+            self._run_id = str(known[0].info.run_id)
+            self._client.update_run(self._run_id, status="RUNNING")
+        else:
+            self._run_id = self._create(record, experiment_id)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Sends the numbers of a line."""
@@ -316,12 +291,9 @@ class MlflowLogger:
         """Ends the run."""
         self._client.set_terminated(self._run_id, status=self.STATUS[ending])
 
-    def _create(self, record: Record) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        experiment = self._client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        run_id = str(self._client.create_run(experiment_id, run_name=record.name).info.run_id)
-        record.write_id("mlflow", run_id)
+    def _create(self, record: Record, experiment_id: str) -> str:
+        created = self._client.create_run(experiment_id, run_name=record.name, tags={self.TAG: record.id})
+        run_id = str(created.info.run_id)
         parameters = [
             self._entities.Param(key, str(value)[: self.PARAMETER_LENGTH])
             for key, value in _flat(record.settings.model_dump(mode="json"), ".")
@@ -331,46 +303,45 @@ class MlflowLogger:
         return run_id
 
 
-SERVICES: dict[str, tuple[str, Callable[[Record], Logger]]] = {
+SERVICES: dict[str, tuple[str, Callable[[Record], Service]]] = {
     "tensorboard": ("torch.utils.tensorboard", TensorBoardLogger),
     "wandb": ("wandb", WandbLogger),
     "mlflow": ("mlflow", MlflowLogger),
 }
-"""By name: the module that must be importable, and what opens a record."""
+"""By name: the module that must be importable, and the class that opens a record."""
 
 
 def check_loggers(names: Sequence[str]) -> None:
     """Refuses services whose package is not installed, without importing it.
 
     Raises:
-        ConfigError: says what to install.
+        ConfigError: with the package to install.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise _not_installed(name, "it is not installed")
 
 
-def open_loggers(names: Sequence[str], record: Record, warn: Callable[[str], None]) -> Loggers:
+def open_loggers(names: Sequence[str], record: Record) -> Loggers:
     """Connects a run with the services of its settings.
 
     Args:
         names: of services, as in `train.loggers`.
         record: of the run.
-        warn: tells the person a sentence.
 
     Raises:
         ConfigError: a package is missing or broken.
     """
     check_loggers(names)
-    openers: dict[str, Callable[[], Logger]] = {}
+    openers: dict[str, Callable[[], Service]] = {}
     for name in dict.fromkeys(names):
         module, opener = SERVICES[name]
         try:
-            importlib.import_module(module)  # here and not in a thread: what is missing is said before the start
+            importlib.import_module(module)
         except ImportError as error:
             raise _not_installed(name, f"it cannot be imported ({error})") from error
-        openers[name] = functools.partial(opener, record)
-    return Loggers(openers, warn)
+        openers[name] = partial(opener, record)
+    return Loggers(openers)
 
 
 def _not_installed(name: str, problem: str) -> ConfigError:
@@ -381,7 +352,7 @@ def _not_installed(name: str, problem: str) -> ConfigError:
 
 
 def _flat(table: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables by the path to each."""
+    """The leaves of nested tables with their paths."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}{separator}{name}", leaf) for name, leaf in _flat(value, separator))

@@ -1,11 +1,11 @@
-"""Memory of the worst batch that data and augmentation can give, measured before the first step.
+"""Memory that training needs for the worst batch of data and augmentation, measured before the first step.
 
-The worst batch has the largest images that can come together, each with the most objects of any image. One forward and
-backward pass is made on it, with room counted for what comes later: optimizer states, an average of the weights, and on
-a CPU the copy that a checkpoint is written from. Weights, gradients, random states: everything is as before afterwards.
+The worst batch has the largest images that can share a batch, each with the most objects of any image. One forward and
+backward pass runs on it. What is allocated later is added: optimizer states, an average of the weights, and on a CPU
+the copy that a checkpoint is written from. Weights, gradients and random states are unchanged afterwards.
 
-A GPU refuses what it has no memory for. A process on a CPU would be killed, so smaller images are measured first and
-the whole size only when it is sure to fit.
+A GPU raises an error when memory runs out. A process on a CPU would be killed, so smaller images are measured first,
+and the full size only when it is certain to fit.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from codetr_cli.runtime.timing import memory_in_use, peak_memory, reset_peak_mem
 from codetr_cli.training.recomputation import set_checkpointing
 
 MARGIN = {"cuda": 0.03, "cpu": 0.05}
-"""Share of the memory that must stay free: for fragments, and for what else the machine does."""
+"""Share of the memory that must stay free, for fragmentation and other programs."""
 
-CLEARLY = 1.3
-"""On a CPU, the whole size is run when this times its estimate fits."""
+ESTIMATE_MARGIN = 1.3
+"""On a CPU, the full size runs only when this factor times its estimate fits."""
 
-PATIENCE_S = 20.0
-"""On a CPU, the whole size is not run when that would take longer."""
+MAX_SECONDS = 20.0
+"""On a CPU, the full size does not run when that would take longer."""
 
 SMALLEST_SIDE = 64
 
 
-class Sizes(Protocol):
-    """What is asked of a data set."""
+class ImageSizes(Protocol):
+    """The part of a data set that is used here."""
 
     sizes: np.ndarray
     aspect_flags: np.ndarray
@@ -88,15 +88,15 @@ class WorstBatch:
 
 @dataclass(frozen=True)
 class Need:
-    """What a training needs in its worst batch.
+    """Memory that a training needs for its worst batch.
 
     Attributes:
-        needed: bytes of the whole process, or on its GPU.
-        capacity: bytes it may hold.
+        needed: bytes, of the process or on its GPU.
+        capacity: bytes that the process may use.
         margin: share of the capacity that must stay free.
-        measured: whether the whole batch was run; else the figure comes from smaller images, or is a lower limit where
-            a GPU refused.
-        exceeded: a GPU refused.
+        measured: whether the full batch ran; else the number is estimated from smaller images, or is a lower bound
+            where a GPU ran out of memory.
+        exceeded: whether a GPU ran out of memory.
     """
 
     needed: int
@@ -107,12 +107,12 @@ class Need:
 
     @property
     def fits(self) -> bool:
-        """Whether the memory suffices."""
+        """Whether there is enough memory."""
         return not self.exceeded and self.needed <= self.capacity * (1 - self.margin)
 
     @property
     def share(self) -> float:
-        """Of the capacity, for comparing processes."""
+        """Share of the capacity, to compare processes."""
         return math.inf if self.exceeded else self.needed / max(1, self.capacity)
 
     def __str__(self) -> str:
@@ -123,27 +123,27 @@ class Need:
 # ------------------------------------------------------------------------------------------------------ the worst batch
 
 
-def worst_batch(settings: Settings, dataset: Sizes, micro_batch: int, processes: int = 1) -> WorstBatch:
+def worst_batch(settings: Settings, dataset: ImageSizes, micro_batch: int, processes: int = 1) -> WorstBatch:
     """The largest batch that the data set and the augmentation of the settings can give.
 
     Args:
         settings: of the run.
         dataset: of the training images.
         micro_batch: images of a forward pass.
-        processes: that train together.
+        processes: the world size.
     """
     counts = dataset.object_counts
     objects = int(counts.max(initial=0))
-    if settings.data.copy_paste == "boxes":  # objects that lie in a pasted box come along
+    if settings.data.copy_paste == "boxes":  # objects inside a pasted box come with it
         objects *= 2
     elif settings.data.copy_paste == "masks":
         objects += min(objects, settings.data.max_pasted - 1)
-    # Images of several processes that are padded alike may be of any orientation each.
-    alike = processes if settings.train.global_batch_losses else 1
-    grouped = settings.data.aspect_grouping and alike == 1
+    # Images that are padded to one size over several processes may have any orientation.
+    padded_together = processes if settings.train.global_batch_losses else 1
+    grouped = settings.data.aspect_grouping and padded_together == 1
     groups = dataset.aspect_flags if grouped else np.zeros_like(dataset.aspect_flags)
     sizes = [
-        _largest(settings, np.unique(dataset.sizes[groups == group], axis=0), micro_batch * alike)
+        _largest(settings, np.unique(dataset.sizes[groups == group], axis=0), micro_batch * padded_together)
         for group in np.unique(groups)
     ]
     divisor = settings.data.pad_divisor
@@ -166,12 +166,12 @@ def _largest(settings: Settings, sizes: np.ndarray, images: int) -> Size:
             reached.add((height, width))
     if images == 1:
         return max(reached, key=math.prod)
-    # Any two images may meet: the batch is as high as its highest and as wide as its widest.
+    # Any two images may share a batch: it is as high as the highest and as wide as the widest.
     return max(height for height, _ in reached), max(width for _, width in reached)
 
 
 def _reached_by(transform: DetrAugmentation, size: Size) -> Iterator[Size]:
-    """The largest sizes that an image can get: as it is, and by the crops that are highest, widest and fill most."""
+    """The largest sizes that an image can get: without a crop, and by the highest, widest and largest crops."""
     yield _resized(transform.resize, size)
     limits = max(transform.resize.short_sides), transform.resize.long_side
     best = max(limits) / min(limits)
@@ -205,19 +205,19 @@ def measure(
     local_processes: int = 1,
     limit: int | None = None,
 ) -> Need | None:
-    """What a training with these settings needs for the batch; changes nothing but how the model recomputes.
+    """Memory that a training with these settings needs for the batch; changes only activation checkpointing.
 
     Args:
         model: on its device, neither wrapped nor compiled yet.
-        settings: whose precision, recomputation, optimizer and sharding count.
+        settings: precision, activation checkpointing, optimizer and FSDP matter.
         worst: the batch.
         device: of this process.
-        processes: that train together.
-        local_processes: that share this machine's memory.
-        limit: bytes that the process may hold; None: what there is.
+        processes: the world size.
+        local_processes: processes that share this node's memory.
+        limit: bytes that the process may use; None: what is available.
 
     Returns:
-        None where the system tells nothing of memory, or a network for one size only runs on a CPU.
+        None where the system does not report memory use, or where a network for a fixed size runs on a CPU.
     """
     set_checkpointing(model, settings.model)
     room = capacity(device, local_processes) if limit is None else limit
@@ -225,14 +225,14 @@ def measure(
     held = memory_in_use(device)
     if room is None or held is None or (fixed and device.type != "cuda"):
         return None
-    coming = _coming(model, settings, device)
+    allocated_later = _allocated_later(model, settings, device)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     if settings.train.fsdp:
-        later = coming - int((1 - 1 / processes) * (coming + weights + trained))
-    else:  # what gradients are exchanged in is held all the time, not only when they are there
-        later = coming + (trained if processes > 1 else 0)
-    with _as_before(model, device):
+        later = allocated_later - int((1 - 1 / processes) * (allocated_later + weights + trained))
+    else:  # the buckets of gradients are allocated all the time
+        later = allocated_later + (trained if processes > 1 else 0)
+    with _unchanged(model, device):
         objective = build_objective(model, settings.train.loss).train()
 
         def growth(share: float) -> int:
@@ -247,36 +247,36 @@ def measure(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-    if limit is None:  # kernels that were loaded meanwhile take some of it
+    if limit is None:  # kernels loaded meanwhile use some of it
         room = capacity(device) or room
     if taken is None:
         return Need(room, room, MARGIN["cuda"], measured=False, exceeded=True)
-    # Only here the allocator has given back what the pass took, and holds what it held before.
+    # Only here the allocator has released the memory of the pass.
     return Need(torch.cuda.memory_reserved(device) + taken + later, room, MARGIN["cuda"])
 
 
 def estimate_growth(growth: Callable[[float], int], limit: int) -> tuple[int, bool]:
-    """What a step on a CPU takes, without risking more than there is.
+    """Memory of a step on a CPU, without risking to exceed the limit.
 
     Args:
-        growth: bytes that a step takes on images of a share of the worst batch's area.
-        limit: bytes that it may take.
+        growth: bytes of a step on images with a given share of the worst batch's area.
+        limit: bytes that it may use.
 
     Returns:
-        bytes, and whether the whole batch was run; else it is a line through smaller ones.
+        bytes, and whether the full batch ran; else it is a linear estimate from smaller ones.
     """
     started = time.monotonic()
-    least = 16 * growth(1 / 16)  # and more where libraries are loaded for it
-    if CLEARLY * least <= limit and 16 * (time.monotonic() - started) <= PATIENCE_S:
+    least = 16 * growth(1 / 16)  # and more where libraries are loaded
+    if ESTIMATE_MARGIN * least <= limit and 16 * (time.monotonic() - started) <= MAX_SECONDS:
         return growth(1.0), True
     started = time.monotonic()
     quarter = growth(1 / 4)
     seconds = time.monotonic() - started
     estimate = 4 * quarter
-    if CLEARLY * estimate > limit and CLEARLY * 2 * quarter <= limit:
+    if ESTIMATE_MARGIN * estimate > limit and ESTIMATE_MARGIN * 2 * quarter <= limit:
         half = growth(1 / 2)
         estimate = max(half, 3 * half - 2 * quarter)
-    if CLEARLY * estimate > limit or 4 * seconds > PATIENCE_S:
+    if ESTIMATE_MARGIN * estimate > limit or 4 * seconds > MAX_SECONDS:
         return estimate, False
     return growth(1.0), True
 
@@ -312,11 +312,11 @@ def _pass(objective: nn.Module, settings: Settings, batch: Batch, device: torch.
 
 
 @contextmanager
-def _as_before(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Puts back mode and random states, drops gradients, and has peaks measured anew."""
+def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restores mode and random states, drops gradients, and resets the peak memory."""
     training, states = model.training, random_states(device)
     gc.collect()
-    gc.freeze()  # collections inside look at what is new only, and cost nothing
+    gc.freeze()  # collections inside are fast then: they visit new objects only
     try:
         yield
     finally:
@@ -328,22 +328,22 @@ def _as_before(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _start_peak(device: torch.device) -> None:
-    """Gives back what is free, and measures the peak anew from here on."""
+    """Releases unused memory and resets the peak memory."""
     if device.type == "cuda":
         free_unused(device)
-    reset_peak_memory(device)  # collects, and on a CPU gives back too
+    reset_peak_memory(device)  # collects garbage, and releases memory on a CPU
 
 
 def _smaller(worst: WorstBatch, share: float) -> WorstBatch:
-    """The batch with images of a share of the area."""
+    """The batch with a share of the image area."""
     if share == 1.0:
         return worst
     height, width = (max(SMALLEST_SIDE, round(side * math.sqrt(share))) for side in worst.size)
     return WorstBatch((height, width), worst.images, worst.objects)
 
 
-def _coming(model: nn.Module, settings: Settings, device: torch.device) -> int:
-    """Bytes that are held only later: by the optimizer, the average, and the writing of checkpoints."""
+def _allocated_later(model: nn.Module, settings: Settings, device: torch.device) -> int:
+    """Bytes allocated only later: by the optimizer, the average, and the copies for checkpoints."""
     weights = sum(value.nbytes for value in model.state_dict().values())
     optimizer = 2 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     average = weights if settings.train.ema_momentum else 0

@@ -75,7 +75,7 @@ def nonfinite_gradients(model: nn.Module) -> list[str]:
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not bool(process_group.own_part(parameter.grad).isfinite().all())
+        if parameter.grad is not None and not bool(process_group.local_part(parameter.grad).isfinite().all())
     ]
 
 

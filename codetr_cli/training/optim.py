@@ -74,7 +74,7 @@ def parameter_groups(
             * layer_decay ** _layers_above(name, blocks)
         )
         # Every bias is a vector; scalars are decayed.
-        decayed = decay_norms or parameter.dim() != 1 or process_group.is_single_number(parameter)
+        decayed = decay_norms or parameter.dim() != 1 or process_group.is_scalar(parameter)
         groups.setdefault((scale, weight_decay if decayed else 0.0), []).append(parameter)
     ordered = sorted(groups, key=lambda group: (group[0] == 1.0, *group))
     return [
@@ -187,10 +187,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     max_norm = max_norm if max_norm > 0 else math.inf
-    parts = [process_group.own_part(gradient) for gradient in gradients]
+    parts = [process_group.local_part(gradient) for gradient in gradients]
     if all(part is gradient for part, gradient in zip(parts, gradients, strict=True)):
         return nn.utils.clip_grad_norm_(parameters, max_norm)
-    norm = process_group.norm_of_spread(gradients)
+    norm = process_group.sharded_norm(gradients)
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # like PyTorch
     for part in parts:
         part.mul_(factor)

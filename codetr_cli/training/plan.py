@@ -1,6 +1,6 @@
-"""What a training command amounts to before anything is built: classes, batch arithmetic, steps, and where from.
+"""A training command resolved before anything is built: classes, batch sizes, number of steps, data and weights.
 
-Everything about classes comes from the annotations of the training images.
+The classes come from the annotations of the training images.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from codetr_cli.data.formats.cache import content_digest, source_of
 from codetr_cli.data.formats.resolve import DataPaths, find_data
 from codetr_cli.errors import ConfigError, DatasetError, listed
 from codetr_cli.inference.loading import find_checkpoint
-from codetr_cli.runs.folder import Origin
+from codetr_cli.runs.folder import RunInputs
 from codetr_cli.training.auto_recipe import Recipe, fit_recipe
-from codetr_cli.training.trainable_objects import count_learnable
+from codetr_cli.training.trainable_objects import count_trainable
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """How the images of an optimizer step are spread: micro_batch * accumulation * world_size = batch_size."""
+class BatchSizes:
+    """Images of an optimizer step: micro_batch * accumulation * world_size = batch_size."""
 
     batch_size: int
     micro_batch: int
@@ -32,31 +32,31 @@ class BatchPlan:
     world_size: int
 
     def describe(self) -> str:
-        """The arithmetic in words."""
+        """The arithmetic as a phrase."""
         return (
-            f"{self.batch_size} images a step = {self.world_size} process{'es' if self.world_size > 1 else ''} x "
-            f"{self.micro_batch} at once x {self.accumulation} accumulated"
+            f"{self.batch_size} images per step = {self.world_size} process{'es' if self.world_size > 1 else ''} x "
+            f"{self.micro_batch} at a time x {self.accumulation} accumulated"
         )
 
 
-def plan_batches(batch_size: int, micro_batch: int, world_size: int) -> BatchPlan:
-    """Spreads a step's images over processes and passes.
+def batch_sizes(batch_size: int, micro_batch: int, world_size: int) -> BatchSizes:
+    """Divides the images of a step over processes and micro batches.
 
-    A process that gets fewer images than `micro_batch` takes them in one pass.
+    A process with fewer images than `micro_batch` processes them in one micro batch.
 
     Args:
         batch_size: images of a step over all processes.
-        micro_batch: images a process takes at once.
+        micro_batch: images of a forward pass of a process.
         world_size: number of processes.
 
     Raises:
-        ConfigError: the numbers do not divide; names the nearest that do.
+        ConfigError: the numbers do not divide; the message has the nearest that do.
     """
     if batch_size % world_size:
         sizes = _either(_multiples_near(batch_size, world_size))
         counts = _either([count for count in range(1, world_size) if batch_size % count == 0][-2:])
         raise ConfigError(
-            f"train.batch_size {batch_size} cannot be shared equally by {world_size} processes: use "
+            f"train.batch_size {batch_size} cannot be divided equally among {world_size} processes: use "
             f"--set train.batch_size={sizes}, or another number of processes: {counts}"
         )
     share = batch_size // world_size
@@ -68,33 +68,33 @@ def plan_batches(batch_size: int, micro_batch: int, world_size: int) -> BatchPla
             min(size for size in divisors if size > micro_batch),
         ]
         raise ConfigError(
-            f"{share} images a step in each process (train.batch_size {batch_size} / {world_size}) cannot be taken "
-            f"{micro_batch} at once: use --set train.micro_batch={_either(near)}, or --set train.batch_size="
-            f"{_either(_multiples_near(batch_size, micro_batch * world_size))}"
+            f"{share} images per step and process (train.batch_size {batch_size} / {world_size}) cannot be divided "
+            f"into micro batches of {micro_batch}: use --set train.micro_batch={_either(near)}, or --set "
+            f"train.batch_size={_either(_multiples_near(batch_size, micro_batch * world_size))}"
         )
-    return BatchPlan(batch_size, micro_batch, share // micro_batch, world_size)
+    return BatchSizes(batch_size, micro_batch, share // micro_batch, world_size)
 
 
 @dataclass(frozen=True)
-class Job:
-    """A training, decided in all that does not need the network.
+class TrainJob:
+    """A training command with everything resolved that does not need the network.
 
     Attributes:
         settings: with the data's number of classes and folder.
         class_names: by label.
         category_ids: original id of each label.
-        origin: data files and weights.
-        run: the run folder that was asked for.
+        inputs: data files and weights.
+        run: the requested run folder.
         fresh: never continue a run.
-        auto_fit: change settings until the worst batch fits into the memory.
-        warnings: sentences.
-        notes: sentences that a person should know of, but that nothing is wrong with.
+        auto_fit: change settings until the worst batch fits into memory.
+        warnings: sentences to log as warnings.
+        notes: sentences to log as notes.
     """
 
     settings: Settings
     class_names: list[str]
     category_ids: list[int]
-    origin: Origin
+    inputs: RunInputs
     run: Path | None = None
     fresh: bool = False
     auto_fit: bool = False
@@ -111,28 +111,27 @@ def plan_job(
     run: Path | None = None,
     fresh: bool = False,
     chosen: Collection[str] | None = None,
-) -> Job:
-    """Reads the annotations and settles classes and paths.
+) -> TrainJob:
+    """Reads the annotations and resolves classes and paths.
 
     Args:
         settings: of the preset and the command line.
         data: folders given on the command line; the classes of several are merged by name.
         weights: checkpoint or run folder to start from.
         evaluate: whether validation data is needed.
-        run: the run folder that was asked for.
+        run: the requested run folder.
         fresh: never continue a run.
-        chosen: dotted names of the settings that the person chose, which the recipe for the data must leave as they
-            are; None: all.
+        chosen: dotted names of the settings that the user set, which the automatic recipe must not change; None: all.
 
     Raises:
-        CheckpointError: no checkpoint where `weights` says.
+        CheckpointError: there is no checkpoint at `weights`.
         DatasetError: no data, no class with an object, or validation classes that differ from the training ones.
     """
     settings, found, notes = _find_training_data(settings, [data] if isinstance(data, str) else data)
     path, source = found.annotations_path, source_of(found.annotations_path.absolute())
     annotations = read_annotations(path)
     check_kind(annotations, settings.data.dataset, path)
-    counts = count_learnable(annotations, path, min_side=settings.data.min_side, max_images=settings.data.max_images)
+    counts = count_trainable(annotations, path, min_side=settings.data.min_side, max_images=settings.data.max_images)
     warnings = list(found.warnings)
     absent = [name for name, count in zip(annotations.class_names, counts, strict=True) if count == 0]
     if absent:
@@ -141,7 +140,7 @@ def plan_job(
             f"{listed(absent, 8)}"
         )
     if settings.train.early_stop_patience is not None and not evaluate:
-        warnings.append("train.early_stop_patience has no effect: without evaluations the training goes on to its end")
+        warnings.append("train.early_stop_patience has no effect without evaluations")
     val_path = None
     if evaluate:
         val = find_data(settings.data, None, "val")
@@ -153,11 +152,11 @@ def plan_job(
     recipe = Recipe()
     if chosen is not None:
         recipe = fit_recipe(settings, images=images, from_weights=weights is not None, chosen=chosen)
-    return Job(
+    return TrainJob(
         settings=replace_settings(settings, {"model.num_classes": len(counts), **recipe.changes}),
         class_names=annotations.class_names,
         category_ids=annotations.category_ids,
-        origin=Origin(
+        inputs=RunInputs(
             train_annotations=source.name,
             train_digest=content_digest(path),
             val_annotations=source_of(val_path.absolute()).name if val_path else None,
@@ -172,10 +171,10 @@ def plan_job(
 
 
 def _find_training_data(settings: Settings, data: Sequence[str] | None) -> tuple[Settings, DataPaths, list[str]]:
-    """Where the training images are, with settings that say so, and what a person should know of it.
+    """The training images, settings with their folders, and notes for the user.
 
     Raises:
-        DatasetError: they are not there.
+        DatasetError: they are not found.
     """
     if data:
         root, *more = [str(Path(folder).absolute()) for folder in data]
@@ -199,13 +198,13 @@ def _find_training_data(settings: Settings, data: Sequence[str] | None) -> tuple
 
 
 def _class_notes(settings: Settings, annotations: Annotations, where: str) -> list[str]:
-    """Says that the number of classes follows the annotations when the preset is for another."""
+    """A note where the number of classes differs from the preset's."""
     count, wanted = len(annotations.category_ids), settings.model.num_classes
     if count == wanted:
         return []
     return [
-        f"{settings.name} is made for {wanted} classes, {where} has {count}: the network is built for these {count}; "
-        "what depends on the classes starts from random weights where a checkpoint does not know them by name"
+        f"{count} classes from {where} ({settings.name} has {wanted}); class heads load by class name, others are "
+        "initialized randomly"
     ]
 
 
@@ -224,17 +223,17 @@ def _find_weights(weights: str | None) -> str | None:
         return None
     path = find_checkpoint(weights)
     if path is None:
-        raise ConfigError(f"--weights {weights} is a preset that nobody has published weights for: give a checkpoint")
+        raise ConfigError(f"--weights {weights} is a preset without published weights: give a checkpoint")
     return str(path.absolute())
 
 
 def _check_same_classes(train: Annotations, val: Annotations, train_path: Path, val_path: Path) -> None:
-    """Validation must know exactly the classes that are trained, by name; ids and order may differ."""
+    """Training and validation must have the same classes, by name; ids and order may differ."""
     train_name, val_name = source_of(train_path).name, source_of(val_path).name
     unknown = [name for name in val.class_names if name not in set(train.class_names)]
     if unknown:
         raise DatasetError(
-            f"{val_name} has categories that {train_name} does not have, so that no model trained there can find them: "
+            f"{val_name} has categories that {train_name} does not have, so that the model cannot detect them: "
             f"{listed(unknown, 8)}. Add them to the training annotations or remove them, or train with --no-eval."
         )
     lacking = [name for name in train.class_names if name not in set(val.class_names)]
@@ -246,7 +245,7 @@ def _check_same_classes(train: Annotations, val: Annotations, train_path: Path, 
 
 
 def _multiples_near(value: int, step: int) -> list[int]:
-    """The multiples of `step` on both sides of `value` that is none; no zero."""
+    """The positive multiples of `step` next below and above `value`."""
     below = value // step * step
     return [multiple for multiple in (below, below + step) if multiple > 0]
 

@@ -19,8 +19,7 @@ from codetr_cli.training.bad_images import scan
 from codetr_cli.training.build import build_trainable_model
 from codetr_cli.training.loggers import check_loggers
 from codetr_cli.training.optim import base_learning_rate
-from codetr_cli.training.plan import BatchPlan, Job, plan_batches, steps_per_epoch, total_steps
-from codetr_cli.training.reporter import LogReport, SilentReporter
+from codetr_cli.training.plan import BatchSizes, TrainJob, batch_sizes, steps_per_epoch, total_steps
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Preview:
     images: int
     bad_files: int
     val_images: int | None
-    batches: BatchPlan
+    batches: BatchSizes
     steps_per_epoch: int
     total_steps: int
     device: str
@@ -53,13 +52,13 @@ def check_settings(settings: Settings, device: torch.device, world_size: int) ->
     """
     check_loggers(settings.train.loggers)
     check_image_size(settings, training=True)
-    plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
+    batch_sizes(settings.train.batch_size, settings.train.micro_batch, world_size)
     dtype = autocast_dtype(settings.train.precision, device)
     if settings.train.fsdp:
         check_shardable(fp16=dtype == torch.float16, compiled=settings.train.compile)
 
 
-def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
+def preview(job: TrainJob, *, device: torch.device, world_size: int) -> Preview:
     """The plan of a training.
 
     Args:
@@ -68,8 +67,8 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
         world_size: number of processes.
     """
     settings = job.settings
-    batches = plan_batches(settings.train.batch_size, settings.train.micro_batch, world_size)
-    bad = scan(settings, "train", LogReport(SilentReporter()))[1] if settings.data.bad_files == "skip" else []
+    batches = batch_sizes(settings.train.batch_size, settings.train.micro_batch, world_size)
+    bad = scan(settings, "train")[1] if settings.data.bad_files == "skip" else []
     dataset = build_dataset(settings, split="train", training=True, skip_files=[file.path for file in bad])
     loader = build_train_loader(
         dataset,
@@ -81,7 +80,7 @@ def preview(job: Job, *, device: torch.device, world_size: int) -> Preview:
         aspect_grouping=settings.data.aspect_grouping,
     )
     per_epoch = steps_per_epoch(len(loader), batches.accumulation)
-    evaluating = job.origin.val_annotations is not None
+    evaluating = job.inputs.val_annotations is not None
     objective = build_objective(build_trainable_model(settings), settings.train.loss)
     dtype = autocast_dtype(settings.train.precision, device)
     return Preview(

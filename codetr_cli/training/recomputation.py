@@ -1,4 +1,4 @@
-"""Recomputation in the backward pass: it trades time for memory and changes no number."""
+"""Activation checkpointing: recomputation in the backward pass, which trades time for memory and changes no number."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from codetr_cli.config.schema import ModelConfig, Settings
 
 
 def set_checkpointing(model: nn.Module, config: ModelConfig) -> None:
-    """Has a network that is built already recompute in the backward pass what the settings say; changes no number.
+    """Switches activation checkpointing of a built network on or off as the settings say.
 
     Args:
-        model: a CoDETR, or a stand-in that has not all of its parts.
+        model: a CoDETR, or a stand-in without some of its parts.
         config: the settings.
     """
     wanted: dict[str, int | bool] = {
@@ -30,12 +30,12 @@ def set_checkpointing(model: nn.Module, config: ModelConfig) -> None:
 
 
 def with_all_checkpointing(settings: Settings) -> Settings:
-    """The settings with everything recomputed that can be."""
+    """The settings with activation checkpointing everywhere."""
     return replace_settings(settings, all_checkpointing(settings))
 
 
 def all_checkpointing(settings: Settings) -> dict[str, int | bool]:
-    """The settings that recompute everything, by name, in the order of what they save; only those not on already."""
+    """The settings for activation checkpointing everywhere, those that save most first; only those not yet on."""
     model = settings.model
     keys: dict[str, int | bool] = {}
     if model.encoder_checkpointing < model.encoder_layers:

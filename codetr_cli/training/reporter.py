@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,36 +66,3 @@ class SilentReporter:
 
     def close(self) -> None:
         """Shows nothing."""
-
-
-class Report(Protocol):
-    """Receives texts; replaced by `logging`."""
-
-    def note(self, text: str) -> None:
-        """Information."""
-
-    def warn(self, text: str) -> None:
-        """A warning."""
-
-    def failed(self, text: str) -> None:
-        """The process ends at once because of this; called from another thread."""
-
-
-class LogReport:
-    """Passes texts on to `logging`."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-
-    def note(self, text: str) -> None:
-        """Logs information."""
-        logger.info("%s", text)
-
-    def warn(self, text: str) -> None:
-        """Logs a warning."""
-        logger.warning("%s", text)
-
-    def failed(self, text: str) -> None:
-        """Logs an error."""
-        self._reporter.close()
-        logger.error("%s", text)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.fsdp import whole_weights
+from codetr_cli.distributed.fsdp import full_weights
 from codetr_cli.errors import DivergedError, ResourceError
 from codetr_cli.runs.folder import STATE, read_state
 from codetr_cli.runtime.disk_errors import writing
@@ -143,7 +143,7 @@ def _save_reproducer(context: TrainContext, state: TrainState, folder: Path) -> 
     progress, nonfinite = state.progress, state.nonfinite
     save_reproducer(
         folder,
-        dict(whole_weights(context.model)),
+        dict(full_weights(context.model)),
         state.step_inputs,
         {
             "step": progress.step,

@@ -12,22 +12,22 @@ import torch
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.watchdog import Pulse
+from codetr_cli.distributed.watchdog import Heartbeat
 from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.runs.folder import RunFolder, Saved, event_log
 from codetr_cli.runs.memory_record import with_fitted
-from codetr_cli.runs.resume import Choice, choose_run
+from codetr_cli.runs.resume import RunChoice, choose_run
 from codetr_cli.runtime.disk_errors import writing
 from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.runtime.signals import NAMES, StopRequest
-from codetr_cli.training.bad_images import sum_up
+from codetr_cli.training.bad_images import log_summary
 from codetr_cli.training.build import build_training
 from codetr_cli.training.checkpointing import load_newest, restore
 from codetr_cli.training.liveness import check_same_disk, group_timeout, watchdog
 from codetr_cli.training.loggers import Loggers, Record, open_loggers
 from codetr_cli.training.loop import train
-from codetr_cli.training.plan import Job
-from codetr_cli.training.reporter import LogReport, Reporter, SilentReporter
+from codetr_cli.training.plan import TrainJob
+from codetr_cli.training.reporter import Reporter, SilentReporter
 from codetr_cli.training.state import RunIO, TrainContext, TrainState
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Outcome:
     best_weights: Path | None = None
 
 
-def run_training(job: Job, *, device: torch.device, choice: Choice | None, reporter: Reporter) -> Outcome:
+def run_training(job: TrainJob, *, device: torch.device, choice: RunChoice | None, reporter: Reporter) -> Outcome:
     """Trains a job to its end in this process, which may be one of several.
 
     Args:
@@ -72,13 +72,13 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
         CodetrError: any error that the user can fix.
     """
     device = process_group.local_device(device)
-    with process_group.process_group(device, group_timeout(job.settings)) as store, ExitStack() as stack:
+    with process_group.joined(device, group_timeout(job.settings)) as store, ExitStack() as stack:
         local_reporter = reporter if process_group.is_main() else SilentReporter()
         stop = stack.enter_context(StopRequest(_log_stop, local_reporter.close))
         job, choice = _agree_on_run(job, choice)
-        folder, heartbeat = RunFolder(choice.path), Pulse()
+        folder, heartbeat = RunFolder(choice.path), Heartbeat()
         if store is not None:
-            stack.enter_context(watchdog(store, heartbeat, job.settings, folder, LogReport(reporter)))
+            stack.enter_context(watchdog(store, heartbeat, job.settings, folder))
         if process_group.is_main():
             _open_folder(folder, job, choice, stack)
         process_group.barrier()
@@ -92,16 +92,16 @@ def run_training(job: Job, *, device: torch.device, choice: Choice | None, repor
         _continue_from(context, state, saved)
         train(context, state)
         if process_group.is_main():
-            sum_up(folder, LogReport(local_reporter))
+            log_summary(folder)
         return _outcome(context, state)
 
 
-def choose_for(job: Job) -> Choice:
+def choose_for(job: TrainJob) -> RunChoice:
     """The run folder of the job; see `choose_run`."""
-    return choose_run(job.settings, job.origin, run=job.run, fresh=job.fresh)
+    return choose_run(job.settings, job.inputs, run=job.run, fresh=job.fresh)
 
 
-def _agree_on_run(job: Job, choice: Choice | None) -> tuple[Job, Choice]:
+def _agree_on_run(job: TrainJob, choice: RunChoice | None) -> tuple[TrainJob, RunChoice]:
     """The job and the run folder, the same in all processes; `resume` is set also after a restart of the processes."""
     (restarted,) = process_group.any_process(process_group.was_restarted())
     if choice is None:
@@ -113,12 +113,12 @@ def _agree_on_run(job: Job, choice: Choice | None) -> tuple[Job, Choice]:
     return job, choice
 
 
-def _open_folder(folder: RunFolder, job: Job, choice: Choice, stack: ExitStack) -> None:
+def _open_folder(folder: RunFolder, job: TrainJob, choice: RunChoice, stack: ExitStack) -> None:
     """Creates, locks and recovers the run folder, and starts its event log; for the process of rank 0."""
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     stack.callback(folder.lock(LOCK_PATIENCE_S).release)
-    folder.open(job.settings, job.origin)
+    folder.open(job.settings, job.inputs)
     folder.recover()
     stack.enter_context(event_log(folder))
     for note in (choice.note, *job.notes):
@@ -134,8 +134,8 @@ def _open_loggers(settings: Settings, folder: RunFolder, saved: Saved | None, st
     if not process_group.is_main():
         return Loggers()
     step = 0 if saved is None else saved.state["step"]
-    record = Record(folder=folder.path, settings=settings, step=step, note=logger.debug)
-    return stack.enter_context(open_loggers(settings.train.loggers, record, logger.warning))
+    record = Record(folder=folder.path, settings=settings, step=step)
+    return stack.enter_context(open_loggers(settings.train.loggers, record))
 
 
 def _continue_from(context: TrainContext, state: TrainState, saved: Saved | None) -> None:

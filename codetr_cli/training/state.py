@@ -12,8 +12,8 @@ from torch import nn
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.loading.loader import Segment
-from codetr_cli.distributed.sharded_state import PartWriters
-from codetr_cli.distributed.watchdog import Pulse
+from codetr_cli.distributed.sharded_state import ShardWriters
+from codetr_cli.distributed.watchdog import Heartbeat
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runtime.signals import StopRequest
 from codetr_cli.training.background_writer import BackgroundWriter
@@ -22,7 +22,7 @@ from codetr_cli.training.loggers import Loggers
 from codetr_cli.training.metrics import DataWaitMonitor, StepMetrics
 from codetr_cli.training.nonfinite import NonfiniteValues
 from codetr_cli.training.optim import Schedule
-from codetr_cli.training.plan import BatchPlan
+from codetr_cli.training.plan import BatchSizes
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.reporter import Reporter
@@ -86,7 +86,7 @@ class RunIO:
     loggers: Loggers
     reporter: Reporter
     stop: StopRequest
-    heartbeat: Pulse
+    heartbeat: Heartbeat
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Writes a line to metrics.jsonl and to the loggers; for the process of rank 0."""
@@ -118,12 +118,12 @@ class TrainContext:
     category_ids: list[int]
     device: torch.device
     dtype: torch.dtype | None
-    batches: BatchPlan
+    batches: BatchSizes
     objective: nn.Module
     model: nn.Module
     loader: Loader
     evaluate: Callable[[int], dict[str, float]] | None
-    shard_writers: PartWriters | None
+    shard_writers: ShardWriters | None
     io: RunIO
 
 

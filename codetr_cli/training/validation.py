@@ -13,14 +13,14 @@ from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.fsdp import own_copy
+from codetr_cli.distributed.fsdp import local_copy
 from codetr_cli.errors import StoppedError
 from codetr_cli.evaluation.evaluator import RankResults, evaluate
 from codetr_cli.evaluation.request import EvalRequest, expects_masks
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.training.bad_images import BadFiles
-from codetr_cli.training.plan import Job
+from codetr_cli.training.plan import TrainJob
 from codetr_cli.training.state import RunIO
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Validation:
 
     def __init__(
         self,
-        job: Job,
+        job: TrainJob,
         *,
         settings: Settings,
         model: CoDETR,
@@ -83,7 +83,7 @@ class Validation:
         """
         self._io.reporter.evaluating(0, self._loader.num_images)
         result = evaluate(
-            optimize_for_inference(own_copy(self._model, self._build)),
+            optimize_for_inference(local_copy(self._model, self._build)),
             self._loader,
             self._request,
             device=self._device,
@@ -91,7 +91,7 @@ class Validation:
             gather=self._gather,
         )
         for bad in result.skipped:
-            self._bad_files.meet(bad, "val")
+            self._bad_files.on_unreadable(bad, "val")
         if result.protocol is not None:
             # The same at every evaluation of a run.
             level = logging.DEBUG if self._is_protocol_logged else logging.INFO

@@ -11,7 +11,7 @@ from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops import deform_attn
 from codetr_cli.ops.deform_attn import active_backend
-from codetr_cli.runtime.synthetic import stir
+from codetr_cli.runtime.synthetic import randomize_weights
 
 SPEC = BenchmarkSpec(
     size=(64, 96), batch=1, device=torch.device("cpu"), precision="auto", warmup=0, iterations=2, split_iterations=1
@@ -21,7 +21,7 @@ SPEC = BenchmarkSpec(
 def make_workload(settings, *, training: bool, change=lambda model: None):
     torch.manual_seed(0)
     model = build_model(settings.model, aux_heads=training).eval()
-    stir(model)
+    randomize_weights(model)
     change(model)
     if training:
         return TrainingWorkload(model, settings, SPEC)

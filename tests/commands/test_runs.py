@@ -16,7 +16,7 @@ from torch import Tensor
 from codetr_cli.config.overrides import apply_overrides, to_toml
 from codetr_cli.config.schema import Settings
 from codetr_cli.losses.collaborative import CollaborativeObjective
-from codetr_cli.runs.folder import Origin, RunFolder
+from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runs.listing import list_runs, read_run
 from tests.conftest import REPOSITORY, Ran
 
@@ -51,7 +51,7 @@ def make(tmp_path: Path, tiny_settings: Settings) -> Callable[..., RunFolder]:
     def run(name: str, *lines: dict[str, Any], overrides: tuple[str, ...] = (), age_s: float = 0.0) -> RunFolder:
         folder = RunFolder(tmp_path / "runs" / name)
         settings = apply_overrides(tiny_settings, ["train.epochs=12", *overrides])
-        folder.open(settings, Origin(train_annotations="train.json", val_annotations="val.json"))
+        folder.open(settings, RunInputs(train_annotations="train.json", val_annotations="val.json"))
         for line in lines:
             folder.log(line)
         for path in folder.path.iterdir():

@@ -70,8 +70,8 @@ def test_a_run_notices_that_its_data_changed(train: Callable[..., Ran], voc: Pat
     ran = train(3, *words)
     assert ran.code == 2
     shown = " ".join(ran.err.split())
-    assert f"the content of train_annotations ({voc} (Pascal VOC, ImageSets/Main/train.txt)) is another by now" in shown
-    assert "--fresh" in shown
+    assert f"the content of train_annotations ({voc} (Pascal VOC, ImageSets/Main/train.txt)) has changed" in shown
+    assert "--restart" in shown
 
 
 def test_a_numbered_run_is_not_continued_on_other_data_and_says_so(

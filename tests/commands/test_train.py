@@ -129,7 +129,7 @@ def test_a_finished_run_is_not_touched(train: Callable[..., Ran], tmp_path: Path
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     ran = train(*words)
     assert ran.code == 2
-    assert "is finished and stays as it is" in ran.err
+    assert "is finished; its weights are" in ran.err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -169,7 +169,7 @@ def test_dry_run_shows_settings_and_plan_and_writes_nothing(train: Callable[...,
     ran = train("--run", tmp_path / "run", "--dry-run", "--set", "train.batch_size=8")
     assert ran.code == 0, ran.err
     assert "num_classes = 3" in ran.out
-    assert "8 images a step = 1 process x 2 at once x 4 accumulated" in ran.out
+    assert "8 images per step = 1 process x 2 at a time x 4 accumulated" in ran.out
     assert "4 of" in ran.out
     assert not (tmp_path / "run").exists()
 

@@ -109,7 +109,7 @@ def test_a_preset_that_was_not_downloaded(train):
     assert after == {}
     ran, _ = train("--weights", "co_dino_tiny")
     assert ran.code == 2
-    assert "nobody has published weights" in ran.err
+    assert "is a preset without published weights" in ran.err
 
 
 def test_a_pretrained_backbone_is_carried_over_and_told(train, tmp_path, tiny_settings):
@@ -150,7 +150,7 @@ def test_fine_tuning_is_one_command_that_fits_its_recipe_and_tells_it(codetr, tm
     ran = codetr(*command, *(word for text in small for word in ("--set", text)))
     assert ran.code == 0, ran.err
     said = " ".join((ran.out + ran.err).split())
-    for words in ("Recipe for", "The backbone stays as it is", "half the preset's", "train.auto_recipe=false"):
+    for words in ("Recipe for", "The backbone is frozen", "half the preset's", "train.auto_recipe=false"):
         assert words in said
     settings = load_preset(str(tmp_path / "run/settings.toml"))
     assert settings.train.freeze_backbone

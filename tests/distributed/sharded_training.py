@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codetr_cli.config.overrides import apply_overrides, parse_settings
 from codetr_cli.distributed import fsdp, process_group
-from codetr_cli.runs.resume import Choice
+from codetr_cli.runs.resume import RunChoice
 from codetr_cli.training import loop, plots, setup
 from codetr_cli.training.plan import plan_job
 from codetr_cli.training.reporter import SilentReporter
@@ -49,15 +49,17 @@ def as_whole(results: Any) -> Any:
 def own_share(results: dict[str, Any]) -> float:
     """How much of the weights this process holds."""
     weights = results["weights"].values()
-    return sum(process_group.own_part(w).numel() for w in weights) / sum(w.numel() for w in weights)
+    return sum(process_group.local_part(w).numel() for w in weights) / sum(w.numel() for w in weights)
 
 
 def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: bool = True) -> dict[str, Any]:
-    """Trains in a run folder, with an average, up to a step, and tells weights and moments then."""
+    """Trains in a run folder, with an average, up to a step, and returns weights and moments then."""
     words = [f"train.max_steps={steps}", f"train.fsdp={str(shard).lower()}", "train.ema_momentum=1e-3",
              "train.micro_batch=1", "train.batch_size=2", "train.epochs=9", "train.eval_every=9",
              "train.memory_check=false"]  # fmt: skip
-    os.environ[process_group.ROUND] = f"{name} to {steps}"  # what an earlier group of these processes said is not read
+    os.environ[process_group.LAUNCH_ID] = (
+        f"{name} to {steps}"  # what an earlier group of these processes said is not read
+    )
     settings = apply_overrides(parse_settings(TINY_TABLE, where="here"), words)
     evaluate = name == "straight"  # which changes nothing that is trained
     job = plan_job(settings, data=str(folder / "coco"), run=folder / name, evaluate=evaluate)
@@ -65,7 +67,7 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
 
     def train(context: TrainContext, state: TrainState) -> None:
         loop.train(context, state)
-        last["weights"] = dict(fsdp.whole_weights(context.model))
+        last["weights"] = dict(fsdp.full_weights(context.model))
         last["moments"] = {
             f"{name}.{key}": value
             for name, parameter in context.model.named_parameters()
@@ -74,7 +76,7 @@ def train_a_run(folder: Path, name: str, steps: int, *, resume: bool, shard: boo
         last.update(as_whole(last))
 
     with mock.patch.object(setup, "train", train):
-        setup.run_training(job, device=CPU, choice=Choice(folder / name, resume, ""), reporter=SilentReporter())
+        setup.run_training(job, device=CPU, choice=RunChoice(folder / name, resume, ""), reporter=SilentReporter())
     return last
 
 
@@ -84,7 +86,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     CASES.update(MINE)
     world_size_cases.process_group.wrap_ddp = fsdp.shard
-    with process_group.process_group(CPU):
+    with process_group.joined(CPU):
         found = {}
         for case in MINE:
             results = run_case(case, out)

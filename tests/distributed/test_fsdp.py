@@ -18,7 +18,7 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import fsdp
-from codetr_cli.distributed.fsdp import part_of, units
+from codetr_cli.distributed.fsdp import shard_like, units
 from codetr_cli.distributed.sharded_state import _Reader
 from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model
@@ -131,7 +131,7 @@ def test_a_damaged_part_is_noticed(two: Done, tmp_path: Path):
     assert saved.folder.name == "previous"
     (folder / "sums.json").unlink()
     (folder / "sharded/.metadata").write_bytes(b"cos\nsystem\n(S'true'\ntR.")  # would run a command
-    with pytest.raises(Exception, match="has no place in a description"):
+    with pytest.raises(Exception, match="is not allowed in the metadata"):
         _Reader(folder / "sharded").read_metadata()
 
 
@@ -145,7 +145,7 @@ def test_what_sharding_cannot_do_is_refused(tiny_settings: Settings):
 
 def test_a_process_alone_keeps_its_weights_whole():
     whole = torch.ones(3)
-    assert part_of(whole, torch.zeros(3)) is whole
+    assert shard_like(whole, torch.zeros(3)) is whole
 
 
 def test_most_of_a_large_network_is_gathered_layer_by_layer():

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,9 +19,9 @@ from safetensors.torch import load_file
 
 from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.distributed.launcher import split_endpoint
-from codetr_cli.distributed.worker_errors import error_from, error_of, write_note
-from codetr_cli.errors import ConfigError, DatasetError, ResourceError, StoppedError
+from codetr_cli.errors import ConfigError
 from tests.conftest import REPOSITORY, TINY_TABLE, write_tiny_coco
+from tests.distributed.run_files import lines_of
 
 STEPS = 12
 Start = Callable[..., subprocess.Popen[str]]
@@ -86,13 +85,6 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    path = run / "metrics.jsonl"
-    # The last line may be half written.
-    whole = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in whole if line.endswith("\n")]
-
-
 def wait_for_steps(run: Path, steps: int, *processes: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while len(lines_of(run)) < steps:
@@ -136,8 +128,8 @@ def test_two_machines_train_one_model_also_after_a_death(start: Start, place: Pa
     os.kill(workers_of(machines[1])[0], signal.SIGKILL)
     answers = [machine.communicate(timeout=240) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], answers
-    told = [json.loads(out) for out, _ in answers if out]
-    assert [answer["steps"] for answer in told] == [STEPS]  # only the machine of rank 0 speaks
+    logged = [json.loads(out) for out, _ in answers if out]
+    assert [answer["steps"] for answer in logged] == [STEPS]  # only the node of rank 0 prints
     assert "was ended by SIGKILL" in answers[1][1]
     assert_same_run(place / "machines", undisturbed)
 
@@ -170,10 +162,10 @@ def test_a_frozen_process_is_named(start: Start, place: Path, frozen: int):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5, err
     assert time.monotonic() - stopped < 30
-    assert re.search(rf"error: training process {frozen} on \S+ stopped answering: nothing new for \d+ seconds", err)
+    assert re.search(rf"error: training process {frozen} on \S+ stopped responding: no progress for \d+ seconds", err)
     assert re.search(r"last seen (waiting for data|in the forward pass|in the backward pass|in the optimizer's step|"
                      r"writing a checkpoint) of step \d+", err)  # fmt: skip
-    assert "stopped answering" in (run / "events.log").read_text()
+    assert "stopped responding" in (run / "events.log").read_text()
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
@@ -205,38 +197,41 @@ def test_torchrun_restarts_a_training_too(place: Path, undisturbed: Path):
 # --------------------------------------------------------------------------------------------------- light processes
 
 SCRIPT = """
-import json, os, sys, time
+import json, logging, os, sys, time
 import torch
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.launcher import LaunchPlan, launch
+from codetr_cli.distributed.launcher import LaunchSpec, launch
 from codetr_cli.errors import ConfigError
 
 CPU = torch.device("cpu")
 
 def mistaken():
-    with process_group.process_group(CPU):
+    with process_group.joined(CPU):
         if process_group.rank() == 1:
             raise ConfigError("train.lr is no number")
         process_group.barrier()
 
 def buggy():
-    with process_group.process_group(CPU):
+    with process_group.joined(CPU):
         if process_group.rank() == 1:
             {}["nothing"]
         process_group.barrier()
 
 if __name__ == "__main__":
-    answers, told = {}, []
+    answers, logged = {}, []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logging.getLogger("codetr_cli").addHandler(handler)
     if len(sys.argv) == 1:
-        plans = ((mistaken, LaunchPlan(processes=2)), (buggy, LaunchPlan(processes=2, max_restarts=1)))
+        specs = ((mistaken, LaunchSpec(processes=2)), (buggy, LaunchSpec(processes=2, max_restarts=1)))
     else:
-        plans = ((mistaken, LaunchPlan(processes=1, nodes=2, endpoint=sys.argv[1])),)
-    for function, plan in plans:
-        del told[:]
+        specs = ((mistaken, LaunchSpec(processes=1, nodes=2, endpoint=sys.argv[1])),)
+    for function, spec in specs:
+        del logged[:]
         try:
-            launch(function, (), plan, told.append)
+            launch(function, (), spec)
         except Exception as error:
-            answers[function.__name__] = [type(error).__name__, str(error), list(told)]
+            answers[function.__name__] = [type(error).__name__, str(error), list(logged)]
     print(json.dumps(answers))
 """
 
@@ -259,24 +254,24 @@ def light(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return run
 
 
-def test_a_mistake_is_told_once_and_a_bug_tried_again(light: Callable[..., subprocess.Popen[str]]):
+def test_a_user_error_is_reported_once_and_a_bug_restarts(light: Callable[..., subprocess.Popen[str]]):
     process = light()
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     answers = json.loads(out)
     assert answers["mistaken"] == ["ConfigError", "train.lr is no number", []]
-    kind, text, told = answers["buggy"]
+    kind, text, logged = answers["buggy"]
     assert kind == "RuntimeError"
     assert re.fullmatch(
         r"training process 1 failed with KeyError: 'nothing' \(at light\.py:\d+ buggy, called from .*\)", text
     )
-    assert len(told) == 1
-    assert told[0].startswith(text)
-    assert told[0].endswith("(restart 1 of at most 1).")
+    assert len(logged) == 1
+    assert logged[0].startswith(text)
+    assert logged[0].endswith("(restart 1 of at most 1).")
     assert err == ""
 
 
-def test_a_mistake_on_one_machine_ends_all(light: Callable[..., subprocess.Popen[str]]):
+def test_a_user_error_on_one_node_ends_all(light: Callable[..., subprocess.Popen[str]]):
     machines = [light(f"127.0.0.1:{free_port()}")]
     machines.append(light(str(machines[0].args[-1])))
     ended = [machine.communicate(timeout=240) for machine in machines]
@@ -285,85 +280,7 @@ def test_a_mistake_on_one_machine_ends_all(light: Callable[..., subprocess.Popen
     assert [answer[0] for answer in answers] == ["ConfigError", "ConfigError"]
     texts = sorted((answer[1] for answer in answers), key=len)
     assert texts[0] == "train.lr is no number"
-    assert texts[1] == f"train.lr is no number. (Told by {socket.gethostname()}.)"
-
-
-# ----------------------------------------------------------------------------------------------- what is made of deaths
-
-
-def note(folder: Path, rank: int, kind: str, text: str, at: float) -> None:
-    (folder / f"{rank}.json").write_text(json.dumps({"kind": kind, "text": text, "rank": rank, "time": at}))
-
-
-@pytest.mark.parametrize("debug", [False, True])
-def test_the_traceback_of_a_failing_process_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], debug: bool
-):
-    """Its innermost calls in the paragraph that a person gets; the whole of it with CODETR_DEBUG."""
-    monkeypatch.setenv("CODETR_NOTES", str(tmp_path))
-    monkeypatch.setenv("RANK", "3")
-    if debug:
-        monkeypatch.setenv("CODETR_DEBUG", "1")
-
-    def innermost() -> None:
-        {}["nothing"]
-
-    with pytest.raises(KeyError) as caught:
-        innermost()
-    write_note(caught.value)
-    error, _ = error_of(tmp_path, {3: 1})
-    wanted = r"process 3 failed with KeyError: 'nothing' \(at test_launcher.py:\d+ innermost, called"
-    assert re.search(wanted, str(error))
-    shown = capsys.readouterr().err
-    assert ("Traceback" in shown) == ("in innermost" in shown) == debug
-
-
-def test_a_process_that_was_killed_is_a_matter_of_the_machine(tmp_path: Path):
-    note(tmp_path, 0, "", "RuntimeError: connection closed by peer", 1.0)  # follows from the death of the other
-    error, final = error_of(tmp_path, {0: 1, 3: -9})
-    assert isinstance(error, ResourceError)
-    assert "process 3 was ended by SIGKILL" in str(error)
-    assert not final
-
-
-def test_processes_that_are_ended_with_a_failed_one_are_not_the_cause(tmp_path: Path):
-    note(tmp_path, 1, "", "KeyError: 'x'", 1.0)
-    error, final = error_of(tmp_path, {0: -signal.SIGTERM, 1: 1})
-    assert str(error) == "training process 1 failed with KeyError: 'x'"
-    assert not final
-    assert "ended by SIGTERM" in str(error_of(tmp_path, {0: -signal.SIGTERM})[0])
-
-
-def test_what_a_person_can_mend_counts_and_is_final(tmp_path: Path):
-    note(tmp_path, 0, "", "RuntimeError: connection closed", 1.0)
-    note(tmp_path, 1, "DatasetError", "no image", 2.0)
-    error, final = error_of(tmp_path, {0: 1, 1: 3})
-    assert isinstance(error, DatasetError)
-    assert str(error) == "no image"
-    assert final
-
-
-def test_the_first_of_several_errors_counts(tmp_path: Path):
-    note(tmp_path, 0, "", "RuntimeError: connection closed", 2.0)
-    note(tmp_path, 1, "", "KeyError: 'x'", 1.0)
-    error, final = error_of(tmp_path, {0: 1, 1: 1})
-    assert str(error) == "training process 1 failed with KeyError: 'x'"
-    assert not final
-
-
-@pytest.mark.parametrize(("code", "final"), [(7, False), (5, True)])
-def test_a_process_without_a_word(tmp_path: Path, code: int, final: bool):
-    error, is_final = error_of(tmp_path, {1: code})
-    assert f"training process 1 ended with exit code {code}" in str(error)
-    assert is_final is final
-
-
-def test_an_error_of_another_machine_keeps_its_kind():
-    assert isinstance(error_from({"kind": "DatasetError", "text": "x"}), DatasetError)
-    stopped = error_from({"kind": "StoppedError", "text": "x"})
-    assert isinstance(stopped, StoppedError)
-    assert stopped.exit_code == 143
-    assert type(error_from({"kind": "", "text": "x"})) is RuntimeError
+    assert texts[1] == f"train.lr is no number. (Reported by {socket.gethostname()}.)"
 
 
 def test_endpoints():

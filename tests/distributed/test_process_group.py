@@ -19,17 +19,17 @@ from tests.conftest import REPOSITORY
 CPU = torch.device("cpu")
 
 SCRIPT = """
-import json, os, sys
+import json, logging, os, sys
 import torch
 from torch import nn
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.launcher import LaunchPlan, launch
+from codetr_cli.distributed.launcher import LaunchSpec, launch
 
 CPU = torch.device("cpu")
 
 def talk():
-    with process_group.process_group(CPU) as board:
-        board.set(f"key{process_group.rank()}", "text")
+    with process_group.joined(CPU) as store:
+        store.set(f"key{process_group.rank()}", "text")
         rank = process_group.rank()
         model = nn.Linear(2, 1, bias=False)
         nn.init.constant_(model.weight, float(rank))  # ranks differ until they are wrapped
@@ -44,13 +44,14 @@ def talk():
             "mean": process_group.reduce_mean(torch.tensor([1.0 + rank])).item(),
             "any": process_group.any_process(rank == 1, False),
             "gathered": process_group.gather_objects({"rank": rank}),
+            "levels": process_group.gather_objects(logging.getLogger("codetr_cli.any").getEffectiveLevel()),
             "from_main": process_group.from_main("main" if rank == 0 else None),
             "weight": model.weight.tolist(),
             "own": own,
             "averaged": model.weight.grad.tolist(),
             "threads": os.environ["OMP_NUM_THREADS"],
             "launched": process_group.launched_world_size(),
-            "board": [text.decode() for text in board.multi_get(["key0", "key1"])],
+            "store": [text.decode() for text in store.multi_get(["key0", "key1"])],
             "restarted": process_group.was_restarted(),
         }
 
@@ -58,10 +59,10 @@ def die():
     os._exit(7) if os.environ["RANK"] == "1" else torch.rand(1)
 
 if __name__ == "__main__":
-    plan = LaunchPlan(processes=2, max_restarts=0)
-    answers = {"talk": launch(talk, (), plan, print)}
+    spec = LaunchSpec(processes=2, max_restarts=0)
+    answers = {"talk": launch(talk, (), spec)}
     try:
-        launch(die, (), plan, print)
+        launch(die, (), spec)
     except Exception as error:
         answers["die"] = f"{type(error).__name__}: {error}"
     print(json.dumps(answers))
@@ -87,19 +88,20 @@ def test_two_processes_agree_and_report(tmp_path: Path):
     assert talk["mean"] == 1.5
     assert talk["any"] == [True, False]
     assert talk["gathered"] == [{"rank": 0}, {"rank": 1}]
+    assert talk["levels"] == [30, 40]  # only rank 0 logs more than errors
     assert talk["from_main"] == "main"
     assert talk["weight"] == [[0.0, 0.0]]
     assert talk["own"] == [[1.0, 1.0]]
     assert talk["averaged"] == [[4.0, 4.0]]  # (1 + 1 + 1 + 5) / 2
     assert int(talk["threads"]) >= 1
-    assert talk["board"] == ["text", "text"]
+    assert talk["store"] == ["text", "text"]
     assert not talk["restarted"]
     assert answers["die"].startswith("ResourceError: training process 1 ended with exit code 7")
     assert ran.stderr == ""
 
 
-def test_alone_there_is_nobody_to_ask():
-    with process_group.process_group(CPU):
+def test_without_a_group_nothing_is_communicated():
+    with process_group.joined(CPU):
         assert (process_group.rank(), process_group.world_size(), process_group.is_main()) == (0, 1, True)
         tensor, module = torch.ones(2), nn.Linear(1, 1)
         assert process_group.reduce_mean(tensor) is tensor
@@ -138,5 +140,5 @@ def test_a_restart_is_known_by_whoever_started_the_processes(monkeypatch: pytest
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("TORCHELASTIC_RESTART_COUNT", "1")):
         monkeypatch.setenv(name, value)
     assert process_group.was_restarted()
-    monkeypatch.setenv(process_group.STARTS_BEFORE, "0")
+    monkeypatch.setenv(process_group.RESTARTS, "0")
     assert not process_group.was_restarted()

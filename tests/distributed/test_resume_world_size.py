@@ -1,4 +1,4 @@
-"""A real training that goes on with another number of processes in the middle of an epoch."""
+"""A real training that continues with another number of processes in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from codetr_cli.config.presets import load_preset
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.distributed.launcher import LaunchPlan, launch
+from codetr_cli.distributed.launcher import LaunchSpec, launch
 from codetr_cli.training.plan import plan_job
 from codetr_cli.training.reporter import SilentReporter
-from codetr_cli.runs.resume import Choice
+from codetr_cli.runs.resume import RunChoice
 from codetr_cli.training.setup import run_training
 
 FOLDER = Path(sys.argv[1])
@@ -43,13 +43,13 @@ def work(part, *overrides):
     CocoDataset.__getitem__ = noted
     settings = load_preset(str(FOLDER / "tiny.toml"), list(overrides))
     job = plan_job(settings, data=str(FOLDER / "data"), evaluate=False)
-    choice = Choice(FOLDER / "run", part != "a", "")
+    choice = RunChoice(FOLDER / "run", part != "a", "")
     run_training(job, device=torch.device("cpu"), choice=choice, reporter=SilentReporter())
     CocoDataset.__getitem__ = read
 
 if __name__ == "__main__":
-    plan = LaunchPlan(processes=2, max_restarts=0)
-    launch(partial(work, "a", "train.max_steps=3"), (), plan, print)  # 6 of 11 images
+    plan = LaunchSpec(processes=2, max_restarts=0)
+    launch(partial(work, "a", "train.max_steps=3"), (), plan)  # 6 of 11 images
     work("b", "train.max_steps=4")  # 2 more
     work("c", "train.micro_batch=1")  # 3 more, and a whole epoch
 """

@@ -111,10 +111,10 @@ def test_inside_a_step_the_machines_meet_by_themselves(monkeypatch: pytest.Monke
     placed = place(Request(device="cpu", procs=4))
     assert placed.world_size == 8
     assert placed.agreed
-    assert placed.plan is not None
-    assert (placed.plan.nodes, placed.plan.processes, placed.plan.node) == (2, 4, 1)
-    assert placed.plan.endpoint == f"gpu03:{12000 + 123456 % 18000}"
-    assert placed.plan.job == "codetr-123456"
+    assert placed.spec is not None
+    assert (placed.spec.nodes, placed.spec.processes, placed.spec.node) == (2, 4, 1)
+    assert placed.spec.endpoint == f"gpu03:{12000 + 123456 % 18000}"
+    assert placed.spec.job == "codetr-123456"
 
 
 def test_a_step_of_a_task_a_process_is_the_training(monkeypatch: pytest.MonkeyPatch):
@@ -122,7 +122,7 @@ def test_a_step_of_a_task_a_process_is_the_training(monkeypatch: pytest.MonkeyPa
     put(monkeypatch, {**STEP, "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"})
     try:
         placed = place(Request(device="cpu"))
-        assert (placed.world_size, placed.plan, placed.agreed) == (8, None, True)
+        assert (placed.world_size, placed.spec, placed.agreed) == (8, None, True)
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
         assert [os.environ[name] for name in names] == ["5", "8", "1", "gpu03"]
     finally:
@@ -139,10 +139,10 @@ def test_every_gpu_of_a_job_is_used_unless_said_otherwise(monkeypatch: pytest.Mo
 
 
 def test_one_process_needs_no_launcher_unless_it_may_restart():
-    assert place(Request(device="cpu")).plan is None
-    plan = place(Request(device="cpu", max_restarts=2)).plan
-    assert plan is not None
-    assert (plan.world_size, plan.max_restarts) == (1, 2)
+    assert place(Request(device="cpu")).spec is None
+    spec = place(Request(device="cpu", max_restarts=2)).spec
+    assert spec is not None
+    assert (spec.world_size, spec.max_restarts) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_options_that_do_not_fit(request_: Request, error: type[Exception], says
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(topology, "choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ResourceError, match="--gpus 2 asked for, but this machine has 1"):
+    with pytest.raises(ResourceError, match="--gpus 2: this machine has 1"):
         place(Request(gpus=2))
 
 
@@ -205,8 +205,8 @@ def test_the_script_asks_for_what_the_training_needs(tmp_path: Path):
     ("number", "code", "requeued"),
     [
         (signal.SIGUSR1, 143, True),  # the time limit comes
-        (signal.SIGTERM, 143, False),  # a person cancels
-        (None, 3, False),  # a person has to mend something
+        (signal.SIGTERM, 143, False),  # the user cancels
+        (None, 3, False),  # an error that the user must fix
     ],
 )
 def test_the_script_goes_back_into_the_queue_only_before_its_time_limit(
@@ -302,5 +302,5 @@ def test_a_batch_that_the_machines_cannot_share_is_refused_before_it_waits_in_a_
 ):
     ran = train("--nodes", 2, "--gpus", 8)
     assert ran.code == 2
-    assert "cannot be shared equally by 16 processes" in ran.err
+    assert "cannot be divided equally among 16 processes" in ran.err
     assert not (tmp_path / "run").exists()

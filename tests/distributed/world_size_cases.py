@@ -118,7 +118,7 @@ class Loader:
 
 
 def run_case(name: str, folder: Path) -> dict[str, Any]:
-    """Trains a case and tells everything that must not depend on the number of processes."""
+    """Trains a case and returns everything that must not depend on the number of processes."""
     accumulation, kinds, overrides = (CASES | SLOW_CASES)[name]
     settings: Settings = apply_overrides(parse_settings(TINY_TABLE, where="here"), list(overrides))
     rank, processes = process_group.rank(), process_group.world_size()
@@ -167,6 +167,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     plots.draw_plots = lambda lines, folder: []
     out, *names = sys.argv[1:]
-    with process_group.process_group(CPU):
+    with process_group.joined(CPU):
         found = {name: run_case(name, Path(out)) for name in names}
         torch.save(found, Path(out) / f"rank{process_group.rank()}.pt")

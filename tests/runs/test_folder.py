@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -18,15 +17,13 @@ import torch
 from torch import Tensor
 
 from codetr_cli import files
-from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.runs.checksums import write_sums
-from codetr_cli.runs.folder import Origin, RunFolder, event_log, read_state
-from codetr_cli.runs.resume import choose_run, differences
+from codetr_cli.runs.folder import RunFolder, RunInputs, event_log, read_state
 from codetr_cli.weights.checkpoint import load_checkpoint
 
-ORIGIN = Origin(train_annotations="/data/train.json", val_annotations="/data/val.json")
+INPUTS = RunInputs(train_annotations="/data/train.json", val_annotations="/data/val.json")
 NAMES, IDS = ["a", "b", "c"], [2, 3, 7]
 
 
@@ -57,7 +54,7 @@ def reopened(folder: RunFolder) -> RunFolder:
 @pytest.fixture
 def folder(tmp_path: Path, tiny_settings: Settings) -> RunFolder:
     run = RunFolder(tmp_path / "runs" / "tiny" / "1")
-    run.open(tiny_settings, ORIGIN)
+    run.open(tiny_settings, INPUTS)
     return run
 
 
@@ -67,7 +64,7 @@ def folder(tmp_path: Path, tiny_settings: Settings) -> RunFolder:
 def test_a_new_folder_remembers_settings_and_origin(folder: RunFolder, tiny_settings: Settings):
     assert folder.status() == "interrupted"
     assert RunFolder(folder.path).settings() == tiny_settings
-    assert RunFolder(folder.path).origin() == ORIGIN
+    assert RunFolder(folder.path).inputs() == INPUTS
 
 
 def test_status_of_other_folders(tmp_path: Path, folder: RunFolder):
@@ -145,7 +142,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_previous(folder: RunFolde
 def test_no_readable_checkpoint_is_an_error(folder: RunFolder, tiny_settings: Settings):
     save(folder, tiny_settings, 1)
     (folder.last / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="--fresh"):
+    with pytest.raises(CheckpointError, match="--restart"):
         folder.load()
 
 
@@ -159,7 +156,7 @@ def test_weights_and_state_of_different_steps_are_refused(folder: RunFolder, tin
 
 
 def flip_a_byte(path: Path) -> None:
-    """Changes one bit in the middle of a file, where its tensors lie."""
+    """Changes one bit in the middle of a file, in its tensors."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -183,18 +180,18 @@ def test_a_file_that_is_not_as_it_was_written_is_named_and_passed_over(
         path.write_bytes(path.read_bytes()[:-40])
     else:
         path.unlink()
-    told: list[str] = []
-    saved = folder.load(told.append)
+    problems: list[str] = []
+    saved = folder.load(problems.append)
     assert saved is not None
     if name == "sums.json" and damage == "missing":  # as earlier versions left them
-        assert (saved.state["step"], told) == (2, [])
+        assert (saved.state["step"], problems) == (2, [])
         return
     assert saved.state["step"] == 1
-    assert len(told) == 1
-    assert str(path) in told[0]
+    assert len(problems) == 1
+    assert str(path) in problems[0]
     shutil.rmtree(folder.previous)
     with pytest.raises(CheckpointError, match=name):
-        folder.load(told.append)
+        folder.load(problems.append)
 
 
 def test_a_flipped_bit_in_the_state_is_found_by_nothing_else(folder: RunFolder, tiny_settings: Settings):
@@ -267,7 +264,7 @@ def test_a_kill_at_any_instant_leaves_the_newest_whole_checkpoint(
     """Kills saving checkpoint number `steps` at each of its file operations in turn."""
     for instant in range(1, 100):
         run = RunFolder(tmp_path / str(instant))
-        run.open(tiny_settings, ORIGIN)
+        run.open(tiny_settings, INPUTS)
         for step in range(1, steps):
             save(run, tiny_settings, step)
             run.mark_best()
@@ -287,7 +284,7 @@ def test_a_kill_at_any_instant_leaves_the_newest_whole_checkpoint(
             steps,
         ), instant
         assert not list(again.checkpoints_dir.glob(".*"))
-        save(again, tiny_settings, steps + 1)  # and work goes on
+        save(again, tiny_settings, steps + 1)  # and work continues
         resumed = again.load()
         assert resumed is not None
         assert resumed.state["step"] == steps + 1
@@ -410,109 +407,3 @@ def test_a_held_lock_names_the_folder(folder: RunFolder, monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "_try_lock", lambda file: False)
     with pytest.raises(ConfigError, match="another training is writing"):
         folder.lock()
-
-
-# ------------------------------------------------------------------------------------------------ which folder is meant
-
-
-def changed(settings: Settings, *overrides: str) -> Settings:
-    return apply_overrides(settings, list(overrides))
-
-
-def numbered(root: Path, settings: Settings, number: int = 1, origin: Origin = ORIGIN) -> RunFolder:
-    run = RunFolder(root / settings.name / str(number))
-    run.open(settings, origin)
-    return run
-
-
-def test_without_run_the_first_number_is_taken(tmp_path: Path, tiny_settings: Settings):
-    choice = choose_run(tiny_settings, ORIGIN, run=None, root=tmp_path)
-    assert (choice.path, choice.resume) == (tmp_path / "tiny" / "1", False)
-
-
-def test_the_newest_interrupted_run_is_continued(tmp_path: Path, tiny_settings: Settings):
-    numbered(tmp_path, tiny_settings, 9)
-    numbered(tmp_path, tiny_settings, 10)
-    choice = choose_run(tiny_settings, ORIGIN, run=None, root=tmp_path)
-    assert (choice.path, choice.resume) == (tmp_path / "tiny" / "10", True)
-    assert "continuing" in choice.note
-
-
-@pytest.mark.parametrize("case", ["finished", "settings", "length", "data", "weights", "fresh", "unreadable"])
-def test_otherwise_a_new_number_is_taken(tmp_path: Path, tiny_settings: Settings, case: str):
-    run = numbered(tmp_path, tiny_settings)
-    settings, origin = tiny_settings, ORIGIN
-    if case == "finished":
-        run.log({"kind": "end", "step": 3})
-    elif case == "settings":
-        settings = changed(settings, "train.lr=1e-3")
-    elif case == "length":
-        settings = changed(settings, "train.epochs=9")
-    elif case == "data":
-        origin = Origin(train_annotations="/elsewhere/train.json", val_annotations=ORIGIN.val_annotations)
-    elif case == "weights":
-        origin = Origin(**{**ORIGIN.__dict__, "weights": "/w.safetensors"})
-    elif case == "unreadable":
-        run.settings_path.write_text("[nonsense]\nx = 1\n")
-    choice = choose_run(settings, origin, run=None, root=tmp_path, fresh=case == "fresh")
-    assert (choice.path, choice.resume) == (tmp_path / "tiny" / "2", False)
-
-
-def test_a_given_folder_is_made_or_continued(tmp_path: Path, tiny_settings: Settings):
-    path = tmp_path / "mine"
-    assert choose_run(tiny_settings, ORIGIN, run=path).resume is False
-    RunFolder(path).open(tiny_settings, ORIGIN)
-    assert choose_run(tiny_settings, ORIGIN, run=path).resume is True
-
-
-def test_other_settings_are_listed(folder: RunFolder, tiny_settings: Settings):
-    settings = changed(
-        tiny_settings, "train.lr=1e-3", "train.loss.aux_heads=false", "train.loss.positive_queries=false"
-    )
-    with pytest.raises(ConfigError) as error:
-        choose_run(settings, ORIGIN, run=folder.path)
-    text = str(error.value)
-    assert "train.lr: 0.0002 there, 0.001 now" in text
-    assert "train.loss.aux_heads: True there, False now" in text
-    assert "--run" in text
-
-
-def test_other_data_is_another_run(folder: RunFolder, tiny_settings: Settings):
-    origin = Origin(train_annotations="/elsewhere.json")
-    with pytest.raises(ConfigError, match=r"train_annotations: /data/train.json there, /elsewhere.json now"):
-        choose_run(tiny_settings, origin, run=folder.path)
-
-
-def test_what_changes_no_number_may_change(folder: RunFolder, tiny_settings: Settings):
-    settings = changed(tiny_settings, "data.workers=3", "train.log_every=7", "model.encoder_checkpointing=1")
-    assert differences(folder, settings, ORIGIN) == []
-
-
-def test_a_run_may_grow_and_not_shrink(folder: RunFolder, tiny_settings: Settings):
-    assert choose_run(changed(tiny_settings, "train.epochs=5"), ORIGIN, run=folder.path).resume
-    folder.open(changed(tiny_settings, "train.epochs=5", "train.max_steps=8"), ORIGIN)
-    assert choose_run(changed(tiny_settings, "train.epochs=5"), ORIGIN, run=folder.path).resume
-    with pytest.raises(ConfigError, match=r"train.max_steps: 8 there, 7 now"):
-        choose_run(changed(tiny_settings, "train.epochs=5", "train.max_steps=7"), ORIGIN, run=folder.path)
-
-
-def test_a_finished_run_stays_unless_it_grows(folder: RunFolder, tiny_settings: Settings):
-    folder.log({"kind": "end", "step": 3})
-    with pytest.raises(ConfigError, match="is finished and stays as it is"):
-        choose_run(tiny_settings, ORIGIN, run=folder.path)
-    assert choose_run(changed(tiny_settings, "train.epochs=2"), ORIGIN, run=folder.path).resume
-
-
-def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, tiny_settings: Settings):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="no run folder"):
-        choose_run(tiny_settings, ORIGIN, run=tmp_path, fresh=True)
-
-
-def test_fresh_moves_the_old_run_aside(folder: RunFolder, tiny_settings: Settings):
-    old = folder.path.with_name("1.old1")
-    old.mkdir()
-    choice = choose_run(changed(tiny_settings, "train.lr=1"), ORIGIN, run=folder.path, fresh=True)
-    assert not choice.resume
-    assert not folder.path.exists()
-    assert json.loads((folder.path.with_name("1.old2") / "origin.json").read_text())["weights"] is None

@@ -23,15 +23,15 @@ def wait_for(condition: object) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_is_a_wish(number: int):
-    told: list[int] = []
+    calls: list[int] = []
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    with StopRequest(told.append, lambda: told.append(-1)) as stop:
+    with StopRequest(calls.append, lambda: calls.append(-1)) as stop:
         assert stop.number is None
         os.kill(os.getpid(), number)
         wait_for(lambda: stop.number == number)
         os.kill(os.getpid(), number)  # a launcher repeats it at once: still the same wish
         time.sleep(0.05)
-        assert told == [number]
+        assert calls == [number]
     assert {n: signal.getsignal(n) for n in before} == before
     assert "stop-request" not in [thread.name for thread in threading.enumerate()]
 
@@ -40,7 +40,7 @@ def test_a_second_signal_ends_the_process_even_in_a_long_computation():
     script = """
 import ctypes, signal, sys
 from codetr_cli.runtime import signals
-signals.SAME_WISH_SECONDS = 0.3
+signals.SAME_REQUEST_SECONDS = 0.3
 say = lambda text: (sys.stdout.write(text + "\\n"), sys.stdout.flush())
 with signals.StopRequest(lambda number: say(f"first {number}"), lambda: say("second")):
     say("ready")
@@ -64,15 +64,15 @@ with signals.StopRequest(lambda number: say(f"first {number}"), lambda: say("sec
 
 
 def test_what_a_cluster_sends_after_its_warning_is_the_same_wish(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(signals, "SAME_WISH_SECONDS", 0.05)
-    told: list[int] = []
-    with StopRequest(told.append, lambda: told.append(-1)) as stop:
+    monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 0.05)
+    calls: list[int] = []
+    with StopRequest(calls.append, lambda: calls.append(-1)) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         wait_for(lambda: stop.number == signal.SIGUSR1)
         time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: stop.number == signal.SIGTERM)
-        assert told == [signal.SIGUSR1]
+        assert calls == [signal.SIGUSR1]
 
 
 def test_outside_the_main_thread_nothing_is_installed():

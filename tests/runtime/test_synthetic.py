@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from codetr_cli.models.build import build_model
-from codetr_cli.runtime.synthetic import stir, synthetic_batch
+from codetr_cli.runtime.synthetic import randomize_weights, synthetic_batch
 
 
 def test_synthetic_images_fill_the_size_and_hold_usable_objects():
@@ -26,7 +26,7 @@ def test_a_new_network_is_stirred_alike_whatever_it_is_built_for(tiny_settings):
     assert not small.box_heads[0].layers[-1].weight.any()
     kept = small.encoder.layers[0].self_attn.value_proj.weight.clone()
     for model in (small, whole):
-        stir(model)
+        randomize_weights(model)
     for name in ("box_heads.0.layers.2.weight", "encoder.layers.0.self_attn.sampling_offsets.weight"):
         numbers = small.get_parameter(name)
         assert numbers.std() > 0.1

@@ -18,8 +18,8 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.loading.loader import Segment
-from codetr_cli.distributed.watchdog import Pulse
-from codetr_cli.runs.folder import Origin, RunFolder, event_log
+from codetr_cli.distributed.watchdog import Heartbeat
+from codetr_cli.runs.folder import RunFolder, RunInputs, event_log
 from codetr_cli.runtime.signals import StopRequest
 from codetr_cli.training import loop
 from codetr_cli.training.checkpointing import restore
@@ -27,7 +27,7 @@ from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.loggers import Loggers
 from codetr_cli.training.metrics import StepMetrics
 from codetr_cli.training.optim import build_optimizer, build_schedule
-from codetr_cli.training.plan import BatchPlan
+from codetr_cli.training.plan import BatchSizes
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.reporter import SilentReporter, StepProgress
@@ -217,7 +217,7 @@ def begin(
     np.random.seed(1)
     objective = StandIn()
     folder = RunFolder(path)
-    folder.open(settings, Origin(train_annotations="train.json"))
+    folder.open(settings, RunInputs(train_annotations="train.json"))
     folder.recover()
     reporter, stop = Recorder(), StopAfter(10**9 if stop_after is None else stop_after, stop_signal)
     total = settings.train.max_steps or settings.train.epochs * math.ceil(MICRO_BATCHES / accumulation)
@@ -227,13 +227,13 @@ def begin(
         category_ids=[1, 2, 3],
         device=CPU,
         dtype=None,
-        batches=BatchPlan(micro_batch * accumulation, micro_batch, accumulation, 1),
+        batches=BatchSizes(micro_batch * accumulation, micro_batch, accumulation, 1),
         objective=objective,
         model=objective.model,
         loader=loader or StandInLoader(),
         evaluate=evaluate,
         shard_writers=None,
-        io=RunIO(folder=folder, loggers=loggers or Loggers(), reporter=reporter, stop=stop, heartbeat=Pulse()),
+        io=RunIO(folder=folder, loggers=loggers or Loggers(), reporter=reporter, stop=stop, heartbeat=Heartbeat()),
     )
     state = TrainState(
         optimizer=build_optimizer(objective.model, settings.train),

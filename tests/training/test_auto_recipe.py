@@ -14,7 +14,7 @@ from codetr_cli.models.build import build_model
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runs.resume import choose_run
 from codetr_cli.training.auto_recipe import MAX_EPOCHS, fit_recipe
-from codetr_cli.training.plan import Job, plan_job
+from codetr_cli.training.plan import TrainJob, plan_job
 
 
 def fitted(preset: str, images: int, *, weights: bool, by_hand: tuple[str, ...] = ()) -> tuple[Settings, str]:
@@ -38,7 +38,16 @@ def test_a_detector_is_tuned_gently_to_few_images():
     assert train.lr_milestones == (141,)
     assert train.eval_every == 16
     assert train.warmup_steps == 100
-    for said in ("205 images", "backbone stays", "0.0001", "154 epochs", "after 141", "every 16", "100 steps", "--set"):
+    for said in (
+        "205 images",
+        "backbone is frozen",
+        "0.0001",
+        "154 epochs",
+        "after 141",
+        "every 16",
+        "100 steps",
+        "--set",
+    ):
         assert said in text
 
 
@@ -104,20 +113,20 @@ def test_a_frozen_backbone_leaves_the_optimizer_the_rest(preset: str):
 def test_a_run_with_a_recipe_is_prolonged_with_its_own_settings(tmp_path: Path, tiny_coco: Path):
     """A length by hand switches off what the recipe had made of the milestones; the message says how it works."""
 
-    def job(preset: str, *overrides: str) -> Job:
+    def job(preset: str, *overrides: str) -> TrainJob:
         settings = load_preset(preset, list(overrides))
         return plan_job(settings, data=str(tiny_coco), evaluate=False, chosen=user_set(settings))
 
     run, begun = RunFolder(tmp_path / "run"), job("co_dino_r50")
-    run.open(begun.settings, begun.origin)
+    run.open(begun.settings, begun.inputs)
     run.log({"kind": "end", "step": 300})
     with pytest.raises(
-        ConfigError, match=r"is finished .*--preset .*run/settings\.toml and a larger --set train\.epochs"
+        ConfigError, match=r"is finished; .*--preset .*run/settings\.toml and a larger --set train\.epochs"
     ):
-        choose_run(begun.settings, begun.origin, run=run.path)
+        choose_run(begun.settings, begun.inputs, run=run.path)
     longer = job("co_dino_r50", "train.epochs=400")
     with pytest.raises(ConfigError, match=r"lr_milestones.* its settings with --preset .*run/settings\.toml"):
-        choose_run(longer.settings, longer.origin, run=run.path)
+        choose_run(longer.settings, longer.inputs, run=run.path)
     longer = job(str(run.settings_path), "train.epochs=400")
-    assert choose_run(longer.settings, longer.origin, run=run.path).resume
+    assert choose_run(longer.settings, longer.inputs, run=run.path).resume
     assert longer.settings.train.lr_milestones == begun.settings.train.lr_milestones

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +50,10 @@ def train(codetr: Callable[..., Ran], tiny_settings: Settings, many: Path, tmp_p
     preset = tmp_path / "tiny.toml"
     preset.write_text(to_toml(tiny_settings))
 
-    def run(folder: str, steps: int, *words: object) -> Ran:
+    def run(folder: str, steps: int, *words: object, data: Path = many) -> Ran:
         settings = [f"train.max_steps={steps}", "train.batch_size=1", "train.micro_batch=1", "train.memory_check=false"]
         options = [word for setting in settings for word in ("--set", setting)]
-        return codetr("train", "--preset", preset, "--data", many, "--device", "cpu", "--run", tmp_path / folder,
+        return codetr("train", "--preset", preset, "--data", data, "--device", "cpu", "--run", tmp_path / folder,
                       *options, *words)  # fmt: skip
 
     return run
@@ -60,11 +61,11 @@ def train(codetr: Callable[..., Ran], tiny_settings: Settings, many: Path, tmp_p
 
 @pytest.fixture
 def order(tiny_settings: Settings, many: Path) -> Callable[..., list[Path]]:
-    """The image files in the order of the first epoch, without those that are left out."""
+    """The image files in the order of the first epoch, without those that are skipped."""
 
-    def files(*left_out: Path) -> list[Path]:
+    def files(*skipped: Path) -> list[Path]:
         settings = apply_overrides(tiny_settings, [f'data.root="{many}"'])
-        dataset = build_dataset(settings, split="train", training=True, skip_files=[str(path) for path in left_out])
+        dataset = build_dataset(settings, split="train", training=True, skip_files=[str(path) for path in skipped])
         loader = build_train_loader(
             dataset,
             micro_batch=1,
@@ -117,15 +118,15 @@ def test_a_training_goes_on_without_bad_files_and_names_them(
     assert ran.code == 0, ran.err
     known = read_list(tmp_path / "run" / "bad_files.txt")
     assert {key: what for key, (what, _) in known.items()} == {
-        ("train", str(early)): "left out",
+        ("train", str(early)): "skipped",
         ("train", str(late)): "replaced",
         ("val", str(other)): "not counted",
     }
     for part in (
-        f"train: 1 image files cannot be read and are left out: {early} (the JPEG has no end marker",
-        f"{late} (the file is damaged) cannot be read: another image comes in its place",
-        f"{other} (the file is damaged) cannot be read: the evaluation leaves it out",
-        "3 image files could not be read (1 left out, 1 replaced, 1 not counted)",
+        f"train: 1 image files cannot be read and are skipped: {early} (the JPEG has no end marker",
+        f"{late} (the file is damaged) cannot be read: another image replaces it",
+        f"{other} (the file is damaged) cannot be read: the evaluation skips it",
+        "3 image files could not be read (1 skipped, 1 replaced, 1 not counted)",
         "11 images (1 of 12 skipped: their files cannot be read)",
     ):
         assert part in " ".join((ran.out + ran.err).split())
@@ -146,9 +147,9 @@ def test_continuing_is_exact_even_when_files_change(
     assert train("straight", 6, *words).code == 0
     assert train("halves", 3, *words, "--set", "data.workers=1").code == 0
     early.write_bytes(whole)  # what was left out at the beginning stays left out: other images would come otherwise
-    ran = train("halves", 6, *words)
+    ran = train("halves", 6, *words, data=many.rename(many.with_name("moved")))
     assert ran.code == 0, ran.err
-    assert "1 image files cannot be read and are left out" in " ".join(ran.err.split())
+    assert "1 image files cannot be read and are skipped" in " ".join(ran.err.split())
     assert_same(tmp_path / "straight", tmp_path / "halves")
 
 
@@ -221,24 +222,30 @@ def annotations(many: Path) -> Path:
     return many / "annotations" / "instances_val2017.json"
 
 
-def test_many_are_told_of_a_few_times_only(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_only_the_first_few_get_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "settings.toml").touch()
-    bad_files = BadFiles(RunFolder(tmp_path), {"train": 100, "val": 5}, {}, told.append)
+    bad_files = BadFiles(RunFolder(tmp_path), {"train": 100, "val": 5}, {})
     for number in range(10):
-        bad_files.meet(BadFile(f"{number}.jpg", "two\nlines\there"))
-        bad_files.meet(BadFile(f"{number}.jpg", "again"))
-    assert len(told) == 3
-    assert "bad_files.txt only" in told[-1]
+        bad_files.on_unreadable(BadFile(f"{number}.jpg", "two\nlines\there"))
+        bad_files.on_unreadable(BadFile(f"{number}.jpg", "again"))
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 3
+    assert warnings[-1].endswith("bad_files.txt")
     listed = read_list(tmp_path / "bad_files.txt")
     assert len(listed) == 10
     assert listed["train", "4.jpg"] == ("replaced", BadFile("4.jpg", "two lines here"))
     with pytest.raises(DatasetError, match="11 of 100 images of the train split"):
-        bad_files.meet(BadFile("10.jpg", "one too many"))
+        bad_files.on_unreadable(BadFile("10.jpg", "one too many"))
+
+
+def test_a_list_of_a_former_version_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "bad_files.txt"
+    path.write_text("# Columns: ...\ntrain\tleft out\t/old/a.jpg\tempty\n")
+    assert read_list(path) == {("train", "/old/a.jpg"): ("skipped", BadFile("/old/a.jpg", "empty"))}
 
 
 def test_names_that_are_no_utf8_can_be_noted(tmp_path: Path) -> None:
     (tmp_path / "settings.toml").touch()
     bad = BadFile("caf\udce9\x85.jpg", "cut short")
-    BadFiles(RunFolder(tmp_path), {"train": 100}, {}, lambda text: None).meet(bad)
+    BadFiles(RunFolder(tmp_path), {"train": 100}, {}).on_unreadable(bad)
     assert read_list(tmp_path / "bad_files.txt") == {("train", bad.path): ("replaced", bad)}

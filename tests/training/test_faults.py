@@ -33,7 +33,7 @@ from codetr_cli.distributed import sharded_state
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.files import FileLock
 from codetr_cli.runs import listing
-from codetr_cli.runs.folder import Origin, RunFolder
+from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runtime import disk_errors
 from codetr_cli.training.reporter import StepProgress
 from tests.conftest import REPOSITORY, Ran
@@ -300,15 +300,15 @@ def test_a_process_that_cannot_write_its_part_of_a_sharded_state_is_a_matter_of_
     def full(folder: Path, own: object, group: object) -> None:
         raise sharded_state.CheckpointException("save", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})
 
-    monkeypatch.setattr(sharded_state.PartWriters, "_tell", lambda self, text: None)
+    monkeypatch.setattr(sharded_state.ShardWriters, "_tell", lambda self, text: None)
     monkeypatch.setattr(sharded_state, "_write", full)
-    writers = object.__new__(sharded_state.PartWriters)
+    writers = object.__new__(sharded_state.ShardWriters)
     writers._group = None
     run = straight.run
     before = run.load()
     with pytest.raises(ResourceError, match="no space left"):
         run.save({}, {"step": 99}, settings=tiny_settings, class_names=["a", "b", "c"], category_ids=[1, 2, 3],
-                 beside=lambda folder: writers.lead(folder, {}))  # fmt: skip
+                 beside=lambda folder: writers.write_all(folder, {}))  # fmt: skip
     after = run.load()
     assert before is not None
     assert after is not None
@@ -322,15 +322,15 @@ def test_settings_that_cannot_be_written_stop_before_the_training(
     with monkeypatch.context() as patch:
         writes = Writes(0, errno.ENOSPC)
         writes.install(patch)
-        folder.open(tiny_settings, Origin(train_annotations="x.json"))
+        folder.open(tiny_settings, RunInputs(train_annotations="x.json"))
     for instant in range(1, writes.count):  # the last one syncs the folder, which not every file system can do
         folder = RunFolder(tmp_path / str(instant))
         with monkeypatch.context() as patch:
             Writes(instant, errno.ENOSPC).install(patch)
             with pytest.raises(ResourceError, match="no space left"):
-                folder.open(tiny_settings, Origin(train_annotations="x.json"))
+                folder.open(tiny_settings, RunInputs(train_annotations="x.json"))
         assert folder.status() == "empty"
-        folder.open(tiny_settings, Origin(train_annotations="x.json"))
+        folder.open(tiny_settings, RunInputs(train_annotations="x.json"))
         assert folder.settings() == tiny_settings
 
 
@@ -367,7 +367,7 @@ def test_both_checkpoints_damaged_is_an_error(straight: FakeRun):
     run = straight.run
     for folder in (run.last, run.previous):
         (folder / "state.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be read.*--fresh"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be read.*--restart"):
         run.load()
 
 

@@ -1,4 +1,4 @@
-"""Stand-ins of the services' packages have their names and signatures and note how they were called."""
+"""Stand-ins of the services' packages have their names and signatures and record how they were called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -58,6 +57,7 @@ def init(entity=None, project=None, dir=None, id=None, name=None, notes=None, ta
 MLFLOW = """
 from types import SimpleNamespace
 CALLS = []
+RUNS = {}
 class MlflowClient:
     def __init__(self, tracking_uri=None, registry_uri=None): ...
     def get_experiment_by_name(self, name):
@@ -65,8 +65,13 @@ class MlflowClient:
     def create_experiment(self, name, artifact_location=None, tags=None):
         CALLS.append(("create_experiment", name))
         return "17"
+    def search_runs(self, experiment_ids, filter_string="", run_view_type=1, max_results=1000):
+        assert experiment_ids == ["17"]
+        return [run for text, run in RUNS.items() if text == filter_string][:max_results]
     def create_run(self, experiment_id, start_time=None, tags=None, run_name=None):
         CALLS.append(("create_run", experiment_id, run_name))
+        (name, value), = tags.items()
+        RUNS[f"tags.{name} = '{value}'"] = SimpleNamespace(info=SimpleNamespace(run_id="abc"))
         return SimpleNamespace(info=SimpleNamespace(run_id="abc"))
     def update_run(self, run_id, status=None, name=None):
         CALLS.append(("update_run", run_id, status))
@@ -101,39 +106,31 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         monkeypatch.delitem(sys.modules, name, raising=False)
     for name in ("WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "1")  # restored afterwards
     monkeypatch.syspath_prepend(root)
     yield lambda name: sys.modules[name].CALLS
     for name in ("wandb", "mlflow", "mlflow.entities"):
         sys.modules.pop(name, None)
 
 
-class Told:
-    """What a person is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-
-def record(tmp_path: Path, settings: Settings, told: Told, step: int = 0) -> Record:
+def record(tmp_path: Path, settings: Settings, step: int = 0) -> Record:
     folder = tmp_path / "runs/tiny/4"
     folder.mkdir(parents=True, exist_ok=True)
-    return Record(folder=folder, settings=settings, step=step, note=told.notes.append)
+    return Record(folder=folder, settings=settings, step=step)
 
 
-def run(names: tuple[str, ...], tmp_path: Path, settings: Settings, *lines: Mapping[str, Any], step: int = 0) -> Told:
-    told = Told()
-    with open_loggers(names, record(tmp_path, settings, told, step), told.warnings.append) as loggers:
+def run(names: tuple[str, ...], tmp_path: Path, settings: Settings, *lines: Mapping[str, Any], step: int = 0) -> None:
+    with open_loggers(names, record(tmp_path, settings, step)) as loggers:
         for line in lines:
             loggers.log(line)
-    return told
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
+    """The messages of a level so far."""
+    caplog.set_level("INFO", logger="codetr_cli")
+    return lambda level: [record.getMessage() for record in caplog.records if record.levelname == level]
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -151,12 +148,15 @@ def test_numbers_of_lines_have_names_that_group():
 # ------------------------------------------------------------------------------------------------------------- services
 
 
-def test_wandb_is_told_everything_and_continued(
-    tmp_path: Path, tiny_settings: Settings, stand_ins: Callable[[str], list[Any]]
+def test_wandb_gets_everything_and_continues(
+    tmp_path: Path,
+    tiny_settings: Settings,
+    stand_ins: Callable[[str], list[Any]],
+    logged: Callable[[str], list[str]],
 ):
-    told = run(("wandb",), tmp_path, tiny_settings, TRAIN, EVAL)
-    assert told.warnings == []
-    assert told.notes == ["Weights & Biases: https://wandb.test/run"]
+    run(("wandb",), tmp_path, tiny_settings, TRAIN, EVAL)
+    assert logged("WARNING") == []
+    assert logged("INFO") == ["Weights & Biases: https://wandb.test/run"]
     (_, init), *logs, end = stand_ins("wandb")
     assert (init["project"], init["name"], init["resume"]) == ("codetr", "tiny/4", "allow")
     assert init["config"]["train"]["lr"] == tiny_settings.train.lr
@@ -165,16 +165,21 @@ def test_wandb_is_told_everything_and_continued(
     assert end == ("finish", 0)
     stand_ins("wandb").clear()
     run(("wandb",), tmp_path, tiny_settings, step=3)
-    assert stand_ins("wandb") == []  # nothing to say, so nothing was opened
+    assert stand_ins("wandb") == []  # nothing to log, so nothing was opened
     run(("wandb",), tmp_path, tiny_settings, TRAIN, step=3)
     assert stand_ins("wandb")[0][1]["id"] == init["id"]
+    (tmp_path / "runs/tiny/4/events.log").write_text("2026-01-01 00:00:00  new run\n")  # another run in this place
+    assert record(tmp_path, tiny_settings).id != init["id"]
 
 
-def test_mlflow_is_told_everything_and_continued(
-    tmp_path: Path, tiny_settings: Settings, stand_ins: Callable[[str], list[Any]]
+def test_mlflow_gets_everything_and_continues(
+    tmp_path: Path,
+    tiny_settings: Settings,
+    stand_ins: Callable[[str], list[Any]],
+    logged: Callable[[str], list[str]],
 ):
-    told = run(("mlflow",), tmp_path, tiny_settings, TRAIN, EVAL)
-    assert told.warnings == []
+    run(("mlflow",), tmp_path, tiny_settings, TRAIN, EVAL)
+    assert logged("WARNING") == []
     calls = stand_ins("mlflow")
     assert calls[:2] == [("create_experiment", "codetr"), ("create_run", "17", "tiny/4")]
     parameters = {key: value for call in calls if call[0] == "params" for key, value in call[1].items()}
@@ -185,15 +190,15 @@ def test_mlflow_is_told_everything_and_continued(
     assert calls[-1] == ("end", "abc", "FINISHED")
     calls.clear()
     run(("mlflow",), tmp_path, tiny_settings, TRAIN, step=3)
-    assert [call[0] for call in calls] == ["update_run", "metrics", "end"]
-    assert calls[0] == ("update_run", "abc", "RUNNING")
+    assert [call[0] for call in calls] == ["create_experiment", "update_run", "metrics", "end"]
+    assert calls[1] == ("update_run", "abc", "RUNNING")
 
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [(StoppedError("", 15), "KILLED", 0), (DivergedError(""), "FAILED", 1), (RuntimeError(), "FAILED", 1)],
 )
-def test_services_are_told_how_it_ended(
+def test_services_get_how_it_ended(
     tmp_path: Path,
     tiny_settings: Settings,
     stand_ins: Callable[[str], list[Any]],
@@ -201,14 +206,16 @@ def test_services_are_told_how_it_ended(
     status: str,
     code: int,
 ):
-    loggers = open_loggers(("mlflow", "wandb"), record(tmp_path, tiny_settings, Told()), print)
+    loggers = open_loggers(("mlflow", "wandb"), record(tmp_path, tiny_settings))
     loggers.log(TRAIN)
     loggers.__exit__(type(error), error, None)
     assert stand_ins("mlflow")[-1] == ("end", "abc", status)
     assert stand_ins("wandb")[-1] == ("finish", code)
 
 
-def test_tensorboard_shows_a_run_that_went_back_and_one_that_was_resumed(tmp_path: Path, tiny_settings: Settings):
+def test_tensorboard_shows_a_run_that_went_back_and_one_that_was_resumed(
+    tmp_path: Path, tiny_settings: Settings, logged: Callable[[str], list[str]]
+):
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -217,9 +224,9 @@ def test_tensorboard_shows_a_run_that_went_back_and_one_that_was_resumed(tmp_pat
 
     back = {"kind": "rollback", "step": 2, "epoch": 0, "from_step": 5}
     again = {"kind": "train", "step": 3, "loss": 30.0}
-    told = run(("tensorboard",), tmp_path, tiny_settings, *lines(1, 2, 3, 4, 5), back, again, *lines(4, 5), EVAL)
+    run(("tensorboard",), tmp_path, tiny_settings, *lines(1, 2, 3, 4, 5), back, again, *lines(4, 5), EVAL)
     run(("tensorboard",), tmp_path, tiny_settings, *lines(5, 6), step=4)
-    assert told.warnings == []
+    assert logged("WARNING") == []
     shown = EventAccumulator(str(tmp_path / "runs/tiny/4/loggers/tensorboard"))
     shown.Reload()
     assert [(x.step, x.value) for x in shown.Scalars("train/loss")] == [(1, 1), (2, 2), (3, 30), (4, 4), (5, 5), (6, 6)]
@@ -231,13 +238,13 @@ def test_tensorboard_shows_a_run_that_went_back_and_one_that_was_resumed(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
-def test_a_missing_package_is_said_before_the_start(monkeypatch: pytest.MonkeyPatch, name: str):
+def test_a_missing_package_is_an_error_before_the_start(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     with pytest.raises(ConfigError, match=rf"pip install 'codetr-cli\[{name}\]'.*train.loggers=\[\]"):
         check_loggers([name])
 
 
-def test_a_broken_package_is_said_before_the_start(
+def test_a_broken_package_is_an_error_before_the_start(
     tmp_path: Path, tiny_settings: Settings, stand_ins: Callable[[str], list[Any]]
 ):
     (tmp_path / "packages/wandb.py").write_text("import a_library_that_is_not_there")
@@ -250,45 +257,42 @@ def test_a_service_out_of_reach_warns_once_and_gets_what_comes_later(
     tiny_settings: Settings,
     stand_ins: Callable[[str], list[Any]],
     monkeypatch: pytest.MonkeyPatch,
+    logged: Callable[[str], list[str]],
 ):
-    told = Told()
     monkeypatch.setenv("WANDB_TEST_OFFLINE", "1")
-    with open_loggers(("wandb", "mlflow"), record(tmp_path, tiny_settings, told), told.warnings.append) as loggers:
+    with open_loggers(("wandb", "mlflow"), record(tmp_path, tiny_settings)) as loggers:
         for _ in range(3):
             loggers.log(TRAIN)
-        wait_for(lambda: len(sys.modules["wandb"].TRIES) == 3)
+        assert len(sys.modules["wandb"].TRIES) == 3
         monkeypatch.delenv("WANDB_TEST_OFFLINE")
         loggers.log(EVAL)
-    assert len(told.warnings) == 1
-    assert told.warnings[0].startswith("wandb does not take what is logged (ConnectionError: no route to wandb.test).")
+    (warning,) = logged("WARNING")
+    assert warning.startswith("logging to wandb failed (ConnectionError: no route to wandb.test).")
     assert [call[0] for call in stand_ins("wandb")] == ["init", "log", "finish"]
     assert sum(call[0] == "metrics" for call in stand_ins("mlflow")) == 4  # the other one has everything
 
 
-class Stuck:
-    """A service that never answers."""
+class Slow:
+    """A service that fails after a while."""
 
     def __init__(self) -> None:
-        self.released = threading.Event()
+        self.calls = 0
 
     def log(self, line: Mapping[str, Any]) -> None:
-        self.released.wait(20)
+        self.calls += 1
+        time.sleep(0.1)
+        raise TimeoutError
 
     def close(self, ending: str) -> None: ...
 
 
-def test_a_service_that_does_not_answer_costs_no_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("codetr_cli.training.loggers.LINES_WAITING", 5)
-    service, told = Stuck(), Told()
-    loggers = Loggers({"wandb": lambda: service}, told.warnings.append)
-    started = time.monotonic()
-    for _ in range(50):
-        loggers.log(TRAIN)
-    assert len(told.warnings) == 1
-    assert "5 lines wait for it" in told.warnings[0]
-    loggers.close("finished", patience_s=0.2)
-    assert time.monotonic() - started < 2
-    service.released.set()
+def test_a_service_that_fails_slowly_costs_little_time(logged: Callable[[str], list[str]]):
+    service = Slow()
+    with Loggers({"wandb": lambda: service}) as loggers:
+        for _ in range(50):
+            loggers.log(TRAIN)
+    assert service.calls == 1
+    assert len(logged("WARNING")) == 1
 
 
 def test_without_services_nothing_happens():
@@ -306,7 +310,7 @@ def test_lines_stay_as_they_are(tmp_path: Path, tiny_settings: Settings, stand_i
 # -------------------------------------------------------------------------------------------------- the whole program
 
 
-def test_a_training_tells_tensorboard(
+def test_a_training_logs_to_tensorboard(
     tmp_path: Path,
     tiny_coco: Path,
     tiny_settings: Settings,

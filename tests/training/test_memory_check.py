@@ -35,7 +35,7 @@ MIB = 2**20
 
 @dataclass
 class Images:
-    """Sizes and objects of a data set."""
+    """ImageSizes and objects of a data set."""
 
     sizes: np.ndarray
     object_counts: np.ndarray
@@ -180,8 +180,8 @@ def test_more_images_need_more_and_recomputation_less(tiny_settings: Settings):
 def test_the_average_and_the_optimizer_are_counted(tiny_settings: Settings):
     model = build_model(tiny_settings.model)
     weights = sum(value.nbytes for value in model.state_dict().values())
-    plain = memory_check._coming(model, tiny_settings, CPU)
-    averaged = memory_check._coming(model, apply_overrides(tiny_settings, ["train.ema_momentum=1e-4"]), CPU)
+    plain = memory_check._allocated_later(model, tiny_settings, CPU)
+    averaged = memory_check._allocated_later(model, apply_overrides(tiny_settings, ["train.ema_momentum=1e-4"]), CPU)
     assert plain >= 3 * weights  # two states for each weight, and the copy that is written
     assert averaged - plain == 2 * weights
 
@@ -234,7 +234,7 @@ def test_what_might_not_fit_is_estimated_from_smaller_images():
 
 
 def test_what_would_take_long_is_estimated(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory_check, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(memory_check, "MAX_SECONDS", -1.0)
     growth = Growth(1000)
     assert estimate_growth(growth, 100_000) == (1000, False)
     assert 1 not in growth.tried
@@ -264,14 +264,14 @@ def test_on_a_gpu_what_a_pass_takes_counts_once(tiny_settings: Settings, monkeyp
         reserved[0] = held
 
     monkeypatch.setattr(memory_check, "_growth", growth)
-    monkeypatch.setattr(memory_check, "_as_before", as_before)
+    monkeypatch.setattr(memory_check, "_unchanged", as_before)
     monkeypatch.setattr(memory_check, "capacity", lambda *arguments: room)
     monkeypatch.setattr(memory_check, "memory_in_use", lambda device: held)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved[0])
     model, gpu = build_model(tiny_settings.model), torch.device("cuda", 0)
     need = measure(model, tiny_settings, WorstBatch((96, 128), 2, 5), gpu)
     assert need == Need(
-        held + grows + memory_check._coming(model, tiny_settings, gpu), room, memory_check.MARGIN["cuda"]
+        held + grows + memory_check._allocated_later(model, tiny_settings, gpu), room, memory_check.MARGIN["cuda"]
     )
 
 

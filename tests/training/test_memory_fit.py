@@ -16,7 +16,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.runs.memory_record import MemoryRecord, read_record, with_fitted, write_record
 from codetr_cli.training import memory_fit
 from codetr_cli.training.memory_check import Need
-from codetr_cli.training.memory_fit import has_fast_bf16, ladder
+from codetr_cli.training.memory_fit import has_fast_bf16, memory_options
 from tests.conftest import Ran
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -67,11 +67,11 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Memory]:
     return limited
 
 
-# ----------------------------------------------------------------------------------------------------------- the ladder
+# ------------------------------------------------------------------------------------------------- the memory options
 
 
 def changed(settings: Settings, device: torch.device, world_size: int = 1) -> list[str]:
-    return [rung.words for rung in ladder(settings, device, world_size)]
+    return [option.flags for option in memory_options(settings, device, world_size)]
 
 
 def test_the_order_of_what_is_tried():
@@ -79,10 +79,10 @@ def test_the_order_of_what_is_tried():
     recomputed = ["--set model.encoder_checkpointing=6",
                   "--set model.decoder_checkpointing=true --set model.aux_checkpointing=true",
                   "--set model.backbone.checkpointing=true"]  # fmt: skip
-    rungs = changed(settings, CPU)
-    assert rungs[:3] == [" ".join(recomputed[: count + 1]) for count in range(3)]
-    assert rungs[3:5] == [" ".join([*recomputed, f"--set train.micro_batch={size}"]) for size in (2, 1)]
-    assert len(rungs) == 5 + has_fast_bf16(CPU)
+    options = changed(settings, CPU)
+    assert options[:3] == [" ".join(recomputed[: count + 1]) for count in range(3)]
+    assert options[3:5] == [" ".join([*recomputed, f"--set train.micro_batch={size}"]) for size in (2, 1)]
+    assert len(options) == 5 + has_fast_bf16(CPU)
 
 
 def test_what_is_on_already_is_not_tried():
@@ -92,22 +92,22 @@ def test_what_is_on_already_is_not_tried():
 
 def test_images_at_once_divide_a_process_share(tiny_settings: Settings):
     settings = apply_overrides(tiny_settings, ["train.batch_size=18", "train.micro_batch=9"])
-    sizes = [rung.settings.train.micro_batch for rung in ladder(settings, CPU, 2)]
+    sizes = [option.settings.train.micro_batch for option in memory_options(settings, CPU, 2)]
     assert list(dict.fromkeys(sizes)) == [9, 3, 1]
-    assert all(rung.settings.train.batch_size == 18 for rung in ladder(settings, CPU, 2))
+    assert all(option.settings.train.batch_size == 18 for option in memory_options(settings, CPU, 2))
 
 
 def test_bf16_and_shards_where_the_device_has_them(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     settings = load_preset("co_dino_r50", ["train.precision=fp32"])
-    rungs = list(ladder(settings, CUDA, 8))
-    assert rungs[-2].changes["train.precision"] == "bf16"
-    assert rungs[-1].changes["train.fsdp"] is True
-    assert "train.fsdp" not in list(ladder(settings, CUDA, 1))[-1].changes
+    options = list(memory_options(settings, CUDA, 8))
+    assert options[-2].changes["train.precision"] == "bf16"
+    assert options[-1].changes["train.fsdp"] is True
+    assert "train.fsdp" not in list(memory_options(settings, CUDA, 1))[-1].changes
     automatic = load_preset("co_dino_r50")  # bf16 already
-    assert not any("precision" in rung.words for rung in ladder(automatic, CUDA, 8))
+    assert not any("precision" in option.flags for option in memory_options(automatic, CUDA, 8))
     compiled = load_preset("co_dino_r50", ["train.compile=true"])
-    assert not any("shard" in rung.words for rung in ladder(compiled, CUDA, 8))
+    assert not any("fsdp" in option.flags for option in memory_options(compiled, CUDA, 8))
 
 
 def test_a_cpu_without_bf16_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch, tiny_settings: Settings):
@@ -157,7 +157,7 @@ def test_auto_fit_applies_the_first_that_fits_and_keeps_it(
     ran = train("--auto-fit", "--set", "train.max_steps=2")
     assert ran.code == 0, ran.err
     told = " ".join(ran.out.split())
-    assert "--auto-fit has chosen model.encoder_checkpointing=2 (was 0)" in told
+    assert "--auto-fit sets model.encoder_checkpointing=2 (was 0)" in told
     assert "train.micro_batch=2 (was 4)" in told
     run = tmp_path / "run"
     settings = load_preset(str(run / "settings.toml"))
@@ -165,8 +165,8 @@ def test_auto_fit_applies_the_first_that_fits_and_keeps_it(
     assert settings.train.batch_size == 4
     assert settings.model.encoder_checkpointing == 2
     events = (run / "events.log").read_text()
-    assert "--auto-fit has chosen" in events
-    assert "1 process x 2 at once x 2 accumulated" in events
+    assert "--auto-fit sets" in events
+    assert "1 process x 2 at a time x 2 accumulated" in events
     # The same command, longer: the fitted settings stay, nothing is measured again, nobody is warned.
     asked = memory(190).asked
     longer = train("--auto-fit", "--set", "train.max_steps=4")
@@ -223,7 +223,7 @@ def test_a_machine_that_tells_nothing_of_memory(train: Train, monkeypatch: pytes
     monkeypatch.setattr(memory_fit, "measure", lambda *arguments, **named: None)
     ran = train()
     assert ran.code == 0, ran.err
-    assert "memory: this machine does not tell" in ran.out
+    assert "memory: this system does not report" in ran.out
 
 
 # ----------------------------------------------------------------------------------------------------------- the record

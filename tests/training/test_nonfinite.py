@@ -440,7 +440,7 @@ class Loader(fakes.StandInLoader):
             yield batch
 
 
-with process_group.process_group(torch.device("cpu")):
+with process_group.joined(torch.device("cpu")):
     rank = process_group.rank()
     if rank == 1:  # what only the process of rank 0 may do
         for method in ("open", "recover", "rewind", "log", "event", "save", "mark_best", "go_back_to"):

@@ -32,7 +32,7 @@ from codetr_cli.training.oom import split
 from codetr_cli.training.state import MicroBatches
 from codetr_cli.training.step import train_step
 from tests.conftest import REPOSITORY
-from tests.distributed.test_launcher import lines_of, note
+from tests.distributed.run_files import lines_of, write_error_file
 from tests.training.fakes import MICRO_BATCHES, FakeRun, StandInLoader, begin, losses_of, state_of, train
 
 GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
@@ -329,11 +329,11 @@ def test_of_two_processes_one_that_runs_out_has_all_start_again(
 
 
 def test_a_process_that_has_written_down_less_is_started_again(tmp_path: Path):
-    note(tmp_path, 1, "MemoryShrunkError", "ran out of memory", 1.0)
+    write_error_file(tmp_path, 1, "MemoryShrunkError", "ran out of memory", 1.0)
     error, final = error_of(tmp_path, {1: 5})
     assert isinstance(error, ResourceError)
     assert not final
-    note(tmp_path, 0, "ResourceError", "no space", 0.5)
+    write_error_file(tmp_path, 0, "ResourceError", "no space", 0.5)
     assert error_of(tmp_path, {1: 5})[1]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from codetr_cli.errors import ConfigError
-from codetr_cli.training.plan import BatchPlan, plan_batches, steps_per_epoch
+from codetr_cli.training.plan import BatchSizes, batch_sizes, steps_per_epoch
 
 
 @pytest.mark.parametrize(
@@ -18,13 +18,13 @@ from codetr_cli.training.plan import BatchPlan, plan_batches, steps_per_epoch
     ],
 )
 def test_images_of_a_step_are_spread(batch_size: int, micro_batch: int, world_size: int, expected: tuple[int, int]):
-    plan = plan_batches(batch_size, micro_batch, world_size)
-    assert plan == BatchPlan(batch_size, expected[0], expected[1], world_size)
+    plan = batch_sizes(batch_size, micro_batch, world_size)
+    assert plan == BatchSizes(batch_size, expected[0], expected[1], world_size)
     assert plan.micro_batch * plan.accumulation * plan.world_size == batch_size
 
 
 def test_the_arithmetic_in_words():
-    assert plan_batches(16, 2, 4).describe() == "16 images a step = 4 processes x 2 at once x 2 accumulated"
+    assert batch_sizes(16, 2, 4).describe() == "16 images per step = 4 processes x 2 at a time x 2 accumulated"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_numbers_that_do_not_divide_come_with_the_nearest_that_do(
     batch_size: int, micro_batch: int, world_size: int, suggestions: tuple[str, ...]
 ):
     with pytest.raises(ConfigError) as error:
-        plan_batches(batch_size, micro_batch, world_size)
+        batch_sizes(batch_size, micro_batch, world_size)
     for suggestion in suggestions:
         assert suggestion in str(error.value)
 

@@ -8,7 +8,7 @@ import pytest
 
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.errors import DatasetError
-from codetr_cli.training.trainable_objects import count_learnable
+from codetr_cli.training.trainable_objects import count_trainable
 
 BOX = [4.0, 4.0, 10.0, 10.0]
 
@@ -31,7 +31,7 @@ def counted(tmp_path: Path, *entries: dict[str, Any], min_side: int = 32, max_im
             }
         )
     )
-    return count_learnable(read_annotations(path), path, min_side=min_side, max_images=max_images).tolist()
+    return count_trainable(read_annotations(path), path, min_side=min_side, max_images=max_images).tolist()
 
 
 def test_objects_that_training_sees_are_counted(tmp_path: Path):
@@ -48,7 +48,7 @@ def test_objects_that_training_sees_are_counted(tmp_path: Path):
         ({"ignore": 1}, "2 are crowd regions or marked `ignore`"),
         ({"bbox": [0.2, 0.3, 0.5, 0.4]}, "2 have a side under one pixel or no area (they look like fractions"),
         ({"bbox": [20, 30, 0, 40]}, "2 have a side under one pixel or no area."),
-        ({"bbox": [100, 10, 20, 20]}, "2 lie outside of their image"),
+        ({"bbox": [100, 10, 20, 20]}, "2 are outside their image"),
         ({"image_id": 2}, "2 are in images with a side under data.min_side 32"),
         ({"image_id": 77}, "2 are of images that `images` does not list"),
     ],
@@ -56,14 +56,14 @@ def test_objects_that_training_sees_are_counted(tmp_path: Path):
 def test_data_that_teaches_nothing_is_refused_with_the_reason(tmp_path: Path, entry: dict[str, Any], reason: str):
     with pytest.raises(DatasetError) as error:
         counted(tmp_path, entry, entry)
-    assert "no object of any class to learn from" in str(error.value)
+    assert "no object of any class to train on" in str(error.value)
     assert f"of the annotations, {reason}" in str(error.value)
     assert error.value.exit_code == 3
     counted(tmp_path, entry, {})
 
 
 def test_several_reasons_are_told_apart(tmp_path: Path):
-    with pytest.raises(DatasetError, match=r"1 are crowd regions.*, 2 lie outside.*, 1 are in images beyond the first"):
+    with pytest.raises(DatasetError, match=r"1 are crowd regions.*, 2 are outside.*, 1 are in images beyond the first"):
         counted(
             tmp_path,
             {"bbox": [100, 10, 20, 20]},

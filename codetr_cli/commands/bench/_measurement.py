@@ -72,7 +72,7 @@ def prepare_device(device: str, threads: int | None) -> torch.device:
     """The device that is asked for, with the number of CPU threads set."""
     import torch
 
-    from codetr_cli.runtime.environment import choose_device
+    from codetr_cli.runtime.devices import choose_device
 
     chosen = choose_device(device)
     if threads:
@@ -150,13 +150,13 @@ def benchmark_network(
 
 def start_report(device: torch.device, weights: str | None = None) -> dict[str, Any]:
     """The part of the report that a reader needs to repeat the measurement."""
-    from codetr_cli.runtime.environment import describe_place
+    from codetr_cli.runtime.environment import benchmark_conditions
 
     return {
         "command": shlex.join(["codetr", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         **({"weights": weights} if weights else {}),
-        "machine": describe_place(device),
+        "machine": benchmark_conditions(device),
     }
 
 
