@@ -27,7 +27,7 @@ from codetr_cli.config.presets import load_preset
 from codetr_cli.data.batch import normalize
 from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
-from codetr_cli.runtime.environment import cpu_name
+from codetr_cli.runtime.devices import cpu_name
 from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.runtime.synthetic import synthetic_batch
 from codetr_cli.runtime.timing import memory_in_use, peak_memory, reset_peak_memory

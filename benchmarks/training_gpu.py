@@ -31,7 +31,8 @@ from codetr_cli.distributed.fsdp import check_shardable, shard
 from codetr_cli.errors import CodetrError
 from codetr_cli.inference.loading import compile_for
 from codetr_cli.models.build import build_model
-from codetr_cli.runtime.environment import benchmark_conditions, choose_device
+from codetr_cli.runtime.devices import choose_device
+from codetr_cli.runtime.environment import benchmark_conditions
 from codetr_cli.training.optim import build_optimizer
 
 SHARDING = {"ddp": False, "fsdp2": True}
