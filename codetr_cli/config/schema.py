@@ -14,6 +14,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 DatasetName: TypeAlias = Literal["coco", "lvis", "objects365"]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+NmsKind: TypeAlias = Literal["none", "hard", "soft"]
+HeadName: TypeAlias = Literal["decoder", "roi", "atss"]
 
 
 def _split_words(value: Any) -> Any:
@@ -431,9 +434,7 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(ge=0)] = Field(
         0.1, description="Maximum L2 norm of all gradients; 0: no clipping."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on GPUs that support it, else fp32."
-    )
+    precision: Precision = Field("auto", description="auto: bf16 on GPUs that support it, else fp32.")
     ema_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Momentum of the weights' moving average; published: 1e-4; 0: no EMA."
     )
@@ -496,10 +497,10 @@ class TestConfig(Section):
         "num_queries",
         description="Number of scores before NMS: max_detections as MMDetection 3.3, num_queries as Sense-X.",
     )
-    nms: Literal["none", "hard", "soft"] = Field("soft", description="NMS within each class.")
+    nms: NmsKind = Field("soft", description="NMS within each class.")
     nms_iou: Fraction = Field(0.8, description="IoU threshold of NMS.")
     nms_min_score: Fraction = Field(1e-3, description="Soft-NMS drops boxes with a lower decayed score.")
-    head: Literal["decoder", "roi", "atss"] = Field("decoder", description="Head whose detections are used.")
+    head: HeadName = Field("decoder", description="Head whose detections are used.")
     tta_scales: TtaScales = Field(
         (0.75, 1.0, 1.25),
         description="Scales of --tta: factors of the image size up to 4, or short sides of at least 32 pixels.",
@@ -516,7 +517,7 @@ class TestConfig(Section):
 
 
 class SourceConfig(Section):
-    """RunInputs of the weights and published numbers of a preset."""
+    """Source of the weights and of the published numbers of a preset."""
 
     config: str | None = Field(None, description="Published configuration.")
     url: str | None = Field(None, description="URL of the published file, for `codetr download`.")

@@ -33,8 +33,8 @@ class AtssOutput:
         sampled: per image, all A anchors.
         valid: per image bool (A,): anchors inside its padded size. The others are background without a loss.
         class_loss: unweighted, summed over levels.
-        box_loss: likewise.
-        centerness_loss: likewise.
+        box_loss: as above.
+        centerness_loss: as above.
     """
 
     logits: list[Tensor]

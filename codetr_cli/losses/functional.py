@@ -2,7 +2,7 @@
 
 Behaviour of mmdet's QualityFocalLoss, FocalLoss, GIoULoss. Shape letters: B batch, K classes, N elements.
 In both classification losses almost every logit is a negative. The logits of all cells and classes are the largest
-tensors of a training step, so the loss of the negatives is a function of its own that saves only them for the backward
+tensors of a training step, so the loss of the negatives is a separate function that saves only them for the backward
 pass; the rest is N numbers.
 """
 

@@ -1,4 +1,4 @@
-"""The weights and options of the objective, grouped by the part of the model that they concern."""
+"""The weights and options of the objective, grouped by part of the model; the values are those of `LossConfig`."""
 
 from __future__ import annotations
 

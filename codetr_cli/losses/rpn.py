@@ -32,7 +32,7 @@ class RpnOutput:
         assigned: per image, the assignment of its valid anchors before sampling.
         proposals: per image boxes (P, 4) xyxy pixels and scores (P,).
         class_loss: unweighted, summed over levels.
-        box_loss: likewise.
+        box_loss: as above.
     """
 
     logits: list[Tensor]

@@ -67,7 +67,7 @@ class CoDETR(nn.Module):
         encoder: maps to memory.
         decoder: queries and memory to states and references.
         class_heads: one per decoder layer and, last, one for the proposals.
-        box_heads: likewise.
+        box_heads: as above.
         dim: C.
         num_queries: Q.
         num_classes: K.

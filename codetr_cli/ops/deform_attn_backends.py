@@ -85,7 +85,7 @@ def choose_backend(wanted: str, device_type: str) -> str:
         name = _fastest(device_type, deform_attn_torch.wants_fixed_order())
     reason = _why_not(name, device_type)
     if reason is not None:
-        raise ResourceError(f"{source} asks for the deformable attention of {name!r}: {reason} Use 'auto' instead.")
+        raise ResourceError(f"{source} selects the deformable attention backend {name!r}: {reason} Use 'auto' instead.")
     return name if name not in COMPILED or proven(name, device_type) else "torch"
 
 
@@ -133,7 +133,7 @@ def _asked(name: str, device_type: str, fixed_order: bool) -> str | None:
 def _known(name: str, source: str) -> str:
     if name != "auto" and name not in BACKENDS:
         raise ConfigError(
-            f"{source} asks for the deformable attention of {name!r}; there are auto, {', '.join(BACKENDS)}"
+            f"{source} selects the deformable attention backend {name!r}; available: auto, {', '.join(BACKENDS)}"
         )
     return name
 

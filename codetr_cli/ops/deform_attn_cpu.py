@@ -242,7 +242,7 @@ def _check(
     if not fits:
         raise ValueError(
             f"value {tuple(value.shape)}, spatial_shapes {list(spatial_shapes)}, sampling {tuple(sampling.shape)} and "
-            f"scores {tuple(scores.shape)} do not fit each other"
+            f"scores {tuple(scores.shape)} have incompatible shapes"
         )
     if value.shape[1] * heads * value.shape[3] >= 2**31:
         raise ValueError(f"value {tuple(value.shape)} has 2**31 numbers or more in an image: use the backend 'torch'")

@@ -36,13 +36,13 @@ def why_not(device_type: str) -> str | None:
         return (
             "mmcv is installed without its compiled operators (mmcv._ext is missing, as happens when pip builds it "
             "without CUDA at hand), so it offers nothing faster: install a prebuilt mmcv wheel that matches your torch "
-            "and CUDA, or do without, since the other backends need none of it."
+            "and CUDA, or use another backend."
         )
     if device_type != "cuda":
         return f"mmcv has no deformable attention kernel for the device {device_type}: it runs on CUDA only."
     if wants_fixed_order():
         return (
-            "mmcv's operator adds gradients in no fixed order, and a fixed one is asked for "
+            "mmcv's operator adds gradients in no fixed order, and deterministic algorithms are enabled "
             "(torch.use_deterministic_algorithms, or CODETR_DETERMINISTIC=1)."
         )
     if not torch.cuda.is_available():
@@ -67,9 +67,9 @@ def forward(
     Args:
         value: (B, S, N, D).
         spatial_shapes: (H, W) of each level.
-        reference_points: (B, Q, L, 2) or (B, Q, L, 4) as (cx, cy, w, h), normalised; None for the classic operator.
-        sampling: (B, Q, N, L, P, 2), raw offsets; the classic operator's normalised locations.
-        scores: (B, Q, N, L, P), logits; the classic operator's weights.
+        reference_points: (B, Q, L, 2) or (B, Q, L, 4) as (cx, cy, w, h), normalised; None for the unfused operator.
+        sampling: (B, Q, N, L, P, 2), raw offsets; the unfused operator's normalised locations.
+        scores: (B, Q, N, L, P), logits; the unfused operator's weights.
 
     Returns:
         (B, Q, N * D), the dtype of `value`.

@@ -90,9 +90,9 @@ def forward(
     Args:
         value: (B, S, N, D).
         spatial_shapes: (H, W) of each level.
-        reference_points: (B, Q, L, 2) or (B, Q, L, 4) as (cx, cy, w, h), normalised; None for the classic operator.
-        sampling: (B, Q, N, L, P, 2), raw offsets; the classic operator's normalised locations.
-        scores: (B, Q, N, L, P), logits; the classic operator's weights.
+        reference_points: (B, Q, L, 2) or (B, Q, L, 4) as (cx, cy, w, h), normalised; None for the unfused operator.
+        sampling: (B, Q, N, L, P, 2), raw offsets; the unfused operator's normalised locations.
+        scores: (B, Q, N, L, P), logits; the unfused operator's weights.
 
     Returns:
         (B, Q, N * D), the dtype of `value`.
@@ -175,7 +175,7 @@ def _atomic_backward(
     """Fills the gradients and returns that of `value`, summed by atomic additions in the precision of arithmetic."""
     grad = _inner_contiguous(grad_output)
     total = call.accumulator(*call.value.shape).zero_()
-    nothing = call.scores  # stands for what the kernel does not touch
+    nothing = call.scores  # placeholder of unused arguments
     outputs = (total, nothing if parts is None else parts, grad_sampling, grad_scores, nothing, nothing)
     sizes = (call.tokens, call.queries, call.query_class, 0, 0)
     arguments = (grad, call.value, *call.inputs(), *outputs, *sizes, *grad.stride()[:2], *call.strides)
@@ -243,7 +243,7 @@ class _Call(NamedTuple):
     """The inputs of one call as the kernels want them: innermost dimensions dense, outer strides free."""
 
     value: Tensor
-    reference: Tensor  # `scores` stands in for it in the classic operator
+    reference: Tensor  # `scores` stands in for it in the unfused operator
     sampling: Tensor
     scores: Tensor
     spatial_shapes: tuple[tuple[int, int], ...]
@@ -373,7 +373,7 @@ def _level_rows(spatial_shapes: tuple[tuple[int, int], ...]) -> list[tuple[int, 
 
 @functools.lru_cache(maxsize=1024)
 def _level_table(spatial_shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    """Made in a thread of its own: what this thread allocates may belong to a CUDA graph.
+    """Made in a separate thread: what this thread allocates may belong to a CUDA graph.
 
     torch.compile warms its graphs up with the thread's allocations sent to their memory pool, where nothing may stay.
     """

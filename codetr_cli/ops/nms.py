@@ -128,9 +128,9 @@ def parallel_soft_nms(
         scores: (B, N) in [0, 1].
         labels: (B, N) int64.
         iou_threshold: as for `batched_soft_nms`.
-        min_score: likewise.
-        method: likewise.
-        sigma: likewise.
+        min_score: as above.
+        method: as above.
+        sigma: as above.
 
     Returns:
         (B, N) decayed scores; -1 where the box is dropped.

@@ -366,7 +366,7 @@ def test_a_backend_that_cannot_run_here_is_refused_with_its_reason(monkeypatch: 
     with pytest.raises(ResourceError, match=r"attention_backend asks for .*'mmcv': .*mmcv.*Use 'auto'"):
         attend(problem, problem.leaves(), "mmcv")
     monkeypatch.setenv("CODETR_DEFORM_ATTN", "trition")
-    with pytest.raises(ConfigError, match=r"CODETR_DEFORM_ATTN asks for .*'trition'; there are auto, triton"):
+    with pytest.raises(ConfigError, match=r"CODETR_DEFORM_ATTN selects .*'trition'; available: auto, triton"):
         active_backend()
 
 

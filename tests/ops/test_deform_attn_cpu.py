@@ -135,9 +135,9 @@ def test_an_interrupted_call_waits_for_its_threads(monkeypatch: pytest.MonkeyPat
     ("change", "message"),
     [
         ({"points": 40}, "more than 128 samples"),
-        ({"flat": [2000, 3000, 9, 11, 4, 5, 1, 2]}, "do not fit each other"),
-        ({"flat": [19, 23, 9, 11, 4, 5]}, "do not fit each other"),
-        ({"queries": 7}, "do not fit each other"),
+        ({"flat": [2000, 3000, 9, 11, 4, 5, 1, 2]}, "have incompatible shapes"),
+        ({"flat": [19, 23, 9, 11, 4, 5]}, "have incompatible shapes"),
+        ({"queries": 7}, "have incompatible shapes"),
     ],
 )
 def test_the_operator_itself_refuses_what_does_not_fit(change: dict, message: str):
