@@ -363,7 +363,7 @@ def test_settings_context_and_environment_force_a_backend(monkeypatch: pytest.Mo
 
 def test_a_backend_that_cannot_run_here_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch):
     problem = make_problem(shapes=SHAPES, queries=1)
-    with pytest.raises(ResourceError, match=r"attention_backend asks for .*'mmcv': .*mmcv.*Use 'auto'"):
+    with pytest.raises(ResourceError, match=r"attention_backend selects .*'mmcv': .*mmcv.*Use 'auto'"):
         attend(problem, problem.leaves(), "mmcv")
     monkeypatch.setenv("CODETR_DEFORM_ATTN", "trition")
     with pytest.raises(ConfigError, match=r"CODETR_DEFORM_ATTN selects .*'trition'; available: auto, triton"):
