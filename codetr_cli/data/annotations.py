@@ -43,18 +43,11 @@ class Objects:
 class Annotations:
     """An annotation file as arrays (a file of 860,000 objects would be gigabytes as Python objects).
 
+    Images and objects are in the order of the file. `image_ids` (I,) int64, `sizes` (I, 2) int64 (height, width);
+    `image_rows` (N,) int64 row of each object's image, `labels` (N,) int64 index into `category_ids`, which ascend,
+    `boxes_xywh` (N, 4) and `area` (N,) float64, `iscrowd` (N,) int64, `ignore` (N,) bool.
+
     Attributes:
-        class_names: in the order of `category_ids`.
-        category_ids: original ids, ascending.
-        image_ids: (I,) int64, in the order of the file.
-        file_names: one an image.
-        sizes: (I, 2) int64 (height, width).
-        image_rows: (N,) int64 row of each object's image; objects are in the order of the file.
-        labels: (N,) int64 index into `category_ids`.
-        boxes_xywh: (N, 4) float64.
-        area: (N,) float64.
-        iscrowd: (N,) int64.
-        ignore: (N,) bool.
         outlines: of the objects, if they were requested.
         frequencies: LVIS only: "r", "c" or "f" (rare, common, frequent) for each class.
         neg_category_ids: LVIS only: for each image, categories that are verified to be absent.
@@ -87,13 +80,9 @@ class Annotations:
         return np.bincount(self.image_rows, minlength=len(self.image_ids)) > 0
 
     def usable_objects(self, rows: np.ndarray, *, with_crowd: bool) -> Objects:
-        """Objects of some images that are trained on or evaluated, by the published rules.
+        """Objects of images `rows` (M,), ascending, that are trained on or evaluated, by the published rules.
 
         Excluded: marked `ignore`, area not positive, a side under one pixel, no overlap with the image.
-
-        Args:
-            rows: (M,) ascending rows of `image_ids`.
-            with_crowd: keep crowd regions.
         """
         x, y, w, h = self.boxes_xywh.T
         heights, widths = self.sizes[self.image_rows].T
@@ -118,11 +107,7 @@ class Annotations:
 
 
 def check_kind(annotations: Annotations, dataset: DatasetName, path: Path) -> None:
-    """Checks that an annotation file belongs to the data set of the settings.
-
-    Raises:
-        DatasetError: LVIS annotations with settings for another data set, or the reverse.
-    """
+    """Raises a DatasetError for LVIS annotations with settings for another data set, or the reverse."""
     if annotations.is_lvis and dataset != "lvis":
         raise DatasetError(
             f"{source_of(path).name} is an LVIS annotation file, but the settings are for {dataset} "
@@ -141,11 +126,7 @@ def read_annotations(path: Path, *, with_outlines: bool = False) -> Annotations:
     """Reads a JSON file of COCO's kind.
 
     `area` may be missing (width times height then), and `iscrowd` and `ignore` (0). Objects of images that the file
-    does not list are skipped, as pycocotools does.
-
-    Args:
-        path: the file.
-        with_outlines: keep the objects' outlines too, undecoded: RAM of about the size of the file.
+    does not list are skipped, as pycocotools does. Outlines are kept undecoded: RAM of about the size of the file.
 
     Raises:
         DatasetError: unreadable, not JSON, not COCO's schema, ids not unique or unknown, boxes with NaN or a negative
@@ -281,7 +262,6 @@ def _read_json(path: Path, *, with_outlines: bool) -> tuple[Any, Spans | None]:
 
 
 def _table(content: Any, name: str, path: Path) -> list[dict[str, Any]]:
-    """One of the three lists of an annotation file."""
     if not isinstance(content, dict) or not isinstance(content.get(name), list):
         raise DatasetError(
             f"{path} is not a COCO annotation file: it has no list {name!r} (needed: images, annotations, categories)"
@@ -336,7 +316,6 @@ def _strings(table: list[dict[str, Any]], key: str, path: Path, name: str) -> li
 
 
 def _file_names(table: list[dict[str, Any]], path: Path) -> list[str]:
-    """Names of the image files, relative to the folder of images."""
     names = [image_name(entry) for entry in table]
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name:

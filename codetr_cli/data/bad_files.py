@@ -42,13 +42,8 @@ class BadFile(NamedTuple):
 def find_bad_files(images_dir: Path, names: Sequence[str], *, max_pixels: int) -> list[BadFile]:
     """Reads the headers of image files, about 60,000 a second from a warm cache.
 
-    Args:
-        images_dir: folder that the names are relative to.
-        names: of the files.
-        max_pixels: files with more are bad.
-
     Returns:
-        the bad files, in the order of `names`.
+        the files that cannot be used or have more than `max_pixels`, in the order of `names`, relative to `images_dir`.
     """
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
@@ -62,7 +57,6 @@ def _check_chunk(images_dir: Path, max_pixels: int, names: Sequence[str]) -> lis
 
 
 def _problem(path: str, max_pixels: int) -> str:
-    """The problem with a file's header, empty if there is none."""
     try:
         height, width = read_header(path).size
     except ImageFileError as error:
@@ -82,13 +76,8 @@ def pop_bad_files(batch: Batch) -> list[BadFile]:
 def check_share(bad: Sequence[BadFile], images: int, what: str) -> None:
     """Checks that most images can be read.
 
-    Args:
-        bad: unreadable files, each once.
-        images: number of all images.
-        what: the data set, for the message.
-
     Raises:
-        DatasetError: too many are bad.
+        DatasetError: too many of the `images` of a data set, named `what`, are bad.
     """
     if len(bad) > MAX_SHARE * images:
         raise DatasetError(

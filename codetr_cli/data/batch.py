@@ -67,13 +67,7 @@ class Batch:
 
 
 def pad(batch: Batch, height: int, width: int) -> Batch:
-    """The batch with more padding at the bottom and right; the images do not move.
-
-    Args:
-        batch: not larger than the new size.
-        height: new height.
-        width: new width.
-    """
+    """The batch with more padding at the bottom and right, up to `height` and `width`; the images do not move."""
     padding = (0, width - batch.images.shape[3], 0, height - batch.images.shape[2])
     if not any(padding):
         return batch

@@ -51,17 +51,15 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         mask_targets: include them in the targets.
         copy_paste: pastes objects of a second image, which is transformed as well.
         filter_empty: exclude images without any annotation (training only).
-        oversample_threshold: repeat images of classes that fewer images have, see `repeated_images` (training only).
+        oversample_threshold: see `repeated_images` (training only).
         skip_bad: replace unreadable files: in training by another image, else by a blank one. The target lists them
             under `bad_files`.
-        skip_files: paths of files, `images_dir` joined with their names, to exclude from the start.
+        skip_files: paths of files to exclude from the start.
         annotations: the content of `annotations_path` if it was read before, with outlines where masks are read.
 
     Attributes:
-        class_names: names in the order of the labels.
         category_ids: original id of each label, ascending.
         image_ids: id of the image of each index, in the order of the file.
-        file_names: of each index.
         sizes: (M, 2) int64 (height, width) of each index, according to the annotation file.
         aspect_flags: int64, 1 for images wider than high, else 0, according to the annotation file.
 
@@ -142,14 +140,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         self._check = source_of(annotations_path).check
 
     def _check_outlines(self, absent: np.ndarray) -> None:
-        """Checks that no object lacks a mask.
-
-        Args:
-            absent: (N,) bool, objects without a mask.
-
-        Raises:
-            DatasetError: names the first of them.
-        """
+        """Checks that no object lacks a mask; `absent` (N,) bool are those that do."""
         if self._outlines is None or not absent.any():
             return
         count = "none" if absent.all() else f"{len(absent) - int(absent.sum())}"
@@ -170,10 +161,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         return len(self.image_ids)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[np.ndarray, Target]:
-        """Reads and transforms one image.
-
-        Args:
-            key: index, or (epoch, index).
+        """Reads and transforms the image of an index or (epoch, index).
 
         Returns:
             The image (h, w, 3) uint8 RGB and its target.
@@ -198,10 +186,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
     def _transformed(self, index: int, rng: np.random.Generator, bad_files: list[BadFile]) -> tuple[int, Size, Sample]:
         """A transformed image, or another one of its orientation if augmentation removed all its objects.
 
-        Args:
-            index: of the image.
-            rng: of all random numbers.
-            bad_files: gets the unreadable files, where skipping is allowed; they are replaced in the same way.
+        Unreadable files are replaced in the same way, where skipping is allowed, and appended to `bad_files`.
 
         Returns:
             index of the image, its (height, width) as decoded, and the sample.
@@ -288,10 +273,10 @@ def build_dataset(
     skip_files: Collection[str] = (),
     annotations: Annotations | None = None,
 ) -> CocoDataset:
-    """Builds the dataset of the settings.
+    """Builds the dataset of the settings; `data.max_images` limits the training split only.
 
     Args:
-        settings: of the run; `data.max_images` limits the training split only.
+        settings: of the run.
         split: which images.
         training: augment and filter for training; otherwise every image is resized as for testing.
         data: folder given on the command line.

@@ -63,13 +63,7 @@ class CopyPaste:
         return CopyPasteParams(selected=tuple(candidates[chosen].tolist()))
 
     def apply(self, destination: Sample, source: Sample, params: CopyPasteParams) -> Sample:
-        """Pastes the selected objects over the destination; without any, returns it unchanged.
-
-        Args:
-            destination: the image to paste on.
-            source: an image of the same size.
-            params: indices of the source's objects.
-        """
+        """Pastes the selected objects over the destination, of the same size; without any, returns it unchanged."""
         if not params.selected:
             return destination
         selected = np.array(params.selected)

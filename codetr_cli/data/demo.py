@@ -34,12 +34,7 @@ Rng = np.random.Generator
 def write_demo(folder: Path, *, train: int = 400, val: int = 60, size: int = 256, seed: int = 0) -> None:
     """Writes the data set: images, annotations, list files. Files of the same name are overwritten.
 
-    Args:
-        folder: root of the data set, created when missing.
-        train: number of training images.
-        val: number of validation images.
-        size: long side of every image, in pixels; the short side is between three quarters of it and all of it.
-        seed: another seed gives other pictures.
+    The long side of every image has `size` pixels, the short side between three quarters of it and all of it.
     """
     contents = {}
     for number, (name, count) in enumerate((("train", train), ("val", val))):
@@ -55,7 +50,6 @@ def write_demo(folder: Path, *, train: int = 400, val: int = 60, size: int = 256
 
 
 def _write_images(folder: Path, count: int, size: int, seed: tuple[int, int]) -> dict[str, list[dict[str, Any]]]:
-    """Draws the images of one split and returns the content of its annotation file."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
@@ -105,11 +99,7 @@ class Shape:
 
 
 def draw_picture(rng: Rng, size: int) -> tuple[np.ndarray, list[tuple[Shape, np.ndarray]]]:
-    """Draws one picture.
-
-    Args:
-        rng: source of all random numbers.
-        size: long side, in pixels.
+    """Draws one picture whose long side has `size` pixels.
 
     Returns:
         The picture (h, w, 3) uint8 RGB, and each object with the mask (h, w) bool of its visible pixels, back to front.

@@ -24,12 +24,7 @@ Problem = Literal["missing", "unreadable", "empty", "not_an_image", "truncated",
 
 
 class ImageFileError(DatasetError):
-    """An image file that cannot be used.
-
-    Args:
-        problem: the kind of damage.
-        detail: what exactly was found, without the file's name.
-    """
+    """An image file that cannot be used: the kind of damage, and what exactly was found, without the file's name."""
 
     def __init__(self, problem: Problem, detail: str) -> None:
         super().__init__(detail)
@@ -41,7 +36,6 @@ class ImageHeader:
     """The content of an image's header.
 
     Args:
-        format: "jpeg", "png", "webp", "gif", "bmp", "tiff" or a rarer one's name.
         stored_size: (height, width) in pixels as stored.
         orientation: EXIF orientation 1..8 that OpenCV applies on reading; 1 for none.
         colour: how the pixels are stored: "rgb", "grey", "palette", "cmyk", "alpha".

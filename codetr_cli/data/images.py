@@ -24,12 +24,7 @@ MAX_PIXELS = 100_000_000
 
 
 class BrokenImageError(DatasetError):
-    """An image file that cannot be read.
-
-    Args:
-        message: what was found, where, what to do.
-        reason: what was found, without the file's name.
-    """
+    """An image file that cannot be read; `reason` is what was found, without the file's name."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)

@@ -134,11 +134,7 @@ class Masks:
         return Masks([*self.blocks, *others.blocks], self.size)
 
     def array(self, size: Size | None = None) -> np.ndarray:
-        """Whole bitmaps (G, h, w) uint8.
-
-        Args:
-            size: not smaller than the image: padded with empty rows and columns at the bottom and right.
-        """
+        """Whole bitmaps (G, h, w) uint8, padded at the bottom and right to `size` if it is given."""
         bitmaps = np.zeros((len(self), *(size or self.size)), np.uint8)
         for bitmap, block in zip(bitmaps, self.blocks, strict=True):
             _window(bitmap, block)[:] = block.pixels

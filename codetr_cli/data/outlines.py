@@ -48,11 +48,7 @@ class Outlines:
         return json.loads(self.text[start:end]) if end > start else None
 
     def masks(self, rows: Sequence[int], size: Size) -> Masks:
-        """Bitmaps of some objects of one image.
-
-        Args:
-            rows: of the objects.
-            size: of their image.
+        """Bitmaps of the objects of some rows, all in one image of `size`.
 
         Raises:
             DatasetError: an outline is missing, broken or for an image of another size; names the entry.
@@ -71,15 +67,12 @@ class OutlineError(ValueError):
 
 
 def decode(outline: Any, size: Size) -> Block:
-    """Draws one object.
+    """Draws one object of an image of `size`; sets the pixels that pycocotools sets.
 
     Args:
         outline: COCO's segmentation: a list of polygons [x1, y1, x2, y2, ...], or {"size": [h, w], "counts": ...} with
             counts as a list of run lengths or compressed to a text.
         size: of the image.
-
-    Returns:
-        The pixels that pycocotools sets.
 
     Raises:
         OutlineError: neither of these, or for an image of another size.

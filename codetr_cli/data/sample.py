@@ -66,10 +66,7 @@ class Sample:
     def to_target(self, *, image_id: int, orig_size: Size, pad_divisor: int) -> Target:
         """The target of this image, see `codetr_cli.data.targets`.
 
-        Args:
-            image_id: id of the image in its annotation file.
-            orig_size: (height, width) as decoded.
-            pad_divisor: the image counts as padded to multiples of this.
+        The image, of `orig_size` as decoded, counts as padded to multiples of `pad_divisor`.
         """
         height, width = self.size
         pad_size = (-(-height // pad_divisor) * pad_divisor, -(-width // pad_divisor) * pad_divisor)

@@ -125,11 +125,7 @@ class ResizeShortLong(Transform[ResizeParams]):
 
 
 class ResizeToCanvas(Transform[None]):
-    """Resizes, keeping the ratio, until the long side is that of a square canvas, and pads to it with grey.
-
-    Args:
-        canvas: side of the square.
-    """
+    """Resizes, keeping the ratio, until the long side is that of a square canvas, and pads to it with grey."""
 
     def __init__(self, *, canvas: int) -> None:
         self.canvas = canvas
@@ -188,12 +184,7 @@ class CropParams:
 
 
 class RandomCrop(Transform[CropParams]):
-    """Crops a window whose sides are random between two limits; smaller sides of the image are kept whole.
-
-    Args:
-        low: smallest side of the window.
-        high: largest side of the window.
-    """
+    """Crops a window whose sides are random between `low` and `high`; smaller sides of the image are kept whole."""
 
     def __init__(self, *, low: int, high: int) -> None:
         self.low = low
@@ -321,11 +312,7 @@ class LsjAugmentation(Transform[LsjParams]):
         return LsjParams(ratio=ratio, crop=crop, flip=self.flip.make_params(rng, size))
 
     def apply(self, sample: Sample, params: LsjParams) -> Sample:
-        """The sample after all steps.
-
-        Raises:
-            DroppedSampleError: boxes remain after the crop, but no pixel of their objects.
-        """
+        """The sample after all steps; raises as `stages`."""
         *_, last = self.stages(sample, params)
         return last
 
@@ -333,7 +320,7 @@ class LsjAugmentation(Transform[LsjParams]):
         """The sample after each step: resize, crop, filter, flip, pad.
 
         Raises:
-            DroppedSampleError: as `apply`.
+            DroppedSampleError: boxes remain after the crop, but no pixel of their objects.
         """
         sample = _resized(sample, self.new_size(sample.size, params.ratio))
         yield sample

@@ -12,13 +12,7 @@ from codetr_cli.data.checks.summary import AnnotationSummary
 
 
 def check_annotations(path: Path, findings: Findings, where: str, *, training: bool) -> AnnotationSummary | None:
-    """Checks one annotation file.
-
-    Args:
-        path: an existing file.
-        findings: collects the problems.
-        where: the name of the file in findings.
-        training: whether the file is trained on: then every class needs an annotation.
+    """Checks one annotation file, named `where` in the findings; for training, every class needs an annotation.
 
     Returns:
         its counts, or None when it cannot be parsed at all.

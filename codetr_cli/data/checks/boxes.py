@@ -23,14 +23,9 @@ MAX_OBJECTS = 900
 def check_boxes(
     records: list[dict[str, Any]], sizes: dict[int, Size], summary: AnnotationSummary, findings: Findings, where: str
 ) -> None:
-    """Checks annotations that follow the schema.
+    """Checks annotations that follow the schema, and adds the counts to the summary.
 
-    Args:
-        records: the annotations.
-        sizes: (height, width) by image id.
-        summary: gets the counts.
-        findings: collects the problems.
-        where: the name of the file in findings.
+    `sizes` are the (height, width) of the images by id.
     """
     _check_annotation_ids(records, findings, where)
     _check_references(records, sizes, summary, findings, where)

@@ -33,7 +33,7 @@ class DatasetReport:
         dataset: the known data set whose rules apply, a key of `LAYOUTS`.
         layout: name of its layout.
         notes: sentences about decisions made in reading it.
-        places: the file or folder that defines each split, by "train", "val" and perhaps "test".
+        places: the file or folder that defines each split.
         splits: counts of each readable annotation file, by "train" and "val".
         lists: status of each list file.
         findings: errors first.
@@ -51,7 +51,7 @@ class DatasetReport:
     seconds: float = 0.0
 
     def layout_sentence(self) -> str:
-        """The layout of the folder, and where its splits come from, in a sentence."""
+        """The layout of the folder, and where its splits come from."""
         places = ", ".join(f"{split} from {place}" for split, place in self.places.items())
         return f"{self.folder} is a {self.layout} data set: {places}."
 
@@ -80,15 +80,14 @@ def check_dataset(
 ) -> DatasetReport:
     """Checks a data set's folder and writes COCO's list files where they are missing.
 
+    Problems within the layout are findings of the report, not errors.
+
     Args:
         folder: the data set.
         config: its `max_pixels` and `min_side` apply, and its `dataset` where the folder contains several.
         progress: displays the progress.
         workers: threads that read headers, or processes that decode; None: the default for this machine.
         deep: decode every image.
-
-    Returns:
-        the report; problems within the layout are findings, not errors.
 
     Raises:
         DatasetError: the folder does not exist, or has another layout.
@@ -144,7 +143,6 @@ def _splits(report: DatasetReport, config: DataConfig, findings: Findings) -> li
 
 
 def _check_split(split: SplitFiles, findings: Findings, progress: Progress) -> AnnotationSummary | None:
-    """The counts of a split's annotation file, None when it is missing or cannot be parsed."""
     where = split.where
     if not split.exists:
         findings.add("no_training" if split.name == "train" else "no_validation", f"{split.images_dir.name}/")
@@ -161,7 +159,6 @@ def _check_split(split: SplitFiles, findings: Findings, progress: Progress) -> A
 
 
 def _check_list(split: SplitFiles, summary: AnnotationSummary, findings: Findings) -> str:
-    """The status of the split's list file."""
     names = [name for name, _, _ in summary.images]
     status = write_list(split, names)
     if status.startswith("not written"):

@@ -52,11 +52,7 @@ class FileRules:
     """Settings of the check.
 
     Args:
-        images_dir: the folder that file names are relative to.
-        where: the name of the folder in findings.
-        max_pixels: limit of an image's pixels.
         min_side: images with a smaller side are not trained on.
-        deep: decode every image, as training does.
         shared: the folder also contains images of other annotation files.
     """
 
@@ -78,12 +74,7 @@ def check_files(
 ) -> None:
     """Checks every image file of a split and reports files that no record mentions.
 
-    Args:
-        records: from the annotation file.
-        rules: what to check.
-        findings: collects the problems.
-        workers: threads for headers, processes for decoding.
-        advance: called after every few files with the number that was checked.
+    `advance` is called after every few files with their number.
 
     Raises:
         ResourceError: a decoding process died, e.g. of lack of memory.

@@ -194,14 +194,7 @@ KINDS: dict[str, Kind] = {
 
 @dataclass
 class Finding:
-    """One kind of finding in one place.
-
-    Args:
-        kind: a key of `KINDS`.
-        where: the file or folder it was found in.
-        count: how many.
-        first: names of the first few, with details.
-    """
+    """One kind of finding in one place: how often, and the first few names with details."""
 
     kind: str
     where: str

@@ -15,12 +15,7 @@ from codetr_cli.data.targets import Size
 
 
 class UnusableFileError(Exception):
-    """The file as a whole cannot be parsed.
-
-    Args:
-        kind: of the finding.
-        detail: what exactly was found.
-    """
+    """The file as a whole cannot be parsed: the kind of finding, and what exactly was found."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -107,7 +102,6 @@ def _checked_outline(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _top_level(content: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """The lists of images, annotations and categories."""
     if not isinstance(content, dict):
         hint = ": this looks like a file of detections" if _looks_like_results(content) else ""
         raise UnusableFileError("wrong_schema", f"the top level is {_type(content)}, an object is needed{hint}")
@@ -187,7 +181,6 @@ def _check_categories(categories: list[Any], summary: AnnotationSummary, finding
 
 
 def _valid_annotations(annotations: list[Any], findings: Findings, where: str) -> list[dict[str, Any]]:
-    """The records that follow the schema; the others become findings."""
     valid = []
     for index, record in enumerate(annotations):
         # The common case in one expression: a COCO has 860,001 of these.

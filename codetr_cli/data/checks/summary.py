@@ -12,12 +12,8 @@ class AnnotationSummary:
 
     Args:
         images: (file name, height, width) of each valid image record.
-        category_names: id -> name.
-        annotations: number of annotations, crowds included.
-        crowd: number of crowd annotations.
         without_objects: number of images without any annotation.
         max_objects: most annotations in one image.
-        per_category: annotations of each category id.
         usable: annotations that training uses: no crowds, at least a pixel wide and high, inside their image.
         outlines: annotations with a mask that can be drawn.
         frequencies: LVIS's "r", "c" and "f" -> number of rare, common and frequent classes.

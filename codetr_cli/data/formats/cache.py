@@ -24,11 +24,9 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class Source:
-    """Where the annotations of a file come from, as the user knows it.
+    """Where the annotations of a file come from: the file, or for one in the cache the folders that it was made of.
 
-    Args:
-        name: the file, or for one in the cache the folders that it was made of.
-        folders: of the data sets; `codetr prepare` checks them.
+    `folders` are those of the data sets, for `codetr prepare`.
     """
 
     name: str
@@ -60,14 +58,7 @@ def content_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One conversion in the cache.
-
-    Args:
-        folder: of the conversion.
-        sources: folders of the data sets that it was made of; empty for an unfinished one.
-        size_bytes: of its files.
-        last_used: seconds since the epoch.
-    """
+    """One conversion in the cache; `sources` are the folders it was made of, none for an unfinished one."""
 
     folder: Path
     sources: tuple[str, ...]

@@ -24,14 +24,7 @@ FORMAT = "4"
 
 @dataclass(frozen=True)
 class Parser:
-    """How a layout is read.
-
-    Args:
-        title: the layout's name.
-        matches: whether a folder has the layout.
-        read: parses a folder.
-        files_read: the files and folders that decide the result of `read`.
-    """
+    """How a layout is read: its name, whether a folder has it, and what decides the result of reading it."""
 
     title: str
     matches: Callable[[Path], bool]
@@ -80,13 +73,8 @@ class Converted:
     """A converted folder.
 
     Args:
-        title: of its layout.
         folder: of the data set; may be below the folder that was given.
-        splits: "train", "val" and perhaps "test".
-        notes: sentences about decisions made in reading it.
-        findings: problems with boxes.
         val_is_test: whether the test images are used for evaluation, because there are no validation images.
-        skipped: unusable images with the reason, where skipping is allowed.
     """
 
     title: str

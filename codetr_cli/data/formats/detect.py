@@ -13,14 +13,9 @@ EXPECTED = "annotations/instances_{train,val}2017.json beside the image folders 
 
 
 def find_splits(folder: Path, dataset: str = "coco") -> tuple[SplitFiles, SplitFiles]:
-    """The train and val splits of a folder in one of the published layouts.
+    """The train and val splits of a folder in one of the published layouts; at least one has its annotation file.
 
-    Args:
-        folder: the data set's.
-        dataset: a key of `LAYOUTS`, preferred where the folder has the files of several.
-
-    Returns:
-        both splits; at least one has its annotation file.
+    `dataset`, a key of `LAYOUTS`, is preferred where the folder has the files of several.
 
     Raises:
         DatasetError: the folder does not exist or has another layout; the error names it, and the right folder if
@@ -84,7 +79,7 @@ def _no_folder(folder: Path) -> str:
 
 
 def _existing_parent(folder: Path) -> tuple[Path, list[str]]:
-    """The innermost existing folder above a missing one, and the names of the folders in it."""
+    """The innermost existing folder above a missing one, and the names of its folders."""
     parent = next(place for place in folder.absolute().parents if place.is_dir())
     return parent, [child.name for child in _folders(parent)]
 

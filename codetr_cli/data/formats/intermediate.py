@@ -20,14 +20,7 @@ MAX_SHARE = 0.1
 
 @dataclass(frozen=True)
 class ParsedBox:
-    """One object.
-
-    Args:
-        label: index into the data set's class names.
-        corners: x1, y1, x2, y2.
-        difficult: neither trained on nor counted in evaluation.
-        outline: polygon x, y, x, y, ...; empty without one.
-    """
+    """One object; the outline is a polygon x, y, x, y, ... or empty. Difficult ones become crowds."""
 
     label: int
     corners: tuple[float, float, float, float]

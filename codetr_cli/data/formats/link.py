@@ -14,7 +14,6 @@ class Link:
     Args:
         status: "linked" (created now), "present" (it existed), "in_place" (the data set itself is there), "occupied"
             (something else is there and is kept), "impossible" (the system refuses links).
-        path: of the link.
         detail: what is there or why the link failed, a phrase; empty on success.
     """
 

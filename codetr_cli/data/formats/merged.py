@@ -22,14 +22,7 @@ FORMAT = "1"
 
 @dataclass(frozen=True)
 class Merged:
-    """The data sets as one.
-
-    Args:
-        images_dir: the common folder of all images; the names of images are absolute.
-        tables: COCO file of each split that any of the data sets has.
-        notes: for each split, sentences about what came from where.
-        warnings: for each split, sentences about possible problems.
-    """
+    """The data sets as one; the names of images are absolute. Notes and warnings are sentences for each split."""
 
     images_dir: Path
     tables: dict[str, Path]

@@ -26,14 +26,7 @@ from codetr_cli.errors import DatasetError, listed
 
 @dataclass(frozen=True)
 class Part:
-    """One of the data sets.
-
-    Args:
-        folder: as it was given.
-        title: of its layout.
-        splits: folder of the images and annotation file of "train", "val" and "test", as far as it has them.
-        notes: sentences about how it was read.
-    """
+    """One of the data sets: folder of the images and annotation file of each of its splits; how it was read."""
 
     folder: Path
     title: str
@@ -43,13 +36,10 @@ class Part:
 
 @dataclass
 class MergedClasses:
-    """The classes of all data sets.
+    """The classes of all data sets, by label; names are those of the first data set that has the class.
 
-    Args:
-        names: by label, in the spelling of the first data set that has the class.
-        ids: by label, ascending.
-        label_maps: for each data set the label of each of its classes, by normalized name.
-        frequencies: LVIS's frequency group by label, where known.
+    `label_maps` give for each data set the label of each of its classes, by normalized name; `frequencies` LVIS's
+    frequency group by label, where known.
     """
 
     names: list[str] = field(default_factory=list)
@@ -60,14 +50,10 @@ class MergedClasses:
 
 @dataclass(frozen=True)
 class PartSplit:
-    """The images and objects that one data set contributes to a split.
+    """The images and objects that one data set, the one with that index, contributes to a split.
 
-    Args:
-        index: of the data set.
-        annotations: as read.
-        images_dir: of its images.
-        labels: (classes of the data set,) int64, the merged label of each of its labels.
-        image_ids: (images,) int64, unique over all data sets.
+    `labels` (classes of the data set,) int64 is the merged label of each of its labels, `image_ids` (images,) int64
+    are unique over all data sets.
     """
 
     index: int

@@ -24,11 +24,7 @@ class DataPaths:
     """Folder of the images and file of the annotations of one split.
 
     Args:
-        images_dir: what the names of images are relative to.
-        annotations_path: COCO's JSON.
-        notes: sentences about decisions made in finding them.
         dataset: whose rules apply; None where only paths were given.
-        warnings: sentences about possible problems.
     """
 
     images_dir: Path
@@ -43,13 +39,8 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
 
     The folder is `data`, else `config.root`, else the environment's CODETR_DATA, else data/coco (or data/lvis_v1,
     data/objects365); paths of `config` for the split's images or annotations take precedence over its content. The
-    data sets of `config.extra_roots` are merged with it, each in its own layout.
-
-    Args:
-        config: names the data set, and optionally the paths.
-        data: folder given on the command line.
-        split: which images.
-        any_dataset: if the folder does not contain `config.dataset` but another known data set, use that.
+    data sets of `config.extra_roots` are merged with it, each in its own layout. With `any_dataset`, another known data
+    set is used if the folder does not contain `config.dataset`.
 
     Raises:
         ConfigError: a folder is given twice.
@@ -64,15 +55,7 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
 
 
 def convert_unpublished(folder: Path, *, skip_bad: bool = False) -> Converted | None:
-    """The conversion of a folder; None if it has a published layout, which takes precedence, or an unknown one.
-
-    Args:
-        folder: the data set's.
-        skip_bad: see `find_converted`.
-
-    Raises:
-        DatasetError: see `find_converted`.
-    """
+    """The result of `find_converted`; None if the folder has a published layout, which takes precedence."""
     return None if has_published_layout(folder) else find_converted(folder, skip_bad=skip_bad)
 
 
@@ -81,9 +64,6 @@ class _Location:
     """Where a split should be.
 
     Args:
-        paths: of its images and annotations.
-        dataset: a key of `LAYOUTS`.
-        title: of the layout.
         other: a known data set whose files are in the folder, while those of the requested one are not.
         absent: why a converted folder does not have the split; empty otherwise.
     """
@@ -140,11 +120,6 @@ def _dataset_name(name: str) -> DatasetName:
 
 
 def _check_present(config: DataConfig, root: Path, location: _Location, split: Split) -> None:
-    """Checks that images and annotations of a split exist.
-
-    Raises:
-        DatasetError: names what is missing, and what is there instead.
-    """
     if location.absent:
         raise DatasetError(location.absent)
     paths = location.paths
@@ -180,12 +155,7 @@ def _other_dataset(root: Path, dataset: str) -> str | None:
 
 
 def _find_several(config: DataConfig, roots: list[Path], split: Split) -> DataPaths:
-    """One split of several data sets, merged; a data set without that split is used for training only.
-
-    Raises:
-        ConfigError: a folder is given twice.
-        DatasetError: a part is missing.
-    """
+    """One split of several data sets, merged; a data set without that split is used for training only."""
     for index, root in enumerate(roots):
         if root.resolve() in [before.resolve() for before in roots[:index]]:
             raise ConfigError(f"the data set {root} is given twice: give each folder once")

@@ -29,8 +29,6 @@ THREADS = 16
 
 @dataclass(frozen=True)
 class _Object:
-    """One object of an annotation file."""
-
     name: str
     corners: tuple[float, float, float, float]
     difficult: bool
@@ -61,10 +59,6 @@ def files_read(folder: Path) -> Iterable[Path]:
 
 def read_voc(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
     """Reads all images in the lists; without lists, all that have an annotation file.
-
-    Args:
-        folder: of the data set.
-        skip_bad: skip missing images.
 
     Raises:
         DatasetError: broken files, names without an annotation file or image, boxes whose corners are swapped.

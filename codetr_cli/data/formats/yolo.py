@@ -57,10 +57,6 @@ def files_read(folder: Path) -> Iterable[Path]:
 def read_yolo(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
     """Reads all images of the folder's description.
 
-    Args:
-        folder: of the data set.
-        skip_bad: skip images that cannot be read.
-
     Raises:
         DatasetError: no class names, a description that cannot be read, missing images, broken labels.
     """

@@ -25,14 +25,7 @@ of each process, and the batch from which on they were reshuffled (None: never).
 
 
 class TrainLoader:
-    """One epoch of batches at a time, from any batch on.
-
-    Args:
-        dataset: the images.
-        sampler: determines the order.
-        workers: processes that read ahead; 0 reads in this process.
-        pin_memory: return batches in page-locked memory, for fast copies to a GPU.
-        timeout_s: seconds without a batch after which workers are considered hung.
+    """One epoch of batches at a time, from any batch on; see `build_train_loader`.
 
     Attributes:
         on_bad_file: called with every unreadable file that another image replaced.
@@ -79,12 +72,7 @@ class TrainLoader:
         return self.sampler.set_epoch(epoch, start_batch, reshuffled_from, segments)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the chosen epoch.
-
-        Raises:
-            DatasetError: an image cannot be read.
-            ResourceError: workers died repeatedly, hang, or cannot be started.
-        """
+        """The batches of the chosen epoch; errors as of `BatchReader`."""
         for batch in self.reader:
             for bad in pop_bad_files(batch):
                 self.on_bad_file(bad)
@@ -174,16 +162,8 @@ class AspectGroupedSampler(Sampler[list[Key]]):
 class EvalLoader:
     """Batches with every image once over all ranks, in order: rank r has batches r, r + world_size, ...
 
-    An image is in the same batch, with the same padding, for any number of ranks: they change no detection.
-
-    Args:
-        dataset: the images.
-        batch_size: images a batch; the last one may be smaller.
-        workers: processes that read ahead; 0 reads in this process.
-        rank: of this process.
-        world_size: number of processes.
-        pin_memory: return batches in page-locked memory, for fast copies to a GPU.
-        timeout_s: see `TrainLoader`.
+    An image is in the same batch, with the same padding, for any number of ranks: they change no detection. The last
+    batch may be smaller. The arguments are those of `build_train_loader`.
     """
 
     def __init__(
@@ -208,17 +188,11 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of this rank.
-
-        Raises:
-            DatasetError: an image cannot be read.
-            ResourceError: workers died repeatedly, hang, or cannot be started.
-        """
+        """The batches of this rank; errors as of `BatchReader`."""
         return iter(self.reader)
 
 
 def _combined_seed(*numbers: int) -> int:
-    """A seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -244,8 +218,8 @@ def build_train_loader(
         rank: of this process.
         world_size: number of processes.
         aspect_grouping: batches have images of one orientation.
-        pin_memory: return batches in page-locked memory.
-        timeout_s: see `TrainLoader`.
+        pin_memory: return batches in page-locked memory, for fast copies to a GPU.
+        timeout_s: seconds without a batch after which workers are considered hung.
     """
     groups = dataset.aspect_flags if aspect_grouping else np.zeros_like(dataset.aspect_flags)
     sampler = AspectGroupedSampler(groups, micro_batch=micro_batch, rank=rank, world_size=world_size, seed=seed)

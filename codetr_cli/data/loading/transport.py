@@ -24,11 +24,7 @@ from codetr_cli.data.targets import Target
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """Placeholder in a target for a tensor in the block.
-
-    Attributes:
-        shape: of the uint8 tensor.
-    """
+    """Placeholder in a target for a uint8 tensor of this shape in the block."""
 
     shape: tuple[int, ...]
 
@@ -74,12 +70,7 @@ class SharedBatch:
 
 @dataclass(frozen=True)
 class PinnedBatch:
-    """A received batch in page-locked memory.
-
-    Attributes:
-        batch: the batch.
-        shm_error: see `SharedBatch`.
-    """
+    """A received batch in page-locked memory; `shm_error` as of `SharedBatch`."""
 
     batch: Batch
     shm_error: str | None

@@ -66,13 +66,14 @@ class ImageSet(Protocol):
 class BatchReader:
     """Reads the batches of an order; every iteration reads all of them.
 
-    Logs a warning when it replaces a dead worker, and when there is no shared memory.
+    Logs a warning when it replaces a dead worker, and when there is no shared memory. Iterating raises a DatasetError
+    for an image that cannot be read, and a ResourceError if workers died repeatedly, hang, or cannot be started.
 
     Args:
         dataset: the samples.
         order: lists of keys, one a batch; every iteration over it must return the same, unless its owner changes it.
         workers: processes that read ahead; 0 reads in this process.
-        pin_memory: return batches in page-locked memory, for fast copies to a GPU.
+        pin_memory: return batches in page-locked memory.
         keep_workers: keep the workers for the next iteration.
         timeout_s: see `TIMEOUT_S`.
     """
@@ -117,12 +118,7 @@ class BatchReader:
         return len(self._stream._task_info) if self.processes else 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the current order.
-
-        Raises:
-            DatasetError: an image cannot be read.
-            ResourceError: workers died repeatedly, hang, or cannot be started.
-        """
+        """The batches of the current order."""
         if self._outstanding:  # of an iteration that was not finished
             self.close()
         delivered = deaths = 0
@@ -156,10 +152,7 @@ class BatchReader:
             yield batch
 
     def _start(self, skip: int) -> None:
-        """Starts workers, or reuses the kept ones, from a batch of the order on.
-
-        Args:
-            skip: number of batches to skip.
+        """Starts workers, or reuses the kept ones, after the first `skip` batches of the order.
 
         Raises:
             _WorkerDiedError: one of the kept workers has died.
@@ -248,7 +241,6 @@ class BatchReader:
         return str(self.dataset.image_path(index)) if index >= 0 else "no image yet"
 
     def _stalled(self) -> ResourceError:
-        """The error for workers that do not answer."""
         named = ", ".join(
             f"process {worker.pid} at {self._image_of(number)}" for number, worker in enumerate(self.processes)
         )
@@ -259,7 +251,6 @@ class BatchReader:
         )
 
     def _too_many_deaths(self, description: str) -> ResourceError:
-        """The error for workers that die repeatedly."""
         return ResourceError(
             f"{description}. That was the {MAX_REPLACEMENTS + 1}th within one epoch. {_advice(description)} "
             "The same command continues from the newest checkpoint"
@@ -290,11 +281,7 @@ class BatchReader:
 
 
 class _WorkerDiedError(Exception):
-    """A worker died.
-
-    Args:
-        description: how it ended; empty if it was another reader's.
-    """
+    """A worker died; the description is empty if it was another reader's."""
 
     def __init__(self, description: str) -> None:
         super().__init__(description)
@@ -316,13 +303,9 @@ class _RemainingOrder:
 
 
 class _ErrorsAsItems(Dataset[Item | CodetrError]):
-    """Returns an error that the user can fix instead of raising it, and records the index that is read.
+    """Returns an error that the user can fix instead of raising it, and records the index that each worker reads.
 
     DataLoader would re-raise it from a worker with that worker's traceback as its message.
-
-    Args:
-        dataset: the samples.
-        current_index: the index that each worker reads, shared by all processes; -1 before the first.
     """
 
     def __init__(self, dataset: ImageSet, current_index: Any) -> None:
