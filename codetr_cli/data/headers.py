@@ -7,12 +7,14 @@ OpenCV applies is reported with the stored size.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from codetr_cli.data.targets import Size
 from codetr_cli.errors import DatasetError
@@ -64,89 +66,59 @@ def read_header(path: str | Path) -> ImageHeader:
         ImageFileError: the file is missing, empty, truncated, not an image, or of a format OpenCV cannot read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (a Path a file is slow)
+            return _parse(_FileBytes(file), path)
     except FileNotFoundError as error:
         raise ImageFileError("missing", "no such file") from error
     except OSError as error:
         raise ImageFileError("unreadable", error.strerror or str(error)) from error
-    try:
-        return _parse(_FileBytes(descriptor), path)
-    except OSError as error:
-        raise ImageFileError("unreadable", error.strerror or str(error)) from error
-    finally:
-        os.close(descriptor)
 
 
 def header_of(content: bytes, path: str | Path) -> ImageHeader:
-    """The header of a file that is already in RAM.
-
-    Args:
-        content: the whole file.
-        path: the file; read again for rare formats only.
-
-    Raises:
-        ImageFileError: as `read_header`.
-    """
-    return _parse(_RamBytes(content), path)
+    """As `read_header`, for a file whose content is in RAM; only rare formats are read from `path` again."""
+    return _parse(_FileBytes(io.BytesIO(content)), path)
 
 
 class _FileBytes:
     """Random access to a file's bytes; the head is read once."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.head = os.read(descriptor, HEAD_BYTES)
-        self.size = len(self.head) if len(self.head) < HEAD_BYTES else os.fstat(descriptor).st_size
+    def __init__(self, file: io.RawIOBase | io.BytesIO) -> None:
+        self._file = file
+        self.head = file.read(HEAD_BYTES) or b""
+        self.size = len(self.head) if len(self.head) < HEAD_BYTES else file.seek(0, os.SEEK_END)
 
     def at(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer where the file ends."""
         if offset + count <= len(self.head):
             return self.head[offset : offset + count]
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
-        return os.read(self._descriptor, count)
+        self._file.seek(offset)
+        return self._file.read(count) or b""
 
     def tail(self, count: int) -> bytes:
         """The last `count` bytes, fewer where the file is shorter."""
         return self.at(max(0, self.size - count), min(count, self.size))
 
 
-class _RamBytes(_FileBytes):
-    """The same for a file in RAM."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self.head = content[:HEAD_BYTES]
-        self.size = len(content)
-
-    def at(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, fewer where the file ends."""
-        return self._content[offset : offset + count]
-
-
 def _parse(source: _FileBytes, path: str | Path) -> ImageHeader:
-    try:
-        return _parse_format(source, path)
-    except (struct.error, IndexError) as error:
-        raise ImageFileError("truncated", "the header is cut short or broken") from error
-
-
-def _parse_format(source: _FileBytes, path: str | Path) -> ImageHeader:
     head = source.head
     if not head:
         raise ImageFileError("empty", "the file has zero bytes")
-    if head[:3] == b"\xff\xd8\xff":
-        return _jpeg(source)
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return _png(source)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return _webp(source)
-    if head[:6] in (b"GIF87a", b"GIF89a"):
-        return _gif(source)
-    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":
-        return _bmp(source)
-    if head[:4] in (b"II*\0", b"MM\0*"):
-        return _tiff(source)
-    return _other(head, path)
+    try:
+        if head[:3] == b"\xff\xd8\xff":
+            return _jpeg(source)
+        if head[:8] == b"\x89PNG\r\n\x1a\n":
+            return _png(source)
+        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return _webp(source)
+        if head[:6] in (b"GIF87a", b"GIF89a"):
+            return _gif(source)
+        if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":
+            return _bmp(source)
+        if head[:4] in (b"II*\0", b"MM\0*"):
+            return _tiff(source)
+        return _other(head, path)
+    except (struct.error, IndexError) as error:
+        raise ImageFileError("truncated", "the header is cut short or broken") from error
 
 
 # ----------------------------------------------------------------------------------------------------------- formats
@@ -257,17 +229,15 @@ def _bmp(source: _FileBytes) -> ImageHeader:
 
 
 def _tiff(source: _FileBytes) -> ImageHeader:
-    order: Literal["little", "big"] = "little" if source.head[:2] == b"II" else "big"
-    tags = _read_ifd(source.at, order)
+    tags = _read_ifd(source.at)
     size, bits = (tags.get(257, [0])[0], tags.get(256, [0])[0]), tags.get(258, [1])[0]
     ends = [a + b for o, c in ((273, 279), (324, 325)) for a, b in zip(tags.get(o, []), tags.get(c, []), strict=False)]
     if bits > 16:
         raise ImageFileError("unsupported", f"a TIFF with {bits} bits per sample; OpenCV reads at most 16")
     if not ends or max(ends) > source.size:
         raise ImageFileError("truncated", "the TIFF's pixels are beyond the end of the file")
-    orientation = tags.get(274, [1])[0]
     colour = {0: "grey", 1: "grey", 3: "palette", 5: "cmyk"}.get(tags.get(262, [2])[0], "rgb")
-    return ImageHeader("tiff", size, orientation if 1 <= orientation <= 8 else 1, colour, bits)
+    return ImageHeader("tiff", size, _orientation(tags) or 1, colour, bits)
 
 
 def _other(head: bytes, path: str | Path) -> ImageHeader:
@@ -311,10 +281,6 @@ _LOOKS_LIKE = {
 # --------------------------------------------------------------------------------------------------------------- parts
 
 
-class _ReadAt(Protocol):
-    def __call__(self, offset: int, count: int, /) -> bytes: ...
-
-
 def _ends_later(source: _FileBytes, start: int, end: bytes) -> bool:
     """Whether the end marker is anywhere after `start`: cameras and editors append data of their own to it."""
     return end in source.at(start, source.size - start)
@@ -324,22 +290,20 @@ def _exif_orientation(data: bytes) -> int | None:
     """The orientation tag 1..8 of an EXIF block (a small TIFF), None when it is absent or broken."""
     if data[:2] not in (b"II", b"MM"):
         return None
-    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     try:
-        value = _read_ifd(lambda offset, count: data[offset : offset + count], order).get(274, [1])[0]
+        return _orientation(_read_ifd(lambda offset, count: data[offset : offset + count]))
     except (struct.error, IndexError):
         return None
+
+
+def _orientation(tags: dict[int, list[int]]) -> int | None:
+    value = tags.get(274, [1])[0]
     return value if 1 <= value <= 8 else None
 
 
-def _read_ifd(at: _ReadAt, order: Literal["little", "big"]) -> dict[int, list[int]]:
-    """Integer tags of the first TIFF directory.
-
-    Args:
-        at: returns `count` bytes from an offset.
-        order: byte order of the file.
-    """
-    mark = "<" if order == "little" else ">"
+def _read_ifd(at: Callable[[int, int], bytes]) -> dict[int, list[int]]:
+    """Integer tags of the first TIFF directory; `at` returns `count` bytes from an offset."""
+    mark = "<" if at(0, 2) == b"II" else ">"
     start = struct.unpack(mark + "I", at(4, 4))[0]
     count = struct.unpack(mark + "H", at(start, 2))[0]
     tags: dict[int, list[int]] = {}

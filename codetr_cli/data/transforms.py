@@ -46,19 +46,13 @@ class Transform(ABC, Generic[Params]):
 # ------------------------------------------------------------------------------------------------------------ the steps
 
 
-@dataclass(frozen=True)
-class NoParams:
-    """No parameters."""
-
-
-class Keep(Transform[NoParams]):
+class Keep(Transform[None]):
     """Keeps the decoded image: test-time augmentation resizes it later."""
 
-    def make_params(self, rng: np.random.Generator, size: Size) -> NoParams:
+    def make_params(self, rng: np.random.Generator, size: Size) -> None:
         """Uses no random number."""
-        return NoParams()
 
-    def apply(self, sample: Sample, params: NoParams) -> Sample:
+    def apply(self, sample: Sample, params: None) -> Sample:
         """The sample itself."""
         return sample
 

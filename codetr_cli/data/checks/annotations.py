@@ -7,8 +7,7 @@ from pathlib import Path
 
 from codetr_cli.data.checks.boxes import check_boxes
 from codetr_cli.data.checks.findings import Findings
-from codetr_cli.data.checks.schema import UnusableFileError, check_records, read_tables
-from codetr_cli.data.checks.summary import AnnotationSummary
+from codetr_cli.data.checks.schema import AnnotationSummary, UnusableFileError, check_records, read_tables
 
 
 def check_annotations(path: Path, findings: Findings, where: str, *, training: bool) -> AnnotationSummary | None:

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.data.checks.findings import EDGE_TOLERANCE_PX, SHOWN, Findings
-from codetr_cli.data.checks.schema import DRAWABLE
-from codetr_cli.data.checks.summary import AnnotationSummary
+from codetr_cli.data.checks.schema import DRAWABLE, AnnotationSummary
 from codetr_cli.data.outlines import OutlineError, run_lengths
 from codetr_cli.data.targets import Size
 

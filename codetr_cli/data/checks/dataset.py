@@ -13,7 +13,7 @@ from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.checks.annotations import check_annotations, check_category_ids, compare_categories
 from codetr_cli.data.checks.files import FileRules, check_files, default_workers
 from codetr_cli.data.checks.findings import Finding, Findings
-from codetr_cli.data.checks.summary import AnnotationSummary
+from codetr_cli.data.checks.schema import AnnotationSummary
 from codetr_cli.data.formats.converted import ConvertedSplit
 from codetr_cli.data.formats.detect import find_splits
 from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles

@@ -15,7 +15,7 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,7 +98,7 @@ class BatchReader:
             self._loader: DataLoader[Item | CodetrError] = DataLoader(
                 _ErrorsAsItems(dataset, self._current_index),
                 batch_sampler=self._order,  # type: ignore[arg-type]
-                collate_fn=_pack_or_error if workers else _collate_or_error,
+                collate_fn=functools.partial(_collated_or_error, pack if workers else collate),
                 num_workers=workers,
                 worker_init_fn=functools.partial(init_worker, exiting_flag()) if workers else None,
                 multiprocessing_context=start_method() if workers else None,
@@ -328,24 +328,14 @@ class _ErrorsAsItems(Dataset[Item | CodetrError]):
             return ResourceError(f"out of memory with {self.dataset.image_path(index)}. {_advice('memory')}")
 
 
-def _collate_or_error(items: list[Item | CodetrError]) -> Batch | CodetrError:
-    samples = _samples(items)
-    return samples if isinstance(samples, CodetrError) else collate(samples)
-
-
-def _pack_or_error(items: list[Item | CodetrError]) -> SharedBatch | CodetrError:
-    samples = _samples(items)
-    return samples if isinstance(samples, CodetrError) else pack(samples)
-
-
-def _samples(items: list[Item | CodetrError]) -> list[Item] | CodetrError:
-    """The samples, or the first error among them."""
-    samples: list[Item] = []
-    for item in items:
-        if isinstance(item, CodetrError):
-            return item
-        samples.append(item)
-    return samples
+def _collated_or_error(
+    collate: Callable[[list[Item]], Batch | SharedBatch], items: list[Item | CodetrError]
+) -> Batch | SharedBatch | CodetrError:
+    """The batch, or the first error among its items."""
+    samples = [item for item in items if not isinstance(item, CodetrError)]
+    if len(samples) == len(items):
+        return collate(samples)
+    return next(item for item in items if isinstance(item, CodetrError))
 
 
 def _advice(problem: str) -> str:
