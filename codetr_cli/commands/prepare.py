@@ -28,6 +28,7 @@ from codetr_cli.commands._options import (
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
+    from codetr_cli.config.schema import DatasetName
     from codetr_cli.data.checks.dataset import DatasetReport
     from codetr_cli.data.formats.link import Link
     from codetr_cli.runtime.environment import MachineReport
@@ -105,7 +106,7 @@ def prepare(
 # --------------------------------------------------------------------------------------------------------- which folder
 
 
-def _folder(named: str | None, dataset: str, defaults: Defaults, *, note: bool) -> Path:
+def _folder(named: str | None, dataset: DatasetName, defaults: Defaults, *, note: bool) -> Path:
     """The folder to check."""
     from codetr_cli.data.formats.layouts import default_root
 

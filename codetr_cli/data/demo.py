@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from codetr_cli.data.formats.layouts import SplitFiles
+from codetr_cli.data.formats.layouts import published_split
 from codetr_cli.data.formats.list_files import write_list
 from codetr_cli.data.outlines import encode
 
@@ -38,12 +38,12 @@ def write_demo(folder: Path, *, train: int = 400, val: int = 60, size: int = 256
     """
     contents = {}
     for number, (name, count) in enumerate((("train", train), ("val", val))):
-        split = SplitFiles(name, folder)
+        split = published_split(name, folder)
         split.images_dir.mkdir(parents=True, exist_ok=True)
         contents[name] = _write_images(split.images_dir, count, size, (seed, number))
     # Annotations are written last: a folder that has them is complete.
     for name, content in contents.items():
-        split = SplitFiles(name, folder)
+        split = published_split(name, folder)
         write_list(split, [image["file_name"] for image in content["images"]])
         split.annotations_path.parent.mkdir(exist_ok=True)
         split.annotations_path.write_text(json.dumps(content), encoding="utf-8")

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.schema import DataConfig, DatasetName
 from codetr_cli.data.checks.annotations import check_annotations, check_category_ids, compare_categories
 from codetr_cli.data.checks.files import FileRules, check_files, default_workers
 from codetr_cli.data.checks.findings import Finding, Findings
 from codetr_cli.data.checks.schema import AnnotationSummary
-from codetr_cli.data.formats.converted import ConvertedSplit
 from codetr_cli.data.formats.detect import find_splits
 from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles
 from codetr_cli.data.formats.list_files import read_list, write_list
@@ -41,7 +40,7 @@ class DatasetReport:
     """
 
     folder: Path
-    dataset: str = "coco"
+    dataset: DatasetName = "coco"
     layout: str = LAYOUTS["coco"].title
     notes: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
@@ -99,7 +98,7 @@ def check_dataset(
         if summary is None:
             continue
         report.splits[split.name] = summary
-        if split.dataset == "coco" and not isinstance(split, ConvertedSplit):
+        if split.dataset == "coco" and not split.converted:
             report.lists[split.name] = _check_list(split, summary, findings)
         rules = FileRules(
             images_dir=split.images_dir,
@@ -107,7 +106,7 @@ def check_dataset(
             max_pixels=config.max_pixels,
             min_side=config.min_side,
             deep=deep,
-            shared=split.dataset == "lvis" or isinstance(split, ConvertedSplit),
+            shared=split.dataset == "lvis" or split.converted,
         )
         started = time.monotonic()
         with progress(f"{'decoding' if deep else 'reading headers of'} {rules.where}", len(summary.images)) as advance:
@@ -144,7 +143,7 @@ def _splits(report: DatasetReport, config: DataConfig, findings: Findings) -> li
 
 def _check_split(split: SplitFiles, findings: Findings, progress: Progress) -> AnnotationSummary | None:
     where = split.where
-    if not split.exists:
+    if not (split.annotations_path.exists() or split.images_dir.is_dir()):
         findings.add("no_training" if split.name == "train" else "no_validation", f"{split.images_dir.name}/")
         return None
     if not split.annotations_path.is_file():
@@ -153,7 +152,7 @@ def _check_split(split: SplitFiles, findings: Findings, progress: Progress) -> A
     with progress(f"reading {where}", 1) as advance:
         summary = check_annotations(split.annotations_path, findings, where, training=split.name == "train")
         advance(1)
-    if isinstance(split, ConvertedSplit):
+    if split.converted:
         findings.discard("crowd_without_rle", where)  # objects marked difficult
     return summary
 

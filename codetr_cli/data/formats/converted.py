@@ -38,36 +38,6 @@ PARSERS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvertedSplit(SplitFiles):
-    """A split of a converted folder.
-
-    Args:
-        images: the folder of the images.
-        table: the COCO file in the cache.
-        place: the file or folder that defines the split.
-    """
-
-    images: Path
-    table: Path
-    place: str
-
-    @property
-    def images_dir(self) -> Path:
-        """The folder of the split's images."""
-        return self.images
-
-    @property
-    def annotations_path(self) -> Path:
-        """The COCO file in the cache."""
-        return self.table
-
-    @property
-    def where(self) -> str:
-        """The file or folder that defines the split, for messages."""
-        return self.place
-
-
 @dataclass(frozen=True)
 class Converted:
     """A converted folder.
@@ -79,13 +49,13 @@ class Converted:
 
     title: str
     folder: Path
-    splits: dict[str, ConvertedSplit]
+    splits: dict[str, SplitFiles]
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     val_is_test: bool = False
     skipped: list[str] = field(default_factory=list)
 
-    def find(self, split: str) -> ConvertedSplit | None:
+    def find(self, split: str) -> SplitFiles | None:
         """A split by its name; "test" also where its images are used as "val"."""
         return self.splits.get("val" if split == "test" and self.val_is_test else split)
 
@@ -129,13 +99,7 @@ def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
             _convert(parsed, place, target)
     summary = read_summary(target)
     splits = {
-        name: ConvertedSplit(
-            name=name,
-            root=place,
-            images=Path(summary["images_dir"]),
-            table=target / f"instances_{name}.json",
-            place=where,
-        )
+        name: SplitFiles(name, Path(summary["images_dir"]), target / f"instances_{name}.json", where, converted=True)
         for name, where in summary["places"].items()
     }
     findings = [Finding(**finding) for finding in summary["findings"]]

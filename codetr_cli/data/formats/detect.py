@@ -6,13 +6,14 @@ import difflib
 from itertools import islice
 from pathlib import Path
 
-from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles, has_published_layout, published_annotations
+from codetr_cli.config.schema import DatasetName
+from codetr_cli.data.formats.layouts import SplitFiles, published_split, published_splits
 from codetr_cli.errors import DatasetError, listed
 
 EXPECTED = "annotations/instances_{train,val}2017.json beside the image folders train2017/ and val2017/"
 
 
-def find_splits(folder: Path, dataset: str = "coco") -> tuple[SplitFiles, SplitFiles]:
+def find_splits(folder: Path, dataset: DatasetName = "coco") -> tuple[SplitFiles, SplitFiles]:
     """The train and val splits of a folder in one of the published layouts; at least one has its annotation file.
 
     `dataset`, a key of `LAYOUTS`, is preferred where the folder has the files of several.
@@ -23,14 +24,15 @@ def find_splits(folder: Path, dataset: str = "coco") -> tuple[SplitFiles, SplitF
     """
     if not folder.is_dir():
         raise DatasetError(_no_folder(folder))
-    for name in (dataset, *LAYOUTS):
-        splits = (SplitFiles("train", folder, name), SplitFiles("val", folder, name))
-        if any(split.annotations_path.is_file() for split in splits):
-            return splits
+    present = [split.dataset for split in published_splits(folder)]
+    if present:
+        chosen = dataset if dataset in present else present[0]
+        return published_split("train", folder, chosen), published_split("val", folder, chosen)
     nearby = _nearby_root(folder)
     if nearby is not None:
+        first = published_splits(nearby)[0]
         raise DatasetError(
-            f"{folder} is not the data set's folder, but {nearby} is (it has {published_annotations(nearby)}): "
+            f"{folder} is not the data set's folder, but {nearby} is (it has {first.where.replace(first.name, '*')}): "
             f"run `codetr prepare {nearby}`."
         )
     raise DatasetError(_other_layout(folder))
@@ -48,7 +50,7 @@ def _nearby_root(folder: Path) -> Path | None:
     above = list(folder.resolve().parents)[:2]
     children = _folders(folder.resolve())
     below = (grandchild for child in islice(children, 50) for grandchild in islice(_folders(child), 50))
-    return next((place for place in (*above, *children, *below) if has_published_layout(place)), None)
+    return next((place for place in (*above, *children, *below) if published_splits(place)), None)
 
 
 def _folders(folder: Path) -> list[Path]:

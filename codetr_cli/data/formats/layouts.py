@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codetr_cli.config.schema import DatasetName
+
 _PATCH = re.compile(r"(?:images/)?v\d+/(patch\d+/[^/]+)")
 
 
@@ -46,7 +48,7 @@ class Layout:
     roots: tuple[str, ...]
 
 
-LAYOUTS = {
+LAYOUTS: dict[DatasetName, Layout] = {
     "coco": Layout("COCO", ("annotations/instances_{split}2017.json",), "{split}2017", ("data/coco",)),
     "lvis": Layout(
         "LVIS", ("annotations/lvis_v1_{split}.json", "lvis_v1_{split}.json"), ".", ("data/lvis_v1", "data/coco")
@@ -60,7 +62,7 @@ LAYOUTS = {
 }
 
 
-def default_root(dataset: str) -> Path:
+def default_root(dataset: DatasetName) -> Path:
     """The folder of a data set when none is given."""
     roots = [Path(root) for root in LAYOUTS[dataset].roots]
     return next((root for root in roots if root.is_dir()), roots[0])
@@ -68,55 +70,39 @@ def default_root(dataset: str) -> Path:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """Where the files of one split are in a published layout; none of them needs to exist.
+    """Where the files of one split are; none of them needs to exist.
 
     Args:
-        name: "train" or "val".
-        root: the data set's folder.
-        dataset: a key of `LAYOUTS`.
+        name: "train", "val" or "test".
+        images_dir: the folder of the split's images.
+        annotations_path: the split's annotation file.
+        where: the name of the split's annotations in messages.
+        dataset: whose rules apply.
+        converted: whether the annotation file was converted from another layout.
     """
 
     name: str
-    root: Path
-    dataset: str = "coco"
-
-    @property
-    def images_dir(self) -> Path:
-        """The folder of the split's images."""
-        return self.root / LAYOUTS[self.dataset].images.format(split=self.name)
-
-    @property
-    def annotations_path(self) -> Path:
-        """The split's annotation file."""
-        paths = [self.root / pattern.format(split=self.name) for pattern in LAYOUTS[self.dataset].annotations]
-        return next((path for path in paths if path.is_file()), paths[0])
-
-    @property
-    def where(self) -> str:
-        """The name of the split's annotations in messages."""
-        return str(self.annotations_path.relative_to(self.root))
+    images_dir: Path
+    annotations_path: Path
+    where: str
+    dataset: DatasetName = "coco"
+    converted: bool = False
 
     @property
     def list_path(self) -> Path:
-        """The text file with one image a line, relative to the root."""
-        return self.root / f"{self.name}2017.txt"
-
-    @property
-    def exists(self) -> bool:
-        """Whether any part of the split exists."""
-        return self.annotations_path.exists() or self.images_dir.is_dir()
+        """COCO's text file with one image a line, beside the image folder."""
+        return self.images_dir.with_name(f"{self.name}2017.txt")
 
 
-def published_annotations(folder: Path) -> str | None:
-    """The annotation files of a published layout in a folder, as a pattern; None when there are none."""
-    for dataset in LAYOUTS:
-        for name in ("train", "val"):
-            path = SplitFiles(name, folder, dataset).annotations_path
-            if path.is_file():
-                return str(path.relative_to(folder)).replace(name, "*")
-    return None
+def published_split(name: str, root: Path, dataset: DatasetName = "coco") -> SplitFiles:
+    """One split in a published layout below `root`."""
+    layout = LAYOUTS[dataset]
+    paths = [root / pattern.format(split=name) for pattern in layout.annotations]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    return SplitFiles(name, root / layout.images.format(split=name), path, str(path.relative_to(root)), dataset)
 
 
-def has_published_layout(folder: Path) -> bool:
-    """Whether a folder has an annotation file of one of `LAYOUTS`."""
-    return published_annotations(folder) is not None
+def published_splits(folder: Path) -> list[SplitFiles]:
+    """The splits of published layouts whose annotation files are in a folder."""
+    splits = [published_split(name, folder, dataset) for dataset in LAYOUTS for name in ("train", "val")]
+    return [split for split in splits if split.annotations_path.is_file()]

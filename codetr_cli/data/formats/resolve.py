@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from codetr_cli.config.schema import DataConfig, DatasetName
 from codetr_cli.data.formats.converted import Converted, find_converted
 from codetr_cli.data.formats.detect import similar_folder
-from codetr_cli.data.formats.layouts import LAYOUTS, SplitFiles, default_root, has_published_layout
+from codetr_cli.data.formats.layouts import LAYOUTS, default_root, published_split, published_splits
 from codetr_cli.data.formats.merged import find_merged
 from codetr_cli.data.formats.merged_table import Part
 from codetr_cli.errors import ConfigError, DatasetError
@@ -56,7 +56,7 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
 
 def convert_unpublished(folder: Path, *, skip_bad: bool = False) -> Converted | None:
     """The result of `find_converted`; None if the folder has a published layout, which takes precedence."""
-    return None if has_published_layout(folder) else find_converted(folder, skip_bad=skip_bad)
+    return None if published_splits(folder) else find_converted(folder, skip_bad=skip_bad)
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class _Location:
     """
 
     paths: DataPaths
-    dataset: str
+    dataset: DatasetName
     title: str
-    other: str | None = None
+    other: DatasetName | None = None
     absent: str = ""
 
 
@@ -86,11 +86,12 @@ def _locate(config: DataConfig, root: Path, split: Split, *, any_dataset: bool) 
         "val": (config.val_images, config.val_annotations),
         "test": (None, None),
     }[split]
-    files = SplitFiles(split, root, config.dataset)
-    other = None if files.annotations_path.is_file() else _other_dataset(root, config.dataset)
+    files = published_split(split, root, config.dataset)
+    others = (found.dataset for found in published_splits(root) if found.dataset != config.dataset)
+    other = None if files.annotations_path.is_file() else next(others, None)
     if any_dataset and other is not None and not annotations:
-        files = SplitFiles(split, root, other)
-    title, absent, dataset = LAYOUTS[files.dataset].title, "", files.dataset
+        files = published_split(split, root, other)
+    title, absent = LAYOUTS[files.dataset].title, ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     if not (images and annotations):
@@ -103,20 +104,16 @@ def _locate(config: DataConfig, root: Path, split: Split, *, any_dataset: bool) 
                     "of them, or choose another split"
                 )
             else:
-                files, notes, dataset = converted_split, converted.sentences(), "coco"
+                files, notes = converted_split, converted.sentences()
                 warnings = converted.warnings()
     paths = DataPaths(
         images_dir=Path(images or files.images_dir),
         annotations_path=Path(annotations or files.annotations_path),
         notes=notes,
-        dataset=_dataset_name(dataset),
+        dataset=files.dataset,
         warnings=warnings,
     )
-    return _Location(paths, dataset, title, other, absent)
-
-
-def _dataset_name(name: str) -> DatasetName:
-    return "lvis" if name == "lvis" else "objects365" if name == "objects365" else "coco"
+    return _Location(paths, files.dataset, title, other, absent)
 
 
 def _check_present(config: DataConfig, root: Path, location: _Location, split: Split) -> None:
@@ -145,12 +142,6 @@ def _check_present(config: DataConfig, root: Path, location: _Location, split: S
     )
 
 
-def _other_dataset(root: Path, dataset: str) -> str | None:
-    """Another known data set that the folder contains, if any."""
-    others = [SplitFiles(name, root, other) for other in LAYOUTS if other != dataset for name in ("train", "val")]
-    return next((files.dataset for files in others if files.annotations_path.is_file()), None)
-
-
 # ------------------------------------------------------------------------------------------------- several data sets
 
 
@@ -161,7 +152,7 @@ def _find_several(config: DataConfig, roots: list[Path], split: Split) -> DataPa
             raise ConfigError(f"the data set {root} is given twice: give each folder once")
     parts: list[Part] = []
     required: list[tuple[DataConfig, Path, _Location]] = []
-    datasets: set[str] = set()
+    datasets: set[DatasetName] = set()
     for index, root in enumerate(roots):
         own = config if index == 0 else config.model_copy(update=dict.fromkeys(_PATHS))
         locations = {name: _locate(own, root, name, any_dataset=True) for name in SPLITS}
@@ -190,7 +181,7 @@ def _find_several(config: DataConfig, roots: list[Path], split: Split) -> DataPa
         images_dir=merged.images_dir,
         annotations_path=merged.tables[split],
         notes=tuple(merged.notes[split]),
-        dataset=_dataset_name(datasets.pop()) if len(datasets) == 1 else "coco",
+        dataset=datasets.pop() if len(datasets) == 1 else "coco",
         warnings=(*(text for _, _, location in required for text in location.paths.warnings), *merged.warnings[split]),
     )
 
