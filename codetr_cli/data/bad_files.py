@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,6 @@ BAD_FILES_KEY = "bad_files"
 BLANK = np.full((64, 64, 3), 114, np.uint8)
 """Replaces an image that an evaluation skips."""
 
-CHUNK = 256
 SHOWN = 5
 
 
@@ -45,20 +44,14 @@ def find_bad_files(images_dir: Path, names: Sequence[str], *, max_pixels: int) -
     Returns:
         the files that cannot be used or have more than `max_pixels`, in the order of `names`, relative to `images_dir`.
     """
-    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        checked = pool.map(partial(_check_chunk, images_dir, max_pixels), chunks)
-        return [bad for chunk in checked for bad in chunk]
+    with ThreadPool(HEADER_THREADS) as pool:
+        problems = pool.map(partial(_problem, images_dir, max_pixels), names, chunksize=256)
+    return [BadFile(str(images_dir / name), problem) for name, problem in zip(names, problems, strict=True) if problem]
 
 
-def _check_chunk(images_dir: Path, max_pixels: int, names: Sequence[str]) -> list[BadFile]:
-    problems = ((name, _problem(os.path.join(images_dir, name), max_pixels)) for name in names)  # noqa: PTH118 (fast)
-    return [BadFile(str(images_dir / name), problem) for name, problem in problems if problem]
-
-
-def _problem(path: str, max_pixels: int) -> str:
+def _problem(images_dir: Path, max_pixels: int, name: str) -> str:
     try:
-        height, width = read_header(path).size
+        height, width = read_header(os.path.join(images_dir, name)).size  # noqa: PTH118 (a Path a file is slow)
     except ImageFileError as error:
         return str(error)
     if not height or not width:

@@ -42,13 +42,12 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         transform: applied to every sample.
         training: exclude crowd regions and images with a side under `min_side`.
         seed: of the random numbers.
-        min_side: smallest side of a training image, in pixels, according to the annotation file.
+        min_side: in pixels, according to the annotation file.
         max_pixels: files with more are rejected by their header.
         pad_divisor: images count as padded to multiples of this.
         max_images: keep only the first images.
         dataset: required kind of the annotations; None: any.
-        masks: read the objects' masks and transform them.
-        mask_targets: include them in the targets.
+        masks: read the objects' masks and transform them; `mask_targets` includes them in the targets.
         copy_paste: pastes objects of a second image, which is transformed as well.
         filter_empty: exclude images without any annotation (training only).
         oversample_threshold: see `repeated_images` (training only).
@@ -275,13 +274,8 @@ def build_dataset(
 ) -> CocoDataset:
     """Builds the dataset of the settings; `data.max_images` limits the training split only.
 
-    Args:
-        settings: of the run.
-        split: which images.
-        training: augment and filter for training; otherwise every image is resized as for testing.
-        data: folder given on the command line.
-        skip_files: image files to exclude.
-        annotations: of the split, if they were read before.
+    For training, images are augmented and filtered; otherwise every image is resized as for testing. `data` is the
+    folder given on the command line, `annotations` those of the split if they were read before.
 
     Raises:
         DatasetError: the data is not found, or the annotations are unusable.

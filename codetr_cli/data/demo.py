@@ -86,9 +86,6 @@ def visible_box(mask: np.ndarray) -> list[int]:
     return [int(value) for value in (columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])]
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
 @dataclass(frozen=True)
 class Shape:
     """One object: class index, corner points (n, 2) as x, y in pixels, and the radius of its circumscribed circle."""
@@ -179,9 +176,6 @@ def _paint(rng: Rng, canvas: np.ndarray, shape: Shape) -> None:
         inner = _coverage(centre + 0.86 * (points - centre), height, width)[..., None]
         surface = surface * inner + 0.55 * colour * (1 - inner)
     window += (surface - window) * coverage
-
-
-# ------------------------------------------------------------------------------------------------ outlines and surfaces
 
 
 def _polygon(corners: int, inner_radius: float = 1.0) -> np.ndarray:

@@ -121,9 +121,6 @@ def _parse(source: _FileBytes, path: str | Path) -> ImageHeader:
         raise ImageFileError("truncated", "the header is cut short or broken") from error
 
 
-# ----------------------------------------------------------------------------------------------------------- formats
-
-
 def _jpeg(source: _FileBytes) -> ImageHeader:
     """Walks the segments up to the frame header (ITU-T T.81, annex B)."""
     offset, orientation = 2, 1
@@ -276,9 +273,6 @@ _LOOKS_LIKE = {
     b"<?xml": "an XML text",
     b"pk\x03\x04": "a zip archive",
 }
-
-
-# --------------------------------------------------------------------------------------------------------------- parts
 
 
 def _ends_later(source: _FileBytes, start: int, end: bytes) -> bool:

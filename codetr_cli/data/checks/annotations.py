@@ -7,7 +7,14 @@ from pathlib import Path
 
 from codetr_cli.data.checks.boxes import check_boxes
 from codetr_cli.data.checks.findings import Findings
-from codetr_cli.data.checks.schema import AnnotationSummary, UnusableFileError, check_records, read_tables
+from codetr_cli.data.checks.schema import (
+    AnnotationSummary,
+    UnusableFileError,
+    check_categories,
+    check_images,
+    read_tables,
+    valid_annotations,
+)
 
 
 def check_annotations(path: Path, findings: Findings, where: str, *, training: bool) -> AnnotationSummary | None:
@@ -25,8 +32,9 @@ def check_annotations(path: Path, findings: Findings, where: str, *, training: b
         if not items:
             findings.add(kind, where)
     summary = AnnotationSummary(annotations=len(annotations))
-    sizes, valid = check_records(images, annotations, categories, summary, findings, where)
-    check_boxes(valid, sizes, summary, findings, where)
+    sizes = check_images(images, summary, findings, where)
+    check_categories(categories, summary, findings, where)
+    check_boxes(valid_annotations(annotations, findings, where), sizes, summary, findings, where)
     if training:
         _check_trainable(summary, findings, where)
     return summary

@@ -28,15 +28,10 @@ class DatasetReport:
     """The result of checking a data set.
 
     Args:
-        folder: the data set.
         dataset: the known data set whose rules apply, a key of `LAYOUTS`.
-        layout: name of its layout.
-        notes: sentences about decisions made in reading it.
         places: the file or folder that defines each split.
         splits: counts of each readable annotation file, by "train" and "val".
         lists: status of each list file.
-        findings: errors first.
-        seconds: time for checking the image files.
     """
 
     folder: Path

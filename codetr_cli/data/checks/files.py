@@ -166,8 +166,6 @@ def _compare_size(header: ImageHeader, record: ImageRecord) -> Iterator[tuple[st
         yield "size_differs", sizes
 
 
-# ----------------------------------------------------------------------------------------------------------- decoding
-
 _decoder_messages: Any = None
 """In a decoding process: the file that its stderr is redirected to."""
 
@@ -209,9 +207,6 @@ def _message_since(start: int) -> str:
     os.lseek(2, 0, os.SEEK_END)
     messages = [line.strip() for line in lines if line.strip() and not any(word in line for word in _HARMLESS)]
     return messages[0][:120] if messages else ""
-
-
-# ------------------------------------------------------------------------------------------------------ folder on disk
 
 
 def _compare_with_disk(records: Sequence[ImageRecord], rules: FileRules, findings: Findings) -> None:

@@ -62,35 +62,6 @@ class UnusableFileError(Exception):
         self.kind, self.detail = kind, detail
 
 
-def read_tables(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
-    """The lists of images, annotations and categories of a file.
-
-    An annotation's polygons are replaced by `DRAWABLE`, by None where there are none, or by the problem with them.
-
-    Raises:
-        UnusableFileError: it cannot be read or is not COCO's JSON.
-    """
-    return _top_level(_read_json(path))
-
-
-def check_records(
-    images: list[Any],
-    annotations: list[Any],
-    categories: list[Any],
-    summary: AnnotationSummary,
-    findings: Findings,
-    where: str,
-) -> tuple[dict[int, Size], list[dict[str, Any]]]:
-    """Checks every record against the schema; ids and names of images and categories must be unique.
-
-    Returns:
-        (height, width) by image id, and the valid annotations.
-    """
-    sizes = _check_images(images, summary, findings, where)
-    _check_categories(categories, summary, findings, where)
-    return sizes, _valid_annotations(annotations, findings, where)
-
-
 _JSON_WORDS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 
 
@@ -141,9 +112,18 @@ def _checked_outline(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _top_level(content: Any) -> tuple[list[Any], list[Any], list[Any]]:
+def read_tables(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
+    """The lists of images, annotations and categories of a file.
+
+    An annotation's polygons are replaced by `DRAWABLE`, by None where there are none, or by the problem with them.
+
+    Raises:
+        UnusableFileError: it cannot be read or is not COCO's JSON.
+    """
+    content = _read_json(path)
     if not isinstance(content, dict):
-        hint = ": this looks like a file of detections" if _looks_like_results(content) else ""
+        results = isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]
+        hint = ": this looks like a file of detections" if results else ""
         raise UnusableFileError("wrong_schema", f"the top level is {_type(content)}, an object is needed{hint}")
     keys = ("images", "annotations", "categories")
     wrong = [
@@ -156,12 +136,8 @@ def _top_level(content: Any) -> tuple[list[Any], list[Any], list[Any]]:
     return content["images"], content["annotations"], content["categories"]
 
 
-def _looks_like_results(content: Any) -> bool:
-    return isinstance(content, list) and bool(content) and isinstance(content[0], dict) and "score" in content[0]
-
-
-def _check_images(images: list[Any], summary: AnnotationSummary, findings: Findings, where: str) -> dict[int, Size]:
-    """Image id -> (height, width)."""
+def check_images(images: list[Any], summary: AnnotationSummary, findings: Findings, where: str) -> dict[int, Size]:
+    """Checks the records of images; returns (height, width) by id."""
     sizes: dict[int, Size] = {}
     names: Counter[str] = Counter()
     for index, record in enumerate(images):
@@ -198,7 +174,8 @@ def _wrong_image(record: Any) -> str | None:
     return None
 
 
-def _check_categories(categories: list[Any], summary: AnnotationSummary, findings: Findings, where: str) -> None:
+def check_categories(categories: list[Any], summary: AnnotationSummary, findings: Findings, where: str) -> None:
+    """Checks the records of categories and adds their names to the summary."""
     for index, record in enumerate(categories):
         if not isinstance(record, dict):
             findings.add("wrong_schema", where, f"categories[{index}] is {_type(record)}, an object is needed")
@@ -220,7 +197,8 @@ def _check_categories(categories: list[Any], summary: AnnotationSummary, finding
             findings.add("duplicate_category_name", where, name)
 
 
-def _valid_annotations(annotations: list[Any], findings: Findings, where: str) -> list[dict[str, Any]]:
+def valid_annotations(annotations: list[Any], findings: Findings, where: str) -> list[dict[str, Any]]:
+    """The annotations that follow the schema; the others become findings."""
     valid = []
     for index, record in enumerate(annotations):
         # The common case in one expression: a COCO has 860,001 of these.

@@ -53,9 +53,6 @@ def content_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-# ----------------------------------------------------------------------------------------------------------- the folder
-
-
 @dataclass(frozen=True)
 class CacheEntry:
     """One conversion in the cache; `sources` are the folders it was made of, none for an unfinished one."""
@@ -113,9 +110,6 @@ def _entry(folder: Path) -> CacheEntry:
         sources, last_used = (), folder.stat().st_mtime
     size_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return CacheEntry(folder, sources, size_bytes, last_used)
-
-
-# ------------------------------------------------------------------------------------------------------- one conversion
 
 
 def is_cached(folder: Path) -> bool:

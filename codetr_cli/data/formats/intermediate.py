@@ -44,16 +44,12 @@ class ParsedDataset:
     """The content of a folder.
 
     Args:
-        title: the layout's name.
         images_dir: what the names of images are relative to.
-        class_names: by label.
         first_id: category id of label 0.
         splits: images by "train", "val" and perhaps "test"; absent where there are none.
         places: the file or folder that defines each split, for messages.
         val_is_test: whether the test images are used for evaluation, because there are no validation images.
         skipped: unusable images with the reason, where skipping is allowed.
-        notes: sentences about decisions made in reading the folder.
-        findings: problems.
     """
 
     title: str

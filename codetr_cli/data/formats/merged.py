@@ -112,9 +112,6 @@ def common_folder(folders: Sequence[str]) -> str:
         return folders[0]
 
 
-# --------------------------------------------------------------------------------------------------- notes and warnings
-
-
 def _notes(parts: Sequence[Part], split: str, taken: Sequence[PartSplit], classes: MergedClasses) -> list[str]:
     """The images of each data set, and the classes that it alone has."""
     notes = [note for part in parts for note in part.notes] if split == "train" else []

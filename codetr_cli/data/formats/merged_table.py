@@ -134,9 +134,6 @@ def part_splits(
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------ writing
-
-
 def write_table(path: Path, parts: Sequence[PartSplit], classes: MergedClasses) -> None:
     """Writes one COCO table atomically, an entry a line."""
     with files.replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -46,7 +46,8 @@ def find_data(config: DataConfig, data: str | None, split: Split, *, any_dataset
         ConfigError: a folder is given twice.
         DatasetError: the image folder or the annotation file is missing, or belongs to another data set.
     """
-    root = _root(config, data)
+    named = data or config.root or os.environ.get("CODETR_DATA")
+    root = Path(named) if named else default_root(config.dataset)
     if config.extra_roots:
         return _find_several(config, [root, *map(Path, config.extra_roots)], split)
     location = _locate(config, root, split, any_dataset=any_dataset)
@@ -73,11 +74,6 @@ class _Location:
     title: str
     other: DatasetName | None = None
     absent: str = ""
-
-
-def _root(config: DataConfig, data: str | None) -> Path:
-    named = data or config.root or os.environ.get("CODETR_DATA")
-    return Path(named) if named else default_root(config.dataset)
 
 
 def _locate(config: DataConfig, root: Path, split: Split, *, any_dataset: bool) -> _Location:
@@ -140,9 +136,6 @@ def _check_present(config: DataConfig, root: Path, location: _Location, split: S
         f"no {split} data: {' and '.join(missing)} not found. {hint}Give a folder in {layout.title}'s layout{others} "
         f"with --data or CODETR_DATA, or link it permanently as {layout.roots[0]} with `codetr prepare FOLDER`"
     )
-
-
-# ------------------------------------------------------------------------------------------------- several data sets
 
 
 def _find_several(config: DataConfig, roots: list[Path], split: Split) -> DataPaths:

@@ -92,9 +92,6 @@ def read_yolo(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- images
-
-
 def _label_path(image: Path) -> Path:
     """The label file of an image: the last folder `images` of its path becomes `labels`."""
     parts = list(image.parts)
@@ -154,9 +151,6 @@ def _box(words: list[str], width: int, height: int, description: _Description, w
     xs, ys = [value * width for value in values[::2]], [value * height for value in values[1::2]]
     outline = tuple(value for point in zip(xs, ys, strict=True) for value in point)
     return ParsedBox(int(number), (min(xs), min(ys), max(xs), max(ys)), outline=outline)
-
-
-# --------------------------------------------------------------------------------------------------------- description
 
 
 def _describe(folder: Path) -> _Description:

@@ -88,9 +88,6 @@ class AspectGroupedSampler(Sampler[list[Key]]):
 
     Args:
         groups: (images,) int64, the group of each image; all equal for one group.
-        micro_batch: images a batch.
-        rank: of this process.
-        world_size: number of processes.
         seed: of the order; the generator's seed is epoch + seed, as published.
     """
 
