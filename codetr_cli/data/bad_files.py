@@ -18,7 +18,7 @@ import numpy as np
 
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.checks.files import HEADER_THREADS
-from codetr_cli.data.formats.intermediate import MAX_SHARE
+from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN
 from codetr_cli.data.headers import ImageFileError, read_header
 from codetr_cli.errors import DatasetError, listed
 
@@ -27,8 +27,6 @@ BAD_FILES_KEY = "bad_files"
 
 BLANK = np.full((64, 64, 3), 114, np.uint8)
 """Replaces an image that an evaluation skips."""
-
-SHOWN = 5
 
 
 class BadFile(NamedTuple):

@@ -19,6 +19,7 @@ from codetr_cli.data.copy_paste import CopyPaste
 from codetr_cli.data.formats.cache import source_of
 from codetr_cli.data.formats.resolve import Split, find_data
 from codetr_cli.data.images import BrokenImageError, decode_image, read_file
+from codetr_cli.data.outlines import Outlines
 from codetr_cli.data.oversampling import repeated_images
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Size, Target
@@ -135,15 +136,16 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
                 f"images): check it with {source.check}"
             )
         if self._outlines is not None:
-            self._check_outlines(~self._outlines.present[self._objects.rows])
+            self._check_outlines(self._outlines)
         self._check = source_of(annotations_path).check
 
-    def _check_outlines(self, absent: np.ndarray) -> None:
-        """Checks that no object lacks a mask; `absent` (N,) bool are those that do."""
-        if self._outlines is None or not absent.any():
+    def _check_outlines(self, outlines: Outlines) -> None:
+        """Checks that no object lacks a mask."""
+        absent = ~outlines.present[self._objects.rows]
+        if not absent.any():
             return
         count = "none" if absent.all() else f"{len(absent) - int(absent.sum())}"
-        first = self._outlines.entries[self._objects.rows[np.argmax(absent)]]
+        first = outlines.entries[self._objects.rows[np.argmax(absent)]]
         raise DatasetError(
             f"{source_of(self.annotations_path).name} lacks masks: {count} of its {len(absent)} usable objects have a "
             f"segmentation (annotations[{first}] has none), but the settings need the masks of all. Use a preset "

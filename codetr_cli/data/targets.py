@@ -17,6 +17,8 @@ On a canvas (large-scale jittering and its test images) the padding belongs to t
 
 from __future__ import annotations
 
-from codetr_cli.boxes import Size as Size
-from codetr_cli.boxes import Target as Target
-from codetr_cli.boxes import Targets as Targets
+from typing import Any, TypeAlias
+
+# The types of `codetr_cli.boxes`, without importing torch, which `codetr prepare` must not wait for.
+Size: TypeAlias = tuple[int, int]
+Target: TypeAlias = dict[str, Any]

@@ -64,11 +64,11 @@ class FlipParams:
     flip: bool
 
 
+@dataclass(frozen=True, kw_only=True)
 class Flip(Transform[FlipParams]):
     """Mirrors the image left to right with some probability."""
 
-    def __init__(self, *, probability: float) -> None:
-        self.probability = probability
+    probability: float
 
     def make_params(self, rng: np.random.Generator, size: Size) -> FlipParams:
         """Uses one uniform number."""
@@ -93,6 +93,7 @@ class ResizeParams:
     index: int
 
 
+@dataclass(frozen=True, kw_only=True)
 class ResizeShortLong(Transform[ResizeParams]):
     """Resizes, keeping the ratio, so that neither the short side nor the long side exceeds its limit.
 
@@ -101,9 +102,8 @@ class ResizeShortLong(Transform[ResizeParams]):
         long_side: limit of the long side.
     """
 
-    def __init__(self, *, short_sides: tuple[int, ...], long_side: int) -> None:
-        self.short_sides = short_sides
-        self.long_side = long_side
+    short_sides: tuple[int, ...]
+    long_side: int
 
     def make_params(self, rng: np.random.Generator, size: Size) -> ResizeParams:
         """Uses one integer."""
@@ -118,11 +118,11 @@ class ResizeShortLong(Transform[ResizeParams]):
         return _kept_ratio(size, (self.short_sides[params.index], self.long_side))
 
 
+@dataclass(frozen=True, kw_only=True)
 class ResizeToCanvas(Transform[None]):
     """Resizes, keeping the ratio, until the long side is that of a square canvas, and pads to it with grey."""
 
-    def __init__(self, *, canvas: int) -> None:
-        self.canvas = canvas
+    canvas: int
 
     def make_params(self, rng: np.random.Generator, size: Size) -> None:
         """Uses no random number."""
@@ -177,12 +177,12 @@ class CropParams:
     width: int
 
 
+@dataclass(frozen=True, kw_only=True)
 class RandomCrop(Transform[CropParams]):
     """Crops a window whose sides are random between `low` and `high`; smaller sides of the image are kept whole."""
 
-    def __init__(self, *, low: int, high: int) -> None:
-        self.low = low
-        self.high = high
+    low: int
+    high: int
 
     def make_params(self, rng: np.random.Generator, size: Size) -> CropParams:
         """Samples height, width, top and left, in this order."""

@@ -6,10 +6,10 @@ The key of a conversion is the fingerprint of the folder: its path, and path, si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 from codetr_cli.data.checks.findings import Finding
 from codetr_cli.data.formats import voc, yolo
@@ -22,20 +22,8 @@ FORMAT = "4"
 """Changes whenever the same folder would give a different file."""
 
 
-@dataclass(frozen=True)
-class Parser:
-    """How a layout is read: its name, whether a folder has it, and what decides the result of reading it."""
-
-    title: str
-    matches: Callable[[Path], bool]
-    read: Callable[..., ParsedDataset]
-    files_read: Callable[[Path], Iterable[Path]]
-
-
-PARSERS = (
-    Parser(voc.TITLE, voc.is_voc, voc.read_voc, voc.files_read),
-    Parser(yolo.TITLE, yolo.is_yolo, yolo.read_yolo, yolo.files_read),
-)
+PARSERS = (voc, yolo)
+"""Modules of one layout each: its `TITLE`, whether a folder `matches` it, the `files_read`, and `read` itself."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
     place = place.resolve()
     target = cache_folder() / f"{place.name}-{_fingerprint(parser, place)}{'-skip' if skip_bad else ''}"
     if not is_cached(target):
-        parsed = parser.read(place, skip_bad=skip_bad)
+        parsed: ParsedDataset = parser.read(place, skip_bad=skip_bad)
         with writing_to_cache():
             _convert(parsed, place, target)
     summary = read_summary(target)
@@ -104,7 +92,7 @@ def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
     }
     findings = [Finding(**finding) for finding in summary["findings"]]
     return Converted(
-        title=parser.title,
+        title=parser.TITLE,
         folder=place,
         splits=splits,
         notes=summary["notes"],
@@ -114,7 +102,7 @@ def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
     )
 
 
-def _find_parser(folder: Path) -> tuple[Parser, Path] | None:
+def _find_parser(folder: Path) -> tuple[ModuleType, Path] | None:
     """The parser that can read a folder or one inside it, and that folder."""
     if not folder.is_dir():
         return None
@@ -129,8 +117,8 @@ def _find_parser(folder: Path) -> tuple[Parser, Path] | None:
     return inner[0] if inner else None
 
 
-def _fingerprint(parser: Parser, folder: Path) -> str:
-    digest = hashlib.sha256(f"{FORMAT}\0{parser.title}\0{folder}".encode(errors="surrogateescape"))
+def _fingerprint(parser: ModuleType, folder: Path) -> str:
+    digest = hashlib.sha256(f"{FORMAT}\0{parser.TITLE}\0{folder}".encode(errors="surrogateescape"))
     for path in parser.files_read(folder):
         try:
             stat = path.stat()

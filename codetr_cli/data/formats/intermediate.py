@@ -12,6 +12,8 @@ from typing import Any
 
 from codetr_cli.data.checks.findings import EDGE_TOLERANCE_PX, Findings
 
+THREADS = 16
+"""Readers of the files of a folder: on network disks each file costs milliseconds of waiting."""
 SHOWN = 5
 """Names listed in a message."""
 MAX_SHARE = 0.1

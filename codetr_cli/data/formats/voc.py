@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN, ParsedBox, ParsedDataset, ParsedImage
+from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN, THREADS, ParsedBox, ParsedDataset, ParsedImage
 from codetr_cli.data.formats.splits import choose_splits
 from codetr_cli.data.headers import ImageFileError, read_header
 from codetr_cli.data.image_files import list_images
@@ -24,7 +24,6 @@ from codetr_cli.errors import DatasetError, listed
 
 TITLE = "Pascal VOC"
 SETS = ("train", "val", "trainval", "test")
-THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class _File:
     objects: list[_Object]
 
 
-def is_voc(folder: Path) -> bool:
+def matches(folder: Path) -> bool:
     """Whether a folder has the layout."""
     annotations = folder / "Annotations"
     return (
@@ -51,13 +50,13 @@ def is_voc(folder: Path) -> bool:
 
 
 def files_read(folder: Path) -> Iterable[Path]:
-    """The files and folders that decide the result of `read_voc`, except the content of images."""
+    """The files and folders that decide the result of `read`, except the content of images."""
     yield from (folder / "Annotations", folder / "JPEGImages")
     yield from (folder / "ImageSets" / "Main" / f"{name}.txt" for name in SETS)
     yield from sorted((folder / "Annotations").glob("*.xml"))
 
 
-def read_voc(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
+def read(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
     """Reads all images in the lists; without lists, all that have an annotation file.
 
     Raises:
@@ -76,12 +75,12 @@ def read_voc(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
         )
     files, skipped = _images(folder / "JPEGImages", stems, skip_bad=skip_bad)
     with ThreadPoolExecutor(THREADS) as pool:
-        read = dict(zip(stems, pool.map(lambda stem: _read(annotations / f"{stem}.xml"), stems), strict=True))
-    class_names = sorted({item.name for file in read.values() for item in file.objects})
+        parsed = dict(zip(stems, pool.map(lambda stem: _read_file(annotations / f"{stem}.xml"), stems), strict=True))
+    class_names = sorted({item.name for file in parsed.values() for item in file.objects})
     if not class_names:
         raise DatasetError(f"no file of {annotations} has an object: check that the folder is the right one")
     labels = {name: label for label, name in enumerate(class_names)}
-    from_zero = sum(min(item.corners[:2]) < 0 for file in read.values() for item in file.objects)
+    from_zero = sum(min(item.corners[:2]) < 0 for file in parsed.values() for item in file.objects)
     if from_zero:
         notes.append(
             f"{from_zero:,} boxes start at pixel 0, so the tool that wrote them counts from 0; they are read as the "
@@ -95,7 +94,7 @@ def read_voc(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
             label_file=f"{stem}.xml",
             boxes=[ParsedBox(labels[item.name], item.corners, item.difficult) for item in file.objects],
         )
-        for stem, file in read.items()
+        for stem, file in parsed.items()
         if stem in files
     }
     return ParsedDataset(
@@ -150,7 +149,7 @@ def _images(folder: Path, stems: list[str], *, skip_bad: bool) -> tuple[dict[str
     return files, [f"{stem} (no such file)" for stem in absent]
 
 
-def _read(path: Path) -> _File:
+def _read_file(path: Path) -> _File:
     try:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:

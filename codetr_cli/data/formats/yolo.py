@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN, ParsedBox, ParsedDataset, ParsedImage
+from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN, THREADS, ParsedBox, ParsedDataset, ParsedImage
 from codetr_cli.data.formats.splits import choose_splits
 from codetr_cli.data.formats.yolo_yaml import Value, find_description, read_description
 from codetr_cli.data.headers import ImageFileError, read_header
@@ -25,7 +25,6 @@ from codetr_cli.errors import DatasetError, listed
 TITLE = "YOLO"
 NAME_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-THREADS = 16
 MAX_RELATIVE = 1.5
 """Relative coordinates beyond this must be pixels."""
 
@@ -39,13 +38,13 @@ class _Description:
     images: dict[str, list[Path]]
 
 
-def is_yolo(folder: Path) -> bool:
+def matches(folder: Path) -> bool:
     """Whether a folder has the layout: a YAML file with names and train or val, or label folders of text files."""
     return find_description(folder) is not None or any(_has_text(labels) for labels in _label_folders(folder))
 
 
 def files_read(folder: Path) -> Iterable[Path]:
-    """The files and folders that decide the result of `read_yolo`."""
+    """The files and folders that decide the result of `read`."""
     description = _describe(folder)
     yield description.names_file
     for paths in description.images.values():
@@ -54,7 +53,7 @@ def files_read(folder: Path) -> Iterable[Path]:
             yield _label_path(path)
 
 
-def read_yolo(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
+def read(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
     """Reads all images of the folder's description.
 
     Raises:
@@ -66,11 +65,13 @@ def read_yolo(folder: Path, *, skip_bad: bool = False) -> ParsedDataset:
     )
     names = list(dict.fromkeys(path for paths in chosen.values() for path in paths))
     with ThreadPoolExecutor(THREADS) as pool:
-        read = dict(zip(names, pool.map(lambda name: _read_image(Path(name), folder, description), names), strict=True))
-    broken = [f"{name} ({problem})" for name, problem in read.items() if isinstance(problem, str)]
+        parsed = dict(
+            zip(names, pool.map(lambda name: _read_image(Path(name), folder, description), names), strict=True)
+        )
+    broken = [f"{name} ({problem})" for name, problem in parsed.items() if isinstance(problem, str)]
     if broken and (not skip_bad or len(broken) > MAX_SHARE * len(names)):
         raise DatasetError(f"{len(broken):,} of {len(names):,} images cannot be used: {listed(broken, SHOWN)}")
-    images = {name: image for name, image in read.items() if isinstance(image, ParsedImage)}
+    images = {name: image for name, image in parsed.items() if isinstance(image, ParsedImage)}
     unlabelled = sum(not _label_path(Path(name)).is_file() for name in names)
     if unlabelled == len(names):
         raise DatasetError(
