@@ -6,7 +6,7 @@ The key of a conversion is the fingerprint of the folder: its path, and path, si
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,6 @@ from codetr_cli.errors import DatasetError, listed
 
 FORMAT = "4"
 """Changes whenever the same folder would give a different file."""
-
 
 PARSERS = (voc, yolo)
 """Modules of one layout each: its `TITLE`, whether a folder `matches` it, the `files_read`, and `read` itself."""
@@ -38,10 +37,10 @@ class Converted:
     title: str
     folder: Path
     splits: dict[str, SplitFiles]
-    notes: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    val_is_test: bool = False
-    skipped: list[str] = field(default_factory=list)
+    notes: list[str]
+    findings: list[Finding]
+    val_is_test: bool
+    skipped: list[str]
 
     def find(self, split: str) -> SplitFiles | None:
         """A split by its name; "test" also where its images are used as "val"."""
@@ -141,9 +140,6 @@ def _convert(parsed: ParsedDataset, folder: Path, target: Path) -> None:
         "val_is_test": parsed.val_is_test,
         "skipped": parsed.skipped,
         "notes": parsed.notes,
-        "findings": [
-            {"kind": finding.kind, "where": finding.where, "count": finding.count, "first": finding.first}
-            for finding in parsed.findings.sorted()
-        ],
+        "findings": [vars(finding) for finding in parsed.findings.sorted()],
     }
     write_json(target / SUMMARY, summary)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from codetr_cli.data.annotations import Annotations, read_annotations
-from codetr_cli.data.formats.cache import SUMMARY, cache_folder, is_cached, read_summary, write_json, writing_to_cache
+from codetr_cli.data.formats.cache import SUMMARY, cache_folder, is_cached, write_json, writing_to_cache
 from codetr_cli.data.formats.intermediate import SHOWN
 from codetr_cli.data.formats.merged_table import MergedClasses, Part, PartSplit, merge_classes, part_splits, write_table
 from codetr_cli.errors import listed
@@ -20,18 +19,12 @@ FORMAT = "1"
 """Changes whenever the same data sets would give a different file."""
 
 
-@dataclass(frozen=True)
-class Merged:
-    """The data sets as one; the names of images are absolute. Notes and warnings are sentences for each split."""
-
-    images_dir: Path
-    tables: dict[str, Path]
-    notes: dict[str, list[str]]
-    warnings: dict[str, list[str]]
-
-
-def find_merged(parts: Sequence[Part]) -> Merged:
+def find_merged(parts: Sequence[Part]) -> Path:
     """Merges data sets, or finds the merged files of the same annotations in the cache.
+
+    Returns:
+        the folder of a COCO file for each split that any of the data sets has, and of their summary: a common folder
+        of all images, whose names are absolute, and notes and warnings for each split.
 
     Raises:
         DatasetError: broken annotations, two classes of one data set with the same name, or validation classes that
@@ -43,13 +36,7 @@ def find_merged(parts: Sequence[Part]) -> Merged:
         classes = merge_classes(parts, annotations)
         with writing_to_cache():
             _write_tables(parts, annotations, classes, target)
-    summary = read_summary(target)
-    return Merged(
-        images_dir=Path(summary["images_dir"]),
-        tables={split: target / f"instances_{split}.json" for split in summary["names"]},
-        notes=summary["notes"],
-        warnings=summary["warnings"],
-    )
+    return target
 
 
 def _fingerprint(parts: Sequence[Part]) -> str:
@@ -81,25 +68,22 @@ def _write_tables(
 ) -> None:
     """Writes the COCO files, and the summary last; safe when several processes do it at once."""
     target.mkdir(parents=True, exist_ok=True)
-    names: dict[str, str] = {}
-    notes: dict[str, list[str]] = {}
-    warnings: dict[str, list[str]] = {}
-    splits: dict[str, list[PartSplit]] = {}
-    for split, tables in annotations.items():
-        if not tables:
-            continue
-        splits[split] = part_splits(parts, split, tables, classes)
-        write_table(target / f"instances_{split}.json", splits[split], classes)
-        names[split] = f"{' + '.join(str(parts[index].folder) for index in tables)} ({split}, merged)"
-        notes[split] = _notes(parts, split, splits[split], classes)
-        warnings[split] = [*_missing_classes(parts, split, splits[split], classes), *_shared_files(splits, split)]
+    splits = {split: part_splits(parts, split, tables, classes) for split, tables in annotations.items() if tables}
+    for split, taken in splits.items():
+        write_table(target / f"instances_{split}.json", taken, classes)
     folders = [str(images_dir.absolute()) for part in parts for images_dir, _ in part.splits.values()]
     summary = {
         "images_dir": common_folder(folders),
         "folders": [str(part.folder) for part in parts],
-        "names": names,
-        "notes": notes,
-        "warnings": warnings,
+        "names": {
+            split: f"{' + '.join(str(parts[entry.index].folder) for entry in taken)} ({split}, merged)"
+            for split, taken in splits.items()
+        },
+        "notes": {split: _notes(parts, split, taken, classes) for split, taken in splits.items()},
+        "warnings": {
+            split: [*_missing_classes(parts, split, taken, classes), *_shared_files(splits, split)]
+            for split, taken in splits.items()
+        },
     }
     write_json(target / SUMMARY, summary)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from codetr_cli.config.schema import DataConfig, DatasetName
+from codetr_cli.data.formats.cache import read_summary
 from codetr_cli.data.formats.converted import Converted, find_converted
 from codetr_cli.data.formats.detect import similar_folder
 from codetr_cli.data.formats.layouts import LAYOUTS, default_root, published_split, published_splits
@@ -169,13 +170,17 @@ def _find_several(config: DataConfig, roots: list[Path], split: Split) -> DataPa
         required = [(config, roots[0], _locate(config, roots[0], split, any_dataset=True))]
     for own, root, location in required:
         _check_present(own, root, location, split)
-    merged = find_merged(parts)
+    folder = find_merged(parts)
+    summary = read_summary(folder)
     return DataPaths(
-        images_dir=merged.images_dir,
-        annotations_path=merged.tables[split],
-        notes=tuple(merged.notes[split]),
+        images_dir=Path(summary["images_dir"]),
+        annotations_path=folder / f"instances_{split}.json",
+        notes=tuple(summary["notes"][split]),
         dataset=datasets.pop() if len(datasets) == 1 else "coco",
-        warnings=(*(text for _, _, location in required for text in location.paths.warnings), *merged.warnings[split]),
+        warnings=(
+            *(text for _, _, location in required for text in location.paths.warnings),
+            *summary["warnings"][split],
+        ),
     )
 
 

@@ -31,45 +31,15 @@ class TrainLoader:
         on_bad_file: called with every unreadable file that another image replaced.
     """
 
-    def __init__(
-        self,
-        dataset: CocoDataset,
-        sampler: AspectGroupedSampler,
-        *,
-        workers: int,
-        pin_memory: bool = False,
-        timeout_s: float = TIMEOUT_S,
-    ) -> None:
+    def __init__(self, sampler: AspectGroupedSampler, reader: BatchReader) -> None:
         self.sampler = sampler
+        self.reader = reader
+        self.set_epoch = sampler.set_epoch
         self.on_bad_file: Callable[[BadFile], object] = lambda bad: None
-        self.reader = BatchReader(
-            dataset, sampler, workers=workers, pin_memory=pin_memory, keep_workers=True, timeout_s=timeout_s
-        )
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
         return self.sampler.num_batches
-
-    def set_epoch(
-        self,
-        epoch: int,
-        start_batch: int = 0,
-        reshuffled_from: int | None = None,
-        segments: Sequence[Segment] = (),
-    ) -> int:
-        """Selects the batches of the next iteration.
-
-        Args:
-            epoch: 0-based; determines the order and every augmentation.
-            start_batch: batches of this epoch, since the last of the segments, that are already done.
-            reshuffled_from: batch of this epoch from which on they are reshuffled; None: never.
-            segments: parts of this epoch that were trained with another world size, in their order: images they used
-                are not repeated, and the remaining ones are divided again for this world size.
-
-        Returns:
-            the number of batches on this rank; the same on every rank.
-        """
-        return self.sampler.set_epoch(epoch, start_batch, reshuffled_from, segments)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the chosen epoch; errors as of `BatchReader`."""
@@ -118,7 +88,18 @@ class AspectGroupedSampler(Sampler[list[Key]]):
         reshuffled_from: int | None = None,
         segments: Sequence[Segment] = (),
     ) -> int:
-        """Selects the batches of the next iteration; see `TrainLoader.set_epoch`."""
+        """Selects the batches of the next iteration.
+
+        Args:
+            epoch: 0-based; determines the order and every augmentation.
+            start_batch: batches of this epoch, since the last of the segments, that are already done.
+            reshuffled_from: batch of this epoch from which on they are reshuffled; None: never.
+            segments: parts of this epoch that were trained with another world size, in their order: images they used
+                are not repeated, and the remaining ones are divided again for this world size.
+
+        Returns:
+            the number of batches on this rank; the same on every rank.
+        """
         self._epoch = epoch
         batches = self._reordered(self.batches(epoch, segments), reshuffled_from, epoch, self.rank)
         self._batches = batches[start_batch:]
@@ -220,4 +201,7 @@ def build_train_loader(
     """
     groups = dataset.aspect_flags if aspect_grouping else np.zeros_like(dataset.aspect_flags)
     sampler = AspectGroupedSampler(groups, micro_batch=micro_batch, rank=rank, world_size=world_size, seed=seed)
-    return TrainLoader(dataset, sampler, workers=workers, pin_memory=pin_memory, timeout_s=timeout_s)
+    reader = BatchReader(
+        dataset, sampler, workers=workers, pin_memory=pin_memory, keep_workers=True, timeout_s=timeout_s
+    )
+    return TrainLoader(sampler, reader)
