@@ -29,14 +29,6 @@ HEADER_THREADS = 16
 ImageRecord = tuple[str, int, int]
 """File name, height and width in the annotation file."""
 
-_KIND_OF_PROBLEM = {
-    "missing": "missing_file",
-    "unreadable": "unreadable_file",
-    "empty": "empty_file",
-    "not_an_image": "not_an_image",
-    "truncated": "truncated_file",
-    "unsupported": "unsupported_file",
-}
 _SUFFIXES = {
     "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "png": (".png",),
@@ -127,7 +119,8 @@ def _inspect(rules: FileRules, record: ImageRecord) -> Iterator[tuple[str, str]]
     try:
         header = read_header(path)
     except ImageFileError as error:
-        yield _KIND_OF_PROBLEM[error.problem], "" if error.problem == "missing" else str(error)
+        kind = error.problem if error.problem == "not_an_image" else f"{error.problem}_file"
+        yield kind, "" if error.problem == "missing" else str(error)
         return
     height, width = header.size
     if not height or not width:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN, THREADS, ParsedBox, ParsedDataset, ParsedImage
@@ -26,15 +26,13 @@ TITLE = "Pascal VOC"
 SETS = ("train", "val", "trainval", "test")
 
 
-@dataclass(frozen=True)
-class _Object:
+class _Object(NamedTuple):
     name: str
     corners: tuple[float, float, float, float]
     difficult: bool
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     """One annotation file; `size` is (0, 0) if the file does not state it."""
 
     size: Size

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -40,7 +40,8 @@ class _Description:
 
 def matches(folder: Path) -> bool:
     """Whether a folder has the layout: a YAML file with names and train or val, or label folders of text files."""
-    return find_description(folder) is not None or any(_has_text(labels) for labels in _label_folders(folder))
+    patterns = ("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt", "*/labels/*/*.txt")
+    return find_description(folder) is not None or any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def files_read(folder: Path) -> Iterable[Path]:
@@ -237,12 +238,3 @@ def _images(place: Path, bases: list[Path]) -> list[Path]:
             f"{place} lists {len(absent):,} images that are missing: {listed(absent, SHOWN)}. Copy them there"
         )
     return present
-
-
-def _label_folders(folder: Path) -> Iterator[Path]:
-    yield folder / "labels"
-    yield from folder.glob("*/labels")
-
-
-def _has_text(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) is not None for pattern in ("*.txt", "*/*.txt"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -39,15 +39,19 @@ class SharedBatch:
             themselves.
         targets: with arrays in place of tensors, and `SharedTensor` in place of masks.
         shm_error: why shared memory could not be used; None when it was.
+        received: the batch, once it is in page-locked memory.
     """
 
     shape: tuple[int, ...]
     block: bytes | np.ndarray
     targets: list[Target]
     shm_error: str | None = None
+    received: Batch | None = None
 
     def open(self) -> Batch:
         """The batch, in the receiving process; call it only once."""
+        if self.received is not None:
+            return self.received
         block: Tensor = (
             ForkingPickler.loads(self.block) if isinstance(self.block, bytes) else torch.from_numpy(self.block)
         )
@@ -63,21 +67,9 @@ class SharedBatch:
 
         return Batch(images=images, padding_mask=padding_mask, targets=_mapped(self.targets, unpacked))
 
-    def pin_memory(self) -> PinnedBatch:
-        """The batch in page-locked memory; called by PyTorch's thread for pinned memory."""
-        return PinnedBatch(self.open().pin_memory(), self.shm_error)
-
-
-@dataclass(frozen=True)
-class PinnedBatch:
-    """A received batch in page-locked memory; `shm_error` as of `SharedBatch`."""
-
-    batch: Batch
-    shm_error: str | None
-
-    def open(self) -> Batch:
-        """The batch."""
-        return self.batch
+    def pin_memory(self) -> SharedBatch:
+        """The batch received, in page-locked memory; called by PyTorch's thread for pinned memory."""
+        return replace(self, block=b"", targets=[], received=self.open().pin_memory())
 
 
 def pack(samples: Sequence[tuple[np.ndarray, Target]]) -> SharedBatch:

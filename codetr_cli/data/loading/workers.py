@@ -24,7 +24,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from codetr_cli.data.batch import Batch, collate
-from codetr_cli.data.loading.transport import PinnedBatch, SharedBatch, pack
+from codetr_cli.data.loading.transport import SharedBatch, pack
 from codetr_cli.data.loading.worker_process import (
     exiting_flag,
     init_worker,
@@ -196,7 +196,7 @@ class BatchReader:
                     if self._dead():
                         raise _WorkerDiedError(self._death())
                     item = next(self._stream)
-                    if isinstance(item, SharedBatch | PinnedBatch):
+                    if isinstance(item, SharedBatch):
                         self._warn_of_shm(item.shm_error)
                         return item.open()
             except (RuntimeError, OSError, EOFError) as error:
