@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from codetr_cli import __version__, console
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._machine import machine_rows, show_machine
-from codetr_cli.commands._options import JsonOption
 
 EXAMPLES = ("codetr doctor", "codetr doctor --json > machine.json")
 
 
-def doctor(json_output: JsonOption = False) -> None:
+def doctor(json_output: opt.JsonOption = False) -> None:
     """Report this machine: GPUs, PyTorch, memory, packages.
 
     Warns of everything that makes the program slower here than it could be, and ends with a block to paste into a bug

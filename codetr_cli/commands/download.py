@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import ADVANCED, OUTPUT, JsonOption, QuietOption
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._weights import byte_progress
 
 if TYPE_CHECKING:
@@ -27,16 +27,11 @@ def download(
         str,
         typer.Argument(metavar="NAME", help="A preset, see `codetr presets`, or a backbone, e.g. resnet50 or swin_l."),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Download again what exists.", rich_help_panel=OUTPUT)] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the source and the target, then stop.", rich_help_panel=OUTPUT)
-    ] = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    url: Annotated[
-        str | None,
-        typer.Option("--url", metavar="URL", help="Download from here instead.", rich_help_panel=ADVANCED),
-    ] = None,
+    force: Annotated[bool, opt.flag("--force", "Download again what exists.", opt.OUTPUT)] = False,
+    dry_run: Annotated[bool, opt.flag("--dry-run", "Print the source and the target, then stop.", opt.OUTPUT)] = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    url: Annotated[str | None, opt.option("--url", "URL", "Download from here instead.", opt.ADVANCED)] = None,
 ) -> None:
     """Download published weights or a pretrained backbone.
 

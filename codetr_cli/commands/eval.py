@@ -10,33 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import (
-    AnnotationsOption,
-    BatchOption,
-    BoxesOnlyOption,
-    CheckpointArgument,
-    DataSetsOption,
-    DetectionsOption,
-    DeviceOption,
-    EvalOutOption,
-    ForceOption,
-    HeadOption,
-    ImagesOption,
-    InferencePrecisionOption,
-    JsonOption,
-    MaxImagesOption,
-    PerClassOption,
-    ProtocolOption,
-    QuietOption,
-    SameCheckpointOption,
-    ScorerName,
-    ScorerOption,
-    SetOption,
-    Split,
-    SplitOption,
-    TtaOption,
-    argument_or_option,
-)
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._outputs import free_folder
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError
@@ -74,28 +48,28 @@ CLASS_COLUMNS = {
 
 def eval(
     context: typer.Context,
-    checkpoint: CheckpointArgument = None,
-    checkpoint_option: SameCheckpointOption = None,
-    data: DataSetsOption = None,
-    split: SplitOption = "val",
-    images: ImagesOption = None,
-    annotations: AnnotationsOption = None,
-    detections: DetectionsOption = None,
-    head: HeadOption = None,
-    tta: TtaOption = False,
-    boxes_only: BoxesOnlyOption = False,
-    scorer: ScorerOption = None,
-    protocol: ProtocolOption = True,
-    per_class: PerClassOption = False,
-    device: DeviceOption = "auto",
-    precision: InferencePrecisionOption = "auto",
-    batch: BatchOption = None,
-    out: EvalOutOption = None,
-    force: ForceOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    max_images: MaxImagesOption = None,
-    overrides: SetOption = None,
+    checkpoint: opt.CheckpointArgument = None,
+    checkpoint_option: opt.SameCheckpointOption = None,
+    data: opt.DataSetsOption = None,
+    split: opt.SplitOption = "val",
+    images: opt.ImagesOption = None,
+    annotations: opt.AnnotationsOption = None,
+    detections: opt.DetectionsOption = None,
+    head: opt.HeadOption = None,
+    tta: opt.TtaOption = False,
+    boxes_only: opt.BoxesOnlyOption = False,
+    scorer: opt.ScorerOption = None,
+    protocol: opt.ProtocolOption = True,
+    per_class: opt.PerClassOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.InferencePrecisionOption = "auto",
+    batch: opt.BatchOption = None,
+    out: opt.EvalOutOption = None,
+    force: opt.ForceOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    max_images: opt.MaxImagesOption = None,
+    overrides: opt.SetOption = None,
 ) -> None:
     """Evaluate a checkpoint, or score a file of detections.
 
@@ -103,7 +77,7 @@ def eval(
     detections per image, or LVIS's rules on LVIS.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    checkpoint = argument_or_option(context, "checkpoint", "checkpoint_option")
+    checkpoint = opt.argument_or_option(context, "checkpoint", "checkpoint_option")
     if (checkpoint is None) == (detections is None):
         raise ConfigError(
             "give a checkpoint to evaluate, or --detections detections.json to score a file"
@@ -149,7 +123,7 @@ class _EvalOptions:
     max_images: int | None
     masks: bool
     tta: bool
-    scorer: ScorerName | None
+    scorer: opt.ScorerName | None
     protocol: bool
     per_class: bool
     out: Path | None
@@ -178,7 +152,7 @@ def _named_dataset(overrides: Sequence[str]) -> DatasetName | None:
 
 def _find_data(
     data: Sequence[str] | None,
-    split: Split,
+    split: opt.Split,
     images: str | None,
     annotations: str | None,
     overrides: Sequence[str],

@@ -12,23 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import (
-    CheckpointOption,
-    DeviceOption,
-    ForceOption,
-    HeadOption,
-    InferencePrecisionOption,
-    JsonOption,
-    MaxDetsOption,
-    Nms,
-    NmsOption,
-    NoDrawOption,
-    PredictOutOption,
-    QuietOption,
-    ScoreOption,
-    SetOption,
-    TtaOption,
-)
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._outputs import free_folder
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError, DatasetError, listed
@@ -54,20 +38,20 @@ def predict(
     sources: Annotated[
         list[str], typer.Argument(metavar="SRC", help="Images, folders, or quoted patterns such as 'a/*.jpg'.")
     ],
-    checkpoint: CheckpointOption = None,
-    score: ScoreOption = 0.3,
-    max_dets: MaxDetsOption = None,
-    nms: NmsOption = None,
-    head: HeadOption = None,
-    tta: TtaOption = False,
-    out: PredictOutOption = Path("predictions"),
-    no_draw: NoDrawOption = False,
-    force: ForceOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    device: DeviceOption = "auto",
-    precision: InferencePrecisionOption = "auto",
-    overrides: SetOption = None,
+    checkpoint: opt.CheckpointOption = None,
+    score: opt.ScoreOption = 0.3,
+    max_dets: opt.MaxDetsOption = None,
+    nms: opt.NmsOption = None,
+    head: opt.HeadOption = None,
+    tta: opt.TtaOption = False,
+    out: opt.PredictOutOption = Path("predictions"),
+    no_draw: opt.NoDrawOption = False,
+    force: opt.ForceOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.InferencePrecisionOption = "auto",
+    overrides: opt.SetOption = None,
 ) -> None:
     """Detect objects in images and draw them.
 
@@ -171,7 +155,7 @@ def _predict_one(
     *,
     score: float,
     max_dets: int | None,
-    nms: Nms | None,
+    nms: opt.Nms | None,
     draw: bool,
 ) -> None:
     """Runs on one image; a file that cannot be read is recorded and skipped."""

@@ -11,28 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from codetr_cli import console
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._options import (
-    AutoFitOption,
-    DataSetsOption,
-    DeviceOption,
-    DryRunOption,
-    EndpointOption,
-    GpusOption,
-    JsonOption,
-    MaxRestartsOption,
-    NodeRankOption,
-    NodesOption,
-    NoEvalOption,
-    PresetOption,
-    ProcsOption,
-    QuietOption,
-    RestartOption,
-    RunOption,
-    SetOption,
-    SlurmOption,
-    WeightsOption,
-)
 from codetr_cli.commands._slurm import submit_job
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError
@@ -62,25 +42,25 @@ FIRST_PRESETS = {
 
 def train(
     context: typer.Context,
-    preset: PresetOption = None,
-    data: DataSetsOption = None,
-    weights: WeightsOption = None,
-    no_eval: NoEvalOption = False,
-    gpus: GpusOption = None,
-    device: DeviceOption = "auto",
-    procs: ProcsOption = None,
-    auto_fit: AutoFitOption = False,
-    run: RunOption = None,
-    restart: RestartOption = False,
-    dry_run: DryRunOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    nodes: NodesOption = None,
-    rdzv_endpoint: EndpointOption = None,
-    node_rank: NodeRankOption = None,
-    max_restarts: MaxRestartsOption = None,
-    slurm: SlurmOption = False,
-    overrides: SetOption = None,
+    preset: opt.PresetOption = None,
+    data: opt.DataSetsOption = None,
+    weights: opt.WeightsOption = None,
+    no_eval: opt.NoEvalOption = False,
+    gpus: opt.GpusOption = None,
+    device: opt.DeviceOption = "auto",
+    procs: opt.ProcsOption = None,
+    auto_fit: opt.AutoFitOption = False,
+    run: opt.RunOption = None,
+    restart: opt.RestartOption = False,
+    dry_run: opt.DryRunOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    nodes: opt.NodesOption = None,
+    rdzv_endpoint: opt.EndpointOption = None,
+    node_rank: opt.NodeRankOption = None,
+    max_restarts: opt.MaxRestartsOption = None,
+    slurm: opt.SlurmOption = False,
+    overrides: opt.SetOption = None,
 ) -> None:
     """Train a detector, or continue a training that was stopped.
 
