@@ -107,7 +107,7 @@ def benchmark_data(dataset: CocoDataset, settings: Settings, spec: DataSpec, tic
     pack_seconds, opened = _pack_batches(batches)
     per_batch_stages = {
         "batch": pack_seconds,
-        "hand-over": _transfer_seconds(batches, pack_seconds),
+        "transfer": _transfer_seconds(batches, pack_seconds),
         "copy": _copy_seconds(opened, settings, spec.device),
     }
     stages_ms = {name: seconds * 1000 / spec.images for name, seconds in stages.seconds.items()}

@@ -11,7 +11,7 @@ WORKER_STAGES = {
     "augment": "augmentation",
     "paste": "copy-paste",
     "batch": "collating batches",
-    "hand-over": "transferring batches",
+    "transfer": "transferring batches",
 }
 """Stages of a worker in order, with their descriptions."""
 
@@ -121,7 +121,7 @@ def _advice(timing: DataTiming, stage: str) -> str:
     if stage == "decode" and timing.file_pixels > MANY_PIXELS * timing.network_pixels:
         share = max(0.1, 1.5 * (timing.network_pixels / timing.file_pixels) ** 0.5)
         return f"The files are larger than the network's input: store them at {share:.0%} of their height and width. "
-    if stage == "hand-over":
+    if stage == "transfer":
         return "Check that /dev/shm is large enough (docker run --shm-size=8g). "
     return "Use more or faster processor cores, or fewer training processes on this machine. "
 

@@ -12,7 +12,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Defaults, Invocation
-from codetr_cli.commands._machine import show_machine
+from codetr_cli.commands.doctor import show_machine
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
