@@ -94,7 +94,11 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
         with byte_progress(f"downloading {place.file.name}") as progress:
             fetch(place.remote, place.file, force=force, copies=2, progress=progress)
     elif not there:
-        raise CheckpointError(_by_hand(name, source.page, place.file))
+        raise CheckpointError(
+            f"the weights of {name} have no direct URL. Download {place.file.name} by hand"
+            + (f" from {source.page}" if source.page else "")
+            + f", put it at {place.file} and run `codetr download {name}` again; or give a URL with --url."
+        )
     elif place.remote is not None:
         verify(place.file, place.remote, advice="Remove it, or download it again with --force.")
     conversion = convert_preset(place, model_shapes)
@@ -151,12 +155,3 @@ def _show_source(what: str, remote: Remote | None, page: str | None, licence: st
     console.info(f"{what}: from {remote.url if remote else page or 'an unknown URL'}")
     console.info(f"licence: {licence or 'not stated by the publisher'}")
     console.info(f"kept as {file}")
-
-
-def _by_hand(name: str, page: str | None, file: Path) -> str:
-    """How to download a file that has no direct URL."""
-    return (
-        f"the weights of {name} have no direct URL. Download {file.name} by hand"
-        + (f" from {page}" if page else "")
-        + f", put it at {file} and run `codetr download {name}` again; or give a URL with --url."
-    )

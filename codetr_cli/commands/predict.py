@@ -31,7 +31,6 @@ EXAMPLES = (
 PREDICTIONS_NAME = "predictions.json"
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_ROWS = 40
-EXIT_DATA = 3
 
 
 def predict(
@@ -79,8 +78,11 @@ def predict(
     _show(results, detector)
     console.result_json(results.summary(str(detector.loaded.path or checkpoint)))
     if results.failed:
-        console.error(_failure_text(results, len(images)))
-        raise typer.Exit(EXIT_DATA)
+        console.error(
+            f"{len(results.failed)} of {len(images)} images cannot be read: {listed(list(results.failed), 5)}. Replace "
+            f"or remove them; the results of the others are in {results.folder}"
+        )
+        raise typer.Exit(DatasetError.exit_code)
 
 
 def _newest() -> Path:
@@ -98,11 +100,7 @@ def _newest() -> Path:
 
 @dataclass
 class Results:
-    """Detections so far.
-
-    Args:
-        folder: where they are written.
-    """
+    """Detections so far, and the folder in which they are written."""
 
     folder: Path
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -191,10 +189,3 @@ def _show(results: Results, detector: Detector) -> None:
         console.result(f"... and {len(results.images) - MAX_ROWS} more images.")
     count = len(results.records)
     console.result(f"{count} detections in {len(results.images)} images: {results.folder / PREDICTIONS_NAME}")
-
-
-def _failure_text(results: Results, total: int) -> str:
-    return (
-        f"{len(results.failed)} of {total} images cannot be read: {listed(list(results.failed), 5)}. Replace or "
-        f"remove them; the results of the others are in {results.folder}"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,8 @@ def train(
     """
     console.set_mode(json=json_output, quiet=quiet)
     if preset is None:
-        raise ConfigError(_which_preset())
+        names = "\n".join(f"  --preset {name:<15} {reason}" for name, reason in FIRST_PRESETS.items())
+        raise ConfigError(f"which preset? Three to start with:\n{names}\n`codetr presets` lists all.")
     from codetr_cli.config.overrides import user_set
     from codetr_cli.config.presets import load_preset
     from codetr_cli.distributed.topology import Request
@@ -97,12 +98,6 @@ def train(
     outcome = _plan_and_train(settings, plan, request, weights, auto_fit=auto_fit, dry_run=dry_run, mode=mode)
     if outcome is not None:
         _show_outcome(outcome, json_output)
-
-
-def _which_preset() -> str:
-    """Presets to start with, for a user who named none."""
-    names = "\n".join(f"  --preset {name:<15} {reason}" for name, reason in FIRST_PRESETS.items())
-    return f"which preset? Three to start with:\n{names}\n`codetr presets` lists all."
 
 
 def _plan_and_train(
@@ -160,7 +155,7 @@ def _train_here(
 
     console.set_mode(json=json_output, quiet=quiet)
     log = console.log_to_console() if launched_rank() == 0 else nullcontext()
-    with console.tolerate_closed_streams(), log, _Display() as display:
+    with console.tolerate_closed_streams(), log, closing(_Display()) as display:
         return run_training(job, device=device, choice=choice, reporter=display)
 
 
@@ -173,12 +168,6 @@ class _Display:
         self._kind = ""
         self._last_ap: float | None = None
         self._best_ap: float | None = None
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def step_done(self, progress: StepProgress) -> None:
         fields: dict[str, Any] = {"epoch": progress.epoch + 1, "loss": progress.loss}
@@ -230,14 +219,12 @@ def _show_plan(
         return
     console.result(to_toml(job.settings).rstrip("\n"))
     bad = f" ({plan.bad_files:,} skipped, their files cannot be read)" if plan.bad_files else ""
-    rows: list[tuple[str, object]] = [
+    names = ", ".join(job.class_names[:8]) + (" ..." if len(job.class_names) > 8 else "")
+    rows = [
         ("run", where),
         ("images", f"{plan.images:,} of {job.inputs.train_annotations}{bad}"),
         ("validation", f"{plan.val_images:,} images" if plan.val_images is not None else "none"),
-        (
-            "classes",
-            f"{len(job.class_names)}: {', '.join(job.class_names[:8])}{' ...' if len(job.class_names) > 8 else ''}",
-        ),
+        ("classes", f"{len(job.class_names)}: {names}"),
         ("batch", plan.batches.describe()),
         ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in total"),
         ("learning rate", f"{plan.learning_rate:g}"),

@@ -67,9 +67,10 @@ def data(
         raise ConfigError(f"--step-images-per-s {step_images_per_s:g} is not above 0")
     chosen = measurement.prepare_device(device, threads)
 
-    from codetr_cli.benchmark.data import DataSpec, benchmark_data, usable_cores, worker_counts
+    from codetr_cli.benchmark.data import DataSpec, benchmark_data, worker_counts
     from codetr_cli.config.presets import load_preset
     from codetr_cli.data.coco import build_dataset
+    from codetr_cli.runtime.devices import cpu_count
 
     name = preset or measurement.DEFAULT_PRESET
     report = measurement.start_report(chosen, name)
@@ -79,7 +80,7 @@ def data(
     spec = DataSpec(
         images=iterations or IMAGES,
         seconds=SECONDS if iterations is None else SECONDS * min(1.0, iterations / IMAGES),
-        workers=worker_counts(usable_cores()) if workers is None else tuple(sorted({0, workers})),
+        workers=worker_counts(cpu_count()) if workers is None else tuple(sorted({0, workers})),
         device=chosen,
         needed=step_images_per_s or (measure_step() if measure_step else None),
     )
