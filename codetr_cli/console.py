@@ -156,8 +156,8 @@ def result_json(obj: dict[str, Any]) -> None:
 
 
 def fail_json(obj: dict[str, Any]) -> None:
-    """Writes the JSON object of a command that failed, unless its result is out already."""
-    if not _mode.answered:
+    """With `--json`, writes the JSON object of a command that failed, unless its result is out already."""
+    if _mode.json and not _mode.answered:
         _write_json(obj)
 
 

@@ -94,20 +94,8 @@ def benchmark_network(
 ) -> None:
     """Measures a network, or compares it with plain PyTorch, and shows and writes the result.
 
-    Args:
-        kind: what it does; also the result's key in the report.
-        preset: the network, with random weights.
-        checkpoint: the network, with its weights; instead of a preset.
-        overrides: of the settings.
-        size: of the input, as given; None for the settings'.
-        device: as given.
-        threads: of the CPU; None for PyTorch's choice.
-        warmup: runs before the measurement; None for the device's default.
-        iterations: measured runs; likewise.
-        compare: measure the network without optimizations too.
-        out: file for the report.
-        force: overwrite the file.
-        spec_options: further arguments of `BenchmarkedNetwork.spec`.
+    `kind` is what the network does, and the result's key in the report; `spec_options` are further arguments of
+    `BenchmarkedNetwork.spec`. All others are the values of the command's options.
 
     Raises:
         ConfigError: options that are wrong or exclude each other.
@@ -147,7 +135,11 @@ def finish_report(report: Mapping[str, Any], out: Path | None, *, force: bool) -
     """Prints where the numbers come from, and writes the report without folders of this machine."""
     from codetr_cli.files import write_text
 
-    console.result(_tables.place_text(report["machine"]))
+    machine = report["machine"]
+    console.result(
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}; "
+        f"deformable attention by {machine['attention_note']}"
+    )
     published = _tables.without_folders(report)
     if out is not None:
         file = free_file(out, force=force)
