@@ -52,11 +52,7 @@ class Defaults:
         return [f"train.loggers={json.dumps(self.loggers)}"]
 
     def for_options(self, words: Sequence[str]) -> dict[str, Any]:
-        """Verb -> option -> value, for Typer's `default_map`.
-
-        Args:
-            words: of the command, after `codetr`.
-        """
+        """Verb -> option -> value, for Typer's `default_map`; the words are those after `codetr`."""
         given = {word.partition("=")[0] for word in words}
         options: dict[str, dict[str, Any]] = {}
         if self.device and given.isdisjoint(EXCLUDES["device"]):
@@ -71,22 +67,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Invocation:
-    """One call of the program: what verbs find in `typer.Context.obj`.
-
-    Attributes:
-        words: after `codetr`.
-        defaults: of the user.
-    """
+    """One call of the program: its words after `codetr`, and the user's defaults. It is `typer.Context.obj`."""
 
     words: list[str]
     defaults: Defaults
 
 
 def find_defaults(folder: Path) -> Defaults:
-    """The defaults of the nearest file, `codetr.toml` before `pyproject.toml`.
-
-    Args:
-        folder: where the search starts.
+    """The defaults of the file that is nearest to the folder, `codetr.toml` before `pyproject.toml`.
 
     Raises:
         ConfigError: the file is not TOML, or has an unknown key or a value of a wrong type.

@@ -51,12 +51,7 @@ def use_shown_spelling(words: list[str]) -> list[str]:
 
 
 def argument_or_option(context: typer.Context, argument: str, option: str) -> Any:
-    """The value of an argument that may be given as an option instead.
-
-    Args:
-        context: of the verb.
-        argument: name of its parameter.
-        option: name of its parameter.
+    """The value of an argument that may be given as an option instead; both are names of parameters.
 
     Raises:
         ConfigError: both are given.

@@ -110,19 +110,9 @@ def _plan_and_train(
     dry_run: bool,
     mode: tuple[bool, bool],
 ) -> Outcome | None:
-    """Trains in as many processes as requested.
+    """Trains in as many processes as requested; None for a dry run, and where another machine has the outcome.
 
-    Args:
-        settings: to train with.
-        plan: plans the job, given the weights.
-        request: of devices and machines.
-        weights: as given.
-        auto_fit: reduce memory use if it is short.
-        dry_run: only show the plan.
-        mode: whether to print JSON, and whether to print results only.
-
-    Returns:
-        None for a dry run, and where another machine has the outcome.
+    `plan` makes the job, given the weights; `mode` is whether to print JSON, and whether to print results only.
     """
     from codetr_cli.distributed.launcher import launch
     from codetr_cli.distributed.process_group import launched_rank
