@@ -17,8 +17,8 @@ from codetr_cli.errors import ConfigError, nearest
 
 KEYS = ("data", "device", "loggers")
 WITH_DATA = ("train", "eval")
-WITH_DEVICE = ("train", "eval", "predict", "bench")
-BENCHMARKS = ("train", "ops", "data")  # of `codetr bench`, beside `infer`, which it means without a word
+WITH_DEVICE = ("train", "eval", "predict")
+BENCHMARKS = ("infer", "train", "ops", "data")  # of `codetr bench`, all with a device
 EXCLUDES = {"device": ("--gpus", "--procs"), "data": ("--ann", "--images", "--demo")}
 """Default -> options beside which it is not used."""
 
@@ -57,8 +57,7 @@ class Defaults:
         options: dict[str, dict[str, Any]] = {}
         if self.device and given.isdisjoint(EXCLUDES["device"]):
             options = {verb: {"device": self.device} for verb in WITH_DEVICE}
-            kinds = {"infer", *(kind for kind in BENCHMARKS if kind in words[1:2] or f"--{kind}" in words)}
-            options["bench"] |= {kind: {"device": self.device} for kind in kinds}
+            options["bench"] = {kind: {"device": self.device} for kind in BENCHMARKS}
         if self.data and given.isdisjoint(EXCLUDES["data"]):
             for verb in WITH_DATA:
                 options.setdefault(verb, {})["data"] = list(self.data)
