@@ -43,7 +43,7 @@ def main() -> None:
     jobs = [(name, seed) for seed in range(arguments.seeds) for name in VARIANTS]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = list(pool.map(lambda job: train(*job, data, arguments), jobs))
-    result = summarise(runs, arguments)
+    result = summarize(runs, arguments)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(result, arguments.picture)
     for name, final in result["final"].items():
@@ -77,7 +77,7 @@ def train(variant: str, seed: int, data: Path, arguments: argparse.Namespace) ->
     return {"variant": variant, "seed": seed, "seconds": int((run / "seconds").read_text()), "curve": curve}
 
 
-def summarise(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
+def summarize(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     """All curves with command, machine and versions, and the final metrics per variant."""
     import torch
 
@@ -110,13 +110,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, colour in zip(VARIANTS, ("tab:blue", "tab:orange"), strict=True):
+    for name, color in zip(VARIANTS, ("tab:blue", "tab:orange"), strict=True):
         curves = [run["curve"] for run in result["runs"] if run["variant"] == name]
         steps = [point["step"] for point in curves[0]]
         for curve in curves:
-            axes.plot(steps, [point["AP"] for point in curve], color=colour, alpha=0.3, linewidth=1)
+            axes.plot(steps, [point["AP"] for point in curve], color=color, alpha=0.3, linewidth=1)
         mean = [statistics.fmean(curve[i]["AP"] for curve in curves) for i in range(len(steps))]
-        axes.plot(steps, mean, color=colour, linewidth=2.5, label=f"{name}: mean of {len(curves)} seeds")
+        axes.plot(steps, mean, color=color, linewidth=2.5, label=f"{name}: mean of {len(curves)} seeds")
     axes.set(xlabel="optimizer steps", ylabel="AP on held-out images", ylim=(0, None))
     axes.set_title("Tiny Co-DINO from random weights on the synthetic set")
     axes.grid(alpha=0.3)

@@ -29,6 +29,7 @@ import numpy as np
 from codetr_cli.data.annotations import read_annotations
 from codetr_cli.evaluation.scoring import score_detections
 from codetr_cli.inference.detections import DetectionTable
+from codetr_cli.runtime.devices import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES, PER_IMAGE, OBJECTS = 80, 300, 7.3
@@ -53,7 +54,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/evaluation.py",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": machine(),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when measured",
         "versions": {name: version(name) for name in ("hotcoco", "pycocotools", "numpy")}
         | {"python": platform.python_version()},
         "material": f"{CLASSES} classes, {OBJECTS} objects and {PER_IMAGE} detections an image",
@@ -61,13 +62,6 @@ def main() -> None:
         "rows": rows,
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def machine() -> str:
-    """The processor, its cores and its load."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when measured"
 
 
 def measure(scorer: Any, images: int) -> dict[str, Any]:

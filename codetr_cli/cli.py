@@ -136,7 +136,6 @@ def _versions() -> dict[str, str | None]:
 
 def _run(words: list[str]) -> int:
     """Runs the words and reports failures; a broken pipe is left to the caller."""
-    wants_json = "--json" in words
     try:
         # Only the verb that is called gets imported; the others are needed for help and suggestions alone.
         app = build_app((words[0],) if words and words[0] in VERBS else VERBS)
@@ -155,22 +154,21 @@ def _run(words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except CodetrError as error:
-        return _fail(str(error), error.exit_code, wants_json)
+        return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(_usage_text(error), error.exit_code, wants_json) if str(error) else error.exit_code
+        return _fail(_usage_text(error), error.exit_code) if str(error) else error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted.", EXIT_INTERRUPTED, wants_json)
+        return _fail("interrupted.", EXIT_INTERRUPTED)
     except Exception as error:
         code, text = _explain(error)
         if os.environ.get("CODETR_DEBUG"):
             sys.stderr.write(traceback.format_exc())
-        return _fail(text, code, wants_json)
+        return _fail(text, code)
 
 
-def _fail(text: str, code: int, wants_json: bool) -> int:
+def _fail(text: str, code: int) -> int:
     console.error(text)
-    if wants_json:
-        console.fail_json({"error": text, "exit_code": code})
+    console.fail_json({"error": text, "exit_code": code})
     return code
 
 

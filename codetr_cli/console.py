@@ -23,11 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from rich.theme import Theme
 
-THEME = Theme(
-    {"good": "green", "bad": "bold red", "caution": "yellow", "unit": "dim", "title": "bold", "bar.complete": "cyan"}
-)
 QUIET_SECONDS = 2.0  # work shorter than this shows no progress
 PLAIN_SECONDS = 10.0  # between two plain progress lines
 PLAIN_WIDTH = 240  # columns of a table that goes to a file or a pipe
@@ -99,12 +95,12 @@ def result(text: str) -> None:
 
 def warn(text: str) -> None:
     """Prints a warning on stderr."""
-    _print(_console(stderr=True), Text.assemble(("warning: ", "caution"), text))
+    _print(_console(stderr=True), Text.assemble(("warning: ", "yellow"), text))
 
 
 def error(text: str) -> None:
     """Prints an error on stderr, in red."""
-    _print(_console(stderr=True), Text.assemble(("error: ", "bad"), (text, "red")))
+    _print(_console(stderr=True), Text.assemble(("error: ", "bold red"), (text, "red")))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -121,7 +117,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         name, bracket, unit = heading.partition(" [")
         numeric = all(isinstance(row[index], int | float | None) for row in rows) and bool(rows)
         drawn.add_column(
-            Text.assemble(name, (bracket + unit, "unit")),
+            Text.assemble(name, (bracket + unit, "dim")),
             justify="right" if numeric else "left",
             overflow="fold",
         )
@@ -129,7 +125,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         drawn.add_row(*(Text(cell_text(cell)) for cell in row))
     out = _console(stderr=_mode.json)
     if title:
-        _print(out, Text(title, "title"))  # not the table's own title, which is wrapped to the table's width
+        _print(out, Text(title, "bold"))  # not the table's own title, which is wrapped to the table's width
     if out.is_terminal:
         out.print(drawn)
         return
@@ -160,8 +156,8 @@ def result_json(obj: dict[str, Any]) -> None:
 
 
 def fail_json(obj: dict[str, Any]) -> None:
-    """Writes the JSON object of a command that failed, unless its result is out already."""
-    if not _mode.answered:
+    """With `--json`, writes the JSON object of a command that failed, unless its result is out already."""
+    if _mode.json and not _mode.answered:
         _write_json(obj)
 
 
@@ -284,7 +280,7 @@ class _TolerantStream:
             os.close(nowhere)
 
 
-class _Counter:
+class _Progress:
     """Counts items and estimates the time that is left from the rate since the start.
 
     Args:
@@ -293,38 +289,47 @@ class _Counter:
     """
 
     def __init__(self, total: int | None, done: int) -> None:
-        self.total, self.done, self._before = total, done, done
-        self._started = time.monotonic()
-        self._estimate: float | None = None
+        self.total, self.done, self.done_before = total, done, done
+        self.started = time.monotonic()
+        self.fields: dict[str, Any] = {}
+        self.seconds_left: float | None = None
 
-    def add(self, n: int, seconds_left: float | None) -> None:
+    def advance(self, n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
         self.done += n
-        self._estimate = seconds_left
+        self.fields, self.seconds_left = fields, seconds_left
+        self.show(self.elapsed())
+
+    def show(self, elapsed: float) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
 
     def elapsed(self) -> float:
-        return time.monotonic() - self._started
+        return time.monotonic() - self.started
 
-    def time_text(self, elapsed: float) -> str:
-        """The time that is left, or at the end the time that it took; empty when the total is unknown."""
+    def details(self, elapsed: float) -> list[str]:
+        """The time that is left, or at the end the time that it took, unless the total is unknown; then the fields."""
+        fields = [f"{name.replace('_', ' ')} {cell_text(value)}" for name, value in self.fields.items()]
         if not self.total:
-            return ""
+            return fields
         if self.done >= self.total:
-            return f"took {seconds_text(elapsed)}"
-        left = self._estimate
+            return [f"took {seconds_text(elapsed)}", *fields]
+        left = self.seconds_left
         if left is None:
-            left = elapsed / max(self.done - self._before, 1) * (self.total - self.done)
-        return f"{seconds_text(left)} left"
+            left = elapsed / max(self.done - self.done_before, 1) * (self.total - self.done)
+        return [f"{seconds_text(left)} left", *fields]
 
 
-class _Bar:
+class _Bar(_Progress):
     """Progress on a terminal; drawn at the first report after two seconds and removed at the end."""
 
     def __init__(self, description: str, total: int | None, done: int) -> None:
-        self.counter = _Counter(total, done)
+        super().__init__(total, done)
         # stdout passes through the bar only when it is a terminal too: redirected output must reach its file.
         self.drawn = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(complete_style="cyan"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[beside]}", markup=False),
             console=_new_console(stderr=True),
@@ -333,11 +338,8 @@ class _Bar:
         )
         self.task = self.drawn.add_task(description, total=total, completed=done, beside="")
 
-    def advance(self, n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
-        self.counter.add(n, seconds_left)
-        elapsed = self.counter.elapsed()
-        beside = ", ".join(filter(None, (self.counter.time_text(elapsed), _fields_text(fields))))
-        self.drawn.update(self.task, completed=self.counter.done, beside=beside)
+    def show(self, elapsed: float) -> None:
+        self.drawn.update(self.task, completed=self.done, beside=", ".join(self.details(elapsed)))
         if not self.drawn.live.is_started and elapsed > QUIET_SECONDS:
             self.drawn.start()
             _mode.live = self.drawn.console
@@ -348,42 +350,32 @@ class _Bar:
             self.drawn.stop()
 
 
-class _Lines:
+class _Lines(_Progress):
     """Progress where there is no terminal: a line every ten seconds, and one at the end of long work."""
 
     def __init__(self, description: str, total: int | None, done: int) -> None:
+        super().__init__(total, done)
         self.description = description
-        self.counter = _Counter(total, done)
-        self.fields: dict[str, Any] = {}
         self.next_line = QUIET_SECONDS  # after the start
         self.printed: int | None = None  # items done according to the last line
 
-    def advance(self, n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
-        self.counter.add(n, seconds_left)
-        self.fields = fields
-        elapsed = self.counter.elapsed()
+    def show(self, elapsed: float) -> None:
         if elapsed >= self.next_line:
             self._line(elapsed)
             self.next_line = elapsed + PLAIN_SECONDS
 
     def close(self) -> None:
-        if self.printed is not None and self.printed != self.counter.done:
-            self._line(self.counter.elapsed())
+        if self.printed is not None and self.printed != self.done:
+            self._line(self.elapsed())
 
     def _line(self, elapsed: float) -> None:
-        done, total = self.counter.done, self.counter.total
-        self.printed = done
-        count = f"{done:,}/{total:,} ({done / total:.0%})" if total else f"{done:,}"
-        parts = [f"{self.description}: {count}", self.counter.time_text(elapsed), _fields_text(self.fields)]
-        _print(_console(stderr=True), Text(", ".join(filter(None, parts))))
+        self.printed = self.done
+        count = f"{self.done:,}/{self.total:,} ({self.done / self.total:.0%})" if self.total else f"{self.done:,}"
+        _print(_console(stderr=True), Text(", ".join([f"{self.description}: {count}", *self.details(elapsed)])))
 
 
 def _ignore(n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
     """Replaces a progress display with `--quiet`."""
-
-
-def _fields_text(fields: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {cell_text(value)}" for name, value in fields.items())
 
 
 def _console(*, stderr: bool) -> Console:
@@ -396,7 +388,7 @@ def _console(*, stderr: bool) -> Console:
 def _new_console(*, stderr: bool) -> Console:
     """A console on the stream as it is now: tests and progress bars replace `sys.stdout` and `sys.stderr`."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, theme=THEME, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
 
 
 def _print(console: Console, text: Text) -> None:

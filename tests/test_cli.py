@@ -13,6 +13,7 @@ import pytest
 from codetr_cli import __version__
 from codetr_cli.cli import VERBS
 from codetr_cli.commands._options import SYNONYMS, use_shown_spelling
+from codetr_cli.commands.bench import SELECTORS
 from codetr_cli.commands.train import FIRST_PRESETS
 from codetr_cli.config.presets import preset_names
 from tests.conftest import REPOSITORY
@@ -69,6 +70,8 @@ def test_help_of_each_verb(codetr, verb: str, monkeypatch):
     assert ran.code == 0
     text = plain(ran.out)
     assert f"codetr {verb}" in text
+    if verb == "bench":  # without a command it means infer; other former options name a command
+        text = " ".join([text, plain(codetr("bench", "infer", "--help").out), *SELECTORS])
     assert set(re.findall(r"--[a-z][a-z-]*", text)) >= OPTIONS[verb]
     assert "Args:" not in text
 

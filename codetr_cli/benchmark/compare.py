@@ -149,20 +149,16 @@ def compare(
 
 def _agreement(ours: list[Detections] | float, plain: list[Detections] | float) -> dict[str, Any]:
     """Difference between two results: losses of training steps, or detections."""
-    if isinstance(ours, float) or isinstance(plain, float):
-        assert isinstance(ours, float)
+    if isinstance(ours, float):
         assert isinstance(plain, float)
         difference = abs(ours - plain) / max(abs(plain), 1e-300)
         return {"loss_ours": ours, "loss_plain": plain, "relative_difference": difference}
+    assert not isinstance(plain, float)
     return compare_detections(ours, plain)
 
 
 def compare_detections(ours: Sequence[Detections], plain: Sequence[Detections]) -> dict[str, Any]:
-    """Difference between two sets of detections on the same images.
-
-    Args:
-        ours: one entry per image.
-        plain: likewise.
+    """Difference between two sets of detections on the same images, one entry per image.
 
     Returns:
         detections_ours, detections_plain: counts; labels_equal: whether the labels are equal in order of score;

@@ -34,6 +34,7 @@ from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target
 from codetr_cli.data.transforms import DroppedSampleError
 from codetr_cli.errors import DatasetError
+from codetr_cli.runtime.devices import cpu_count
 from codetr_cli.runtime.timing import Tick, seconds_of
 
 Item = tuple[np.ndarray, Target]
@@ -69,11 +70,6 @@ class DataSpec:
         return self.images + len(self.workers)
 
 
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def worker_counts(most: int) -> tuple[int, ...]:
     """0, 1, 2, 4, ... and `most`."""
     powers = [2**power for power in range(most.bit_length()) if 2**power < most]
@@ -107,7 +103,7 @@ def benchmark_data(dataset: CocoDataset, settings: Settings, spec: DataSpec, tic
     pack_seconds, opened = _pack_batches(batches)
     per_batch_stages = {
         "batch": pack_seconds,
-        "hand-over": _transfer_seconds(batches, pack_seconds),
+        "transfer": _transfer_seconds(batches, pack_seconds),
         "copy": _copy_seconds(opened, settings, spec.device),
     }
     stages_ms = {name: seconds * 1000 / spec.images for name, seconds in stages.seconds.items()}
@@ -126,7 +122,7 @@ def benchmark_data(dataset: CocoDataset, settings: Settings, spec: DataSpec, tic
         network_pixels=float(np.mean([image.shape[0] * image.shape[1] for image, _ in items])),
         loader_images_per_s=rates,
         needed_images_per_s=spec.needed,
-        cores=usable_cores(),
+        cores=cpu_count(),
     )
     return diagnose(timing)
 

@@ -11,7 +11,7 @@ WORKER_STAGES = {
     "augment": "augmentation",
     "paste": "copy-paste",
     "batch": "collating batches",
-    "hand-over": "transferring batches",
+    "transfer": "transferring batches",
 }
 """Stages of a worker in order, with their descriptions."""
 
@@ -82,19 +82,19 @@ def diagnose(timing: DataTiming) -> DataTiming:
     bottleneck = stage
     if needed is None:
         text += (
-            f"{_workers(best)} {_verb(best, 'deliver')} the most, {rates[best]:.1f} images/s; "
+            f"{_workers(best, 'delivers', 'deliver')} the most, {rates[best]:.1f} images/s; "
             "--step-images-per-s X reports how many workers a step of X images/s needs. "
         )
     elif enough is not None:
         text += (
-            f"{_workers(enough)} {_verb(enough, 'supply')} the {needed:.1f} images/s of a training step: "
+            f"{_workers(enough, 'supplies', 'supply')} the {needed:.1f} images/s of a training step: "
             f"--set data.workers={enough}. "
         )
     else:
         if crowded:
             bottleneck = "cores"
         text += (
-            f"{_workers(best)} {_verb(best, 'deliver')} {rates[best]:.1f} images/s at most, but a training step needs "
+            f"{_workers(best, 'delivers', 'deliver')} {rates[best]:.1f} images/s at most, but a training step needs "
             f"{needed:.1f}: it will wait {1 - rates[best] / needed:.0%} of the time, least with "
             f"--set data.workers={best}. "
             + (f"The {timing.cores} processor cores here are the limit. " if crowded else "")
@@ -104,14 +104,11 @@ def diagnose(timing: DataTiming) -> DataTiming:
     return replace(timing, enough_workers=enough, bottleneck=bottleneck, sentence=text.strip())
 
 
-def _workers(count: int) -> str:
-    return f"{count} worker{'' if count == 1 else 's'}" if count else "The training process without workers"
-
-
-def _verb(workers: int, verb: str) -> str:
-    if workers > 1:
-        return verb
-    return f"{verb.removesuffix('y')}ies" if verb.endswith("y") else f"{verb}s"
+def _workers(count: int, singular: str, plural: str) -> str:
+    """A number of workers and its verb."""
+    if not count:
+        return f"The training process without workers {singular}"
+    return f"1 worker {singular}" if count == 1 else f"{count} workers {plural}"
 
 
 def _advice(timing: DataTiming, stage: str) -> str:
@@ -121,7 +118,7 @@ def _advice(timing: DataTiming, stage: str) -> str:
     if stage == "decode" and timing.file_pixels > MANY_PIXELS * timing.network_pixels:
         share = max(0.1, 1.5 * (timing.network_pixels / timing.file_pixels) ** 0.5)
         return f"The files are larger than the network's input: store them at {share:.0%} of their height and width. "
-    if stage == "hand-over":
+    if stage == "transfer":
         return "Check that /dev/shm is large enough (docker run --shm-size=8g). "
     return "Use more or faster processor cores, or fewer training processes on this machine. "
 

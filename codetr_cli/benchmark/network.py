@@ -53,14 +53,10 @@ class BenchmarkedNetwork:
         precision: str = "auto",
         objects: int | None = None,
     ) -> BenchmarkSpec:
-        """What to measure.
+        """What to measure; `runs` are warm-up runs, measured runs, and runs for the split into stages.
 
-        Args:
-            runs: warm-up runs, measured runs, runs for the split into stages.
-            size: (height, width) of the input in pixels; None for the settings'.
-            batch: images per batch; None for one, or the micro batch of the settings in training.
-            precision: "auto", "fp32", "bf16" or "fp16".
-            objects: boxes per training image; None for `TRAINING_OBJECTS`.
+        None stands for the settings' input size, one image or in training the settings' micro batch, and
+        `TRAINING_OBJECTS`.
         """
         warmup, iterations, split_iterations = runs
         return BenchmarkSpec(

@@ -45,8 +45,9 @@ class OperatorShape:
     @property
     def spatial_shapes(self) -> list[tuple[int, int]]:
         """(H, W) of each level; every halving rounds up, as the network's convolutions do."""
-        height, width = (_halved(side, int(math.log2(FINEST_STRIDE))) for side in self.size)
-        return [(_halved(height, level), _halved(width, level)) for level in range(self.levels)]
+        height, width = self.size
+        strides = [FINEST_STRIDE * 2**level for level in range(self.levels)]
+        return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
     @property
     def tokens(self) -> int:
@@ -143,12 +144,6 @@ def make_inputs(shape: OperatorShape, device: torch.device, dtype: torch.dtype) 
         offsets.to(device, dtype),
         scores.to(device, dtype),
     )
-
-
-def _halved(side: int, times: int) -> int:
-    for _ in range(times):
-        side = (side + 1) // 2
-    return side
 
 
 def _centers(height: int, width: int, *, dtype: torch.dtype) -> Tensor:

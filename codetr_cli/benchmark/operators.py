@@ -266,20 +266,16 @@ def _row(
     bounds: Sequence[Mapping[str, float]],
 ) -> OperatorTiming:
     """The results of a backend: its times, relative to the reference and to the machine's limits, and its memory."""
-    spreads, speeds, over_limits = [], [], []
-    for seconds, bound in zip((forward, backward), bounds, strict=True):
+    values: dict[str, Any] = {}
+    for name, seconds, bound in zip(("forward", "backward"), (forward, backward), bounds, strict=True):
         milliseconds = median(seconds[timer.name]) * 1000
-        spreads.append(Spread(median=milliseconds, minimum=min(seconds[timer.name]) * 1000))
-        speeds.append(median(seconds[REFERENCE]) * 1000 / milliseconds if REFERENCE in seconds else None)
-        over_limits.append(milliseconds / max(bound.values()))
+        reference = median(seconds[REFERENCE]) * 1000 if REFERENCE in seconds else None
+        values[f"{name}_ms"] = Spread(median=milliseconds, minimum=min(seconds[timer.name]) * 1000)
+        values[f"{name}_speed"] = None if reference is None else reference / milliseconds
+        values[f"{name}_over_limit"] = milliseconds / max(bound.values())
     return OperatorTiming(
         name=timer.name,
-        forward_ms=spreads[0],
-        backward_ms=spreads[1],
-        forward_speed=speeds[0],
-        backward_speed=speeds[1],
-        forward_over_limit=over_limits[0],
-        backward_over_limit=over_limits[1],
+        **values,
         forward_extra_bytes=timer.forward_memory(),
         training_extra_bytes=timer.training_memory(),
     )

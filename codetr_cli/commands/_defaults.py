@@ -17,8 +17,8 @@ from codetr_cli.errors import ConfigError, nearest
 
 KEYS = ("data", "device", "loggers")
 WITH_DATA = ("train", "eval")
-WITH_DEVICE = ("train", "eval", "predict", "bench")
-BENCHMARKS = ("train", "ops", "data")  # of `codetr bench`, beside `infer`, which it means without a word
+WITH_DEVICE = ("train", "eval", "predict")
+BENCHMARKS = ("infer", "train", "ops", "data")  # of `codetr bench`, all with a device
 EXCLUDES = {"device": ("--gpus", "--procs"), "data": ("--ann", "--images", "--demo")}
 """Default -> options beside which it is not used."""
 
@@ -52,17 +52,12 @@ class Defaults:
         return [f"train.loggers={json.dumps(self.loggers)}"]
 
     def for_options(self, words: Sequence[str]) -> dict[str, Any]:
-        """Verb -> option -> value, for Typer's `default_map`.
-
-        Args:
-            words: of the command, after `codetr`.
-        """
+        """Verb -> option -> value, for Typer's `default_map`; the words are those after `codetr`."""
         given = {word.partition("=")[0] for word in words}
         options: dict[str, dict[str, Any]] = {}
         if self.device and given.isdisjoint(EXCLUDES["device"]):
             options = {verb: {"device": self.device} for verb in WITH_DEVICE}
-            kinds = {"infer", *(kind for kind in BENCHMARKS if kind in words[1:2] or f"--{kind}" in words)}
-            options["bench"] |= {kind: {"device": self.device} for kind in kinds}
+            options["bench"] = {kind: {"device": self.device} for kind in BENCHMARKS}
         if self.data and given.isdisjoint(EXCLUDES["data"]):
             for verb in WITH_DATA:
                 options.setdefault(verb, {})["data"] = list(self.data)
@@ -71,22 +66,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Invocation:
-    """One call of the program: what verbs find in `typer.Context.obj`.
-
-    Attributes:
-        words: after `codetr`.
-        defaults: of the user.
-    """
+    """One call of the program: its words after `codetr`, and the user's defaults. It is `typer.Context.obj`."""
 
     words: list[str]
     defaults: Defaults
 
 
 def find_defaults(folder: Path) -> Defaults:
-    """The defaults of the nearest file, `codetr.toml` before `pyproject.toml`.
-
-    Args:
-        folder: where the search starts.
+    """The defaults of the file that is nearest to the folder, `codetr.toml` before `pyproject.toml`.
 
     Raises:
         ConfigError: the file is not TOML, or has an unknown key or a value of a wrong type.

@@ -49,15 +49,10 @@ def add_verb(
     needs_words: bool = False,
     panel: str | None = None,
 ) -> None:
-    """Registers a verb.
+    """Registers a verb of the program or of a group.
 
-    Args:
-        app: of the program or of a group of verbs.
-        name: of the verb.
-        function: runs it; its docstring is the help.
-        examples: commands that the help ends with.
-        needs_words: print the help when nothing follows the verb.
-        panel: in which the help of `app` lists it.
+    The docstring of the function is the help, which the examples follow. With `needs_words` the help is also printed
+    when nothing follows the verb. The help of `app` lists it in the panel.
     """
     app.command(
         name,

@@ -21,12 +21,23 @@ OUTPUT = "Output"
 DEVICE = "Device"
 MACHINES = "Several machines"
 ADVANCED = "Advanced"
+MEASUREMENT = "Measurement"
 
 SYNONYMS = {
     "train": {"--fresh": "--restart", "--checkpoint": "--weights"},
     "eval": {"--engine": "--scorer", "--from": "--detections"},
 }
 """Verb -> other spellings of its options, e.g. those of former versions -> the spelling that the help shows."""
+
+
+def option(name: str, metavar: str, text: str, panel: str, **more: Any) -> Any:
+    """An option with a value; `more` are further arguments of `typer.Option`."""
+    return typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel, **more)
+
+
+def flag(names: str, text: str, panel: str, **more: Any) -> Any:
+    """An option without a value, under one or several names."""
+    return typer.Option(*names.split(), help=text, rich_help_panel=panel, **more)
 
 
 def use_shown_spelling(words: list[str]) -> list[str]:
@@ -40,12 +51,7 @@ def use_shown_spelling(words: list[str]) -> list[str]:
 
 
 def argument_or_option(context: typer.Context, argument: str, option: str) -> Any:
-    """The value of an argument that may be given as an option instead.
-
-    Args:
-        context: of the verb.
-        argument: name of its parameter.
-        option: name of its parameter.
+    """The value of an argument that may be given as an option instead; both are names of parameters.
 
     Raises:
         ConfigError: both are given.
@@ -62,113 +68,43 @@ def argument_or_option(context: typer.Context, argument: str, option: str) -> An
 # ------------------------------------------------------------------------------------------------------------ all verbs
 
 CheckpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        metavar="FILE",
-        help="A file, run folder, URL, or downloaded preset.",
-        rich_help_panel=INPUT,
-    ),
+    str | None, option("--checkpoint", "FILE", "A file, run folder, URL, or downloaded preset.", INPUT)
 ]
-SameCheckpointOption = Annotated[
-    str | None,
-    typer.Option("--checkpoint", metavar="FILE", help="Same as the argument.", rich_help_panel=INPUT),
-]
+SameCheckpointOption = Annotated[str | None, option("--checkpoint", "FILE", "Same as the argument.", INPUT)]
 PresetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--preset", metavar="NAME", help="A preset, see `codetr presets`, or a TOML file.", rich_help_panel=INPUT
-    ),
+    str | None, option("--preset", "NAME", "A preset, see `codetr presets`, or a TOML file.", INPUT)
 ]
 SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a setting, e.g. train.lr=1e-4.",
-        rich_help_panel=ADVANCED,
-    ),
+    list[str] | None, option("--set", "KEY=VALUE", "Override a setting, e.g. train.lr=1e-4.", ADVANCED)
 ]
-DataOption = Annotated[
-    str | None,
-    typer.Option("--data", metavar="DIR", help="Folder, else CODETR_DATA or data/coco.", rich_help_panel=INPUT),
-]
-SameDataOption = Annotated[
-    str | None, typer.Option("--data", metavar="DIR", help="Same as the argument.", rich_help_panel=INPUT)
-]
+DataOption = Annotated[str | None, option("--data", "DIR", "Folder, else CODETR_DATA or data/coco.", INPUT)]
+SameDataOption = Annotated[str | None, option("--data", "DIR", "Same as the argument.", INPUT)]
 DataSetsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Folder, else CODETR_DATA or data/coco. Repeatable.",
-        rich_help_panel=INPUT,
-    ),
+    list[str] | None, option("--data", "DIR", "Folder, else CODETR_DATA or data/coco. Repeatable.", INPUT)
 ]
 DeviceOption = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="NAME",
-        help="auto, cpu, cuda, or one GPU as cuda:1.",
-        show_default=False,
-        rich_help_panel=DEVICE,
-    ),
+    str, option("--device", "NAME", "auto, cpu, cuda, or one GPU as cuda:1.", DEVICE, show_default=False)
 ]
 ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", metavar="N", min=1, help="CPU threads. Default: PyTorch's choice.", rich_help_panel=DEVICE
-    ),
+    int | None, option("--threads", "N", "CPU threads. Default: PyTorch's choice.", DEVICE, min=1)
 ]
-DryRunOption = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Print the resolved settings and the plan, then stop.", rich_help_panel=OUTPUT),
-]
-JsonOption = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.", rich_help_panel=OUTPUT),
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.", rich_help_panel=OUTPUT)
-]
-ReplaceOption = Annotated[
-    bool, typer.Option("--force", help="Replace files that already exist.", rich_help_panel=OUTPUT)
-]
+DryRunOption = Annotated[bool, flag("--dry-run", "Print the resolved settings and the plan, then stop.", OUTPUT)]
+JsonOption = Annotated[bool, flag("--json", "Print one JSON object on stdout, all else on stderr.", OUTPUT)]
+QuietOption = Annotated[bool, flag("--quiet -q", "Print only results, warnings and errors.", OUTPUT)]
+ReplaceOption = Annotated[bool, flag("--force", "Replace files that already exist.", OUTPUT)]
 
 # -------------------------------------------------------------------------------------------- verbs that detect objects
 
-ForceOption = Annotated[
-    bool,
-    typer.Option("--force", help="Overwrite results instead of numbering them.", rich_help_panel=OUTPUT),
-]
+ForceOption = Annotated[bool, flag("--force", "Overwrite results instead of numbering them.", OUTPUT)]
 InferencePrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
-    typer.Option(
-        "--precision",
-        metavar="TYPE",
-        help="auto (fp32, as published), fp32, bf16 or fp16.",
-        show_default=False,
-        rich_help_panel=DEVICE,
-    ),
+    option("--precision", "TYPE", "auto (fp32, as published), fp32, bf16 or fp16.", DEVICE, show_default=False),
 ]
 HeadOption = Annotated[
     Literal["decoder", "roi", "atss"] | None,
-    typer.Option(
-        "--head",
-        metavar="NAME",
-        help="decoder (default), or auxiliary: roi, atss.",
-        rich_help_panel=DETECTIONS,
-    ),
+    option("--head", "NAME", "decoder (default), or auxiliary: roi, atss.", DETECTIONS),
 ]
-TtaOption = Annotated[
-    bool,
-    typer.Option(
-        "--tta",
-        help="Test-time augmentation: several sizes and flips.",
-        rich_help_panel=DETECTIONS,
-    ),
-]
+TtaOption = Annotated[bool, flag("--tta", "Test-time augmentation: several sizes and flips.", DETECTIONS)]
 
 # -------------------------------------------------------------------------------------------------------------- prepare
 
@@ -177,108 +113,46 @@ DatasetArgument = Annotated[
     typer.Argument(metavar="DIR", help="A COCO, LVIS, Objects365, Pascal VOC or YOLO dataset."),
 ]
 DemoOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--demo", metavar="DIR", help="Write a small synthetic dataset there and check it.", rich_help_panel=INPUT
-    ),
+    Path | None, option("--demo", "DIR", "Write a small synthetic dataset there and check it.", INPUT)
 ]
 LinkOption = Annotated[
     Path | None,
-    typer.Option(
-        "--link",
-        metavar="DIR",
-        help="Where to link the folder. Default: data/coco, data/lvis_v1 or data/objects365.",
-        rich_help_panel=OUTPUT,
-    ),
+    option("--link", "DIR", "Where to link the folder. Default: data/coco, data/lvis_v1 or data/objects365.", OUTPUT),
 ]
-NoLinkOption = Annotated[bool, typer.Option("--no-link", help="Check only, make no link.", rich_help_panel=OUTPUT)]
-DeepOption = Annotated[
-    bool, typer.Option("--deep", help="Decode every image, not only its header.", rich_help_panel=ADVANCED)
-]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", metavar="N", min=1, help="Parallel readers.", rich_help_panel=ADVANCED)
-]
+NoLinkOption = Annotated[bool, flag("--no-link", "Check only, make no link.", OUTPUT)]
+DeepOption = Annotated[bool, flag("--deep", "Decode every image, not only its header.", ADVANCED)]
+WorkersOption = Annotated[int | None, option("--workers", "N", "Parallel readers.", ADVANCED, min=1)]
 
 # ---------------------------------------------------------------------------------------------------------------- train
 
-RunOption = Annotated[
-    Path | None,
-    typer.Option("--run", metavar="DIR", help="Run folder. Default: runs/PRESET/1, 2, ...", rich_help_panel=OUTPUT),
-]
-RestartOption = Annotated[
-    bool,
-    typer.Option(
-        "--restart",
-        help="Start from scratch; move the old run aside.",
-        rich_help_panel=OUTPUT,
-    ),
-]
+RunOption = Annotated[Path | None, option("--run", "DIR", "Run folder. Default: runs/PRESET/1, 2, ...", OUTPUT)]
+RestartOption = Annotated[bool, flag("--restart", "Start from scratch; move the old run aside.", OUTPUT)]
 WeightsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="Fine-tune from this checkpoint. Also: --checkpoint.",
-        rich_help_panel=INPUT,
-    ),
+    str | None, option("--weights", "FILE", "Fine-tune from this checkpoint. Also: --checkpoint.", INPUT)
 ]
-NoEvalOption = Annotated[
-    bool,
-    typer.Option("--no-eval", help="Do not evaluate; needs no validation data.", rich_help_panel=INPUT),
-]
-GpusOption = Annotated[
-    int | None,
-    typer.Option("--gpus", metavar="N", min=1, help="Train on N GPUs of this machine.", rich_help_panel=DEVICE),
-]
-ProcsOption = Annotated[
-    int | None,
-    typer.Option("--procs", metavar="N", min=1, help="Train in N processes on the CPU.", rich_help_panel=DEVICE),
-]
-AutoFitOption = Annotated[
-    bool,
-    typer.Option(
-        "--auto-fit",
-        help="Reduce memory use if it does not fit.",
-        rich_help_panel=DEVICE,
-    ),
-]
-NodesOption = Annotated[
-    int | None,
-    typer.Option("--nodes", metavar="N", min=1, help="Train on N machines; run it on each.", rich_help_panel=MACHINES),
-]
+NoEvalOption = Annotated[bool, flag("--no-eval", "Do not evaluate; needs no validation data.", INPUT)]
+GpusOption = Annotated[int | None, option("--gpus", "N", "Train on N GPUs of this machine.", DEVICE, min=1)]
+ProcsOption = Annotated[int | None, option("--procs", "N", "Train in N processes on the CPU.", DEVICE, min=1)]
+AutoFitOption = Annotated[bool, flag("--auto-fit", "Reduce memory use if it does not fit.", DEVICE)]
+NodesOption = Annotated[int | None, option("--nodes", "N", "Train on N machines; run it on each.", MACHINES, min=1)]
 EndpointOption = Annotated[
     str | None,
-    typer.Option(
-        "--rdzv-endpoint",
-        metavar="HOST:PORT",
-        help="Rendezvous endpoint: one of the nodes and a free port on it.",
-        rich_help_panel=MACHINES,
-    ),
+    option("--rdzv-endpoint", "HOST:PORT", "Rendezvous endpoint: one of the nodes and a free port on it.", MACHINES),
 ]
 NodeRankOption = Annotated[
-    int | None,
-    typer.Option(
-        "--node-rank",
-        metavar="N",
-        min=0,
-        help="Rank of this node; 0: rendezvous node.",
-        rich_help_panel=MACHINES,
-    ),
+    int | None, option("--node-rank", "N", "Rank of this node; 0: rendezvous node.", MACHINES, min=0)
 ]
 MaxRestartsOption = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--max-restarts",
-        metavar="N",
+        "N",
+        "Restarts from the newest checkpoint after a process died. Default: 3 with several processes, else 0.",
+        MACHINES,
         min=0,
-        help="Restarts from the newest checkpoint after a process died. Default: 3 with several processes, else 0.",
-        rich_help_panel=MACHINES,
     ),
 ]
-SlurmOption = Annotated[
-    bool,
-    typer.Option("--slurm", help="Write a SLURM batch script and submit it.", rich_help_panel=MACHINES),
-]
+SlurmOption = Annotated[bool, flag("--slurm", "Write a SLURM batch script and submit it.", MACHINES)]
 
 # ----------------------------------------------------------------------------------------------------------------- eval
 
@@ -289,96 +163,51 @@ CheckpointArgument = Annotated[
     ),
 ]
 Split = Literal["val", "train", "test"]
-SplitOption = Annotated[
-    Split,
-    typer.Option("--split", metavar="NAME", help="val, train or test.", rich_help_panel=INPUT),
-]
-ImagesOption = Annotated[
-    str | None,
-    typer.Option("--images", metavar="DIR", help="With --ann: folder of the images.", rich_help_panel=INPUT),
-]
+SplitOption = Annotated[Split, option("--split", "NAME", "val, train or test.", INPUT)]
+ImagesOption = Annotated[str | None, option("--images", "DIR", "With --ann: folder of the images.", INPUT)]
 AnnotationsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ann", metavar="FILE", help="COCO annotations and --images, instead of --data.", rich_help_panel=INPUT
-    ),
+    str | None, option("--ann", "FILE", "COCO annotations and --images, instead of --data.", INPUT)
 ]
 DetectionsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--detections",
-        metavar="FILE",
-        help="Score this COCO file instead of a checkpoint.",
-        rich_help_panel=INPUT,
-    ),
+    Path | None, option("--detections", "FILE", "Score this COCO file instead of a checkpoint.", INPUT)
 ]
 MaxImagesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-images", metavar="N", min=1, help="Evaluate only the first N images.", rich_help_panel=ADVANCED
-    ),
+    int | None, option("--max-images", "N", "Evaluate only the first N images.", ADVANCED, min=1)
 ]
-BatchOption = Annotated[
-    int | None,
-    typer.Option("--batch", metavar="N", min=1, help="Images per batch.", rich_help_panel=DEVICE),
-]
-BoxesOnlyOption = Annotated[
-    bool,
-    typer.Option("--boxes-only", help="Skip masks, e.g. if the annotations have none.", rich_help_panel=DETECTIONS),
-]
+BatchOption = Annotated[int | None, option("--batch", "N", "Images per batch.", DEVICE, min=1)]
+BoxesOnlyOption = Annotated[bool, flag("--boxes-only", "Skip masks, e.g. if the annotations have none.", DETECTIONS)]
 ScorerName = Literal["hotcoco", "pycocotools"]
 ScorerOption = Annotated[
     ScorerName | None,
-    typer.Option(
+    option(
         "--scorer",
-        metavar="NAME",
-        help="Scoring backend. hotcoco is fast, pycocotools is the reference; results are identical.",
-        rich_help_panel=PROTOCOL,
+        "NAME",
+        "Scoring backend. hotcoco is fast, pycocotools is the reference; results are identical.",
+        PROTOCOL,
     ),
 ]
 ProtocolOption = Annotated[
     bool,
-    typer.Option(
-        "--protocol/--no-protocol",
-        help="Print the evaluation protocol with the metrics.",
-        show_default=False,
-        rich_help_panel=PROTOCOL,
-    ),
+    flag("--protocol/--no-protocol", "Print the evaluation protocol with the metrics.", PROTOCOL, show_default=False),
 ]
-PerClassOption = Annotated[
-    bool, typer.Option("--per-class", help="Print the AP of every class.", rich_help_panel=PROTOCOL)
-]
-EvalOutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Default: eval/SPLIT beside the checkpoint.",
-        rich_help_panel=OUTPUT,
-    ),
-]
+PerClassOption = Annotated[bool, flag("--per-class", "Print the AP of every class.", PROTOCOL)]
+EvalOutOption = Annotated[Path | None, option("--out", "DIR", "Default: eval/SPLIT beside the checkpoint.", OUTPUT)]
 
 # -------------------------------------------------------------------------------------------------------------- predict
 
-ScoreOption = Annotated[
-    float,
-    typer.Option("--score", metavar="S", min=0, max=1, help="Lowest score to keep.", rich_help_panel=DETECTIONS),
-]
-MaxDetsOption = Annotated[
-    int | None,
-    typer.Option("--max-dets", metavar="N", min=1, help="Most detections per image.", rich_help_panel=DETECTIONS),
-]
+ScoreOption = Annotated[float, option("--score", "S", "Lowest score to keep.", DETECTIONS, min=0, max=1)]
+MaxDetsOption = Annotated[int | None, option("--max-dets", "N", "Most detections per image.", DETECTIONS, min=1)]
 Nms = Literal["none", "hard", "soft"]
-NmsOption = Annotated[
-    Nms | None,
-    typer.Option(
-        "--nms", metavar="KIND", help="none, hard or soft. Default: the checkpoint's.", rich_help_panel=DETECTIONS
-    ),
+NmsOption = Annotated[Nms | None, option("--nms", "KIND", "none, hard or soft. Default: the checkpoint's.", DETECTIONS)]
+PredictOutOption = Annotated[Path, option("--out", "DIR", "Folder of the results, or the next free DIR_2.", OUTPUT)]
+NoDrawOption = Annotated[bool, flag("--no-draw", "Write predictions.json, no images.", OUTPUT)]
+
+# ---------------------------------------------------------------------------------------------------------------- bench
+
+SizeOption = Annotated[str | None, option("--size", "HxW", "Input in pixels. Default: the preset's.", INPUT)]
+WarmupOption = Annotated[int | None, option("--warmup", "N", "Runs before the measurement.", MEASUREMENT, min=0)]
+IterationsOption = Annotated[int | None, option("--iterations", "N", "Measured runs.", MEASUREMENT, min=1)]
+CompareOption = Annotated[
+    Literal["torch"] | None, option("--compare", "torch", "Also measure plain PyTorch, in turn.", MEASUREMENT)
 ]
-PredictOutOption = Annotated[
-    Path,
-    typer.Option("--out", metavar="DIR", help="Folder of the results, or the next free DIR_2.", rich_help_panel=OUTPUT),
-]
-NoDrawOption = Annotated[
-    bool, typer.Option("--no-draw", help="Write predictions.json, no images.", rich_help_panel=OUTPUT)
-]
+ReportOption = Annotated[Path | None, option("--out", "FILE", "Also write the JSON to this file.", OUTPUT)]

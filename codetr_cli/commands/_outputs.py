@@ -8,12 +8,9 @@ from pathlib import Path
 
 
 def free_folder(folder: Path, marker: str, *, force: bool) -> Path:
-    """The folder, or the first of folder_2, folder_3, ... that does not hold results yet.
+    """The folder, or the first of folder_2, folder_3, ... without the marker, a file of earlier results.
 
-    Args:
-        folder: where results are wanted.
-        marker: the file that marks results of an earlier run.
-        force: use the folder whatever is in it.
+    With `force` it is the folder in any case.
     """
     return _first_free(folder, lambda candidate: force or not (candidate / marker).exists())
 

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def submit_job(job: TrainJob, request: Request, words: Sequence[str], *, dry_run: bool) -> None:
-    """Writes and submits the script, and reports both.
-
-    Args:
-        job: as planned.
-        request: of this command.
-        words: of this command, after `codetr`.
-        dry_run: only show the script.
+    """Writes and submits the script that runs `codetr` with the words; a dry run only shows it.
 
     Raises:
         ConfigError: options or batch sizes that do not fit together.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import OUTPUT, JsonOption
+from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError
 
 EXAMPLES = ("codetr cache", "codetr cache clear", "codetr cache clear --downloads --yes")
@@ -32,10 +32,10 @@ def cache(
         Literal["clear"] | None, typer.Argument(metavar="ACTION", help="clear: remove what the cache holds.")
     ] = None,
     downloads: Annotated[
-        bool, typer.Option("--downloads", help="With clear: remove downloaded weights, too.", rich_help_panel=OUTPUT)
+        bool, opt.flag("--downloads", "With clear: remove downloaded weights, too.", opt.OUTPUT)
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With clear: do not ask.", rich_help_panel=OUTPUT)] = False,
-    json_output: JsonOption = False,
+    yes: Annotated[bool, opt.flag("--yes -y", "With clear: do not ask.", opt.OUTPUT)] = False,
+    json_output: opt.JsonOption = False,
 ) -> None:
     """Show or clear the cache of converted datasets.
 

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import (
-    JsonOption,
-    PresetOption,
-    QuietOption,
-    ReplaceOption,
-    SameCheckpointOption,
-    SetOption,
-    argument_or_option,
-)
+from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError, listed
 
 if TYPE_CHECKING:
@@ -38,12 +30,12 @@ def convert(
     destination: Annotated[
         Path | None, typer.Argument(metavar="DST", help="The .safetensors file to write, or a folder.")
     ] = None,
-    checkpoint: SameCheckpointOption = None,
-    preset: PresetOption = None,
-    force: ReplaceOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    overrides: SetOption = None,
+    checkpoint: opt.SameCheckpointOption = None,
+    preset: opt.PresetOption = None,
+    force: opt.ReplaceOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    overrides: opt.SetOption = None,
 ) -> None:
     """Convert a published checkpoint to .safetensors.
 
@@ -53,7 +45,7 @@ def convert(
     console.set_mode(json=json_output, quiet=quiet)
     if checkpoint is not None and destination is None:  # codetr convert --checkpoint SRC DST
         destination, context.params["source"] = Path(source) if source else None, None
-    given = argument_or_option(context, "source", "checkpoint")
+    given = opt.argument_or_option(context, "source", "checkpoint")
     if given is None or destination is None:
         raise ConfigError("give the checkpoint and the file to write: codetr convert SRC DST")
     source_file = Path(given)

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import (
-    INPUT,
-    OUTPUT,
-    JsonOption,
-    QuietOption,
-    ReplaceOption,
-    SameDataOption,
-    argument_or_option,
-)
+from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -31,25 +23,17 @@ EXAMPLES = (
 def convert_data(
     context: typer.Context,
     path: Annotated[str | None, typer.Argument(metavar="DIR", help="A Pascal VOC or YOLO dataset.")] = None,
-    data: SameDataOption = None,
+    data: opt.SameDataOption = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            "--split",
-            metavar="NAME",
-            help="train, val or test. Default: all, or val for one .json file.",
-            rich_help_panel=INPUT,
-        ),
+        opt.option("--split", "NAME", "train, val or test. Default: all, or val for one .json file.", opt.INPUT),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="PATH", help="A folder, or one .json file for one split.", rich_help_panel=OUTPUT
-        ),
+        Path | None, opt.option("--out", "PATH", "A folder, or one .json file for one split.", opt.OUTPUT)
     ] = None,
-    force: ReplaceOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
+    force: opt.ReplaceOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
 ) -> None:
     """Write a VOC or YOLO dataset as COCO JSON files.
 
@@ -57,7 +41,7 @@ def convert_data(
     printed. Nothing is written into DIR.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    given = argument_or_option(context, "path", "data")
+    given = opt.argument_or_option(context, "path", "data")
     if given is None or out is None:
         raise ConfigError("give the dataset and where to write: codetr convert-data DIR --out PATH")
     folder = Path(given)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codetr_cli import __version__, console
-from codetr_cli.commands._machine import machine_rows, show_machine
-from codetr_cli.commands._options import JsonOption
+from codetr_cli.commands import _options as opt
+
+if TYPE_CHECKING:
+    from codetr_cli.runtime.environment import MachineReport
 
 EXAMPLES = ("codetr doctor", "codetr doctor --json > machine.json")
 
 
-def doctor(json_output: JsonOption = False) -> None:
+def doctor(json_output: opt.JsonOption = False) -> None:
     """Report this machine: GPUs, PyTorch, memory, packages.
 
     Warns of everything that makes the program slower here than it could be, and ends with a block to paste into a bug
@@ -20,12 +23,17 @@ def doctor(json_output: JsonOption = False) -> None:
     console.set_mode(json=json_output)
     from codetr_cli.runtime.environment import machine_report
 
-    environment = machine_report(Path.cwd())
-    # Folders stay out of a bug report: they name the user.
-    rows = [(what, found) for what, found in machine_rows(environment) if not what.startswith("disk of ")]
-    text = "\n".join(["```", f"codetr: {__version__}", *(f"{what}: {found}" for what, found in rows), "```"])
-    console.result_json({"codetr": __version__, "environment": environment.as_dict(), "bug_report": text})
-    if json_output:
-        return
-    show_machine(environment)
-    console.result(f"\nFor a bug report:\n{text}")
+    report = machine_report(Path.cwd())
+    text = report.bug_report_text()
+    console.result_json({"codetr": __version__, "environment": report.as_dict(), "bug_report": text})
+    if not json_output:
+        show_machine(report)
+        console.result(f"\nFor a bug report:\n{text}")
+
+
+def show_machine(report: MachineReport) -> None:
+    """Prints the table of this machine and warns of what should be fixed."""
+    disks = [(f"disk of {disk.path}", f"{console.bytes_text(disk.free_bytes)} free") for disk in report.disks]
+    console.table("This machine", ["what", "found"], [*report.rows(), *disks])
+    for remark in report.remarks:
+        console.warn(remark)

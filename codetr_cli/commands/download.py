@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import ADVANCED, OUTPUT, JsonOption, QuietOption
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._weights import byte_progress
 
 if TYPE_CHECKING:
@@ -27,16 +27,11 @@ def download(
         str,
         typer.Argument(metavar="NAME", help="A preset, see `codetr presets`, or a backbone, e.g. resnet50 or swin_l."),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Download again what exists.", rich_help_panel=OUTPUT)] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the source and the target, then stop.", rich_help_panel=OUTPUT)
-    ] = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    url: Annotated[
-        str | None,
-        typer.Option("--url", metavar="URL", help="Download from here instead.", rich_help_panel=ADVANCED),
-    ] = None,
+    force: Annotated[bool, opt.flag("--force", "Download again what exists.", opt.OUTPUT)] = False,
+    dry_run: Annotated[bool, opt.flag("--dry-run", "Print the source and the target, then stop.", opt.OUTPUT)] = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    url: Annotated[str | None, opt.option("--url", "URL", "Download from here instead.", opt.ADVANCED)] = None,
 ) -> None:
     """Download published weights or a pretrained backbone.
 
@@ -99,7 +94,11 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
         with byte_progress(f"downloading {place.file.name}") as progress:
             fetch(place.remote, place.file, force=force, copies=2, progress=progress)
     elif not there:
-        raise CheckpointError(_by_hand(name, source.page, place.file))
+        raise CheckpointError(
+            f"the weights of {name} have no direct URL. Download {place.file.name} by hand"
+            + (f" from {source.page}" if source.page else "")
+            + f", put it at {place.file} and run `codetr download {name}` again; or give a URL with --url."
+        )
     elif place.remote is not None:
         verify(place.file, place.remote, advice="Remove it, or download it again with --force.")
     conversion = convert_preset(place, model_shapes)
@@ -156,12 +155,3 @@ def _show_source(what: str, remote: Remote | None, page: str | None, licence: st
     console.info(f"{what}: from {remote.url if remote else page or 'an unknown URL'}")
     console.info(f"licence: {licence or 'not stated by the publisher'}")
     console.info(f"kept as {file}")
-
-
-def _by_hand(name: str, page: str | None, file: Path) -> str:
-    """How to download a file that has no direct URL."""
-    return (
-        f"the weights of {name} have no direct URL. Download {file.name} by hand"
-        + (f" from {page}" if page else "")
-        + f", put it at {file} and run `codetr download {name}` again; or give a URL with --url."
-    )

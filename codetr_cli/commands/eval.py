@@ -5,38 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import (
-    AnnotationsOption,
-    BatchOption,
-    BoxesOnlyOption,
-    CheckpointArgument,
-    DataSetsOption,
-    DetectionsOption,
-    DeviceOption,
-    EvalOutOption,
-    ForceOption,
-    HeadOption,
-    ImagesOption,
-    InferencePrecisionOption,
-    JsonOption,
-    MaxImagesOption,
-    PerClassOption,
-    ProtocolOption,
-    QuietOption,
-    SameCheckpointOption,
-    ScorerName,
-    ScorerOption,
-    SetOption,
-    Split,
-    SplitOption,
-    TtaOption,
-    argument_or_option,
-)
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._outputs import free_folder
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError
@@ -44,13 +18,12 @@ from codetr_cli.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from codetr_cli.config.schema import DatasetName, Settings
+    from codetr_cli.config.schema import DataConfig, Settings
     from codetr_cli.data.annotations import Annotations
     from codetr_cli.data.formats.resolve import DataPaths
     from codetr_cli.data.loading.loader import EvalLoader
     from codetr_cli.evaluation.evaluator import EvalResult
     from codetr_cli.evaluation.scoring import ClassScore
-    from codetr_cli.inference.detections import DetectionTable
     from codetr_cli.inference.loading import LoadedModel
 
 EXAMPLES = (
@@ -74,28 +47,28 @@ CLASS_COLUMNS = {
 
 def eval(
     context: typer.Context,
-    checkpoint: CheckpointArgument = None,
-    checkpoint_option: SameCheckpointOption = None,
-    data: DataSetsOption = None,
-    split: SplitOption = "val",
-    images: ImagesOption = None,
-    annotations: AnnotationsOption = None,
-    detections: DetectionsOption = None,
-    head: HeadOption = None,
-    tta: TtaOption = False,
-    boxes_only: BoxesOnlyOption = False,
-    scorer: ScorerOption = None,
-    protocol: ProtocolOption = True,
-    per_class: PerClassOption = False,
-    device: DeviceOption = "auto",
-    precision: InferencePrecisionOption = "auto",
-    batch: BatchOption = None,
-    out: EvalOutOption = None,
-    force: ForceOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    max_images: MaxImagesOption = None,
-    overrides: SetOption = None,
+    checkpoint: opt.CheckpointArgument = None,
+    checkpoint_option: opt.SameCheckpointOption = None,
+    data: opt.DataSetsOption = None,
+    split: opt.SplitOption = "val",
+    images: opt.ImagesOption = None,
+    annotations: opt.AnnotationsOption = None,
+    detections: opt.DetectionsOption = None,
+    head: opt.HeadOption = None,
+    tta: opt.TtaOption = False,
+    boxes_only: opt.BoxesOnlyOption = False,
+    scorer: opt.ScorerOption = None,
+    protocol: opt.ProtocolOption = True,
+    per_class: opt.PerClassOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.InferencePrecisionOption = "auto",
+    batch: opt.BatchOption = None,
+    out: opt.EvalOutOption = None,
+    force: opt.ForceOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    max_images: opt.MaxImagesOption = None,
+    overrides: opt.SetOption = None,
 ) -> None:
     """Evaluate a checkpoint, or score a file of detections.
 
@@ -103,7 +76,7 @@ def eval(
     detections per image, or LVIS's rules on LVIS.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    checkpoint = argument_or_option(context, "checkpoint", "checkpoint_option")
+    checkpoint = opt.argument_or_option(context, "checkpoint", "checkpoint_option")
     if (checkpoint is None) == (detections is None):
         raise ConfigError(
             "give a checkpoint to evaluate, or --detections detections.json to score a file"
@@ -149,7 +122,7 @@ class _EvalOptions:
     max_images: int | None
     masks: bool
     tta: bool
-    scorer: ScorerName | None
+    scorer: opt.ScorerName | None
     protocol: bool
     per_class: bool
     out: Path | None
@@ -167,18 +140,19 @@ def _check_early(checkpoint: str, device: str) -> str:
     return checkpoint
 
 
-def _named_dataset(overrides: Sequence[str]) -> DatasetName | None:
-    """The kind of dataset that the command line names, if it does."""
+def _data_config(overrides: Sequence[str]) -> tuple[DataConfig, bool]:
+    """The data settings of the command line, and whether they name the kind of dataset."""
     from codetr_cli.config.overrides import apply_overrides
     from codetr_cli.config.schema import Settings
 
-    named = [override for override in overrides if override.strip().startswith("data.dataset")]
-    return apply_overrides(Settings(name="eval"), named).data.dataset if named else None
+    relevant = [override for override in overrides if override.strip().startswith("data.")]
+    named = any(override.strip().startswith("data.dataset") for override in relevant)
+    return apply_overrides(Settings(name="eval"), relevant).data, named
 
 
 def _find_data(
     data: Sequence[str] | None,
-    split: Split,
+    split: opt.Split,
     images: str | None,
     annotations: str | None,
     overrides: Sequence[str],
@@ -186,8 +160,6 @@ def _find_data(
     images_needed: bool,
 ) -> DataPaths:
     """Where images and annotations are, independent of the data that the checkpoint was trained on."""
-    from codetr_cli.config.overrides import apply_overrides
-    from codetr_cli.config.schema import Settings
     from codetr_cli.data.formats.resolve import DataPaths, find_data
     from codetr_cli.errors import DatasetError
 
@@ -197,13 +169,12 @@ def _find_data(
         raise ConfigError(f"--ann {annotations} needs the folder of its images: give --images DIR too")
     if annotations:
         paths = DataPaths(images_dir=Path(images or "."), annotations_path=Path(annotations))
-        if not paths.annotations_path.is_file() or not paths.images_dir.is_dir():
-            missing = paths.images_dir if paths.annotations_path.is_file() else paths.annotations_path
-            raise DatasetError(f"no such {'folder' if missing == paths.images_dir else 'file'}: {missing}")
+        if not paths.annotations_path.is_file():
+            raise DatasetError(f"no such file: {paths.annotations_path}")
+        if not paths.images_dir.is_dir():
+            raise DatasetError(f"no such folder: {paths.images_dir}")
         return paths
-    relevant = [override for override in overrides if override.strip().startswith("data.")]
-    named = any(override.strip().startswith("data.dataset") for override in relevant)
-    config = apply_overrides(Settings(name="eval"), relevant).data
+    config, named = _data_config(overrides)
     if data:
         config = config.model_copy(update={"root": data[0], "extra_roots": tuple(data[1:])})
     return find_data(config, None, split, any_dataset=not named)
@@ -212,6 +183,7 @@ def _find_data(
 def _evaluate(checkpoint: str, paths: DataPaths, options: _EvalOptions) -> None:
     """Runs the network on the images and reports the results."""
     from codetr_cli.data.annotations import read_annotations
+    from codetr_cli.data.bad_files import listed_bad
     from codetr_cli.evaluation.evaluator import evaluate
     from codetr_cli.evaluation.request import EvalRequest
     from codetr_cli.inference.loading import Classes, check_image_size, load_detector
@@ -245,32 +217,19 @@ def _evaluate(checkpoint: str, paths: DataPaths, options: _EvalOptions) -> None:
     with console.progress("evaluating", len(loader.dataset)) as advance:
         result = evaluate(loaded.model, loader, request, device=device, progress=advance)
     if result.skipped:
-        _warn_of_skipped(result, len(loader.dataset))
-    _report(
-        result,
-        loaded,
-        str(loaded.path or checkpoint),
-        str(paths.annotations_path),
-        folder,
-        device=str(device),
-        options=options,
-    )
-
-
-def _warn_of_skipped(result: EvalResult, images: int) -> None:
-    from codetr_cli.data.bad_files import listed_bad
-
-    console.warn(
-        f"{len(result.skipped):,} of {images:,} images cannot be read and are skipped; the metrics are of the other "
-        f"{result.images:,} images: {listed_bad(result.skipped)}. metrics.json lists all"
-    )
+        console.warn(
+            f"{len(result.skipped):,} of {len(loader.dataset):,} images cannot be read and are skipped; the metrics "
+            f"are of the other {result.images:,} images: {listed_bad(result.skipped)}. metrics.json lists all"
+        )
+    checkpoint = str(loaded.path or checkpoint)
+    _report(result, loaded, checkpoint, paths.annotations_path, folder, device=str(device), options=options)
 
 
 def _report(
     result: EvalResult,
     loaded: LoadedModel,
     checkpoint: str,
-    where: str,
+    annotations: Path,
     folder: Path,
     *,
     device: str,
@@ -278,6 +237,7 @@ def _report(
 ) -> None:
     """Writes and prints the results of an evaluation."""
     from codetr_cli.evaluation.protocol import find_published
+    from codetr_cli.files import write_text
 
     protocol = result.protocol
     assert protocol is not None
@@ -293,7 +253,7 @@ def _report(
     summary = {
         **result.metrics,
         "checkpoint": checkpoint,
-        "annotations": where,
+        "annotations": str(annotations),
         "images": result.images,
         "left_out": [bad._asdict() for bad in result.skipped],
         "objects": result.objects,
@@ -309,13 +269,19 @@ def _report(
         "per_class": [score.as_dict() for score in result.per_class],
         "detections": str(folder / DETECTIONS_NAME),
     }
-    _write(folder, result.detections, summary)
+    write_text(folder / DETECTIONS_NAME, result.detections.to_json())
+    write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
     _show(result.metrics, result.per_class if options.per_class else [], f"{protocol.split}, {result.images} images")
     if options.protocol:
         console.result(f"Protocol: {protocol}.")
     if published is not None:
         console.result(published.sentence(result.metrics))
-    console.result(_speed_text(result, device, batch))
+    speed = result.speed
+    console.result(
+        f"Speed: {speed.images_per_second:.2f} images/s on {device}, batch {batch}; per image {speed.data_ms:.1f} ms "
+        f"waiting for data, {speed.model_ms:.1f} ms network, {speed.postprocess_ms:.1f} ms post-processing; "
+        f"scoring {console.seconds_text(result.scoring_seconds)}."
+    )
     console.result(f"Detections: {folder / DETECTIONS_NAME}")
     console.result_json(summary)
 
@@ -359,13 +325,6 @@ def _default_folder(loaded: LoadedModel, name: str, split: str) -> Path:
     return folder / "eval" / split
 
 
-def _write(folder: Path, detections: DetectionTable, summary: Mapping[str, Any]) -> None:
-    from codetr_cli.files import write_text
-
-    write_text(folder / DETECTIONS_NAME, detections.to_json())
-    write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-
-
 def _score_file(file: Path, paths: DataPaths, options: _EvalOptions) -> None:
     """Scores a file of detections by the rules of the dataset that the annotations belong to."""
     from codetr_cli.data.annotations import check_kind, read_annotations
@@ -374,12 +333,12 @@ def _score_file(file: Path, paths: DataPaths, options: _EvalOptions) -> None:
     from codetr_cli.evaluation.scoring import score_detections
     from codetr_cli.inference.detections import load_detections
 
-    dataset = _named_dataset(options.overrides)
+    config, named = _data_config(options.overrides)
     detections = load_detections(file)
     masks = options.masks and detections.masks is not None
     ground_truth = read_annotations(paths.annotations_path, with_outlines=masks)
-    if dataset is not None:
-        check_kind(ground_truth, dataset, paths.annotations_path)
+    if named:
+        check_kind(ground_truth, config.dataset, paths.annotations_path)
     scorer = choose_backend(options.scorer, len(detections))
     image_ids = ground_truth.image_ids[: options.max_images].tolist()
     scores = score_detections(ground_truth, detections, image_ids, where=str(paths.annotations_path), scorer=scorer)
@@ -414,23 +373,13 @@ def _show(metrics: Mapping[str, float], per_class: Sequence[ClassScore], what: s
     if per_class:
         tables = [score.as_dict() for score in per_class]
         columns = [name for name in CLASS_COLUMNS if any(name in table for table in tables)]
-        rows = [[_cell(name, table.get(name)) for name in columns] for table in tables]
+        rows = [
+            [_metric_text(table[name]) if "AP" in name and name in table else table.get(name) for name in columns]
+            for table in tables
+        ]
         console.table("Per class", [CLASS_COLUMNS[name] for name in columns], rows)
-
-
-def _cell(name: str, value: Any) -> object:
-    return _metric_text(value) if "AP" in name and value is not None else value
 
 
 def _metric_text(value: float) -> str:
     """Three digits as in COCO's tables; a dash where there are no objects."""
     return "-" if value < 0 else f"{value:.3f}"
-
-
-def _speed_text(result: EvalResult, device: str, batch: int) -> str:
-    speed = result.speed
-    return (
-        f"Speed: {speed.images_per_second:.2f} images/s on {device}, batch {batch}; per image {speed.data_ms:.1f} ms "
-        f"waiting for data, {speed.model_ms:.1f} ms network, {speed.postprocess_ms:.1f} ms post-processing; "
-        f"scoring {console.seconds_text(result.scoring_seconds)}."
-    )

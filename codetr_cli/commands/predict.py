@@ -12,23 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import (
-    CheckpointOption,
-    DeviceOption,
-    ForceOption,
-    HeadOption,
-    InferencePrecisionOption,
-    JsonOption,
-    MaxDetsOption,
-    Nms,
-    NmsOption,
-    NoDrawOption,
-    PredictOutOption,
-    QuietOption,
-    ScoreOption,
-    SetOption,
-    TtaOption,
-)
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._outputs import free_folder
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError, DatasetError, listed
@@ -47,27 +31,26 @@ EXAMPLES = (
 PREDICTIONS_NAME = "predictions.json"
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_ROWS = 40
-EXIT_DATA = 3
 
 
 def predict(
     sources: Annotated[
         list[str], typer.Argument(metavar="SRC", help="Images, folders, or quoted patterns such as 'a/*.jpg'.")
     ],
-    checkpoint: CheckpointOption = None,
-    score: ScoreOption = 0.3,
-    max_dets: MaxDetsOption = None,
-    nms: NmsOption = None,
-    head: HeadOption = None,
-    tta: TtaOption = False,
-    out: PredictOutOption = Path("predictions"),
-    no_draw: NoDrawOption = False,
-    force: ForceOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    device: DeviceOption = "auto",
-    precision: InferencePrecisionOption = "auto",
-    overrides: SetOption = None,
+    checkpoint: opt.CheckpointOption = None,
+    score: opt.ScoreOption = 0.3,
+    max_dets: opt.MaxDetsOption = None,
+    nms: opt.NmsOption = None,
+    head: opt.HeadOption = None,
+    tta: opt.TtaOption = False,
+    out: opt.PredictOutOption = Path("predictions"),
+    no_draw: opt.NoDrawOption = False,
+    force: opt.ForceOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.InferencePrecisionOption = "auto",
+    overrides: opt.SetOption = None,
 ) -> None:
     """Detect objects in images and draw them.
 
@@ -95,8 +78,11 @@ def predict(
     _show(results, detector)
     console.result_json(results.summary(str(detector.loaded.path or checkpoint)))
     if results.failed:
-        console.error(_failure_text(results, len(images)))
-        raise typer.Exit(EXIT_DATA)
+        console.error(
+            f"{len(results.failed)} of {len(images)} images cannot be read: {listed(list(results.failed), 5)}. Replace "
+            f"or remove them; the results of the others are in {results.folder}"
+        )
+        raise typer.Exit(DatasetError.exit_code)
 
 
 def _newest() -> Path:
@@ -114,11 +100,7 @@ def _newest() -> Path:
 
 @dataclass
 class Results:
-    """Detections so far.
-
-    Args:
-        folder: where they are written.
-    """
+    """Detections so far, and the folder in which they are written."""
 
     folder: Path
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -171,7 +153,7 @@ def _predict_one(
     *,
     score: float,
     max_dets: int | None,
-    nms: Nms | None,
+    nms: opt.Nms | None,
     draw: bool,
 ) -> None:
     """Runs on one image; a file that cannot be read is recorded and skipped."""
@@ -207,10 +189,3 @@ def _show(results: Results, detector: Detector) -> None:
         console.result(f"... and {len(results.images) - MAX_ROWS} more images.")
     count = len(results.records)
     console.result(f"{count} detections in {len(results.images)} images: {results.folder / PREDICTIONS_NAME}")
-
-
-def _failure_text(results: Results, total: int) -> str:
-    return (
-        f"{len(results.failed)} of {total} images cannot be read: {listed(list(results.failed), 5)}. Replace or "
-        f"remove them; the results of the others are in {results.folder}"
-    )

@@ -10,21 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from codetr_cli import console
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Defaults, Invocation
-from codetr_cli.commands._machine import show_machine
-from codetr_cli.commands._options import (
-    DataOption,
-    DatasetArgument,
-    DeepOption,
-    DemoOption,
-    JsonOption,
-    LinkOption,
-    NoLinkOption,
-    QuietOption,
-    SetOption,
-    WorkersOption,
-    argument_or_option,
-)
+from codetr_cli.commands.doctor import show_machine
 from codetr_cli.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -44,16 +32,16 @@ EXAMPLES = (
 
 def prepare(
     context: typer.Context,
-    path: DatasetArgument = None,
-    data: DataOption = None,
-    demo: DemoOption = None,
-    link: LinkOption = None,
-    no_link: NoLinkOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    deep: DeepOption = False,
-    workers: WorkersOption = None,
-    overrides: SetOption = None,
+    path: opt.DatasetArgument = None,
+    data: opt.DataOption = None,
+    demo: opt.DemoOption = None,
+    link: opt.LinkOption = None,
+    no_link: opt.NoLinkOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    deep: opt.DeepOption = False,
+    workers: opt.WorkersOption = None,
+    overrides: opt.SetOption = None,
 ) -> None:
     """Check a dataset and this machine, and link the dataset.
 
@@ -68,7 +56,7 @@ def prepare(
 
     console.set_mode(json=json_output, quiet=quiet)
     settings = apply_overrides(Settings(name="prepare"), overrides or [])
-    named = argument_or_option(context, "path", "data")
+    named = opt.argument_or_option(context, "path", "data")
     invocation: Invocation = context.obj
     if demo is not None:
         folder = _write_demo(demo, named)

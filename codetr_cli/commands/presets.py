@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import INPUT, JsonOption, SetOption
+from codetr_cli.commands import _options as opt
 
 if TYPE_CHECKING:
     from codetr_cli.config.schema import Settings
@@ -55,16 +55,10 @@ def presets(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A preset or a TOML file: print all its settings.")
     ] = None,
-    family: Annotated[
-        str | None,
-        typer.Option("--family", metavar="NAME", help="Only co_dino or co_deformable.", rich_help_panel=INPUT),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", metavar="NAME", help="Only coco, lvis or objects365.", rich_help_panel=INPUT),
-    ] = None,
-    json_output: JsonOption = False,
-    overrides: SetOption = None,
+    family: Annotated[str | None, opt.option("--family", "NAME", "Only co_dino or co_deformable.", opt.INPUT)] = None,
+    dataset: Annotated[str | None, opt.option("--dataset", "NAME", "Only coco, lvis or objects365.", opt.INPUT)] = None,
+    json_output: opt.JsonOption = False,
+    overrides: opt.SetOption = None,
 ) -> None:
     """List the presets, or print the settings of one as TOML."""
     from codetr_cli.config.overrides import to_toml

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import JsonOption
+from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ EXAMPLES = ("codetr runs", "codetr runs /data/experiments --json")
 
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with runs, or one run.")] = Path("runs"),
-    json_output: JsonOption = False,
+    json_output: opt.JsonOption = False,
 ) -> None:
     """List trainings: state, best AP, epochs, loss, age.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,28 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from codetr_cli import console
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._options import (
-    AutoFitOption,
-    DataSetsOption,
-    DeviceOption,
-    DryRunOption,
-    EndpointOption,
-    GpusOption,
-    JsonOption,
-    MaxRestartsOption,
-    NodeRankOption,
-    NodesOption,
-    NoEvalOption,
-    PresetOption,
-    ProcsOption,
-    QuietOption,
-    RestartOption,
-    RunOption,
-    SetOption,
-    SlurmOption,
-    WeightsOption,
-)
 from codetr_cli.commands._slurm import submit_job
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError
@@ -62,25 +42,25 @@ FIRST_PRESETS = {
 
 def train(
     context: typer.Context,
-    preset: PresetOption = None,
-    data: DataSetsOption = None,
-    weights: WeightsOption = None,
-    no_eval: NoEvalOption = False,
-    gpus: GpusOption = None,
-    device: DeviceOption = "auto",
-    procs: ProcsOption = None,
-    auto_fit: AutoFitOption = False,
-    run: RunOption = None,
-    restart: RestartOption = False,
-    dry_run: DryRunOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-    nodes: NodesOption = None,
-    rdzv_endpoint: EndpointOption = None,
-    node_rank: NodeRankOption = None,
-    max_restarts: MaxRestartsOption = None,
-    slurm: SlurmOption = False,
-    overrides: SetOption = None,
+    preset: opt.PresetOption = None,
+    data: opt.DataSetsOption = None,
+    weights: opt.WeightsOption = None,
+    no_eval: opt.NoEvalOption = False,
+    gpus: opt.GpusOption = None,
+    device: opt.DeviceOption = "auto",
+    procs: opt.ProcsOption = None,
+    auto_fit: opt.AutoFitOption = False,
+    run: opt.RunOption = None,
+    restart: opt.RestartOption = False,
+    dry_run: opt.DryRunOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    nodes: opt.NodesOption = None,
+    rdzv_endpoint: opt.EndpointOption = None,
+    node_rank: opt.NodeRankOption = None,
+    max_restarts: opt.MaxRestartsOption = None,
+    slurm: opt.SlurmOption = False,
+    overrides: opt.SetOption = None,
 ) -> None:
     """Train a detector, or continue a training that was stopped.
 
@@ -90,7 +70,8 @@ def train(
     """
     console.set_mode(json=json_output, quiet=quiet)
     if preset is None:
-        raise ConfigError(_which_preset())
+        names = "\n".join(f"  --preset {name:<15} {reason}" for name, reason in FIRST_PRESETS.items())
+        raise ConfigError(f"which preset? Three to start with:\n{names}\n`codetr presets` lists all.")
     from codetr_cli.config.overrides import user_set
     from codetr_cli.config.presets import load_preset
     from codetr_cli.distributed.topology import Request
@@ -119,12 +100,6 @@ def train(
         _show_outcome(outcome, json_output)
 
 
-def _which_preset() -> str:
-    """Presets to start with, for a user who named none."""
-    names = "\n".join(f"  --preset {name:<15} {reason}" for name, reason in FIRST_PRESETS.items())
-    return f"which preset? Three to start with:\n{names}\n`codetr presets` lists all."
-
-
 def _plan_and_train(
     settings: Settings,
     plan: Callable[..., TrainJob],
@@ -135,19 +110,9 @@ def _plan_and_train(
     dry_run: bool,
     mode: tuple[bool, bool],
 ) -> Outcome | None:
-    """Trains in as many processes as requested.
+    """Trains in as many processes as requested; None for a dry run, and where another machine has the outcome.
 
-    Args:
-        settings: to train with.
-        plan: plans the job, given the weights.
-        request: of devices and machines.
-        weights: as given.
-        auto_fit: reduce memory use if it is short.
-        dry_run: only show the plan.
-        mode: whether to print JSON, and whether to print results only.
-
-    Returns:
-        None for a dry run, and where another machine has the outcome.
+    `plan` makes the job, given the weights; `mode` is whether to print JSON, and whether to print results only.
     """
     from codetr_cli.distributed.launcher import launch
     from codetr_cli.distributed.process_group import launched_rank
@@ -180,7 +145,7 @@ def _train_here(
 
     console.set_mode(json=json_output, quiet=quiet)
     log = console.log_to_console() if launched_rank() == 0 else nullcontext()
-    with console.tolerate_closed_streams(), log, _Display() as display:
+    with console.tolerate_closed_streams(), log, closing(_Display()) as display:
         return run_training(job, device=device, choice=choice, reporter=display)
 
 
@@ -193,12 +158,6 @@ class _Display:
         self._kind = ""
         self._last_ap: float | None = None
         self._best_ap: float | None = None
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def step_done(self, progress: StepProgress) -> None:
         fields: dict[str, Any] = {"epoch": progress.epoch + 1, "loss": progress.loss}
@@ -250,14 +209,12 @@ def _show_plan(
         return
     console.result(to_toml(job.settings).rstrip("\n"))
     bad = f" ({plan.bad_files:,} skipped, their files cannot be read)" if plan.bad_files else ""
-    rows: list[tuple[str, object]] = [
+    names = ", ".join(job.class_names[:8]) + (" ..." if len(job.class_names) > 8 else "")
+    rows = [
         ("run", where),
         ("images", f"{plan.images:,} of {job.inputs.train_annotations}{bad}"),
         ("validation", f"{plan.val_images:,} images" if plan.val_images is not None else "none"),
-        (
-            "classes",
-            f"{len(job.class_names)}: {', '.join(job.class_names[:8])}{' ...' if len(job.class_names) > 8 else ''}",
-        ),
+        ("classes", f"{len(job.class_names)}: {names}"),
         ("batch", plan.batches.describe()),
         ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in total"),
         ("learning rate", f"{plan.learning_rate:g}"),

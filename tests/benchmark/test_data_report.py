@@ -48,7 +48,7 @@ def test_processor_cores_are_the_bottleneck_where_workers_compete_for_them():
     ("stages", "bottleneck", "advice"),
     [
         ({"read": 20.0}, "read", "faster disk"),
-        ({"hand-over": 20.0}, "hand-over", "/dev/shm"),
+        ({"transfer": 20.0}, "transfer", "/dev/shm"),
         ({"objects": 20.0}, "objects", "faster processor cores"),
     ],
 )

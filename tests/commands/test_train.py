@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.runs.folder import read_state
+from codetr_cli.training.reporter import StepProgress
 from codetr_cli.weights.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, Ran
 
@@ -80,7 +83,7 @@ def test_training_leaves_a_whole_run_folder(train: Callable[..., Ran], tmp_path:
     assert kinds == [("train", 1), ("train", 2), ("train", 3), ("eval", 3), ("end", 3)]
     groups = {"decoder", "proposals", "denoising", "rpn", "roi", "atss", "positive queries"}
     assert set(metrics(run)[0]["groups"]) == groups
-    assert "AP50" in ran.out
+    assert "AP50" in ran.err
     assert str(run / "checkpoints/last/model.safetensors") in ran.out
 
 
@@ -89,19 +92,30 @@ def test_progress_has_one_counter_and_one_estimate(capsys, monkeypatch: pytest.M
     console.set_mode()
     clock = iter([0.0, 5.0, 20.0, 20.0, 50.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
-    line = {"step": 306, "epoch": 2, "loss": 5.25, "images_per_s": 12.5, "eta_s": 900.0, "lr": 1e-4}
-    with _Display() as display:
-        display.step(line, 704)
-        display.step({**line, "step": 307, "eta_s": 600.0}, 703)
-        display.evaluated({"metrics": {"AP": 0.3125, "AP50": 0.5}, "epoch": 3, "step": 307, "seconds": 1.5})
-        display.step({**line, "step": 308, "eta_s": 500.0}, 702)
+    done = StepProgress(
+        step=306,
+        total_steps=1010,
+        epoch=2,
+        loss=5.25,
+        loss_groups={},
+        lr=1e-4,
+        images_per_s=12.5,
+        data_wait=0.0,
+        memory_bytes=0,
+        eta_s=900.0,
+    )
+    with closing(_Display()) as display:
+        display.step_done(done)
+        display.step_done(replace(done, step=307, eta_s=600.0))
+        display.evaluated(0.3125, 0.3125)
+        display.step_done(replace(done, step=308, eta_s=500.0))
     streams = capsys.readouterr()
     assert streams.err.splitlines() == [
         "training: 306/1,010 (30%), 15 min 00 s left, epoch 3, loss 5.25, images/s 12.5",
         "training: 307/1,010 (30%), 10 min 00 s left, epoch 3, loss 5.25, images/s 12.5",
         "training: 308/1,010 (30%), 8 min 20 s left, epoch 3, loss 5.25, AP 0.312 (best 0.312), images/s 12.5",
     ]
-    assert streams.out == "epoch 3, step 307: AP 0.312, AP50 0.500 (1.50 s)\n"
+    assert streams.out == ""
 
 
 def test_json_answers_with_one_object(train: Callable[..., Ran], tmp_path: Path):
@@ -117,7 +131,7 @@ def test_two_steps_and_one_more_are_three(train: Callable[..., Ran], tmp_path: P
     assert train("--run", resumed, "--no-eval", "--set", "train.max_steps=2").code == 0
     ran = train("--run", resumed, "--no-eval", "--set", "train.max_steps=3", "--set", "data.workers=1")
     assert ran.code == 0, ran.err
-    assert "resumed after step 2 of 3" in ran.out + ran.err
+    assert "resumed after step 2 of 3" in ran.err
     assert_same_weights(resumed, straight)
     assert losses(resumed) == losses(straight)
 
@@ -153,8 +167,8 @@ def test_fine_tuning_on_other_classes_says_what_it_keeps(
     second = tmp_path / "second"
     ran = train("--run", second, "--no-eval", "--set", "train.max_steps=1", "--weights", first)
     assert ran.code == 0, ran.err
-    assert "known to the checkpoint: bar, ring" in ran.out + ran.err
-    assert "initialized from scratch: wheel, moon" in ran.out + ran.err
+    assert "known to the checkpoint: bar, ring" in ran.err
+    assert "initialized from scratch: wheel, moon" in ran.err
     assert "moon" in ran.err  # it has no object
     old, new = (load_file(run / "checkpoints/last/model.safetensors") for run in (first, second))
     assert len(new["class_heads.0.weight"]) == 4
@@ -323,7 +337,7 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
     assert process.returncode == -signal.SIGKILL
     ran = train("--run", run, *STEPS)
     assert ran.code == 0, ran.err
-    assert "continuing the interrupted run" in ran.out + ran.err
+    assert "continuing the interrupted run" in ran.err
     assert train("--run", tmp_path / "straight", *STEPS).code == 0
     assert_same_weights(run, tmp_path / "straight")
     assert losses(run) == losses(tmp_path / "straight")
@@ -337,10 +351,10 @@ def test_a_signal_saves_the_newest_step(
     process = start(preset, tiny_coco, run, "--no-eval", "--set", "train.max_steps=500", "--set", "data.workers=1")
     wait_for_steps(process, run, 2)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "start the same command again to continue" in err
-    assert "finishing this step and saving" in (out + err).lower()
+    assert "finishing this step and saving" in err.lower()
     assert "Traceback" not in err
     state = read_state(run / "checkpoints/last/state.pt")
     assert state["step"] == metrics(run)[-1]["step"]
@@ -360,7 +374,7 @@ def test_two_processes_train_one_model(preset: Path, tiny_coco: Path, tmp_path: 
     # Only one process prints, and in plain lines where there is no terminal.
     said = err.splitlines()
     assert [line for line in said if said.count(line) > 1] == []
-    assert len([line for line in said if line.startswith("epoch 1, step 3: AP")]) == 1
+    assert len([line for line in said if line.startswith("evaluation of step 3 (epoch 1): AP")]) == 1
     assert "\x1b" not in err
     assert "\r" not in err
 

@@ -1,4 +1,4 @@
-"""What the commands of `codetr bench` share: options, the measurement of a network, and the report."""
+"""What the commands of `codetr bench` share: the measurement of a network, and the report."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from codetr_cli import console
 from codetr_cli.commands._outputs import free_file
@@ -26,36 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_PRESET = "co_dino_r50"
-MEASUREMENT = "Measurement"
 # Warm-up runs, measured runs, runs for the split into stages.
 CPU_RUNS = (1, 3, 1)
 GPU_RUNS = (10, 50, 10)
-
-SizeOption = Annotated[
-    str | None,
-    typer.Option("--size", metavar="HxW", rich_help_panel="Input", help="Input in pixels. Default: the preset's."),
-]
-WarmupOption = Annotated[
-    int | None,
-    typer.Option("--warmup", metavar="N", min=0, rich_help_panel=MEASUREMENT, help="Runs before the measurement."),
-]
-IterationsOption = Annotated[
-    int | None,
-    typer.Option("--iterations", metavar="N", min=1, rich_help_panel=MEASUREMENT, help="Measured runs."),
-]
-CompareOption = Annotated[
-    Literal["torch"] | None,
-    typer.Option(
-        "--compare",
-        metavar="torch",
-        rich_help_panel=MEASUREMENT,
-        help="Also measure plain PyTorch, in turn.",
-    ),
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="FILE", rich_help_panel="Output", help="Also write the JSON to this file."),
-]
 
 
 def check_target(preset: str | None, checkpoint: str | None) -> None:
@@ -111,41 +82,41 @@ def benchmark_network(
     preset: str | None,
     checkpoint: str | None,
     overrides: list[str] | None,
-    device: torch.device,
+    size: str | None,
+    device: str,
+    threads: int | None,
+    warmup: int | None,
+    iterations: int | None,
     compare: bool,
+    out: Path | None,
+    force: bool,
     **spec_options: Any,
-) -> dict[str, Any]:
-    """Measures a network, or compares it with plain PyTorch, and shows the result.
+) -> None:
+    """Measures a network, or compares it with plain PyTorch, and shows and writes the result.
 
-    Args:
-        kind: what it does; also the result's key in the report.
-        preset: the network, with random weights.
-        checkpoint: the network, with its weights; instead of a preset.
-        overrides: of the settings.
-        device: where it runs.
-        compare: measure the network without optimizations too.
-        spec_options: arguments of `BenchmarkedNetwork.spec`.
+    `kind` is what the network does, and the result's key in the report; `spec_options` are further arguments of
+    `BenchmarkedNetwork.spec`. All others are the values of the command's options.
 
-    Returns:
-        the report.
+    Raises:
+        ConfigError: options that are wrong or exclude each other.
     """
+    check_target(preset, checkpoint)
+    input_size = parse_size(size) if size else None
+    chosen = prepare_device(device, threads)
+    runs = run_counts(chosen.type, warmup, iterations)
     from codetr_cli.benchmark.network import BenchmarkedNetwork
 
     target = resolve_weights(checkpoint) or preset or DEFAULT_PRESET
-    report = start_report(device, target)
+    report = start_report(chosen, target)
     network = BenchmarkedNetwork(
-        target, overrides or [], device, training=kind == "training", random_weights=checkpoint is None
+        target, overrides or [], chosen, training=kind == "training", random_weights=checkpoint is None
     )
-    spec = network.spec(**spec_options)
-    if compare:
-        with console.progress(f"comparing {kind} with plain PyTorch", spec.comparison_ticks) as advance:
-            report[kind] = network.compare(spec, advance)
-        _tables.show_comparison(kind, report[kind], report["machine"])
-    else:
-        with console.progress(f"measuring {kind}", spec.ticks) as advance:
-            report[kind] = network.measure(spec, advance)
-        _tables.show_timing(kind, report[kind], report["machine"])
-    return report
+    spec = network.spec(size=input_size, runs=runs, **spec_options)
+    title = f"comparing {kind} with plain PyTorch" if compare else f"measuring {kind}"
+    with console.progress(title, spec.comparison_ticks if compare else spec.ticks) as advance:
+        report[kind] = (network.compare if compare else network.measure)(spec, advance)
+    (_tables.show_comparison if compare else _tables.show_timing)(kind, report[kind], report["machine"])
+    finish_report(report, out, force=force)
 
 
 def start_report(device: torch.device, weights: str | None = None) -> dict[str, Any]:
@@ -164,7 +135,11 @@ def finish_report(report: Mapping[str, Any], out: Path | None, *, force: bool) -
     """Prints where the numbers come from, and writes the report without folders of this machine."""
     from codetr_cli.files import write_text
 
-    console.result(_tables.place_text(report["machine"]))
+    machine = report["machine"]
+    console.result(
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}; "
+        f"deformable attention by {machine['attention_note']}"
+    )
     published = _tables.without_folders(report)
     if out is not None:
         file = free_file(out, force=force)

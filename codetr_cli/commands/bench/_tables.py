@@ -47,7 +47,7 @@ def show_timing(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any
         ],
     )
     stages = numbers["stages_ms"]
-    within = _within(stages)
+    within = max(1e-9, sum(stages.values()) - stages["data"])  # which runs in parallel with the network
     rows = [
         [name, round(value, 1), "in parallel" if name == "data" else f"{value / within:.0%}"]
         for name, value in stages.items()
@@ -177,25 +177,12 @@ def show_data(numbers: Mapping[str, Any]) -> None:
     console.result(numbers["sentence"])
 
 
-def place_text(machine: Mapping[str, Any]) -> str:
-    """One line about the machine and the software that were measured."""
-    return (
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}; "
-        f"deformable attention by {machine['attention_note']}"
-    )
-
-
 def _title(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     height, width = numbers["size"]
     return (
         f"{'Inference' if kind == 'inference' else 'Training step'}: {numbers['name']} at {height}x{width}, "
         f"batch {numbers['batch']}, {numbers['precision']}, {machine['device']}"
     )
-
-
-def _within(stages: Mapping[str, float]) -> float:
-    """Milliseconds of all stages except `data`, which runs in parallel with the network."""
-    return max(1e-9, sum(milliseconds for name, milliseconds in stages.items() if name != "data"))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import (
-    DeviceOption,
-    ForceOption,
-    JsonOption,
-    PresetOption,
-    QuietOption,
-    SetOption,
-    ThreadsOption,
-)
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands.bench import _measurement as measurement
 from codetr_cli.commands.bench import _tables as tables
-from codetr_cli.commands.bench._measurement import MEASUREMENT, OutOption
 from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,46 +29,32 @@ FolderArgument = Annotated[
     str | None,
     typer.Argument(metavar="DIR", show_default=False, help="The data set. Default: CODETR_DATA, else data/coco."),
 ]
-SameFolderOption = Annotated[
-    str | None, typer.Option("--data", metavar="DIR", help="Same as the argument.", rich_help_panel="Input")
-]
 WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workers", metavar="N", min=1, help="Only N. Default: 1, 2, 4, ... cores.", rich_help_panel=MEASUREMENT
-    ),
+    int | None, opt.option("--workers", "N", "Only N. Default: 1, 2, 4, ... cores.", opt.MEASUREMENT, min=1)
 ]
 StepRateOption = Annotated[
     float | None,
-    typer.Option(
-        "--step-images-per-s",
-        metavar="X",
-        help="Images/s per step. Default: measured.",
-        rich_help_panel=MEASUREMENT,
-    ),
+    opt.option("--step-images-per-s", "X", "Images/s per step. Default: measured.", opt.MEASUREMENT),
 ]
 ImagesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--iterations", metavar="N", min=1, help=f"Images to time. Default: {IMAGES}.", rich_help_panel=MEASUREMENT
-    ),
+    int | None, opt.option("--iterations", "N", f"Images to time. Default: {IMAGES}.", opt.MEASUREMENT, min=1)
 ]
 
 
 def data(
     folder: FolderArgument = None,
-    same_folder: SameFolderOption = None,
-    preset: PresetOption = None,
+    same_folder: opt.SameDataOption = None,
+    preset: opt.PresetOption = None,
     workers: WorkersOption = None,
     step_images_per_s: StepRateOption = None,
     iterations: ImagesOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-    overrides: SetOption = None,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
+    device: opt.DeviceOption = "auto",
+    threads: opt.ThreadsOption = None,
+    out: opt.ReportOption = None,
+    force: opt.ForceOption = False,
+    overrides: opt.SetOption = None,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
 ) -> None:
     """Benchmark the data pipeline and report the bottleneck.
 
@@ -90,9 +67,10 @@ def data(
         raise ConfigError(f"--step-images-per-s {step_images_per_s:g} is not above 0")
     chosen = measurement.prepare_device(device, threads)
 
-    from codetr_cli.benchmark.data import DataSpec, benchmark_data, usable_cores, worker_counts
+    from codetr_cli.benchmark.data import DataSpec, benchmark_data, worker_counts
     from codetr_cli.config.presets import load_preset
     from codetr_cli.data.coco import build_dataset
+    from codetr_cli.runtime.devices import cpu_count
 
     name = preset or measurement.DEFAULT_PRESET
     report = measurement.start_report(chosen, name)
@@ -102,7 +80,7 @@ def data(
     spec = DataSpec(
         images=iterations or IMAGES,
         seconds=SECONDS if iterations is None else SECONDS * min(1.0, iterations / IMAGES),
-        workers=worker_counts(usable_cores()) if workers is None else tuple(sorted({0, workers})),
+        workers=worker_counts(cpu_count()) if workers is None else tuple(sorted({0, workers})),
         device=chosen,
         needed=step_images_per_s or (measure_step() if measure_step else None),
     )

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from codetr_cli import console
-from codetr_cli.commands._options import DeviceOption, ForceOption, JsonOption, QuietOption, ThreadsOption
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands.bench import _measurement as measurement
 from codetr_cli.commands.bench import _tables as tables
-from codetr_cli.commands.bench._measurement import IterationsOption, OutOption, WarmupOption
 from codetr_cli.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -24,36 +23,22 @@ EXAMPLES = (
     "codetr bench ops --device cuda --dtype bf16 --batch 2",
     "codetr bench ops --backend cpu --shape encoder --threads 4",
 )
-INPUT = "Input"
 DTYPES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp16": "float16"}
 
 
 BackendOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--backend", metavar="NAME", help="Only this one and the reference. Repeatable.", rich_help_panel=INPUT
-    ),
+    list[str] | None, opt.option("--backend", "NAME", "Only this one and the reference. Repeatable.", opt.INPUT)
 ]
 ShapeOption = Annotated[
-    Literal["encoder", "decoder", "both"],
-    typer.Option("--shape", metavar="NAME", help="encoder, decoder or both.", rich_help_panel=INPUT),
+    Literal["encoder", "decoder", "both"], opt.option("--shape", "NAME", "encoder, decoder or both.", opt.INPUT)
 ]
-ImageSizeOption = Annotated[
-    str, typer.Option("--size", metavar="HxW", help="Image size in pixels.", rich_help_panel=INPUT)
-]
-LevelsOption = Annotated[
-    int, typer.Option("--levels", metavar="N", min=1, max=8, help="Feature levels.", rich_help_panel=INPUT)
-]
-BatchOption = Annotated[
-    int, typer.Option("--batch", metavar="N", min=1, help="Images per call.", rich_help_panel=INPUT)
-]
+ImageSizeOption = Annotated[str, opt.option("--size", "HxW", "Image size in pixels.", opt.INPUT)]
+LevelsOption = Annotated[int, opt.option("--levels", "N", "Feature levels.", opt.INPUT, min=1, max=8)]
+BatchOption = Annotated[int, opt.option("--batch", "N", "Images per call.", opt.INPUT, min=1)]
 DtypeOption = Annotated[
-    Literal["fp32", "fp64", "bf16", "fp16"],
-    typer.Option("--dtype", metavar="TYPE", help="fp32, fp64, bf16 or fp16.", rich_help_panel=INPUT),
+    Literal["fp32", "fp64", "bf16", "fp16"], opt.option("--dtype", "TYPE", "fp32, fp64, bf16 or fp16.", opt.INPUT)
 ]
-UnfusedOption = Annotated[
-    bool, typer.Option("--unfused", help="Locations and weights are computed before.", rich_help_panel=INPUT)
-]
+UnfusedOption = Annotated[bool, opt.flag("--unfused", "Locations and weights are computed before.", opt.INPUT)]
 ClassicOption = Annotated[bool, typer.Option("--classic", hidden=True, help="Former name of --unfused.")]
 
 
@@ -66,14 +51,14 @@ def ops(
     dtype: DtypeOption = "fp32",
     unfused: UnfusedOption = False,
     classic: ClassicOption = False,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    warmup: WarmupOption = None,
-    iterations: IterationsOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
+    device: opt.DeviceOption = "auto",
+    threads: opt.ThreadsOption = None,
+    warmup: opt.WarmupOption = None,
+    iterations: opt.IterationsOption = None,
+    out: opt.ReportOption = None,
+    force: opt.ForceOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
 ) -> None:
     """Benchmark deformable attention: every backend and machine limits.
 

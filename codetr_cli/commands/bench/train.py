@@ -4,84 +4,59 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from codetr_cli import console
-from codetr_cli.commands._options import (
-    CheckpointOption,
-    DeviceOption,
-    ForceOption,
-    InferencePrecisionOption,
-    JsonOption,
-    PresetOption,
-    QuietOption,
-    SetOption,
-    ThreadsOption,
-)
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands.bench import _measurement as measurement
-from codetr_cli.commands.bench._measurement import (
-    CompareOption,
-    IterationsOption,
-    OutOption,
-    SizeOption,
-    WarmupOption,
-)
 
 EXAMPLES = (
     "codetr bench train --batch 2 --objects 20",
     "codetr bench train --compare torch --size 512x640 --batch 1",
 )
 BatchOption = Annotated[
-    int | None,
-    typer.Option(
-        "--batch", metavar="N", min=1, help="Images per step. Default: the preset's.", rich_help_panel="Input"
-    ),
+    int | None, opt.option("--batch", "N", "Images per step. Default: the preset's.", opt.INPUT, min=1)
 ]
 ObjectsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--objects", metavar="N", min=1, help="Boxes per image. Default: 7, as in COCO.", rich_help_panel="Input"
-    ),
+    int | None, opt.option("--objects", "N", "Boxes per image. Default: 7, as in COCO.", opt.INPUT, min=1)
 ]
 
 
 def train(
-    preset: PresetOption = None,
-    checkpoint: CheckpointOption = None,
-    size: SizeOption = None,
+    preset: opt.PresetOption = None,
+    checkpoint: opt.CheckpointOption = None,
+    size: opt.SizeOption = None,
     batch: BatchOption = None,
     objects: ObjectsOption = None,
-    device: DeviceOption = "auto",
-    precision: InferencePrecisionOption = "auto",
-    threads: ThreadsOption = None,
-    warmup: WarmupOption = None,
-    iterations: IterationsOption = None,
-    compare: CompareOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-    overrides: SetOption = None,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.InferencePrecisionOption = "auto",
+    threads: opt.ThreadsOption = None,
+    warmup: opt.WarmupOption = None,
+    iterations: opt.IterationsOption = None,
+    compare: opt.CompareOption = None,
+    out: opt.ReportOption = None,
+    force: opt.ForceOption = False,
+    overrides: opt.SetOption = None,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
 ) -> None:
     """Benchmark training steps: images/s, latency, memory, time per stage.
 
     Images are synthetic and a preset's weights are random: neither changes the speed.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    measurement.check_target(preset, checkpoint)
-    input_size = measurement.parse_size(size) if size else None
-    chosen = measurement.prepare_device(device, threads)
-    report = measurement.benchmark_network(
+    measurement.benchmark_network(
         "training",
         preset=preset,
         checkpoint=checkpoint,
         overrides=overrides,
-        device=chosen,
-        compare=compare is not None,
-        size=input_size,
+        size=size,
         batch=batch,
-        precision=precision,
         objects=objects,
-        runs=measurement.run_counts(chosen.type, warmup, iterations),
+        device=device,
+        precision=precision,
+        threads=threads,
+        warmup=warmup,
+        iterations=iterations,
+        compare=compare is not None,
+        out=out,
+        force=force,
     )
-    measurement.finish_report(report, out, force=force)

@@ -24,7 +24,7 @@ def test_the_pipeline_is_measured_and_its_bottleneck_named(codetr, small_data):
     assert "inference" not in ran.json
     assert list(found["loader_images_per_s"]) == ["0", "1"]
     assert set(found["stages_ms"]) == {
-        "read", "decode", "objects", "augment", "paste", "batch", "hand-over", "copy",
+        "read", "decode", "objects", "augment", "paste", "batch", "transfer", "copy",
     }  # fmt: skip
     assert (found["enough_workers"], found["needed_from"]) == (1, "given")
     assert (found["images"], found["data_set_images"], found["micro_batch"]) == (4, 8, 2)
