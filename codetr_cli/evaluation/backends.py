@@ -154,9 +154,6 @@ def compute_tables(scorer: Scorer, inputs: ScoringInputs) -> PrecisionRecall:
     return _hotcoco_tables(inputs) if scorer == "hotcoco" else _pycocotools_tables(inputs)
 
 
-# ------------------------------------------------------------------------------------------------------------- hotcoco
-
-
 def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:
     import hotcoco
 
@@ -183,9 +180,6 @@ def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:
     tables = evaluation.eval
     assert tables is not None
     return PrecisionRecall(np.asarray(tables["precision"]), np.asarray(tables["recall"]))
-
-
-# --------------------------------------------------------------------------------------------------------- pycocotools
 
 
 def _pycocotools_tables(inputs: ScoringInputs) -> PrecisionRecall:

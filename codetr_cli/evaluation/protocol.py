@@ -122,9 +122,6 @@ def describe_views(augmentation: Augmentation) -> str:
     return f"TTA of {count} ({', '.join(sizes)}{mirrored})"
 
 
-# ---------------------------------------------------------------------------------------------------------- publication
-
-
 @dataclass(frozen=True)
 class Published:
     """The published AP of a preset, and how a measurement differs from its protocol.
@@ -191,12 +188,14 @@ def find_published(
         return None
     differences = [] if trained else ["random weights"]
     if tta:
-        differences.append(_tta_difference(source.box_ap_tta))
-    differences += [
-        f"test.{name} is {_value(getattr(settings.test, name))} instead of {_value(getattr(preset.test, name))}"
-        for name in DECISIVE
-        if getattr(settings.test, name) != getattr(preset.test, name)
-    ]
+        ap = source.box_ap_tta
+        with_tta = "" if ap is None else f" (with TTA, box AP {ap:.1f} by views that were not published)"
+        differences.append(f"test-time augmentation instead of a single scale{with_tta}")
+    for name in DECISIVE:
+        ours, theirs = getattr(settings.test, name), getattr(preset.test, name)
+        if ours != theirs:
+            found, expected = ("unset" if value is None else value for value in (ours, theirs))
+            differences.append(f"test.{name} is {found} instead of {expected}")
     if settings.data.dataset != preset.data.dataset:
         differences.append(f"{settings.data.dataset} annotations instead of {preset.data.dataset}")
     data, count = PUBLISHED_IMAGES.get(preset.data.dataset, ("", images))
@@ -205,12 +204,3 @@ def find_published(
     if precision != "fp32":
         differences.append(f"{precision} instead of fp32")
     return Published(source.box_ap, source.mask_ap, differences)
-
-
-def _tta_difference(box_ap_tta: float | None) -> str:
-    with_tta = "" if box_ap_tta is None else f" (with TTA, box AP {box_ap_tta:.1f} by views that were not published)"
-    return f"test-time augmentation instead of a single scale{with_tta}"
-
-
-def _value(value: object) -> str:
-    return "unset" if value is None else f"{value}"

@@ -148,9 +148,6 @@ class DetectionTable:
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
 def load_detections(path: Path) -> DetectionTable:
     """Reads detections in COCO's result format.
 
@@ -174,7 +171,9 @@ def load_detections(path: Path) -> DetectionTable:
         if problem:
             raise DatasetError(f"{path}: detection number {index} {problem}")
     has_mask_scores = with_masks and any("mask_score" in record for record in records)
-    boxes = [record["bbox"] if "bbox" in record else _box_of(record["segmentation"]) for record in records]
+    boxes = [
+        record["bbox"] if "bbox" in record else mask_utils.toBbox(record["segmentation"]).tolist() for record in records
+    ]
     return DetectionTable(
         image_ids=np.array([record["image_id"] for record in records], np.int64),
         category_ids=np.array([record["category_id"] for record in records], np.int64),
@@ -223,9 +222,3 @@ def _is_rle(mask: object) -> bool:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _box_of(mask: Rle) -> list[float]:
-    """The box (x, y, width, height) of a mask."""
-    box: list[float] = mask_utils.toBbox(mask).tolist()
-    return box

@@ -9,12 +9,13 @@ Shape letters: B images of a batch, N detections.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from codetr_cli.config.schema import Settings, TestConfig
+from codetr_cli.config.schema import DataConfig, Settings, TestConfig
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target
@@ -107,6 +108,21 @@ class Augmentation:
         return np.ascontiguousarray(sample.image), view_target
 
 
+def detect_images(
+    model: CoDETR,
+    postprocess: PostProcess,
+    batch: Batch,
+    augmentation: Augmentation | None,
+    *,
+    device: torch.device,
+    config: DataConfig,
+) -> list[Detections]:
+    """Detections of every image of a batch, in its views or as it is; arguments as for `Augmentation.detect`."""
+    if augmentation is None:
+        return detect(model, postprocess, batch.to(device), mean=config.mean, std=config.std)
+    return augmentation.detect(model, postprocess, batch, device=device, mean=config.mean, std=config.std)
+
+
 def build_augmentation(settings: Settings) -> Augmentation:
     """The views of `test.tta_scales` and `test.tta_flip`, smallest first.
 
@@ -181,12 +197,8 @@ def merge(views: Sequence[Detections], postprocess: PostProcess) -> Detections:
 def join(views: Sequence[Detections]) -> Detections:
     """Concatenates detections. Masks are kept if all views with detections have them."""
     filled = [item for item in views if len(item)] or list(views[:1])
-    masks = [item.masks for item in filled if item.masks is not None]
-    mask_scores = [item.mask_scores for item in filled if item.mask_scores is not None]
-    return Detections(
-        torch.cat([item.boxes for item in filled]),
-        torch.cat([item.scores for item in filled]),
-        torch.cat([item.labels for item in filled]),
-        torch.cat(masks) if len(masks) == len(filled) else None,
-        torch.cat(mask_scores) if len(mask_scores) == len(filled) else None,
-    )
+    columns: dict[str, Any] = {}
+    for column in fields(Detections):
+        values = [getattr(item, column.name) for item in filled]
+        columns[column.name] = None if any(value is None for value in values) else torch.cat(values)
+    return Detections(**columns)
