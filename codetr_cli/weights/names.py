@@ -2,7 +2,7 @@
 
 Two published implementations have different names: `mmdet3` is MMDetection 3.3 (projects/CO-DETR), `sensex` is
 Sense-X/Co-DETR. Most names are the same in both (`SHARED`, `FAMILIES`); `SPELLINGS` has the names of one publisher. A
-name that is in no table is an error.
+name that is in no table is an error. In the tables, `*` stands for `weight` and `bias`, and `{}` for an index.
 
 A new backbone or head is a new table in `SHARED` or in `SPELLINGS`.
 """
@@ -30,14 +30,24 @@ T = TypeVar("T")
 
 NAMING_TITLES: dict[Naming, str] = {"mmdet3": "MMDetection 3", "sensex": "Sense-X/Co-DETR"}
 
-SHARED = {**RESNET, **SWIN, **CHANNEL_MAPPER, **TRANSFORMER, **AUX_HEADS, **MASK_HEADS}
 
-FAMILIES = {"co_dino": CO_DINO, "co_deformable": CO_DEFORMABLE}
+def _expanded(names: dict[str, str]) -> dict[str, str]:
+    """The table with two rows, `weight` and `bias`, for each name that ends with `*`."""
+    return {
+        published.replace("*", leaf): ours.replace("*", leaf)
+        for published, ours in names.items()
+        for leaf in (("weight", "bias") if published.endswith("*") else ("",))
+    }
+
+
+SHARED = _expanded({**RESNET, **SWIN, **CHANNEL_MAPPER, **TRANSFORMER, **AUX_HEADS, **MASK_HEADS})
+
+FAMILIES = {"co_dino": _expanded(CO_DINO), "co_deformable": _expanded(CO_DEFORMABLE)}
 """Names of one family. Both families may have a name for the same entry of ours."""
 
 SPELLINGS: dict[Naming, dict[str, str]] = {
-    "mmdet3": {**SWIN_MMDET3, "query_head.dn_generator.label_embedding.weight": "label_embed.weight"},
-    "sensex": {**SWIN_SENSEX, **VIT, "query_head.label_embedding.weight": "label_embed.weight"},
+    "mmdet3": {**_expanded(SWIN_MMDET3), "query_head.dn_generator.label_embedding.weight": "label_embed.weight"},
+    "sensex": {**_expanded(SWIN_SENSEX), **_expanded(VIT), "query_head.label_embedding.weight": "label_embed.weight"},
 }
 
 SUPPORTED = "Co-DINO or Co-Deformable-DETR with a ResNet, Swin or ViT backbone, with or without masks"
