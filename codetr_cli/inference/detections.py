@@ -108,8 +108,8 @@ class DetectionTable:
         """(N,) scores that masks are ranked by."""
         return self.scores if self.mask_scores is None else self.mask_scores
 
-    def select(self, rows: NDArray[Any]) -> DetectionTable:
-        """The rows of an index or bool array, in its order."""
+    def select(self, rows: slice | NDArray[Any]) -> DetectionTable:
+        """The rows of a slice, index or bool array, in its order."""
         chosen = np.arange(len(self))[rows]
         return DetectionTable(
             image_ids=self.image_ids[chosen],
@@ -127,25 +127,23 @@ class DetectionTable:
 
     def to_records(self) -> list[dict[str, Any]]:
         """Every detection in COCO's result format."""
-        return self._records(slice(None))
-
-    def to_json(self) -> str:
-        """The content of a result file in COCO's format, with `mask_score` if masks have scores of their own."""
-        chunks = (self._records(slice(start, start + ROWS_AT_ONCE)) for start in range(0, len(self), ROWS_AT_ONCE))
-        return f"[{', '.join(json.dumps(chunk)[1:-1] for chunk in chunks)}]"
-
-    def _records(self, rows: slice) -> list[dict[str, Any]]:
-        columns = [
-            column[rows].tolist() for column in (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)
+        columns: list[list[Any]] = [
+            column.tolist() for column in (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)
         ]
         names = ["image_id", "category_id", "bbox", "score"]
         if self.masks is not None:
-            columns.append(self.masks[rows])
+            columns.append(self.masks)
             names.append("segmentation")
         if self.mask_scores is not None:
-            columns.append(self.mask_scores[rows].tolist())
+            columns.append(self.mask_scores.tolist())
             names.append("mask_score")
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def to_json(self) -> str:
+        """The content of a result file in COCO's format, with `mask_score` if masks have scores of their own."""
+        starts = range(0, len(self), ROWS_AT_ONCE)
+        chunks = (self.select(slice(start, start + ROWS_AT_ONCE)).to_records() for start in starts)
+        return f"[{', '.join(json.dumps(chunk)[1:-1] for chunk in chunks)}]"
 
 
 def load_detections(path: Path) -> DetectionTable:

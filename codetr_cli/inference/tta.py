@@ -76,7 +76,8 @@ class Augmentation:
         of_view = postprocess if single else self._without_nms(postprocess)
         by_image: list[list[Detections]] = [[] for _ in batch.targets]
         for view in self.views:
-            detections = detect(model, of_view, self._view_batch(view, batch).to(device), mean=mean, std=std)
+            samples = [self._view_image(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)]
+            detections = detect(model, of_view, collate(samples).to(device), mean=mean, std=std)
             for views, item, target in zip(by_image, detections, batch.targets, strict=True):
                 item = item.cpu()
                 views.append(flip_detections(item, target["orig_size"][1]) if view.flip else item)
@@ -86,9 +87,6 @@ class Augmentation:
         """The post-processing of one view; the auxiliary heads keep their own NMS."""
         count = self.candidates if postprocess.candidates == "num_queries" and postprocess.nms != "none" else None
         return replace(postprocess, nms="none", max_detections=max(count or 0, postprocess.max_detections))
-
-    def _view_batch(self, view: View, batch: Batch) -> Batch:
-        return collate([self._view_image(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)])
 
     def _view_image(self, view: View, image: torch.Tensor, target: Target) -> tuple[np.ndarray, Target]:
         height, width = target["size"]

@@ -125,7 +125,15 @@ def fetch(
             signal.SIGINT,
         ) from None
     except OSError as error:
-        raise _disk_error(target, error) from error
+        if error.errno in DISK_FULL:
+            raise ResourceError(
+                f"no space left on the disk while downloading {target}: free some space, or set CODETR_CACHE to a "
+                "folder on a larger disk, then run the command again. The downloaded part is kept."
+            ) from error
+        raise ResourceError(
+            f"cannot write {target}: {error.strerror or error}. Fix its permissions, or set CODETR_CACHE to another "
+            "folder."
+        ) from error
     return target
 
 
@@ -176,7 +184,11 @@ def _complete(remote: Remote, target: Path, part: Path, copies: int, progress: D
             elif size == 0 and not from_start:  # the part was not of the server's file
                 best, from_start = 0, True
             else:  # no progress: give up
-                raise ResourceError(_interrupted_text(remote, target, part, str(error))) from error
+                again = f" {_megabytes(size)} are kept: run the same command again to continue." if size else ""
+                raise ResourceError(
+                    f"cannot download {remote.url}: {str(error).rstrip('.')}.{again} Without a connection, copy the "
+                    f"file from another machine to {target}"
+                ) from error
             continue
         try:
             verify(part, remote, advice="It was deleted: check the URL, then download it again.")
@@ -328,15 +340,6 @@ def _locked(part: Path) -> Iterator[None]:
         lock.release(remove=True)
 
 
-def _interrupted_text(remote: Remote, target: Path, part: Path, reason: str) -> str:
-    kept = part.stat().st_size
-    again = f" {_megabytes(kept)} are kept: run the same command again to continue." if kept else ""
-    return (
-        f"cannot download {remote.url}: {reason.rstrip('.')}.{again} Without a connection, copy the file from another "
-        f"machine to {target}"
-    )
-
-
 def _status_text(url: str, code: int, reason: str) -> str:
     if code == http.client.TOO_MANY_REQUESTS or code >= 500:
         return f"{url} returns {code} {reason}: the server is busy or fails. Try again later."
@@ -351,17 +354,6 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, TimeoutError):
         return f"no answer within {TIMEOUT_S:.0f} seconds"
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-
-
-def _disk_error(target: Path, error: OSError) -> ResourceError:
-    if error.errno in DISK_FULL:
-        return ResourceError(
-            f"no space left on the disk while downloading {target}: free some space, or set CODETR_CACHE to a folder "
-            "on a larger disk, then run the command again. The downloaded part is kept."
-        )
-    return ResourceError(
-        f"cannot write {target}: {error.strerror or error}. Fix its permissions, or set CODETR_CACHE to another folder."
-    )
 
 
 def _megabytes(count: int) -> str:

@@ -122,10 +122,7 @@ def rename(entries: Mapping[str, T], naming: Naming | None = None) -> Renamed[T]
 def find_naming(names: Iterable[str]) -> Naming:
     """Detects the publisher by the names that only one of them uses; MMDetection if there are none."""
     names = list(names)
-    counts = {
-        naming: sum(any(_pattern(template).fullmatch(name) for template in spellings) for name in names)
-        for naming, spellings in SPELLINGS.items()
-    }
+    counts = {naming: sum(matches(name, spellings) for name in names) for naming, spellings in SPELLINGS.items()}
     return max(counts, key=lambda naming: counts[naming])
 
 
