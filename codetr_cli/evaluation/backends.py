@@ -122,11 +122,9 @@ class PrecisionRecall:
 
 
 def choose_backend(requested: Scorer | None, detections: int) -> Scorer:
-    """The scoring backend to use; logs a fallback, and a scoring that takes long.
+    """The scoring backend to use, by default hotcoco, or pycocotools where that cannot be imported.
 
-    Args:
-        requested: None: hotcoco. pycocotools replaces it where it cannot be imported.
-        detections: number of detections to score.
+    Logs this fallback, and that scoring many detections takes long.
     """
     scorer: Scorer = requested or "hotcoco"
     if scorer == "hotcoco":

@@ -76,14 +76,7 @@ def metric_names(*, lvis: bool, masks: bool) -> tuple[str, str]:
 
 
 def describe_protocol(request: EvalRequest, *, scorer: str, images: int, skipped: int = 0) -> Protocol:
-    """The protocol of an evaluation.
-
-    Args:
-        request: as evaluated.
-        scorer: the scoring backend with its version.
-        images: number of scored images.
-        skipped: number of images whose files cannot be read.
-    """
+    """The protocol of an evaluation; the numbers are as in `Protocol`."""
     postprocess, augmentation = request.postprocess, request.augmentation
     own_nms = postprocess.head != "decoder"
     suppression = {
@@ -137,11 +130,7 @@ class Published:
     differences: list[str] = field(default_factory=list)
 
     def sentence(self, metrics: Mapping[str, float]) -> str:
-        """The comparison in one sentence.
-
-        Args:
-            metrics: as measured, in [0, 1].
-        """
+        """The comparison with measured metrics, in [0, 1], in one sentence."""
         numbers = [("box", self.box_ap, metrics.get("AP")), ("mask", self.mask_ap, metrics.get(f"{MASK_PREFIX}AP"))]
         known = [(kind, ap, measured) for kind, ap, measured in numbers if ap is not None]
         if self.differences:

@@ -197,15 +197,7 @@ def _scoring_inputs(
     detections: DetectionTable,
     outlines: list[Any] | None = None,
 ) -> ScoringInputs:
-    """What a backend scores: masks if outlines are given, else boxes.
-
-    Args:
-        ground_truth: the annotations.
-        images: (I,) ids of the scored images, ascending.
-        rows: (N,) rows of their objects in the annotations.
-        detections: on these images.
-        outlines: of the N objects.
-    """
+    """What a backend scores on ascending ids of images: masks if outlines of their objects are given, else boxes."""
     ranking = detections.scores if outlines is None else detections.ranking_of_masks()
     if ground_truth.is_lvis:
         best = _best_of_each_image(detections.image_ids, ranking, LVIS_MAX_DETS)

@@ -139,11 +139,7 @@ def _preset_classes(count: int) -> Classes:
 
 
 def check_image_size(settings: Settings, *, training: bool) -> None:
-    """Refuses image sizes that a network for squares of one size cannot take, before any image is read.
-
-    Args:
-        settings: of the network and its images.
-        training: whether it is trained, not only tested.
+    """Refuses sizes of test images, and with `training` of training images, that a fixed-size network cannot take.
 
     Raises:
         ConfigError: names the settings to change.

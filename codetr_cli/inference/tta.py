@@ -156,12 +156,7 @@ def size_text(test: TestConfig) -> str:
 
 
 def flip_detections(detections: Detections, width: float) -> Detections:
-    """Mirrors detections.
-
-    Args:
-        detections: in pixels of the mirrored image.
-        width: of the image in these pixels.
-    """
+    """Mirrors detections in an image of this width in pixels."""
     x1, y1, x2, y2 = detections.boxes.unbind(-1)
     masks = None if detections.masks is None else detections.masks.flip(-1)
     return replace(detections, boxes=torch.stack([width - x2, y1, width - x1, y2], dim=-1), masks=masks)

@@ -92,10 +92,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Reads a checkpoint of codetr and verifies its hash.
-
-    Args:
-        path: a .safetensors file.
+    """Reads a checkpoint of codetr, a .safetensors file, and verifies its hash.
 
     Raises:
         CheckpointError: missing, damaged, not a safetensors file, not written by codetr, or by a newer one.

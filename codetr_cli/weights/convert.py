@@ -243,13 +243,13 @@ def _find_settings(
     if not fitting:
         closest = min(candidates, key=lambda each: len(each.differences))
         raise CheckpointError(_other_architecture(path, closest))
-    # Presets often share an architecture. Prefer `prefer`, then the number of classes, then the name of the file.
-    fitting = [each for each in fitting if each.preferred] or fitting
-    fitting = [each for each in fitting if each.num_classes == num_classes] or fitting
-    longest = max(each.name_in(path.stem) for each in fitting)
-    fitting = [each for each in fitting if each.name_in(path.stem) == longest]
-    chosen = min(fitting, key=lambda each: (len(each.settings.name), each.settings.name))
-    others = sorted(each.settings.name for each in fitting if each is not chosen)
+
+    def rank(each: _Candidate) -> tuple[bool, bool, int]:
+        # Presets often share an architecture. Prefer `prefer`, then the number of classes, then the name of the file.
+        return not each.preferred, each.num_classes != num_classes, -each.name_in(path.stem)
+
+    chosen = min(fitting, key=lambda each: (rank(each), len(each.settings.name), each.settings.name))
+    others = sorted(each.settings.name for each in fitting if each is not chosen and rank(each) == rank(chosen))
     note = (
         f"The architecture is that of {chosen.settings.name} and also of {listed(others, 6)}, which may preprocess "
         "images differently: choose one with --preset."
@@ -271,12 +271,7 @@ def _other_architecture(path: Path, closest: _Candidate) -> str:
 
 
 def _classes(names: list[str] | None, num_classes: int) -> tuple[list[str], list[int], list[str]]:
-    """Class names, category ids and notes for the user.
-
-    Args:
-        names: class names of the file.
-        num_classes: of its heads.
-    """
+    """Class names, category ids and notes for the user, from the names in the file, if any."""
     notes = []
     if names is not None and len(names) != num_classes:
         notes.append(f"The file has {len(names)} class names but {num_classes} classes: its names are not used.")

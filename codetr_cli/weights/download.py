@@ -138,12 +138,7 @@ def fetch(
 
 
 def verify(path: Path, remote: Remote, *, advice: str) -> None:
-    """Verifies size and hash of a file.
-
-    Args:
-        path: the file.
-        remote: its expected size and hash.
-        advice: last sentence of the error message.
+    """Verifies size and hash of a file; `advice` is the last sentence of the error message.
 
     Raises:
         CheckpointError: another file, truncated or damaged.

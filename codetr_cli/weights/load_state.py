@@ -169,12 +169,7 @@ def load_matching(
 
 
 def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], *, source: str) -> None:
-    """Compares names and shapes of a checkpoint's entries with those of the model.
-
-    Args:
-        state: our names -> tensors.
-        expected: name -> shape of every entry of the model.
-        source: the checkpoint's name in error messages.
+    """Compares a checkpoint's entries with the expected name -> shape; `source` is its name in error messages.
 
     Raises:
         CheckpointError: entries are missing, unexpected or have other shapes.
