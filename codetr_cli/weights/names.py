@@ -2,7 +2,7 @@
 
 Two published implementations have different names: `mmdet3` is MMDetection 3.3 (projects/CO-DETR), `sensex` is
 Sense-X/Co-DETR. Most names are the same in both (`SHARED`, `FAMILIES`); `SPELLINGS` has the names of one publisher. A
-name that is in no table is an error. In the tables, `*` stands for `weight` and `bias`, and `{}` for an index.
+name that is in no table is an error.
 
 A new backbone or head is a new table in `SHARED` or in `SPELLINGS`.
 """
@@ -17,13 +17,20 @@ from functools import cache
 from typing import Generic, Literal, TypeVar
 
 from codetr_cli.errors import CheckpointError, listed
-from codetr_cli.weights.tables.aux_heads import AUX_HEADS
-from codetr_cli.weights.tables.masks import MASK_HEADS
-from codetr_cli.weights.tables.necks import CHANNEL_MAPPER
-from codetr_cli.weights.tables.resnet import RESNET
-from codetr_cli.weights.tables.swin import SWIN, SWIN_MMDET3, SWIN_SENSEX
-from codetr_cli.weights.tables.transformer import CO_DEFORMABLE, CO_DINO, TRANSFORMER
-from codetr_cli.weights.tables.vit import ROTARY_TABLES, VIT
+from codetr_cli.weights.tables import (
+    AUX_HEADS,
+    CHANNEL_MAPPER,
+    CO_DEFORMABLE,
+    CO_DINO,
+    MASK_HEADS,
+    RESNET,
+    ROTARY_TABLES,
+    SWIN,
+    SWIN_MMDET3,
+    SWIN_SENSEX,
+    TRANSFORMER,
+    VIT,
+)
 
 Naming = Literal["mmdet3", "sensex"]
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from codetr_cli.weights.names import Naming, Renamed, matches, rename, to_published
-from codetr_cli.weights.tables.swin import MERGED
+from codetr_cli.weights.tables import MERGED
 
 TOKENS = [0, 2, 1, 3]
 """Row-major index of each token of ours; the permutation is its own inverse."""
