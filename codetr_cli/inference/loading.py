@@ -211,10 +211,8 @@ def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False)
 
 def checkpoint_of_run(folder: Path) -> Path | None:
     """The weights in a run folder, its `checkpoints` folder, or one checkpoint's folder; None if there are none."""
-    candidates = [folder / WEIGHTS_NAME]
-    candidates += [folder / "checkpoints" / name / WEIGHTS_NAME for name in PREFERRED]
-    candidates += [folder / name / WEIGHTS_NAME for name in PREFERRED]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    folders = [folder, *(place / name for place in (folder / "checkpoints", folder) for name in PREFERRED)]
+    return next((place / WEIGHTS_NAME for place in folders if (place / WEIGHTS_NAME).is_file()), None)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -17,20 +17,7 @@ from functools import cache
 from typing import Generic, Literal, TypeVar
 
 from codetr_cli.errors import CheckpointError, listed
-from codetr_cli.weights.tables import (
-    AUX_HEADS,
-    CHANNEL_MAPPER,
-    CO_DEFORMABLE,
-    CO_DINO,
-    MASK_HEADS,
-    RESNET,
-    ROTARY_TABLES,
-    SWIN,
-    SWIN_MMDET3,
-    SWIN_SENSEX,
-    TRANSFORMER,
-    VIT,
-)
+from codetr_cli.weights import tables
 
 Naming = Literal["mmdet3", "sensex"]
 T = TypeVar("T")
@@ -47,14 +34,16 @@ def _expanded(names: dict[str, str]) -> dict[str, str]:
     }
 
 
-SHARED = _expanded({**RESNET, **SWIN, **CHANNEL_MAPPER, **TRANSFORMER, **AUX_HEADS, **MASK_HEADS})
+SHARED = _expanded(
+    tables.RESNET | tables.SWIN | tables.CHANNEL_MAPPER | tables.TRANSFORMER | tables.AUX_HEADS | tables.MASK_HEADS
+)
 
-FAMILIES = {"co_dino": _expanded(CO_DINO), "co_deformable": _expanded(CO_DEFORMABLE)}
+FAMILIES = {"co_dino": _expanded(tables.CO_DINO), "co_deformable": _expanded(tables.CO_DEFORMABLE)}
 """Names of one family. Both families may have a name for the same entry of ours."""
 
 SPELLINGS: dict[Naming, dict[str, str]] = {
-    "mmdet3": {**_expanded(SWIN_MMDET3), "query_head.dn_generator.label_embedding.weight": "label_embed.weight"},
-    "sensex": {**_expanded(SWIN_SENSEX), **_expanded(VIT), "query_head.label_embedding.weight": "label_embed.weight"},
+    "mmdet3": _expanded(tables.SWIN_MMDET3 | {"query_head.dn_generator.label_embedding.weight": "label_embed.weight"}),
+    "sensex": _expanded(tables.SWIN_SENSEX | tables.VIT | {"query_head.label_embedding.weight": "label_embed.weight"}),
 }
 
 SUPPORTED = "Co-DINO or Co-Deformable-DETR with a ResNet, Swin or ViT backbone, with or without masks"
@@ -70,7 +59,7 @@ DROPPED = {
     "backbone.layer{}.{}.downsample.1.num_batches_tracked": REASON_BATCH_COUNTER,
     "backbone.layers.{}.blocks.{}.attn.relative_position_index": REASON_WINDOW_INDEX,
     "backbone.stages.{}.blocks.{}.attn.w_msa.relative_position_index": REASON_WINDOW_INDEX,
-    **dict.fromkeys(ROTARY_TABLES, REASON_ROTARY_TABLE),
+    **dict.fromkeys(tables.ROTARY_TABLES, REASON_ROTARY_TABLE),
 }
 
 
