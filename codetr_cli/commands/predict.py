@@ -166,7 +166,7 @@ def _predict_one(
         results.failed[str(image.path)] = str(error)
         console.warn(str(error))
         return
-    prediction = detector.predict_pixels(pixels, score=score, max_dets=max_dets, nms=nms)
+    prediction = detector.predict(pixels, score=score, max_dets=max_dets, nms=nms)
     seconds = time.perf_counter() - started
     drawn = None
     if draw:
@@ -174,7 +174,7 @@ def _predict_one(
         suffix = name.suffix if name.suffix.lower() in DRAWN_SUFFIXES else ".png"
         drawn = results.folder / name.with_suffix(suffix)
         drawn.parent.mkdir(parents=True, exist_ok=True)
-        prediction.draw_on(pixels).save(drawn, quality=92)
+        prediction.draw(pixels).save(drawn, quality=92)
     results.add(image, prediction, seconds, drawn)
 
 

@@ -122,11 +122,9 @@ class PrecisionRecall:
 
 
 def choose_backend(requested: Scorer | None, detections: int) -> Scorer:
-    """The scoring backend to use; logs a fallback, and a scoring that takes long.
+    """The scoring backend to use, by default hotcoco, or pycocotools where that cannot be imported.
 
-    Args:
-        requested: None: hotcoco. pycocotools replaces it where it cannot be imported.
-        detections: number of detections to score.
+    Logs this fallback, and that scoring many detections takes long.
     """
     scorer: Scorer = requested or "hotcoco"
     if scorer == "hotcoco":
@@ -152,9 +150,6 @@ def scorer_version(scorer: Scorer) -> str:
 def compute_tables(scorer: Scorer, inputs: ScoringInputs) -> PrecisionRecall:
     """Matches detections to objects and accumulates precision and recall."""
     return _hotcoco_tables(inputs) if scorer == "hotcoco" else _pycocotools_tables(inputs)
-
-
-# ------------------------------------------------------------------------------------------------------------- hotcoco
 
 
 def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:
@@ -183,9 +178,6 @@ def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:
     tables = evaluation.eval
     assert tables is not None
     return PrecisionRecall(np.asarray(tables["precision"]), np.asarray(tables["recall"]))
-
-
-# --------------------------------------------------------------------------------------------------------- pycocotools
 
 
 def _pycocotools_tables(inputs: ScoringInputs) -> PrecisionRecall:

@@ -17,10 +17,11 @@ from codetr_cli.data.targets import Target
 from codetr_cli.evaluation.backends import choose_backend, scorer_version
 from codetr_cli.evaluation.protocol import Protocol, describe_protocol
 from codetr_cli.evaluation.request import EvalRequest
-from codetr_cli.evaluation.scoring import ClassScore, score_detections
+from codetr_cli.evaluation.scoring import Scores, score_detections
 from codetr_cli.inference.detections import DetectionTable
-from codetr_cli.inference.pipeline import TimedPostProcess, detect, inference
+from codetr_cli.inference.pipeline import TimedPostProcess, inference
 from codetr_cli.inference.rle import encode_masks
+from codetr_cli.inference.tta import detect_images
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections
 
@@ -47,29 +48,20 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """Metrics and detections of an evaluation.
+class EvalResult(Scores):
+    """Metrics and detections of an evaluation; no metrics in processes that only gathered their results.
 
     Attributes:
-        metrics: AP, AP50, ... in [0, 1], and mask_AP, ... if masks were scored; -1 where the annotations have no such
-            object. Empty in processes that only gathered their results.
-        per_class: AP of each class in the order of the category ids.
         detections: with original category ids.
         speed: of this process.
         protocol: how the metrics were made; None if there are none.
-        images: number of scored images.
-        objects: number of scored annotations, crowds included.
         scoring_seconds: time from detections to metrics.
         skipped: files that could not be read; their images are not scored.
     """
 
-    metrics: dict[str, float] = field(default_factory=dict)
-    per_class: list[ClassScore] = field(default_factory=list)
     detections: DetectionTable = field(default_factory=DetectionTable.empty)
     speed: Speed = Speed()
     protocol: Protocol | None = None
-    images: int = 0
-    objects: int = 0
     scoring_seconds: float = 0.0
     skipped: list[BadFile] = field(default_factory=list)
 
@@ -118,15 +110,12 @@ def evaluate(
     started = time.perf_counter()
     scores = score_detections(request.ground_truth, merged.detections, merged.image_ids, where=str(path), scorer=scorer)
     return EvalResult(
-        metrics=scores.metrics,
-        per_class=scores.per_class,
+        **vars(scores),
         detections=merged.detections,
         speed=speed,
         protocol=describe_protocol(
             request, scorer=scorer_version(scorer), images=scores.images, skipped=len(merged.skipped)
         ),
-        images=scores.images,
-        objects=scores.objects,
         scoring_seconds=time.perf_counter() - started,
         skipped=merged.skipped,
     )
@@ -142,7 +131,6 @@ def run_detector(
 ) -> tuple[RankResults, Speed]:
     """Detections of every image of the loader; arguments as for `evaluate`."""
     timed = TimedPostProcess.around(request.postprocess)
-    mean, std = request.settings.data.mean, request.settings.data.std
     category_ids = np.array(request.category_ids, np.int64)
     image_ids: list[int] = []
     tables: list[DetectionTable] = []
@@ -152,10 +140,9 @@ def run_detector(
     with inference(model, device, request.precision):
         for batch in loader:
             data_seconds += time.perf_counter() - batch_started
-            if request.augmentation is None:
-                detections = detect(model, timed, batch.to(device), mean=mean, std=std)
-            else:
-                detections = request.augmentation.detect(model, timed, batch, device=device, mean=mean, std=std)
+            detections = detect_images(
+                model, timed, batch, request.augmentation, device=device, config=request.settings.data
+            )
             for target, of_image in zip(batch.targets, detections, strict=True):
                 if BAD_FILES_KEY in target:
                     skipped += [BadFile(*bad) for bad in target[BAD_FILES_KEY]]
@@ -167,14 +154,23 @@ def run_detector(
             batch_started = time.perf_counter()
     seconds = time.perf_counter() - started
     results = RankResults(image_ids, DetectionTable.join(tables), skipped)
-    return results, _speed(len(image_ids), seconds, data_seconds, sum(timed.seconds))
+    postprocess_seconds = sum(timed.seconds)
+    per_image = 1000 / max(len(image_ids), 1)
+    return results, Speed(
+        images=len(image_ids),
+        seconds=seconds,
+        images_per_second=len(image_ids) / max(seconds, 1e-9),
+        data_ms=data_seconds * per_image,
+        model_ms=(seconds - data_seconds - postprocess_seconds) * per_image,
+        postprocess_ms=postprocess_seconds * per_image,
+    )
 
 
 def _detection_table(
     detections: Detections, target: Target, category_ids: NDArray[np.int64], *, masks: bool
 ) -> DetectionTable:
     """The detections of one image. Masks are run-length encoded at once: as pixels they would fill the RAM."""
-    rle = encode_masks(detections, tuple(target["orig_size"])) if masks and detections.masks is not None else None
+    rle = encode_masks(detections, tuple(target["orig_size"])) if masks else None
     detections = detections.cpu()
     return DetectionTable.of_image(
         int(target["image_id"]),
@@ -183,18 +179,6 @@ def _detection_table(
         category_ids[detections.labels.numpy()],
         rle,
         detections.mask_scores.numpy() if rle is not None and detections.mask_scores is not None else None,
-    )
-
-
-def _speed(images: int, seconds: float, data_seconds: float, postprocess_seconds: float) -> Speed:
-    per_image = 1000 / max(images, 1)
-    return Speed(
-        images=images,
-        seconds=seconds,
-        images_per_second=images / max(seconds, 1e-9),
-        data_ms=data_seconds * per_image,
-        model_ms=(seconds - data_seconds - postprocess_seconds) * per_image,
-        postprocess_ms=postprocess_seconds * per_image,
     )
 
 

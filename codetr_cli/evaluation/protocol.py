@@ -76,14 +76,7 @@ def metric_names(*, lvis: bool, masks: bool) -> tuple[str, str]:
 
 
 def describe_protocol(request: EvalRequest, *, scorer: str, images: int, skipped: int = 0) -> Protocol:
-    """The protocol of an evaluation.
-
-    Args:
-        request: as evaluated.
-        scorer: the scoring backend with its version.
-        images: number of scored images.
-        skipped: number of images whose files cannot be read.
-    """
+    """The protocol of an evaluation; the numbers are as in `Protocol`."""
     postprocess, augmentation = request.postprocess, request.augmentation
     own_nms = postprocess.head != "decoder"
     suppression = {
@@ -122,9 +115,6 @@ def describe_views(augmentation: Augmentation) -> str:
     return f"TTA of {count} ({', '.join(sizes)}{mirrored})"
 
 
-# ---------------------------------------------------------------------------------------------------------- publication
-
-
 @dataclass(frozen=True)
 class Published:
     """The published AP of a preset, and how a measurement differs from its protocol.
@@ -140,11 +130,7 @@ class Published:
     differences: list[str] = field(default_factory=list)
 
     def sentence(self, metrics: Mapping[str, float]) -> str:
-        """The comparison in one sentence.
-
-        Args:
-            metrics: as measured, in [0, 1].
-        """
+        """The comparison with measured metrics, in [0, 1], in one sentence."""
         numbers = [("box", self.box_ap, metrics.get("AP")), ("mask", self.mask_ap, metrics.get(f"{MASK_PREFIX}AP"))]
         known = [(kind, ap, measured) for kind, ap, measured in numbers if ap is not None]
         if self.differences:
@@ -191,12 +177,14 @@ def find_published(
         return None
     differences = [] if trained else ["random weights"]
     if tta:
-        differences.append(_tta_difference(source.box_ap_tta))
-    differences += [
-        f"test.{name} is {_value(getattr(settings.test, name))} instead of {_value(getattr(preset.test, name))}"
-        for name in DECISIVE
-        if getattr(settings.test, name) != getattr(preset.test, name)
-    ]
+        ap = source.box_ap_tta
+        with_tta = "" if ap is None else f" (with TTA, box AP {ap:.1f} by views that were not published)"
+        differences.append(f"test-time augmentation instead of a single scale{with_tta}")
+    for name in DECISIVE:
+        ours, theirs = getattr(settings.test, name), getattr(preset.test, name)
+        if ours != theirs:
+            found, expected = ("unset" if value is None else value for value in (ours, theirs))
+            differences.append(f"test.{name} is {found} instead of {expected}")
     if settings.data.dataset != preset.data.dataset:
         differences.append(f"{settings.data.dataset} annotations instead of {preset.data.dataset}")
     data, count = PUBLISHED_IMAGES.get(preset.data.dataset, ("", images))
@@ -205,12 +193,3 @@ def find_published(
     if precision != "fp32":
         differences.append(f"{precision} instead of fp32")
     return Published(source.box_ap, source.mask_ap, differences)
-
-
-def _tta_difference(box_ap_tta: float | None) -> str:
-    with_tta = "" if box_ap_tta is None else f" (with TTA, box AP {box_ap_tta:.1f} by views that were not published)"
-    return f"test-time augmentation instead of a single scale{with_tta}"
-
-
-def _value(value: object) -> str:
-    return "unset" if value is None else f"{value}"

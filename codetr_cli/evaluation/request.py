@@ -116,13 +116,6 @@ def match_classes(
     Equal names with other ids or in another order are the same classes: the ids come from the annotations then. A
     network without known class names has the annotations' classes if it has their ids.
 
-    Args:
-        class_names: of the network, by label.
-        category_ids: of the network, by label.
-        data_names: of the annotations, in the order of `data_ids`.
-        data_ids: category ids of the annotations.
-        where: the annotation file, for the error message.
-
     Raises:
         CheckpointError: the sets of names differ; lists the names that only one side has.
     """

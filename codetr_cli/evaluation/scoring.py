@@ -190,9 +190,6 @@ def _parsed_outlines(ground_truth: Annotations, rows: NDArray[np.int64], where: 
     return outlines
 
 
-# ------------------------------------------------------------------------------------------------------ backend inputs
-
-
 def _scoring_inputs(
     ground_truth: Annotations,
     images: NDArray[np.int64],
@@ -200,15 +197,7 @@ def _scoring_inputs(
     detections: DetectionTable,
     outlines: list[Any] | None = None,
 ) -> ScoringInputs:
-    """What a backend scores: masks if outlines are given, else boxes.
-
-    Args:
-        ground_truth: the annotations.
-        images: (I,) ids of the scored images, ascending.
-        rows: (N,) rows of their objects in the annotations.
-        detections: on these images.
-        outlines: of the N objects.
-    """
+    """What a backend scores on ascending ids of images: masks if outlines of their objects are given, else boxes."""
     ranking = detections.scores if outlines is None else detections.ranking_of_masks()
     if ground_truth.is_lvis:
         best = _best_of_each_image(detections.image_ids, ranking, LVIS_MAX_DETS)
@@ -266,9 +255,6 @@ def _best_of_each_image(image_ids: NDArray[np.int64], scores: NDArray[np.float64
     return np.sort(order[rank < limit])
 
 
-# ---------------------------------------------------------------------------------------------------- tables to numbers
-
-
 def _mean(table: NDArray[np.float64]) -> float:
     """Mean over the entries that exist; -1 when none does, as pycocotools has it.
 
@@ -278,43 +264,33 @@ def _mean(table: NDArray[np.float64]) -> float:
     return round(float(known.mean()), 12) if known.size else -1.0
 
 
+def _ap_limit(ground_truth: Annotations) -> int:
+    """Index of the limit on detections that AP over all IoUs is computed at."""
+    return 0 if ground_truth.is_lvis else COCO_MAX_DETS.index(100)
+
+
 def _summarize(ground_truth: Annotations, tables: PrecisionRecall) -> dict[str, float]:
     """The named metrics of the tables."""
-    return _lvis_summary(tables, ground_truth.frequencies) if ground_truth.is_lvis else _coco_summary(tables)
-
-
-def _coco_summary(tables: PrecisionRecall) -> dict[str, float]:
     precision, recall = tables.precision, tables.recall
-    at_100, at_1000 = COCO_MAX_DETS.index(100), COCO_MAX_DETS.index(1000)
+    limits = [LVIS_MAX_DETS] if ground_truth.is_lvis else COCO_MAX_DETS
     values = {
-        "AP": _mean(precision[:, :, :, 0, at_100]),
-        "AP50": _mean(precision[0, :, :, 0, at_1000]),
-        "AP75": _mean(precision[5, :, :, 0, at_1000]),
+        "AP": _mean(precision[:, :, :, 0, _ap_limit(ground_truth)]),
+        "AP50": _mean(precision[0, :, :, 0, -1]),
+        "AP75": _mean(precision[5, :, :, 0, -1]),
     }
-    values |= {f"AP{size}": _mean(precision[:, :, :, area, at_1000]) for area, size in enumerate("sml", start=1)}
-    values |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(COCO_MAX_DETS)}
-    values |= {f"AR{size}": _mean(recall[:, :, area, at_1000]) for area, size in enumerate("sml", start=1)}
-    return {name: values[name] for name in METRICS}
-
-
-def _lvis_summary(tables: PrecisionRecall, frequencies: list[str]) -> dict[str, float]:
-    precision, recall = tables.precision[..., 0], tables.recall[..., 0]
-    values = {
-        "AP": _mean(precision[:, :, :, 0]),
-        "AP50": _mean(precision[0, :, :, 0]),
-        "AP75": _mean(precision[5, :, :, 0]),
-        f"AR{LVIS_MAX_DETS}": _mean(recall[:, :, 0]),
-    }
-    groups = np.array(frequencies)
-    values |= {f"AP{group}": _mean(precision[:, :, groups == group, 0]) for group in FREQUENCIES}
+    values |= {f"AR{limit}": _mean(recall[:, :, 0, index]) for index, limit in enumerate(limits)}
     for area, size in enumerate("sml", start=1):
-        values |= {f"AP{size}": _mean(precision[:, :, :, area]), f"AR{size}": _mean(recall[:, :, area])}
+        values |= {f"AP{size}": _mean(precision[:, :, :, area, -1]), f"AR{size}": _mean(recall[:, :, area, -1])}
+    if not ground_truth.is_lvis:
+        return {name: values[name] for name in METRICS}
+    groups = np.array(ground_truth.frequencies)
+    values |= {f"AP{group}": _mean(precision[:, :, groups == group, 0, -1]) for group in FREQUENCIES}
     return {name: values[name] for name in LVIS_METRICS}
 
 
 def _class_ap(ground_truth: Annotations, tables: PrecisionRecall) -> list[tuple[float, float]]:
     """AP and AP50 of each class."""
-    limit = 0 if ground_truth.is_lvis else COCO_MAX_DETS.index(100)
+    limit = _ap_limit(ground_truth)
     return [
         (_mean(tables.precision[:, :, index, 0, limit]), _mean(tables.precision[0, :, index, 0, limit]))
         for index in range(len(ground_truth.category_ids))

@@ -108,8 +108,8 @@ class DetectionTable:
         """(N,) scores that masks are ranked by."""
         return self.scores if self.mask_scores is None else self.mask_scores
 
-    def select(self, rows: NDArray[Any]) -> DetectionTable:
-        """The rows of an index or bool array, in its order."""
+    def select(self, rows: slice | NDArray[Any]) -> DetectionTable:
+        """The rows of a slice, index or bool array, in its order."""
         chosen = np.arange(len(self))[rows]
         return DetectionTable(
             image_ids=self.image_ids[chosen],
@@ -127,28 +127,23 @@ class DetectionTable:
 
     def to_records(self) -> list[dict[str, Any]]:
         """Every detection in COCO's result format."""
-        return self._records(slice(None))
-
-    def to_json(self) -> str:
-        """The content of a result file in COCO's format, with `mask_score` if masks have scores of their own."""
-        chunks = (self._records(slice(start, start + ROWS_AT_ONCE)) for start in range(0, len(self), ROWS_AT_ONCE))
-        return f"[{', '.join(json.dumps(chunk)[1:-1] for chunk in chunks)}]"
-
-    def _records(self, rows: slice) -> list[dict[str, Any]]:
-        columns = [
-            column[rows].tolist() for column in (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)
+        columns: list[list[Any]] = [
+            column.tolist() for column in (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)
         ]
         names = ["image_id", "category_id", "bbox", "score"]
         if self.masks is not None:
-            columns.append(self.masks[rows])
+            columns.append(self.masks)
             names.append("segmentation")
         if self.mask_scores is not None:
-            columns.append(self.mask_scores[rows].tolist())
+            columns.append(self.mask_scores.tolist())
             names.append("mask_score")
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
-
-# ------------------------------------------------------------------------------------------------------------- reading
+    def to_json(self) -> str:
+        """The content of a result file in COCO's format, with `mask_score` if masks have scores of their own."""
+        starts = range(0, len(self), ROWS_AT_ONCE)
+        chunks = (self.select(slice(start, start + ROWS_AT_ONCE)).to_records() for start in starts)
+        return f"[{', '.join(json.dumps(chunk)[1:-1] for chunk in chunks)}]"
 
 
 def load_detections(path: Path) -> DetectionTable:
@@ -174,7 +169,9 @@ def load_detections(path: Path) -> DetectionTable:
         if problem:
             raise DatasetError(f"{path}: detection number {index} {problem}")
     has_mask_scores = with_masks and any("mask_score" in record for record in records)
-    boxes = [record["bbox"] if "bbox" in record else _box_of(record["segmentation"]) for record in records]
+    boxes = [
+        record["bbox"] if "bbox" in record else mask_utils.toBbox(record["segmentation"]).tolist() for record in records
+    ]
     return DetectionTable(
         image_ids=np.array([record["image_id"] for record in records], np.int64),
         category_ids=np.array([record["category_id"] for record in records], np.int64),
@@ -223,9 +220,3 @@ def _is_rle(mask: object) -> bool:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _box_of(mask: Rle) -> list[float]:
-    """The box (x, y, width, height) of a mask."""
-    box: list[float] = mask_utils.toBbox(mask).tolist()
-    return box

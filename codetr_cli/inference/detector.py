@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from codetr_cli.config.schema import DataConfig
-from codetr_cli.data.batch import Batch, collate
+from codetr_cli.data.batch import collate
 from codetr_cli.data.images import read_image
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.transforms import AnyTransform, Keep, build_transforms
 from codetr_cli.inference.detections import DetectionTable, Rle
 from codetr_cli.inference.drawing import draw_detections
 from codetr_cli.inference.loading import LoadedModel, load_detector
-from codetr_cli.inference.pipeline import detect, inference
+from codetr_cli.inference.pipeline import inference
 from codetr_cli.inference.rle import decode_masks, encode_masks
-from codetr_cli.inference.tta import build_augmentation
-from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.inference.tta import build_augmentation, detect_images
+from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.runtime.devices import choose_device
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
@@ -115,11 +115,7 @@ class Prediction:
 
     def draw(self, image: ImageInput) -> Image.Image:
         """A copy of the predicted image with masks, boxes, classes and scores drawn on it."""
-        return self.draw_on(to_pixels(image))
-
-    def draw_on(self, pixels: NDArray[np.uint8]) -> Image.Image:
-        """As `draw`, on an image (H, W, 3) uint8 RGB."""
-        return draw_detections(pixels, self.boxes, self.scores, self.labels, self.class_names, self.masks)
+        return draw_detections(to_pixels(image), self.boxes, self.scores, self.labels, self.class_names, self.masks)
 
 
 class Detector:
@@ -224,22 +220,19 @@ class Detector:
         """
         if isinstance(image, list | tuple):
             return [self.predict(single, score=score, max_dets=max_dets, nms=nms) for single in image]
-        pixels = to_pixels(image, max_pixels=self.loaded.settings.data.max_pixels)
-        return self.predict_pixels(pixels, score=score, max_dets=max_dets, nms=nms)
-
-    def predict_pixels(
-        self, pixels: NDArray[np.uint8], *, score: float = 0.3, max_dets: int | None = None, nms: Nms | None = None
-    ) -> Prediction:
-        """As `predict`, for one image (H, W, 3) uint8 RGB."""
-        sample = self._transform(Sample.from_image(pixels), np.random.default_rng(0))
-        target = sample.to_target(
-            image_id=0, orig_size=pixels.shape[:2], pad_divisor=self.loaded.settings.data.pad_divisor
-        )
-        batch = collate([(np.require(sample.image, requirements=["C", "W"]), target)])
-        with inference(self.loaded.model, self.device, self.precision):
-            detections = self._detect(batch, self._postprocess(max_dets, nms, score))
+        config = self.loaded.settings.data
+        pixels = to_pixels(image, max_pixels=config.max_pixels)
         size = (pixels.shape[0], pixels.shape[1])
-        masks = None if detections.masks is None else encode_masks(detections, size)
+        sample = self._transform(Sample.from_image(pixels), np.random.default_rng(0))
+        target = sample.to_target(image_id=0, orig_size=size, pad_divisor=config.pad_divisor)
+        batch = collate([(np.require(sample.image, requirements=["C", "W"]), target)])
+        batch = batch.pin_memory() if self.device.type == "cuda" else batch
+        postprocess = self._postprocess(max_dets, nms, score)
+        with inference(self.loaded.model, self.device, self.precision):
+            (detections,) = detect_images(
+                self.loaded.model, postprocess, batch, self._augmentation, device=self.device, config=config
+            )
+        masks = encode_masks(detections, size)
         detections = detections.cpu()
         labels = detections.labels.numpy()
         prediction = Prediction(
@@ -253,18 +246,6 @@ class Detector:
             mask_scores=None if detections.mask_scores is None else detections.mask_scores.float().numpy(),
         )
         return prediction[prediction.scores >= score][:max_dets]
-
-    def _detect(self, batch: Batch, postprocess: PostProcess) -> Detections:
-        """The detections in a batch of one image."""
-        model, data = self.loaded.model, self.loaded.settings.data
-        if self._augmentation is not None:
-            (detections,) = self._augmentation.detect(
-                model, postprocess, batch, device=self.device, mean=data.mean, std=data.std
-            )
-            return detections
-        batch = (batch.pin_memory() if self.device.type == "cuda" else batch).to(self.device)
-        (detections,) = detect(model, postprocess, batch, mean=data.mean, std=data.std)
-        return detections
 
     def _postprocess(self, max_dets: int | None, nms: Nms | None, score: float) -> PostProcess:
         """The settings' post-processing with another NMS, and with more detections if more are requested."""

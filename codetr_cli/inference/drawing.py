@@ -79,6 +79,7 @@ def draw_detections(
         class_names: N names, one per box.
         masks: N masks of the image's size in COCO's run-length encoding.
     """
+    colours = [class_colour(label) for label in labels.tolist()]
     best_first = np.argsort(-np.asarray(scores), kind="stable")
     line = line_width(image.shape[1], image.shape[0])
     if masks is not None:
@@ -86,15 +87,15 @@ def draw_detections(
         sides = boxes_xyxy[best_first, 2:] - boxes_xyxy[best_first, :2]
         small_first = np.argsort(sides[:, 0] * sides[:, 1], kind="stable")
         for index in best_first[small_first[::-1]]:  # small masks are drawn last, on top of large ones
-            _fill(image, masks[index], class_colour(int(labels[index])), line)
+            _fill(image, masks[index], colours[index], line)
     canvas = Image.fromarray(np.ascontiguousarray(image))
     pen = ImageDraw.Draw(canvas)
     for index in best_first[::-1]:  # the best box is drawn last, on top
-        _outline(pen, boxes_xyxy[index], class_colour(int(labels[index])), line, canvas.size)
+        _outline(pen, boxes_xyxy[index], colours[index], line, canvas.size)
     chips: list[Chip] = []
     for index in best_first:  # and its chip gets the best place
         text = f"{class_names[index]} {scores[index]:.2f}"
-        chip = _place(text, boxes_xyxy[index], class_colour(int(labels[index])), canvas.size, chips)
+        chip = _place(text, boxes_xyxy[index], colours[index], canvas.size, chips)
         chips += [chip] if chip else []
     for chip in reversed(chips):
         _draw_chip(pen, chip)
@@ -111,9 +112,7 @@ def font_size(width: int, height: int) -> int:
     return min(max(round(math.sqrt(width * height) / 45), MIN_FONT_PX), MAX_FONT_PX)
 
 
-@lru_cache(maxsize=8)
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size)
+_font = lru_cache(maxsize=8)(ImageFont.load_default)
 
 
 def _fill(image: NDArray[np.uint8], mask: dict[str, Any], colour: Colour, line: int) -> None:
@@ -155,7 +154,7 @@ def _inside(box: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, 
 def _place(
     text: str, box: NDArray[np.float32], colour: Colour, size: tuple[int, int], placed: Sequence[Chip]
 ) -> Chip | None:
-    """The chip at the first position that covers other chips least; None if it would hide other chips everywhere."""
+    """The chip at the first place that covers other chips least; None if it would hide other chips everywhere."""
     width, height = size
     left, top, right, bottom = _inside(box, size)
     text_px = font_size(width, height)
@@ -174,7 +173,7 @@ def _place(
         y0 = min(max(y, 0), height - chip_height)
         areas.append((x0, y0, x0 + chip_width, y0 + chip_height))
     covered = [sum(_overlap(area, chip.area) for chip in placed) for area in areas]
-    # A position that was moved back into the image comes after those that fit.
+    # A place that was moved back into the image comes after those that fit.
     best = min(range(len(areas)), key=lambda i: (covered[i], areas[i][:2] != corners[i], i))
     if covered[best] > MAX_COVER * chip_width * chip_height:
         return None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -36,7 +35,7 @@ PREFERRED = ("best", "last", "previous")
 """Folders of `checkpoints/` in the order in which they are searched for weights."""
 
 MAX_FOLDERS, MAX_DEPTH = 2000, 6
-"""How much of a folder tree is searched for checkpoints."""
+"""How much of a folder tree is searched for checkpoints; hidden folders are not."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +139,7 @@ def _preset_classes(count: int) -> Classes:
 
 
 def check_image_size(settings: Settings, *, training: bool) -> None:
-    """Refuses image sizes that a network for squares of one size cannot take, before any image is read.
-
-    Args:
-        settings: of the network and its images.
-        training: whether it is trained, not only tested.
+    """Refuses sizes of test images, and with `training` of training images, that a fixed-size network cannot take.
 
     Raises:
         ConfigError: names the settings to change.
@@ -176,9 +171,6 @@ def compile_for(model: CoDETR, device: torch.device, setting: str) -> None:
     if reason is not None:
         raise ResourceError(f"{setting}=true, but: {reason} Install one, or set it to false.")
     compile_static_parts(model)
-
-
-# -------------------------------------------------------------------------------------------------- finding the file
 
 
 def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False) -> Path | None:
@@ -219,36 +211,22 @@ def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False)
 
 def checkpoint_of_run(folder: Path) -> Path | None:
     """The weights in a run folder, its `checkpoints` folder, or one checkpoint's folder; None if there are none."""
-    candidates = [folder / WEIGHTS_NAME]
-    candidates += [folder / "checkpoints" / name / WEIGHTS_NAME for name in PREFERRED]
-    candidates += [folder / name / WEIGHTS_NAME for name in PREFERRED]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    folders = [folder, *(place / name for place in (folder / "checkpoints", folder) for name in PREFERRED)]
+    return next((place / WEIGHTS_NAME for place in folders if (place / WEIGHTS_NAME).is_file()), None)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The weights written last under a folder, the run's best before its last; None if there are none."""
-    files = [file for place in _folders(folder) for file in place.glob("*.safetensors")]
+    files: list[Path] = []
+    for place, subfolders, names in islice(os.walk(folder), MAX_FOLDERS):
+        files += [Path(place, name) for name in names if name.endswith(".safetensors")]
+        is_deep = len(Path(place).relative_to(folder).parts) >= MAX_DEPTH
+        subfolders[:] = [] if is_deep else sorted(name for name in subfolders if not name.startswith("."))
     if not files:
         return None
     newest = max(files, key=lambda file: file.stat().st_mtime)
     run = next((parent.parent for parent in newest.parents if parent.name == "checkpoints"), None)
     return (checkpoint_of_run(run) if run else None) or newest
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    """A folder and its subfolders, breadth first, without hidden ones; stops early in a huge tree."""
-    pending = deque([(root, 0)] if root.is_dir() else [])
-    for _ in range(MAX_FOLDERS):
-        if not pending:
-            return
-        folder, depth = pending.popleft()
-        yield folder
-        if depth < MAX_DEPTH:
-            with suppress(OSError), os.scandir(folder) as entries:
-                names = sorted(
-                    e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
-                )
-                pending.extend((folder / name, depth + 1) for name in names)
 
 
 def _hint(path: Path) -> str:

@@ -15,18 +15,18 @@ from codetr_cli.models.mask_grid import paste_crops
 from codetr_cli.models.postprocess import Detections
 
 
-def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str, Any]]:
+def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str, Any]] | None:
     """The masks of one image in COCO's compressed run-length encoding, ready for JSON.
 
     Args:
-        detections: with masks, in pixels of the original image.
+        detections: in pixels of the original image.
         size: (height, width) of the original image.
 
     Returns:
-        one `{"size": [height, width], "counts": string}` per detection; an empty list without masks.
+        one `{"size": [height, width], "counts": string}` per detection; None without masks.
     """
     if detections.masks is None:
-        return []
+        return None
     return [
         encode_crop(pasted.pixels.cpu().numpy(), pasted.top, pasted.left, size)
         for pasted in paste_crops(detections.masks, detections.boxes.to(detections.masks.device), size)

@@ -9,12 +9,13 @@ Shape letters: B images of a batch, N detections.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from codetr_cli.config.schema import Settings, TestConfig
+from codetr_cli.config.schema import DataConfig, Settings, TestConfig
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target
@@ -75,7 +76,8 @@ class Augmentation:
         of_view = postprocess if single else self._without_nms(postprocess)
         by_image: list[list[Detections]] = [[] for _ in batch.targets]
         for view in self.views:
-            detections = detect(model, of_view, self._view_batch(view, batch).to(device), mean=mean, std=std)
+            samples = [self._view_image(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)]
+            detections = detect(model, of_view, collate(samples).to(device), mean=mean, std=std)
             for views, item, target in zip(by_image, detections, batch.targets, strict=True):
                 item = item.cpu()
                 views.append(flip_detections(item, target["orig_size"][1]) if view.flip else item)
@@ -85,9 +87,6 @@ class Augmentation:
         """The post-processing of one view; the auxiliary heads keep their own NMS."""
         count = self.candidates if postprocess.candidates == "num_queries" and postprocess.nms != "none" else None
         return replace(postprocess, nms="none", max_detections=max(count or 0, postprocess.max_detections))
-
-    def _view_batch(self, view: View, batch: Batch) -> Batch:
-        return collate([self._view_image(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)])
 
     def _view_image(self, view: View, image: torch.Tensor, target: Target) -> tuple[np.ndarray, Target]:
         height, width = target["size"]
@@ -105,6 +104,21 @@ class Augmentation:
             image_id=target["image_id"], orig_size=target["orig_size"], pad_divisor=self.pad_divisor
         )
         return np.ascontiguousarray(sample.image), view_target
+
+
+def detect_images(
+    model: CoDETR,
+    postprocess: PostProcess,
+    batch: Batch,
+    augmentation: Augmentation | None,
+    *,
+    device: torch.device,
+    config: DataConfig,
+) -> list[Detections]:
+    """Detections of every image of a batch, in its views or as it is; arguments as for `Augmentation.detect`."""
+    if augmentation is None:
+        return detect(model, postprocess, batch.to(device), mean=config.mean, std=config.std)
+    return augmentation.detect(model, postprocess, batch, device=device, mean=config.mean, std=config.std)
 
 
 def build_augmentation(settings: Settings) -> Augmentation:
@@ -142,12 +156,7 @@ def size_text(test: TestConfig) -> str:
 
 
 def flip_detections(detections: Detections, width: float) -> Detections:
-    """Mirrors detections.
-
-    Args:
-        detections: in pixels of the mirrored image.
-        width: of the image in these pixels.
-    """
+    """Mirrors detections in an image of this width in pixels."""
     x1, y1, x2, y2 = detections.boxes.unbind(-1)
     masks = None if detections.masks is None else detections.masks.flip(-1)
     return replace(detections, boxes=torch.stack([width - x2, y1, width - x1, y2], dim=-1), masks=masks)
@@ -181,12 +190,8 @@ def merge(views: Sequence[Detections], postprocess: PostProcess) -> Detections:
 def join(views: Sequence[Detections]) -> Detections:
     """Concatenates detections. Masks are kept if all views with detections have them."""
     filled = [item for item in views if len(item)] or list(views[:1])
-    masks = [item.masks for item in filled if item.masks is not None]
-    mask_scores = [item.mask_scores for item in filled if item.mask_scores is not None]
-    return Detections(
-        torch.cat([item.boxes for item in filled]),
-        torch.cat([item.scores for item in filled]),
-        torch.cat([item.labels for item in filled]),
-        torch.cat(masks) if len(masks) == len(filled) else None,
-        torch.cat(mask_scores) if len(mask_scores) == len(filled) else None,
-    )
+    columns: dict[str, Any] = {}
+    for column in fields(Detections):
+        values = [getattr(item, column.name) for item in filled]
+        columns[column.name] = None if any(value is None for value in values) else torch.cat(values)
+    return Detections(**columns)

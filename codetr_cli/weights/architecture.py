@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,7 @@ def describe(state: Mapping[str, Tensor], published: Mapping[str, Tensor] | None
     attention = _sizes(state, "encoder.layers.0.self_attn.attention_weights.weight", 2)[0]
     roi = _sizes(state, "aux_heads.roi.fcs.0.weight", 2)
     num_classes = _sizes(state, "class_heads.0.weight", 2)[0]
+    box_rows = _sizes(state, "aux_heads.roi.box_head.weight", 2)[0]
     return {
         "family": "co_deformable" if "query_positions.projection.weight" in state else "co_dino",
         "num_classes": num_classes,
@@ -45,15 +47,10 @@ def describe(state: Mapping[str, Tensor], published: Mapping[str, Tensor] | None
         "roi.output_size": math.isqrt(roi[1] // max(embed_dim, 1)),
         "roi.num_convs": _count(state, r"aux_heads\.roi\.convs\.(\d+)\..*"),
         "roi.num_fcs": _count(state, r"aux_heads\.roi\.fcs\.(\d+)\..*"),
-        **_describe_boxes(state, num_classes),
+        # With one class, class-specific and class-agnostic boxes have the same shape.
+        **({} if num_classes == 1 else {"roi.class_agnostic": box_rows == 4}),
         **_describe_masks(state),
     }
-
-
-def _describe_boxes(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Any]:
-    rows = _sizes(state, "aux_heads.roi.box_head.weight", 2)[0]
-    # With one class, class-specific and class-agnostic boxes have the same shape.
-    return {} if num_classes == 1 else {"roi.class_agnostic": rows == 4}
 
 
 def _describe_backbone(state: Mapping[str, Tensor], published: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -153,21 +150,11 @@ def differences(model: ModelConfig, checkpoint: Mapping[str, Any]) -> dict[str, 
     for key, theirs in checkpoint.items():
         if key.startswith("backbone.") and key != "backbone.kind" and not same_backbone:
             continue
-        ours = _product(model, key)
+        values = [attrgetter(name)(model) for name in key.split("*")]
+        ours = math.prod(values) if len(values) > 1 else values[0]
         if ours != theirs:
             found[f"model.{key}"] = (ours, theirs)
     return found
-
-
-def _product(model: ModelConfig, key: str) -> Any:
-    """The value of a dotted setting, or the product of several joined by `*`."""
-    values = []
-    for name in key.split("*"):
-        value: Any = model
-        for part in name.split("."):
-            value = getattr(value, part)
-        values.append(value)
-    return math.prod(values) if len(values) > 1 else values[0]
 
 
 def _sizes(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:

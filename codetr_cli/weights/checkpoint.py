@@ -91,12 +91,8 @@ def save_checkpoint(
         save_file(tensors, temporary, metadata)
 
 
-def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint of codetr and verifies its hash.
-
-    Args:
-        path: a .safetensors file.
-        device: where the tensors go.
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Reads a checkpoint of codetr, a .safetensors file, and verifies its hash.
 
     Raises:
         CheckpointError: missing, damaged, not a safetensors file, not written by codetr, or by a newer one.
@@ -121,7 +117,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     try:
         settings = parse_settings(json.loads(metadata["settings"]), where=str(path))
         return Checkpoint(
-            state={name: tensor.to(device) for name, tensor in tensors.items()},
+            state=tensors,
             settings=settings,
             class_names=json.loads(metadata["class_names"]),
             category_ids=json.loads(metadata["category_ids"]),

@@ -79,8 +79,3 @@ def same_numbered_classes(
     Its classes are then assumed to be the data set's: published LVIS and Objects365 checkpoints have no class names.
     """
     return list(class_names) == numbered_names(len(class_names)) and list(category_ids) == list(data_category_ids)
-
-
-def is_coco(class_names: Sequence[str]) -> bool:
-    """Whether these are COCO's 80 classes in the order of their category ids."""
-    return same_classes(class_names, list(COCO_CATEGORIES.values()))

@@ -25,7 +25,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.checkpoint import Checkpoint, file_sha256, is_safetensors, read_safetensors
-from codetr_cli.weights.classes import COCO_CATEGORIES, is_coco, numbered_names
+from codetr_cli.weights.classes import COCO_CATEGORIES, numbered_names, same_classes
 from codetr_cli.weights.load_state import check_shapes
 from codetr_cli.weights.names import REASON_RAW_COPY, Naming
 from codetr_cli.weights.pickles import read_pickle
@@ -35,7 +35,6 @@ ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
 
 NOTES = "conversion_notes"  # key in `Checkpoint.extra`: notes for the user, one per line
 STATE_SECTIONS = ("state_dict", "model")
-TRAINING_STATE = "training state"
 DROPPED_SECTIONS = {
     "ema_state_dict": REASON_RAW_COPY,
     "message_hub": "training log",
@@ -46,7 +45,7 @@ DROPPED_SECTIONS = {
             *("lr_schedulers", "scheduler", "amp", "scaler", "grad_scaler", "loss_scaler", "epoch", "iter"),
             *("iteration", "step", "args", "best_score", "best_fitness", "seed", "rng_state"),
         ),
-        TRAINING_STATE,
+        "training state",
     ),
 }
 
@@ -68,15 +67,6 @@ class Conversion:
     preset: str
     dropped: dict[str, list[str]]
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _FileContent:
-    """Content of a published file: entries under published names, class names if present, and dropped sections."""
-
-    entries: dict[str, Tensor]
-    class_names: list[str] | None
-    dropped: dict[str, list[str]]
 
 
 def convert_file(
@@ -105,10 +95,10 @@ def convert_file(
         ConfigError: an unknown preset or setting.
     """
     path = Path(path)
-    content = _read(path)
+    entries, names, dropped = _read(path)
     try:
-        renamed = to_our_state(content.entries)
-        architecture = describe(renamed.state, content.entries)
+        renamed = to_our_state(entries)
+        architecture = describe(renamed.state, entries)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     sha256 = file_sha256(path)
@@ -119,14 +109,15 @@ def convert_file(
         own = overrides if only_preferred else [*overrides, f"model.num_queries={architecture['num_queries']}"]
         candidates.append(_candidate(prefer, prefer.name, own, architecture, preferred=True))
     if prefer is None or not only_preferred:
-        names = [preset] if preset is not None else preset_names()
-        candidates += [_candidate(load_preset(name), name, overrides, architecture) for name in names]
+        presets = [preset] if preset is not None else preset_names()
+        candidates += [_candidate(load_preset(name), name, overrides, architecture) for name in presets]
     settings, notes = _find_settings(path, candidates, num_classes=architecture["num_classes"], sha256=sha256)
     if expected_shapes is not None:
         check_shapes(renamed.state, expected_shapes(settings), source=f"{path} (preset {settings.name!r})")
-    class_names, category_ids, class_notes = _classes(content.class_names, settings.model.num_classes)
-    dropped = {reason: [*content.dropped.get(reason, []), *names] for reason, names in renamed.dropped.items()}
+    class_names, category_ids, class_notes = _classes(names, settings.model.num_classes)
     notes += class_notes
+    for reason, dropped_entries in renamed.dropped.items():
+        dropped[reason] += dropped_entries
     checkpoint = Checkpoint(
         state=renamed.state,
         settings=settings,
@@ -139,16 +130,17 @@ def convert_file(
             **({NOTES: "\n".join(notes)} if notes else {}),
         },
     )
-    return Conversion(checkpoint, renamed.naming, settings.name, {**content.dropped, **dropped}, notes)
+    return Conversion(checkpoint, renamed.naming, settings.name, dict(dropped), notes)
 
 
-def _read(path: Path) -> _FileContent:
-    """Reads a file and extracts the section with the entries."""
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str] | None, defaultdict[str, list[str]]]:
+    """Entries of a file under published names, its class names, and reason -> names of the dropped sections."""
+    dropped: defaultdict[str, list[str]] = defaultdict(list)
     if is_safetensors(path):
         tensors, metadata = read_safetensors(path)
         if "format" in metadata and "settings" in metadata:
             raise CheckpointError(f"{path} was written by codetr and needs no conversion: use it directly.")
-        return _FileContent(tensors, None, {})
+        return tensors, None, dropped
     content = read_pickle(path)
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -156,7 +148,6 @@ def _read(path: Path) -> _FileContent:
         )
     section = next((name for name in STATE_SECTIONS if isinstance(content.get(name), dict)), None)
     entries = content if section is None else content[section]
-    dropped: dict[str, list[str]] = defaultdict(list)
     unknown = []
     for name in content if section is not None else ():
         if name in DROPPED_SECTIONS:
@@ -174,7 +165,7 @@ def _read(path: Path) -> _FileContent:
         raise CheckpointError(
             f"{path} has {what}. A checkpoint is a dictionary of tensors, or has one as its 'state_dict'."
         )
-    return _FileContent(dict(entries), _class_names(content.get("meta") if section else None), dict(dropped))
+    return dict(entries), _class_names(content.get("meta") if section else None), dropped
 
 
 def _is_plain(value: Any) -> bool:
@@ -192,8 +183,7 @@ def _class_names(meta: Any) -> list[str] | None:
     """Class names from a checkpoint's `meta`: `CLASSES` of MMDetection 2 and Sense-X, `dataset_meta.classes` of 3."""
     if not isinstance(meta, dict):
         return None
-    dataset = meta.get("dataset_meta")
-    tables = [table for table in (dataset, meta) if isinstance(table, dict)]
+    tables = [table for table in (meta.get("dataset_meta"), meta) if isinstance(table, dict)]
     for names in (table.get(key) for table in tables for key in ("classes", "CLASSES")):
         if isinstance(names, str):  # a tuple of one name that lacks its comma
             return [names]
@@ -253,43 +243,35 @@ def _find_settings(
     if not fitting:
         closest = min(candidates, key=lambda each: len(each.differences))
         raise CheckpointError(_other_architecture(path, closest))
-    # Presets often share an architecture. Prefer `prefer`, then the number of classes, then the name of the file.
-    fitting = [each for each in fitting if each.preferred] or fitting
-    fitting = [each for each in fitting if each.num_classes == num_classes] or fitting
-    longest = max(each.name_in(path.stem) for each in fitting)
-    fitting = [each for each in fitting if each.name_in(path.stem) == longest]
-    chosen = min(fitting, key=lambda each: (len(each.settings.name), each.settings.name))
-    others = sorted(each.settings.name for each in fitting if each is not chosen)
-    if not others:
-        return chosen.settings, []
-    return chosen.settings, [
+
+    def rank(each: _Candidate) -> tuple[bool, bool, int]:
+        # Presets often share an architecture. Prefer `prefer`, then the number of classes, then the name of the file.
+        return not each.preferred, each.num_classes != num_classes, -each.name_in(path.stem)
+
+    chosen = min(fitting, key=lambda each: (rank(each), len(each.settings.name), each.settings.name))
+    others = sorted(each.settings.name for each in fitting if each is not chosen and rank(each) == rank(chosen))
+    note = (
         f"The architecture is that of {chosen.settings.name} and also of {listed(others, 6)}, which may preprocess "
         "images differently: choose one with --preset."
-    ]
+    )
+    return chosen.settings, [note] if others else []
 
 
 def _other_architecture(path: Path, closest: _Candidate) -> str:
     """The differences from the closest preset, and the options that select them."""
     found = closest.differences
     described = ", ".join(f"{key} is {theirs} instead of {ours}" for key, (ours, theirs) in found.items())
-    options = [f"--set {key}={_setting_text(theirs)}" for key, (_, theirs) in found.items() if "*" not in key]
+    # Settings are text without spaces, tuples as lists.
+    values = {key: list(theirs) if isinstance(theirs, tuple) else theirs for key, (_, theirs) in found.items()}
+    options = [f"--set {key}={str(value).replace(' ', '')}" for key, value in values.items() if "*" not in key]
     return (
         f"{path} has another architecture than preset {closest.settings.name!r}: {described}. Give the preset it "
         f"was trained with, or the settings that differ: --preset {closest.option} {' '.join(options)}"
     )
 
 
-def _setting_text(value: Any) -> str:
-    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
-
-
 def _classes(names: list[str] | None, num_classes: int) -> tuple[list[str], list[int], list[str]]:
-    """Class names, category ids and notes for the user.
-
-    Args:
-        names: class names of the file.
-        num_classes: of its heads.
-    """
+    """Class names, category ids and notes for the user, from the names in the file, if any."""
     notes = []
     if names is not None and len(names) != num_classes:
         notes.append(f"The file has {len(names)} class names but {num_classes} classes: its names are not used.")
@@ -303,7 +285,7 @@ def _classes(names: list[str] | None, num_classes: int) -> tuple[list[str], list
             f"The file has no class names; they are called {names[0]} ... {names[-1]}, and matched with annotations by "
             "category id."
         )
-    if is_coco(names):
+    if same_classes(names, list(COCO_CATEGORIES.values())):
         return names, list(COCO_CATEGORIES), notes
     notes.append(f"The file has no category ids; they are 1 ... {num_classes} in the order of its classes.")
     return names, list(range(1, num_classes + 1)), notes

@@ -112,7 +112,7 @@ def fetch(
     if target.is_file() and not force:
         verify(target, remote, advice="Remove it, or download it again with --force.")
         return target
-    part = _part(target)
+    part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part):
@@ -125,17 +125,20 @@ def fetch(
             signal.SIGINT,
         ) from None
     except OSError as error:
-        raise _disk_error(target, error) from error
+        if error.errno in DISK_FULL:
+            raise ResourceError(
+                f"no space left on the disk while downloading {target}: free some space, or set CODETR_CACHE to a "
+                "folder on a larger disk, then run the command again. The downloaded part is kept."
+            ) from error
+        raise ResourceError(
+            f"cannot write {target}: {error.strerror or error}. Fix its permissions, or set CODETR_CACHE to another "
+            "folder."
+        ) from error
     return target
 
 
 def verify(path: Path, remote: Remote, *, advice: str) -> None:
-    """Verifies size and hash of a file.
-
-    Args:
-        path: the file.
-        remote: its expected size and hash.
-        advice: last sentence of the error message.
+    """Verifies size and hash of a file; `advice` is the last sentence of the error message.
 
     Raises:
         CheckpointError: another file, truncated or damaged.
@@ -153,21 +156,13 @@ def verify(path: Path, remote: Remote, *, advice: str) -> None:
             )
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Checks the free space of a folder's file system.
-
-    Raises:
-        ResourceError: less space than needed.
-    """
+def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise ResourceError(
             f"{folder} has {_megabytes(free)} free and {_megabytes(needed + SPARE_BYTES)} are needed: free some space, "
             "or set CODETR_CACHE to a folder on a larger disk."
         )
-
-
-# ------------------------------------------------------------------------------------------------------------- transfer
 
 
 def _complete(remote: Remote, target: Path, part: Path, copies: int, progress: DownloadProgress) -> None:
@@ -184,7 +179,11 @@ def _complete(remote: Remote, target: Path, part: Path, copies: int, progress: D
             elif size == 0 and not from_start:  # the part was not of the server's file
                 best, from_start = 0, True
             else:  # no progress: give up
-                raise ResourceError(_interrupted_text(remote, target, part, str(error))) from error
+                again = f" {_megabytes(size)} are kept: run the same command again to continue." if size else ""
+                raise ResourceError(
+                    f"cannot download {remote.url}: {str(error).rstrip('.')}.{again} Without a connection, copy the "
+                    f"file from another machine to {target}"
+                ) from error
             continue
         try:
             verify(part, remote, advice="It was deleted: check the URL, then download it again.")
@@ -210,14 +209,15 @@ def _transfer(remote: Remote, part: Path, copies: int, progress: DownloadProgres
     headers = {"User-Agent": f"codetr/{VERSION}", "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": str(validator)}
-    with _response(remote, urllib.request.Request(remote.url, headers=headers), part) as response:
-        if response is None:
-            return
+    response = _open(urllib.request.Request(remote.url, headers=headers), part)
+    if response is None:
+        return
+    with response:
         start = _start_of(response, have)
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
         _check_response(remote, response, total)
-        check_space(part.parent, max((total or 0) * copies - start, 0))
+        _check_space(part.parent, max((total or 0) * copies - start, 0))
         _save_validator(part, remote.url, response)
         with part.open("rb+") as file:
             file.truncate(start)
@@ -231,45 +231,40 @@ def _transfer(remote: Remote, part: Path, copies: int, progress: DownloadProgres
         raise _InterruptedError(f"the connection ended after {_megabytes(done)} of {_megabytes(total)}")
 
 
-@contextmanager
-def _response(remote: Remote, request: urllib.request.Request, part: Path) -> Iterator[Any]:
+def _open(request: urllib.request.Request, part: Path) -> Any:
     """The server's response; None if no bytes are missing."""
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
             if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise ResourceError(_status_text(remote.url, error.code, error.reason)) from error
+                raise ResourceError(_status_text(request.full_url, error.code, error.reason)) from error
             whole = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         if whole != str(part.stat().st_size):
             _discard(part)
             raise _InterruptedError("the server's file is smaller than the part that was downloaded before") from None
-        yield None
-        return
+        return None
     except (OSError, http.client.HTTPException) as error:
         raise _InterruptedError(_reason(error)) from error
-    with response:
-        if remote.url.lower().startswith("https:") and not response.url.lower().startswith("https:"):
-            # Not every published file has a known hash: without encryption it could be replaced on the way.
-            raise ResourceError(
-                f"{remote.url} redirects to {response.url}, which is not encrypted: nothing was downloaded. Give "
-                "another URL with --url, or download it manually."
-            )
-        yield response
 
 
 def _start_of(response: Any, have: int) -> int:
     """The file offset at which the response starts; 0 if the server sends the whole file."""
     if response.status != http.client.PARTIAL_CONTENT:
         return 0
-    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
-    if found is None or int(found[1]) != have:
+    if not (response.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
         raise _InterruptedError("the server sent another range of the file than requested")
     return have
 
 
 def _check_response(remote: Remote, response: Any, total: int | None) -> None:
     """Refuses a response that cannot be the file, before reading it."""
+    if remote.url.lower().startswith("https:") and not response.url.lower().startswith("https:"):
+        # Not every published file has a known hash: without encryption it could be replaced on the way.
+        raise ResourceError(
+            f"{remote.url} redirects to {response.url}, which is not encrypted: nothing was downloaded. Give "
+            "another URL with --url, or download it manually."
+        )
     if response.headers.get_content_type() == "text/html":
         raise CheckpointError(
             f"{remote.url} returns a web page instead of a file: it may require a login or a confirmation. "
@@ -294,13 +289,6 @@ def _chunks(response: Any) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
-
-
-# ------------------------------------------------------------------------------------------------------------ the part
-
-
-def _part(target: Path) -> Path:
-    return target.with_name(target.name + ".part")
 
 
 def _validator_path(part: Path) -> Path:
@@ -347,18 +335,6 @@ def _locked(part: Path) -> Iterator[None]:
         lock.release(remove=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- wording
-
-
-def _interrupted_text(remote: Remote, target: Path, part: Path, reason: str) -> str:
-    kept = part.stat().st_size
-    again = f" {_megabytes(kept)} are kept: run the same command again to continue." if kept else ""
-    return (
-        f"cannot download {remote.url}: {reason.rstrip('.')}.{again} Without a connection, copy the file from another "
-        f"machine to {target}"
-    )
-
-
 def _status_text(url: str, code: int, reason: str) -> str:
     if code == http.client.TOO_MANY_REQUESTS or code >= 500:
         return f"{url} returns {code} {reason}: the server is busy or fails. Try again later."
@@ -373,17 +349,6 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, TimeoutError):
         return f"no answer within {TIMEOUT_S:.0f} seconds"
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-
-
-def _disk_error(target: Path, error: OSError) -> ResourceError:
-    if error.errno in DISK_FULL:
-        return ResourceError(
-            f"no space left on the disk while downloading {target}: free some space, or set CODETR_CACHE to a folder "
-            "on a larger disk, then run the command again. The downloaded part is kept."
-        )
-    return ResourceError(
-        f"cannot write {target}: {error.strerror or error}. Fix its permissions, or set CODETR_CACHE to another folder."
-    )
 
 
 def _megabytes(count: int) -> str:

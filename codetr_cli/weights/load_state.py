@@ -7,8 +7,8 @@ query. Those rows are loaded one by one, by class name or by query rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -98,7 +98,11 @@ def load_exact(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "
     Raises:
         CheckpointError: entries are missing, unexpected or have other shapes; the model is unchanged.
     """
-    return _load(model, state, _fit_exactly, ignorable=TRAINING_PARTS, source=source)
+    target = model.state_dict()
+    used = {name: value for name, value in state.items() if name in target or not name.startswith(TRAINING_PARTS)}
+    check_shapes(used, {name: value.shape for name, value in target.items()}, source=source)
+    model.load_state_dict(used)
+    return LoadReport(loaded=list(target), ignored=[name for name in state if name not in used])
 
 
 def load_matching(
@@ -128,52 +132,28 @@ def load_matching(
     match = None
     if class_names is not None and checkpoint_class_names is not None:
         match = _match_classes(class_names, checkpoint_class_names)
-    objectness = _objectness_entries(model.state_dict())
-
-    def fit(name: str, ours: Tensor, theirs: Tensor) -> tuple[Tensor, str] | None:
-        if name in objectness:
-            return _fit_exactly(name, ours, theirs) or _fit_objectness(ours, theirs)
-        return _fit_partly(name, ours, theirs, match)
-
-    parts = TRAINING_PARTS + MASK_PARTS
-    report = _load(model, state, fit, ignorable=parts, optional=parts, source=source)
-    return replace(report, known_classes=match.known, new_classes=match.new) if match else report
-
-
-def _load(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    fit: Callable[[str, Tensor, Tensor], tuple[Tensor, str] | None],
-    *,
-    ignorable: tuple[str, ...],
-    optional: tuple[str, ...] = (),
-    source: str,
-) -> LoadReport:
-    """Loads entry by entry.
-
-    Args:
-        model: the network.
-        state: our names -> tensors.
-        fit: called with name, the model's value and the checkpoint's; returns the new value and how much of it is the
-            checkpoint's, or None if it does not fit.
-        ignorable: name prefixes of parts that the model may lack.
-        optional: name prefixes of parts that the checkpoint may lack.
-        source: the checkpoint's name in error messages.
-    """
     target = model.state_dict()
-    report = LoadReport(ignored=[name for name in state if name not in target and name.startswith(ignorable)])
+    objectness = _objectness_entries(target)
+    parts = TRAINING_PARTS + MASK_PARTS
+    report = LoadReport(
+        ignored=[name for name in state if name not in target and name.startswith(parts)],
+        known_classes=match.known if match else [],
+        new_classes=match.new if match else [],
+    )
     merged: dict[str, Tensor] = {}
     missing: list[str] = []
     differing: list[str] = []
     for name, ours in target.items():
         theirs = state.get(name)
         if theirs is None:
-            fitted = (ours, NOTHING) if _lacks_part_of(name, state, optional) else None
-            missing += [] if fitted else [name]
+            (report.reinitialized if _lacks_part_of(name, state, parts) else missing).append(name)
+            continue
+        if name in objectness:
+            fitted = _fit_exactly(ours, theirs) or _fit_objectness(ours, theirs)
         else:
-            fitted = fit(name, ours, theirs)
-            differing += [] if fitted else [_shape_difference(name, theirs.shape, ours.shape)]
+            fitted = _fit_partly(name, ours, theirs, match)
         if fitted is None:
+            differing.append(_shape_difference(name, theirs.shape, ours.shape))
             continue
         merged[name], share = fitted
         if share == WHOLE:
@@ -184,17 +164,12 @@ def _load(
             report.partial[name] = share
     unexpected = [name for name in state if name not in target and name not in report.ignored]
     _check_entries(missing=missing, unexpected=unexpected, differing=differing, source=source)
-    model.load_state_dict(merged)
+    model.load_state_dict(merged, strict=False)
     return report
 
 
 def check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], *, source: str) -> None:
-    """Compares names and shapes of a checkpoint's entries with those of the model.
-
-    Args:
-        state: our names -> tensors.
-        expected: name -> shape of every entry of the model.
-        source: the checkpoint's name in error messages.
+    """Compares a checkpoint's entries with the expected name -> shape; `source` is its name in error messages.
 
     Raises:
         CheckpointError: entries are missing, unexpected or have other shapes.
@@ -236,11 +211,8 @@ class _ClassMatch:
     pairs: list[tuple[int, int]]
     known: list[str]
     new: list[str]
+    num_ours: int
     num_theirs: int
-
-    @property
-    def num_ours(self) -> int:
-        return len(self.known) + len(self.new)
 
 
 def _match_classes(names: Sequence[str], checkpoint_names: Sequence[str]) -> _ClassMatch | None:
@@ -252,11 +224,12 @@ def _match_classes(names: Sequence[str], checkpoint_names: Sequence[str]) -> _Cl
         pairs=[(label, other) for label, other in enumerate(labels) if other is not None],
         known=[name for name, other in zip(names, labels, strict=True) if other is not None],
         new=[name for name, other in zip(names, labels, strict=True) if other is None],
+        num_ours=len(names),
         num_theirs=len(checkpoint_names),
     )
 
 
-def _fit_exactly(name: str, ours: Tensor, theirs: Tensor) -> tuple[Tensor, str] | None:
+def _fit_exactly(ours: Tensor, theirs: Tensor) -> tuple[Tensor, str] | None:
     return (theirs, WHOLE) if theirs.shape == ours.shape else None
 
 
@@ -268,14 +241,14 @@ def _fit_partly(name: str, ours: Tensor, theirs: Tensor, match: _ClassMatch | No
         if match is not None:
             # Class-agnostic boxes and masks have the rows of one class, however many classes there are.
             agnostic = len(ours) == len(theirs) == rows.per_class and max(match.num_ours, match.num_theirs) > 1
-            return _fit_exactly(name, ours, theirs) if agnostic else _fit_classes(ours, theirs, rows, match)
+            return _fit_exactly(ours, theirs) if agnostic else _fit_classes(ours, theirs, rows, match)
         if len(theirs) != len(ours):
             return ours, NOTHING
     if name == QUERY_ENTRY and same_columns and len(theirs) != len(ours):
         count = min(len(theirs), len(ours))
         share = f"the first {count} queries of the checkpoint's {len(theirs)}; the model has {len(ours)}"
         return _copy_rows(ours, theirs, list(range(count)), list(range(count))), share
-    return _fit_exactly(name, ours, theirs)
+    return _fit_exactly(ours, theirs)
 
 
 def _fit_classes(ours: Tensor, theirs: Tensor, rows: ClassRows, match: _ClassMatch) -> tuple[Tensor, str] | None:

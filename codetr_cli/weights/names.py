@@ -17,27 +17,33 @@ from functools import cache
 from typing import Generic, Literal, TypeVar
 
 from codetr_cli.errors import CheckpointError, listed
-from codetr_cli.weights.tables.aux_heads import AUX_HEADS
-from codetr_cli.weights.tables.masks import MASK_HEADS
-from codetr_cli.weights.tables.necks import CHANNEL_MAPPER
-from codetr_cli.weights.tables.resnet import RESNET
-from codetr_cli.weights.tables.swin import SWIN, SWIN_MMDET3, SWIN_SENSEX
-from codetr_cli.weights.tables.transformer import CO_DEFORMABLE, CO_DINO, TRANSFORMER
-from codetr_cli.weights.tables.vit import ROTARY_TABLES, VIT
+from codetr_cli.weights import tables
 
 Naming = Literal["mmdet3", "sensex"]
 T = TypeVar("T")
 
 NAMING_TITLES: dict[Naming, str] = {"mmdet3": "MMDetection 3", "sensex": "Sense-X/Co-DETR"}
 
-SHARED = {**RESNET, **SWIN, **CHANNEL_MAPPER, **TRANSFORMER, **AUX_HEADS, **MASK_HEADS}
 
-FAMILIES = {"co_dino": CO_DINO, "co_deformable": CO_DEFORMABLE}
+def _expanded(names: dict[str, str]) -> dict[str, str]:
+    """The table with two rows, `weight` and `bias`, for each name that ends with `*`."""
+    return {
+        published.replace("*", leaf): ours.replace("*", leaf)
+        for published, ours in names.items()
+        for leaf in (("weight", "bias") if published.endswith("*") else ("",))
+    }
+
+
+SHARED = _expanded(
+    tables.RESNET | tables.SWIN | tables.CHANNEL_MAPPER | tables.TRANSFORMER | tables.AUX_HEADS | tables.MASK_HEADS
+)
+
+FAMILIES = {"co_dino": _expanded(tables.CO_DINO), "co_deformable": _expanded(tables.CO_DEFORMABLE)}
 """Names of one family. Both families may have a name for the same entry of ours."""
 
 SPELLINGS: dict[Naming, dict[str, str]] = {
-    "mmdet3": {**SWIN_MMDET3, "query_head.dn_generator.label_embedding.weight": "label_embed.weight"},
-    "sensex": {**SWIN_SENSEX, **VIT, "query_head.label_embedding.weight": "label_embed.weight"},
+    "mmdet3": _expanded(tables.SWIN_MMDET3 | {"query_head.dn_generator.label_embedding.weight": "label_embed.weight"}),
+    "sensex": _expanded(tables.SWIN_SENSEX | tables.VIT | {"query_head.label_embedding.weight": "label_embed.weight"}),
 }
 
 SUPPORTED = "Co-DINO or Co-Deformable-DETR with a ResNet, Swin or ViT backbone, with or without masks"
@@ -53,7 +59,7 @@ DROPPED = {
     "backbone.layer{}.{}.downsample.1.num_batches_tracked": REASON_BATCH_COUNTER,
     "backbone.layers.{}.blocks.{}.attn.relative_position_index": REASON_WINDOW_INDEX,
     "backbone.stages.{}.blocks.{}.attn.w_msa.relative_position_index": REASON_WINDOW_INDEX,
-    **dict.fromkeys(ROTARY_TABLES, REASON_ROTARY_TABLE),
+    **dict.fromkeys(tables.ROTARY_TABLES, REASON_ROTARY_TABLE),
 }
 
 
@@ -112,10 +118,7 @@ def rename(entries: Mapping[str, T], naming: Naming | None = None) -> Renamed[T]
 def find_naming(names: Iterable[str]) -> Naming:
     """Detects the publisher by the names that only one of them uses; MMDetection if there are none."""
     names = list(names)
-    counts = {
-        naming: sum(any(_pattern(template).fullmatch(name) for template in spellings) for name in names)
-        for naming, spellings in SPELLINGS.items()
-    }
+    counts = {naming: sum(matches(name, spellings) for name in names) for naming, spellings in SPELLINGS.items()}
     return max(counts, key=lambda naming: counts[naming])
 
 

@@ -113,10 +113,10 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
     try:
-        _verify_checksums(path)
+        mappable = _verify_zip(path)
         with torch.serialization.safe_globals(_stubs()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of other pickle protocols and of its own old storages
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_mappable(path))  # noqa: TID251
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)  # noqa: TID251
     except Exception as error:  # a hostile or damaged file can make the reader fail in any way
         raise CheckpointError(_refusal(path, head, error)) from error
 
@@ -130,35 +130,30 @@ def forbidden_globals(path: Path) -> list[str]:
     names: set[str] = set()
     with suppress(OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
         for stream in _pickle_streams(path):
-            for name in _globals(stream):
-                names.add(name)
+            names.update(_globals(stream))
     names -= {*STUB_NAMES, *MAPPING_NAMES, DEFAULT_DICT, GETATTR}
     return sorted(name for name in names if name.strip(".") and not ALLOWED_BY_TORCH.fullmatch(name))
 
 
-def _verify_checksums(path: Path) -> None:
+def _verify_zip(path: Path) -> bool:
     """Compares every member of a zip checkpoint with its CRC-32, which torch does not.
+
+    Returns:
+        whether tensors can be memory-mapped: a zip archive without compression.
 
     Raises:
         BadZipFile: a member is damaged.
     """
     if not zipfile.is_zipfile(path):
-        return
+        return False
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
+        entries = archive.infolist()
+        for entry in entries:
             if entry.CRC and entry.compress_type == zipfile.ZIP_STORED:  # 0: torch can be configured not to write it
                 with archive.open(entry) as member:
                     while member.read(READ_BYTES):
                         pass
-
-
-def _is_mappable(path: Path) -> bool:
-    """Whether tensors can be memory-mapped: a zip archive without compression."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return False
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
 def _stubs() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, listed
-from codetr_cli.weights.checkpoint import is_safetensors, load_checkpoint, read_metadata, read_safetensors
+from codetr_cli.weights.checkpoint import is_safetensors, read_safetensors
 from codetr_cli.weights.download import DownloadProgress
 from codetr_cli.weights.load_state import check_shapes
 from codetr_cli.weights.names import drop_reason, to_ours
@@ -101,18 +100,13 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: unreadable, or with an entry of an unknown backbone.
     """
-    if is_safetensors(path):
-        if "format" in read_metadata(path):
-            return _backbone_of(load_checkpoint(path).state)
-        content: Any = read_safetensors(path)[0]
-    else:
-        content = read_pickle(path)
+    content: Any = read_safetensors(path)[0] if is_safetensors(path) else read_pickle(path)
     if isinstance(content, dict):
         content = next((content[name] for name in SECTIONS if isinstance(content.get(name), dict)), content)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} has no named entries: it is not a pretrained backbone.")
     if any(str(name).startswith(PARTS_OF_DETECTORS) for name in content):
-        return _backbone_of(open_weights(path).state)
+        return {name: value for name, value in open_weights(path).state.items() if name.startswith(PREFIX)}
     state: dict[str, Tensor] = {}
     unknown = []
     for name, value in content.items():
@@ -127,10 +121,6 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
             "EVA-02, and any Co-DETR checkpoint."
         )
     return state
-
-
-def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if name.startswith(PREFIX)}
 
 
 def _resize_positions(table: Tensor, target: Tensor) -> Tensor:

@@ -43,11 +43,7 @@ class PublishedWeights:
 
 
 def published_weights(settings: Settings, *, url: str | None = None) -> PublishedWeights:
-    """The published weights of a preset.
-
-    Args:
-        settings: the preset.
-        url: replaces the preset's URL.
+    """The published weights of a preset; `url` replaces its URL.
 
     Raises:
         ConfigError: an invalid URL.
@@ -67,16 +63,7 @@ def published_weights(settings: Settings, *, url: str | None = None) -> Publishe
 
 @dataclass(frozen=True)
 class PretrainedBackbone:
-    """A published pretrained backbone.
-
-    Args:
-        name: its name on the command line and in settings.
-        title: its description.
-        url: of the file.
-        licence: of the weights.
-        bytes: size of the file; None if unknown.
-        sha256: of the file; None if unknown.
-    """
+    """A published pretrained backbone; `name` is its name on the command line and in settings."""
 
     name: str
     title: str
@@ -91,11 +78,7 @@ class PretrainedBackbone:
         return cache_dir() / "backbones" / self.remote().filename
 
     def remote(self, url: str | None = None) -> Remote:
-        """URL, size and hash of the file.
-
-        Args:
-            url: replaces the published URL.
-        """
+        """URL, size and hash of the file; `url` replaces the published URL."""
         published = Remote.from_url(self.url, bytes=self.bytes, sha256=self.sha256)
         return Remote.from_url(url or self.url, filename=published.filename, bytes=self.bytes, sha256=published.sha256)
 

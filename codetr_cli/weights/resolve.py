@@ -10,8 +10,6 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, CodetrError, ResourceError
@@ -53,12 +51,8 @@ def resolve_weights(weights: str | Path, *, progress: DownloadProgress | None = 
     return Path(weights)
 
 
-def preset_weights(settings: Settings, expected_shapes: ExpectedShapes | None = None) -> Path:
+def preset_weights(settings: Settings) -> Path:
     """The converted weights of a preset that was downloaded; converts them on first use.
-
-    Args:
-        settings: the preset.
-        expected_shapes: as for `convert_file`.
 
     Raises:
         CheckpointError: they are not in the cache.
@@ -67,7 +61,7 @@ def preset_weights(settings: Settings, expected_shapes: ExpectedShapes | None = 
     if published.converted.is_file() and (not published.file.is_file() or is_current(published.converted)):
         return published.converted
     if published.file.is_file():
-        convert_preset(published, expected_shapes)
+        convert_preset(published)
         return published.converted
     if not published.known:
         raise CheckpointError(
@@ -93,34 +87,30 @@ def convert_preset(published: PublishedWeights, expected_shapes: ExpectedShapes 
     return conversion
 
 
-def open_weights(path: Path | str, *, prefer: Settings | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+def open_weights(path: Path | str, *, prefer: Settings | None = None) -> Checkpoint:
     """Reads a checkpoint of codetr, or a published one, which is converted once and cached.
 
     Args:
         path: .safetensors or .pth.
         prefer: settings for a published checkpoint if it has their architecture; otherwise the shipped presets are
             searched. Not used for checkpoints of codetr.
-        device: where the tensors go.
 
     Raises:
         CheckpointError: as `load_checkpoint` and `convert_file`.
     """
     path = Path(path)
     if is_safetensors(path) and "format" in read_metadata(path):
-        return load_checkpoint(path, device)
+        return load_checkpoint(path)
     cached = _conversion_path(path, prefer)
     if cached is not None and cached.is_file():
         with suppress(CheckpointError):  # damaged: converted again
-            return load_checkpoint(cached, device)
+            return load_checkpoint(cached)
     checkpoint = convert_file(path, prefer=prefer).checkpoint
     if cached is not None:
         try:
             save_checkpoint(cached, **vars(checkpoint))
         except ResourceError as error:
             logger.info("the converted weights are not cached: %s", error)
-    if torch.device(device).type != "cpu":
-        for name, tensor in checkpoint.state.items():
-            checkpoint.state[name] = tensor.to(device)
     return checkpoint
 
 

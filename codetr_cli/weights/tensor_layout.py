@@ -7,11 +7,12 @@ We, Sense-X and Microsoft merge token by token, column by column.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from codetr_cli.weights.names import Naming, Renamed, matches, rename, to_published
-from codetr_cli.weights.tables.swin import MERGED
+from codetr_cli.weights.tables import MERGED
 
 TOKENS = [0, 2, 1, 3]
 """Row-major index of each token of ours; the permutation is its own inverse."""
@@ -28,11 +29,10 @@ def to_our_state(entries: Mapping[str, Tensor], naming: Naming | None = None) ->
         CheckpointError: as `rename`.
     """
     renamed = rename(entries, naming)
-    state = _reordered(renamed.state, renamed.naming, _to_token_major)
-    return Renamed(renamed.naming, state, renamed.dropped)
+    return replace(renamed, state=_reordered(renamed.state, renamed.naming, _to_token_major))
 
 
-def to_published_state(state: Mapping[str, Tensor], naming: Naming, family: str = "co_dino") -> dict[str, Tensor]:
+def to_published_state(state: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """The inverse of `to_our_state`, without the dropped entries.
 
     Raises:
@@ -40,7 +40,7 @@ def to_published_state(state: Mapping[str, Tensor], naming: Naming, family: str 
     """
     entries = {}
     for name, value in _reordered(state, naming, _to_channel_major).items():
-        published = to_published(name, naming, family)
+        published = to_published(name, naming)
         if published is None:
             raise ValueError(f"{naming} has no name for {name}")
         entries[published] = value

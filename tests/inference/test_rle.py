@@ -43,7 +43,7 @@ def test_masks_of_detections_come_back_as_they_were_pasted():
 
 def test_without_masks_or_detections_there_is_nothing():
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert encode_masks(nothing, (5, 6)) == []
+    assert encode_masks(nothing, (5, 6)) is None
     empty = Detections(nothing.boxes, nothing.scores, nothing.labels, torch.zeros(0, 28, 28))
     assert encode_masks(empty, (5, 6)) == []
     assert decode_masks([], (5, 6)).shape == (0, 5, 6)
