@@ -14,22 +14,12 @@ from typing import Any
 
 from codetr_cli.config.schema import Settings
 
-SMALL_DATA = 20_000
-"""From this number of images on a preset's own learning rate is right for fine-tuning too."""
-
-FEW_IMAGES = 300
-"""Below this number of images a pretrained backbone is frozen."""
-
-FINE_TUNING_SHARE = 0.1
-"""Share of `train.min_steps` that suffices when fine-tuning a detector."""
-
-GENTLE_LR = 1e-4
-"""Learning rates up to this one are for fine-tuning already (Objects365 to COCO as published)."""
-
+SMALL_DATA = 20_000  # from this number of images on a preset's own learning rate is right for fine-tuning too
+FEW_IMAGES = 300  # below this number of images a pretrained backbone is frozen
+FINE_TUNING_SHARE = 0.1  # of `train.min_steps` suffices when fine-tuning a detector
+GENTLE_LR = 1e-4  # up to here learning rates are for fine-tuning already (Objects365 to COCO as published)
 MAX_EPOCHS = 300
-EVALUATIONS = 10
-"""Approximate number of evaluations in a training with more epochs than this."""
-
+EVALUATIONS = 10  # approximate number of evaluations in a training with more epochs than this
 WARMUP_STEPS = 100
 
 
@@ -44,11 +34,6 @@ class Recipe:
 
     changes: dict[str, Any] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
-
-    @property
-    def paragraphs(self) -> list[str]:
-        """All changes with their reasons, and how to override them, as one text; none when the preset is followed."""
-        return [" ".join(self.sentences)] if self.sentences else []
 
 
 def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: Collection[str]) -> Recipe:

@@ -156,21 +156,8 @@ def _log_step(context: TrainContext, state: TrainState, grad_norm: float) -> Non
                 state.plots.draw()
                 state.metrics.restart()  # the window is empty, and drawing is not part of a step's time
     if state.newest_line:
-        line = state.newest_line
-        context.io.reporter.step_done(
-            StepProgress(
-                step=step,
-                total_steps=state.total_steps,
-                epoch=line["epoch"],
-                loss=line["loss"],
-                loss_groups=line["groups"],
-                lr=line["lr"],
-                images_per_s=line["images_per_s"],
-                data_wait=line["data_wait"],
-                memory_bytes=line["memory_bytes"],
-                eta_s=line["eta_s"],
-            )
-        )
+        progress = StepProgress(step=step, total_steps=state.total_steps, line=state.newest_line)
+        context.io.reporter.step_done(progress)
 
 
 def _log_evaluation(context: TrainContext, state: TrainState, metrics: dict[str, float], seconds: float) -> None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import nn
 
 from codetr_cli.config.schema import Settings, ViTConfig
 from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.targets import Size
 from codetr_cli.data.transforms import (
     DetrAugmentation,
@@ -43,27 +43,11 @@ from codetr_cli.runtime.synthetic import synthetic_batch
 from codetr_cli.runtime.timing import memory_in_use, peak_memory, reset_peak_memory
 from codetr_cli.training.recomputation import set_checkpointing
 
-MARGIN = {"cuda": 0.03, "cpu": 0.05}
-"""Share of the memory that must stay free, for fragmentation and other programs."""
-
+MARGIN = {"cuda": 0.03, "cpu": 0.05}  # share of the memory that must stay free: fragmentation, other programs
+# On a CPU, the full size runs only when this factor times its estimate fits, and not when that would take longer.
 ESTIMATE_MARGIN = 1.3
-"""On a CPU, the full size runs only when this factor times its estimate fits."""
-
 MAX_SECONDS = 20.0
-"""On a CPU, the full size does not run when that would take longer."""
-
 SMALLEST_SIDE = 64
-
-
-class ImageSizes(Protocol):
-    """The part of a data set that is used here."""
-
-    sizes: np.ndarray
-    aspect_flags: np.ndarray
-
-    @property
-    def object_counts(self) -> np.ndarray:
-        """Objects of each image."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +107,8 @@ class Need:
 # ------------------------------------------------------------------------------------------------------ the worst batch
 
 
-def worst_batch(settings: Settings, dataset: ImageSizes, micro_batch: int, processes: int = 1) -> WorstBatch:
-    """The largest batch that the data set and the augmentation of the settings can give.
-
-    Args:
-        settings: of the run.
-        dataset: of the training images.
-        micro_batch: images of a forward pass.
-        processes: the world size.
-    """
+def worst_batch(settings: Settings, dataset: CocoDataset, micro_batch: int, processes: int = 1) -> WorstBatch:
+    """The largest batch that the data set and the augmentation of the settings can give to a forward pass."""
     counts = dataset.object_counts
     objects = int(counts.max(initial=0))
     if settings.data.copy_paste == "boxes":  # objects inside a pasted box come with it
@@ -283,13 +260,8 @@ def estimate_growth(growth: Callable[[float], int], limit: int) -> tuple[int, bo
 
 def _growth(objective: CollaborativeObjective, settings: Settings, worst: WorstBatch, device: torch.device) -> int:
     """Bytes by which memory grows in a forward and backward pass."""
-    batch = synthetic_batch(
-        worst.size,
-        worst.images,
-        objects=worst.objects,
-        num_classes=settings.model.num_classes,
-        masks=settings.learns_masks,
-    )
+    classes, masks = settings.model.num_classes, settings.learns_masks
+    batch = synthetic_batch(worst.size, worst.images, objects=worst.objects, num_classes=classes, masks=masks)
     _start_peak(device)
     before = torch.cuda.memory_reserved(device) if device.type == "cuda" else memory_in_use(device)
     try:

@@ -46,12 +46,7 @@ class NonfiniteValues:
 
 
 def find_nonfinite(model: nn.Module, step_losses: StepLosses) -> NonfiniteValues:
-    """The non-finite losses of a step in any process, or else its non-finite gradients; all processes must call it.
-
-    Args:
-        model: with the gradients of the step.
-        step_losses: of this process.
-    """
+    """The non-finite losses of a step in any process, or else its non-finite gradients; all processes must call it."""
     losses = [
         (name, str(float(value)), ids)
         for losses, ids in step_losses
@@ -84,11 +79,6 @@ def is_nonfinite_step(scaler: torch.amp.GradScaler, *, finite_losses: bool, fini
 
     An fp16 gradient that overflows does not count as long as the scaler can lower its scale: the scaler skips such a
     step by itself.
-
-    Args:
-        scaler: of the gradients; disabled for other precisions.
-        finite_losses: in all processes.
-        finite_gradients: in all processes.
     """
     if finite_losses and not finite_gradients:
         return not scaler.is_enabled() or scaler.get_scale() <= SCALE_FLOOR

@@ -30,11 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class OutOfMemoryInStep(Exception):  # noqa: N818 (caught and retried, never shown)
-    """A forward or backward pass ran out of memory.
-
-    Args:
-        batch: the whole micro batch of the pass.
-    """
+    """A forward or backward pass of this micro batch ran out of memory."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__("out of memory")
@@ -58,16 +54,9 @@ def retry_with_less_memory(
     state: TrainState,
     micro_batches: MicroBatches,
 ) -> float:
-    """Runs a step, and again with less memory for as long as it runs out of memory.
+    """Runs `train_step`, and again with less memory for as long as it runs out of memory.
 
-    Args:
-        step: `train_step`.
-        context: of the training.
-        state: of the training; its progress stores how steps are computed from now on.
-        micro_batches: of the step.
-
-    Returns:
-        what the step returns.
+    The state's progress stores how steps are computed from now on.
 
     Raises:
         MemoryShrunkError: all processes have to restart to compute the step with less memory.
@@ -85,12 +74,9 @@ def retry_with_less_memory(
 
 
 def split(batch: Batch, parts: int, *, keep_padding: bool = False) -> list[Batch]:
-    """Splits a batch.
+    """Splits a batch into at most this many parts, as evenly as possible and in order.
 
-    Args:
-        batch: of one forward pass.
-        parts: their largest number; the images are distributed as evenly as possible, in order.
-        keep_padding: each part keeps the size of the batch; otherwise it has that of its own largest image.
+    With `keep_padding` each part keeps the size of the batch; otherwise it has that of its own largest image.
     """
     count, parts = len(batch), min(parts, len(batch))
     if parts <= 1:
@@ -100,12 +86,7 @@ def split(batch: Batch, parts: int, *, keep_padding: bool = False) -> list[Batch
 
 
 def reduce_memory(context: TrainContext, state: TrainState, batch: Batch) -> None:
-    """Selects the next way to compute a step with less memory; must be called outside of `except`.
-
-    Args:
-        context: of the training.
-        state: its progress is changed in a training of a single process.
-        batch: the whole micro batch that ran out of memory.
+    """Selects the next way to compute a step on this micro batch with less memory; call it outside of `except`.
 
     Raises:
         MemoryShrunkError: all processes have to restart to compute the step with less memory.

@@ -166,7 +166,11 @@ def plan_job(
         run=run,
         fresh=fresh,
         warnings=warnings,
-        notes=[*notes, *_class_notes(settings, annotations, source.name), *recipe.paragraphs],
+        notes=[
+            *notes,
+            *_class_notes(settings, annotations, source.name),
+            *([" ".join(recipe.sentences)] if recipe.sentences else []),
+        ],
     )
 
 

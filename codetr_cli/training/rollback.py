@@ -31,13 +31,7 @@ def nonfinite_limit(context: TrainContext, state: TrainState) -> int:
 
 
 def skip_step(context: TrainContext, state: TrainState, step_losses: StepLosses) -> None:
-    """Records a skipped step; all processes must call it, before the step is counted.
-
-    Args:
-        context: its model has the gradients of the step.
-        state: of the training.
-        step_losses: of this process.
-    """
+    """Records a skipped step; all processes must call it, before the step is counted."""
     progress = state.progress
     nonfinite = state.nonfinite = find_nonfinite(context.model, step_losses)
     progress.nonfinite_steps += 1

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
-from codetr_cli.data.loading.loader import Segment
+from codetr_cli.data.loading.loader import TrainLoader
 from codetr_cli.distributed.sharded_state import ShardWriters
 from codetr_cli.distributed.watchdog import Heartbeat
 from codetr_cli.runs.folder import RunFolder
@@ -29,32 +29,8 @@ from codetr_cli.training.reporter import Reporter
 from codetr_cli.training.repro import StepInputs
 
 
-class Loader(Protocol):
-    """Micro batches for this process, one epoch at a time."""
-
-    def __len__(self) -> int:
-        """Micro batches of a whole epoch."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def set_epoch(
-        self,
-        epoch: int,
-        start_batch: int = 0,
-        reshuffled_from: int | None = None,
-        segments: Sequence[Segment] = (),
-        /,
-    ) -> int:
-        """Selects what the next iteration yields and counts it; see `codetr_cli.data.loading.loader.TrainLoader`."""
-
-
 class MicroBatches:
-    """The micro batches of one step, read when first needed and kept in case the step is computed again.
-
-    Args:
-        read: gives the next micro batch.
-        count: of the step.
-    """
+    """The micro batches of one step, read when first needed and kept in case the step is computed again."""
 
     def __init__(self, read: Callable[[], Batch], count: int) -> None:
         self._read, self._count = read, count
@@ -121,7 +97,7 @@ class TrainContext:
     batches: BatchSizes
     objective: nn.Module
     model: nn.Module
-    loader: Loader
+    loader: TrainLoader
     evaluate: Callable[[int], dict[str, float]] | None
     shard_writers: ShardWriters | None
     io: RunIO

@@ -31,7 +31,7 @@ from codetr_cli.training.plan import BatchSizes
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.reporter import SilentReporter, StepProgress
-from codetr_cli.training.state import Loader, RunIO, TrainContext, TrainState
+from codetr_cli.training.state import RunIO, TrainContext, TrainState
 
 CPU = torch.device("cpu")
 MICRO_BATCHES = 5
@@ -166,7 +166,7 @@ class FakeRun:
         return self.context.objective
 
     @property
-    def loader(self) -> Loader:
+    def loader(self) -> Any:
         return self.context.loader
 
     @property
