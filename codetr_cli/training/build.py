@@ -22,7 +22,7 @@ from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.initial_weights import build_trainable_model, load_initial_weights
 from codetr_cli.training.memory_fit import check_memory
 from codetr_cli.training.metrics import StepMetrics
-from codetr_cli.training.optim import build_optimizer, build_schedule
+from codetr_cli.training.optim import Schedule, build_optimizer
 from codetr_cli.training.plan import TrainJob, batch_sizes, steps_per_epoch, total_steps
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.state import RunIO, TrainContext, TrainState
@@ -32,14 +32,9 @@ from codetr_cli.training.validation import Validation, reading_timeout_s
 def build_training(
     job: TrainJob, io: RunIO, *, device: torch.device, resume: bool, has_checkpoint: bool
 ) -> tuple[TrainContext, TrainState]:
-    """Builds everything that a training needs; all processes must call it.
+    """Builds everything that a training needs, with the run folder open; all processes must call it.
 
-    Args:
-        job: as planned.
-        io: of the run; its folder is open.
-        device: of this process.
-        resume: continue the run, which may have no checkpoint yet.
-        has_checkpoint: the caller restores a checkpoint, so that the initial weights are not read.
+    A resumed run may have no checkpoint yet. Where it has one the caller restores it: initial weights are not read.
     """
     has_validation = job.inputs.val_annotations is not None
     bad_files = open_bad_files(
@@ -121,7 +116,7 @@ def _build_state(context: TrainContext, model: CoDETR) -> TrainState:
         scaler=torch.amp.GradScaler(device.type, enabled=context.dtype == torch.float16),
         ema=ModelEma(model, settings.ema_momentum) if settings.ema_momentum else None,
         total_steps=steps,
-        schedule=build_schedule(settings, steps),
+        schedule=Schedule(settings, steps),
         metrics=StepMetrics(
             group_losses=group_losses,
             reduce_mean=process_group.reduce_mean,

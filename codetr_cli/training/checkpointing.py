@@ -18,7 +18,7 @@ from codetr_cli.distributed.sharded_state import host_shards, optimizer_skeleton
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
-from codetr_cli.training.optim import build_schedule
+from codetr_cli.training.optim import Schedule
 from codetr_cli.training.plan import steps_per_epoch
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.state import TrainContext, TrainState
@@ -218,7 +218,7 @@ def _update_length(context: TrainContext, state: TrainState) -> None:
         later = (epochs - 1) * steps_per_epoch(len(loader), accumulation)
         total += steps_per_epoch(left, accumulation) + later
     if total != state.total_steps:
-        state.total_steps, state.schedule = total, build_schedule(settings, total)
+        state.total_steps, state.schedule = total, Schedule(settings, total)
 
 
 def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import listed
+
+StepInputs = list[tuple[Batch, dict[str, Any]]]
+"""Forward passes of a step in this process: images and targets, and the states of the random generators before it."""
 
 StepLosses = list[tuple[dict[str, Tensor], list[int]]]
 """Losses by name and image ids of each micro batch of a step in this process."""

@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+from codetr_cli.config.overrides import replace_settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import MemoryShrunkError, ResourceError
 from codetr_cli.runs.memory_record import read_record, write_record
 from codetr_cli.runtime.memory import free_unused, is_out_of_memory
 from codetr_cli.runtime.rng import restore_random_states
-from codetr_cli.training.recomputation import set_checkpointing, with_all_checkpointing
+from codetr_cli.training.recomputation import all_checkpointing, set_checkpointing
 from codetr_cli.training.state import MicroBatches, TrainContext, TrainState
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def reduce_memory(context: TrainContext, state: TrainState, batch: Batch) -> Non
     splits, recompute = progress.micro_batch_splits, progress.recompute_all
     if splits < len(batch):
         splits = min(2 * splits, len(batch))
-    elif not recompute and _can_recompute_more(context):
+    elif not recompute and all_checkpointing(context.settings):
         recompute = True
     else:
         raise ResourceError(
@@ -142,7 +143,8 @@ def apply_saved_splits(context: TrainContext, state: TrainState) -> None:
 
 def _apply_recomputation(context: TrainContext, state: TrainState) -> None:
     if state.progress.recompute_all:
-        set_checkpointing(context.model, with_all_checkpointing(context.settings).model)
+        settings = replace_settings(context.settings, all_checkpointing(context.settings))
+        set_checkpointing(context.model, settings.model)
 
 
 def _log(context: TrainContext, state: TrainState, cause: dict[str, Any]) -> None:
@@ -179,7 +181,3 @@ def _describe(batch: Batch) -> str:
     images = ", ".join(f"{target['image_id']} ({'x'.join(map(str, target['size']))})" for target in batch.targets)
     objects = sum(len(target["boxes"]) for target in batch.targets)
     return f"{len(batch)} images in {height}x{width} pixels with {objects} objects in all (image ids {images})"
-
-
-def _can_recompute_more(context: TrainContext) -> bool:
-    return with_all_checkpointing(context.settings).model != context.settings.model

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from pathlib import Path
 
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.fsdp import full_weights
 from codetr_cli.errors import DivergedError, ResourceError
 from codetr_cli.runs.folder import STATE, read_state
 from codetr_cli.runtime.disk_errors import writing
@@ -121,7 +119,7 @@ def _give_up(context: TrainContext, state: TrainState) -> DivergedError:
     )
     try:
         with writing(run.path):
-            _save_reproducer(context, state, folder)
+            save_reproducer(folder, context, state)
         text += f"`python -m codetr_cli.training.repro {folder}` computes that step again. "
     except ResourceError as error:
         text += f"The step could not be saved for a replay: {error} "
@@ -131,24 +129,3 @@ def _give_up(context: TrainContext, state: TrainState) -> DivergedError:
             context.io.log({"kind": "diverged", "step": progress.step, "epoch": progress.epoch})
             logger.debug("%s", text)
     return DivergedError(text)
-
-
-def _save_reproducer(context: TrainContext, state: TrainState, folder: Path) -> None:
-    progress, nonfinite = state.progress, state.nonfinite
-    save_reproducer(
-        folder,
-        dict(full_weights(context.model)),
-        state.step_inputs,
-        {
-            "step": progress.step,
-            "epoch": progress.epoch,
-            "batch": progress.batch,
-            "device": str(context.device),
-            "scale": state.scaler.get_scale(),
-            "checkpoints": str(context.io.folder.checkpoints_dir),
-            **(nonfinite.as_dict() if nonfinite is not None else {}),
-        },
-        settings=context.settings,
-        class_names=context.class_names,
-        category_ids=context.category_ids,
-    )

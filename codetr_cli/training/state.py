@@ -20,13 +20,12 @@ from codetr_cli.training.background_writer import BackgroundWriter
 from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.loggers import Loggers
 from codetr_cli.training.metrics import DataWaitMonitor, StepMetrics
-from codetr_cli.training.nonfinite import NonfiniteValues
+from codetr_cli.training.nonfinite import NonfiniteValues, StepInputs
 from codetr_cli.training.optim import Schedule
 from codetr_cli.training.plan import BatchSizes
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.reporter import Reporter
-from codetr_cli.training.repro import StepInputs
 
 
 class MicroBatches:
