@@ -25,12 +25,7 @@ WARMUP_STEPS = 100
 
 @dataclass
 class Recipe:
-    """Changes of a preset's settings.
-
-    Attributes:
-        changes: values by dotted name of the setting.
-        sentences: the reasons, for the user; empty when the preset is followed.
-    """
+    """Changes of a preset's settings by dotted name, and the reasons for the user; empty when it is followed."""
 
     changes: dict[str, Any] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
@@ -44,9 +39,6 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
         images: number of training images.
         from_weights: whether training starts from a detector's weights.
         chosen: dotted names of the settings that the user set: these stay.
-
-    Returns:
-        the changes; none for data of the size that the preset is for.
     """
     recipe, train = Recipe(), settings.train
     if not train.auto_recipe or images == 0:

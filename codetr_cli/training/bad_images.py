@@ -39,13 +39,7 @@ KnownFiles = dict[tuple[str, str], tuple[str, BadFile]]
 
 
 class BadFiles:
-    """The unreadable files of a run, in this process.
-
-    Args:
-        folder: of the run.
-        images: number of images of each split.
-        known: files that the list has already.
-    """
+    """The unreadable files of a run, in this process; `images` is the number of images of each split."""
 
     def __init__(self, folder: RunFolder, images: dict[str, int], known: KnownFiles) -> None:
         self.folder, self.images = folder, images

@@ -222,11 +222,9 @@ def _update_length(context: TrainContext, state: TrainState) -> None:
 
 
 def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """A copy of a model's state dict in host memory, empty except on rank 0; all processes must call it.
+    """A copy of a model's state dict, or of one with the same names, in host memory; empty except on rank 0.
 
-    Args:
-        model: sharded or not.
-        state: one with the same names, e.g. an average; None: the model's own.
+    All processes must call it.
     """
     writes = process_group.is_main()
     return {name: host_copy(value) for name, value in full_weights(model, state) if writes}

@@ -1,11 +1,9 @@
 """Memory that training needs for the worst batch of data and augmentation, measured before the first step.
 
 The worst batch has the largest images that can share a batch, each with the most objects of any image. One forward and
-backward pass runs on it. What is allocated later is added: optimizer states, an average of the weights, and on a CPU
-the copy that a checkpoint is written from. Weights, gradients and random states are unchanged afterwards.
-
-A GPU raises an error when memory runs out. A process on a CPU would be killed, so smaller images are measured first,
-and the full size only when it is certain to fit.
+backward pass runs on it; what is allocated later is added. Weights, gradients and random states are unchanged
+afterwards. A GPU raises an error when memory runs out. A process on a CPU would be killed, so smaller images are
+measured first, and the full size only when it is certain to fit.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import torch
 from torch import nn
 
 from codetr_cli.config.schema import Settings, ViTConfig
-from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.data.batch import normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.targets import Size
 from codetr_cli.data.transforms import (
@@ -52,13 +50,7 @@ SMALLEST_SIDE = 64
 
 @dataclass(frozen=True)
 class WorstBatch:
-    """The largest batch of a forward pass.
-
-    Attributes:
-        size: (height, width) of the batch in pixels.
-        images: in it.
-        objects: in each image.
-    """
+    """The largest batch of a forward pass: (height, width) in pixels, images, and objects of each image."""
 
     size: Size
     images: int
@@ -262,25 +254,21 @@ def _growth(objective: CollaborativeObjective, settings: Settings, worst: WorstB
     """Bytes by which memory grows in a forward and backward pass."""
     classes, masks = settings.model.num_classes, settings.learns_masks
     batch = synthetic_batch(worst.size, worst.images, objects=worst.objects, num_classes=classes, masks=masks)
+    dtype = autocast_dtype(settings.train.precision, device)
     _start_peak(device)
     before = torch.cuda.memory_reserved(device) if device.type == "cuda" else memory_in_use(device)
     try:
-        _pass(objective, settings, batch, device)
+        batch = batch.to(device)
+        images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            losses = objective(images, batch.padding_mask, batch.targets)
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
     finally:
         objective.zero_grad(set_to_none=True)
     return max(0, (peak or 0) - (before or 0))
-
-
-def _pass(objective: nn.Module, settings: Settings, batch: Batch, device: torch.device) -> None:
-    dtype = autocast_dtype(settings.train.precision, device)
-    batch = batch.to(device)
-    images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        losses = objective(images, batch.padding_mask, batch.targets)
-    torch.autograd.backward(torch.stack(list(losses.values())).sum())
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
@@ -60,17 +62,12 @@ def check_memory(
 ) -> Settings:
     """Checks, once for a run on a device, that the worst batch fits into memory; every process must call it.
 
-    A run that has `started` is checked again only when the conditions have changed.
+    A run that has a checkpoint (`started`) is checked again only when the conditions have changed.
 
-    Args:
-        model: on its device, neither wrapped nor compiled yet; its activation checkpointing follows the result.
-        dataset: of the training images.
-        settings: of the run; returned, with `auto_fit` changed until they fit.
-        device: of this process.
-        folder: of the run; gets the settings that are changed.
-        inputs: of the run.
-        auto_fit: change the settings.
-        started: whether the run has a checkpoint.
+    The model is on its device, neither wrapped nor compiled yet; its activation checkpointing follows the result.
+
+    Returns:
+        the settings, with `auto_fit` changed until the batch fits; the run folder gets them.
 
     Raises:
         ResourceError: it does not fit; the message has the settings with which it would.
@@ -219,10 +216,7 @@ def _changes_text(changes: Mapping[str, Any], before: Settings) -> str:
 
 
 def _value(settings: Settings, key: str) -> Any:
-    value: Any = settings.model_dump(mode="json")
-    for name in key.split("."):
-        value = value[name]
-    return value
+    return reduce(getitem, key.split("."), settings.model_dump(mode="json"))
 
 
 def _shown(value: Any) -> str:

@@ -14,8 +14,6 @@ from torch import Tensor
 from codetr_cli.config.schema import Settings
 from codetr_cli.runtime.timing import peak_memory
 
-GroupLosses = Callable[[dict[str, Tensor]], Mapping[str, Tensor | float]]
-
 
 class StepMetrics:
     """Collects the metrics of a window of steps without synchronizing with the GPU.
@@ -31,7 +29,7 @@ class StepMetrics:
     def __init__(
         self,
         *,
-        group_losses: GroupLosses,
+        group_losses: Callable[[dict[str, Tensor]], Mapping[str, Tensor | float]],
         reduce_mean: Callable[[Tensor], Tensor],
         world_size: int,
         device: torch.device,

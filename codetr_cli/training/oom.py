@@ -1,9 +1,7 @@
 """Out of memory in a step: the step is computed again with less memory, and so are all later ones.
 
-The images of a forward pass are split in halves, and again; each part is weighted by its number of images, so that the
-gradient of the step is that of a smaller `train.micro_batch`. Images and their order stay the same. When a single image
+The images of a forward pass are split in halves, and again, as with a smaller `train.micro_batch`. When a single image
 does not fit, all supported activations are recomputed in the backward pass. After that the training ends.
-
 A single process retries at once, and its checkpoints store the splits. With several processes the others wait for the
 one that ran out of memory: that one writes the splits to the run folder and exits, and the launcher restarts all. A
 process group of one does the same, because a wrapped network cannot restart an interrupted backward pass.

@@ -5,8 +5,6 @@ The published recipes are AdamW with a step schedule by epoch and gradients clip
 - the backbone has one tenth of the learning rate; in Co-Deformable-DETR so have the attention's sampling offsets;
 - ViT-L on COCO has 0.8**(25 - i) of the learning rate in block i, where the embeddings are block 0 and the last norm
   is block 25, and no decay of norms and biases; all other recipes decay every parameter.
-Frozen parameters are skipped. `base_learning_rate` is the only place that turns settings into a learning rate:
-the groups keep it as `base_lr`, and the schedule multiplies that.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@
     rank<N>.safetensors the forward passes of process N, with the states of its random number generators before each
     step.json           step, epoch and batch, non-finite values, seed, scale; written last
 
-`replay`, and `python -m codetr_cli.training.repro RUN/diverged [DEVICE]` as JSON, compute losses and gradients of the
-step again, one process after the other in a single process. Losses that are normalized over all processes are
-normalized over one process there.
+`replay`, and `python -m codetr_cli.training.repro RUN/diverged [DEVICE]` as JSON, compute the step again in a single
+process. Losses that are normalized over all processes are normalized over one process there.
 """
 
 from __future__ import annotations
@@ -52,11 +51,10 @@ def save_reproducer(folder: Path, context: TrainContext, state: TrainState) -> N
         folder.mkdir(parents=True)
     process_group.barrier()
     tensors: dict[str, Tensor] = {}
-    rest = []
-    for index, (batch, states) in enumerate(state.step_inputs):
-        extracted, plain = _extract_tensors({"batch": vars(batch), "random": states}, f"{index}")
-        tensors |= extracted
-        rest.append(plain)
+    rest = [
+        _extract_tensors({"batch": vars(batch), "random": states}, f"{index}", tensors)
+        for index, (batch, states) in enumerate(state.step_inputs)
+    ]
     with replace_file(folder / f"rank{process_group.rank()}.safetensors") as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary,
                   {"micro_batches": json.dumps(rest)})  # fmt: skip
@@ -99,11 +97,9 @@ class Replayed:
 
 
 def replay(folder: Path, device: torch.device) -> Iterator[Replayed]:
-    """Computes the step of a reproducer again in the precision of the run, one process's part after the other.
+    """Computes losses and gradients of a step again, in the precision of the run, one process after the other.
 
-    Args:
-        folder: RUN/diverged.
-        device: to compute on; another type of device has other random numbers.
+    Another type of device than the run's has other random numbers.
 
     Raises:
         CheckpointError: missing or damaged.
@@ -170,17 +166,16 @@ def read_micro_batches(path: Path) -> StepInputs:
     return inputs
 
 
-def _extract_tensors(value: Any, path: str) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of nested tables and lists by path, and the rest with null in place of each."""
+def _extract_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Nested tables and lists with null in place of each tensor, which goes to `tensors` by its path."""
     if isinstance(value, Tensor):
-        return {path: value}, None
+        tensors[path] = value
+        return None
     if isinstance(value, dict):
-        parts = {key: _extract_tensors(item, f"{path}.{key}") for key, item in value.items()}
-        return _merge(parts.values()), {key: rest for key, (_, rest) in parts.items()}
+        return {key: _extract_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        listed = [_extract_tensors(item, f"{path}.{index}") for index, item in enumerate(value)]
-        return _merge(listed), [rest for _, rest in listed]
-    return {}, value.item() if hasattr(value, "item") else value
+        return [_extract_tensors(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
+    return value.item() if hasattr(value, "item") else value
 
 
 def _insert_tensors(rest: Any, tensors: dict[str, Tensor], path: str) -> Any:
@@ -192,10 +187,6 @@ def _insert_tensors(rest: Any, tensors: dict[str, Tensor], path: str) -> Any:
     if isinstance(rest, list):
         return [_insert_tensors(item, tensors, f"{path}.{index}") for index, item in enumerate(rest)]
     return rest
-
-
-def _merge(parts: Any) -> dict[str, Tensor]:
-    return {name: tensor for found, _ in parts for name, tensor in found.items()}
 
 
 def main(arguments: Sequence[str]) -> None:

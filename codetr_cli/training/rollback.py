@@ -47,13 +47,8 @@ def skip_step(context: TrainContext, state: TrainState, step_losses: StepLosses)
             **nonfinite.as_dict(),
         }
     )
-    logger.warning(
-        "step %d skipped (%d in a row, %d allowed): %s",
-        progress.step + 1,
-        progress.nonfinite_steps,
-        nonfinite_limit(context, state),
-        nonfinite,
-    )
+    text = "step %d skipped (%d in a row, %d allowed): %s"
+    logger.warning(text, progress.step + 1, progress.nonfinite_steps, nonfinite_limit(context, state), nonfinite)
 
 
 def roll_back(context: TrainContext, state: TrainState) -> None:
@@ -95,13 +90,11 @@ def _log_rollback(context: TrainContext, state: TrainState) -> None:
             "skipped": skipped,
         }
     )
-    logger.warning(
+    text = (
         "%d steps in a row were not finite: going back from step %d to the checkpoint of step %d; the remaining images "
-        "of its epoch and all later epochs are reshuffled",
-        progress.nonfinite_steps,
-        progress.step,
-        before["step"],
+        "of its epoch and all later epochs are reshuffled"
     )
+    logger.warning(text, progress.nonfinite_steps, progress.step, before["step"])
 
 
 def _give_up(context: TrainContext, state: TrainState) -> DivergedError:

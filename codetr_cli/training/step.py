@@ -79,12 +79,7 @@ def forward_backward(
 ) -> dict[str, Tensor]:
     """Adds the gradients of one forward pass, weighted by 1 / divisor.
 
-    Args:
-        context: of the training.
-        state: gets the inputs of the pass.
-        batch: all images of the pass, on the CPU.
-        divisor: of the summed losses.
-        sync: average the gradients over processes; in the last pass of a step.
+    The batch is on the CPU. `sync` averages the gradients over processes, in the last pass of a step.
 
     Returns:
         scalar losses by name, detached.
