@@ -87,7 +87,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     if not groups:
         raise ConfigError("nothing to train: every parameter of the model is frozen")
     fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, betas=config.betas, eps=1e-8, fused=fused)
+    lr, decay = base_learning_rate(config), config.weight_decay
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=1e-8, weight_decay=decay, fused=fused)
 
 
 def base_learning_rate(config: TrainConfig) -> float:
