@@ -46,7 +46,10 @@ def save(context: TrainContext, state: TrainState) -> None:
     randomness = process_group.gather_objects(random_states(context.device))
     parts = host_shards(context.model, state.optimizer, host_copy, weights=is_averaged) if is_sharded else {}
     weights = {} if is_sharded and is_averaged else host_model_state(context.model)
-    optimizer = host_copy(optimizer_skeleton(state.optimizer)) if is_sharded else host_optimizer_state(state.optimizer)
+    if is_sharded:
+        optimizer = host_copy(optimizer_skeleton(state.optimizer))
+    else:
+        optimizer = full_optimizer_state(state.optimizer, host_copy if process_group.is_main() else lambda _: None)
     average = None if state.ema is None else host_model_state(context.model, state.ema.state)
     if context.device.type == "cuda":
         torch.cuda.synchronize(context.device)
@@ -228,11 +231,6 @@ def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None
     """
     writes = process_group.is_main()
     return {name: host_copy(value) for name, value in full_weights(model, state) if writes}
-
-
-def host_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A copy of an optimizer's state dict in host memory, without tensors except on rank 0; for all processes."""
-    return full_optimizer_state(optimizer, host_copy if process_group.is_main() else lambda _: None)
 
 
 def host_copy(value: Any) -> Any:

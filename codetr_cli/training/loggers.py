@@ -46,13 +46,7 @@ class Service(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """A run, as a service records it.
-
-    Attributes:
-        folder: the run folder.
-        settings: of the run.
-        step: last step done when this process starts; 0 for a new run.
-    """
+    """A run, as a service records it; `step` is the last one done when this process starts, 0 for a new run."""
 
     folder: Path
     settings: Settings

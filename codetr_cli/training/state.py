@@ -52,7 +52,6 @@ class RunIO:
     Attributes:
         folder: the run folder; only the process of rank 0 writes there.
         loggers: external services that receive the lines of metrics.jsonl; only in the process of rank 0.
-        reporter: shows the progress.
         stop: whether a signal has asked to stop.
         heartbeat: records the current activity for the watchdog.
     """
@@ -75,17 +74,13 @@ class TrainContext:
 
     Attributes:
         settings: of the run; model.num_classes is that of the data.
-        class_names: by label, for the checkpoints.
-        category_ids: by label, for the checkpoints.
-        device: of this process.
+        class_names: by label, for the checkpoints, like the category ids.
         dtype: of autocast, None for float32.
         batches: how the images of a step are divided.
         objective: images, padding mask and targets in, losses by name out; wrapped for several processes.
         model: the detector inside the objective; its state dict is what checkpoints hold.
-        loader: of this process.
         evaluate: metrics of the current model after a step, in every process; None never evaluates.
         shard_writers: all processes as writers of the checkpoints of a sharded training; None for any other.
-        io: folder, loggers, reporter, signals.
     """
 
     settings: Settings
@@ -107,15 +102,11 @@ class TrainState:
     """What changes during a training, in addition to the weights.
 
     Attributes:
-        optimizer: over the model's parameters.
         scaler: of fp16 gradients; disabled for other precisions.
         ema: moving average of the weights, None without.
         total_steps: optimizer steps of the whole run.
         schedule: of the learning rate over these steps.
         metrics: of the steps since the last log line.
-        plots: drawn from the run's metrics.
-        progress: of the run.
-        writer: writes checkpoints in the background.
         newest_line: of training in metrics.jsonl; empty before the first.
         step_inputs: forward passes of the newest step, for the reproducer of a non-finite one.
         nonfinite: non-finite values of the newest skipped step.
