@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +160,13 @@ class _Display:
         self._best_ap: float | None = None
 
     def step_done(self, progress: StepProgress) -> None:
-        fields: dict[str, Any] = {"epoch": progress.epoch + 1, "loss": progress.loss}
+        line = progress.line
+        fields: dict[str, Any] = {"epoch": line["epoch"] + 1, "loss": line["loss"]}
         if self._last_ap is not None:
             fields["AP"] = f"{self._last_ap:.3f} (best {self._best_ap:.3f})"
-        fields["images/s"] = progress.images_per_s
+        fields["images/s"] = line["images_per_s"]
         advance = self._show("training", progress.total_steps, done=progress.step - 1)
-        advance(1, seconds_left=progress.eta_s, **fields)
+        advance(1, seconds_left=line["eta_s"], **fields)
 
     def evaluating(self, images: int, total: int) -> None:
         self._show("evaluating", total)(images)
@@ -203,7 +204,7 @@ def _show_plan(
                 "class_names": job.class_names,
                 "run": choice.path if choice else None,
                 "resume": choice.resume if choice else False,
-                **plan.as_dict(),
+                **asdict(plan),
             }
         )
         return

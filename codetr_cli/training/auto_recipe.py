@@ -14,41 +14,21 @@ from typing import Any
 
 from codetr_cli.config.schema import Settings
 
-SMALL_DATA = 20_000
-"""From this number of images on a preset's own learning rate is right for fine-tuning too."""
-
-FEW_IMAGES = 300
-"""Below this number of images a pretrained backbone is frozen."""
-
-FINE_TUNING_SHARE = 0.1
-"""Share of `train.min_steps` that suffices when fine-tuning a detector."""
-
-GENTLE_LR = 1e-4
-"""Learning rates up to this one are for fine-tuning already (Objects365 to COCO as published)."""
-
+SMALL_DATA = 20_000  # from this number of images on a preset's own learning rate is right for fine-tuning too
+FEW_IMAGES = 300  # below this number of images a pretrained backbone is frozen
+FINE_TUNING_SHARE = 0.1  # of `train.min_steps` suffices when fine-tuning a detector
+GENTLE_LR = 1e-4  # up to here learning rates are for fine-tuning already (Objects365 to COCO as published)
 MAX_EPOCHS = 300
-EVALUATIONS = 10
-"""Approximate number of evaluations in a training with more epochs than this."""
-
+EVALUATIONS = 10  # approximate number of evaluations in a training with more epochs than this
 WARMUP_STEPS = 100
 
 
 @dataclass
 class Recipe:
-    """Changes of a preset's settings.
-
-    Attributes:
-        changes: values by dotted name of the setting.
-        sentences: the reasons, for the user; empty when the preset is followed.
-    """
+    """Changes of a preset's settings by dotted name, and the reasons for the user; empty when it is followed."""
 
     changes: dict[str, Any] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
-
-    @property
-    def paragraphs(self) -> list[str]:
-        """All changes with their reasons, and how to override them, as one text; none when the preset is followed."""
-        return [" ".join(self.sentences)] if self.sentences else []
 
 
 def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: Collection[str]) -> Recipe:
@@ -59,9 +39,6 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
         images: number of training images.
         from_weights: whether training starts from a detector's weights.
         chosen: dotted names of the settings that the user set: these stay.
-
-    Returns:
-        the changes; none for data of the size that the preset is for.
     """
     recipe, train = Recipe(), settings.train
     if not train.auto_recipe or images == 0:

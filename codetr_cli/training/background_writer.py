@@ -9,9 +9,7 @@ from types import TracebackType
 
 
 class BackgroundWriter:
-    """Runs one write at a time in a thread.
-
-    A context manager: on exit it waits for the write in progress, also after an error.
+    """Runs one write at a time in a thread; its context waits at the end, also after an error.
 
     Attributes:
         written_at: monotonic time when the newest checkpoint was copied for writing, or when training started.
@@ -42,11 +40,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises the error of a write that has ended; does not wait.
-
-        Raises:
-            ResourceError: no space left; earlier checkpoints are unchanged.
-        """
+        """Raises the error of a write that has ended, like `wait`, but does not wait."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 

@@ -24,29 +24,22 @@ logger = logging.getLogger(__name__)
 
 NAME = "bad_files.txt"
 HEAD = "# Image files that cannot be read. Columns: split, what was done, file, why.\n"
-SKIPPED = "skipped"
-"""Never used: found before the first step."""
-REPLACED = "replaced"
-"""Found in training; another image replaces it."""
-NOT_COUNTED = "not counted"
-"""Found in an evaluation, which skips it."""
-FORMER_ACTIONS = {"left out": SKIPPED}
-"""Words of version 0.1.0 in the list."""
-WARNINGS = 3
-"""Files found during training that get a warning of their own."""
+SKIPPED = "skipped"  # never used: found before the first step
+REPLACED = "replaced"  # found in training; another image replaces it
+NOT_COUNTED = "not counted"  # found in an evaluation, which skips it
+ACTIONS = (SKIPPED, REPLACED, NOT_COUNTED)
+CONSEQUENCES = {
+    REPLACED: "another image replaces it",
+    NOT_COUNTED: "the evaluation skips it and reports how many images it scored",
+}
+WARNINGS = 3  # files found during training that get a warning of their own
 
 KnownFiles = dict[tuple[str, str], tuple[str, BadFile]]
 """What was done about each file, and why, by split and path."""
 
 
 class BadFiles:
-    """The unreadable files of a run, in this process.
-
-    Args:
-        folder: of the run.
-        images: number of images of each split.
-        known: files that the list has already.
-    """
+    """The unreadable files of a run, in this process; `images` is the number of images of each split."""
 
     def __init__(self, folder: RunFolder, images: dict[str, int], known: KnownFiles) -> None:
         self.folder, self.images = folder, images
@@ -74,7 +67,7 @@ class BadFiles:
             file.write(_line(split, action, bad))
         level = logging.WARNING if self._new <= WARNINGS else logging.DEBUG
         more = f". Further ones are only listed in {path}" if self._new == WARNINGS else ""
-        logger.log(level, "%s cannot be read: %s%s", listed_bad([bad]), _consequence(split), more)
+        logger.log(level, "%s cannot be read: %s%s", listed_bad([bad]), CONSEQUENCES[action], more)
         found = [bad for (where, _), (_, bad) in self._known.items() if where == split]
         check_share(found, self.images[split], f"the {split} split")
 
@@ -82,11 +75,7 @@ class BadFiles:
 def open_bad_files(settings: Settings, folder: RunFolder, splits: Sequence[Split], *, resume: bool) -> BadFiles:
     """Finds the unreadable files before a training, in the process of rank 0; every process must call it.
 
-    Args:
-        settings: of the run.
-        folder: opened.
-        splits: that the run uses.
-        resume: whether the run continues: then exactly the files are skipped that were when it started.
+    A resumed run skips exactly the files that it skipped when it started.
 
     Raises:
         DatasetError: too many are unreadable, or the image folder is wrong.
@@ -138,7 +127,7 @@ def scan(settings: Settings, split: Split) -> tuple[int, list[BadFile]]:
 def log_summary(folder: RunFolder) -> None:
     """Warns at the end of a training of the files that any process could not read."""
     known = read_list(folder.path / NAME)
-    counts = {name: sum(action == name for action, _ in known.values()) for name in (SKIPPED, REPLACED, NOT_COUNTED)}
+    counts = {name: sum(action == name for action, _ in known.values()) for name in ACTIONS}
     if known:
         shown = ", ".join(f"{count:,} {action}" for action, count in counts.items() if count)
         logger.warning("%s image files could not be read (%s): see %s", f"{len(known):,}", shown, folder.path / NAME)
@@ -155,7 +144,8 @@ def read_list(path: Path) -> KnownFiles:
         columns = line.split("\t")
         if len(columns) == 4 and not line.startswith("#"):
             split, action, file, reason = columns
-            known.setdefault((split, file), (FORMER_ACTIONS.get(action, action), BadFile(file, reason)))
+            # Version 0.1.0 has another word for skipped files, and the same for the others.
+            known.setdefault((split, file), (action if action in ACTIONS else SKIPPED, BadFile(file, reason)))
     return known
 
 
@@ -180,9 +170,3 @@ def _with_action(known: KnownFiles, split: str, action: str) -> list[BadFile]:
 
 def _line(split: str, action: str, bad: BadFile) -> str:
     return "\t".join((split, action, bad.path, " ".join(bad.reason.split()))) + "\n"
-
-
-def _consequence(split: Split) -> str:
-    if split == "train":
-        return "another image replaces it"
-    return "the evaluation skips it and reports how many images it scored"

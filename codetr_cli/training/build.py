@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.formats.resolve import Split
-from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
+from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import shard
 from codetr_cli.distributed.sharded_state import ShardWriters, is_saved_in_shards
@@ -17,17 +14,16 @@ from codetr_cli.inference.loading import compile_for
 from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.collaborative import group_losses
 from codetr_cli.losses.normalizers import Normalizers
-from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import seed_all
 from codetr_cli.training.bad_images import BadFiles, open_bad_files
 from codetr_cli.training.ema import ModelEma
-from codetr_cli.training.initial_weights import load_initial_weights
+from codetr_cli.training.initial_weights import build_trainable_model, load_initial_weights
 from codetr_cli.training.memory_fit import check_memory
 from codetr_cli.training.metrics import StepMetrics
-from codetr_cli.training.optim import build_optimizer, build_schedule
-from codetr_cli.training.plan import BatchSizes, TrainJob, batch_sizes, steps_per_epoch, total_steps
+from codetr_cli.training.optim import Schedule, build_optimizer
+from codetr_cli.training.plan import TrainJob, batch_sizes, steps_per_epoch, total_steps
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.state import RunIO, TrainContext, TrainState
 from codetr_cli.training.validation import Validation, reading_timeout_s
@@ -36,16 +32,14 @@ from codetr_cli.training.validation import Validation, reading_timeout_s
 def build_training(
     job: TrainJob, io: RunIO, *, device: torch.device, resume: bool, has_checkpoint: bool
 ) -> tuple[TrainContext, TrainState]:
-    """Builds everything that a training needs; all processes must call it.
+    """Builds everything that a training needs, with the run folder open; all processes must call it.
 
-    Args:
-        job: as planned.
-        io: of the run; its folder is open.
-        device: of this process.
-        resume: continue the run, which may have no checkpoint yet.
-        has_checkpoint: the caller restores a checkpoint, so that the initial weights are not read.
+    A resumed run may have no checkpoint yet. Where it has one the caller restores it: initial weights are not read.
     """
-    bad_files = _find_bad_files(job, io, resume=resume)
+    has_validation = job.inputs.val_annotations is not None
+    bad_files = open_bad_files(
+        job.settings, io.folder, ["train", "val"] if has_validation else ["train"], resume=resume
+    )
     dataset = build_dataset(job.settings, split="train", training=True, skip_files=bad_files.skipped("train"))
     seed_all(job.settings.train.seed)  # the same weights in every process
     model = build_trainable_model(job.settings)
@@ -65,11 +59,6 @@ def build_training(
     return context, _build_state(context, model)
 
 
-def _find_bad_files(job: TrainJob, io: RunIO, *, resume: bool) -> BadFiles:
-    splits: list[Split] = ["train"] if job.inputs.val_annotations is None else ["train", "val"]
-    return open_bad_files(job.settings, io.folder, splits, resume=resume)
-
-
 def _build_context(
     job: TrainJob,
     settings: Settings,
@@ -81,7 +70,17 @@ def _build_context(
     device: torch.device,
 ) -> TrainContext:
     batches = batch_sizes(settings.train.batch_size, settings.train.micro_batch, process_group.world_size())
-    loader = _build_loader(dataset, settings, batches, device)
+    loader = build_train_loader(
+        dataset,
+        micro_batch=batches.micro_batch,
+        workers=settings.data.workers,
+        seed=settings.train.seed,
+        rank=process_group.rank(),
+        world_size=batches.world_size,
+        aspect_grouping=settings.data.aspect_grouping,
+        pin_memory=device.type == "cuda",
+        timeout_s=reading_timeout_s(settings),
+    )
     loader.on_bad_file = bad_files.on_unreadable
     if settings.train.compile:
         compile_for(model, device, "train.compile")
@@ -92,10 +91,7 @@ def _build_context(
     shard_writers = ShardWriters() if is_saved_in_shards(model) else None
     validation = None
     if job.inputs.val_annotations is not None:
-        build = partial(build_trainable_model, settings)
-        validation = Validation(
-            job, settings=settings, model=model, build=build, bad_files=bad_files, io=io, device=device
-        )
+        validation = Validation(job, settings=settings, model=model, bad_files=bad_files, io=io, device=device)
     return TrainContext(
         settings=settings,
         class_names=job.class_names,
@@ -120,7 +116,7 @@ def _build_state(context: TrainContext, model: CoDETR) -> TrainState:
         scaler=torch.amp.GradScaler(device.type, enabled=context.dtype == torch.float16),
         ema=ModelEma(model, settings.ema_momentum) if settings.ema_momentum else None,
         total_steps=steps,
-        schedule=build_schedule(settings, steps),
+        schedule=Schedule(settings, steps),
         metrics=StepMetrics(
             group_losses=group_losses,
             reduce_mean=process_group.reduce_mean,
@@ -139,26 +135,4 @@ def build_normalizers(settings: Settings) -> Normalizers:
         reduce_max=process_group.reduce_max,
         world_size=process_group.world_size(),
         global_batch=settings.train.global_batch_losses,
-    )
-
-
-def build_trainable_model(settings: Settings) -> CoDETR:
-    """The model with random weights; its backbone is frozen with `train.freeze_backbone`."""
-    model = build_model(settings.model)
-    if settings.train.freeze_backbone:
-        model.backbone.requires_grad_(False)
-    return model
-
-
-def _build_loader(dataset: CocoDataset, settings: Settings, batches: BatchSizes, device: torch.device) -> TrainLoader:
-    return build_train_loader(
-        dataset,
-        micro_batch=batches.micro_batch,
-        workers=settings.data.workers,
-        seed=settings.train.seed,
-        rank=process_group.rank(),
-        world_size=batches.world_size,
-        aspect_grouping=settings.data.aspect_grouping,
-        pin_memory=device.type == "cuda",
-        timeout_s=reading_timeout_s(settings),
     )

@@ -18,7 +18,7 @@ from codetr_cli.distributed.sharded_state import host_shards, optimizer_skeleton
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
-from codetr_cli.training.optim import build_schedule
+from codetr_cli.training.optim import Schedule
 from codetr_cli.training.plan import steps_per_epoch
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.state import TrainContext, TrainState
@@ -46,7 +46,10 @@ def save(context: TrainContext, state: TrainState) -> None:
     randomness = process_group.gather_objects(random_states(context.device))
     parts = host_shards(context.model, state.optimizer, host_copy, weights=is_averaged) if is_sharded else {}
     weights = {} if is_sharded and is_averaged else host_model_state(context.model)
-    optimizer = host_copy(optimizer_skeleton(state.optimizer)) if is_sharded else host_optimizer_state(state.optimizer)
+    if is_sharded:
+        optimizer = host_copy(optimizer_skeleton(state.optimizer))
+    else:
+        optimizer = full_optimizer_state(state.optimizer, host_copy if process_group.is_main() else lambda _: None)
     average = None if state.ema is None else host_model_state(context.model, state.ema.state)
     if context.device.type == "cuda":
         torch.cuda.synchronize(context.device)
@@ -218,23 +221,16 @@ def _update_length(context: TrainContext, state: TrainState) -> None:
         later = (epochs - 1) * steps_per_epoch(len(loader), accumulation)
         total += steps_per_epoch(left, accumulation) + later
     if total != state.total_steps:
-        state.total_steps, state.schedule = total, build_schedule(settings, total)
+        state.total_steps, state.schedule = total, Schedule(settings, total)
 
 
 def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """A copy of a model's state dict in host memory, empty except on rank 0; all processes must call it.
+    """A copy of a model's state dict, or of one with the same names, in host memory; empty except on rank 0.
 
-    Args:
-        model: sharded or not.
-        state: one with the same names, e.g. an average; None: the model's own.
+    All processes must call it.
     """
     writes = process_group.is_main()
     return {name: host_copy(value) for name, value in full_weights(model, state) if writes}
-
-
-def host_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A copy of an optimizer's state dict in host memory, without tensors except on rank 0; for all processes."""
-    return full_optimizer_state(optimizer, host_copy if process_group.is_main() else lambda _: None)
 
 
 def host_copy(value: Any) -> Any:

@@ -29,9 +29,7 @@ def step_momentum(step: int, momentum: float) -> float:
 class ModelEma:
     """The moving average of a model's state dict, on the model's device and sharded like the model.
 
-    Args:
-        model: to average; its current weights initialize the average.
-        momentum: of the rule after the first few thousand steps, e.g. 1e-4.
+    The current weights initialize it. `momentum` is that of the rule after the first few thousand steps, e.g. 1e-4.
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:

@@ -1,10 +1,11 @@
-"""The initial weights of a new run: those of a checkpoint, a pretrained backbone, or random ones."""
+"""The model of a run and its initial weights: those of a checkpoint, a pretrained backbone, or random ones."""
 
 from __future__ import annotations
 
 import logging
 
 from codetr_cli.config.schema import ResNetConfig, Settings
+from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.training.plan import TrainJob
 from codetr_cli.weights.classes import same_numbered_classes
@@ -16,12 +17,16 @@ from codetr_cli.weights.resolve import open_weights
 logger = logging.getLogger(__name__)
 
 
+def build_trainable_model(settings: Settings) -> CoDETR:
+    """The model with random weights; its backbone is frozen with `train.freeze_backbone`."""
+    model = build_model(settings.model)
+    if settings.train.freeze_backbone:
+        model.backbone.requires_grad_(False)
+    return model
+
+
 def load_initial_weights(model: CoDETR, job: TrainJob) -> None:
     """Loads the matching weights of the checkpoint to fine-tune, or a pretrained backbone, and logs what was loaded.
-
-    Args:
-        model: as built; gets the weights.
-        job: names the checkpoint.
 
     Raises:
         CheckpointError: the file cannot be read.

@@ -23,14 +23,7 @@ def group_timeout(settings: Settings) -> timedelta:
 
 
 def watchdog(store: KeyValueStore, heartbeat: Heartbeat, settings: Settings, folder: RunFolder) -> Watchdog:
-    """Ends this process, and with it the training, when one of the processes hangs.
-
-    Args:
-        store: shared by all processes.
-        heartbeat: of this process.
-        settings: of the run.
-        folder: gets the report in its events.log.
-    """
+    """Ends this process, and with it the training, when one of the processes hangs; events.log gets the report."""
 
     def alarm(text: str) -> None:
         with suppress(OSError, ResourceError):  # the disk may be what the training waits for

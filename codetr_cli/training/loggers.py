@@ -46,13 +46,7 @@ class Service(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """A run, as a service records it.
-
-    Attributes:
-        folder: the run folder.
-        settings: of the run.
-        step: last step done when this process starts; 0 for a new run.
-    """
+    """A run, as a service records it; `step` is the last one done when this process starts, 0 for a new run."""
 
     folder: Path
     settings: Settings
@@ -100,25 +94,17 @@ class Loggers:
         for connection in self._connections:
             connection.log(line)
 
-    def close(self, ending: Ending) -> None:
-        """Ends all records.
-
-        Args:
-            ending: how the training ended.
-        """
-        for connection in self._connections:
-            connection.close(ending)
-
     def __enter__(self) -> Loggers:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close("finished")
-        else:
-            self.close("stopped" if isinstance(error, StoppedError | KeyboardInterrupt) else "failed")
+        ending: Ending = "finished" if error is None else "failed"
+        if isinstance(error, StoppedError | KeyboardInterrupt):
+            ending = "stopped"
+        for connection in self._connections:
+            connection.close(ending)
 
 
 class _Connection:
@@ -132,15 +118,15 @@ class _Connection:
 
     def log(self, line: Mapping[str, Any]) -> None:
         if time.monotonic() >= self._retry_at:
-            self._call(lambda: self._opened().log(line))
+            self._call(partial(self._send, line))
 
     def close(self, ending: Ending) -> None:
         if self._service is not None:
-            self._call(lambda: self._opened().close(ending))
+            self._call(partial(self._service.close, ending))
 
-    def _opened(self) -> Service:
+    def _send(self, line: Mapping[str, Any]) -> None:
         self._service = self._service or self._opener()
-        return self._service
+        self._service.log(line)
 
     def _call(self, action: Callable[[], None]) -> None:
         started = time.monotonic()
@@ -153,20 +139,14 @@ class _Connection:
             if not self._warned:
                 self._warned = True
                 reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                logger.warning(
-                    "logging to %s failed (%s). Training continues, and metrics.jsonl has every line.",
-                    *(self._name, reason),
-                )
+                text = "logging to %s failed (%s). Training continues, and metrics.jsonl has every line."
+                logger.warning(text, self._name, reason)
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line by the names in services: train/loss, train/losses/loss_cls, eval/AP, ...
 
-    Args:
-        line: of metrics.jsonl.
-
-    Returns:
-        without values that are not finite and metrics without objects (-1).
+    Values that are not finite and metrics without objects (-1) are skipped.
     """
     kind = str(line["kind"])
     shown = {key: value for key, value in line.items() if key not in UNSHOWN}
@@ -187,9 +167,6 @@ class TensorBoardLogger:
     """Event files in the run folder's loggers/tensorboard; `tensorboard --logdir runs` shows all runs.
 
     A resumed run, and one that returned to a checkpoint, hides what was written for later steps.
-
-    Args:
-        record: of the run.
     """
 
     def __init__(self, record: Record) -> None:
@@ -220,9 +197,6 @@ class WandbLogger:
     """A run of Weights & Biases, continued by a resumed training; WANDB_PROJECT, WANDB_MODE and others work as usual.
 
     Steps that a resumed training repeats are ignored by the service: their numbers are the same.
-
-    Args:
-        record: of the run.
     """
 
     def __init__(self, record: Record) -> None:
@@ -252,11 +226,7 @@ class WandbLogger:
 
 
 class MlflowLogger:
-    """A run of MLflow, continued by a resumed training; MLFLOW_TRACKING_URI is the server.
-
-    Args:
-        record: of the run.
-    """
+    """A run of MLflow, continued by a resumed training; MLFLOW_TRACKING_URI is the server."""
 
     STATUS: Mapping[Ending, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
     TAG = "codetr_run"  # of the run at the server; its value is the id of the record
@@ -312,27 +282,18 @@ SERVICES: dict[str, tuple[str, Callable[[Record], Service]]] = {
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuses services whose package is not installed, without importing it.
-
-    Raises:
-        ConfigError: with the package to install.
-    """
+    """Raises a ConfigError for a service whose package is not installed, without importing it."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise _not_installed(name, "it is not installed")
 
 
 def open_loggers(names: Sequence[str], record: Record) -> Loggers:
-    """Connects a run with the services of its settings.
-
-    Args:
-        names: of services, as in `train.loggers`.
-        record: of the run.
+    """Connects a run with the services that `train.loggers` names.
 
     Raises:
         ConfigError: a package is missing or broken.
     """
-    check_loggers(names)
     openers: dict[str, Callable[[], Service]] = {}
     for name in dict.fromkeys(names):
         module, opener = SERVICES[name]

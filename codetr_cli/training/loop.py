@@ -156,21 +156,8 @@ def _log_step(context: TrainContext, state: TrainState, grad_norm: float) -> Non
                 state.plots.draw()
                 state.metrics.restart()  # the window is empty, and drawing is not part of a step's time
     if state.newest_line:
-        line = state.newest_line
-        context.io.reporter.step_done(
-            StepProgress(
-                step=step,
-                total_steps=state.total_steps,
-                epoch=line["epoch"],
-                loss=line["loss"],
-                loss_groups=line["groups"],
-                lr=line["lr"],
-                images_per_s=line["images_per_s"],
-                data_wait=line["data_wait"],
-                memory_bytes=line["memory_bytes"],
-                eta_s=line["eta_s"],
-            )
-        )
+        progress = StepProgress(step=step, total_steps=state.total_steps, line=state.newest_line)
+        context.io.reporter.step_done(progress)
 
 
 def _log_evaluation(context: TrainContext, state: TrainState, metrics: dict[str, float], seconds: float) -> None:
@@ -186,14 +173,8 @@ def _log_evaluation(context: TrainContext, state: TrainState, metrics: dict[str,
         }
     )
     shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("AP", "AP50", "AP75", "mask_AP") if name in metrics)
-    logger.info(
-        "evaluation of step %d (epoch %d): %s, best AP %.4f (%.0f s)",
-        progress.step,
-        progress.epoch,
-        shown,
-        progress.best,
-        seconds,
-    )
+    text = "evaluation of step %d (epoch %d): %s, best AP %.4f (%.0f s)"
+    logger.info(text, progress.step, progress.epoch, shown, progress.best, seconds)
     context.io.reporter.evaluated(metrics["AP"], progress.best)
     state.plots.draw()
 
@@ -204,13 +185,8 @@ def _finish(context: TrainContext, state: TrainState) -> None:
     is_early = state.steps_left > 0
     context.io.log({"kind": "end", "step": progress.step, "epoch": progress.epoch, "early": is_early})
     if is_early:
-        logger.info(
-            "finished early, at step %d of %d: no better AP than %.4f in %d evaluations",
-            progress.step,
-            state.total_steps,
-            progress.best,
-            progress.evals_without_improvement,
-        )
+        text = "finished early, at step %d of %d: no better AP than %.4f in %d evaluations"
+        logger.info(text, progress.step, state.total_steps, progress.best, progress.evals_without_improvement)
     else:
         logger.debug("finished at step %d", progress.step)
     state.plots.draw()

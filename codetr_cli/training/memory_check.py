@@ -1,11 +1,9 @@
 """Memory that training needs for the worst batch of data and augmentation, measured before the first step.
 
 The worst batch has the largest images that can share a batch, each with the most objects of any image. One forward and
-backward pass runs on it. What is allocated later is added: optimizer states, an average of the weights, and on a CPU
-the copy that a checkpoint is written from. Weights, gradients and random states are unchanged afterwards.
-
-A GPU raises an error when memory runs out. A process on a CPU would be killed, so smaller images are measured first,
-and the full size only when it is certain to fit.
+backward pass runs on it; what is allocated later is added. Weights, gradients and random states are unchanged
+afterwards. A GPU raises an error when memory runs out. A process on a CPU would be killed, so smaller images are
+measured first, and the full size only when it is certain to fit.
 """
 
 from __future__ import annotations
@@ -16,14 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from codetr_cli.config.schema import Settings, ViTConfig
-from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.data.batch import normalize
+from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.targets import Size
 from codetr_cli.data.transforms import (
     DetrAugmentation,
@@ -43,38 +41,16 @@ from codetr_cli.runtime.synthetic import synthetic_batch
 from codetr_cli.runtime.timing import memory_in_use, peak_memory, reset_peak_memory
 from codetr_cli.training.recomputation import set_checkpointing
 
-MARGIN = {"cuda": 0.03, "cpu": 0.05}
-"""Share of the memory that must stay free, for fragmentation and other programs."""
-
+MARGIN = {"cuda": 0.03, "cpu": 0.05}  # share of the memory that must stay free: fragmentation, other programs
+# On a CPU, the full size runs only when this factor times its estimate fits, and not when that would take longer.
 ESTIMATE_MARGIN = 1.3
-"""On a CPU, the full size runs only when this factor times its estimate fits."""
-
 MAX_SECONDS = 20.0
-"""On a CPU, the full size does not run when that would take longer."""
-
 SMALLEST_SIDE = 64
-
-
-class ImageSizes(Protocol):
-    """The part of a data set that is used here."""
-
-    sizes: np.ndarray
-    aspect_flags: np.ndarray
-
-    @property
-    def object_counts(self) -> np.ndarray:
-        """Objects of each image."""
 
 
 @dataclass(frozen=True)
 class WorstBatch:
-    """The largest batch of a forward pass.
-
-    Attributes:
-        size: (height, width) of the batch in pixels.
-        images: in it.
-        objects: in each image.
-    """
+    """The largest batch of a forward pass: (height, width) in pixels, images, and objects of each image."""
 
     size: Size
     images: int
@@ -123,15 +99,8 @@ class Need:
 # ------------------------------------------------------------------------------------------------------ the worst batch
 
 
-def worst_batch(settings: Settings, dataset: ImageSizes, micro_batch: int, processes: int = 1) -> WorstBatch:
-    """The largest batch that the data set and the augmentation of the settings can give.
-
-    Args:
-        settings: of the run.
-        dataset: of the training images.
-        micro_batch: images of a forward pass.
-        processes: the world size.
-    """
+def worst_batch(settings: Settings, dataset: CocoDataset, micro_batch: int, processes: int = 1) -> WorstBatch:
+    """The largest batch that the data set and the augmentation of the settings can give to a forward pass."""
     counts = dataset.object_counts
     objects = int(counts.max(initial=0))
     if settings.data.copy_paste == "boxes":  # objects inside a pasted box come with it
@@ -283,32 +252,23 @@ def estimate_growth(growth: Callable[[float], int], limit: int) -> tuple[int, bo
 
 def _growth(objective: CollaborativeObjective, settings: Settings, worst: WorstBatch, device: torch.device) -> int:
     """Bytes by which memory grows in a forward and backward pass."""
-    batch = synthetic_batch(
-        worst.size,
-        worst.images,
-        objects=worst.objects,
-        num_classes=settings.model.num_classes,
-        masks=settings.learns_masks,
-    )
+    classes, masks = settings.model.num_classes, settings.learns_masks
+    batch = synthetic_batch(worst.size, worst.images, objects=worst.objects, num_classes=classes, masks=masks)
+    dtype = autocast_dtype(settings.train.precision, device)
     _start_peak(device)
     before = torch.cuda.memory_reserved(device) if device.type == "cuda" else memory_in_use(device)
     try:
-        _pass(objective, settings, batch, device)
+        batch = batch.to(device)
+        images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            losses = objective(images, batch.padding_mask, batch.targets)
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
     finally:
         objective.zero_grad(set_to_none=True)
     return max(0, (peak or 0) - (before or 0))
-
-
-def _pass(objective: nn.Module, settings: Settings, batch: Batch, device: torch.device) -> None:
-    dtype = autocast_dtype(settings.train.precision, device)
-    batch = batch.to(device)
-    images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        losses = objective(images, batch.padding_mask, batch.targets)
-    torch.autograd.backward(torch.stack(list(losses.values())).sum())
 
 
 @contextmanager

@@ -11,12 +11,15 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
 
 from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import Settings
+from codetr_cli.data.coco import CocoDataset
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import ResourceError
 from codetr_cli.models.codetr import CoDETR
@@ -24,7 +27,7 @@ from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runs.memory_record import read_record, write_record
 from codetr_cli.runtime.memory import local_processes
 from codetr_cli.runtime.precision import autocast_dtype
-from codetr_cli.training.memory_check import ImageSizes, Need, WorstBatch, measure, worst_batch
+from codetr_cli.training.memory_check import Need, WorstBatch, measure, worst_batch
 from codetr_cli.training.plan import batch_sizes
 from codetr_cli.training.recomputation import all_checkpointing, set_checkpointing
 
@@ -35,12 +38,7 @@ SWITCH_OFF = "`--set train.memory_check=false` skips this check"
 
 @dataclass(frozen=True)
 class MemoryOption:
-    """One way to need less memory.
-
-    Attributes:
-        settings: with the changes.
-        changes: of the run's settings, by name, in order.
-    """
+    """One way to need less memory: changes of the run's settings by name, and the settings with them."""
 
     settings: Settings
     changes: dict[str, Any]
@@ -53,7 +51,7 @@ class MemoryOption:
 
 def check_memory(
     model: CoDETR,
-    dataset: ImageSizes,
+    dataset: CocoDataset,
     settings: Settings,
     *,
     device: torch.device,
@@ -64,18 +62,12 @@ def check_memory(
 ) -> Settings:
     """Checks, once for a run on a device, that the worst batch fits into memory; every process must call it.
 
-    Args:
-        model: on its device, neither wrapped nor compiled yet; its activation checkpointing follows the result.
-        dataset: of the training images.
-        settings: of the run.
-        device: of this process.
-        folder: of the run; gets the settings that are changed.
-        inputs: of the run.
-        auto_fit: change settings until it fits.
-        started: whether the run has a checkpoint; it is checked again only when the conditions have changed.
+    A run that has a checkpoint (`started`) is checked again only when the conditions have changed.
+
+    The model is on its device, neither wrapped nor compiled yet; its activation checkpointing follows the result.
 
     Returns:
-        the settings; with `auto_fit` possibly changed.
+        the settings, with `auto_fit` changed until the batch fits; the run folder gets them.
 
     Raises:
         ResourceError: it does not fit; the message has the settings with which it would.
@@ -116,33 +108,27 @@ def check_memory(
 
 
 def memory_options(settings: Settings, device: torch.device, world_size: int) -> Iterator[MemoryOption]:
-    """Ways to need less memory, each on top of those before it, in the order of their cost.
-
-    Args:
-        settings: of the run.
-        device: bf16 is an option only where the hardware has it.
-        world_size: processes of the training.
-    """
+    """Ways to need less memory, each on top of those before it, in the order of their cost."""
     changes: dict[str, Any] = {}
 
-    def option(**more: Any) -> MemoryOption:
-        changes.update({key.replace("__", "."): value for key, value in more.items()})
+    def option(more: Mapping[str, Any]) -> MemoryOption:
+        changes.update(more)
         return MemoryOption(replace_settings(settings, changes), dict(changes))
 
     for names in (("encoder",), ("decoder", "aux"), ("backbone",)):
         more = {key: value for key, value in all_checkpointing(settings).items() if any(name in key for name in names)}
         if more:
-            yield option(**{key.replace(".", "__"): value for key, value in more.items()})
+            yield option(more)
     batches = batch_sizes(settings.train.batch_size, settings.train.micro_batch, world_size)
     share, micro_batch = batches.micro_batch * batches.accumulation, batches.micro_batch
     while micro_batch > 1:
         micro_batch = max(size for size in range(1, micro_batch // 2 + 1) if share % size == 0)
-        yield option(train__micro_batch=micro_batch)
+        yield option({"train.micro_batch": micro_batch})
     if autocast_dtype(settings.train.precision, device) is None and has_fast_bf16(device):
-        yield option(train__precision="bf16")
+        yield option({"train.precision": "bf16"})
     shardable = not settings.train.compile and autocast_dtype(settings.train.precision, device) != torch.float16
     if device.type == "cuda" and world_size > 1 and shardable and not settings.train.fsdp:
-        yield option(train__fsdp=True)
+        yield option({"train.fsdp": True})
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -190,10 +176,8 @@ def _fitting(
 def _agreed(need: Need | None) -> Need | None:
     """The need of the process with the least memory left; None when it is unknown in any process."""
     needs = process_group.gather_objects(need)
-    worst = None
-    if process_group.is_main() and None not in needs:
-        worst = max(needs, key=lambda item: item.share)
-    agreed: Need | None = process_group.from_main(worst)
+    known = process_group.is_main() and None not in needs
+    agreed: Need | None = process_group.from_main(max(needs, key=lambda item: item.share) if known else None)
     return agreed
 
 
@@ -232,10 +216,7 @@ def _changes_text(changes: Mapping[str, Any], before: Settings) -> str:
 
 
 def _value(settings: Settings, key: str) -> Any:
-    value: Any = settings.model_dump(mode="json")
-    for name in key.split("."):
-        value = value[name]
-    return value
+    return reduce(getitem, key.split("."), settings.model_dump(mode="json"))
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config.schema import Settings
-
-GroupLosses = Callable[[dict[str, Tensor]], Mapping[str, Tensor | float]]
+from codetr_cli.runtime.timing import peak_memory
 
 
 class StepMetrics:
@@ -31,7 +29,7 @@ class StepMetrics:
     def __init__(
         self,
         *,
-        group_losses: GroupLosses,
+        group_losses: Callable[[dict[str, Tensor]], Mapping[str, Tensor | float]],
         reduce_mean: Callable[[Tensor], Tensor],
         world_size: int,
         device: torch.device,
@@ -59,12 +57,7 @@ class StepMetrics:
         self._waited += time.perf_counter() - started
 
     def add(self, losses: Mapping[str, Tensor], images: int) -> None:
-        """Counts a micro batch of this process.
-
-        Args:
-            losses: scalar losses by name, the same names every time.
-            images: in the micro batch.
-        """
+        """Counts a micro batch of this process; its losses are scalars with the same names every time."""
         self._new.append(torch.stack([value.detach().float() for value in losses.values()]))
         self._names = list(losses)
         self._images += images
@@ -89,9 +82,6 @@ class StepMetrics:
     def line(self, steps_left: int) -> dict[str, Any]:
         """The metrics of the window as plain numbers; starts a new window. All processes must call it at the same step.
 
-        Args:
-            steps_left: optimizer steps to the end of the run.
-
         Returns:
             loss (sum), groups, losses (by name), images_per_s (of all processes), data_wait (share of time, of the
             process that waits most for data: the others wait for it), memory_bytes (peak so far), eta_s.
@@ -114,7 +104,7 @@ class StepMetrics:
             "losses": losses,
             "images_per_s": self._images * self.world_size / seconds,
             "data_wait": max(waits_by_rank),
-            "memory_bytes": peak_memory_bytes(self.device),
+            "memory_bytes": peak_memory(self.device) or 0,
             "eta_s": steps_left * self.seconds_per_step,
         }
         self.restart()
@@ -122,27 +112,17 @@ class StepMetrics:
 
 
 class DataWaitMonitor:
-    """Detects that a training waits for data permanently.
+    """Detects that a training waits for data permanently."""
 
-    Attributes:
-        SHARE: of the time, above which a log line counts.
-        LINES: consecutive log lines.
-    """
-
-    SHARE = 0.2
-    LINES = 4
+    SHARE = 0.2  # of the time, above which a log line counts
+    LINES = 4  # consecutive log lines
 
     def __init__(self) -> None:
         self._shares: list[float] = []
         self._advised = False
 
     def advice(self, share: float, settings: Settings) -> str | None:
-        """A warning for the user, once per training; else None.
-
-        Args:
-            share: of time spent waiting for data in the newest log line.
-            settings: of the run.
-        """
+        """A warning for the user, once per training; `share` is the newest line's share of time, 0 to 1."""
         if self._advised:
             return None
         self._shares = [*self._shares, share] if share > self.SHARE else []
@@ -156,15 +136,3 @@ class DataWaitMonitor:
             f"`codetr bench data{folder} --preset {settings.name}` finds the bottleneck and reports how many workers "
             "are enough; data.workers may be changed when a run is continued"
         )
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory of this process so far: allocated on the GPU, or resident memory for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

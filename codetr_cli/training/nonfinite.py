@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import listed
+
+StepInputs = list[tuple[Batch, dict[str, Any]]]
+"""Forward passes of a step in this process: images and targets, and the states of the random generators before it."""
 
 StepLosses = list[tuple[dict[str, Tensor], list[int]]]
 """Losses by name and image ids of each micro batch of a step in this process."""
@@ -46,12 +50,7 @@ class NonfiniteValues:
 
 
 def find_nonfinite(model: nn.Module, step_losses: StepLosses) -> NonfiniteValues:
-    """The non-finite losses of a step in any process, or else its non-finite gradients; all processes must call it.
-
-    Args:
-        model: with the gradients of the step.
-        step_losses: of this process.
-    """
+    """The non-finite losses of a step in any process, or else its non-finite gradients; all processes must call it."""
     losses = [
         (name, str(float(value)), ids)
         for losses, ids in step_losses
@@ -84,11 +83,6 @@ def is_nonfinite_step(scaler: torch.amp.GradScaler, *, finite_losses: bool, fini
 
     An fp16 gradient that overflows does not count as long as the scaler can lower its scale: the scaler skips such a
     step by itself.
-
-    Args:
-        scaler: of the gradients; disabled for other precisions.
-        finite_losses: in all processes.
-        finite_gradients: in all processes.
     """
     if finite_losses and not finite_gradients:
         return not scaler.is_enabled() or scaler.get_scale() <= SCALE_FLOOR

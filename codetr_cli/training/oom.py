@@ -1,9 +1,7 @@
 """Out of memory in a step: the step is computed again with less memory, and so are all later ones.
 
-The images of a forward pass are split in halves, and again; each part is weighted by its number of images, so that the
-gradient of the step is that of a smaller `train.micro_batch`. Images and their order stay the same. When a single image
+The images of a forward pass are split in halves, and again, as with a smaller `train.micro_batch`. When a single image
 does not fit, all supported activations are recomputed in the backward pass. After that the training ends.
-
 A single process retries at once, and its checkpoints store the splits. With several processes the others wait for the
 one that ran out of memory: that one writes the splits to the run folder and exits, and the launcher restarts all. A
 process group of one does the same, because a wrapped network cannot restart an interrupted backward pass.
@@ -17,24 +15,21 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+from codetr_cli.config.overrides import replace_settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import MemoryShrunkError, ResourceError
 from codetr_cli.runs.memory_record import read_record, write_record
 from codetr_cli.runtime.memory import free_unused, is_out_of_memory
 from codetr_cli.runtime.rng import restore_random_states
-from codetr_cli.training.recomputation import set_checkpointing, with_all_checkpointing
+from codetr_cli.training.recomputation import all_checkpointing, set_checkpointing
 from codetr_cli.training.state import MicroBatches, TrainContext, TrainState
 
 logger = logging.getLogger(__name__)
 
 
 class OutOfMemoryInStep(Exception):  # noqa: N818 (caught and retried, never shown)
-    """A forward or backward pass ran out of memory.
-
-    Args:
-        batch: the whole micro batch of the pass.
-    """
+    """A forward or backward pass of this micro batch ran out of memory."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__("out of memory")
@@ -58,16 +53,9 @@ def retry_with_less_memory(
     state: TrainState,
     micro_batches: MicroBatches,
 ) -> float:
-    """Runs a step, and again with less memory for as long as it runs out of memory.
+    """Runs `train_step`, and again with less memory for as long as it runs out of memory.
 
-    Args:
-        step: `train_step`.
-        context: of the training.
-        state: of the training; its progress stores how steps are computed from now on.
-        micro_batches: of the step.
-
-    Returns:
-        what the step returns.
+    The state's progress stores how steps are computed from now on.
 
     Raises:
         MemoryShrunkError: all processes have to restart to compute the step with less memory.
@@ -85,12 +73,9 @@ def retry_with_less_memory(
 
 
 def split(batch: Batch, parts: int, *, keep_padding: bool = False) -> list[Batch]:
-    """Splits a batch.
+    """Splits a batch into at most this many parts, as evenly as possible and in order.
 
-    Args:
-        batch: of one forward pass.
-        parts: their largest number; the images are distributed as evenly as possible, in order.
-        keep_padding: each part keeps the size of the batch; otherwise it has that of its own largest image.
+    With `keep_padding` each part keeps the size of the batch; otherwise it has that of its own largest image.
     """
     count, parts = len(batch), min(parts, len(batch))
     if parts <= 1:
@@ -100,12 +85,7 @@ def split(batch: Batch, parts: int, *, keep_padding: bool = False) -> list[Batch
 
 
 def reduce_memory(context: TrainContext, state: TrainState, batch: Batch) -> None:
-    """Selects the next way to compute a step with less memory; must be called outside of `except`.
-
-    Args:
-        context: of the training.
-        state: its progress is changed in a training of a single process.
-        batch: the whole micro batch that ran out of memory.
+    """Selects the next way to compute a step on this micro batch with less memory; call it outside of `except`.
 
     Raises:
         MemoryShrunkError: all processes have to restart to compute the step with less memory.
@@ -116,7 +96,7 @@ def reduce_memory(context: TrainContext, state: TrainState, batch: Batch) -> Non
     splits, recompute = progress.micro_batch_splits, progress.recompute_all
     if splits < len(batch):
         splits = min(2 * splits, len(batch))
-    elif not recompute and _can_recompute_more(context):
+    elif not recompute and all_checkpointing(context.settings):
         recompute = True
     else:
         raise ResourceError(
@@ -161,7 +141,8 @@ def apply_saved_splits(context: TrainContext, state: TrainState) -> None:
 
 def _apply_recomputation(context: TrainContext, state: TrainState) -> None:
     if state.progress.recompute_all:
-        set_checkpointing(context.model, with_all_checkpointing(context.settings).model)
+        settings = replace_settings(context.settings, all_checkpointing(context.settings))
+        set_checkpointing(context.model, settings.model)
 
 
 def _log(context: TrainContext, state: TrainState, cause: dict[str, Any]) -> None:
@@ -198,7 +179,3 @@ def _describe(batch: Batch) -> str:
     images = ", ".join(f"{target['image_id']} ({'x'.join(map(str, target['size']))})" for target in batch.targets)
     objects = sum(len(target["boxes"]) for target in batch.targets)
     return f"{len(batch)} images in {height}x{width} pixels with {objects} objects in all (image ids {images})"
-
-
-def _can_recompute_more(context: TrainContext) -> bool:
-    return with_all_checkpointing(context.settings).model != context.settings.model

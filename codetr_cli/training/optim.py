@@ -5,8 +5,6 @@ The published recipes are AdamW with a step schedule by epoch and gradients clip
 - the backbone has one tenth of the learning rate; in Co-Deformable-DETR so have the attention's sampling offsets;
 - ViT-L on COCO has 0.8**(25 - i) of the learning rate in block i, where the embeddings are block 0 and the last norm
   is block 25, and no decay of norms and biases; all other recipes decay every parameter.
-Frozen parameters are skipped. `base_learning_rate` is the only place that turns settings into a learning rate:
-the groups keep it as `base_lr`, and the schedule multiplies that.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,26 +30,8 @@ FIRST_LAYER = re.compile(r"backbone\.(pos_embed$|patch_embed\.)")
 BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 
 
-def parameter_groups(
-    model: nn.Module,
-    *,
-    lr: float,
-    weight_decay: float,
-    backbone_lr_scale: float = 1.0,
-    offsets_lr_scale: float = 1.0,
-    layer_decay: float = 1.0,
-    decay_norms: bool = True,
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Trainable parameters, grouped by learning rate and decay; the full rate is last.
-
-    Args:
-        model: its backbone's parameters are named `backbone.*`.
-        lr: learning rate before the schedule.
-        weight_decay: decoupled decay.
-        backbone_lr_scale: factor of the backbone's rate.
-        offsets_lr_scale: factor of the rate of deformable attention's sampling offsets.
-        layer_decay: factor from each block of the backbone to the one before it; 1 for none.
-        decay_norms: False disables decay of vectors, i.e. of norms and biases.
 
     Returns:
         groups for an optimizer. `base_lr` is constant; the schedule changes `lr`.
@@ -59,32 +39,31 @@ def parameter_groups(
     Raises:
         ConfigError: a layer decay for a backbone without numbered blocks.
     """
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    blocks = _count_blocks(name for name, _ in model.named_parameters())
-    if layer_decay != 1.0 and not blocks:
+    lr = base_learning_rate(config)
+    matches = (BLOCK.match(name) for name, _ in model.named_parameters())
+    blocks = max((int(match[1]) + 1 for match in matches if match), default=0)
+    if config.layer_decay != 1.0 and not blocks:
         raise ConfigError(
-            f"train.layer_decay {layer_decay} needs a backbone of numbered blocks (model.backbone.kind vit): "
+            f"train.layer_decay {config.layer_decay} needs a backbone of numbered blocks (model.backbone.kind vit): "
             "use --set train.layer_decay=1"
         )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in trainable:
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         scale = (
-            (backbone_lr_scale if BACKBONE.match(name) else 1.0)
-            * (offsets_lr_scale if SAMPLING_OFFSETS.match(name) else 1.0)
-            * layer_decay ** _layers_above(name, blocks)
+            (config.backbone_lr_scale if BACKBONE.match(name) else 1.0)
+            * (config.offsets_lr_scale if SAMPLING_OFFSETS.match(name) else 1.0)
+            * config.layer_decay ** _layers_above(name, blocks)
         )
         # Every bias is a vector; scalars are decayed.
-        decayed = decay_norms or parameter.dim() != 1 or process_group.is_scalar(parameter)
-        groups.setdefault((scale, weight_decay if decayed else 0.0), []).append(parameter)
+        decayed = config.decay_norms or parameter.dim() != 1 or process_group.is_scalar(parameter)
+        groups.setdefault((scale, config.weight_decay if decayed else 0.0), []).append(parameter)
     ordered = sorted(groups, key=lambda group: (group[0] == 1.0, *group))
     return [
         {"params": groups[scale, decay], "lr": lr * scale, "base_lr": lr * scale, "weight_decay": decay}
         for scale, decay in ordered
     ]
-
-
-def _count_blocks(names: Iterable[str]) -> int:
-    return max((int(match[1]) + 1 for match in map(BLOCK.match, names) if match), default=0)
 
 
 def _layers_above(name: str, blocks: int) -> int:
@@ -104,19 +83,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     Raises:
         ConfigError: no parameter is trainable, or the backbone does not support layer decay.
     """
-    groups = parameter_groups(
-        model,
-        lr=base_learning_rate(config),
-        weight_decay=config.weight_decay,
-        backbone_lr_scale=config.backbone_lr_scale,
-        offsets_lr_scale=config.offsets_lr_scale,
-        layer_decay=config.layer_decay,
-        decay_norms=config.decay_norms,
-    )
+    groups = parameter_groups(model, config)
     if not groups:
         raise ConfigError("nothing to train: every parameter of the model is frozen")
     fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, betas=config.betas, eps=1e-8, fused=fused)
+    lr, decay = base_learning_rate(config), config.weight_decay
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=1e-8, weight_decay=decay, fused=fused)
 
 
 def base_learning_rate(config: TrainConfig) -> float:
@@ -124,24 +96,11 @@ def base_learning_rate(config: TrainConfig) -> float:
     return config.lr * config.batch_size / PUBLISHED_BATCH if config.scale_lr else config.lr
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Schedule:
-    """The factor of the base learning rate, as a pure function of step and epoch.
+    """The factor of the base learning rate, as a pure function of step and epoch, for a run of `total_steps`."""
 
-    Attributes:
-        kind: step multiplies by `gamma` at each milestone; cosine decays to zero over the whole run.
-        milestones: epochs, counted from 0, at whose first step the rate drops.
-        gamma: factor of each milestone.
-        warmup_steps: steps over which the rate rises linearly from `warmup_start`.
-        warmup_start: factor at the first step.
-        total_steps: optimizer steps of the whole run.
-    """
-
-    kind: Literal["step", "cosine"]
-    milestones: tuple[int, ...]
-    gamma: float
-    warmup_steps: int
-    warmup_start: float
+    config: TrainConfig
     total_steps: int
 
     def factor(self, step: int, epoch: int) -> float:
@@ -151,25 +110,14 @@ class Schedule:
             step: completed optimizer steps.
             epoch: the epoch of the step, from 0.
         """
-        if self.kind == "cosine":
+        config = self.config
+        if config.lr_schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.total_steps))))
         else:
-            factor = self.gamma ** sum(milestone <= epoch for milestone in self.milestones)
-        if step < self.warmup_steps:
-            factor *= 1 - (1 - step / self.warmup_steps) * (1 - self.warmup_start)
+            factor = config.lr_gamma ** sum(milestone <= epoch for milestone in config.lr_milestones)
+        if step < config.warmup_steps:
+            factor *= 1 - (1 - step / config.warmup_steps) * (1 - config.warmup_start)
         return factor
-
-
-def build_schedule(config: TrainConfig, total_steps: int) -> Schedule:
-    """The schedule of the settings, for a run of `total_steps` optimizer steps."""
-    return Schedule(
-        kind=config.lr_schedule,
-        milestones=config.lr_milestones,
-        gamma=config.lr_gamma,
-        warmup_steps=config.warmup_steps,
-        warmup_start=config.warmup_start,
-        total_steps=total_steps,
-    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -44,11 +44,6 @@ def batch_sizes(batch_size: int, micro_batch: int, world_size: int) -> BatchSize
 
     A process with fewer images than `micro_batch` processes them in one micro batch.
 
-    Args:
-        batch_size: images of a step over all processes.
-        micro_batch: images of a forward pass of a process.
-        world_size: number of processes.
-
     Raises:
         ConfigError: the numbers do not divide; the message has the nearest that do.
     """
@@ -119,8 +114,8 @@ def plan_job(
         data: folders given on the command line; the classes of several are merged by name.
         weights: checkpoint or run folder to start from.
         evaluate: whether validation data is needed.
-        run: the requested run folder.
-        fresh: never continue a run.
+        run: see `TrainJob`.
+        fresh: see `TrainJob`.
         chosen: dotted names of the settings that the user set, which the automatic recipe must not change; None: all.
 
     Raises:
@@ -149,9 +144,16 @@ def plan_job(
         notes += [note for note in val.notes if note not in notes]
         warnings += [warning for warning in val.warnings if warning not in warnings]
     images = min(len(annotations.image_ids), settings.data.max_images or len(annotations.image_ids))
+    if len(counts) != settings.model.num_classes:
+        notes.append(
+            f"{len(counts)} classes from {source.name} ({settings.name} has {settings.model.num_classes}); class heads "
+            "load by class name, others are initialized randomly"
+        )
     recipe = Recipe()
     if chosen is not None:
         recipe = fit_recipe(settings, images=images, from_weights=weights is not None, chosen=chosen)
+    if recipe.sentences:
+        notes.append(" ".join(recipe.sentences))
     return TrainJob(
         settings=replace_settings(settings, {"model.num_classes": len(counts), **recipe.changes}),
         class_names=annotations.class_names,
@@ -166,7 +168,7 @@ def plan_job(
         run=run,
         fresh=fresh,
         warnings=warnings,
-        notes=[*notes, *_class_notes(settings, annotations, source.name), *recipe.paragraphs],
+        notes=notes,
     )
 
 
@@ -195,17 +197,6 @@ def _find_training_data(settings: Settings, data: Sequence[str] | None) -> tuple
             )
         )
     return settings, found, notes
-
-
-def _class_notes(settings: Settings, annotations: Annotations, where: str) -> list[str]:
-    """A note where the number of classes differs from the preset's."""
-    count, wanted = len(annotations.category_ids), settings.model.num_classes
-    if count == wanted:
-        return []
-    return [
-        f"{count} classes from {where} ({settings.name} has {wanted}); class heads load by class name, others are "
-        "initialized randomly"
-    ]
 
 
 def total_steps(settings: Settings, steps_per_epoch: int) -> int:

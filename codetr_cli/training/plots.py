@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from codetr_cli.files import replace_file
@@ -25,11 +24,7 @@ SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP")
 
 
 class RunPlots:
-    """The plots of a run folder, drawn again from time to time.
-
-    Args:
-        folder: of the run.
-    """
+    """The plots of a run folder, drawn again from time to time."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -52,12 +47,9 @@ class RunPlots:
 
 
 def draw_plots(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Draws the plots for which a run's metrics have lines.
+    """Draws the plots for which a run's metrics have lines: losses.png, learning_rate.png, ap.png.
 
-    Args:
-        lines: of metrics.jsonl, in order.
-        folder: of losses.png, learning_rate.png and ap.png; each is replaced atomically. Skipped steps are ticks at the
-            bottom of the losses.
+    Each file is replaced atomically. Skipped steps are ticks at the bottom of the losses.
 
     Returns:
         the files written.
@@ -114,11 +106,8 @@ def _draw_ap(lines: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _figure(title: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_xlabel("step")
-    axes.set_ylabel(y_label)
+    axes.set(title=title, xlabel="step", ylabel=y_label)
     axes.grid(alpha=0.3)
     return figure, axes
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
@@ -16,7 +14,7 @@ from codetr_cli.inference.loading import check_image_size
 from codetr_cli.losses.build import build_objective
 from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.training.bad_images import scan
-from codetr_cli.training.build import build_trainable_model
+from codetr_cli.training.initial_weights import build_trainable_model
 from codetr_cli.training.loggers import check_loggers
 from codetr_cli.training.optim import base_learning_rate
 from codetr_cli.training.plan import BatchSizes, TrainJob, batch_sizes, steps_per_epoch, total_steps
@@ -24,7 +22,7 @@ from codetr_cli.training.plan import BatchSizes, TrainJob, batch_sizes, steps_pe
 
 @dataclass(frozen=True)
 class Preview:
-    """Plan of a training, for `--dry-run`."""
+    """Plan of a training; its fields are printed with `--dry-run --json`."""
 
     images: int
     bad_files: int
@@ -37,10 +35,6 @@ class Preview:
     learning_rate: float
     parameters: int
     trained_parameters: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return asdict(self)
 
 
 def check_settings(settings: Settings, device: torch.device, world_size: int) -> None:
@@ -59,13 +53,7 @@ def check_settings(settings: Settings, device: torch.device, world_size: int) ->
 
 
 def preview(job: TrainJob, *, device: torch.device, world_size: int) -> Preview:
-    """The plan of a training.
-
-    Args:
-        job: as planned.
-        device: to train on.
-        world_size: number of processes.
-    """
+    """The plan of a training."""
     settings = job.settings
     batches = batch_sizes(settings.train.batch_size, settings.train.micro_batch, world_size)
     bad = scan(settings, "train")[1] if settings.data.bad_files == "skip" else []
@@ -81,7 +69,7 @@ def preview(job: TrainJob, *, device: torch.device, world_size: int) -> Preview:
     )
     per_epoch = steps_per_epoch(len(loader), batches.accumulation)
     evaluating = job.inputs.val_annotations is not None
-    objective = build_objective(build_trainable_model(settings), settings.train.loss)
+    parameters = list(build_objective(build_trainable_model(settings), settings.train.loss).parameters())
     dtype = autocast_dtype(settings.train.precision, device)
     return Preview(
         images=len(dataset),
@@ -93,10 +81,6 @@ def preview(job: TrainJob, *, device: torch.device, world_size: int) -> Preview:
         device=str(device),
         precision="fp32" if dtype is None else str(dtype).removeprefix("torch."),
         learning_rate=base_learning_rate(settings.train),
-        parameters=_count(objective, trained=False),
-        trained_parameters=_count(objective, trained=True),
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     )
-
-
-def _count(module: nn.Module, *, trained: bool) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trained)

@@ -6,17 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import ModelConfig, Settings
 
 
 def set_checkpointing(model: nn.Module, config: ModelConfig) -> None:
-    """Switches activation checkpointing of a built network on or off as the settings say.
-
-    Args:
-        model: a CoDETR, or a stand-in without some of its parts.
-        config: the settings.
-    """
+    """Switches activation checkpointing of a built network, or of those of its parts that it has, on or off."""
     wanted: dict[str, int | bool] = {
         "encoder": config.encoder_checkpointing,
         "decoder": config.decoder_checkpointing,
@@ -27,11 +21,6 @@ def set_checkpointing(model: nn.Module, config: ModelConfig) -> None:
         part: Any = getattr(model, name, None)
         if part is not None:
             part.checkpointing = value
-
-
-def with_all_checkpointing(settings: Settings) -> Settings:
-    """The settings with activation checkpointing everywhere."""
-    return replace_settings(settings, all_checkpointing(settings))
 
 
 def all_checkpointing(settings: Settings) -> dict[str, int | bool]:

@@ -4,9 +4,8 @@
     rank<N>.safetensors the forward passes of process N, with the states of its random number generators before each
     step.json           step, epoch and batch, non-finite values, seed, scale; written last
 
-`replay`, and `python -m codetr_cli.training.repro RUN/diverged [DEVICE]` as JSON, compute losses and gradients of the
-step again, one process after the other in a single process. Losses that are normalized over all processes are
-normalized over one process there.
+`replay`, and `python -m codetr_cli.training.repro RUN/diverged [DEVICE]` as JSON, compute the step again in a single
+process. Losses that are normalized over all processes are normalized over one process there.
 """
 
 from __future__ import annotations
@@ -24,80 +23,71 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import full_weights
 from codetr_cli.errors import CheckpointError
 from codetr_cli.files import WEIGHTS_NAME, replace_file, write_text
 from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.runtime.rng import restore_random_states
-from codetr_cli.training.nonfinite import nonfinite_gradients
+from codetr_cli.training.nonfinite import StepInputs, nonfinite_gradients
+from codetr_cli.training.state import TrainContext, TrainState
 from codetr_cli.weights.checkpoint import load_checkpoint, read_safetensors, save_checkpoint
 
 STEP = "step.json"
 
-StepInputs = list[tuple[Batch, dict[str, Any]]]
-"""Forward passes of a step in this process: images and targets, and the states of the random generators before it."""
 
-
-def save_reproducer(
-    folder: Path,
-    weights: dict[str, Tensor],
-    inputs: StepInputs,
-    summary: dict[str, Any],
-    *,
-    settings: Settings,
-    class_names: Sequence[str],
-    category_ids: Sequence[int],
-) -> None:
-    """Writes a reproducer; all processes must call it.
-
-    Args:
-        folder: of the reproducer; an older one is replaced.
-        weights: of the model, not their average.
-        inputs: of the step in this process.
-        summary: plain values for step.json.
-        settings: of the run.
-        class_names: by label.
-        category_ids: by label.
+def save_reproducer(folder: Path, context: TrainContext, state: TrainState) -> None:
+    """Writes a reproducer of the newest step, with the weights and not their average; all processes must call it.
 
     Raises:
         ResourceError: no space left.
     """
+    weights = dict(full_weights(context.model))
     if process_group.is_main():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     process_group.barrier()
     tensors: dict[str, Tensor] = {}
-    rest = []
-    for index, (batch, states) in enumerate(inputs):
-        extracted, plain = _extract_tensors({"batch": vars(batch), "random": states}, f"{index}")
-        tensors |= extracted
-        rest.append(plain)
+    rest = [
+        _extract_tensors({"batch": vars(batch), "random": states}, f"{index}", tensors)
+        for index, (batch, states) in enumerate(state.step_inputs)
+    ]
     with replace_file(folder / f"rank{process_group.rank()}.safetensors") as temporary:
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary,
                   {"micro_batches": json.dumps(rest)})  # fmt: skip
     if process_group.is_main():
         save_checkpoint(
-            folder / WEIGHTS_NAME, weights, settings=settings, class_names=class_names, category_ids=category_ids
+            folder / WEIGHTS_NAME,
+            weights,
+            settings=context.settings,
+            class_names=context.class_names,
+            category_ids=context.category_ids,
         )
     process_group.barrier()
     if process_group.is_main():
-        summary = {**summary, "seed": settings.train.seed, "processes": process_group.world_size()}
+        progress, nonfinite = state.progress, state.nonfinite
+        summary = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "batch": progress.batch,
+            "device": str(context.device),
+            "scale": state.scaler.get_scale(),
+            "checkpoints": str(context.io.folder.checkpoints_dir),
+            **(nonfinite.as_dict() if nonfinite is not None else {}),
+            "seed": context.settings.train.seed,
+            "processes": process_group.world_size(),
+        }
         write_text(folder / STEP, json.dumps(summary, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """One process's part of a step, computed again.
+    """One process's part of a step, computed again: image ids and losses of each forward pass.
 
-    Attributes:
-        rank: of the process.
-        image_ids: of each forward pass.
-        losses: by name, of each forward pass.
-        gradients: names of parameters with a non-finite gradient.
+    The gradients are the names of the parameters with a non-finite one.
     """
 
     rank: int
@@ -107,11 +97,9 @@ class Replayed:
 
 
 def replay(folder: Path, device: torch.device) -> Iterator[Replayed]:
-    """Computes the step of a reproducer again in the precision of the run, one process's part after the other.
+    """Computes losses and gradients of a step again, in the precision of the run, one process after the other.
 
-    Args:
-        folder: RUN/diverged.
-        device: to compute on; another type of device has other random numbers.
+    Another type of device than the run's has other random numbers.
 
     Raises:
         CheckpointError: missing or damaged.
@@ -178,17 +166,16 @@ def read_micro_batches(path: Path) -> StepInputs:
     return inputs
 
 
-def _extract_tensors(value: Any, path: str) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of nested tables and lists by path, and the rest with null in place of each."""
+def _extract_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Nested tables and lists with null in place of each tensor, which goes to `tensors` by its path."""
     if isinstance(value, Tensor):
-        return {path: value}, None
+        tensors[path] = value
+        return None
     if isinstance(value, dict):
-        parts = {key: _extract_tensors(item, f"{path}.{key}") for key, item in value.items()}
-        return _merge(parts.values()), {key: rest for key, (_, rest) in parts.items()}
+        return {key: _extract_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        listed = [_extract_tensors(item, f"{path}.{index}") for index, item in enumerate(value)]
-        return _merge(listed), [rest for _, rest in listed]
-    return {}, value.item() if hasattr(value, "item") else value
+        return [_extract_tensors(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
+    return value.item() if hasattr(value, "item") else value
 
 
 def _insert_tensors(rest: Any, tensors: dict[str, Tensor], path: str) -> Any:
@@ -202,16 +189,8 @@ def _insert_tensors(rest: Any, tensors: dict[str, Tensor], path: str) -> Any:
     return rest
 
 
-def _merge(parts: Any) -> dict[str, Tensor]:
-    return {name: tensor for found, _ in parts for name, tensor in found.items()}
-
-
 def main(arguments: Sequence[str]) -> None:
-    """Prints the replayed step as JSON; non-finite losses are texts.
-
-    Args:
-        arguments: the folder of the reproducer and, if it is not the CPU, the device.
-    """
+    """Prints the step replayed from FOLDER [DEVICE] as JSON; non-finite losses are texts."""
     replayed = [asdict(part) for part in replay(Path(arguments[0]), torch.device(*arguments[1:2] or ["cpu"]))]
     for part in replayed:
         part["losses"] = [

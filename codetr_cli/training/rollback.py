@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from pathlib import Path
 
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.fsdp import full_weights
 from codetr_cli.errors import DivergedError, ResourceError
 from codetr_cli.runs.folder import STATE, read_state
 from codetr_cli.runtime.disk_errors import writing
@@ -31,13 +29,7 @@ def nonfinite_limit(context: TrainContext, state: TrainState) -> int:
 
 
 def skip_step(context: TrainContext, state: TrainState, step_losses: StepLosses) -> None:
-    """Records a skipped step; all processes must call it, before the step is counted.
-
-    Args:
-        context: its model has the gradients of the step.
-        state: of the training.
-        step_losses: of this process.
-    """
+    """Records a skipped step; all processes must call it, before the step is counted."""
     progress = state.progress
     nonfinite = state.nonfinite = find_nonfinite(context.model, step_losses)
     progress.nonfinite_steps += 1
@@ -55,13 +47,8 @@ def skip_step(context: TrainContext, state: TrainState, step_losses: StepLosses)
             **nonfinite.as_dict(),
         }
     )
-    logger.warning(
-        "step %d skipped (%d in a row, %d allowed): %s",
-        progress.step + 1,
-        progress.nonfinite_steps,
-        nonfinite_limit(context, state),
-        nonfinite,
-    )
+    text = "step %d skipped (%d in a row, %d allowed): %s"
+    logger.warning(text, progress.step + 1, progress.nonfinite_steps, nonfinite_limit(context, state), nonfinite)
 
 
 def roll_back(context: TrainContext, state: TrainState) -> None:
@@ -103,13 +90,11 @@ def _log_rollback(context: TrainContext, state: TrainState) -> None:
             "skipped": skipped,
         }
     )
-    logger.warning(
+    text = (
         "%d steps in a row were not finite: going back from step %d to the checkpoint of step %d; the remaining images "
-        "of its epoch and all later epochs are reshuffled",
-        progress.nonfinite_steps,
-        progress.step,
-        before["step"],
+        "of its epoch and all later epochs are reshuffled"
     )
+    logger.warning(text, progress.nonfinite_steps, progress.step, before["step"])
 
 
 def _give_up(context: TrainContext, state: TrainState) -> DivergedError:
@@ -127,7 +112,7 @@ def _give_up(context: TrainContext, state: TrainState) -> DivergedError:
     )
     try:
         with writing(run.path):
-            _save_reproducer(context, state, folder)
+            save_reproducer(folder, context, state)
         text += f"`python -m codetr_cli.training.repro {folder}` computes that step again. "
     except ResourceError as error:
         text += f"The step could not be saved for a replay: {error} "
@@ -137,24 +122,3 @@ def _give_up(context: TrainContext, state: TrainState) -> DivergedError:
             context.io.log({"kind": "diverged", "step": progress.step, "epoch": progress.epoch})
             logger.debug("%s", text)
     return DivergedError(text)
-
-
-def _save_reproducer(context: TrainContext, state: TrainState, folder: Path) -> None:
-    progress, nonfinite = state.progress, state.nonfinite
-    save_reproducer(
-        folder,
-        dict(full_weights(context.model)),
-        state.step_inputs,
-        {
-            "step": progress.step,
-            "epoch": progress.epoch,
-            "batch": progress.batch,
-            "device": str(context.device),
-            "scale": state.scaler.get_scale(),
-            "checkpoints": str(context.io.folder.checkpoints_dir),
-            **(nonfinite.as_dict() if nonfinite is not None else {}),
-        },
-        settings=context.settings,
-        class_names=context.class_names,
-        category_ids=context.category_ids,
-    )

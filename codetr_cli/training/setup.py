@@ -37,16 +37,9 @@ LOCK_PATIENCE_S = 20.0  # for processes of a killed launcher, which save before 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a finished training.
+    """Result of a finished training: its folder, steps and epochs of the whole run, and the newest weights.
 
-    Attributes:
-        run: the folder.
-        steps: optimizer steps of the whole run.
-        epochs: epochs completed.
-        metrics: of the newest evaluation, empty without one.
-        best_ap: highest AP, None without an evaluation.
-        weights: file with the newest weights.
-        best_weights: file with the weights of the highest AP, None without an evaluation.
+    The metrics are those of the newest evaluation, the best ones those of the highest AP; both need an evaluation.
     """
 
     run: Path
@@ -65,7 +58,7 @@ def run_training(job: TrainJob, *, device: torch.device, choice: RunChoice | Non
         job: as planned.
         device: of the whole training; each of several processes uses its own GPU.
         choice: the run folder; None: the process of rank 0 chooses it.
-        reporter: shows the progress; only used in the process of rank 0.
+        reporter: only used in the process of rank 0.
 
     Raises:
         StoppedError: a signal came; the work is saved.

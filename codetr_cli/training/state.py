@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
-from codetr_cli.data.loading.loader import Segment
+from codetr_cli.data.loading.loader import TrainLoader
 from codetr_cli.distributed.sharded_state import ShardWriters
 from codetr_cli.distributed.watchdog import Heartbeat
 from codetr_cli.runs.folder import RunFolder
@@ -20,41 +20,16 @@ from codetr_cli.training.background_writer import BackgroundWriter
 from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.loggers import Loggers
 from codetr_cli.training.metrics import DataWaitMonitor, StepMetrics
-from codetr_cli.training.nonfinite import NonfiniteValues
+from codetr_cli.training.nonfinite import NonfiniteValues, StepInputs
 from codetr_cli.training.optim import Schedule
 from codetr_cli.training.plan import BatchSizes
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.reporter import Reporter
-from codetr_cli.training.repro import StepInputs
-
-
-class Loader(Protocol):
-    """Micro batches for this process, one epoch at a time."""
-
-    def __len__(self) -> int:
-        """Micro batches of a whole epoch."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def set_epoch(
-        self,
-        epoch: int,
-        start_batch: int = 0,
-        reshuffled_from: int | None = None,
-        segments: Sequence[Segment] = (),
-        /,
-    ) -> int:
-        """Selects what the next iteration yields and counts it; see `codetr_cli.data.loading.loader.TrainLoader`."""
 
 
 class MicroBatches:
-    """The micro batches of one step, read when first needed and kept in case the step is computed again.
-
-    Args:
-        read: gives the next micro batch.
-        count: of the step.
-    """
+    """The micro batches of one step, read when first needed and kept in case the step is computed again."""
 
     def __init__(self, read: Callable[[], Batch], count: int) -> None:
         self._read, self._count = read, count
@@ -77,7 +52,6 @@ class RunIO:
     Attributes:
         folder: the run folder; only the process of rank 0 writes there.
         loggers: external services that receive the lines of metrics.jsonl; only in the process of rank 0.
-        reporter: shows the progress.
         stop: whether a signal has asked to stop.
         heartbeat: records the current activity for the watchdog.
     """
@@ -100,17 +74,13 @@ class TrainContext:
 
     Attributes:
         settings: of the run; model.num_classes is that of the data.
-        class_names: by label, for the checkpoints.
-        category_ids: by label, for the checkpoints.
-        device: of this process.
+        class_names: by label, for the checkpoints, like the category ids.
         dtype: of autocast, None for float32.
         batches: how the images of a step are divided.
         objective: images, padding mask and targets in, losses by name out; wrapped for several processes.
         model: the detector inside the objective; its state dict is what checkpoints hold.
-        loader: of this process.
         evaluate: metrics of the current model after a step, in every process; None never evaluates.
         shard_writers: all processes as writers of the checkpoints of a sharded training; None for any other.
-        io: folder, loggers, reporter, signals.
     """
 
     settings: Settings
@@ -121,7 +91,7 @@ class TrainContext:
     batches: BatchSizes
     objective: nn.Module
     model: nn.Module
-    loader: Loader
+    loader: TrainLoader
     evaluate: Callable[[int], dict[str, float]] | None
     shard_writers: ShardWriters | None
     io: RunIO
@@ -132,15 +102,11 @@ class TrainState:
     """What changes during a training, in addition to the weights.
 
     Attributes:
-        optimizer: over the model's parameters.
         scaler: of fp16 gradients; disabled for other precisions.
         ema: moving average of the weights, None without.
         total_steps: optimizer steps of the whole run.
         schedule: of the learning rate over these steps.
         metrics: of the steps since the last log line.
-        plots: drawn from the run's metrics.
-        progress: of the run.
-        writer: writes checkpoints in the background.
         newest_line: of training in metrics.jsonl; empty before the first.
         step_inputs: forward passes of the newest step, for the reproducer of a non-finite one.
         nonfinite: non-finite values of the newest skipped step.

@@ -51,7 +51,9 @@ def train_step(context: TrainContext, state: TrainState, micro_batches: MicroBat
                 share = len(batch) / len(part)
                 is_last = is_last_batch and number == len(parts) - 1
                 part_losses = forward_backward(context, state, part, len(micro_batches) * share, sync=is_last)
-                losses = _add_share(losses, part_losses, share) if len(parts) > 1 else part_losses
+                if len(parts) > 1:  # the losses of a micro batch are the mean over its images
+                    part_losses = {name: losses.get(name, 0.0) + value / share for name, value in part_losses.items()}
+                losses = part_losses
         step_losses.append((losses, [int(target["image_id"]) for target in batch.targets]))
     for losses, image_ids in step_losses:
         state.metrics.add(losses, len(image_ids))
@@ -79,12 +81,7 @@ def forward_backward(
 ) -> dict[str, Tensor]:
     """Adds the gradients of one forward pass, weighted by 1 / divisor.
 
-    Args:
-        context: of the training.
-        state: gets the inputs of the pass.
-        batch: all images of the pass, on the CPU.
-        divisor: of the summed losses.
-        sync: average the gradients over processes; in the last pass of a step.
+    The batch is on the CPU. `sync` averages the gradients over processes, in the last pass of a step.
 
     Returns:
         scalar losses by name, detached.
@@ -129,11 +126,6 @@ def has_diverged(context: TrainContext, state: TrainState) -> bool:
     with gathered(context.objective):
         finite = has_finite_outputs(context.model, images, batch.padding_mask)
     return process_group.any_process(not finite)[0]
-
-
-def _add_share(losses: dict[str, Tensor], part_losses: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """The losses of a micro batch as the mean over the images of its parts."""
-    return {name: losses.get(name, 0.0) + value / share for name, value in part_losses.items()}
 
 
 def _check_finite(norm: Tensor, step_losses: StepLosses) -> tuple[float, bool, bool]:

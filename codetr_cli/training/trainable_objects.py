@@ -15,11 +15,7 @@ from codetr_cli.errors import DatasetError
 def count_trainable(annotations: Annotations, path: Path, *, min_side: int, max_images: int | None) -> np.ndarray:
     """Objects of each class that a training uses.
 
-    Args:
-        annotations: of the training images.
-        path: their file, for the message.
-        min_side: images with a smaller side are skipped.
-        max_images: only the first of the others are used; None: all.
+    Images with a side under `min_side` are skipped; only the first `max_images` of the others are used.
 
     Returns:
         (K,) int64 by label.
@@ -50,11 +46,8 @@ def _reasons(annotations: Annotations, path: Path, rows: np.ndarray, min_side: i
     flat = (annotations.area <= 0) | (w < 1) | (h < 1)
     fractions = bool(flat.any()) and bool((annotations.boxes_xywh[flat] <= 1).all())
     hint = " (they look like fractions of the image: COCO counts pixels)" if fractions else ""
-    found = (
-        [f"{unlisted} are of images that `images` does not list"]
-        if (unlisted := _without_image(annotations, path))
-        else []
-    )
+    unlisted = _without_image(annotations, path)
+    found = [f"{unlisted} are of images that `images` does not list"] if unlisted else []
     remaining = np.ones(len(w), bool)
     for why, words in (
         (annotations.ignore | (annotations.iscrowd != 0), "are crowd regions or marked `ignore`"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -20,6 +20,7 @@ from codetr_cli.evaluation.request import EvalRequest, expects_masks
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.training.bad_images import BadFiles
+from codetr_cli.training.initial_weights import build_trainable_model
 from codetr_cli.training.plan import TrainJob
 from codetr_cli.training.state import RunIO
 
@@ -29,14 +30,7 @@ logger = logging.getLogger(__name__)
 class Validation:
     """Evaluates the model on the validation images of a training; all processes make one and call it together.
 
-    Args:
-        job: class names and category ids.
-        settings: of the run.
-        model: to evaluate.
-        build: makes a model of the same architecture.
-        bad_files: records validation images that cannot be read.
-        io: of the run; a signal to stop ends an evaluation at once.
-        device: of this process.
+    A signal to stop ends an evaluation at once.
 
     Raises:
         DatasetError: the annotations cannot be scored against.
@@ -48,12 +42,11 @@ class Validation:
         *,
         settings: Settings,
         model: CoDETR,
-        build: Callable[[], CoDETR],
         bad_files: BadFiles,
         io: RunIO,
         device: torch.device,
     ) -> None:
-        self._model, self._build = model, build
+        self._model, self._build = model, partial(build_trainable_model, settings)
         self._bad_files, self._io, self._device = bad_files, io, device
         self._is_protocol_logged = False
         annotations_path = find_data(settings.data, None, "val").annotations_path

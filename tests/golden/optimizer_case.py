@@ -17,7 +17,7 @@ from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings, TrainConfig
 from codetr_cli.models.build import build_model
 from codetr_cli.training.ema import ModelEma, step_momentum
-from codetr_cli.training.optim import base_learning_rate, build_optimizer, build_schedule, set_learning_rate
+from codetr_cli.training.optim import Schedule, base_learning_rate, build_optimizer, set_learning_rate
 from codetr_cli.weights.names import Naming, to_published
 from tests.golden import synth
 from tests.golden.case import UnsupportedCaseError
@@ -76,7 +76,7 @@ def _compare_schedule(config: str, recorded: dict[str, Any], report: Compare) ->
     theirs = torch.optim.SGD([torch.zeros(1)], lr=lr)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(theirs, rule["milestones"], gamma=gamma)
     train = TrainConfig(lr=lr, lr_milestones=tuple(rule["milestones"]), lr_gamma=gamma, epochs=epochs)
-    schedule = build_schedule(train, total_steps=epochs)
+    schedule = Schedule(train, total_steps=epochs)
     ours, wanted = [], []
     for epoch in range(epochs):
         ours.append(base_learning_rate(train) * schedule.factor(epoch, epoch))
@@ -173,7 +173,7 @@ def _compare_sensex(config: str, recorded: dict[str, Any], report: Compare) -> N
     for key in ("betas", "eps"):
         report(f"{preset}/{key}", optimizer.defaults[key], recorded["adamw"][key], 1e-12)
 
-    schedule = build_schedule(train, total_steps=train.epochs * EPOCH_STEPS)
+    schedule = Schedule(train, total_steps=train.epochs * EPOCH_STEPS)
     rates = recorded["schedule"]
     for step, lrs in rates["lr_at_iteration"].items():
         factor = schedule.factor(int(step), epoch=0)

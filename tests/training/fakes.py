@@ -26,12 +26,12 @@ from codetr_cli.training.checkpointing import restore
 from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.loggers import Loggers
 from codetr_cli.training.metrics import StepMetrics
-from codetr_cli.training.optim import build_optimizer, build_schedule
+from codetr_cli.training.optim import Schedule, build_optimizer
 from codetr_cli.training.plan import BatchSizes
 from codetr_cli.training.plots import RunPlots
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.reporter import SilentReporter, StepProgress
-from codetr_cli.training.state import Loader, RunIO, TrainContext, TrainState
+from codetr_cli.training.state import RunIO, TrainContext, TrainState
 
 CPU = torch.device("cpu")
 MICRO_BATCHES = 5
@@ -166,7 +166,7 @@ class FakeRun:
         return self.context.objective
 
     @property
-    def loader(self) -> Loader:
+    def loader(self) -> Any:
         return self.context.loader
 
     @property
@@ -240,7 +240,7 @@ def begin(
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         ema=ModelEma(objective.model, settings.train.ema_momentum) if settings.train.ema_momentum else None,
         total_steps=total,
-        schedule=build_schedule(settings.train, total),
+        schedule=Schedule(settings.train, total),
         metrics=StepMetrics(
             group_losses=lambda losses: {"all": sum(losses.values())},
             reduce_mean=lambda tensor: tensor,

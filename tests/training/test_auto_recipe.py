@@ -20,7 +20,7 @@ from codetr_cli.training.plan import TrainJob, plan_job
 def fitted(preset: str, images: int, *, weights: bool, by_hand: tuple[str, ...] = ()) -> tuple[Settings, str]:
     settings = load_preset(preset, list(by_hand))
     recipe = fit_recipe(settings, images=images, from_weights=weights, chosen=user_set(settings))
-    return replace_settings(settings, recipe.changes), " ".join(recipe.paragraphs)
+    return replace_settings(settings, recipe.changes), " ".join(recipe.sentences)
 
 
 def test_published_data_are_trained_on_as_published():

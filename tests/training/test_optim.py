@@ -16,7 +16,6 @@ from codetr_cli.training.optim import (
     Schedule,
     base_learning_rate,
     build_optimizer,
-    build_schedule,
     clip_gradients,
     parameter_groups,
     set_learning_rate,
@@ -44,7 +43,7 @@ def rates_of(groups: list[dict], model: nn.Module) -> dict[str, tuple[float, flo
 
 def test_groups_hold_each_trainable_parameter_once_and_decay_all_of_them():
     model = small_model()
-    groups = parameter_groups(model, lr=1.0, backbone_lr_scale=0.1, weight_decay=0.3)
+    groups = parameter_groups(model, TrainConfig(lr=1.0, backbone_lr_scale=0.1, weight_decay=0.3))
     assert [(g["lr"], g["base_lr"], g["weight_decay"], len(g["params"])) for g in groups] == [
         (0.1, 0.1, 0.3, 2),
         (1.0, 1.0, 0.3, 2),
@@ -68,7 +67,8 @@ def row_of_blocks() -> nn.Module:
 
 def test_rate_halves_from_block_to_block_and_vectors_are_not_decayed():
     model = row_of_blocks()
-    rates = rates_of(parameter_groups(model, lr=1.0, weight_decay=0.3, layer_decay=0.5, decay_norms=False), model)
+    config = TrainConfig(lr=1.0, weight_decay=0.3, backbone_lr_scale=1.0, layer_decay=0.5, decay_norms=False)
+    rates = rates_of(parameter_groups(model, config), model)
     assert rates == {
         "backbone.pos_embed": (0.0625, 0.3),
         "backbone.patch_embed.weight": (0.0625, 0.3),
@@ -89,7 +89,8 @@ def test_rate_halves_from_block_to_block_and_vectors_are_not_decayed():
 
 def test_sampling_offsets_have_their_own_rate_and_the_full_rate_is_last():
     model = row_of_blocks()
-    groups = parameter_groups(model, lr=1.0, weight_decay=0.3, backbone_lr_scale=3.0, offsets_lr_scale=0.1)
+    config = TrainConfig(lr=1.0, weight_decay=0.3, backbone_lr_scale=3.0, offsets_lr_scale=0.1)
+    groups = parameter_groups(model, config)
     rates = rates_of(groups, model)
     assert rates["encoder.sampling_offsets.bias"] == (0.1, 0.3)
     assert rates["scale"] == (1.0, 0.3)
@@ -98,7 +99,7 @@ def test_sampling_offsets_have_their_own_rate_and_the_full_rate_is_last():
 
 def test_layer_decay_needs_blocks():
     with pytest.raises(ConfigError, match=r"train.layer_decay 0.5 needs .*kind vit"):
-        parameter_groups(small_model(), lr=1.0, weight_decay=0.1, layer_decay=0.5)
+        parameter_groups(small_model(), TrainConfig(layer_decay=0.5))
 
 
 def test_a_model_without_trainable_parameters_is_refused():
@@ -115,7 +116,7 @@ def test_learning_rate_is_scaled_to_the_batch_only_when_asked():
 def test_step_schedule_is_that_of_torch():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 5], gamma=0.1)
-    ours = build_schedule(TrainConfig(lr_milestones=(2, 5)), total_steps=80)
+    ours = Schedule(TrainConfig(lr_milestones=(2, 5)), total_steps=80)
     for epoch in range(8):
         assert ours.factor(step=epoch * 10, epoch=epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -123,7 +124,7 @@ def test_step_schedule_is_that_of_torch():
 
 
 def test_cosine_schedule_falls_from_one_to_zero():
-    schedule = Schedule(kind="cosine", milestones=(), gamma=0.1, warmup_steps=0, warmup_start=1.0, total_steps=10)
+    schedule = Schedule(TrainConfig(lr_schedule="cosine"), total_steps=10)
     factors = [schedule.factor(step, epoch=0) for step in range(11)]
     assert factors[0] == 1.0
     assert factors[5] == pytest.approx(0.5)
@@ -132,7 +133,7 @@ def test_cosine_schedule_falls_from_one_to_zero():
 
 
 def test_warmup_is_the_published_line():
-    schedule = build_schedule(TrainConfig(warmup_steps=500, warmup_start=0.01), total_steps=1000)
+    schedule = Schedule(TrainConfig(warmup_steps=500, warmup_start=0.01), total_steps=1000)
     for step in (0, 1, 250, 499):
         assert schedule.factor(step, epoch=0) == pytest.approx(1 - (1 - step / 500) * 0.99)
     assert schedule.factor(500, epoch=0) == 1.0
