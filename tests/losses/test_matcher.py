@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from codetr_cli.losses import matcher
 from codetr_cli.losses.matcher import HungarianMatcher
+from tests.losses.many_objects import make_objects, peak_bytes
 
 MATCHER = HungarianMatcher(class_cost=2.0, l1_cost=5.0, giou_cost=2.0)
 
@@ -89,3 +92,36 @@ def test_numbers_that_are_not_finite_reach_the_loss_not_the_solver():
     logits[0, 0], boxes[0, 1] = float("nan"), float("inf")
     ((match,),) = MATCHER([(logits, boxes)], make_targets((2,)))
     assert len(match[0]) == 2
+
+
+def make_problem(count, queries=150, classes=6):
+    generator = torch.Generator().manual_seed(0)
+    sets = [
+        (torch.randn(1, queries, classes, generator=generator), torch.rand(1, queries, 4, generator=generator))
+        for _ in range(2)
+    ]
+    labels = torch.randint(classes, (count,), generator=generator)
+    return sets, [{"boxes": make_objects(max(count, 2))[:count], "labels": labels, "norm_size": (200, 160)}]
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 149, 150, 151])
+def test_chunks_of_queries_give_the_same_matches(monkeypatch, count):
+    one_by_one = HungarianMatcher(class_cost=2.0, l1_cost=5.0, giou_cost=2.0)
+    sets, targets = make_problem(count)
+    monkeypatch.setitem(matcher.CHUNK_PAIRS, "cpu", 10**9)
+    wanted = one_by_one(sets, targets)
+    for pairs in (1, 149 * max(count, 6), 150 * max(count, 6), 151 * max(count, 6)):
+        monkeypatch.setitem(matcher.CHUNK_PAIRS, "cpu", pairs)
+        for ours, theirs in zip(one_by_one(sets, targets), wanted, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours[0], theirs[0], strict=True))
+            assert len(ours[0][0]) == min(count, 150)
+            assert bool((ours[0][0].diff() > 0).all())
+
+
+def test_a_thousand_objects_need_their_costs_and_little_else_to_match(monkeypatch):
+    """Twice the costs at most, beside what a chunk takes: computed as a whole they take ten times."""
+    monkeypatch.setitem(matcher.CHUNK_PAIRS, "cpu", 10_000)
+    sets, targets = make_problem(1000, queries=400)
+    costs = len(sets) * 400 * 1000 * 4
+    search = HungarianMatcher(class_cost=2.0, l1_cost=5.0, giou_cost=2.0)
+    assert costs <= peak_bytes(lambda: search.start(sets, [targets] * len(sets))) < 1.5 * costs

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.errors import ConfigError
 from codetr_cli.models.mask_grid import boundary
 from codetr_cli.models.mask_heads.fcn import of_class
 from codetr_cli.models.mask_heads.refine import keep_fine_boundaries, logits_of_class
@@ -44,12 +42,3 @@ def test_refinement_changes_a_mask_at_its_boundary_only():
     expected[keeps] = F.interpolate(step, size=(16, 16), mode="bilinear", align_corners=True)[keeps]
     torch.testing.assert_close(merged, expected)
     assert 0 < int(keeps.sum()) < keeps.numel()
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [("model.mask.dim=20", "dim"), ("model.mask.dim=8", "dim"), ("model.mask.pooled_size=7", "pool")],
-)
-def test_sizes_that_cannot_be_halved_are_refused(tiny_settings, override, named):
-    with pytest.raises(ConfigError, match=named):
-        apply_overrides(tiny_settings, ["model.mask.kind=refine", override])
