@@ -44,20 +44,6 @@ PROPOSALS = [
 ]
 
 
-def test_convolutions_come_before_the_shared_layers():
-    head = roi_head()
-    pooled = torch.randn(5, 8, 3, 3)
-    x = pooled
-    for conv in head.convs:
-        x = conv.norm(conv.conv(x)).relu()
-    shared = head.fcs[0](x.flatten(1)).relu()
-    logits, deltas = head(pooled)
-    torch.testing.assert_close(logits, head.class_head(shared))
-    torch.testing.assert_close(deltas, head.box_head(shared))
-    assert (logits.shape, deltas.shape) == ((5, 4), (5, 4))
-    assert all(conv.conv.bias is None for conv in head.convs)
-
-
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_deltas_of_a_class(class_agnostic):
     deltas = torch.arange(24.0).view(2, 12)[:, : 4 if class_agnostic else 12]
