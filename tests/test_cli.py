@@ -12,6 +12,7 @@ import pytest
 
 from codetr_cli import __version__
 from codetr_cli.cli import VERBS
+from codetr_cli.commands.bench import SELECTORS
 from codetr_cli.commands.train import FIRST_PRESETS
 from codetr_cli.config.presets import preset_names
 from tests.conftest import REPOSITORY

@@ -78,7 +78,7 @@ def test_the_job_itself_starts_in_the_folder_that_holds_its_script(
     ran = codetr("train", "--preset", tmp_path / "tiny.toml", "--data", tiny_coco, "--run", tmp_path / "run",
                  "--device", "cpu", "--no-eval", "--set", "train.max_steps=1")  # fmt: skip
     assert ran.code == 0, ran.err
-    assert "new run in" in ran.out
+    assert "new run in" in ran.err
 
 
 def test_a_batch_that_the_machines_cannot_share_is_refused_before_it_waits_in_a_queue(

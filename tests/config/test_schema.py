@@ -27,8 +27,8 @@ def test_settings_that_do_not_go_together(overrides: list[str], words: str) -> N
 
 def test_settings_that_do_not_fit_are_refused(tiny_settings):
     for overrides, message in (
-        ([*VIT, "model.num_levels=4"], "a vit has maps of finest_stride 4 and num_levels 5"),
-        ([*VIT, "model.backbone.global_blocks=[3]"], "a depth of 3"),
+        ([*VIT, "model.num_levels=4"], "backbone vit needs finest_stride 4 and num_levels 5"),
+        ([*VIT, "model.backbone.global_blocks=[3]"], "beyond depth 3"),
         ([*VIT, "model.backbone.num_heads=3"], "not divisible by 4 x num_heads 3"),
         ([*VIT, "model.backbone.fixed_size=100"], "fixed_size 100 is not divisible by patch_size 16"),
         ([*SWIN, "model.backbone.num_heads=[3, 2, 2, 4]"], "stage 0 are not divisible by 3 heads"),

@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 
 ADDRESS = "http://images.cocodataset.org/"
 
@@ -55,14 +54,3 @@ def lvis_content(split: str, first_id: int) -> dict[str, Any]:
     ]
     objects = [annotation(i + 1, first_id + i, 1) for i in range(3)] + [annotation(9, first_id + 1, 3)]
     return {"images": images, "annotations": objects, "categories": categories}
-
-
-@pytest.fixture
-def lvis(tmp_path: Path) -> Path:
-    root = tmp_path / "lvis"
-    for split, first_id in (("train", 1), ("val", 101)):
-        content = lvis_content(split, first_id)
-        write(root / "annotations" / f"lvis_v1_{split}.json", content)
-        for image in content["images"]:
-            picture(root / image["coco_url"].removeprefix(ADDRESS))
-    return root

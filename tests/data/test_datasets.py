@@ -125,7 +125,7 @@ def test_the_wrong_data_set_is_reported_in_either_direction(lvis: Path, tiny_coc
 def test_training_reports_its_classes(lvis: Path, tiny_coco: Path) -> None:
     job = plan_job(settings_for(tiny_coco, "coco"))
     (note,) = job.notes
-    assert "x is made for 80 classes" in note
+    assert "(x has 80)" in note
     assert "has 3" in note
     assert job.settings.model.num_classes == 3
     assert plan_job(job.settings).notes == []
