@@ -29,7 +29,7 @@ def test_narrow_terminal_leaves_columns_out_and_says_so(columns: int, codetr, mo
     assert max(len(line) for line in table.splitlines()) <= columns
     assert "65.4" in row_of(table, "co_dino_vit_l")
     assert "weights' licence" not in table
-    assert "No room for: at, weights' licence" in ran.out + ran.err
+    assert "Hidden columns: at, weights' licence" in ran.out + ran.err
 
 
 def test_filters(codetr):
