@@ -104,9 +104,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     Raises:
         ConfigError: no parameter is trainable, or the backbone does not support layer decay.
     """
+    lr = base_learning_rate(config)
     groups = parameter_groups(
         model,
-        lr=base_learning_rate(config),
+        lr=lr,
         weight_decay=config.weight_decay,
         backbone_lr_scale=config.backbone_lr_scale,
         offsets_lr_scale=config.offsets_lr_scale,
@@ -116,7 +117,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     if not groups:
         raise ConfigError("nothing to train: every parameter of the model is frozen")
     fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, betas=config.betas, eps=1e-8, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=1e-8, weight_decay=config.weight_decay, fused=fused)
 
 
 def base_learning_rate(config: TrainConfig) -> float:
