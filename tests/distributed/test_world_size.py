@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.torch_compile import compile_static_parts
 from codetr_cli.training import plots
 from tests.conftest import REPOSITORY, Ran
+from tests.distributed.ports import free_port
 from tests.distributed.world_size_cases import CASES, run_case, sample
 
 TOLERANCE = 1e-6  # of float32: of each loss, of the norm of all gradients, of each weight
@@ -48,9 +48,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
 
 def in_two_processes(folder: Path, *names: str) -> list[Results]:
     """What each of them computed."""
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        port = str(server.getsockname()[1])
+    port = str(free_port())
     common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
               "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
     processes = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.training.nonfinite import SCALE_FLOOR
 from codetr_cli.training.repro import read_micro_batches
 from tests.conftest import REPOSITORY
+from tests.distributed.ports import free_port
 from tests.training.fakes import begin, losses_of, train
 from tests.training.nonfinite_losses import lines, spoil, weights
 
@@ -198,12 +198,6 @@ with process_group.joined(torch.device("cpu")):
         answers["never"] = str(error)
 Path(root, f"answers{rank}.json").write_text(json.dumps(answers))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return int(server.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
