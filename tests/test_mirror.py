@@ -10,10 +10,8 @@ PACKAGE, TESTS = REPOSITORY / "codetr_cli", REPOSITORY / "tests"
 
 # Modules that another test file covers, and test files of several modules. Paths below the two folders.
 TESTED_ELSEWHERE = {
-    "commands/_machine.py": "commands/test_doctor.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint
     "commands/runs.py": "runs/test_listing.py",
-    "data/checks/summary.py": "data/checks/test_dataset.py",
     "data/formats/converted.py": "data/formats/test_voc.py",  # also test_yolo.py: both formats are converted
     "data/formats/intermediate.py": "data/formats/test_voc.py",
     "data/formats/merged_table.py": "data/formats/test_merged.py",
@@ -57,6 +55,7 @@ OF_SEVERAL_MODULES = {
     "losses/test_full_precision.py": "the dtype of all costs and losses",
     "models/test_precision.py": "float32 against float64 of whole detections",
     "runs/test_former_runs.py": "a run folder of an earlier version",
+    "test_count_presets.py": "the script that counts parameters and costs of presets",
     "test_docs.py": "documentation",
     "test_families.py": "two training steps of every family",
     "test_house.py": "imports and sizes of modules",
