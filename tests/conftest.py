@@ -73,8 +73,9 @@ def _repeatable() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The settings and the cache of the person who runs the tests must not reach them."""
-    for name in ("CODETR_DATA", "CODETR_DEBUG"):
+    """The settings and the cache of the user who runs the tests, and a cluster they run on, must not reach them."""
+    cluster = [name for name in os.environ if name.startswith("SLURM_")]
+    for name in ("CODETR_DATA", "CODETR_DEBUG", "MASTER_ADDR", "MASTER_PORT", *cluster):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CODETR_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 

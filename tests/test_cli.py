@@ -12,7 +12,6 @@ import pytest
 
 from codetr_cli import __version__
 from codetr_cli.cli import VERBS
-from codetr_cli.commands._options import SYNONYMS, use_shown_spelling
 from codetr_cli.commands.bench import SELECTORS
 from codetr_cli.commands.train import FIRST_PRESETS
 from codetr_cli.config.presets import preset_names
@@ -94,41 +93,6 @@ def test_options_without_a_verb_are_help(codetr):
     ran = codetr("--json")
     assert ran.code == 2
     assert "presets" in ran.out
-
-
-@pytest.mark.parametrize(
-    ("words", "shown"),
-    [
-        (["train", "--fresh", "--checkpoint=a.pth"], ["train", "--restart", "--weights=a.pth"]),
-        (["eval", "x", "--engine", "hotcoco"], ["eval", "x", "--scorer", "hotcoco"]),
-        (["eval", "--from=d.json"], ["eval", "--detections=d.json"]),
-        (["predict", "--checkpoint", "x"], ["predict", "--checkpoint", "x"]),
-        ([], []),
-    ],
-)
-def test_other_spellings_of_options_are_understood(words: list[str], shown: list[str]):
-    assert use_shown_spelling(words) == shown
-
-
-def test_every_synonym_stands_for_an_option_of_its_verb(codetr, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    for verb, synonyms in SYNONYMS.items():
-        assert set(synonyms.values()) <= set(re.findall(r"--[a-z-]+", codetr(verb, "--help").out))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("eval", "a.safetensors", "--checkpoint", "b.safetensors"),
-        ("prepare", "a", "--data", "b"),
-        ("convert-data", "a", "--data", "b", "--out", "c"),
-        ("convert", "a.pth", "c.safetensors", "--checkpoint", "b.pth"),
-    ],
-)
-def test_an_argument_and_the_option_for_it_exclude_each_other(codetr, words: tuple[str, ...]):
-    ran = codetr(*words)
-    assert ran.code == 2
-    assert "give one of them" in ran.err
 
 
 def test_train_without_a_preset_names_some_to_start_with(codetr):

@@ -25,6 +25,7 @@ from codetr_cli.runs.folder import read_state
 from codetr_cli.training.reporter import StepProgress
 from codetr_cli.weights.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, Ran
+from tests.run_folders import assert_same_weights, losses, metrics
 
 
 @pytest.fixture
@@ -42,20 +43,6 @@ def train(codetr: Callable[..., Ran], preset: Path, tiny_coco: Path) -> Callable
         return codetr("train", "--preset", preset, "--data", tiny_coco, "--device", "cpu", *words)
 
     return run
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in metrics(run) if line["kind"] == "train"]
-
-
-def assert_same_weights(ours: Path, theirs: Path) -> None:
-    a, b = (load_file(run / "checkpoints/last/model.safetensors") for run in (ours, theirs))
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 # ---------------------------------------------------------------------------------------------------- a whole training

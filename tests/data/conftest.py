@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.data.dataset_samples import ADDRESS, lvis_content, picture, write
 from tests.data.fakes import mixed_content, write_split
 
 
@@ -29,3 +30,15 @@ def rewrite(mixed_coco: Path) -> Callable[[dict[str, Any]], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def lvis(tmp_path: Path) -> Path:
+    """An LVIS folder: annotations of two splits, whose images are in COCO's folders."""
+    root = tmp_path / "lvis"
+    for split, first_id in (("train", 1), ("val", 101)):
+        content = lvis_content(split, first_id)
+        write(root / "annotations" / f"lvis_v1_{split}.json", content)
+        for image in content["images"]:
+            picture(root / image["coco_url"].removeprefix(ADDRESS))
+    return root

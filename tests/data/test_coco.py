@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from codetr_cli.config.schema import DataConfig, Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import CocoDataset, build_dataset
-from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.data.transforms import ResizeShortLong
 from codetr_cli.errors import DatasetError
 from tests.data.fakes import SIZES, annotation, mixed_content
@@ -126,20 +125,3 @@ def test_area_iscrowd_and_ignore_may_be_missing(rewrite: Rewrite) -> None:
 def test_an_empty_file_of_images_can_be_read(rewrite: Rewrite) -> None:
     path = rewrite({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]})
     assert len(make_dataset(path.parent.parent, training=False)) == 0
-
-
-def test_find_data_precedence(mixed_coco: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CODETR_DATA", raising=False)
-    with pytest.raises(DatasetError, match=r"the folder data/coco not found.*codetr prepare"):
-        find_data(DataConfig(), None, "train")
-    monkeypatch.setenv("CODETR_DATA", str(mixed_coco))
-    assert find_data(DataConfig(), None, "train").images_dir == mixed_coco / "train2017"
-    with pytest.raises(DatasetError, match="elsewhere"):
-        find_data(DataConfig(root="elsewhere"), None, "val")
-    with pytest.raises(DatasetError, match="given"):
-        find_data(DataConfig(root=str(mixed_coco)), "given", "val")
-    own = find_data(DataConfig(train_images=str(mixed_coco / "val2017")), str(mixed_coco), "train")
-    assert own.images_dir == mixed_coco / "val2017"
-    assert own.annotations_path == mixed_coco / "annotations" / "instances_train2017.json"
-    assert find_data(DataConfig(train_images="nothing"), None, "val").images_dir == mixed_coco / "val2017"

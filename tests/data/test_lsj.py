@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from codetr_cli.config import schema
-from codetr_cli.config.overrides import apply_overrides, parse_settings
+from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import collate
 from codetr_cli.data.coco import CocoDataset, build_dataset
@@ -29,7 +29,7 @@ from codetr_cli.data.transforms import (
     Sample,
     build_transforms,
 )
-from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.errors import DatasetError
 
 
 def settings_for(root: Path, *, mask_head: bool = False, **data: Any) -> Settings:
@@ -130,21 +130,6 @@ def test_test_images_get_a_canvas_and_detections_come_back() -> None:
     # Without augmentation, training images are prepared as test images are.
     plain = schema.DataConfig(augmentation="none")
     assert isinstance(build_transforms(plain, schema.TestConfig(canvas=160), train=True), ResizeToCanvas)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["data.augmentation=lsj"], "needs a canvas: set data.canvas"),
-        (["data.copy_paste=boxes"], "needs augmentation 'lsj'"),
-        (["data.lsj_ratio=[2.0, 0.1]"], r"must be \(smaller, larger\)"),
-        (["test.canvas=100", "data.pad_divisor=32"], "test.canvas 100 is not a multiple of data.pad_divisor 32"),
-        (["data.oversample_threshold=0"], "oversample_threshold"),
-    ],
-)
-def test_settings_that_do_not_go_together(overrides: list[str], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        apply_overrides(Settings(name="x"), overrides)
 
 
 # ------------------------------------------------------------------------------------------------------- the data set

@@ -71,6 +71,3 @@ def test_no_objects_have_no_masks() -> None:
     assert none.tight_boxes().shape == (0, 4)
     assert none.areas().shape == (0,)
     assert not none.union().any()
-
-
-# ----------------------------------------------------------------------------------------------------- out of the file

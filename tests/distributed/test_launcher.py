@@ -21,6 +21,7 @@ from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.distributed.launcher import split_endpoint
 from codetr_cli.errors import ConfigError
 from tests.conftest import REPOSITORY, TINY_TABLE, write_tiny_coco
+from tests.distributed.ports import free_port
 from tests.distributed.run_files import lines_of
 
 STEPS = 12
@@ -71,12 +72,6 @@ def undisturbed(start: Start, place: Path) -> Path:
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     return place / "undisturbed"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:

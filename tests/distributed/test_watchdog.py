@@ -5,14 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from codetr_cli.config.schema import Settings
 from codetr_cli.distributed.watchdog import SLOW_FACTOR, Heartbeat, HeartbeatMessage, Watchdog, find_frozen
-from codetr_cli.runs.folder import RunFolder
-from codetr_cli.training import liveness
+from tests.distributed.fake_store import KeyValueStore
 
 TIMEOUT_S = 60.0
 WELL = HeartbeatMessage(number=9, activity="backward", slow=False, progress=(41, 1, 2), idle_s=0.0, host="node1")
@@ -77,14 +74,6 @@ def test_a_pulse_counts_within_a_step_and_its_stages():
     assert not heartbeat.is_slow
 
 
-class KeyValueStore(dict[str, bytes]):
-    def set(self, key: str, value: str) -> None:
-        self[key] = value.encode()
-
-    def multi_get(self, keys: list[str]) -> list[bytes]:
-        return [self[key] for key in keys]
-
-
 @pytest.mark.parametrize("stuck", [0, 2])
 def test_a_thread_that_stands_still_is_found_and_one_that_works_is_not(stuck: int):
     store, alarms, end = KeyValueStore(), [], threading.Event()
@@ -147,12 +136,3 @@ def test_a_store_that_is_gone_ends_the_watch_without_an_alarm():
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert alarms == []
-
-
-def test_an_alarm_needs_no_disk(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    """The process ends also when the run folder, for which it may be waiting, takes no line."""
-    ended: list[str] = []
-    monkeypatch.setattr(liveness, "end_process", lambda error: ended.append(str(error)))
-    watch = liveness.watchdog(KeyValueStore(), Heartbeat(), tiny_settings, RunFolder(tmp_path / "gone"))
-    watch.alarm("process 1 stopped responding")
-    assert ended == ["process 1 stopped responding"]

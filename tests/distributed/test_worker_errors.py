@@ -83,3 +83,12 @@ def test_an_error_of_another_node_keeps_its_kind():
     assert isinstance(stopped, StoppedError)
     assert stopped.exit_code == 143
     assert type(error_from({"kind": "", "text": "x"})) is RuntimeError
+
+
+def test_a_process_that_has_written_down_less_is_started_again(tmp_path: Path):
+    write_error_file(tmp_path, 1, "MemoryShrunkError", "ran out of memory", 1.0)
+    error, final = error_of(tmp_path, {1: 5})
+    assert isinstance(error, ResourceError)
+    assert not final
+    write_error_file(tmp_path, 0, "ResourceError", "no space", 0.5)
+    assert error_of(tmp_path, {1: 5})[1]

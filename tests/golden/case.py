@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 TOLERANCE = 1e-9
 GRADIENT_TOLERANCE = 1e-7
+MOST_LISTED = 12
 
 
 class UnsupportedCaseError(ValueError):
@@ -148,3 +149,11 @@ def _array(value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     return np.asarray(value)
+
+
+def failing_lines(report: Report) -> str:
+    """The first stages that differ, one per line: start with the first one."""
+    failing = [
+        f"{line.key}: {line.error:.2e} > {line.tolerance:.0e} {line.note}" for line in report.lines if not line.ok
+    ]
+    return "\n".join([f"{report.name}: {len(failing)} of {len(report.lines)} stages differ", *failing[:MOST_LISTED]])

@@ -9,21 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.case import Case, Report
+from tests.golden.case import Case, failing_lines
 from tests.golden.data_cases import shared_dir
 from tests.golden.run import run_case
 from tests.golden.shared_cases import QUICK_CASES, SLOW_CASES
 
 HERE = Path(__file__).resolve().parent / "cases"
-MOST_LISTED = 12
-
-
-def failing_lines(report: Report) -> str:
-    """The first stages that differ, one per line: start with the first one."""
-    failing = [
-        f"{line.key}: {line.error:.2e} > {line.tolerance:.0e} {line.note}" for line in report.lines if not line.ok
-    ]
-    return "\n".join([f"{report.name}: {len(failing)} of {len(report.lines)} stages differ", *failing[:MOST_LISTED]])
 
 
 def check(folder: Path) -> None:

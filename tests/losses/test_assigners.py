@@ -3,93 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from codetr_cli.boxes import box_iou
+from codetr_cli.losses import assigners
 from codetr_cli.losses.assigners import BACKGROUND, IGNORED, assign_atss, assign_by_iou, sample_balanced
-from codetr_cli.losses.matcher import HungarianMatcher
 from codetr_cli.losses.random import RandomSource
-
-MATCHER = HungarianMatcher(class_cost=2.0, l1_cost=5.0, giou_cost=2.0)
-
-
-def make_predictions(batch=2, queries=12, classes=4):
-    generator = torch.Generator().manual_seed(0)
-    return (
-        torch.randn(batch, queries, classes, generator=generator),
-        torch.rand(batch, queries, 4, generator=generator) * 0.4 + 0.2,
-    )
-
-
-def make_targets(counts=(3, 2)):
-    generator = torch.Generator().manual_seed(5)
-    targets = []
-    for count in counts:
-        corner = torch.rand(count, 2, generator=generator) * 50
-        targets.append(
-            {
-                "boxes": torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 40 + 5], 1),
-                "labels": torch.randint(4, (count,), generator=generator),
-                "norm_size": (90, 110),
-            }
-        )
-    return targets
-
-
-def test_matching_a_batch_equals_matching_each_image():
-    logits, boxes = make_predictions()
-    targets = make_targets()
-    (together,) = MATCHER([(logits, boxes)], targets)
-    for i, target in enumerate(targets):
-        ((alone,),) = MATCHER([(logits[i : i + 1], boxes[i : i + 1])], [target])
-        assert all(torch.equal(a, b) for a, b in zip(alone, together[i], strict=True))
-
-
-def test_the_order_of_the_objects_does_not_matter():
-    logits, boxes = make_predictions(batch=1)
-    (target,) = make_targets((5,))
-    order = torch.tensor([4, 2, 0, 1, 3])
-    shuffled = {**target, "boxes": target["boxes"][order], "labels": target["labels"][order]}
-    (((queries, objects),),) = MATCHER([(logits, boxes)], [target])
-    (((queries_2, objects_2),),) = MATCHER([(logits, boxes)], [shuffled])
-    assert dict(zip(queries.tolist(), objects.tolist(), strict=True)) == dict(
-        zip(queries_2.tolist(), order[objects_2].tolist(), strict=True)
-    )
-
-
-def test_matches_that_were_started_come_when_asked_for():
-    logits, boxes = make_predictions()
-    targets = make_targets()
-    first = MATCHER.start([(logits, boxes)], [targets])
-    second = MATCHER.start([(logits.flip(1), boxes.flip(1))], [targets])
-    for found, wanted in (
-        (second(), MATCHER([(logits.flip(1), boxes.flip(1))], targets)),
-        (first(), MATCHER([(logits, boxes)], targets)),
-    ):
-        for (queries, objects), (queries_2, objects_2) in zip(found[0], wanted[0], strict=True):
-            assert queries.tolist() == queries_2.tolist()
-            assert objects.tolist() == objects_2.tolist()
-
-
-def test_the_perfect_query_wins():
-    logits, boxes = make_predictions(batch=1)
-    (target,) = make_targets((1,))
-    x1, y1, x2, y2 = target["boxes"][0].tolist()
-    boxes[0, 7] = torch.tensor([(x1 + x2) / 220, (y1 + y2) / 180, (x2 - x1) / 110, (y2 - y1) / 90])
-    logits[0, 7] = torch.where(torch.arange(4) == target["labels"][0], 6.0, -6.0)
-    ((match,),) = MATCHER([(logits, boxes)], [target])
-    assert match[0].tolist() == [7]
-
-
-def test_images_without_objects_and_more_objects_than_queries():
-    logits, boxes = make_predictions(queries=3)
-    (none, many) = MATCHER([(logits, boxes)], make_targets((0, 6)))[0]
-    assert len(none[0]) == len(none[1]) == 0
-    assert sorted(many[0].tolist()) == [0, 1, 2]
-
-
-def test_numbers_that_are_not_finite_reach_the_loss_not_the_solver():
-    logits, boxes = make_predictions(batch=1)
-    logits[0, 0], boxes[0, 1] = float("nan"), float("inf")
-    ((match,),) = MATCHER([(logits, boxes)], make_targets((2,)))
-    assert len(match[0]) == 2
+from codetr_cli.models.aux_heads.anchors import AnchorGrid
+from tests.losses.many_objects import STRIDES, make_objects, peak_bytes
 
 
 def test_max_iou_assignment_knows_positive_ignored_and_background():
@@ -143,3 +62,86 @@ def test_sampling_draws_nothing_when_all_fit():
     )
     assert positives.tolist() == [0]
     assert negatives.tolist() == [1, 2]
+
+
+def make_anchors(size=(200, 160), *, scales=(4.0, 6.0), ratios=(0.5, 1.0, 2.0), dtype=torch.float32):
+    shapes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
+    grid = AnchorGrid(strides=STRIDES, scales=scales, ratios=ratios)
+    return grid.boxes(shapes, torch.zeros(1, dtype=dtype))
+
+
+def whole_assignment_by_iou(boxes, objects, positive_iou, negative_iou, min_best_iou):
+    iou = box_iou(objects, boxes)
+    best_iou, best_object = iou.max(0)
+    assigned = torch.full((len(boxes),), IGNORED)
+    assigned[best_iou < negative_iou] = BACKGROUND
+    assigned[best_iou >= positive_iou] = best_object[best_iou >= positive_iou]
+    if min_best_iou is not None:
+        for number, of_object in enumerate(iou):
+            if of_object.max() >= min_best_iou:
+                assigned[of_object == of_object.max()] = number
+    return assigned
+
+
+def whole_atss_assignment(levels, objects):
+    anchors = torch.cat(levels)
+    iou = box_iou(anchors, objects)
+    centres, object_centres = (anchors[:, :2] + anchors[:, 2:]) / 2, (objects[:, :2] + objects[:, 2:]) / 2
+    distances = (centres[:, None] - object_centres[None]).pow(2).sum(-1).sqrt()
+    parts = torch.split(distances, [len(level) for level in levels])
+    starts = torch.tensor([0, *[len(level) for level in levels]]).cumsum(0)
+    chosen = [part.topk(min(9, len(part)), dim=0, largest=False)[1] for part in parts]
+    index = torch.cat([rows + start for rows, start in zip(chosen, starts[:-1], strict=True)])
+    candidates = iou.gather(0, index)
+    threshold = candidates.mean(0) + candidates.std(0)
+    inside = torch.cat([centres[index] - objects[:, :2], objects[:, 2:] - centres[index]], -1).min(-1)[0] > 0.01
+    kept = torch.full_like(iou, -torch.inf)
+    kept.scatter_(0, index, torch.where(inside & (candidates >= threshold), candidates, -torch.inf))
+    best, number = kept.max(1)
+    return torch.where(best > -torch.inf, number, BACKGROUND)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 40])
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_chunks_of_objects_give_the_same_assignments(monkeypatch, dtype, count, at_once):
+    """To the last index, ties included; 8 objects at once end before, at and after the last of 7, 8 and 9."""
+    levels, objects = make_anchors(dtype=dtype), make_objects(count, dtype=dtype)
+    anchors = torch.cat(levels)
+    monkeypatch.setitem(assigners.CHUNK_PAIRS, "cpu", at_once * len(anchors))
+    for rule in ((0.7, 0.3, 0.3), (0.5, 0.5, None)):
+        names = dict(zip(("positive_iou", "negative_iou", "min_best_iou"), rule, strict=True))
+        found = assign_by_iou(anchors, objects, **names)
+        assert torch.equal(found, whole_assignment_by_iou(anchors, objects, *rule))
+    levels = make_anchors(scales=(8.0,), ratios=(1.0,), dtype=dtype)
+    monkeypatch.setitem(assigners.CHUNK_PAIRS, "cpu", at_once * len(levels[0]))
+    found = assign_atss(levels, objects)
+    assert torch.equal(found, whole_atss_assignment(levels, objects))
+    assert bool((found >= 0).any())
+
+
+def test_numbers_that_are_not_finite_are_ignored_as_a_whole(monkeypatch):
+    """A proposal of a diverged network takes part in nothing, wherever the chunks end."""
+    objects = make_objects(5)
+    boxes = torch.cat([objects[3:4], torch.full((1, 4), float("nan"))])
+    for at_once in (1, 2, 100):
+        monkeypatch.setitem(assigners.CHUNK_PAIRS, "cpu", at_once * len(boxes))
+        found = assign_by_iou(boxes, objects, positive_iou=0.5, negative_iou=0.5, min_best_iou=None)
+        assert found[1] == IGNORED
+        assert found[0] >= 0
+
+
+def test_a_thousand_objects_need_hardly_more_memory_than_ten_to_assign(monkeypatch):
+    """At most 1.5 times; as one matrix of anchors and objects it would be 50 times."""
+    anchors = torch.cat(make_anchors())
+    levels = make_anchors(scales=(8.0,), ratios=(1.0,))
+    monkeypatch.setitem(assigners.CHUNK_PAIRS, "cpu", 10 * len(anchors))
+    few, many = make_objects(10), make_objects(1000)
+
+    def by_iou(objects):
+        return peak_bytes(lambda: assign_by_iou(anchors, objects, positive_iou=0.7, negative_iou=0.3, min_best_iou=0.3))
+
+    assert by_iou(many) < 1.5 * by_iou(few)
+    # ATSS holds its 27 candidates an object, whatever the number of anchors.
+    held = 1000 * 9 * len(STRIDES) * 100
+    assert peak_bytes(lambda: assign_atss(levels, many)) < 3 * peak_bytes(lambda: assign_atss(levels, few)) + held

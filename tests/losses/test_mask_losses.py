@@ -5,9 +5,17 @@ import torch
 from torch.nn import functional as F
 
 from codetr_cli.losses.collaborative import group_losses
-from codetr_cli.losses.mask_losses import best_boxes, boundary_losses, mask_iou, mask_targets, visible_shares
+from codetr_cli.losses.mask_losses import (
+    OBJECTS_AT_ONCE,
+    best_boxes,
+    boundary_losses,
+    mask_iou,
+    mask_targets,
+    visible_shares,
+)
 from codetr_cli.models.mask_grid import boundary
 from tests.losses.batches import SMALL_MASKS, discs, make_masked_batch, make_objective
+from tests.losses.many_objects import LiveBytes, make_objects
 
 NAMES = {"fcn": ["loss_mask0"], "refine": ["loss_mask", "loss_mask_iou"]}
 
@@ -190,3 +198,14 @@ def test_the_groups_of_losses_have_masks():
         {"loss_mask": one, "loss_mask_iou": one, "loss_mask0": one, "loss_cls0": one, "loss_cls": one}
     )
     assert {name: float(value) for name, value in groups.items()} == {"masks": 3.0, "roi": 1.0, "decoder": 1.0}
+
+
+def test_the_area_of_many_masks_is_summed_some_at_a_time():
+    boxes = make_objects(200)
+    masks = torch.zeros(200, 200, 160, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    with LiveBytes() as live:
+        shares = visible_shares({"masks": masks}, boxes, torch.arange(200))
+    torch.testing.assert_close(shares, torch.ones(200))
+    assert live.summed <= OBJECTS_AT_ONCE * 200 * 160

@@ -87,38 +87,11 @@ def test_norms_multiplied_into_trained_weights_give_the_same_maps_and_gradients(
     torch.testing.assert_close((grad * step).sum(), (sums[0] - sums[1]) / 2, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("tokens", [300, 2047, 2048, 2049, 4100, 5000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_encoders_chunks_change_no_bit_on_one_thread(tokens, dtype):
-    torch.manual_seed(tokens)
-    layer = EncoderLayer(dim=64, num_heads=4, num_levels=1, num_points=2, ffn_dim=256).to(dtype)
-    x, pos = torch.randn(2, tokens, 64, dtype=dtype), torch.randn(2, tokens, 64, dtype=dtype)
-    references = torch.rand(2, tokens, 1, 2, dtype=dtype)
-    with torch.no_grad():
-        whole = layer(x, pos, references, [(1, tokens)], None)
-        layer.chunk_tokens = 2048
-        chunked = layer(x, pos, references, [(1, tokens)], None)
-    assert torch.equal(chunked, whole)
-
-
 def test_with_gradients_nothing_runs_in_chunks(tiny_settings):
     model = chunk(build_model(tiny_settings.model).eval(), 50)
     images, mask, _ = make_batch()
     model(images, mask)["pred_logits"].sum().backward()
     assert model.encoder.layers[0].ffn.linear1.weight.grad is not None
-
-
-def test_a_layout_without_padding_equals_one_whose_mask_is_empty(tiny_settings):
-    model = build_model(tiny_settings.model).eval()
-    images, mask, _ = make_batch()
-    empty = torch.zeros_like(mask)
-    with torch.no_grad():
-        ours, theirs = model(images, None), model(images, empty)
-        layouts = [model.encode(images, m).layout for m in (None, empty)]
-        positions = [model.encoder.token_positions(layout) for layout in layouts]
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-    assert torch.equal(positions[0].expand_as(positions[1]), positions[1])
 
 
 def test_what_is_kept_from_inference_mode_serves_training(tiny_settings):

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from codetr_cli.ops.deform_attn import (
+    fused_multi_scale_deformable_attention,
+    multi_scale_deformable_attention,
+)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -63,3 +68,12 @@ def make_problem(
         scores = scores.flatten(3).softmax(-1).view_as(scores)
     value = torch.randn(batch, tokens, heads, channels, generator=generator, dtype=dtype)
     return Problem(value, shapes, references, sampling, scores)
+
+
+SHAPES = [(6, 9), (3, 5), (2, 2), (1, 1)]
+
+
+def attend(problem: Problem, leaves: list[Tensor], backend: str) -> Tensor:
+    if problem.reference_points is None:
+        return multi_scale_deformable_attention(leaves[0], problem.spatial_shapes, *leaves[1:], backend=backend)
+    return fused_multi_scale_deformable_attention(leaves[0], problem.spatial_shapes, *leaves[1:], backend=backend)

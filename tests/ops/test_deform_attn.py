@@ -1,27 +1,18 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from codetr_cli.errors import ConfigError, ResourceError
-from codetr_cli.ops import deform_attn_backends as backends
-from codetr_cli.ops import deform_attn_cpu
 from codetr_cli.ops.deform_attn import (
-    active_backend,
     available_backends,
     fused_multi_scale_deformable_attention,
     multi_scale_deformable_attention,
-    use_backend,
 )
-from tests.ops.deform_attn_inputs import Problem, make_problem
-
-SHAPES = [(6, 9), (3, 5), (2, 2), (1, 1)]
+from tests.ops.deform_attn_inputs import SHAPES, Problem, attend, make_problem
 
 
 @pytest.fixture(params=["cpu", "torch", "reference"])
@@ -30,23 +21,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(reason)
     return request.param
-
-
-@pytest.fixture
-def fresh_choice() -> Iterator[None]:
-    """Forgets what has been found out about backends, before and after."""
-    caches = (backends.proven, backends._fastest, backends._asked)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
-
-
-def attend(problem: Problem, leaves: list[Tensor], backend: str) -> Tensor:
-    if problem.reference_points is None:
-        return multi_scale_deformable_attention(leaves[0], problem.spatial_shapes, *leaves[1:], backend=backend)
-    return fused_multi_scale_deformable_attention(leaves[0], problem.spatial_shapes, *leaves[1:], backend=backend)
 
 
 def output_and_gradients(problem: Problem, backend: str) -> list[Tensor]:
@@ -321,78 +295,3 @@ def test_autocast_leaves_positions_alone(backend: str):
     expected = attend(problem, problem.leaves(), backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(attend(problem, problem.leaves(), backend), expected)
-
-
-# ----------------------------------------------------------------------------------------------------------- the choice
-
-
-def test_every_backend_runs_or_says_why_not_in_a_sentence():
-    found = available_backends("cpu")
-    assert list(found) == list(backends.BACKENDS)
-    assert found["torch"] is None
-    assert all(reason is None or (reason.endswith(".") and len(reason) > 20) for reason in found.values())
-    assert found[active_backend("cpu")] is None
-
-
-def test_determinism_that_is_switched_on_later_drops_what_has_none(fresh_choice: None, monkeypatch: pytest.MonkeyPatch):
-    class Unordered:
-        @staticmethod
-        def why_not(device_type: str) -> str | None:
-            return "It adds in no fixed order." if torch.are_deterministic_algorithms_enabled() else None
-
-    monkeypatch.setattr(backends, "backend_module", lambda name: Unordered)
-    monkeypatch.setattr(backends, "proven", lambda name, device_type: True)
-    assert active_backend("cuda") == "triton"
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert active_backend("cuda") == "torch"
-        assert available_backends("cuda")["mmcv"] == "It adds in no fixed order."
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert active_backend("cuda") == "triton"
-
-
-def test_settings_context_and_environment_force_a_backend(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CODETR_DEFORM_ATTN", "torch")
-    assert active_backend() == "torch"
-    with use_backend("reference"):
-        assert active_backend() == "reference"
-        assert backends.choose_backend("torch", "cpu") == "torch"
-    assert active_backend() == "torch"
-
-
-def test_a_backend_that_cannot_run_here_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch):
-    problem = make_problem(shapes=SHAPES, queries=1)
-    with pytest.raises(ResourceError, match=r"attention_backend selects .*'mmcv': .*mmcv.*Use 'auto'"):
-        attend(problem, problem.leaves(), "mmcv")
-    monkeypatch.setenv("CODETR_DEFORM_ATTN", "trition")
-    with pytest.raises(ConfigError, match=r"CODETR_DEFORM_ATTN selects .*'trition'; available: auto, triton"):
-        active_backend()
-
-
-@pytest.mark.usefixtures("fresh_choice")
-def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch):
-    if (reason := available_backends()["cpu"]) is not None:
-        pytest.skip(reason)
-    right = deform_attn_cpu.forward
-    monkeypatch.setattr(deform_attn_cpu, "forward", lambda *arguments: right(*arguments) * 1.01)
-    problem = make_problem(shapes=SHAPES)
-    with pytest.warns(RuntimeWarning, match=r"'cpu' is not used on this machine: its output differs .* by \d\.\de-0"):
-        output = attend(problem, problem.leaves(), "auto")
-    torch.testing.assert_close(output, attend(problem, problem.leaves(), "reference"), rtol=0, atol=1e-12)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once
-        assert active_backend() == "torch"
-
-
-@pytest.mark.usefixtures("fresh_choice")
-def test_a_kernel_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch):
-    if (reason := available_backends()["cpu"]) is not None:
-        pytest.skip(reason)
-
-    def broken(*_: object, **__: object) -> None:
-        raise MemoryError("no memory")
-
-    monkeypatch.setattr(deform_attn_cpu, "backward", broken)
-    with pytest.warns(RuntimeWarning, match="it failed with MemoryError"):
-        assert active_backend() == "torch"

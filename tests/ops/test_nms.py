@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from codetr_cli.boxes import box_iou
+from codetr_cli.ops import nms
 from codetr_cli.ops.nms import batched_nms, batched_soft_nms, parallel_soft_nms
 
 
@@ -92,3 +93,12 @@ def test_the_first_of_equal_scores_goes_first():
     keep, decayed = batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)
     assert float(together[0]) == 0.5
     torch.testing.assert_close(together[keep], decayed)
+
+
+def test_label_after_label_each_keeps_its_best(monkeypatch):
+    """As in mmcv: the lowest score is asked of what was decayed by a pick, not of the first pick itself."""
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [50, 50, 60, 60]])
+    scores, labels = torch.tensor([0.9, 0.8, 1e-5]), torch.tensor([0, 0, 1])
+    assert nms.batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)[0].tolist() == [0]
+    monkeypatch.setattr(nms, "ONE_BY_ONE_FROM", 3)
+    assert nms.batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)[0].tolist() == [0, 2]

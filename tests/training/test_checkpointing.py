@@ -26,15 +26,9 @@ from codetr_cli.training.checkpointing import host_copy
 from tests.conftest import Ran
 from tests.training.fakes import FakeRun, Scores, assert_same, begin, train
 
-pytestmark = pytest.mark.usefixtures("_quick")
+pytestmark = pytest.mark.usefixtures("no_plots", "no_fsync")
 # Newer versions of Python warn of what these tests are about.
 FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-@pytest.fixture
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
-    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 class SlowDisk:

@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from codetr_cli import console
 from codetr_cli.config.overrides import apply_overrides, to_toml
@@ -45,9 +44,8 @@ STEPS = 10
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(no_plots: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, and no pauses before something is tried again."""
-    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
     monkeypatch.setattr(disk_errors, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
@@ -557,15 +555,3 @@ def test_an_image_damaged_during_training_is_named_and_the_run_continues_once_it
 
 def losses_in(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in RunFolder(run).metrics() if line["kind"] == "train"]
-
-
-def test_a_system_error_that_is_no_matter_of_the_disk_stays_what_it_is(tmp_path: Path):
-    with pytest.raises(KeyError), disk_errors.writing(tmp_path):
-        raise KeyError("x")
-
-
-def test_what_safetensors_tells_of_a_disk_is_understood(tmp_path: Path):
-    error = SafetensorError(f'Error while serializing: I/O error: Stale (os error {errno.ESTALE}) at path "x"')
-    assert disk_errors.system_error(error).errno == errno.ESTALE  # type: ignore[union-attr]
-    with pytest.raises(ResourceError, match=os.strerror(errno.ESTALE)), disk_errors.writing(tmp_path):
-        raise error

@@ -17,11 +17,7 @@ from codetr_cli.training.loggers import Loggers
 from codetr_cli.training.plots import draw_plots
 from tests.training.fakes import Scores, StandInLoader, assert_same, begin, losses_of, train
 
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than a stand-in's whole training."""
-    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -177,26 +173,6 @@ def test_a_signal_saves_and_says_how_to_continue(
 # ------------------------------------------------------------------------------------------------ the step's arithmetic
 
 
-def test_accumulated_micro_batches_are_averaged(tmp_path: Path, tiny_settings: Settings):
-    """One step over two micro batches moves as plain AdamW does on the mean of their losses."""
-    overrides = ("train.max_steps=1", "train.batch_size=4", "train.clip_norm=0")
-    training = begin(tmp_path / "ours", tiny_settings, *overrides, accumulation=2)
-    train(training)
-    theirs = begin(tmp_path / "theirs", tiny_settings, *overrides, accumulation=2)
-    state = torch.get_rng_state()
-    batches = list(theirs.loader)[:2]
-    torch.set_rng_state(state)  # opening a loader must not move the generators
-    data = tiny_settings.data
-    for batch in batches:
-        images = (batch.images.float() - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(data.std).view(3, 1, 1)
-        (sum(theirs.objective(images, batch.padding_mask, batch.targets).values()) / 2).backward()
-    norm = torch.cat([parameter.grad.flatten() for parameter in theirs.model.parameters()]).norm()
-    assert training.run.metrics()[0]["grad_norm"] == pytest.approx(norm.item())
-    theirs.state.optimizer.step()
-    for name, value in training.model.state_dict().items():
-        torch.testing.assert_close(value, theirs.model.state_dict()[name], rtol=1e-6, atol=1e-8)
-
-
 def test_learning_rates_of_a_run_with_a_milestone(tmp_path: Path, tiny_settings: Settings):
     training = begin(tmp_path, tiny_settings, "train.epochs=3", "train.lr_milestones=[1, 2]", "train.lr=1.0")
     train(training)
@@ -325,19 +301,6 @@ def test_what_is_logged_reaches_the_loggers(tmp_path: Path, tiny_settings: Setti
         training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5), loggers=loggers)
         train(training)
     assert lines == [*training.run.metrics(), {"ending": "finished"}]
-
-
-def test_plots_that_cannot_be_drawn_stop_nothing(
-    tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
-):
-    def fail(*words: Any) -> None:
-        raise OSError("no fonts")
-
-    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", fail)
-    training = begin(tmp_path, tiny_settings, evaluate=Scores(0.5))
-    train(training)
-    assert training.run.status() == "finished"
-    assert "the plots could not be drawn: OSError: no fonts" in training.run.events_path.read_text()
 
 
 def test_plots_are_current_after_each_evaluation(

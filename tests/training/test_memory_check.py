@@ -21,13 +21,12 @@ from codetr_cli.data.transforms import build_transforms
 from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.runtime.malloc import return_large_blocks
-from codetr_cli.runtime.memory import capacity, main_memory_left
 from codetr_cli.runtime.rng import random_states
 from codetr_cli.training import memory_check
 from codetr_cli.training.memory_check import Need, WorstBatch, estimate_growth, measure, worst_batch
 from codetr_cli.training.recomputation import set_checkpointing
-from tests.commands.test_train import assert_same_weights, losses
 from tests.conftest import Ran
+from tests.run_folders import assert_same_weights, losses
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -280,42 +279,3 @@ def test_how_a_need_is_told():
     assert str(Need(24 * 2**30, 24 * 2**30, 0.05, measured=False, exceeded=True)) == "more than 24.0 of 24.0 GiB"
     assert not Need(96, 100, 0.05).fits
     assert Need(95, 100, 0.05).fits
-
-
-# ---------------------------------------------------------------------------------------------------- how much there is
-
-
-def test_memory_of_this_machine_is_shared():
-    alone, shared = capacity(CPU), capacity(CPU, 4)
-    if alone is None or shared is None:
-        pytest.skip("this system does not tell how much memory is left")
-    assert shared < alone
-
-
-def write(folder: Path, **files: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name.replace("__", ".")).write_text(text)
-    return folder
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_limit_of_a_container_counts(tmp_path: Path, version: int):
-    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
-    write(proc, meminfo="MemTotal: 1000 kB\nMemAvailable: 900 kB\n")
-    assert main_memory_left(proc, groups) == 900 * 1024
-    (proc / "self").mkdir()
-    if version == 2:
-        (proc / "self/cgroup").write_text("0::/user/job\n")
-        write(groups / "user", memory__max="500000\n", memory__current="300000\n", memory__stat="inactive_file 100\n")
-        write(groups / "user/job", memory__max="max\n", memory__current="200000\n")
-    else:
-        (proc / "self/cgroup").write_text("5:cpu,cpuacct:/x\n4:memory:/job\n")
-        write(groups / "memory", memory__limit_in_bytes=f"{2**63 - 4096}\n", memory__usage_in_bytes="7\n")
-        write(groups / "memory/job", memory__limit_in_bytes="500000\n", memory__usage_in_bytes="300000\n",
-              memory__stat="inactive_file 7\ntotal_inactive_file 100\n")  # fmt: skip
-    assert main_memory_left(proc, groups) == 200_100
-
-
-def test_a_system_that_tells_nothing(tmp_path: Path):
-    assert main_memory_left(tmp_path, tmp_path) is None

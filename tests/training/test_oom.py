@@ -20,28 +20,25 @@ from codetr_cli.config.overrides import apply_overrides, to_toml
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.worker_errors import error_of
 from codetr_cli.errors import MemoryShrunkError, ResourceError, StoppedError
 from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
 from codetr_cli.runs.listing import read_run
-from codetr_cli.runs.memory_record import MemoryRecord, read_record
+from codetr_cli.runs.memory_record import read_record
 from codetr_cli.runtime.memory import is_out_of_memory
 from codetr_cli.runtime.synthetic import synthetic_batch
 from codetr_cli.training.oom import split
 from codetr_cli.training.state import MicroBatches
 from codetr_cli.training.step import train_step
 from tests.conftest import REPOSITORY
-from tests.distributed.run_files import lines_of, write_error_file
+from tests.distributed.run_files import lines_of
 from tests.training.fakes import MICRO_BATCHES, FakeRun, StandInLoader, begin, losses_of, state_of, train
 
 GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: ...")
 
 
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codetr_cli.training.plots.draw_plots", lambda lines, folder: [])
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 class Loader(StandInLoader):
@@ -326,17 +323,3 @@ def test_of_two_processes_one_that_runs_out_has_all_start_again(
     weights = load_file(run / "checkpoints/last/model.safetensors")
     assert all(np.isfinite(value.numpy()).all() for value in weights.values())
     assert read_record(run).parts == 2
-
-
-def test_a_process_that_has_written_down_less_is_started_again(tmp_path: Path):
-    write_error_file(tmp_path, 1, "MemoryShrunkError", "ran out of memory", 1.0)
-    error, final = error_of(tmp_path, {1: 5})
-    assert isinstance(error, ResourceError)
-    assert not final
-    write_error_file(tmp_path, 0, "ResourceError", "no space", 0.5)
-    assert error_of(tmp_path, {1: 5})[1]
-
-
-def test_a_record_that_cannot_be_read_is_none(tmp_path: Path):
-    (tmp_path / "memory.json").write_text("{")
-    assert read_record(tmp_path) == MemoryRecord()

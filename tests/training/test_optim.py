@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ from torch import nn
 
 from codetr_cli.config.schema import TrainConfig
 from codetr_cli.errors import ConfigError
-from codetr_cli.runtime.precision import autocast_dtype
-from codetr_cli.training.ema import ModelEma, step_momentum
 from codetr_cli.training.optim import (
     Schedule,
     base_learning_rate,
@@ -20,11 +17,8 @@ from codetr_cli.training.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from tests.golden.case import Report
+from tests.golden.case import Report, failing_lines
 from tests.golden.optimizer_case import run_optimizer
-from tests.golden.test_cases import failing_lines
-
-CPU = torch.device("cpu")
 
 
 def small_model() -> nn.Module:
@@ -160,42 +154,6 @@ def test_zero_clips_nothing_and_a_nan_shows_in_the_norm():
     assert a.grad.tolist() == [30.0, 40.0]
     a.grad = torch.tensor([math.nan, 1.0])
     assert not clip_gradients([a], 0.1).isfinite()
-
-
-def test_precision_on_a_cpu():
-    assert autocast_dtype("auto", CPU) is None
-    assert autocast_dtype("fp32", CPU) is None
-    assert autocast_dtype("bf16", CPU) is torch.bfloat16
-    with pytest.raises(ConfigError, match="fp16 needs a CUDA GPU"):
-        autocast_dtype("fp16", CPU)
-
-
-# ----------------------------------------------------------------------------------------------------------------- EMA
-
-
-def test_average_copies_at_first_and_leaves_integers_alone():
-    model = nn.BatchNorm1d(2)
-    ema = ModelEma(model, momentum=1e-4)
-    with torch.no_grad():
-        model.weight.fill_(5.0)
-        model.num_batches_tracked.fill_(7)
-    ema.update(model, step=0)
-    assert ema.state["weight"].tolist() == pytest.approx([1 + 4 * step_momentum(0, 1e-4)] * 2)
-    assert ema.state["num_batches_tracked"] == 0
-
-
-def test_swapping_shows_the_average_and_restores_the_weights():
-    model = nn.Linear(2, 1)
-    ema = ModelEma(model, momentum=1e-4)
-    start = model.weight.detach().clone()
-    with torch.no_grad():
-        model.weight.add_(1.0)
-    with ema.swapped_into(model):
-        assert torch.equal(model.weight, start)
-    assert torch.equal(model.weight, start + 1.0)
-    with suppress(KeyboardInterrupt), ema.swapped_into(model):
-        raise KeyboardInterrupt
-    assert torch.equal(model.weight, start + 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------- published groups

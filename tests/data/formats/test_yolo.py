@@ -9,7 +9,6 @@ from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.annotations import Annotations, read_annotations
 from codetr_cli.data.formats.converted import find_converted
 from codetr_cli.data.formats.resolve import find_data
-from codetr_cli.data.formats.yolo_yaml import read_description
 from codetr_cli.errors import DatasetError
 from tests.data.fakes import snapshot, write_image
 
@@ -118,24 +117,6 @@ def test_damage_is_named(yolo: Path, damage: Callable[[Path], object], words: st
     damage(yolo)
     with pytest.raises(DatasetError, match=words):
         read(yolo, "train")
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("names: [a, 'b, c', \"d\\u0065\"]", ["a", "b, c", "de"]),
-        ("names: ['it''s', b] # two", ["it's", "b"]),
-        ("names:\n- a\n- b b\n", ["a", "b b"]),
-        ("names:\n  - a\n  - 'b#c'\n", ["a", "b#c"]),
-        ("names: [\n  a,\n  b,\n]\nother: |\n  names: x\n", ["a", "b"]),
-        ("names: {0: a, 1: b}", {"0": "a", "1": "b"}),
-        ("# c\n---\nnames:\n  0: a  # first\n  1: traffic light\nroboflow:\n  workspace: x\n", None),
-    ],
-)
-def test_forms_of_names(tmp_path: Path, text: str, names: object) -> None:
-    path = tmp_path / "data.yaml"
-    path.write_text(text)
-    assert read_description(path)["names"] == (names or {"0": "a", "1": "traffic light"})
 
 
 def test_images_that_cannot_be_read_are_skipped_where_asked(tmp_path: Path) -> None:

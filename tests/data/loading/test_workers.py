@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.loading import worker_process, workers
@@ -27,17 +25,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="injects what only Li
 @pytest.fixture
 def expected(tmp_path: Path) -> list[Batch]:
     return list(BatchReader(Images(tmp_path), ORDER, workers=0))
-
-
-def test_a_shared_batch_has_the_whole_batch(tmp_path: Path, expected: list[Batch]) -> None:
-    images = Images(tmp_path)
-    shared = pack([images[4], images[5]])
-    assert shared.shm_error is None
-    assert isinstance(shared.block, bytes)
-    assert len(shared.block) < 1000  # what is large is shared, not sent
-    assert same([shared.open()], [expected[2]])
-    assert expected[2].padding_mask.dtype == torch.bool
-    assert expected[2].padding_mask[0, -3:].all()
 
 
 @linux
@@ -202,22 +189,3 @@ def test_a_real_shm_that_is_too_small(tmp_path: Path) -> None:
     (text, _) = run_script(tmp_path, before=mount.format("8k"))
     assert text.startswith("ResourceError cannot start 2 data workers: No space left on device")
     assert "--shm-size" in text
-
-
-def test_a_shared_batch_is_opened_by_torchs_thread_for_pinned_memory(
-    tmp_path: Path, expected: list[Batch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pinned: list[torch.Tensor] = []
-
-    def pin(tensor: torch.Tensor) -> torch.Tensor:
-        pinned.append(tensor.clone())
-        return pinned[-1]
-
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    images = Images(tmp_path)
-    arrived = pin_memory(pack([images[4], images[5]]))
-    batch = arrived.open()
-    assert same([batch], [expected[2]])
-    assert any(batch.images is tensor for tensor in pinned)  # not the tensors in shared memory
-    error = ResourceError("passes as it is")
-    assert pin_memory(error) is error

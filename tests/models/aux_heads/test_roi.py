@@ -7,9 +7,7 @@ import torch
 
 from codetr_cli.losses.random import RandomSource
 from codetr_cli.losses.roi import roi_losses
-from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas
 from codetr_cli.models.aux_heads.roi import RoiHead, suppress
-from codetr_cli.models.aux_heads.rpn import RpnHead
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops import nms
 
@@ -44,20 +42,6 @@ PROPOSALS = [
     (torch.tensor([[4.0, 4, 60, 60], [30, 30, 120, 110], [0, 50, 40, 128]]), torch.ones(3)),
     (torch.tensor([[64.0, 0, 128, 64]]), torch.ones(1)),
 ]
-
-
-def test_convolutions_come_before_the_shared_layers():
-    head = roi_head()
-    pooled = torch.randn(5, 8, 3, 3)
-    x = pooled
-    for conv in head.convs:
-        x = conv.norm(conv.conv(x)).relu()
-    shared = head.fcs[0](x.flatten(1)).relu()
-    logits, deltas = head(pooled)
-    torch.testing.assert_close(logits, head.class_head(shared))
-    torch.testing.assert_close(deltas, head.box_head(shared))
-    assert (logits.shape, deltas.shape) == ((5, 4), (5, 4))
-    assert all(conv.conv.bias is None for conv in head.convs)
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
@@ -99,12 +83,6 @@ def test_agnostic_boxes_are_those_of_every_class():
     torch.testing.assert_close(agnostic.box_head.weight.grad, specific_grad.sum(0))
 
 
-def test_boxes_are_decoded_with_the_heads_own_scale():
-    boxes = torch.tensor([[0.0, 0, 100, 100]])
-    moved = decode_deltas(boxes, torch.tensor([[2.0, 0, 0, 0]]), (0.05, 0.05, 0.1, 0.1))
-    assert moved.tolist() == [[10, 0, 110, 100]]
-
-
 def candidates(count):
     generator = torch.Generator().manual_seed(3)
     corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 60
@@ -125,28 +103,18 @@ def test_soft_suppression_label_after_label_finds_the_same(monkeypatch):
     assert not torch.equal(found.scores, candidates(300).scores.sort(descending=True)[0][:60])
 
 
-def test_label_after_label_each_keeps_its_best(monkeypatch):
-    """As in mmcv: the lowest score is asked of what was decayed by a pick, not of the first pick itself."""
-    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [50, 50, 60, 60]])
-    scores, labels = torch.tensor([0.9, 0.8, 1e-5]), torch.tensor([0, 0, 1])
-    assert nms.batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)[0].tolist() == [0]
-    monkeypatch.setattr(nms, "ONE_BY_ONE_FROM", 3)
-    assert nms.batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)[0].tolist() == [0, 2]
+def test_regions_are_pooled_from_the_map_that_suits_their_size():
+    head = RoiHead(
+        dim=1, num_classes=1, strides=[4, 8], num_convs=0, num_fcs=2, fc_dim=4, norm_groups=1, class_agnostic=False,
+        output_size=2, finest_scale=56, target_stds=(0.1,) * 4, nms="hard", nms_iou=0.5, max_detections=5,
+    )  # fmt: skip
+    maps = [torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 32, 32), 2.0)]
+    boxes = torch.tensor([[0.0, 0, 50, 50], [0, 0, 120, 120], [0, 0, 250, 250]])
+    assert head.pool(maps, [boxes])[:, 0, 0, 0].tolist() == [1.0, 2.0, 2.0]
 
 
-def test_the_rpn_selects_otherwise_in_detection():
-    torch.manual_seed(0)
-    head = RpnHead(
-        dim=4,
-        anchors=AnchorGrid(strides=[8, 16], scales=[2.0], ratios=[0.5, 1.0, 2.0]),
-        pre_nms_train=50,
-        pre_nms_test=100,
-        num_proposals_train=20,
-        num_proposals_test=60,
-        nms_iou_train=0.3,
-        nms_iou_test=0.9,
-    )
-    features = [torch.randn(1, 4, 12, 12), torch.randn(1, 4, 6, 6)]
-    (train_boxes, _), (test_boxes, _) = (head.train(mode).propose(features, [(96, 96)])[0] for mode in (True, False))
-    assert len(train_boxes) == 20
-    assert len(test_boxes) == 60
+def test_suppression_is_within_each_class_and_drops_scores_of_zero():
+    boxes = torch.tensor([[0.0, 0, 9, 9]]).expand(4, 4)
+    found = suppress(Detections(boxes, torch.tensor([0.2, 0.9, 0.0, 0.1]), torch.tensor([0, 1, 2, 0])), "hard", 0.5, 10)
+    assert found.labels.tolist() == [1, 0]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.2])

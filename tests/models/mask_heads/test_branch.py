@@ -4,18 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
-from codetr_cli.errors import ConfigError
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.inference_mode import optimize_for_inference
-from codetr_cli.models.mask_grid import boundary
-from codetr_cli.models.mask_heads.fcn import of_class
-from codetr_cli.models.mask_heads.refine import keep_fine_boundaries, logits_of_class
-from codetr_cli.models.pooling import RegionPooling, number_regions
-from codetr_cli.models.postprocess import Detections
+from codetr_cli.models.pooling import number_regions
 
 SMALL = ("model.mask.dim=16", "model.mask.iou_fc_dim=8")
 
@@ -136,69 +130,9 @@ def test_the_head_draws_four_sizes_of_the_regions_class(tiny_settings):
     assert [len(m) for m in empty.logits] == [0] * 4
 
 
-@pytest.mark.parametrize("count", [5, 0])
-def test_the_logits_of_one_class_are_those_among_all(count):
-    conv = torch.nn.Conv2d(6, 1203, 1).double()
-    x = torch.randn(count, 6, 7, 7, dtype=torch.float64, requires_grad=True)
-    labels = torch.randint(1203, (count,))
-    results = []
-    for compute in (lambda: of_class(conv(x), labels), lambda: logits_of_class(conv, x, labels)):
-        logits = compute()
-        gradients = torch.autograd.grad(logits.square().sum(), [x, *conv.parameters()])
-        results.append((logits.detach(), *gradients))
-        assert logits.shape == (count, 1, 7, 7)
-    for expected, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected)
-
-
-def test_refinement_changes_a_mask_at_its_boundary_only():
-    coarse = torch.full((1, 1, 4, 4), -4.0)
-    coarse[..., :2, :] = 4.0
-    middle, fine = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 16, 16)
-    merged = keep_fine_boundaries([torch.randn(1, 1, 2, 2), coarse, middle, fine])
-    # Independent of the module: each step by itself.
-    inside = (~boundary(coarse[:, 0] > 0, 1)).float()[:, None]
-    keeps = F.interpolate(inside, size=(8, 8), mode="bilinear", align_corners=True) >= 0.5
-    step = middle.clone()
-    step[keeps] = F.interpolate(coarse, size=(8, 8), mode="bilinear", align_corners=True)[keeps]
-    inside = (~boundary(step[:, 0] > 0, 1)).float()[:, None]
-    keeps = F.interpolate(inside, size=(16, 16), mode="bilinear", align_corners=True) >= 0.5
-    expected = fine.clone()
-    expected[keeps] = F.interpolate(step, size=(16, 16), mode="bilinear", align_corners=True)[keeps]
-    torch.testing.assert_close(merged, expected)
-    assert 0 < int(keeps.sum()) < keeps.numel()
-
-
-def test_regions_are_pooled_from_the_map_of_their_size():
-    pooling = RegionPooling(strides=[4, 8, 16], output_size=3, finest_scale=56)
-    maps = [torch.full((1, 1, 64 // 2**i, 64 // 2**i), float(i)) for i in range(3)]
-    sides = torch.tensor([10.0, 55, 111, 113, 223, 225])
-    regions = torch.stack([0 * sides, 0 * sides, 0 * sides, sides, sides], 1)
-    levels = pooling(maps, regions)[:, 0, 0, 0]
-    assert levels.tolist() == [0, 0, 0, 1, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [("model.mask.dim=20", "dim"), ("model.mask.dim=8", "dim"), ("model.mask.pooled_size=7", "pool")],
-)
-def test_sizes_that_cannot_be_halved_are_refused(tiny_settings, override, named):
-    with pytest.raises(ConfigError, match=named):
-        apply_overrides(tiny_settings, ["model.mask.kind=refine", override])
-
-
 @pytest.mark.parametrize(("kind", "count"), [("fcn", 2_643_280), ("refine", 18_659_262)])
 def test_published_sizes(kind, count):
     settings = apply_overrides(load_preset("co_dino_r50"), [f"model.mask.kind={kind}"])
     with torch.device("meta"):
         model = build_model(settings.model)
     assert sum(p.numel() for name, p in model.named_parameters() if "mask" in name) == count
-
-
-def test_columns_of_detections_stay_together():
-    found = Detections(torch.rand(4, 4), torch.rand(4), torch.arange(4), torch.rand(4, 5, 5), torch.rand(4))
-    for index in (torch.tensor([2, 0]), torch.tensor([False, True, True, False]), slice(1, 3)):
-        chosen = found[index]
-        assert torch.equal(chosen.masks, found.masks[index])
-        assert torch.equal(chosen.mask_scores, found.mask_scores[index])
-        assert torch.equal(chosen.labels, found.labels[index])

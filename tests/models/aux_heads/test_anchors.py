@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, encode_deltas
-from codetr_cli.models.aux_heads.roi import RoiHead, suppress
-from codetr_cli.models.postprocess import Detections
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 
@@ -43,18 +41,7 @@ def test_decoding_limits_growth_and_clips():
     assert decode_deltas(anchors, torch.zeros(1, 4) + 9, (1.0,) * 4, (20, 30)).tolist() == [[0, 0, 30, 20]]
 
 
-def test_regions_are_pooled_from_the_map_that_suits_their_size():
-    head = RoiHead(
-        dim=1, num_classes=1, strides=[4, 8], num_convs=0, num_fcs=2, fc_dim=4, norm_groups=1, class_agnostic=False,
-        output_size=2, finest_scale=56, target_stds=(0.1,) * 4, nms="hard", nms_iou=0.5, max_detections=5,
-    )  # fmt: skip
-    maps = [torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 32, 32), 2.0)]
-    boxes = torch.tensor([[0.0, 0, 50, 50], [0, 0, 120, 120], [0, 0, 250, 250]])
-    assert head.pool(maps, [boxes])[:, 0, 0, 0].tolist() == [1.0, 2.0, 2.0]
-
-
-def test_suppression_is_within_each_class_and_drops_scores_of_zero():
-    boxes = torch.tensor([[0.0, 0, 9, 9]]).expand(4, 4)
-    found = suppress(Detections(boxes, torch.tensor([0.2, 0.9, 0.0, 0.1]), torch.tensor([0, 1, 2, 0])), "hard", 0.5, 10)
-    assert found.labels.tolist() == [1, 0]
-    assert found.scores.tolist() == pytest.approx([0.9, 0.2])
+def test_boxes_are_decoded_with_the_heads_own_scale():
+    boxes = torch.tensor([[0.0, 0, 100, 100]])
+    moved = decode_deltas(boxes, torch.tensor([[2.0, 0, 0, 0]]), (0.05, 0.05, 0.1, 0.1))
+    assert moved.tolist() == [[10, 0, 110, 100]]

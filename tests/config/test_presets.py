@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tomllib
 from typing import Any
 
 import pytest
 import torch
 
-from codetr_cli import console
 from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.presets import load_preset, preset_figures, preset_names, presets_dir
 from codetr_cli.config.schema import Settings
 from codetr_cli.models.build import build_model, build_postprocess
-from tests.conftest import REPOSITORY
 
 RECOUNTED = ("co_dino_tiny", "co_deformable_mask_r50", "co_dino_vit_l_inst")
 
@@ -90,44 +86,6 @@ def test_figures_are_those_of_the_networks(name: str):
     assert figures_of(name) == preset_figures()[name]
 
 
-def row_of(text: str, name: str) -> str:
-    return next(line for line in text.splitlines() if line.startswith(f"{name} "))
-
-
-def test_table_shows_what_one_chooses_by(codetr):
-    row = row_of(codetr("presets").out, "co_dino_vit_l_inst")
-    for cell in ("ViT-L", "COCO", "12", "1,500", "65.3", "56.2", "65.8 / 56.6", "365.9", "1280x2048", "Apache-2.0"):
-        assert f" {cell} " in f"{row} ", cell
-
-
-@pytest.mark.parametrize("columns", [70, 100, 130])
-def test_narrow_terminal_leaves_columns_out_and_says_so(columns: int, codetr, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(console, "PLAIN_WIDTH", columns)
-    ran = codetr("presets")
-    table = ran.out.partition("AP as published")[0]
-    assert max(len(line) for line in table.splitlines()) <= columns
-    assert "65.4" in row_of(table, "co_dino_vit_l")
-    assert "weights' licence" not in table
-    assert "Hidden columns: at, weights' licence" in ran.out + ran.err
-
-
-def test_filters(codetr):
-    lvis = codetr("presets", "--dataset", "lvis", "--json").json["presets"]
-    assert {row["classes"] for row in lvis} == {1203}
-    deformable = codetr("presets", "--family", "co_deformable").out
-    assert "co_deformable_r50" in deformable
-    assert "co_dino_r50" not in deformable
-    ran = codetr("presets", "--dataset", "lvi")
-    assert ran.code == 2
-    assert "did you mean 'lvis'?" in ran.err
-
-
-def test_listing_does_not_load_torch():
-    check = "import sys; from codetr_cli.cli import main; main(['presets']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 DEFORMABLE = ["model.family=co_deformable", "model.finest_stride=8"]
 SWIN = ["model.backbone.kind=swin", "model.backbone.embed_dim=16", "model.backbone.num_heads=[1, 2, 2, 4]"]
 VIT = [
@@ -154,12 +112,3 @@ def test_sizes_are_data(network: list[str], levels: int):
     assert len(model.decoder.layers) == 1
     assert len(model.class_heads) == 2
     assert model.encoder.level_embed.shape[0] == levels
-
-
-def test_override_shows(codetr):
-    ran = codetr("presets", "co_dino_r50", "--set", "train.lr=0.5", "--json")
-    assert ran.json["train"]["lr"] == 0.5
-
-
-def test_override_without_a_preset(codetr):
-    assert codetr("presets", "--set", "train.lr=0.5").code == 2

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from codetr_cli.config.overrides import apply_overrides
-from codetr_cli.errors import ConfigError
 from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.torch_compile import compile_static_parts
-from tests.models.networks import KINDS, SWIN, VIT, make_batch
+from tests.models.networks import KINDS, make_batch
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
@@ -88,15 +87,3 @@ def test_every_parameter_is_trained(settings, precision):
             assert parameter.grad.isfinite().all(), name
     still = {name for name, p in objective.model.backbone.named_parameters() if not p.grad.any()}
     assert not still
-
-
-def test_settings_that_do_not_fit_are_refused(tiny_settings):
-    for overrides, message in (
-        ([*VIT, "model.num_levels=4"], "a vit has maps of finest_stride 4 and num_levels 5"),
-        ([*VIT, "model.backbone.global_blocks=[3]"], "a depth of 3"),
-        ([*VIT, "model.backbone.num_heads=3"], "not divisible by 4 x num_heads 3"),
-        ([*VIT, "model.backbone.fixed_size=100"], "fixed_size 100 is not divisible by patch_size 16"),
-        ([*SWIN, "model.backbone.num_heads=[3, 2, 2, 4]"], "stage 0 are not divisible by 3 heads"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            apply_overrides(tiny_settings, overrides)
