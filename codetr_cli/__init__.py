@@ -1,6 +1,6 @@
 """Co-DETR object detectors: prepare data, train, evaluate, benchmark, predict.
 
-`codetr_cli.Detector` is the way in for Python users; it is imported when first asked for, because it needs torch.
+`codetr_cli.Detector` is the Python API; it is imported when first asked for, because it needs torch.
 """
 
 from __future__ import annotations

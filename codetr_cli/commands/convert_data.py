@@ -58,7 +58,7 @@ def convert_data(
     targets = _targets(converted, out, split)
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not force:
-        raise ConfigError(f"{', '.join(present)} already exists: name another place, or replace it with --force")
+        raise ConfigError(f"{', '.join(present)} already exists: choose another path, or replace it with --force")
     for sentence in converted.sentences():
         console.info(sentence)
     rows = [[name, *_write(converted, name, path), path] for name, path in targets.items()]

@@ -74,8 +74,8 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
         )
     _show_source(name, place.remote, source.page, source.licence, place.file)
     if dry_run:
-        done = "would be used as is" if place.ready and not force else "would be fetched"
-        console.result(f"{name}: the weights {done if place.remote or place.ready else 'must be fetched by hand'}.")
+        done = "would be used as is" if place.ready and not force else "would be downloaded"
+        console.result(f"{name}: the weights {done if place.remote or place.ready else 'must be downloaded manually'}.")
         console.result_json({**summary, "there": place.ready, "downloaded": False, "converted": False})
         return
     from codetr_cli.commands.convert import model_shapes
@@ -105,7 +105,7 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
     for note in conversion.notes:
         console.warn(note)
     console.result(f"{name}: {place.converted}, {console.bytes_text(place.converted.stat().st_size)}.")
-    console.info(f"The name stands for these weights now, e.g. `codetr eval {name}`.")
+    console.info(f"The preset name now refers to these weights, e.g. `codetr eval {name}`.")
     _show_cache_size()
     summary |= {"sha256": conversion.checkpoint.extra["source_sha256"], "bytes": place.file.stat().st_size}
     console.result_json({**summary, "there": True, "downloaded": force or not there, "converted": True})
@@ -119,7 +119,7 @@ def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: 
     there = backbone.file.is_file()
     _show_source(backbone.title, remote, None, backbone.licence, backbone.file)
     if dry_run:
-        console.result(f"{backbone.name}: {'already downloaded' if there and not force else 'would be fetched'}.")
+        console.result(f"{backbone.name}: {'already downloaded' if there and not force else 'would be downloaded'}.")
     else:
         with byte_progress(f"downloading {backbone.file.name}") as progress:
             fetch(remote, backbone.file, force=force, progress=progress)

@@ -81,7 +81,7 @@ def train(
     overrides = [*invocation.defaults.setting(overrides or []), *(overrides or [])]
     settings = load_preset(preset, overrides)
     chosen = user_set(settings)
-    plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, fresh=restart, chosen=chosen)
+    plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, restart=restart, chosen=chosen)
     request = Request(
         device=device,
         gpus=gpus,

@@ -169,7 +169,7 @@ def run_detector(
 def _detection_table(
     detections: Detections, target: Target, category_ids: NDArray[np.int64], *, masks: bool
 ) -> DetectionTable:
-    """The detections of one image. Masks are run-length encoded at once: as pixels they would fill the RAM."""
+    """The detections of one image. Masks are run-length encoded at once: as pixels they would exhaust the RAM."""
     rle = encode_masks(detections, tuple(target["orig_size"])) if masks else None
     detections = detections.cpu()
     return DetectionTable.of_image(

@@ -1,4 +1,4 @@
-"""What an evaluation is to do, resolved once: ground truth, matched classes, views, masks and scoring backend."""
+"""Parameters of an evaluation, resolved once: ground truth, matched classes, views, masks and scoring backend."""
 
 from __future__ import annotations
 

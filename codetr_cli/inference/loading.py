@@ -81,7 +81,7 @@ def load_detector(
 
     Args:
         path_or_preset: a .safetensors file, a published .pth file, the URL of one, a run folder, or a preset, which
-            stands for its published weights if there are any.
+            refers to its published weights if there are any.
         device: where the network runs.
         overrides: `key=value` settings; those under `model.` must fit the checkpoint.
         classes: of a preset, COCO's by default; a checkpoint has its own.

@@ -67,7 +67,7 @@ class RunChoice:
 
 
 def choose_run(
-    settings: Settings, inputs: RunInputs, *, run: Path | None, root: Path = Path("runs"), fresh: bool = False
+    settings: Settings, inputs: RunInputs, *, run: Path | None, root: Path = Path("runs"), restart: bool = False
 ) -> RunChoice:
     """Decides between a new run folder and one to continue.
 
@@ -76,13 +76,13 @@ def choose_run(
         inputs: data and weights of the command.
         run: the requested folder; None picks one below `root/<preset>`.
         root: the default parent of run folders.
-        fresh: never continue. A requested folder that holds a run is moved aside.
+        restart: never continue. A requested folder that holds a run is moved aside.
 
     Raises:
         ConfigError: the folder holds something else, a finished run, or a run with other settings.
     """
     if run is None:
-        return _choose_numbered(settings, inputs, root / settings.name, fresh)
+        return _choose_numbered(settings, inputs, root / settings.name, restart)
     folder = RunFolder(run)
     status = folder.status()
     if status == "foreign":
@@ -91,7 +91,7 @@ def choose_run(
         )
     if status == "empty":
         return RunChoice(run, False, f"new run in {run}")
-    if fresh:
+    if restart:
         return RunChoice(run, False, f"new run in {run}, the old one moved to {_move_aside(folder)}")
     changed = differences(folder, settings, inputs)
     if changed:
@@ -168,11 +168,11 @@ def _moved_note(folder: RunFolder, inputs: RunInputs) -> str:
     return f"; its data has moved from {old.train_annotations} to {inputs.train_annotations}, the content is the same"
 
 
-def _choose_numbered(settings: Settings, inputs: RunInputs, root: Path, fresh: bool) -> RunChoice:
+def _choose_numbered(settings: Settings, inputs: RunInputs, root: Path, restart: bool) -> RunChoice:
     """The newest numbered folder when it holds this very run, interrupted; else the next number."""
     changed = ""
     numbers = sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal() and path.is_dir())
-    if numbers and not fresh:
+    if numbers and not restart:
         newest = RunFolder(root / str(numbers[-1]))
         if _is_same_run(newest, settings, inputs):
             note = f"continuing the interrupted run in {newest.path}{_moved_note(newest, inputs)}"

@@ -17,7 +17,7 @@ from codetr_cli.config.schema import Settings
 SMALL_DATA = 20_000  # from this number of images on a preset's own learning rate is right for fine-tuning too
 FEW_IMAGES = 300  # below this number of images a pretrained backbone is frozen
 FINE_TUNING_SHARE = 0.1  # of `train.min_steps` suffices when fine-tuning a detector
-GENTLE_LR = 1e-4  # up to here learning rates are for fine-tuning already (Objects365 to COCO as published)
+FINE_TUNING_LR = 1e-4  # up to here learning rates are for fine-tuning already (Objects365 to COCO as published)
 MAX_EPOCHS = 300
 EVALUATIONS = 10  # approximate number of evaluations in a training with more epochs than this
 WARMUP_STEPS = 100
@@ -45,12 +45,10 @@ def fit_recipe(settings: Settings, *, images: int, from_weights: bool, chosen: C
         return recipe
     if from_weights and images < FEW_IMAGES and "train.freeze_backbone" not in chosen and not train.freeze_backbone:
         recipe.changes["train.freeze_backbone"] = True
-        recipe.sentences.append(
-            f"The backbone is frozen: with under {FEW_IMAGES} images it would forget more than it learns."
-        )
-    if from_weights and images < SMALL_DATA and "train.lr" not in chosen and train.lr > GENTLE_LR:
+        recipe.sentences.append(f"The backbone is frozen: with under {FEW_IMAGES} images fine-tuning it would overfit.")
+    if from_weights and images < SMALL_DATA and "train.lr" not in chosen and train.lr > FINE_TUNING_LR:
         recipe.changes["train.lr"] = train.lr / 2
-        recipe.sentences.append(f"Learning rate {train.lr / 2:g}, half the preset's: the weights are nearly trained.")
+        recipe.sentences.append(f"Learning rate {train.lr / 2:g}, half the preset's: fine-tuning needs a lower rate.")
     _fit_length(recipe, settings, images, from_weights, chosen)
     if recipe.sentences:
         start = "from the given weights" if from_weights else "without a detector's weights"
@@ -74,7 +72,7 @@ def _fit_length(recipe: Recipe, settings: Settings, images: int, from_weights: b
             milestones = sorted({round(milestone * epochs / train.epochs) for milestone in train.lr_milestones})
             recipe.changes["train.lr_milestones"] = milestones
             if milestones:
-                text += f" (the learning rate falls after {' and '.join(map(str, milestones))})"
+                text += f" (the learning rate is reduced after epochs {' and '.join(map(str, milestones))})"
         recipe.sentences.append(text + ".")
     every = math.ceil(epochs / EVALUATIONS)
     if train.epochs < epochs and train.eval_every < every and "train.eval_every" not in chosen:

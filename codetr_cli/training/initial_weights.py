@@ -46,7 +46,7 @@ def load_initial_weights(model: CoDETR, job: TrainJob) -> None:
     )
     logger.info("weights from %s:", path)
     if unnamed:
-        logger.info("  it has no class names but the category ids of the annotations: its classes are taken for these.")
+        logger.info("  it has no class names but the category ids of the annotations: assuming the same classes.")
     for line in loaded.lines():
         logger.info("  %s", line)
 

@@ -66,7 +66,7 @@ def retry_with_less_memory(
             return step(context, state, micro_batches)
         except OutOfMemoryInStep as error:
             batch = error.batch
-        # Only outside of `except` the error no longer holds the tensors of the step.
+        # The error holds the tensors of the step until the end of `except`.
         state.optimizer.zero_grad(set_to_none=True)
         reduce_memory(context, state, batch)
         restore_random_states(state.step_inputs[0][1], context.device)

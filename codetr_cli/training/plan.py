@@ -80,7 +80,7 @@ class TrainJob:
         category_ids: original id of each label.
         inputs: data files and weights.
         run: the requested run folder.
-        fresh: never continue a run.
+        restart: never continue a run.
         auto_fit: change settings until the worst batch fits into memory.
         warnings: sentences to log as warnings.
         notes: sentences to log as notes.
@@ -91,7 +91,7 @@ class TrainJob:
     category_ids: list[int]
     inputs: RunInputs
     run: Path | None = None
-    fresh: bool = False
+    restart: bool = False
     auto_fit: bool = False
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -104,7 +104,7 @@ def plan_job(
     weights: str | None = None,
     evaluate: bool = True,
     run: Path | None = None,
-    fresh: bool = False,
+    restart: bool = False,
     chosen: Collection[str] | None = None,
 ) -> TrainJob:
     """Reads the annotations and resolves classes and paths.
@@ -115,7 +115,7 @@ def plan_job(
         weights: checkpoint or run folder to start from.
         evaluate: whether validation data is needed.
         run: see `TrainJob`.
-        fresh: see `TrainJob`.
+        restart: see `TrainJob`.
         chosen: dotted names of the settings that the user set, which the automatic recipe must not change; None: all.
 
     Raises:
@@ -166,7 +166,7 @@ def plan_job(
             weights=_find_weights(weights),
         ),
         run=run,
-        fresh=fresh,
+        restart=restart,
         warnings=warnings,
         notes=notes,
     )

@@ -91,14 +91,14 @@ def run_training(job: TrainJob, *, device: torch.device, choice: RunChoice | Non
 
 def choose_for(job: TrainJob) -> RunChoice:
     """The run folder of the job; see `choose_run`."""
-    return choose_run(job.settings, job.inputs, run=job.run, fresh=job.fresh)
+    return choose_run(job.settings, job.inputs, run=job.run, restart=job.restart)
 
 
 def _agree_on_run(job: TrainJob, choice: RunChoice | None) -> tuple[TrainJob, RunChoice]:
     """The job and the run folder, the same in all processes; `resume` is set also after a restart of the processes."""
     (restarted,) = process_group.any_process(process_group.was_restarted())
     if choice is None:
-        job = replace(job, fresh=job.fresh and not restarted)
+        job = replace(job, restart=job.restart and not restarted)
         choice = process_group.from_main(choose_for(job) if process_group.is_main() else None)
     choice = replace(choice, resume=choice.resume or restarted)
     if choice.resume:

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from codetr_cli.class_names import plain_class_name
+
 COCO_CATEGORIES = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
     10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",
@@ -45,10 +47,12 @@ def match_names(names: Sequence[str], others: Sequence[str]) -> list[int | None]
     Ignores case, `_`, `-`, and LVIS's additions in parentheses where the name is unique without them. Known synonyms
     match too.
     """
-    exact = {_plain(name): label for label, name in reversed(list(enumerate(others)))}
+    exact = {plain_class_name(name): label for label, name in reversed(list(enumerate(others)))}
     loose = _by_loose_name(others)
     ours = _by_loose_name(names)
-    return [exact.get(_plain(name), loose.get(_loose(name)) if _loose(name) in ours else None) for name in names]
+    return [
+        exact.get(plain_class_name(name), loose.get(_loose(name)) if _loose(name) in ours else None) for name in names
+    ]
 
 
 def _by_loose_name(names: Sequence[str]) -> dict[str, int]:
@@ -57,12 +61,8 @@ def _by_loose_name(names: Sequence[str]) -> dict[str, int]:
     return {_loose(name): label for label, name in enumerate(names) if counts[_loose(name)] == 1}
 
 
-def _plain(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
-
-
 def _loose(name: str) -> str:
-    plain = re.sub(r" ?\([^)]*\)$", "", _plain(name))
+    plain = re.sub(r" ?\([^)]*\)$", "", plain_class_name(name))
     return SAME_MEANING.get(plain, plain)
 
 

@@ -23,7 +23,7 @@ import torch
 
 from codetr_cli.errors import CheckpointError, listed
 
-MAX_LISTED_PICKLE_BYTES = 64 << 20  # forbidden names of a larger pickle are not listed; it is refused all the same
+MAX_LISTED_PICKLE_BYTES = 64 << 20  # forbidden names of a larger pickle are not listed; it is still rejected
 READ_BYTES = 1 << 20
 LEGACY_PICKLES = 5  # magic number, protocol, system information, object, storage keys
 PYTHON_2_MODULES = {

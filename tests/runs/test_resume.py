@@ -62,7 +62,7 @@ def test_otherwise_a_new_number_is_taken(tmp_path: Path, tiny_settings: Settings
         inputs = RunInputs(**{**INPUTS.__dict__, "weights": "/w.safetensors"})
     elif case == "unreadable":
         run.settings_path.write_text("[nonsense]\nx = 1\n")
-    choice = choose_run(settings, inputs, run=None, root=tmp_path, fresh=case == "fresh")
+    choice = choose_run(settings, inputs, run=None, root=tmp_path, restart=case == "fresh")
     assert (choice.path, choice.resume) == (tmp_path / "tiny" / "2", False)
 
 
@@ -160,13 +160,13 @@ def test_a_finished_run_stays_unless_it_grows(folder: RunFolder, tiny_settings: 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, tiny_settings: Settings):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError, match="no run folder"):
-        choose_run(tiny_settings, INPUTS, run=tmp_path, fresh=True)
+        choose_run(tiny_settings, INPUTS, run=tmp_path, restart=True)
 
 
 def test_restart_moves_the_old_run_aside(folder: RunFolder, tiny_settings: Settings):
     old = folder.path.with_name("1.old1")
     old.mkdir()
-    choice = choose_run(changed(tiny_settings, "train.lr=1"), INPUTS, run=folder.path, fresh=True)
+    choice = choose_run(changed(tiny_settings, "train.lr=1"), INPUTS, run=folder.path, restart=True)
     assert not choice.resume
     assert not folder.path.exists()
     assert json.loads((folder.path.with_name("1.old2") / "origin.json").read_text())["weights"] is None

@@ -36,7 +36,7 @@ def check_target(preset: str | None, checkpoint: str | None) -> None:
         ConfigError: both are given.
     """
     if preset and checkpoint:
-        raise ConfigError("give --preset or --checkpoint, not both: a checkpoint brings its own settings")
+        raise ConfigError("give --preset or --checkpoint, not both: a checkpoint contains its settings")
 
 
 def prepare_device(device: str, threads: int | None) -> torch.device:

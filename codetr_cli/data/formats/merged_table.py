@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from codetr_cli import files
+from codetr_cli.class_names import plain_class_name
 from codetr_cli.data.annotations import Annotations
 from codetr_cli.data.formats.intermediate import SHOWN
 from codetr_cli.errors import DatasetError, listed
@@ -86,7 +86,7 @@ def merge_classes(parts: Sequence[Part], annotations: dict[str, dict[int, Annota
         tables = [annotations[split][index] for split in ("train", "val", "test") if index in annotations[split]]
         own: dict[str, int] = {}
         for name, category_id in zip(tables[0].class_names, tables[0].category_ids, strict=True):
-            key = _normalized(name)
+            key = plain_class_name(name)
             if key in own:
                 raise DatasetError(
                     f"{part.folder} has two categories named {name!r}, so that those of the other data sets cannot be "
@@ -99,20 +99,15 @@ def merge_classes(parts: Sequence[Part], annotations: dict[str, dict[int, Annota
             own[key] = labels[key]
         classes.label_maps.append(own)
         for table in tables:
-            unknown = [name for name in table.class_names if _normalized(name) not in own]
+            unknown = [name for name in table.class_names if plain_class_name(name) not in own]
             if unknown:
                 raise DatasetError(
                     f"{part.folder} has categories among its validation or test images that its training images do "
                     f"not have: {listed(unknown, SHOWN)}. List the same categories in all its annotation files"
                 )
             for name, frequency in zip(table.class_names, table.frequencies, strict=False):
-                classes.frequencies.setdefault(own[_normalized(name)], frequency)
+                classes.frequencies.setdefault(own[plain_class_name(name)], frequency)
     return classes
-
-
-def _normalized(name: str) -> str:
-    """A class name without the differences in spelling between data sets."""
-    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
 
 
 def part_splits(
@@ -129,7 +124,7 @@ def part_splits(
         free += int(clash.sum())
         taken = np.concatenate([taken, ids])
         own = classes.label_maps[index]
-        labels = np.array([own[_normalized(name)] for name in table.class_names], np.int64)
+        labels = np.array([own[plain_class_name(name)] for name in table.class_names], np.int64)
         found.append(PartSplit(index, table, parts[index].splits[split][0], labels, ids))
     return found
 

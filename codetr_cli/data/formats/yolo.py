@@ -147,7 +147,7 @@ def _box(words: list[str], width: int, height: int, description: _Description, w
     if len(values) == 4:
         cx, cy, w, h = values
         if w < 0 or h < 0:
-            raise DatasetError(f"{where}: width {w:g} and height {h:g}, which cannot be negative. Redraw the box")
+            raise DatasetError(f"{where}: width {w:g} and height {h:g}, which cannot be negative. Correct the box")
         corners = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
         return ParsedBox(int(number), corners)
     xs, ys = [value * width for value in values[::2]], [value * height for value in values[1::2]]
@@ -180,7 +180,7 @@ def _describe_folders(folder: Path) -> _Description:
     if names is None:
         raise DatasetError(
             f"{folder} is a YOLO data set without class names: write them into {folder / 'classes.txt'}, one a line in "
-            "the order of their numbers, or add the data.yaml it came with"
+            "the order of their numbers, or add the original data.yaml"
         )
     images: dict[str, list[Path]] = {}
     for split, spellings in FOLDERS.items():

@@ -1,4 +1,4 @@
-"""Batches from worker processes that may die, hang, or run out of shared memory.
+"""Batches from worker processes that may crash, hang, or run out of shared memory.
 
 A worker that dies is replaced and reading continues at the next batch: batches depend on seed, epoch and index only, so
 the training computes the same. Other failures become a `ResourceError` that names the worker, its current image, and
@@ -138,7 +138,7 @@ class BatchReader:
                     raise self._too_many_deaths(died.description) from died
                 if died.description:
                     logger.warning(
-                        "%s. It was replaced, and reading continues with the next batch: nothing is lost. %s",
+                        "%s. It was replaced, and reading continues with the next batch: no batch is lost. %s",
                         died.description,
                         _advice(died.description),
                     )
