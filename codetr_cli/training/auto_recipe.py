@@ -72,7 +72,7 @@ def _fit_length(recipe: Recipe, settings: Settings, images: int, from_weights: b
             milestones = sorted({round(milestone * epochs / train.epochs) for milestone in train.lr_milestones})
             recipe.changes["train.lr_milestones"] = milestones
             if milestones:
-                text += f" (the learning rate is reduced after epochs {' and '.join(map(str, milestones))})"
+                text += f" (the learning rate is reduced after {' and '.join(map(str, milestones))} epochs)"
         recipe.sentences.append(text + ".")
     every = math.ceil(epochs / EVALUATIONS)
     if train.epochs < epochs and train.eval_every < every and "train.eval_every" not in chosen:
