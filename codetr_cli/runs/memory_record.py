@@ -49,9 +49,8 @@ def write_record(run: Path, record: MemoryRecord) -> None:
     Raises:
         ResourceError: no space left, or the folder cannot be written.
     """
-    with replace_file(
-        run / RECORD, parents=True
-    ) as temporary:  # under a name of this process: memory may run out in several at once
+    # Under a name of this process: memory may run out in several at once.
+    with replace_file(run / RECORD, parents=True) as temporary:
         temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
 

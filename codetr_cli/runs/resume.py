@@ -53,13 +53,7 @@ LOCATIONS = {
 
 @dataclass(frozen=True)
 class RunChoice:
-    """The run folder of a command.
-
-    Attributes:
-        path: the folder.
-        resume: continue what is in it.
-        note: one sentence for the user.
-    """
+    """The run folder of a command, whether to continue what is in it, and a sentence about that for the user."""
 
     path: Path
     resume: bool
@@ -111,11 +105,7 @@ def choose_run(
 
 
 def differences(folder: RunFolder, settings: Settings, inputs: RunInputs) -> list[str]:
-    """What a command would change in a run, one phrase each; empty when the run can be continued.
-
-    Raises:
-        ConfigError: the run's settings cannot be read.
-    """
+    """What a command would change in a run, one phrase each; raises ConfigError where its settings cannot be read."""
     old, new = dict(_flat(folder.settings())), dict(_flat(with_fitted(settings, folder.path)))
     old_inputs = folder.inputs()
     movable = frozenset[str]().union(*(LOCATIONS[split] for split in LOCATIONS if _is_same(split, old_inputs, inputs)))
