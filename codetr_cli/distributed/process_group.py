@@ -45,7 +45,7 @@ def world_size() -> int:
 
 def is_connected() -> bool:
     """Whether this process has joined a group, which may be a group of one."""
-    return dist.is_available() and dist.isis_connected()
+    return dist.is_available() and dist.is_initialized()
 
 
 def is_main() -> bool:

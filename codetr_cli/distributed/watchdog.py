@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 # The activities of a process, with their names in a report. Within a step they come in this order, if at all.
 ACTIVITIES = {
@@ -166,7 +166,8 @@ class Watchdog:
             passed = min(now - before, 2 * self._period_s)
             before = now
             try:
-                self._note_idleness(passed)
+                before_beats, self._beats = self._beats, self.heartbeat.beats
+                self._idle_s = self._idle_s + passed if self._beats == before_beats else 0.0
                 self._publish()
                 messages = self._read()
             except (RuntimeError, OSError, ValueError):
@@ -178,11 +179,6 @@ class Watchdog:
             if text and not self._done.is_set():
                 self.alarm(text)
                 return
-
-    def _note_idleness(self, passed: float) -> None:
-        beats = self.heartbeat.beats
-        self._idle_s = self._idle_s + passed if beats == self._beats else 0.0
-        self._beats = beats
 
     def _publish(self) -> None:
         self._number += 1
@@ -207,7 +203,11 @@ class Watchdog:
         if not ranks:
             return {}
         texts = self.store.multi_get([f"heartbeat/{rank}" for rank in ranks])
-        return {rank: _message_of(json.loads(text)) for rank, text in zip(ranks, texts, strict=True)}
+        messages = {rank: json.loads(text) for rank, text in zip(ranks, texts, strict=True)}
+        return {
+            rank: HeartbeatMessage(**{**fields, "progress": tuple(fields["progress"])})
+            for rank, fields in messages.items()
+        }
 
 
 def find_frozen(
@@ -255,11 +255,6 @@ def find_frozen(
 
 def _stage(activity: str) -> int:
     return STAGES.get(activity, STEP_STAGE)
-
-
-def _message_of(fields: Mapping[str, Any]) -> HeartbeatMessage:
-    step, stage, count = fields["progress"]
-    return HeartbeatMessage(**{**fields, "progress": (step, stage, count)})
 
 
 def _innermost_calls(thread: int) -> str:

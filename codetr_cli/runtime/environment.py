@@ -7,7 +7,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from codetr_cli.runtime.devices import (
     gpu_driver,
     gpu_library,
     list_gpus,
+    proc_bytes,
     read_text,
     why_no_gpu,
 )
+from codetr_cli.runtime.memory import main_memory_left
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "typer", "rich", "pydantic"),
@@ -96,10 +98,6 @@ class MachineReport:
     compilers: list[str]
     packages: dict[str, str | None]
     remarks: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values under the names of `--json`."""
-        return asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
         """Headings and values of a table; nothing in it names the user or a folder."""
@@ -250,16 +248,10 @@ def _transports() -> dict[str, str | None]:
 
 def _memory() -> tuple[int | None, int | None]:
     """Free and total main memory in bytes, within the limit of a container."""
-    lines = dict(line.split(":", 1) for line in read_text("/proc/meminfo").splitlines() if ":" in line)
-    if "MemTotal" not in lines:
-        return None, None
-    total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    limit = read_text("/sys/fs/cgroup/memory.max").strip()
-    used = read_text("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdigit() and int(limit) < total:
-        total = int(limit)
-        free = min(free, total - int(used or 0))
-    return max(free, 0), total
+    total, limit = proc_bytes("/proc/meminfo", "MemTotal"), read_text("/sys/fs/cgroup/memory.max").strip()
+    if total is not None and limit.isdigit():
+        total = min(total, int(limit))
+    return main_memory_left(), total
 
 
 def _disks(folders: tuple[Path, ...]) -> list[Disk]:

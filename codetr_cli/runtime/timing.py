@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from codetr_cli.runtime.devices import proc_bytes
+
 try:
     import resource
 except ImportError:  # not on Windows
@@ -126,7 +128,7 @@ def peak_memory(device: torch.device) -> int | None:
     """Bytes: the GPU allocator's peak, or the process's peak resident size, since the reset; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = _status_bytes("VmHWM")
+    peak = proc_bytes("/proc/self/status", "VmHWM")
     if peak is not None or resource is None:
         return peak
     unit = 1 if sys.platform == "darwin" else 1024
@@ -135,7 +137,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 def memory_in_use(device: torch.device) -> int | None:
     """Bytes allocated on the GPU, or the process's resident size now; None where unknown."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else proc_bytes("/proc/self/status", "VmRSS")
 
 
 def extra_peak_memory(function: Callable[[], Sequence[torch.Tensor]], device: torch.device) -> int | None:
@@ -165,12 +167,3 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-def _status_bytes(field: str) -> int | None:
-    """A size of this process from /proc; None elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)

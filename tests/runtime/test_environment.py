@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_the_report_is_complete_and_plain(tmp_path: Path) -> None:
     assert len(report.disks) == 1
     assert report.disks[0].free_bytes > 0
     assert bool(report.gpus) == (report.no_gpu is None)
-    assert json.loads(json.dumps(report.as_dict()))["cpus"] == report.cpus
+    assert json.loads(json.dumps(asdict(report)))["cpus"] == report.cpus
 
 
 def test_a_bug_report_names_neither_user_nor_machine(tmp_path: Path) -> None:
