@@ -1,12 +1,8 @@
 """Detects a hung training process, and reports which one it is and what it was doing.
 
-The processes of a training wait for each other in every step: when one hangs, all stop silently. Each process therefore
-records what it is doing (`Heartbeat`, at negligible cost), and a thread of it publishes that every few seconds. The
-process of rank 0 watches all others, and the one of the highest rank watches rank 0. The report distinguishes a frozen
-process, a hung thread (its innermost frames are shown) and processes that only wait for it.
-
-Only durations measured by one clock are compared. Clocks that differ between nodes, clocks that are set, and suspended
-machines raise no alarm.
+Each process records what it is doing (`Heartbeat`, at negligible cost), and a thread of it publishes that every few
+seconds. Rank 0 watches all others, and the highest rank watches rank 0. Only durations measured by one clock are
+compared: clocks that differ between nodes, clocks that are set, and suspended machines raise no alarm.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 # The activities of a process, with their names in a report. Within a step they come in this order, if at all.
@@ -149,9 +144,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._done.set()
         if self._thread is not None:
             # It may be waiting for a store that is gone; as a daemon it does not keep the process alive.

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,15 +38,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(function: Callable[[], object], device: torch.device, tick: Tick = lambda: None) -> float:
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     """Wall time of a call, with the device idle before and after."""
     synchronize(device)
     started = time.perf_counter()
     function()
     synchronize(device)
-    seconds = time.perf_counter() - started
-    tick()
-    return seconds
+    return time.perf_counter() - started
 
 
 def in_turn(
@@ -73,26 +72,16 @@ def in_turn(
 def timed_children(model: nn.Module, names: Sequence[str], device: torch.device) -> Iterator[dict[str, float]]:
     """Sums the seconds spent in the named children of a network while the context lasts."""
     seconds = dict.fromkeys(names, 0.0)
-    started: dict[str, float] = {}
 
-    def before(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            synchronize(device)
-            started[name] = time.perf_counter()
-
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            synchronize(device)
-            seconds[name] += time.perf_counter() - started[name]
-
-        return hook
+    def add(name: str, sign: int, *_: Any) -> None:
+        synchronize(device)
+        seconds[name] += sign * time.perf_counter()
 
     handles = []
     for name in names:
-        child = getattr(model, name)
-        handles += [child.register_forward_pre_hook(before(name)), child.register_forward_hook(after(name))]
+        child: nn.Module = getattr(model, name)
+        handles.append(child.register_forward_pre_hook(partial(add, name, -1)))
+        handles.append(child.register_forward_hook(partial(add, name, 1)))
     try:
         yield seconds
     finally:
