@@ -16,17 +16,7 @@ from codetr_cli.runtime.devices import choose_device
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Options of the command line; None where they are absent.
-
-    Attributes:
-        device: as `choose_device` takes it.
-        gpus: number per node.
-        procs: processes per node on the CPU.
-        nodes: number of nodes.
-        endpoint: HOST:PORT of the rendezvous.
-        node: rank of this node.
-        max_restarts: after a process died.
-    """
+    """Options of the command line; None where they are absent. `gpus` and `procs` are numbers per node."""
 
     device: str = "auto"
     gpus: int | None = None

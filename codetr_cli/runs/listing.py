@@ -11,6 +11,7 @@ import os
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,10 +122,8 @@ def _state(folder: Path, newest_kind: str | None, age_s: float | None) -> State:
 def _age_s(folder: Path) -> float | None:
     written = []
     for name in ("metrics.jsonl", "events.log", "settings.toml"):
-        try:
+        with suppress(OSError):
             written.append((folder / name).stat().st_mtime)
-        except OSError:
-            continue
     return max(0.0, time.time() - max(written)) if written else None
 
 

@@ -189,9 +189,7 @@ def _is_same_run(folder: RunFolder, settings: Settings, inputs: RunInputs) -> bo
         old = folder.inputs()
         if folder.status() != "interrupted" or old is None or any(_input_changes(old, inputs)):
             return False
-        if differences(folder, settings, inputs):
-            return False
-        if _length(folder.settings()) != _length(settings):
+        if differences(folder, settings, inputs) or _length(folder.settings()) != _length(settings):
             return False
         folder.lock().release()
     except CodetrError:

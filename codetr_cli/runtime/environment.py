@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 import warnings
@@ -28,7 +27,7 @@ from codetr_cli.runtime.devices import (
     read_text,
     why_no_gpu,
 )
-from codetr_cli.runtime.memory import main_memory_left
+from codetr_cli.runtime.memory import GIB, main_memory_left
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "typer", "rich", "pydantic"),
@@ -37,7 +36,6 @@ PACKAGES = (
 OPTIONAL_PACKAGES = frozenset(("triton", "mmcv"))
 COMPILERS = ("cc", "gcc", "g++", "clang", "nvcc")  # torch.compile and Triton use them
 
-GIB = 1024**3
 LOW_DISK = 5 * GIB
 LOW_SHARED_MEMORY = GIB
 
@@ -219,19 +217,7 @@ def _active_attention(kinds: Iterable[str]) -> tuple[dict[str, str | None], list
                 active[kind] = None
                 remarks.append(f"{str(error).rstrip('.')}.")
     remarks += [f"{str(warning.message).rstrip('.')}." for warning in caught]
-    if _mmcv_without_operators():
-        remarks.append(
-            "mmcv is installed without its compiled operators (mmcv._ext), because pip found no wheel for this "
-            "PyTorch: it is not used, and codetr does not need it."
-        )
     return active, remarks
-
-
-def _mmcv_without_operators() -> bool:
-    """Whether an installed mmcv lacks its extension module; checks its files without importing it."""
-    spec = importlib.util.find_spec("mmcv")
-    places = (spec.submodule_search_locations or []) if spec else []
-    return spec is not None and not any(list(Path(place).glob("_ext*")) for place in places)
 
 
 def _transports() -> dict[str, str | None]:

@@ -74,16 +74,6 @@ def test_a_backend_that_fails_its_check_is_a_remark(monkeypatch: pytest.MonkeyPa
     assert "its output differs." in machine_report().remarks
 
 
-def test_mmcv_without_compiled_operators_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "mmcv"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert "mmcv is installed without its compiled operators" in " ".join(machine_report(tmp_path).remarks)
-    (package / "_ext.cpython-311-x86_64-linux-gnu.so").write_text("")
-    assert "mmcv" not in " ".join(machine_report(tmp_path).remarks)
-
-
 def test_the_place_of_a_benchmark_names_no_machine() -> None:
     place = benchmark_conditions(torch.device("cpu"))
     assert place["device_type"] == "cpu"
