@@ -20,7 +20,8 @@ def submit_job(job: TrainJob, request: Request, words: Sequence[str], *, dry_run
         ConfigError: options or batch sizes that do not fit together.
         ResourceError: SLURM refused the script.
     """
-    from codetr_cli.distributed.slurm import submit, write_batch
+    from codetr_cli.distributed.slurm import FOLDER, batch_script, job_words, submit
+    from codetr_cli.files import write_text
     from codetr_cli.training.plan import batch_sizes
     from codetr_cli.training.setup import choose_for
 
@@ -29,20 +30,23 @@ def submit_job(job: TrainJob, request: Request, words: Sequence[str], *, dry_run
     train = job.settings.train
     batch_sizes(train.batch_size, train.micro_batch, nodes * processes)
     choice = choose_for(job)
-    script, text = write_batch(
-        choice.path.absolute(),
-        words,
+    run = choice.path.absolute()
+    script = run / FOLDER / "train.sh"
+    text = batch_script(
+        job_words(words, run),
         name=f"codetr-{job.settings.name}",
+        log=script.parent / "%j.log",
         nodes=nodes,
         gpus=gpus,
         cpus=processes * (1 + job.settings.data.workers),
         folder=Path.cwd(),
-        write=not dry_run,
     )
     if dry_run:
         console.result(text.rstrip("\n"))
         console.result_json({"run": choice.path, "script": None, "job": None, "text": text})
         return
+    script.parent.mkdir(parents=True, exist_ok=True)
+    write_text(script, text)
     console.info(choice.note)
     number = submit(script)
     if number is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def doctor(json_output: opt.JsonOption = False) -> None:
 
     report = machine_report(Path.cwd())
     text = report.bug_report_text()
-    console.result_json({"codetr": __version__, "environment": report.as_dict(), "bug_report": text})
+    console.result_json({"codetr": __version__, "environment": asdict(report), "bug_report": text})
     if not json_output:
         show_machine(report)
         console.result(f"\nFor a bug report:\n{text}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def prepare(
         {
             "ok": not report.errors,
             "dataset": report.as_json(),
-            "environment": environment.as_dict(),
+            "environment": asdict(environment),
             "link": None if made is None else {"status": made.status, "path": made.path, "detail": made.detail},
             "next": command,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +34,7 @@ def runs(
     from codetr_cli.runs.listing import list_runs
 
     rows = list_runs(folder)
-    console.result_json({"folder": folder, "runs": [row.as_dict() for row in rows]})
+    console.result_json({"folder": folder, "runs": [asdict(row) for row in rows]})
     if json_output:
         return
     if not rows:

@@ -2,12 +2,9 @@
 
 Each process keeps its shard of every parameter along the first dimension. The parameters of a unit are gathered when it
 runs and freed after it. Gathering is a collective, so a unit must run equally often in all processes whatever their
-images hold: backbone blocks, neck, encoder layers and the dense auxiliary heads do. Everything else belongs to the
-root, which is gathered once per step: the decoder, which runs three times per step and whose value projections are used
-outside its layers; shared heads; whatever runs on chunks of regions.
-
-Saved names and shapes are those of an unsharded training. PyTorch does not shard scalars, so they get one dimension
-here.
+images hold: see `units`. Everything else belongs to the root, which is gathered once per step: the decoder, which runs
+three times per step and whose value projections are used outside its layers; shared heads; what runs on regions.
+Saved names and shapes are those of an unsharded training. PyTorch shards no scalars: they get one dimension here.
 """
 
 from __future__ import annotations

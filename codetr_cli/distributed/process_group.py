@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -35,17 +35,17 @@ SCALAR = "codetr_scalar"
 
 def rank() -> int:
     """The rank of this process; rank 0 logs and writes files."""
-    return dist.get_rank() if _initialized() else 0
+    return dist.get_rank() if is_connected() else 0
 
 
 def world_size() -> int:
     """Number of processes in the group; 1 without a group."""
-    return dist.get_world_size() if _initialized() else 1
+    return dist.get_world_size() if is_connected() else 1
 
 
 def is_connected() -> bool:
     """Whether this process has joined a group, which may be a group of one."""
-    return _initialized()
+    return dist.is_available() and dist.is_initialized()
 
 
 def is_main() -> bool:
@@ -86,7 +86,7 @@ def local_device(device: torch.device) -> torch.device:
 def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Store | None]:
     """Joins the process group while the context lasts; does nothing in a process without a launcher.
 
-    Ranks other than 0 log errors only.
+    From then on, ranks other than 0 log errors only.
 
     Args:
         device: of this process. GPU tensors use NCCL, CPU tensors gloo.
@@ -114,9 +114,10 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Store
         world_size=processes,
         timeout=timeout,
     )
+    if number != 0:
+        logging.getLogger("codetr_cli").setLevel(logging.ERROR)
     try:
-        with _quiet_unless_main():
-            yield PrefixStore(f"shared/{start}", store.clone())
+        yield PrefixStore(f"shared/{start}", store.clone())
     except StoppedError:  # every process stops
         dist.destroy_process_group()
         raise
@@ -134,28 +135,15 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Store
     dist.destroy_process_group()
 
 
-@contextmanager
-def _quiet_unless_main() -> Iterator[None]:
-    """Makes ranks other than 0 log errors only."""
-    package = logging.getLogger("codetr_cli")
-    before = package.level
-    if not is_main():
-        package.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        package.setLevel(before)
-
-
 def barrier() -> None:
     """Waits until every process has called it."""
-    if _initialized():
+    if is_connected():
         dist.all_reduce(torch.zeros(1))
 
 
 def reduce_mean(value: Tensor) -> Tensor:
     """The mean of a tensor over all processes, detached; the tensor itself in a single process."""
-    if not _initialized():
+    if not is_connected():
         return value
     mean = value.detach().clone()
     dist.all_reduce(mean)
@@ -182,7 +170,7 @@ def sharded_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def reduce_max(numbers: Sequence[int]) -> list[int]:
     """The maximum over all processes of each integer; does not wait for a GPU."""
-    if not _initialized():
+    if not is_connected():
         return list(numbers)
     largest = torch.tensor(numbers, dtype=torch.int64)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
@@ -191,28 +179,24 @@ def reduce_max(numbers: Sequence[int]) -> list[int]:
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
     """For each flag whether it is true in any process."""
-    if not _initialized():
-        return flags
-    votes = torch.tensor(flags, dtype=torch.uint8)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return tuple(bool(vote) for vote in votes)
+    return tuple(bool(vote) for vote in reduce_max(flags))
 
 
 def gather_objects(item: object) -> list[Any]:
     """The items of all processes in the order of ranks, in rank 0; an empty list in the others."""
-    if not _initialized():
+    if not is_connected():
         return [item]
     items: list[Any] | None = [None] * dist.get_world_size() if is_main() else None
     dist.gather_object(item, items)
     return items or []
 
 
-def from_main(item: object) -> Any:
-    """The item of rank 0, in every process."""
-    if not _initialized():
+def from_main(item: object, group: dist.ProcessGroup | None = None) -> Any:
+    """The item of rank 0, in every process; sent through the default group or another one of all processes."""
+    if not is_connected():
         return item
     items = [item]
-    dist.broadcast_object_list(items)
+    dist.broadcast_object_list(items, group=group)
     return items[0]
 
 
@@ -221,7 +205,7 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
 
     Every parameter must get a gradient in every step: searching for unused ones would cost a pass per step.
     """
-    if not _initialized():
+    if not is_connected():
         return module
     # The buffers are constants; newer PyTorch has another name for the option.
     names = inspect.signature(DistributedDataParallel).parameters
@@ -232,19 +216,14 @@ def wrap_ddp(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **constant)
 
 
-def without_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """A context in which backward accumulates gradients without reducing them over processes."""
-    reduce_gradients: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP modules
-    if reduce_gradients is not None:
-        return _without_reduction(reduce_gradients)
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
-
-
 @contextmanager
-def _without_reduction(reduce_gradients: Callable[[bool], None]) -> Iterator[None]:
+def without_sync(module: nn.Module) -> Iterator[None]:
+    """A context in which backward accumulates gradients without reducing them over processes."""
+    reduce_gradients: Any = getattr(module, "set_requires_gradient_sync", lambda on: None)  # of FSDP modules
     reduce_gradients(False)
     try:
-        yield
+        with module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext():
+            yield
     finally:
         reduce_gradients(True)
 
@@ -254,7 +233,3 @@ def _is_lost_connection(error: RuntimeError) -> bool:
         return True
     text = str(error)  # gloo raises plain RuntimeError
     return "Connection reset" in text or "Connection closed" in text
-
-
-def _initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()

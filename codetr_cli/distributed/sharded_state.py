@@ -31,14 +31,10 @@ from codetr_cli.errors import CheckpointError
 
 METADATA = ".metadata"
 # Classes in the metadata of saved tensors, beside those of torch.distributed.checkpoint.
-ALLOWED = frozenset(
-    (
-        ("pathlib", "PosixPath"),
-        ("pathlib", "WindowsPath"),
-        ("torch", "Size"),
-        ("torch.serialization", "_get_layout"),
-    )
-)
+ALLOWED = {
+    *(("pathlib", "PosixPath"), ("pathlib", "WindowsPath")),
+    *(("torch", "Size"), ("torch.serialization", "_get_layout")),
+}
 
 Shards = dict[str, Tensor]
 
@@ -55,7 +51,7 @@ class ShardWriters:
         Raises:
             Exception: of the first process that could not write, e.g. an OSError.
         """
-        self._send(str(folder))
+        process_group.from_main(str(folder), self._group)
         try:
             _write(folder, shards, self._group)
         except CheckpointException as error:
@@ -64,24 +60,16 @@ class ShardWriters:
 
     def finish(self) -> None:
         """Makes `serve` return; for rank 0, however its writing ended."""
-        self._send(None)
+        process_group.from_main(None, self._group)
 
     def serve(self, shards: Shards) -> None:
         """Writes this process's shards whenever rank 0 writes, until it finishes; for the other ranks.
 
         Errors are raised in rank 0, which receives them.
         """
-        while (folder := self._receive()) is not None:
+        while (folder := process_group.from_main(None, self._group)) is not None:
             with suppress(CheckpointException):
                 _write(Path(folder), shards, self._group)
-
-    def _send(self, text: str | None) -> None:
-        dist.broadcast_object_list([text], group=self._group)
-
-    def _receive(self) -> str | None:
-        texts: list[str | None] = [None]
-        dist.broadcast_object_list(texts, group=self._group)
-        return texts[0]
 
 
 def host_shards(

@@ -6,7 +6,6 @@ failure. A step with more tasks than nodes has one task per process; these join 
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codetr_cli.errors import ResourceError
-from codetr_cli.files import write_text
 
 # Step numbers from here on are not of `srun` but of a batch script's own shell or an interactive one.
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
@@ -194,48 +192,6 @@ exit "$code"
 """
 
 
-def write_batch(
-    run: Path,
-    words: Sequence[str],
-    *,
-    name: str,
-    nodes: int,
-    gpus: int,
-    cpus: int,
-    folder: Path,
-    write: bool = True,
-) -> tuple[Path, str]:
-    """Writes the batch script of a command into the folder `slurm` of its run.
-
-    Args:
-        run: the run folder; it need not exist yet.
-        words: of the command that submits, after `codetr`.
-        name: of the job; see `batch_script` for this and the others.
-        nodes: number of nodes.
-        gpus: per node.
-        cpus: per node.
-        folder: working directory.
-        write: False returns the text without writing it.
-
-    Returns:
-        the script and its text.
-    """
-    script = run / FOLDER / "train.sh"
-    text = batch_script(
-        job_words(words, run),
-        name=name,
-        log=script.parent / "%j.log",
-        folder=folder,
-        nodes=nodes,
-        gpus=gpus,
-        cpus=cpus,
-    )
-    if write:
-        script.parent.mkdir(parents=True, exist_ok=True)
-        write_text(script, text)
-    return script, text
-
-
 def submit(script: Path) -> str | None:
     """Submits a script with `sbatch`.
 
@@ -255,11 +211,6 @@ def submit(script: Path) -> str | None:
             f"with `sbatch {script}`."
         )
     return asked.stdout.strip().partition(";")[0]
-
-
-def become_process(step: SlurmStep) -> None:
-    """Sets the environment of this task as if torchrun had started it."""
-    os.environ.update(step.environment())
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -9,24 +9,14 @@ import torch
 
 from codetr_cli.distributed.launcher import MAX_RESTARTS, LaunchSpec, split_endpoint
 from codetr_cli.distributed.process_group import launched_world_size, was_launched
-from codetr_cli.distributed.slurm import SlurmStep, become_process, read_step
+from codetr_cli.distributed.slurm import SlurmStep, read_step
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.runtime.devices import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Options of the command line; None where they are absent.
-
-    Attributes:
-        device: as `choose_device` takes it.
-        gpus: number per node.
-        procs: processes per node on the CPU.
-        nodes: number of nodes.
-        endpoint: HOST:PORT of the rendezvous.
-        node: rank of this node.
-        max_restarts: after a process died.
-    """
+    """Options of the command line; None where they are absent. `gpus` and `procs` are numbers per node."""
 
     device: str = "auto"
     gpus: int | None = None
@@ -69,14 +59,16 @@ def place(request: Request) -> Placement:
             f"--procs {request.procs} is for training on the CPU: add --device cpu, or use --gpus {request.procs}"
         )
     if step is not None and step.is_task_per_process:
-        become_process(step)
+        os.environ.update(step.environment())
     launched = launched_world_size()
     if launched is not None:
         return Placement(device, launched, spec=None, agreed=True)
     available = torch.cuda.device_count()
     if request.gpus is not None and request.gpus > available:
         raise ResourceError(f"--gpus {request.gpus}: this machine has {available}, use --gpus {available}")
-    spec = _launch_spec(request, step, available if step is not None and _is_any_gpu(request, device) else 1)
+    # A SLURM task uses all GPUs of its node unless the user has selected one.
+    all_gpus = step is not None and device.type == "cuda" and request.device in ("auto", "cuda")
+    spec = _launch_spec(request, step, available if all_gpus else 1)
     alone = spec.world_size == 1 and not request.max_restarts
     return Placement(device, spec.world_size, None if alone else spec, agreed=spec.nodes > 1)
 
@@ -121,8 +113,3 @@ def _launch_spec(request: Request, step: SlurmStep | None, processes: int) -> La
         job="codetr" if step is None else f"codetr-{step.job}",
         max_restarts=MAX_RESTARTS if request.max_restarts is None else request.max_restarts,
     )
-
-
-def _is_any_gpu(request: Request, device: torch.device) -> bool:
-    """Whether a GPU is used and the user has not selected one."""
-    return device.type == "cuda" and request.device in ("auto", "cuda")

@@ -1,12 +1,8 @@
 """Detects a hung training process, and reports which one it is and what it was doing.
 
-The processes of a training wait for each other in every step: when one hangs, all stop silently. Each process therefore
-records what it is doing (`Heartbeat`, at negligible cost), and a thread of it publishes that every few seconds. The
-process of rank 0 watches all others, and the one of the highest rank watches rank 0. The report distinguishes a frozen
-process, a hung thread (its innermost frames are shown) and processes that only wait for it.
-
-Only durations measured by one clock are compared. Clocks that differ between nodes, clocks that are set, and suspended
-machines raise no alarm.
+Each process records what it is doing (`Heartbeat`, at negligible cost), and a thread of it publishes that every few
+seconds. Rank 0 watches all others, and the highest rank watches rank 0. Only durations measured by one clock are
+compared: clocks that differ between nodes, clocks that are set, and suspended machines raise no alarm.
 """
 
 from __future__ import annotations
@@ -19,8 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 # The activities of a process, with their names in a report. Within a step they come in this order, if at all.
 ACTIVITIES = {
@@ -149,9 +144,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._done.set()
         if self._thread is not None:
             # It may be waiting for a store that is gone; as a daemon it does not keep the process alive.
@@ -166,7 +159,8 @@ class Watchdog:
             passed = min(now - before, 2 * self._period_s)
             before = now
             try:
-                self._note_idleness(passed)
+                before_beats, self._beats = self._beats, self.heartbeat.beats
+                self._idle_s = self._idle_s + passed if self._beats == before_beats else 0.0
                 self._publish()
                 messages = self._read()
             except (RuntimeError, OSError, ValueError):
@@ -178,11 +172,6 @@ class Watchdog:
             if text and not self._done.is_set():
                 self.alarm(text)
                 return
-
-    def _note_idleness(self, passed: float) -> None:
-        beats = self.heartbeat.beats
-        self._idle_s = self._idle_s + passed if beats == self._beats else 0.0
-        self._beats = beats
 
     def _publish(self) -> None:
         self._number += 1
@@ -207,7 +196,11 @@ class Watchdog:
         if not ranks:
             return {}
         texts = self.store.multi_get([f"heartbeat/{rank}" for rank in ranks])
-        return {rank: _message_of(json.loads(text)) for rank, text in zip(ranks, texts, strict=True)}
+        messages = {rank: json.loads(text) for rank, text in zip(ranks, texts, strict=True)}
+        return {
+            rank: HeartbeatMessage(**{**fields, "progress": tuple(fields["progress"])})
+            for rank, fields in messages.items()
+        }
 
 
 def find_frozen(
@@ -255,11 +248,6 @@ def find_frozen(
 
 def _stage(activity: str) -> int:
     return STAGES.get(activity, STEP_STAGE)
-
-
-def _message_of(fields: Mapping[str, Any]) -> HeartbeatMessage:
-    step, stage, count = fields["progress"]
-    return HeartbeatMessage(**{**fields, "progress": (step, stage, count)})
 
 
 def _innermost_calls(thread: int) -> str:

@@ -18,7 +18,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -34,12 +34,12 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.files import DISK_FULL, WEIGHTS_NAME, FileLock, replace_file, sync_folder, write_text
 from codetr_cli.runs.checksums import SUMS, check_sums, write_sums
+from codetr_cli.runs.listing import parse_line
 from codetr_cli.runtime.disk_errors import append, move, persistently, writing
 from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
-PACKAGE_LOGGER = "codetr_cli"
 STATE = "state.pt"
 SHARDED = "sharded"
 ENDS = frozenset(("end", "diverged"))  # kinds of lines that a continued run drops
@@ -76,11 +76,7 @@ class Saved:
 
 
 class RunFolder:
-    """One run's folder and everything that is written there.
-
-    Args:
-        path: the folder; it need not exist yet.
-    """
+    """One run's folder, which need not exist yet, and everything that is written there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,21 +86,9 @@ class RunFolder:
         self.events_path = path / "events.log"
         self.plots_dir = path / "plots"
         self.checkpoints_dir = path / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint's folder."""
-        return self.checkpoints_dir / "last"
-
-    @property
-    def best(self) -> Path:
-        """The folder of the checkpoint with the highest AP so far."""
-        return self.checkpoints_dir / "best"
-
-    @property
-    def previous(self) -> Path:
-        """The folder of the checkpoint before the newest."""
-        return self.checkpoints_dir / "previous"
+        self.last = self.checkpoints_dir / "last"
+        self.best = self.checkpoints_dir / "best"
+        self.previous = self.checkpoints_dir / "previous"
 
     # ------------------------------------------------------------------------------------------------ opening, status
 
@@ -172,18 +156,16 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl; a last line that a kill cut short is skipped."""
         try:
-            text = self.metrics_path.read_text(encoding="utf-8")
+            texts = self.metrics_path.read_bytes().splitlines()
         except FileNotFoundError:
             return []
-        return list(_complete_lines(text.splitlines()))
+        return [line for text in texts if (line := parse_line(text)) is not None]
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after a step, and any end line, so that a resumed training writes no line twice."""
         kept = [line for line in self.metrics() if line["step"] <= step and line["kind"] not in ENDS]
-        if step == 0:
-            kept = []
         with writing(self.path):
-            write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept if step > 0))
 
     def _append(self, path: Path, text: str) -> None:
         with writing(self.path):
@@ -207,9 +189,9 @@ class RunFolder:
         Args:
             weights: the model's state dict.
             state: tensors, numbers, texts, lists and dicts only; `step` ties it to the weights.
-            settings: for the weights' file.
-            class_names: for the weights' file.
-            category_ids: for the weights' file.
+            settings: stored with the weights, as are the next two.
+            class_names: by label.
+            category_ids: by label.
             beside: writes the folder of the shards that each process saves by itself.
 
         Raises:
@@ -245,9 +227,7 @@ class RunFolder:
 
     def mark_best(self) -> None:
         """Makes the newest checkpoint the best one, by hard links where the file system has them."""
-        self._prepare("best", self.last)
-        with writing(self.path):
-            self._replace("best")
+        self._copy(self.last, self.best)
 
     def recover(self) -> None:
         """Completes or undoes what a kill interrupted while checkpoints were exchanged.
@@ -256,25 +236,20 @@ class RunFolder:
             ResourceError: the folder cannot be written.
         """
         with writing(self.path):
-            self._recover()
+            if _is_complete(self.checkpoints_dir / ".fresh-last"):
+                self._replace_last()
+            for folder in (self.best, self.last, self.previous):
+                for source in (f".fresh-{folder.name}", f".retired-{folder.name}"):
+                    if not folder.exists() and _is_complete(self.checkpoints_dir / source):
+                        move(self.checkpoints_dir / source, folder)
+            for leftover in self.checkpoints_dir.glob(".*"):
+                shutil.rmtree(leftover, ignore_errors=True)
 
-    def _recover(self) -> None:
-        if _is_complete(self.checkpoints_dir / ".fresh-last"):
-            self._replace_last()
-        for name in ("best", "last", "previous"):
-            if not (self.checkpoints_dir / name).exists():
-                for source in (f".fresh-{name}", f".retired-{name}"):
-                    if _is_complete(self.checkpoints_dir / source):
-                        move(self.checkpoints_dir / source, self.checkpoints_dir / name)
-                        break
-        for leftover in self.checkpoints_dir.glob(".*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    def load(self, on_unreadable: Callable[[str], None] | None = None) -> Saved | None:
+    def load(self, on_unreadable: Callable[[str], None] = logger.warning) -> Saved | None:
         """The newest intact checkpoint, None when there has been none; call `recover` before.
 
         Args:
-            on_unreadable: called with the reason why a newer one is skipped; None logs a warning.
+            on_unreadable: called with the reason why a newer one is skipped.
 
         Raises:
             CheckpointError: there are checkpoints and none can be read.
@@ -287,7 +262,7 @@ class RunFolder:
                 return _load(folder)
             except CheckpointError as error:
                 problems.append(str(error))
-                (on_unreadable or logger.warning)(f"checkpoint {folder.name} cannot be used: {error}")
+                on_unreadable(f"checkpoint {folder.name} cannot be used: {error}")
         if problems:
             raise CheckpointError(
                 f"no checkpoint of {self.path} can be read: {'; '.join(problems)}. Start a new run with --restart."
@@ -306,21 +281,19 @@ class RunFolder:
 
     def go_back_to(self, name: str) -> None:
         """Replaces the newest checkpoint by an older one."""
-        if name == self.last.name:
-            return
-        self._prepare("last", self.checkpoints_dir / name)
-        self._replace("last")
+        if name != self.last.name:
+            self._copy(self.checkpoints_dir / name, self.last)
 
     def _replace_last(self) -> None:
         if self.last.exists():
-            self._retire("previous")
+            self._retire(self.previous)
             move(self.last, self.previous)
         move(self.checkpoints_dir / ".fresh-last", self.last)
-        self._clear_retired("previous")
+        self._clear_retired(self.previous)
 
-    def _prepare(self, name: str, source: Path) -> None:
-        """Copies a checkpoint under a temporary name, to be moved to another name."""
-        fresh = self.checkpoints_dir / f".fresh-{name}"
+    def _copy(self, source: Path, target: Path) -> None:
+        """Replaces a checkpoint by a copy of another one, prepared under a temporary name."""
+        fresh = self.checkpoints_dir / f".fresh-{target.name}"
         shutil.rmtree(fresh, ignore_errors=True)
         with writing(self.path, cleanup=fresh):
             fresh.mkdir()
@@ -332,22 +305,21 @@ class RunFolder:
                 if file != SUMS or (source / SUMS).exists():  # earlier versions wrote none
                     _link_or_copy(source / file, fresh / file)
             sync_folder(fresh)
+        with writing(self.path):
+            self._retire(target)
+            move(fresh, target)
+            self._clear_retired(target)
 
-    def _replace(self, name: str) -> None:
-        self._retire(name)
-        move(self.checkpoints_dir / f".fresh-{name}", self.checkpoints_dir / name)
-        self._clear_retired(name)
-
-    def _retire(self, name: str) -> None:
+    def _retire(self, old: Path) -> None:
         """Moves a checkpoint aside; it is deleted once its successor is in place."""
-        old = self.checkpoints_dir / name
         if old.exists():
-            shutil.rmtree(self.checkpoints_dir / f".retired-{name}", ignore_errors=True)
-            move(old, self.checkpoints_dir / f".retired-{name}")
+            retired = self.checkpoints_dir / f".retired-{old.name}"
+            shutil.rmtree(retired, ignore_errors=True)
+            move(old, retired)
 
-    def _clear_retired(self, name: str) -> None:
+    def _clear_retired(self, old: Path) -> None:
         sync_folder(self.checkpoints_dir)
-        shutil.rmtree(self.checkpoints_dir / f".retired-{name}", ignore_errors=True)
+        shutil.rmtree(self.checkpoints_dir / f".retired-{old.name}", ignore_errors=True)
 
 
 class EventLogHandler(logging.Handler):
@@ -378,7 +350,7 @@ class EventLogHandler(logging.Handler):
 @contextmanager
 def event_log(folder: RunFolder) -> Iterator[None]:
     """Records everything that the package logs in a run's events.log while the context lasts; for rank 0."""
-    package, handler = logging.getLogger(PACKAGE_LOGGER), EventLogHandler(folder)
+    package, handler = logging.getLogger("codetr_cli"), EventLogHandler(folder)
     before = package.level
     package.setLevel(logging.DEBUG)
     package.addHandler(handler)
@@ -404,11 +376,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _load(folder: Path) -> Saved:
-    """Reads both files of a checkpoint.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the files are of different steps.
-    """
+    """Reads a checkpoint; raises CheckpointError where a file is missing or damaged, or the steps differ."""
     check_sums(folder)
     weights, state = load_checkpoint(folder / WEIGHTS_NAME), read_state(folder / STATE)
     if weights.extra.get("step") != str(state["step"]):
@@ -429,13 +397,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         if error.errno in DISK_FULL:
             raise
         shutil.copy2(source, target)
-
-
-def _complete_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict) and {"kind", "step"} <= value.keys():
-            yield value

@@ -11,7 +11,8 @@ import os
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ BLOCK_BYTES = 1 << 16
 FRESH_S = 600.0  # where a disk has no locks, a run that wrote this recently counts as running
 
 State = Literal["running", "interrupted", "finished", "diverged", "broken"]
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,6 @@ class RunRow:
     loss: float | None = None
     age_s: float | None = None
     problem: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return asdict(self)
 
 
 def list_runs(folder: Path) -> list[RunRow]:
@@ -124,10 +122,8 @@ def _state(folder: Path, newest_kind: str | None, age_s: float | None) -> State:
 def _age_s(folder: Path) -> float | None:
     written = []
     for name in ("metrics.jsonl", "events.log", "settings.toml"):
-        try:
+        with suppress(OSError):
             written.append((folder / name).stat().st_mtime)
-        except OSError:
-            continue
     return max(0.0, time.time() - max(written)) if written else None
 
 
@@ -137,9 +133,6 @@ def _evaluates(folder: Path) -> bool:
         return json.loads((folder / "origin.json").read_bytes()).get("val_annotations") is not None
     except (OSError, ValueError, AttributeError):
         return True
-
-
-Line = dict[str, Any]
 
 
 def _newest_lines(path: Path, evaluates: bool) -> tuple[Line | None, Line | None, Line | None]:
@@ -156,7 +149,7 @@ def _newest_lines(path: Path, evaluates: bool) -> tuple[Line | None, Line | None
             found_any = found_any or bool(index and text.strip())  # the last line may be cut short
             kind = _kind(text)
             wanted = newest is None or (training is None and kind == "train") or kind == "eval"
-            line = _parsed(text) if wanted else None
+            line = parse_line(text) if wanted else None
             if line is None:
                 continue
             newest = newest or line
@@ -175,7 +168,7 @@ def _best_ap(path: Path, newest: Line) -> float | None:
     """The highest AP so far, stored with each evaluation; files of earlier versions are read in full."""
     best = newest.get("best")
     if best is None:
-        evaluations = [_parsed(text) for text in path.read_bytes().splitlines() if _kind(text) == "eval"]
+        evaluations = [parse_line(text) for text in path.read_bytes().splitlines() if _kind(text) == "eval"]
         best = max(line["metrics"]["AP"] for line in evaluations if line is not None)
     return float(best) if best >= 0 else None
 
@@ -188,7 +181,8 @@ def _kind(text: bytes) -> str | None:
     return None
 
 
-def _parsed(text: bytes) -> Line | None:
+def parse_line(text: bytes) -> Line | None:
+    """A line of metrics.jsonl; None where it is not one, e.g. because a kill cut it short."""
     try:
         line = json.loads(text)
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,8 @@ def write_record(run: Path, record: MemoryRecord) -> None:
     Raises:
         ResourceError: no space left, or the folder cannot be written.
     """
-    with replace_file(
-        run / RECORD, parents=True
-    ) as temporary:  # under a name of this process: memory may run out in several at once
+    # Under a name of this process: memory may run out in several at once.
+    with replace_file(run / RECORD, parents=True) as temporary:
         temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
 
@@ -62,12 +62,14 @@ def with_fitted(settings: Settings, run: Path) -> Settings:
         settings: of the command.
         run: the run folder; it need not exist.
     """
-    table = settings.model_dump(mode="json")
-    changed = {}
-    for key, (before, after) in read_record(run).fitted.items():
-        value: Any = table
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if value == before:
-            changed[key] = after
-    return replace_settings(settings, changed)
+    values, fitted = flatten(settings.model_dump(mode="json")), read_record(run).fitted
+    return replace_settings(settings, {key: new for key, (old, new) in fitted.items() if values.get(key) == old})
+
+
+def flatten(table: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """The leaves of nested tables by their paths, e.g. all settings by dotted name."""
+    leaves: dict[str, Any] = {}
+    for key, value in table.items():
+        below = flatten(value, separator) if isinstance(value, Mapping) else None
+        leaves |= {key: value} if below is None else {f"{key}{separator}{name}": leaf for name, leaf in below.items()}
+    return leaves

@@ -16,7 +16,7 @@ from codetr_cli.data.formats.cache import cache_folder
 from codetr_cli.errors import CodetrError, ConfigError
 from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.runs.folder import RunFolder, RunInputs
-from codetr_cli.runs.memory_record import with_fitted
+from codetr_cli.runs.memory_record import flatten, with_fitted
 
 # Settings that may change within a run. They change no number of a training, only its reports, its speed and its memory
 # use (train.fsdp: only rounding). With another micro batch, images come in another order: a resumed run warns of it.
@@ -53,13 +53,7 @@ LOCATIONS = {
 
 @dataclass(frozen=True)
 class RunChoice:
-    """The run folder of a command.
-
-    Attributes:
-        path: the folder.
-        resume: continue what is in it.
-        note: one sentence for the user.
-    """
+    """The run folder of a command, whether to continue what is in it, and a sentence about that for the user."""
 
     path: Path
     resume: bool
@@ -111,12 +105,9 @@ def choose_run(
 
 
 def differences(folder: RunFolder, settings: Settings, inputs: RunInputs) -> list[str]:
-    """What a command would change in a run, one phrase each; empty when the run can be continued.
-
-    Raises:
-        ConfigError: the run's settings cannot be read.
-    """
-    old, new = dict(_flat(folder.settings())), dict(_flat(with_fitted(settings, folder.path)))
+    """What a command would change in a run, one phrase each; raises ConfigError where its settings cannot be read."""
+    command = with_fitted(settings, folder.path)
+    old, new = (flatten(part.model_dump(mode="json")) for part in (folder.settings(), command))
     old_inputs = folder.inputs()
     movable = frozenset[str]().union(*(LOCATIONS[split] for split in LOCATIONS if _is_same(split, old_inputs, inputs)))
     changed = [
@@ -198,9 +189,7 @@ def _is_same_run(folder: RunFolder, settings: Settings, inputs: RunInputs) -> bo
         old = folder.inputs()
         if folder.status() != "interrupted" or old is None or any(_input_changes(old, inputs)):
             return False
-        if differences(folder, settings, inputs):
-            return False
-        if _length(folder.settings()) != _length(settings):
+        if differences(folder, settings, inputs) or _length(folder.settings()) != _length(settings):
             return False
         folder.lock().release()
     except CodetrError:
@@ -223,17 +212,6 @@ def _length(settings: Settings) -> tuple[int, int | None, int | None]:
 def _grows(old: Any, new: Any) -> bool:
     """Whether a limit is raised; None is no limit."""
     return old is not None and (new is None or new >= old)
-
-
-def _flat(settings: Settings) -> Iterator[tuple[str, Any]]:
-    """All settings by dotted name."""
-    pending: list[tuple[str, Any]] = [("", settings.model_dump(mode="json"))]
-    while pending:
-        prefix, value = pending.pop(0)
-        if isinstance(value, dict):
-            pending += [(f"{prefix}.{key}" if prefix else key, item) for key, item in value.items()]
-        else:
-            yield prefix, value
 
 
 def _shown(value: Any) -> str:

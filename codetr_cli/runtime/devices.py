@@ -157,6 +157,12 @@ def gpu_driver() -> str | None:
     return None
 
 
+def proc_bytes(path: str, field: str) -> int | None:
+    """A size in a file of /proc, such as MemTotal in meminfo, in bytes; None where it is not there."""
+    found = re.search(rf"^{field}:\s*(\d+)", read_text(path), re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
+
+
 def read_text(path: str) -> str:
     """The text of a system file, empty where it does not exist."""
     try:

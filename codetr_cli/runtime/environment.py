@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,11 @@ from codetr_cli.runtime.devices import (
     gpu_driver,
     gpu_library,
     list_gpus,
+    proc_bytes,
     read_text,
     why_no_gpu,
 )
+from codetr_cli.runtime.memory import GIB, main_memory_left
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "pillow", "opencv-python-headless", "typer", "rich", "pydantic"),
@@ -35,7 +36,6 @@ PACKAGES = (
 OPTIONAL_PACKAGES = frozenset(("triton", "mmcv"))
 COMPILERS = ("cc", "gcc", "g++", "clang", "nvcc")  # torch.compile and Triton use them
 
-GIB = 1024**3
 LOW_DISK = 5 * GIB
 LOW_SHARED_MEMORY = GIB
 
@@ -96,10 +96,6 @@ class MachineReport:
     compilers: list[str]
     packages: dict[str, str | None]
     remarks: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values under the names of `--json`."""
-        return asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
         """Headings and values of a table; nothing in it names the user or a folder."""
@@ -221,19 +217,7 @@ def _active_attention(kinds: Iterable[str]) -> tuple[dict[str, str | None], list
                 active[kind] = None
                 remarks.append(f"{str(error).rstrip('.')}.")
     remarks += [f"{str(warning.message).rstrip('.')}." for warning in caught]
-    if _mmcv_without_operators():
-        remarks.append(
-            "mmcv is installed without its compiled operators (mmcv._ext), because pip found no wheel for this "
-            "PyTorch: it is not used, and codetr does not need it."
-        )
     return active, remarks
-
-
-def _mmcv_without_operators() -> bool:
-    """Whether an installed mmcv lacks its extension module; checks its files without importing it."""
-    spec = importlib.util.find_spec("mmcv")
-    places = (spec.submodule_search_locations or []) if spec else []
-    return spec is not None and not any(list(Path(place).glob("_ext*")) for place in places)
 
 
 def _transports() -> dict[str, str | None]:
@@ -250,16 +234,10 @@ def _transports() -> dict[str, str | None]:
 
 def _memory() -> tuple[int | None, int | None]:
     """Free and total main memory in bytes, within the limit of a container."""
-    lines = dict(line.split(":", 1) for line in read_text("/proc/meminfo").splitlines() if ":" in line)
-    if "MemTotal" not in lines:
-        return None, None
-    total, free = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    limit = read_text("/sys/fs/cgroup/memory.max").strip()
-    used = read_text("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdigit() and int(limit) < total:
-        total = int(limit)
-        free = min(free, total - int(used or 0))
-    return max(free, 0), total
+    total, limit = proc_bytes("/proc/meminfo", "MemTotal"), read_text("/sys/fs/cgroup/memory.max").strip()
+    if total is not None and limit.isdigit():
+        total = min(total, int(limit))
+    return main_memory_left(), total
 
 
 def _disks(folders: tuple[Path, ...]) -> list[Disk]:

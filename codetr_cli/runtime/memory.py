@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from codetr_cli.runtime.devices import proc_bytes, read_text
 from codetr_cli.runtime.timing import memory_in_use, return_freed_memory
 
 GIB = 2**30
@@ -65,16 +67,13 @@ def main_memory_left(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cg
         proc: mount point of procfs.
         groups: mount point of control groups, version 1 or 2.
     """
-    lines = (line.partition(":") for line in _read(proc / "meminfo").splitlines())
-    available = next((int(rest.split()[0]) * 1024 for name, _, rest in lines if name == "MemAvailable"), None)
-    if available is None:
-        return None
-    return max(0, min([available, *_left_in_groups(proc, groups)]))
+    available = proc_bytes(str(proc / "meminfo"), "MemAvailable")
+    return None if available is None else max(0, min([available, *_left_in_groups(proc, groups)]))
 
 
 def _left_in_groups(proc: Path, groups: Path) -> Iterator[int]:
     """Bytes left below each limit of the groups of this process and of their parents."""
-    for line in ["::/", "0:memory:/", *_read(proc / "self/cgroup").splitlines()]:
+    for line in ["::/", "0:memory:/", *read_text(str(proc / "self/cgroup")).splitlines()]:
         controllers, _, name = line.partition(":")[2].partition(":")
         old = "memory" in controllers.split(",")
         if controllers and not old:
@@ -87,21 +86,13 @@ def _left_in_groups(proc: Path, groups: Path) -> Iterator[int]:
         )
         place = root / name.lstrip("/")
         for folder in (place, *place.parents):
-            limit, used = _read(folder / limit_file).strip(), _read(folder / used_file).strip()
+            limit, used = (read_text(str(folder / name)).strip() for name in (limit_file, used_file))
             if limit.isdigit() and used.isdigit() and int(limit) < UNLIMITED:
                 # Cached files are dropped when memory is needed.
-                fields = (entry.split() for entry in _read(folder / "memory.stat").splitlines())
-                dropped = next((int(value) for key, value in fields if key == cache), 0)
-                yield int(limit) - int(used) + dropped
+                cached = re.search(rf"^{cache} (\d+)", read_text(str(folder / "memory.stat")), re.MULTILINE)
+                yield int(limit) - int(used) + (int(cached[1]) if cached else 0)
             if folder == root:
                 break
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def local_processes(world_size: int) -> int:

@@ -24,14 +24,14 @@ def random_states(device: torch.device) -> dict[str, Any]:
     Args:
         device: whose generator is saved beside the CPU's.
     """
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    name, keys, index, has_gauss, cached = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [
             str(name),
             torch.from_numpy(np.asarray(keys, np.int64)),
-            int(position),
+            int(index),
             int(has_gauss),
             float(cached),
         ],
@@ -45,8 +45,8 @@ def random_states(device: torch.device) -> dict[str, Any]:
 def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
     """Restores the states of `random_states`; a device without a saved state keeps its own."""
     torch.set_rng_state(states["torch"])
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    name, keys, index, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), index, has_gauss, cached))
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     if device.type == "cuda" and "cuda" in states:

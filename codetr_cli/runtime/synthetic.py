@@ -59,7 +59,7 @@ def synthetic_batch(
 def data_seconds(
     settings: Settings, transform: AnyTransform, size: tuple[int, int], images: int, device: torch.device
 ) -> float:
-    """Seconds that one process needs to read, transform, batch, copy and normalise a batch; the median of three.
+    """Seconds that one process needs to read, transform, batch, copy and normalize a batch; the median of three.
 
     Args:
         settings: of the data.

@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from codetr_cli.runtime.devices import proc_bytes
 
 try:
     import resource
@@ -35,15 +38,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(function: Callable[[], object], device: torch.device, tick: Tick = lambda: None) -> float:
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     """Wall time of a call, with the device idle before and after."""
     synchronize(device)
     started = time.perf_counter()
     function()
     synchronize(device)
-    seconds = time.perf_counter() - started
-    tick()
-    return seconds
+    return time.perf_counter() - started
 
 
 def in_turn(
@@ -71,26 +72,16 @@ def in_turn(
 def timed_children(model: nn.Module, names: Sequence[str], device: torch.device) -> Iterator[dict[str, float]]:
     """Sums the seconds spent in the named children of a network while the context lasts."""
     seconds = dict.fromkeys(names, 0.0)
-    started: dict[str, float] = {}
 
-    def before(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            synchronize(device)
-            started[name] = time.perf_counter()
-
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            synchronize(device)
-            seconds[name] += time.perf_counter() - started[name]
-
-        return hook
+    def add(name: str, sign: int, *_: Any) -> None:
+        synchronize(device)
+        seconds[name] += sign * time.perf_counter()
 
     handles = []
     for name in names:
-        child = getattr(model, name)
-        handles += [child.register_forward_pre_hook(before(name)), child.register_forward_hook(after(name))]
+        child: nn.Module = getattr(model, name)
+        handles.append(child.register_forward_pre_hook(partial(add, name, -1)))
+        handles.append(child.register_forward_hook(partial(add, name, 1)))
     try:
         yield seconds
     finally:
@@ -126,7 +117,7 @@ def peak_memory(device: torch.device) -> int | None:
     """Bytes: the GPU allocator's peak, or the process's peak resident size, since the reset; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = _status_bytes("VmHWM")
+    peak = proc_bytes("/proc/self/status", "VmHWM")
     if peak is not None or resource is None:
         return peak
     unit = 1 if sys.platform == "darwin" else 1024
@@ -135,7 +126,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 def memory_in_use(device: torch.device) -> int | None:
     """Bytes allocated on the GPU, or the process's resident size now; None where unknown."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else proc_bytes("/proc/self/status", "VmRSS")
 
 
 def extra_peak_memory(function: Callable[[], Sequence[torch.Tensor]], device: torch.device) -> int | None:
@@ -165,12 +156,3 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-def _status_bytes(field: str) -> int | None:
-    """A size of this process from /proc; None elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)

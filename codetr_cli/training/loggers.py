@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, StoppedError
+from codetr_cli.runs.memory_record import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
     shown = {key: value for key, value in line.items() if key not in UNSHOWN}
     metrics = shown.pop("metrics", {})
     values = {f"{kind}/{name}": value for name, value in metrics.items() if value >= 0}
-    values |= {f"{kind}/{name}": value for name, value in _flat(shown)}
+    values |= {f"{kind}/{name}": value for name, value in flatten(shown, "/").items()}
     return {
         name: float(value)
         for name, value in values.items()
@@ -266,7 +267,7 @@ class MlflowLogger:
         run_id = str(created.info.run_id)
         parameters = [
             self._entities.Param(key, str(value)[: self.PARAMETER_LENGTH])
-            for key, value in _flat(record.settings.model_dump(mode="json"), ".")
+            for key, value in flatten(record.settings.model_dump(mode="json")).items()
         ]
         for start in range(0, len(parameters), self.PARAMETERS):
             self._client.log_batch(run_id, params=parameters[start : start + self.PARAMETERS])
@@ -310,12 +311,3 @@ def _not_installed(name: str, problem: str) -> ConfigError:
         f"train.loggers names {name}, but {problem}: install it with pip install 'codetr-cli[{name}]' (or pip install "
         f"{name}), or train without it: --set train.loggers=[]"
     )
-
-
-def _flat(table: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables with their paths."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{key}{separator}{name}", leaf) for name, leaf in _flat(value, separator))
-        else:
-            yield key, value

@@ -11,8 +11,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from codetr_cli.distributed import process_group
 from codetr_cli.errors import ResourceError
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.runs.folder import RunFolder, RunInputs
-from codetr_cli.runs.memory_record import read_record, write_record
+from codetr_cli.runs.memory_record import flatten, read_record, write_record
 from codetr_cli.runtime.memory import local_processes
 from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.training.memory_check import Need, WorstBatch, measure, worst_batch
@@ -201,8 +199,9 @@ def _record(
     """Stores what was checked and changed."""
     record = read_record(folder.path)
     record.checked = conditions
+    values = flatten(before.model_dump(mode="json"))
     for key, value in chosen.changes.items():
-        now = _value(before, key)
+        now = values[key]
         requested, used = record.fitted.get(key, [now, now])
         # The value of the command, also when the current one was fitted before.
         record.fitted[key] = [requested if used == now else now, value]
@@ -212,11 +211,8 @@ def _record(
 
 
 def _changes_text(changes: Mapping[str, Any], before: Settings) -> str:
-    return ", ".join(f"{key}={_shown(value)} (was {_shown(_value(before, key))})" for key, value in changes.items())
-
-
-def _value(settings: Settings, key: str) -> Any:
-    return reduce(getitem, key.split("."), settings.model_dump(mode="json"))
+    values = flatten(before.model_dump(mode="json"))
+    return ", ".join(f"{key}={_shown(value)} (was {_shown(values[key])})" for key, value in changes.items())
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from codetr_cli.runtime import devices, environment
+from codetr_cli.runtime import devices, environment, memory
 
 SYSTEM_FILES = {
     "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release\n",
@@ -21,7 +21,7 @@ SYSTEM_FILES = {
 
 def pretend_files(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Makes some system files visible and no others."""
-    for module in (devices, environment):
+    for module in (devices, environment, memory):
         monkeypatch.setattr(module, "read_text", lambda path: SYSTEM_FILES[path] if path in names else "")
     monkeypatch.setattr(shutil, "which", lambda name: None)
 

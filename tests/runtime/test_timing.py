@@ -39,10 +39,8 @@ def test_contenders_take_turns_round_by_round():
     assert ticks == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_call_is_timed_and_ticked():
-    ticks = []
-    assert seconds_of(lambda: time.sleep(0.02), CPU, lambda: ticks.append(1)) >= 0.02
-    assert ticks == [1]
+def test_a_call_is_timed():
+    assert seconds_of(lambda: time.sleep(0.02), CPU) >= 0.02
 
 
 def test_children_are_timed_and_left_without_instruments():

@@ -186,14 +186,16 @@ def test_a_single_image_that_does_not_fit_is_recomputed(tmp_path: Path, tiny_set
 
 def test_a_group_of_one_starts_again(tmp_path: Path, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """A wrapped network refuses a step whose backward pass was cut short."""
-    monkeypatch.setattr(process_group, "is_connected", lambda: True)
-    training = started(tmp_path / "run", tiny_settings)
-    RunsOut(training, images=1)
-    with pytest.raises(MemoryShrunkError, match="ran out of memory in step 1"):
-        train(training)
-    again = started(tmp_path / "run", tiny_settings)
-    memory = RunsOut(again, images=1)
-    train(again)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with process_group.joined(torch.device("cpu")):
+        training = started(tmp_path / "run", tiny_settings)
+        RunsOut(training, images=1)
+        with pytest.raises(MemoryShrunkError, match="ran out of memory in step 1"):
+            train(training)
+        again = started(tmp_path / "run", tiny_settings)
+        memory = RunsOut(again, images=1)
+        train(again)
     assert memory.failures == 0
     assert again.progress.micro_batch_splits == 2
 
