@@ -164,7 +164,7 @@ def test_a_run_that_a_bad_file_stopped_goes_on_with_skip(
     assert "Traceback" not in ran.err
     ran = train("run", 4, *words, *SKIP)
     assert ran.code == 0, ran.err
-    assert "resumed after step 2 of 4" in ran.out
+    assert "resumed after step 2 of 4" in ran.err
     assert train("straight", 4, *words, *SKIP).code == 0
     assert_same(tmp_path / "run", tmp_path / "straight")
 
@@ -211,7 +211,7 @@ def test_an_evaluation_says_of_how_many_images_it_is(
     found: list[dict[str, Any]] = json.loads(Path(ran.json["detections"]).read_text())
     ids = {image["file_name"]: image["id"] for image in json.loads(annotations(many).read_text())["images"]}
     assert ids[bad.name] not in {entry["image_id"] for entry in found}
-    assert "1 of 12 images cannot be read and are left out" in " ".join(ran.err.split())
+    assert "1 of 12 images cannot be read and are skipped" in " ".join(ran.err.split())
     hollow(of(many, "val", 3))
     ran = codetr(*arguments, *SKIP, "--force")
     assert ran.code == 3

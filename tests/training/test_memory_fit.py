@@ -125,8 +125,8 @@ def test_what_fits_is_told_and_not_changed(train: Train, memory: Callable[[int],
     asked = memory(900).asked
     ran = train()
     assert ran.code == 0, ran.err
-    assert "memory: the worst batch (4 images of " in ran.out
-    assert ") needs 0.39 of 0.88 GiB" in ran.out
+    assert "memory: the worst batch (4 images of " in ran.err
+    assert ") needs 0.39 of 0.88 GiB" in ran.err
     assert len(asked) == 1
     record = read_record(tmp_path / "run")
     assert record.fitted == {}
@@ -156,7 +156,7 @@ def test_auto_fit_applies_the_first_that_fits_and_keeps_it(
     memory(190)
     ran = train("--auto-fit", "--set", "train.max_steps=2")
     assert ran.code == 0, ran.err
-    told = " ".join(ran.out.split())
+    told = " ".join(ran.err.split())
     assert "--auto-fit sets model.encoder_checkpointing=2 (was 0)" in told
     assert "train.micro_batch=2 (was 4)" in told
     run = tmp_path / "run"
@@ -171,7 +171,7 @@ def test_auto_fit_applies_the_first_that_fits_and_keeps_it(
     asked = memory(190).asked
     longer = train("--auto-fit", "--set", "train.max_steps=4")
     assert longer.code == 0, longer.err
-    assert "resumed after step 2 of 4" in longer.out
+    assert "resumed after step 2 of 4" in longer.err
     assert asked == []
     assert "images in another order" not in longer.err
     assert load_preset(str(run / "settings.toml")).train.micro_batch == 2
@@ -223,7 +223,7 @@ def test_a_machine_that_tells_nothing_of_memory(train: Train, monkeypatch: pytes
     monkeypatch.setattr(memory_fit, "measure", lambda *arguments, **named: None)
     ran = train()
     assert ran.code == 0, ran.err
-    assert "memory: this system does not report" in ran.out
+    assert "memory: this system does not report" in ran.err
 
 
 # ----------------------------------------------------------------------------------------------------------- the record
