@@ -26,7 +26,7 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         """Called before the files are collected; `version` is "standard" or "editable".
 
         An editable install gets its kernel beside the source, where Python will look for it, and keeps the one that it
-        has when there can be no other. For a wheel nothing is written to the source tree, and no kernel that lies there
+        has when no other can be built. For a wheel nothing is written to the source tree, and no kernel found there
         is taken (pyproject.toml excludes it): it may be of another source or machine.
         """
         compiler = _load(Path(self.root) / "codetr_cli" / "ops" / "compile_kernel.py")
@@ -37,7 +37,7 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             self.folder = tempfile.TemporaryDirectory(prefix="codetr-kernel-")
             library = compiler.compile_kernel(Path(self.folder.name) / compiler.LIBRARY.name)
         except (compiler.CompilerError, OSError) as error:
-            self.app.display_warning(f"codetr: the CPU kernel is left out, PyTorch takes its place: {error}")
+            self.app.display_warning(f"codetr: the CPU kernel is skipped, PyTorch replaces it: {error}")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform_tag()}"  # opened by path: fits every Python

@@ -32,7 +32,7 @@ def has_compiler() -> bool:
 
 
 def copy_checkout(folder: Path) -> Path:
-    """What a wheel is made of, without the kernel of whoever runs the tests; a stale one in its place."""
+    """What a wheel is made of, without the kernel of the environment; a stale one in its place."""
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: pip install -e '.[dev]'")
     folder.mkdir()
     for name in ("codetr_cli", "presets"):
@@ -121,7 +121,7 @@ def test_no_place_for_temporary_files_leaves_the_kernel_out(hook: ModuleType, ch
     build_data = {"force_include": {}}
     hook.KernelBuildHook(str(checkout), {}, None, None, str(checkout), "wheel").initialize("standard", build_data)
     assert build_data == {"force_include": {}}
-    assert "left out" in "".join(capfd.readouterr())
+    assert "skipped" in "".join(capfd.readouterr())
 
 
 def test_an_editable_install_compiles_beside_the_source(hook: ModuleType, tmp_path: Path, monkeypatch):

@@ -82,7 +82,7 @@ def test_figures_with_and_without_augmentation_are_not_mixed_up():
 
 
 def test_the_page_has_the_table():
-    assert page_parts()[1] == zoo_table(), "write it anew: python -m tests.zoo_table"
+    assert page_parts()[1] == zoo_table(), "run: make pages"
 
 
 def test_rows_of_the_table():

@@ -206,7 +206,7 @@ class Draw:
 
 
 def listed_draws(facts: Mapping[str, Any]) -> list[Draw]:
-    """The draws of a case or of one of its steps, in order, permutations (which are the identity) left out."""
+    """The draws of a case or of one of its steps, in order, permutations (which are the identity) skipped."""
     draws = []
     for entry in facts.get("random_draws") or facts.get("draws") or []:
         function = entry.get("kind") or entry["function"]

@@ -83,7 +83,7 @@ def forget():
 
 @pytest.fixture(autouse=True)
 def any_order(monkeypatch):
-    """Whoever runs the tests may want a fixed order."""
+    """The environment of the tests may ask for a fixed order."""
     monkeypatch.delenv("CODETR_DETERMINISTIC", raising=False)
 
 

@@ -146,7 +146,7 @@ def test_continuing_is_exact_even_when_files_change(
     words = ("--no-eval", *SKIP)
     assert train("straight", 6, *words).code == 0
     assert train("halves", 3, *words, "--set", "data.workers=1").code == 0
-    early.write_bytes(whole)  # what was left out at the beginning stays left out: other images would come otherwise
+    early.write_bytes(whole)  # what was skipped at the start stays skipped: other images would come otherwise
     ran = train("halves", 6, *words, data=many.rename(many.with_name("moved")))
     assert ran.code == 0, ran.err
     assert "1 image files cannot be read and are skipped" in " ".join(ran.err.split())

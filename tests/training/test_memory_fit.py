@@ -141,9 +141,9 @@ def test_what_does_not_fit_is_refused_with_what_to_type(train: Train, memory: Ca
         "--set model.encoder_checkpointing=2 --set model.decoder_checkpointing=true --set "
         "model.aux_checkpointing=true --set model.backbone.checkpointing=true --set train.micro_batch=2"
     )
-    told = " ".join(ran.err.split())
-    assert f"With {words} it needs 0.12 of 0.19 GiB: add that to the command, or --auto-fit" in told
-    assert "train.memory_check=false" in told
+    shown = " ".join(ran.err.split())
+    assert f"With {words} it needs 0.12 of 0.19 GiB: add that to the command, or --auto-fit" in shown
+    assert "train.memory_check=false" in shown
     assert asked == [(4, 0, False, False), (4, 2, False, False), (4, 2, True, False), (4, 2, True, True),
                      (2, 2, True, True)]  # fmt: skip
     again = train(*words.split())  # what was proposed is accepted
@@ -156,9 +156,9 @@ def test_auto_fit_applies_the_first_that_fits_and_keeps_it(
     memory(190)
     ran = train("--auto-fit", "--set", "train.max_steps=2")
     assert ran.code == 0, ran.err
-    told = " ".join(ran.err.split())
-    assert "--auto-fit sets model.encoder_checkpointing=2 (was 0)" in told
-    assert "train.micro_batch=2 (was 4)" in told
+    shown = " ".join(ran.err.split())
+    assert "--auto-fit sets model.encoder_checkpointing=2 (was 0)" in shown
+    assert "train.micro_batch=2 (was 4)" in shown
     run = tmp_path / "run"
     settings = load_preset(str(run / "settings.toml"))
     assert settings.train.micro_batch == 2
@@ -207,10 +207,10 @@ def test_when_nothing_fits(train: Train, memory: Callable[[int], Memory]):
     memory(1)
     ran = train("--auto-fit")
     assert ran.code == 5
-    told = " ".join(ran.err.split())
-    assert "Even with --set model.encoder_checkpointing=2" in told
-    assert "smaller images (data.short_sides" in told
-    assert "Traceback" not in told
+    shown = " ".join(ran.err.split())
+    assert "Even with --set model.encoder_checkpointing=2" in shown
+    assert "smaller images (data.short_sides" in shown
+    assert "Traceback" not in shown
 
 
 def test_it_can_be_left_out(train: Train, memory: Callable[[int], Memory]):

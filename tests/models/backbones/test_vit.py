@@ -86,7 +86,7 @@ def test_window_blocks_see_their_window_only_and_global_blocks_everything():
 def test_rotation_turns_rows_then_columns_by_pairs():
     cosine, sine = rotation(2, 4, 8, like=torch.zeros(1, dtype=torch.float64))
     assert cosine.shape == sine.shape == (8, 8)
-    # Token (1, 3): row 1 of 2 lies at 8, column 3 of 4 at 12; speeds are 1 and 10000 ** -0.5.
+    # Token (1, 3): row 1 of 2 is at 8, column 3 of 4 at 12; speeds are 1 and 10000 ** -0.5.
     expected = torch.tensor([8, 8, 0.08, 0.08, 12, 12, 0.12, 0.12], dtype=torch.float64)
     torch.testing.assert_close(cosine[7], expected.cos())
     torch.testing.assert_close(sine[7], expected.sin())
@@ -116,7 +116,7 @@ def test_fixed_tables_are_the_dynamic_ones_of_their_size_and_serve_no_other():
 def test_positions_are_the_table_at_its_own_size_and_resized_elsewhere():
     model = small()
     own = model._positions(5, 5)
-    assert torch.equal(own, model.pos_embed[:, 1:].view(1, 5, 5, 16))  # the class token's row is left out
+    assert torch.equal(own, model.pos_embed[:, 1:].view(1, 5, 5, 16))  # the class token's row is skipped
     with torch.no_grad():
         model.pos_embed[:, 1:] = torch.arange(5.0).repeat(5)[None, :, None]  # a slope along the columns
     wide = model._positions(5, 10)
