@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
 from codetr_cli.data.checks.findings import Finding
-from codetr_cli.data.formats import voc, yolo
 from codetr_cli.data.formats.cache import SUMMARY, cache_folder, is_cached, read_summary, write_json, writing_to_cache
+from codetr_cli.data.formats.detect import find_parser
 from codetr_cli.data.formats.intermediate import SHOWN, ParsedDataset, to_coco
 from codetr_cli.data.formats.layouts import SplitFiles
-from codetr_cli.errors import DatasetError, listed
+from codetr_cli.errors import listed
 
 FORMAT = "4"
 """Changes whenever the same folder would give a different file."""
-
-PARSERS = (voc, yolo)
-"""Modules of one layout each: its `TITLE`, whether a folder `matches` it, the `files_read`, and `read` itself."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
     Raises:
         DatasetError: the folder's files are broken, or it contains several data sets.
     """
-    match = _find_parser(folder)
+    match = find_parser(folder)
     if match is None:
         return None
     parser, place = match
@@ -99,21 +95,6 @@ def find_converted(folder: Path, *, skip_bad: bool = False) -> Converted | None:
         val_is_test=summary["val_is_test"],
         skipped=summary["skipped"],
     )
-
-
-def _find_parser(folder: Path) -> tuple[ModuleType, Path] | None:
-    """The parser that can read a folder or one inside it, and that folder."""
-    if not folder.is_dir():
-        return None
-    for parser in PARSERS:
-        if parser.matches(folder):
-            return parser, folder
-    places = [place for depth in ("*", "*/VOC*") for place in islice(sorted(folder.glob(depth)), 50)]
-    inner = [(parser, place) for place in places for parser in PARSERS if place.is_dir() and parser.matches(place)]
-    if len(inner) > 1:
-        names = listed([place for _, place in inner], SHOWN)
-        raise DatasetError(f"{folder} contains several data sets: {names}. Give the folder of one of them")
-    return inner[0] if inner else None
 
 
 def _fingerprint(parser: ModuleType, folder: Path) -> str:

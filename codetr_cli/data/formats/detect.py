@@ -5,12 +5,17 @@ from __future__ import annotations
 import difflib
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 from codetr_cli.config.schema import DatasetName
+from codetr_cli.data.formats import voc, yolo
+from codetr_cli.data.formats.intermediate import SHOWN
 from codetr_cli.data.formats.layouts import SplitFiles, published_split, published_splits
 from codetr_cli.errors import DatasetError, listed
 
 EXPECTED = "annotations/instances_{train,val}2017.json beside the image folders train2017/ and val2017/"
+PARSERS = (voc, yolo)
+"""Modules of one layout each: its `TITLE`, whether a folder `matches` it, the `files_read`, and `read` itself."""
 
 
 def find_splits(folder: Path, dataset: DatasetName = "coco") -> tuple[SplitFiles, SplitFiles]:
@@ -36,6 +41,21 @@ def find_splits(folder: Path, dataset: DatasetName = "coco") -> tuple[SplitFiles
             f"run `codetr prepare {nearby}`."
         )
     raise DatasetError(_other_layout(folder))
+
+
+def find_parser(folder: Path) -> tuple[ModuleType, Path] | None:
+    """The parser that can read a folder or one inside it, and that folder."""
+    if not folder.is_dir():
+        return None
+    for parser in PARSERS:
+        if parser.matches(folder):
+            return parser, folder
+    places = [place for depth in ("*", "*/VOC*") for place in islice(sorted(folder.glob(depth)), 50)]
+    inner = [(parser, place) for place in places for parser in PARSERS if place.is_dir() and parser.matches(place)]
+    if len(inner) > 1:
+        names = listed([place for _, place in inner], SHOWN)
+        raise DatasetError(f"{folder} contains several data sets: {names}. Give the folder of one of them")
+    return inner[0] if inner else None
 
 
 def similar_folder(folder: Path) -> Path | None:
