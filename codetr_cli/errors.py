@@ -66,7 +66,8 @@ def nearest(word: str, choices: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {listed(choices, 12)}"
 
 
-def listed(items: Sequence[object], limit: int = 3) -> str:
-    """The first items, separated by commas, and the number of the others: `a, b, c and 4 more`."""
-    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
-    return ", ".join(str(item) for item in items[:limit]) + more
+def listed(items: Sequence[object], limit: int = 3, *, count: int | None = None, separator: str = ", ") -> str:
+    """The first items and the number of the others: `a, b, c and 4 more`; `count` if there are more than `items`."""
+    first = [str(item) for item in items[:limit]]
+    others = (len(items) if count is None else count) - len(first)
+    return separator.join(first) + (f" and {others:,} more" if others else "")

@@ -15,7 +15,7 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._slurm import submit_job
 from codetr_cli.commands._weights import resolve_weights
-from codetr_cli.errors import ConfigError
+from codetr_cli.errors import ConfigError, listed
 
 if TYPE_CHECKING:
     import torch
@@ -210,7 +210,7 @@ def _show_plan(
         return
     console.result(to_toml(job.settings).rstrip("\n"))
     bad = f" ({plan.bad_files:,} skipped, their files cannot be read)" if plan.bad_files else ""
-    names = ", ".join(job.class_names[:8]) + (" ..." if len(job.class_names) > 8 else "")
+    names = listed(job.class_names, 8)
     rows = [
         ("run", where),
         ("images", f"{plan.images:,} of {job.inputs.train_annotations}{bad}"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from codetr_cli.data.annotations import Annotations
 from codetr_cli.data.outlines import OutlineError, check_polygons, decode
-from codetr_cli.errors import DatasetError
+from codetr_cli.errors import DatasetError, listed
 from codetr_cli.evaluation.backends import (
     Federation,
     Instances,
@@ -157,8 +157,8 @@ def _check_known(ids: NDArray[np.int64], key: str, known: NDArray[np.int64], whe
     unknown = np.setdiff1d(ids, known)
     if len(unknown):
         raise DatasetError(
-            f"the detections contain {len(unknown)} values of {key} that are not in {where} (the first: "
-            f"{', '.join(str(value) for value in unknown[:5])}): score them against the annotations they were made for"
+            f"the detections contain {len(unknown)} values of {key} that are not in {where}: "
+            f"{listed(unknown.tolist(), 5)}. Score them against the annotations they were made for"
         )
 
 

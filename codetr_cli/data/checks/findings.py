@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from codetr_cli.errors import listed
+
 Severity = Literal["error", "warning", "info"]
 SHOWN = 5
 """Names kept for each kind."""
@@ -209,10 +211,8 @@ class Finding:
     def sentence(self) -> str:
         """The problem, where it is, the first names and the fix, as one paragraph."""
         kind = KINDS[self.kind]
-        names = "; ".join(self.first)
-        more = f"; and {self.count - len(self.first):,} more" if self.count > len(self.first) else ""
-        listed = f": {names}{more}" if names else ""
-        return f"{self.where}: {self.count:,} {kind.text}{listed}. {kind.fix}".strip()
+        names = listed(self.first, len(self.first), count=self.count, separator="; ")
+        return f"{self.where}: {self.count:,} {kind.text}{f': {names}' if self.first else ''}. {kind.fix}".strip()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, under the keys of `--json`."""

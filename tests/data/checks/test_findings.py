@@ -18,7 +18,7 @@ def test_offenders_are_counted_and_the_first_five_named(tiny_coco: Path) -> None
     finding = found(check(tiny_coco))["box_negative"]
     assert (finding.count, len(finding.first)) == (7, 5)
     assert "7 box(es) of negative width or height: annotation 1: [" in finding.sentence()
-    assert "; and 2 more. COCO boxes are (x, y, width, height)" in finding.sentence()
+    assert " and 2 more. COCO boxes are (x, y, width, height)" in finding.sentence()
 
 
 def test_every_serious_kind_has_a_fix() -> None:
