@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,16 @@ TINY_TABLE: dict[str, Any] = {
 # Category ids with a hole and out of order, as real annotation files have them.
 TINY_CATEGORIES = [{"id": 7, "name": "ring"}, {"id": 2, "name": "disc"}, {"id": 3, "name": "bar"}]
 TINY_SPLITS = {"train2017": 4, "val2017": 2}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Makes captured text encodable: log records may name files that are not UTF-8, which xdist cannot send."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode("utf-8")) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(autouse=True)
