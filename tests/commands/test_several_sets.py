@@ -40,9 +40,9 @@ def test_two_sets_are_trained_and_evaluated_as_one(
 ) -> None:
     ran = train(2, "--data", tiny_coco, "--data", voc, "--run", tmp_path / "run")
     assert ran.code == 0, ran.err
-    assert "train: 6 images with 4 classes, merged from 2 data sets" in ran.out
+    assert "train: 6 images with 4 classes, merged from 2 data sets" in ran.err
     assert f"{voc} annotates no object of 2 classes" in " ".join(ran.err.split())
-    assert "3 images" in ran.out  # of the evaluation: two of one, one of the other
+    assert "3 images" in ran.err  # of the evaluation: two of one, one of the other
     ran = codetr("eval", tmp_path / "run", "--data", tiny_coco, "--data", voc, "--split", "test", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["images"] == 1
@@ -65,7 +65,7 @@ def test_a_run_notices_that_its_data_changed(train: Callable[..., Ran], voc: Pat
         os.utime(path, ns=(1, 1))  # touched, not changed
     ran = train(2, *words)
     assert ran.code == 0, ran.err
-    assert "resumed after step 1 of 2" in ran.out
+    assert "resumed after step 1 of 2" in ran.err
     (voc / "Annotations" / "b.xml").write_text(xml(("disc", 1, 1, 20, 20)))
     ran = train(3, *words)
     assert ran.code == 2
@@ -88,4 +88,4 @@ def test_a_numbered_run_is_not_continued_on_other_data_and_says_so(
     path.write_text(json.dumps(table))
     ran = train(1, "--data", tiny_coco, "--no-eval")
     assert ran.code == 0, ran.err
-    assert "new run in runs/tiny/2; the interrupted one in runs/tiny/1 is not continued" in " ".join(ran.out.split())
+    assert "new run in runs/tiny/2; the interrupted one in runs/tiny/1 is not continued" in " ".join(ran.err.split())
