@@ -142,12 +142,12 @@ def _check_early(checkpoint: str, device: str) -> str:
 
 def _data_config(overrides: Sequence[str]) -> tuple[DataConfig, bool]:
     """The data settings of the command line, and whether they name the kind of dataset."""
-    from codetr_cli.config.overrides import apply_overrides
+    from codetr_cli.config.overrides import apply_overrides, user_set
     from codetr_cli.config.schema import Settings
 
     relevant = [override for override in overrides if override.strip().startswith("data.")]
-    named = any(override.strip().startswith("data.dataset") for override in relevant)
-    return apply_overrides(Settings(name="eval"), relevant).data, named
+    settings = apply_overrides(Settings(name="eval"), relevant)
+    return settings.data, "data.dataset" in user_set(settings)
 
 
 def _find_data(

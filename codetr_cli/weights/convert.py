@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.config.overrides import apply_overrides, replace_settings
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, listed
@@ -102,12 +102,11 @@ def convert_file(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     sha256 = file_sha256(path)
-    overrides = [*overrides, f"model.num_classes={architecture['num_classes']}"]
     candidates = []
     if prefer is not None:
         # Fine-tuning may use another number of queries than the file.
-        own = overrides if only_preferred else [*overrides, f"model.num_queries={architecture['num_queries']}"]
-        candidates.append(_candidate(prefer, prefer.name, own, architecture, preferred=True))
+        counts = ("num_classes",) if only_preferred else ("num_classes", "num_queries")
+        candidates.append(_candidate(prefer, prefer.name, overrides, architecture, counts, preferred=True))
     if prefer is None or not only_preferred:
         presets = [preset] if preset is not None else preset_names()
         candidates += [_candidate(load_preset(name), name, overrides, architecture) for name in presets]
@@ -226,10 +225,13 @@ def _candidate(
     option: str,
     overrides: Sequence[str],
     architecture: Mapping[str, Any],
+    counts: Sequence[str] = ("num_classes",),
     *,
     preferred: bool = False,
 ) -> _Candidate:
+    """Settings with the user's overrides and the given counts of the architecture, compared with the rest of it."""
     changed = apply_overrides(settings, list(overrides))
+    changed = replace_settings(changed, {f"model.{count}": architecture[count] for count in counts})
     found = differences(changed.model, architecture)
     return _Candidate(changed, settings.model.num_classes, option, preferred, found)
 
