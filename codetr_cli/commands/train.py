@@ -13,7 +13,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._slurm import submit_job
+from codetr_cli.commands._submit import submit_job
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError, listed
 
