@@ -3,7 +3,7 @@
     python benchmarks/compile_triton.py
 
 For every kernel, dtype of the values, block shape and target: registers per thread, bytes of stack (spilled registers),
-shared memory, size of the generated code, instructions of one level (the loop) and of the rest, resident warps per
+shared memory, instructions of one level (the loop) and of the rest, and of all warps for one query, resident warps per
 multiprocessor, and the memory instructions. Writes benchmarks/results/triton_kernels.json, the source of
 docs/triton_kernels.md. Needs Triton only, which includes assembler and disassembler; AMD figures are those in LLVM's
 assembly.
@@ -12,6 +12,7 @@ assembly.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import re
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from codetr_cli.ops import deform_attn_triton, deform_attn_triton_kernels
+from codetr_cli.ops.deform_attn_triton import COMPILER_OPTIONS
+from codetr_cli.ops.deform_attn_triton_kernels import backward_kernel, forward_kernel
+from codetr_cli.ops.deform_attn_triton_ordered import ordered_value_kernel
+from codetr_cli.ops.deform_attn_triton_tuning import CANDIDATES, DEFAULT, Candidate
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {
@@ -38,10 +43,10 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 KERNELS = {
-    "forward": deform_attn_triton_kernels.forward_kernel,
-    "backward": deform_attn_triton_kernels.backward_kernel,
-    "backward, ordered": deform_attn_triton_kernels.backward_kernel,
-    "ordered sum": deform_attn_triton_kernels.ordered_value_kernel,
+    "forward": forward_kernel,
+    "backward": backward_kernel,
+    "backward, ordered": backward_kernel,
+    "ordered sum": ordered_value_kernel,
 }
 LAYER = {"HEADS": 8, "CHANNELS": 32, "LEVELS": 5, "POINTS": 4, "REFERENCE": 2}
 PADDED = {"CHANNELS_PAD": 32, "LEVELS_PAD": 8, "POINTS_PAD": 4, "TERMS_PAD": 32, "NEEDS_REFERENCE": False, "BLOCK": 16}
@@ -49,14 +54,13 @@ COLUMNS = (
     "kernel",
     "values",
     "target",
-    "block",
-    "warps",
+    "candidate",
     "registers",
     "stack",
     "shared",
-    "code",
     "loop",
     "rest",
+    "per_query",
     "resident_warps",
 )
 VALUE_POINTERS = ("value", "output", "grad_output")
@@ -67,44 +71,62 @@ def main() -> None:
     """Compiles everything, prints a table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "triton_kernels.json")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="Only this one. Repeatable.")
+    parser.add_argument("--values", choices=("fp32", "bf16", "fp16", "fp64"), action="append", help="Likewise.")
+    parser.add_argument("--kernel", choices=KERNELS, action="append", help="Likewise.")
+    parser.add_argument("--candidate", type=Candidate.parse, action="append", help="Likewise; need not be in the list.")
     arguments = parser.parse_args()
-    rows = []
-    sys.stdout.write("".join(f"{name:>15}" for name in COLUMNS) + "\n")
-    for kernel, values, target, (block, warps) in cases():
-        row = describe(kernel, values, target, block, warps)
-        rows.append(row)
-        sys.stdout.write("".join(f"{row[name]!s:>15}" for name in COLUMNS) + "\n")
+    rows: list[dict[str, Any]] = []
+    sys.stdout.write(line({name: name for name in COLUMNS}))
+    for case in cases(arguments.target, arguments.values, arguments.kernel, arguments.candidate):
+        rows.append(describe(*case))
+        sys.stdout.write(line(rows[-1]))
         sys.stdout.flush()
+        write(rows, arguments.out)
+
+
+def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes the kernels compiled so far, one a line."""
     result = {
         "command": "python benchmarks/compile_triton.py",
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
         "layer": LAYER,
-        "note": "compiled without a device; nothing has been run. Positions are float32 unless values are float64",
-        "kernels": rows,
+        "note": "compiled without a device; nothing has been run. Positions are float32 unless values are float64. "
+        "per_query: instructions of all warps for one query and head, with the loop once for each level",
+        "kernels": [],
     }
-    lines = json.dumps(result | {"kernels": []}, indent=1).removesuffix("[]\n}")
+    lines = json.dumps(result, indent=1).removesuffix("[]\n}")
     table = ",\n".join("  " + json.dumps(row) for row in rows)
-    arguments.out.write_text(f"{lines}[\n{table}\n ]\n}}\n", encoding="utf-8")
+    path.write_text(f"{lines}[\n{table}\n ]\n}}\n", encoding="utf-8")
 
 
-def cases() -> list[tuple[str, str, str, tuple[int, int]]]:
-    """Kernel, dtype of the values, target and block: all blocks for fp32 and bf16, else the default one."""
-    found = []
-    for target in TARGETS:
-        for values in ("fp32", "bf16", "fp16", "fp64"):
-            blocks = deform_attn_triton.BLOCKS if values in ("fp32", "bf16") else (deform_attn_triton.DEFAULT_BLOCK,)
-            found += [(kernel, values, target, block) for kernel in ("forward", "backward") for block in blocks]
-            found.append(("backward, ordered", values, target, deform_attn_triton.DEFAULT_BLOCK))
-            found.append(("ordered sum", values, target, (1, 1)))
-    return found
+def line(row: Mapping[str, Any]) -> str:
+    """A row of the printed table."""
+    return "".join(f"{row[name]!s:>{24 if name == 'candidate' else 15}}" for name in COLUMNS) + "\n"
 
 
-def describe(name: str, values: str, target: str, block: int, warps: int) -> dict[str, Any]:
+def cases(
+    targets: Sequence[str] | None,
+    dtypes: Sequence[str] | None,
+    kernels: Sequence[str] | None,
+    candidates: Sequence[Candidate] | None,
+) -> Iterator[tuple[str, str, str, Candidate]]:
+    """Kernel, dtype of the values, target and candidate: all candidates for fp32 and bf16, else the default one."""
+    for target, values, kernel in itertools.product(
+        targets or TARGETS, dtypes or ("fp32", "bf16", "fp16", "fp64"), kernels or KERNELS
+    ):
+        tuned = kernel in ("forward", "backward") and values in ("fp32", "bf16")
+        default = Candidate(1, 1, 1) if kernel == "ordered sum" else DEFAULT
+        for candidate in (candidates or CANDIDATES[kernel]) if tuned else (default,):
+            yield kernel, values, target, candidate
+
+
+def describe(name: str, values: str, target: str, candidate: Candidate) -> dict[str, Any]:
     """Compiles one kernel and reads its resource usage."""
     kernel = KERNELS[name]
     wide = values == "fp64"
-    constants: dict[str, Any] = LAYER | PADDED | {"BLOCK_Q": block, "ORDERED": name == "backward, ordered"}
+    constants: dict[str, Any] = LAYER | PADDED | candidate.constants | {"ORDERED": name == "backward, ordered"}
     constants |= {"ACC": tl.float64 if wide else tl.float32, "INDEX": tl.int32}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     signature, alignment = {}, {}
@@ -114,11 +136,14 @@ def describe(name: str, values: str, target: str, block: int, warps: int) -> dic
         if pointer or argument.endswith("_stride"):
             alignment[position,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, alignment)
-    options = {"num_warps": warps, "num_stages": 1, **deform_attn_triton.COMPILER_OPTIONS}
+    options = {"num_warps": candidate.warps, "num_stages": 1, **COMPILER_OPTIONS}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    row = {"kernel": name, "values": values, "target": target, "block": block, "warps": warps}
+    row = {"kernel": name, "values": values, "target": target, "candidate": str(candidate)}
     row["shared"] = compiled.metadata.shared
-    return row | (amd_usage(compiled.asm) if target == "gfx942" else nvidia_usage(compiled, warps))
+    usage = amd_usage(compiled.asm) if target == "gfx942" else nvidia_usage(compiled, candidate.warps)
+    levels = 1 if candidate.together else LAYER["LEVELS"]
+    instructions = usage["loop"] * levels + usage["rest"]
+    return row | usage | {"per_query": round(instructions * candidate.warps / candidate.queries)}
 
 
 def pointed_type(argument: str, values: str, *, ordered_sum: bool) -> str | None:
@@ -146,7 +171,6 @@ def nvidia_usage(compiled: Any, warps: int) -> dict[str, Any]:
     return {
         "registers": registers,
         "stack": stack,
-        "code": len(ptx),
         "loop": loop,
         "rest": rest,
         "resident_warps": resident_warps(registers, warps),
@@ -191,15 +215,29 @@ def amd_usage(assembly: dict[str, Any]) -> dict[str, Any]:
         int(re.findall(rf"\.{name}:\s+(\d+)", text)[-1]) for name in ("vgpr_count", "vgpr_spill_count")
     )
     instructions = re.findall(r"\b((?:global|buffer)_(?:load|store|atomic)_\w+)", text)
+    loop, rest = count_amd_instructions(text)
     return {
         "registers": registers,
         "stack": spilled * 4,
-        "code": len(text),
-        "loop": None,
-        "rest": None,
+        "loop": loop,
+        "rest": rest,
         "resident_warps": None,
         "instructions": dict(Counter(instructions)),
     }
+
+
+def count_amd_instructions(assembly: str) -> tuple[int, int]:
+    """As `count_instructions`, for LLVM's assembly of AMD."""
+    labels: dict[str, int] = {}
+    count = longest = 0
+    for line in assembly.splitlines():
+        if label := re.match(r"(\.LBB\w+):", line):
+            labels[label[1]] = count
+        if re.match(r"\s+(?:[vs]_|ds_|global_|buffer_|flat_|scratch_)\w+", line):
+            count += 1
+            if branch := re.search(r"s_c?branch\w*\s+(\.LBB\w+)", line):
+                longest = max(longest, count - labels.get(branch[1], count))
+    return longest, count - longest
 
 
 if __name__ == "__main__":

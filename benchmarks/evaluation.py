@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from codetr_cli.data.annotations import read_annotations
+from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.evaluation.scoring import score_detections
 from codetr_cli.inference.detections import DetectionTable
 from codetr_cli.runtime.devices import cpu_name

@@ -184,13 +184,13 @@ def step_figures(model: CoDETR, images: Tensor, mask: Tensor, positive_queries: 
         maps = model.neck(features)
         finish("neck")
         layout = describe_tokens(maps, mask)
-        encoded = model.with_values(Encoded(model.encoder(maps, layout), layout))
+        encoded = Encoded(model.encoder(maps, layout), layout)
         finish("encoder")
         queries = model.matching_queries(model.select_queries(encoded))
-        for count in (DENOISING_QUERIES + queries.content.shape[1], positive_queries, positive_queries):
-            repeated = -(-count // queries.content.shape[1])
-            content, references = (t.repeat(1, repeated, 1)[:, :count] for t in (queries.content, queries.references))
-            model.predict_layers(model.decode(Queries(content, references), encoded))
+        sizes = [DENOISING_QUERIES + queries.content.shape[1], positive_queries, positive_queries]
+        repeated = -(-sum(sizes) // queries.content.shape[1])
+        content, references = (t.repeat(1, repeated, 1)[:, : sum(sizes)] for t in (queries.content, queries.references))
+        model.predict_layers(model.decode(Queries(content, references), encoded, group_sizes=sizes))
         finish("decoder")
         aux_maps = model.aux_maps(encoded)
         heads.rpn(aux_maps), heads.atss(aux_maps)

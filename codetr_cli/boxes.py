@@ -7,8 +7,10 @@ preserves the dtype and device of its input, and is differentiable.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,20 +29,15 @@ IOU_EPS = 1e-6
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Converts centre boxes (..., 4) to corner boxes (..., 4) in the same unit."""
-    cx, cy, w, h = boxes.unbind(-1)
-    return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
+    centres, sides = boxes.chunk(2, dim=-1)
+    half = 0.5 * sides
+    return torch.cat([centres - half, centres + half], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """Converts corner boxes (..., 4) to centre boxes (..., 4) in the same unit."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
-
-
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """Converts corner boxes (..., 4) to COCO's (x, y, width, height), in pixels."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack([x1, y1, x2 - x1, y2 - y1], dim=-1)
+    low, high = boxes.chunk(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def size_scale(size: Size, like: Tensor) -> Tensor:
@@ -54,60 +51,85 @@ def size_scale(size: Size, like: Tensor) -> Tensor:
     return host_values([width, height, width, height], like)
 
 
-def host_values(values: Sequence[Any], like: Tensor) -> Tensor:
-    """Python numbers or nested lists as a tensor with the dtype and device of `like`, without a synchronization."""
+def host_values(values: Sequence[Any] | np.ndarray, like: Tensor) -> Tensor:
+    """Numbers, nested lists or an array as a tensor with the dtype and device of `like`, without a synchronization."""
     if like.device.type != "cuda":
         return like.new_tensor(values)
     return torch.tensor(values, dtype=like.dtype).pin_memory().to(like.device, non_blocking=True)
 
 
+def host_numbers(*tensors: Tensor) -> list[list[int]]:
+    """The integers of several tensors of one device as one list each; waits for the device, once for all of them."""
+    numbers = torch.cat([tensor.flatten() for tensor in tensors]).tolist()
+    ends = list(accumulate(tensor.numel() for tensor in tensors))
+    return [numbers[end - tensor.numel() : end] for tensor, end in zip(tensors, ends, strict=True)]
+
+
 def clip_boxes(boxes_xyxy: Tensor, size: Size) -> Tensor:
     """Clips corner boxes (..., 4) to an image of `size` (height, width)."""
     height, width = size
-    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
-    return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1)
+    x, y = boxes_xyxy[..., 0::2].clamp(0, width), boxes_xyxy[..., 1::2].clamp(0, height)  # (..., 2)
+    return torch.stack([x, y], dim=-1).flatten(-2)
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
     """Area (...) of corner boxes (..., 4). Negative sides are not clamped."""
-    return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
+    low, high = boxes_xyxy.chunk(2, dim=-1)
+    return _product(high - low)
 
 
-def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of broadcastable corner boxes, the union at least IOU_EPS.
+def _product(sides: Tensor) -> Tensor:
+    """Width times height (...) of (..., 2)."""
+    width, height = sides.unbind(-1)
+    return width * height
+
+
+def _union(a: Tensor, b: Tensor, intersection: Tensor) -> Tensor:
+    return (box_area(a) + box_area(b) - intersection).clamp(min=IOU_EPS)
+
+
+def _generalized(intersection: Tensor, union: Tensor, enclosing: Tensor) -> Tensor:
+    enclosing = enclosing.clamp(min=IOU_EPS)
+    return intersection / union - (enclosing - union) / enclosing
+
+
+def _paired_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection (...) of broadcastable corner boxes: both coordinates of a corner at once, in few kernels."""
+    (a_low, a_high), (b_low, b_high) = a.chunk(2, dim=-1), b.chunk(2, dim=-1)
+    return _product((torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0))
+
+
+def _pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection (N, M) of corner boxes (N, 1, 4) and (1, M, 4).
 
     Computed per coordinate, so that no temporary is larger than the result: a large image has a million anchors.
     """
     width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
     height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
-    intersection = width * height
-    union = (box_area(a) + box_area(b) - intersection).clamp(min=IOU_EPS)
-    return intersection, union
+    return width * height
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU (...) in [0, 1] of pairs of corner boxes; `a` and `b` broadcast."""
-    intersection, union = _overlap(a, b)
-    return intersection / union
-
-
-def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU (N, M) in [0, 1] of every box of `a` (N, 4) with every box of `b` (M, 4), corner boxes."""
-    return paired_iou(a[:, None], b[None])
+    intersection = _paired_intersection(a, b)
+    return intersection / _union(a, b, intersection)
 
 
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized IoU (...) in [-1, 1] of pairs of corner boxes (arXiv 1902.09630); `a` and `b` broadcast."""
-    intersection, union = _overlap(a, b)
-    enclosing = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    enclosing = enclosing.clamp(min=0)
-    enclosing_area = (enclosing[..., 0] * enclosing[..., 1]).clamp(min=IOU_EPS)
-    return intersection / union - (enclosing_area - union) / enclosing_area
+    intersection = _paired_intersection(a, b)
+    (a_low, a_high), (b_low, b_high) = a.chunk(2, dim=-1), b.chunk(2, dim=-1)
+    enclosing = _product((torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).clamp(min=0))
+    return _generalized(intersection, _union(a, b, intersection), enclosing)
 
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized IoU (N, M) in [-1, 1] of every box of `a` (N, 4) with every box of `b` (M, 4), corner boxes."""
-    return paired_giou(a[:, None], b[None])
+    a, b = a[:, None], b[None]
+    intersection = _pairwise_intersection(a, b)
+    width = (torch.maximum(a[..., 2], b[..., 2]) - torch.minimum(a[..., 0], b[..., 0])).clamp(min=0)
+    height = (torch.maximum(a[..., 3], b[..., 3]) - torch.minimum(a[..., 1], b[..., 1])).clamp(min=0)
+    return _generalized(intersection, _union(a, b, intersection), width * height)
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:

@@ -7,7 +7,6 @@ message about wrong usage appear at once.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import platform
@@ -24,7 +23,8 @@ from codetr_cli import __version__, console
 from codetr_cli.commands._defaults import Defaults, Invocation, find_defaults
 from codetr_cli.commands._help import Group, add_verb
 from codetr_cli.commands._options import use_shown_spelling
-from codetr_cli.errors import CodetrError
+from codetr_cli.errors import CodetrError, ResourceError, machine_error
+from codetr_cli.escaping import visible, without_credentials
 
 VERB_GROUPS = {
     "Data": ("prepare", "convert-data", "cache"),
@@ -39,7 +39,6 @@ NEEDS_WORDS = ("convert", "convert-data", "download", "eval", "predict")
 """Verbs that print their help when nothing follows them."""
 
 EXIT_UNEXPECTED = 1
-EXIT_MACHINE = 5
 EXIT_INTERRUPTED = 130
 
 
@@ -56,15 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
     console.set_mode(json="--json" in words, quiet="--quiet" in words or "-q" in words)
-    try:
-        with console.log_to_console():
+    with console.tolerate_closed_streams(stdout=False), console.log_to_console():
+        try:
             code = _run(words)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader, e.g. `head`, has ended. What is still buffered must raise nothing when the interpreter exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_UNEXPECTED
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader, e.g. `head`, has ended
+            _discard_stdout()
+            return EXIT_UNEXPECTED
+        except OSError as error:
+            _discard_stdout()
+            console.error(f"cannot write to <stdout>: {error.strerror}.")
+            return ResourceError.exit_code
     return code
+
+
+def _discard_stdout() -> None:
+    """What is still buffered must raise nothing when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_closed_streams() -> None:
@@ -162,11 +169,13 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         code, text = _explain(error)
         if os.environ.get("CODETR_DEBUG"):
-            sys.stderr.write(traceback.format_exc())
+            for line in traceback.format_exc().splitlines():
+                sys.stderr.write(visible(line) + "\n")
         return _fail(text, code)
 
 
 def _fail(text: str, code: int) -> int:
+    text = without_credentials(text)
     console.error(text)
     console.fail_json({"error": text, "exit_code": code})
     return code
@@ -185,19 +194,11 @@ def _usage_text(error: typer.TyperException) -> str:
 
 def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and paragraph for an exception that is not a `CodetrError`."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {error.filename}" if error.filename else ""
-        return (
-            EXIT_MACHINE,
-            f"no space left on the disk{where}: free some space or choose another folder, then run again.",
-        )
-    if isinstance(error, OSError) and error.filename is not None:
-        return EXIT_MACHINE, f"cannot use {error.filename}: {error.strerror}. Check that it exists and can be accessed."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        first_line = (str(error).splitlines() or [""])[0]
-        return EXIT_MACHINE, (
-            f"not enough memory: {first_line.rstrip('.') or 'an allocation failed'}. Use --set train.micro_batch=1, "
-            "--precision bf16, or smaller images (--set data.long_side=...)."
-        )
+    known = machine_error(
+        error, "Use --set train.micro_batch=1, --precision bf16, or smaller images (--set data.long_side=...)"
+    )
+    if known is not None:
+        return known.exit_code, str(known)
     hint = "" if os.environ.get("CODETR_DEBUG") else " Run it again with CODETR_DEBUG=1 to see the traceback."
-    return EXIT_UNEXPECTED, f"unexpected {type(error).__name__}: {error}. This is a bug in codetr.{hint}"
+    what = " ".join(str(error).split())
+    return EXIT_UNEXPECTED, f"unexpected {type(error).__name__}: {what}. This is a bug in codetr.{hint}"

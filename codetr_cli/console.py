@@ -2,11 +2,15 @@
 
 Text goes to stdout, or to stderr with `--json`; log messages, warnings, errors and progress always go to stderr. On a
 terminal text is coloured and progress is a bar; elsewhere lines are plain and never cut, as a log file needs them.
+
+Control characters in text, wherever it comes from, are shown escaped: the name of a file or class can neither command
+the terminal nor pretend to be a line of this program. JSON is exact.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import math
@@ -16,13 +20,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import IO, Any, Protocol, TextIO
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+from codetr_cli.escaping import visible
 
 QUIET_SECONDS = 2.0  # work shorter than this shows no progress
 PLAIN_SECONDS = 10.0  # between two plain progress lines
@@ -85,22 +92,33 @@ def log_to_console() -> Iterator[None]:
 def info(text: str) -> None:
     """Prints a line about what is going on; nothing with `--quiet`."""
     if not _mode.quiet:
-        _print(_console(stderr=_mode.json), Text(text))
+        _print(_console(stderr=_mode.json), Text(visible(text)))
 
 
 def result(text: str) -> None:
     """Prints a line that the user asked for, also with `--quiet`."""
-    _print(_console(stderr=_mode.json), Text(text))
+    _print(_console(stderr=_mode.json), Text(visible(text)))
+
+
+def result_lines(text: str) -> None:
+    """Prints text of several lines, e.g. a file that the user asked for, also with `--quiet`."""
+    for line in text.rstrip("\n").split("\n"):
+        result(line)
 
 
 def warn(text: str) -> None:
     """Prints a warning on stderr."""
-    _print(_console(stderr=True), Text.assemble(("warning: ", "yellow"), text))
+    _print(_console(stderr=True), Text.assemble(("warning: ", "yellow"), visible(text)))
 
 
 def error(text: str) -> None:
     """Prints an error on stderr, in red."""
-    _print(_console(stderr=True), Text.assemble(("error: ", "bold red"), (text, "red")))
+    _print(_console(stderr=True), Text.assemble(("error: ", "bold red"), (visible(text), "red")))
+
+
+def confirm(question: str) -> bool:
+    """Asks for a yes or no."""
+    return typer.confirm(visible(question))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -117,21 +135,22 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         name, bracket, unit = heading.partition(" [")
         numeric = all(isinstance(row[index], int | float | None) for row in rows) and bool(rows)
         drawn.add_column(
-            Text.assemble(name, (bracket + unit, "dim")),
+            Text.assemble(visible(name), (visible(bracket + unit), "dim")),
             justify="right" if numeric else "left",
             overflow="fold",
         )
     for row in rows:
-        drawn.add_row(*(Text(cell_text(cell)) for cell in row))
+        drawn.add_row(*(Text(visible(cell_text(cell))) for cell in row))
     out = _console(stderr=_mode.json)
     if title:
-        _print(out, Text(title, "bold"))  # not the table's own title, which is wrapped to the table's width
-    if out.is_terminal:
-        out.print(drawn)
-        return
-    with out.capture() as captured:
-        out.print(drawn)
-    out.file.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+        _print(out, Text(visible(title), "bold"))  # not the table's own title, which is wrapped to the table's width
+    with _named(out.file):
+        if out.is_terminal:
+            out.print(drawn)
+            return
+        with out.capture() as captured:
+            out.print(drawn)
+        out.file.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
 
 
 def columns() -> int:
@@ -186,13 +205,22 @@ def progress(description: str, total: int | None = None, *, done: int = 0) -> It
 
 
 @contextmanager
-def tolerate_closed_streams() -> Iterator[None]:
+def tolerate_closed_streams(*, stdout: bool = True) -> Iterator[None]:
     """Inside, text that can no longer be written is discarded, so that the work continues.
 
-    The reader of a pipe may end (`| head`), a terminal may close, the disk of a log file may be full.
+    The reader of a pipe may end (`| head`), a terminal may close, the disk of a log file may be full. Characters that
+    the encoding of a stream lacks (`LANG=C`) are written escaped from now on.
+
+    Args:
+        stdout: also on stdout, which otherwise raises.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _TolerantStream(sys.stdout), _TolerantStream(sys.stderr)
+    sys.stderr = _TolerantStream(sys.stderr)
+    if stdout:
+        sys.stdout = _TolerantStream(sys.stdout)
     try:
         yield
     finally:
@@ -245,7 +273,7 @@ class _LogHandler(logging.Handler):
             elif record.levelno >= logging.WARNING:
                 warn(text)
             elif not _mode.quiet:
-                _print(_console(stderr=True), Text(text))
+                _print(_console(stderr=True), Text(visible(text)))
         except Exception:
             self.handleError(record)
 
@@ -336,10 +364,10 @@ class _Bar(_Progress):
             transient=True,
             redirect_stdout=sys.stdout.isatty(),
         )
-        self.task = self.drawn.add_task(description, total=total, completed=done, beside="")
+        self.task = self.drawn.add_task(visible(description), total=total, completed=done, beside="")
 
     def show(self, elapsed: float) -> None:
-        self.drawn.update(self.task, completed=self.done, beside=", ".join(self.details(elapsed)))
+        self.drawn.update(self.task, completed=self.done, beside=visible(", ".join(self.details(elapsed))))
         if not self.drawn.live.is_started and elapsed > QUIET_SECONDS:
             self.drawn.start()
             _mode.live = self.drawn.console
@@ -371,7 +399,8 @@ class _Lines(_Progress):
     def _line(self, elapsed: float) -> None:
         self.printed = self.done
         count = f"{self.done:,}/{self.total:,} ({self.done / self.total:.0%})" if self.total else f"{self.done:,}"
-        _print(_console(stderr=True), Text(", ".join([f"{self.description}: {count}", *self.details(elapsed)])))
+        info = ", ".join([f"{self.description}: {count}", *self.details(elapsed)])
+        _print(_console(stderr=True), Text(visible(info)))
 
 
 def _ignore(n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
@@ -393,13 +422,32 @@ def _new_console(*, stderr: bool) -> Console:
 
 def _print(console: Console, text: Text) -> None:
     """Wraps at spaces on a terminal, nowhere else; a long path stays whole so that it can be copied."""
-    console.print(text, overflow="ignore", crop=False, soft_wrap=not console.is_terminal)
+    with _named(console.file):
+        console.print(text, overflow="ignore", crop=False, soft_wrap=not console.is_terminal)
+
+
+@contextmanager
+def _named(stream: IO[str]) -> Iterator[None]:
+    """Gives an error of writing the name of the stream, e.g. `<stdout>` on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or getattr(stream, "name", None)
+        raise
 
 
 def _write_json(obj: dict[str, Any]) -> None:
     _mode.answered = True
-    sys.stdout.write(json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        encoded_alike = text.encode(sys.stdout.encoding or "utf-8") == text.encode("utf-8")
+    except UnicodeEncodeError:  # a file name that is not UTF-8, or a stream of another encoding
+        encoded_alike = False
+    if not encoded_alike:
+        text = json.dumps(_plain(obj), indent=2, allow_nan=False)
+    with _named(sys.stdout):
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ import torch
 from codetr_cli.cli import main
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import Settings
+from tests.data_fixtures import lvis, mixed_coco, rewrite  # noqa: F401 (fixtures of several folders)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -170,3 +171,28 @@ def test_without_standard_streams_it_works_too():
     script = f"{sys.executable} -m codetr_cli presets <&- >&- 2>&-; echo $?"
     done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+@pytest.mark.parametrize(
+    "words", [["\x1b[2J"], ["predict", "--\x1b[2J"], ["presets", "\x1b[2Jx"], ["eval", "\x1b[2J\nx.pth"]]
+)
+def test_wrong_words_cannot_command_the_terminal(codetr, words: list[str]):
+    ran = codetr(*words)
+    assert ran.code in (2, 4)
+    assert "\\x1b[2J" in ran.err
+    assert "\x1b" not in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+@pytest.mark.parametrize("json_option", [(), ("--json",)])
+def test_full_streams(json_option: tuple[str, ...]):
+    command = [sys.executable, "-m", "codetr_cli", "presets", *json_option]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 5
+        assert "<stdout>" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.returncode == 0
+    assert "co_dino_r50" in done.stdout

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -198,6 +200,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.skipif(int(version("rich").split(".")[0]) < 15, reason="older releases write to a live bar otherwise")
 def test_a_log_message_appears_above_a_live_bar(monkeypatch):
     """The bar's line is erased before the message and drawn again below it; no other console writes meanwhile."""
     terminal = Terminal()
@@ -220,3 +223,86 @@ def test_a_log_message_appears_above_a_live_bar(monkeypatch):
             erased, _, after = terminal.getvalue()[start:].partition(text)
             assert "\r\x1b[2K" in erased, "the bar is erased before the text"
             assert "15/100" in after, "the bar is drawn again below the text"
+
+
+HOSTILE = "a\x1b[2J\x1b]0;title\x07\nerror: \u202eb\udcff"
+SHOWN = "a\\x1b[2J\\x1b]0;title\\x07\\nerror: \\u202eb\\xff"
+
+
+def test_control_characters_are_shown_and_never_printed(capsys, monkeypatch):
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0.0)
+    clock = iter(float(second) for second in range(1000))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    console.info(HOSTILE)
+    console.result(HOSTILE)
+    console.warn(HOSTILE)
+    console.error(HOSTILE)
+    console.table(HOSTILE, [HOSTILE, HOSTILE + " [m\x1bs]"], [[HOSTILE, 1]])
+    with console.progress(HOSTILE, 2) as advance:
+        advance(2, loss=HOSTILE)
+    with console.log_to_console():
+        logging.getLogger("codetr_cli.x").warning("%s", HOSTILE)
+    streams = capsys.readouterr()
+    assert streams.err.splitlines() == [
+        f"warning: {SHOWN}",
+        f"error: {SHOWN}",
+        f"{SHOWN}: 2/2 (100%), took 1.00 s, loss {SHOWN}",
+        f"warning: {SHOWN}",
+    ]
+    assert streams.out.count(SHOWN) == 6
+    assert not set(streams.out + streams.err) & set("\x1b\x07\u202e\udcff")
+
+
+def test_a_bar_shows_control_characters_too(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with console.progress(HOSTILE, 2) as advance:
+        monkeypatch.setattr(console, "QUIET_SECONDS", -1.0)
+        advance(1, loss=HOSTILE)
+    assert terminal.getvalue().count("\\x1b[2J") >= 2
+    assert "\x1b[2J" not in terminal.getvalue()
+    assert "\x07" not in terminal.getvalue()
+
+
+def test_a_question_shows_control_characters(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert console.confirm(HOSTILE)
+    assert SHOWN in capsys.readouterr().out
+
+
+def test_several_lines_stay_lines(capsys):
+    console.result_lines("a = 1\n\nb = \x1b\n")
+    assert capsys.readouterr().out == "a = 1\n\nb = \\x1b\n"
+
+
+def test_json_is_exact(capsys):
+    console.set_mode(json=True)
+    console.result_json({"a": "é" + HOSTILE})
+    assert json.loads(capsys.readouterr().out) == {"a": "é" + HOSTILE}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_every_name_is_written_to_a_stream_of_any_encoding(monkeypatch, encoding, errors):
+    name = "caf\u00e9 \u65e5 \U0001f600 " + os.fsdecode(b"\xe9\xff")
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with console.tolerate_closed_streams():
+        console.set_mode(json=True)
+        console.warn(name)
+        console.table(name, [name], [[name]])
+        console.result_json({"name": name})
+        with console.progress(name, 2) as advance:
+            advance()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    assert json.loads(streams[0].buffer.getvalue().decode("utf-8")) == {"name": name}
+    text = streams[1].buffer.getvalue().decode(encoding)
+    assert "warning: caf" in text
+    assert "\\xe9\\xff" in text
+    assert ("\u65e5" in text) == (encoding == "utf-8")

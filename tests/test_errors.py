@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from codetr_cli import cli, errors
+from codetr_cli import errors
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,17 @@ def failing(codetr, monkeypatch):
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 5, ["no space left"]),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 5, ["/root/x", "Permission denied"]),
         (MemoryError(), 5, ["not enough memory", "micro_batch"]),
+        *[
+            (RuntimeError(text), 5, ["not enough memory", "micro_batch"])
+            for text in (
+                "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 9 bytes",
+                "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.",
+                "unable to mmap 9 bytes from file </x>: Cannot allocate memory (12)",
+                "std::bad_alloc",
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            )
+        ],
+        (RuntimeError("shapes differ"), 1, ["RuntimeError"]),
         (KeyError("foo"), 1, ["KeyError", "foo", "CODETR_DEBUG=1"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -91,10 +102,6 @@ def test_json_errors_are_one_object(failing):
     assert "broken file" in ran.err
 
 
-def test_exit_codes_of_the_command_line_are_those_of_the_kinds():
-    assert errors.ResourceError.exit_code == cli.EXIT_MACHINE
-
-
 def test_long_lists_are_cut():
     assert errors.listed(["a", "b", "c"]) == "a, b, c"
     assert errors.listed(range(7)) == "0, 1, 2 and 4 more"
@@ -104,4 +111,29 @@ def test_long_lists_are_cut():
 
 def test_a_misspelled_word_gets_a_suggestion():
     assert errors.nearest("abcd", ["abc", "xyz"]) == "did you mean 'abc'?"
+    assert errors.nearest("NO", ["on", "no", "yes"]) == "did you mean 'no'?"
     assert errors.nearest("zzz", ["abc", "def"]) == "known: abc, def"
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (FileExistsError(errno.EEXIST, "File exists", "out"), "as a file where a folder is needed"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "out/a"), "A part of this path is a file"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "out"), "It is a folder where a file is needed"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "out"), "Check that it exists"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "Check its permissions"),
+        (OSError(errno.EIO, "Input/output error", "out"), "Check that it can be accessed"),
+    ],
+)
+def test_the_advice_on_a_path_fits_the_error(error: OSError, advice: str):
+    found = errors.machine_error(error, "")
+    assert found is not None
+    assert advice in str(found)
+    assert (advice == "Check that it exists") == ("exists" in str(found).partition(". ")[2])
+
+
+def test_numbers_of_things() -> None:
+    assert errors.counted(1, "image", "are") == "1 image is"
+    assert errors.counted(2000, "image", "are") == "2,000 images are"
+    assert errors.counted(0, "line") == "0 lines"

@@ -10,46 +10,73 @@ PACKAGE, TESTS = REPOSITORY / "codetr_cli", REPOSITORY / "tests"
 
 # Modules that another test file covers, and test files of several modules. Paths below the two folders.
 TESTED_ELSEWHERE = {
+    "commands/_launch.py": "distributed/test_shared_work.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint
     "commands/runs.py": "runs/test_listing.py",
-    "data/formats/converted.py": "data/formats/test_voc.py",  # also test_yolo.py: both formats are converted
-    "data/formats/intermediate.py": "data/formats/test_voc.py",
-    "data/formats/merged_table.py": "data/formats/test_merged.py",
+    "formats/converted.py": "formats/test_voc.py",  # also test_yolo.py: both formats are converted
+    "formats/merged_table.py": "formats/test_merged.py",
+    **{  # round trips through all layouts
+        f"data/writers/{name}.py": "data/writers/test_write.py"
+        for name in ("coco", "content", "cvat", "labelme", "options", "voc", "yolo")
+    },
+    "data/writers/source.py": "data/writers/test_selection.py",
     "data/loading/worker_process.py": "data/loading/test_workers.py",
+    "images/image_header.py": "images/test_headers.py",
     "data/sample.py": "data/test_transforms.py",
     "data/targets.py": "data/test_batch.py",  # only types
     "distributed/elastic_agent.py": "distributed/test_launcher.py",  # it runs inside the launcher
     "distributed/sharded_state.py": "distributed/test_fsdp.py",
+    "evaluation/job.py": "commands/test_eval.py",
     "losses/build.py": "test_families.py",
     "losses/options.py": "losses/test_collaborative.py",  # only data
     "losses/random.py": "losses/test_denoising.py",
+    "losses/record.py": "losses/test_collaborative.py",  # only data
     "losses/roi.py": "models/aux_heads/test_roi.py",
     "losses/rpn.py": "losses/test_collaborative.py",
     "models/attention.py": "models/test_encoder.py",
     "models/aux_heads/atss.py": "losses/test_atss.py",
-    "models/backbones/resnet.py": "models/test_inference_mode.py",  # its frozen norms; the rest by recorded cases
     "models/mask_heads/fcn.py": "models/mask_heads/test_branch.py",
     "models/mask_heads/iou.py": "models/mask_heads/test_branch.py",
     "models/queries.py": "models/test_family.py",  # queries differ by family
     "ops/deform_attn_triton_kernels.py": "ops/test_deform_attn_triton.py",  # run by an interpreter where no GPU is
+    "ops/deform_attn_triton_ordered.py": "ops/test_deform_attn_triton.py",
+    "ops/deform_attn_triton_tuning.py": "ops/test_deform_attn_triton.py",  # with launches
     "training/build.py": "commands/test_train.py",
     "training/preview.py": "commands/test_train.py",  # --dry-run
     "training/reporter.py": "training/test_faults.py",  # only an interface
     "training/setup.py": "commands/test_train.py",
     "training/state.py": "training/test_oom.py",
     "training/validation.py": "commands/test_train.py",  # stand-ins replace it in the tests of the loop
+    "weights/cached_files.py": "commands/test_cache.py",
+    "weights/remote.py": "weights/test_download.py",
     "weights/tables.py": "weights/test_names.py",
+    "weights/torch_vocabulary.py": "weights/test_torch_files.py",
 }
 OF_SEVERAL_MODULES = {
     "commands/bench/test_bench.py": "the words of all four commands",
+    "commands/test_output_faults.py": "kills and full disks at every write of a command",
+    "commands/test_one_annotation_file.py": "--ann and --images in every verb",
     "commands/test_several_sets.py": "training and evaluation on merged datasets",
     "data/test_datasets.py": "LVIS and Objects365 from reading to training",
     "data/test_golden.py": "recorded images and targets of the published pipeline",
     "data/test_lsj.py": "transforms, copy-paste and datasets of large-scale jitter",
+    "ops/test_aarch64.py": "ops/deform_attn.c and ops/compile_kernel.py, on another processor",
+    "data/test_one_reader.py": "prepare beside the readers of training and evaluation",
+    "data/test_read_content.py": "what is read of published data sets",
+    "data/test_open_counts.py": "prepare and the start of a training, on disks where each file costs time",
     "data/test_odd_images.py": "headers and images: rotated, animated, damaged",
     "distributed/test_resume_world_size.py": "a run that continues with other numbers of processes",
     "distributed/test_world_size.py": "two processes compute what one does",
     "evaluation/test_canvas.py": "images of a fixed size in evaluation and prediction",
+    "inference/test_half_precision.py": "whole detections in bf16 and fp16 on an emulated GPU",
+    "fuzz/test_formats.py": "broken and hostile files of Pascal VOC and YOLO folders",
+    "test_hostile_files.py": "files from strangers in every verb",
+    "fuzz/test_exports.py": "broken files of labelling tools, CSV and parquet files",
+    "fuzz/test_caches.py": "broken files in the cache and in run folders",
+    "fuzz/test_checkpoints.py": "random damage to headers and metadata",
+    "fuzz/test_pickles.py": "random damage to pickles, training states and sharded states",
+    "fuzz/test_images.py": "headers and decoding of broken images",
+    "fuzz/test_json.py": "annotation and detections files that cost little",
     "golden/test_cases.py": "recorded cases of the published code",
     "golden/test_runner.py": "the runner of recorded cases",
     "losses/test_full_precision.py": "the dtype of all costs and losses",
@@ -58,15 +85,25 @@ OF_SEVERAL_MODULES = {
     "test_count_presets.py": "the script that counts parameters and costs of presets",
     "test_docs.py": "documentation",
     "test_families.py": "two training steps of every family",
+    "test_gpu_session.py": "the script of the first minutes on a GPU",
     "test_house.py": "imports and sizes of modules",
     "test_mirror.py": "this file",
     "test_readme.py": "commands of the README and the documentation",
+    "test_security.py": "the list of places in docs/security.md",
     "test_startup.py": "import times and layers",
+    "test_strict_commands.py": "commands from beginning to end on the emulated GPU",
+    "test_strict_counts.py": "limits of kernels and waits on the emulated GPU",
+    "test_strict_device.py": "an emulated GPU, and the package on it",
+    "test_strict_others.py": "Apple's and Intel's GPUs, emulated",
+    "test_strict_scenarios.py": "networks, precisions and options on the emulated GPU",
     "test_wheel.py": "the built package",
     "test_words.py": "words of user-facing texts",
     "test_zoo.py": "presets against the published zoo",
+    "training/test_hostile_runs.py": "run folders that somebody has broken or forged",
+    "training/test_killed_writes.py": "a training killed at each write of its folder",
     "training/test_faults.py": "disks, clocks and outputs that fail during a training",
     "training/test_kills.py": "a training killed at random instants",
+    "weights/test_broken_checkpoints.py": "broken variants of checkpoints through all code that loads them",
     "weights/test_manifests.py": "names and shapes of all published files",
 }
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -94,7 +95,10 @@ def test_holds_a_kernel_of_its_own(wheel: Path, tmp_path: Path):
     archive = zipfile.ZipFile(wheel)
     assert archive.namelist().count(KERNEL) == 1
     archive.extractall(tmp_path)
-    code = "from codetr_cli.ops import deform_attn_cpu as kernel; print(kernel.__file__, kernel.why_not('cpu'))"
+    code = (
+        "import torch; from codetr_cli.ops import deform_attn_cpu as kernel; "
+        "print(kernel.__file__, kernel.why_not(torch.device('cpu')))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -187,7 +191,7 @@ def test_metadata(wheel: Path):
     assert "License-Expression: Apache-2.0" in metadata
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert not any("mmcv" in line or "==" in line for line in required)
-    assert any("torch>=2.11" in line for line in required)
+    assert any("torch>=2.7" in line for line in required)
 
 
 def test_works_when_unpacked(wheel: Path, tmp_path: Path):
@@ -202,3 +206,13 @@ def test_works_when_unpacked(wheel: Path, tmp_path: Path):
     )
     for name in preset_names():
         assert name in done.stdout
+
+
+def test_the_oldest_tested_releases_are_the_lower_bounds():
+    """`tests/floor.txt` is what `make test-floor` installs."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (REPOSITORY / "tests/floor.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in project["dependencies"]:
+        name, bound = requirement.split(">=")
+        assert f"{tested[name]}.".startswith(f"{bound}."), requirement

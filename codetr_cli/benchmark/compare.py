@@ -58,7 +58,7 @@ class _Variant:
 
     def __init__(self, make: Callable[[], Workload], spec: BenchmarkSpec, *, plain: bool) -> None:
         self.make, self.spec, self.plain = make, spec, plain
-        self.attention = PLAIN_BACKEND if plain else active_backend(spec.device.type)
+        self.attention = PLAIN_BACKEND if plain else active_backend(spec.device)
         self.workload: Workload | None = None
         self.peak: int | None = None
         self.first_result: list[Detections] | float = 0.0
@@ -70,7 +70,7 @@ class _Variant:
         known = reset_peak_memory(self.spec.device)
         self.once()
         result = self.workload.result
-        for _ in range(max(self.workload.SETTLING_RUNS, self.spec.warmup) - 1):
+        for _ in range(max(self.workload.settling_runs, self.spec.warmup) - 1):
             self.once()
         if self.peak is None:
             self.peak = peak_memory(self.spec.device) if known else None

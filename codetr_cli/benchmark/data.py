@@ -26,7 +26,6 @@ from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES, DataTim
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.images import BrokenImageError, read_file
 from codetr_cli.data.loading.loader import TrainLoader, build_train_loader
 from codetr_cli.data.loading.transport import pack
 from codetr_cli.data.loading.workers import BatchReader
@@ -34,6 +33,7 @@ from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target
 from codetr_cli.data.transforms import DroppedSampleError
 from codetr_cli.errors import DatasetError
+from codetr_cli.images.decoder import BrokenImageError, read_file
 from codetr_cli.runtime.devices import cpu_count
 from codetr_cli.runtime.timing import Tick, seconds_of
 

@@ -16,11 +16,17 @@ from torch import nn
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import normalize
 from codetr_cli.data.transforms import ResizeShortLong, ResizeToCanvas, build_transforms
+from codetr_cli.inference.cuda_graph import GraphedNetwork, Network, with_cuda_graphs
 from codetr_cli.inference.pipeline import TimedPostProcess, inference
 from codetr_cli.losses.build import build_objective
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
-from codetr_cli.runtime.precision import autocast_dtype, resolve_precision
+from codetr_cli.runtime.precision import (
+    DTYPES,
+    float32_arithmetic,
+    resolve_precision,
+    resolve_training_precision,
+)
 from codetr_cli.runtime.synthetic import data_seconds, synthetic_batch
 from codetr_cli.runtime.timing import Tick, in_turn, peak_memory, reset_peak_memory, seconds_of, timed_children
 from codetr_cli.training.optim import build_optimizer, clip_gradients
@@ -40,7 +46,7 @@ class BenchmarkSpec:
         size: (height, width) of the network's input in pixels.
         batch: images per batch.
         device: where the network is.
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         warmup: runs before the measurement.
         iterations: measured runs, for throughput and latency.
         split_iterations: measured runs for the split into stages.
@@ -58,8 +64,8 @@ class BenchmarkSpec:
 
     def resolved_precision(self, *, training: bool) -> str:
         """The precision that is used: "auto" depends on the device in training and means fp32 in inference."""
-        dtype = autocast_dtype(self.precision if training else resolve_precision(self.precision), self.device)
-        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+        chosen = self.precision if training else resolve_precision(self.precision)
+        return resolve_training_precision(chosen, self.device)
 
     @property
     def ticks(self) -> int:
@@ -114,30 +120,37 @@ class InferenceWorkload:
 
     Attributes:
         result: the last run's detections, on the CPU.
+        settling_runs: after which memory no longer grows; the second of a graphed network records a graph.
     """
 
     STAGES = (*STAGES, "heads and query selection", "post-processing")
-    SETTLING_RUNS = 1  # after which memory no longer grows
 
     def __init__(self, model: CoDETR, postprocess: PostProcess, settings: Settings, spec: BenchmarkSpec) -> None:
         self.model, self.postprocess, self.settings, self.spec = model, postprocess, settings, spec
         self.batch = synthetic_batch(spec.size, spec.batch, objects=0).to(spec.device)
         self.images = normalize(self.batch.images, self.batch.padding_mask, settings.data.mean, settings.data.std)
+        self.network = with_cuda_graphs(model, settings.test, spec.device)
+        self.settling_runs = 3 if isinstance(self.network, GraphedNetwork) else 1
         self.result: list[Detections] = []
+
+    @property
+    def cuda_graphs(self) -> int:
+        """Number of recorded graphs that the network replays."""
+        return len(self.network) if isinstance(self.network, GraphedNetwork) else 0
 
     def once(self) -> float:
         """Seconds from normalized images on the device to detections on the CPU."""
         with inference(self.model, self.spec.device, self.spec.precision):
-            return seconds_of(lambda: self._detect(self.postprocess), self.spec.device)
+            return seconds_of(lambda: self._detect(self.network, self.postprocess), self.spec.device)
 
     def split(self) -> dict[str, float]:
-        """Seconds of each stage of one run."""
+        """Seconds of each stage of one run, without CUDA graphs."""
         timed = TimedPostProcess.around(self.postprocess)
         with (
             inference(self.model, self.spec.device, self.spec.precision),
             timed_children(self.model, STAGES, self.spec.device) as seconds,
         ):
-            total = seconds_of(lambda: self._detect(timed), self.spec.device)
+            total = seconds_of(lambda: self._detect(self.model, timed), self.spec.device)
         rest = total - sum(seconds.values()) - sum(timed.seconds)
         return {**seconds, "heads and query selection": max(0.0, rest), "post-processing": sum(timed.seconds)}
 
@@ -152,8 +165,8 @@ class InferenceWorkload:
         )
         return data_seconds(self.settings, transform, size, self.spec.batch, self.spec.device)
 
-    def _detect(self, postprocess: PostProcess) -> None:
-        detections = self.model.detect(self.images, self.batch.padding_mask, self.batch.targets, postprocess)
+    def _detect(self, network: Network, postprocess: PostProcess) -> None:
+        detections = network.detect(self.images, self.batch.padding_mask, self.batch.targets, postprocess)
         self.result = [image.cpu() for image in detections]  # waits for the device
 
 
@@ -170,7 +183,7 @@ class TrainingWorkload:
     """
 
     STAGES = ("forward", "backward", "optimizer")
-    SETTLING_RUNS = 2  # the first step creates the optimizer's state, which the second has from its start
+    settling_runs = 2  # the first step creates the optimizer's state, which the second has from its start
 
     def __init__(self, model: CoDETR, settings: Settings, spec: BenchmarkSpec) -> None:
         self.model, self.settings, self.spec = model.train(), settings, spec
@@ -180,7 +193,8 @@ class TrainingWorkload:
         )
         self.batch = batch.to(spec.device)
         self.images = normalize(self.batch.images, self.batch.padding_mask, settings.data.mean, settings.data.std)
-        self.dtype = autocast_dtype(spec.precision, spec.device)
+        self.precision = spec.resolved_precision(training=True)
+        self.dtype = DTYPES[self.precision]
         self.objective: nn.Module = build_objective(model, settings.train.loss)
         self.optimizer = build_optimizer(model, settings.train)
         self.scaler = torch.amp.GradScaler(spec.device.type, enabled=self.dtype is torch.float16)
@@ -198,12 +212,14 @@ class TrainingWorkload:
             for run_stage in self._stages():
                 run_stage()
 
-        return seconds_of(step, self.spec.device)
+        with float32_arithmetic(self.precision, self.spec.device):
+            return seconds_of(step, self.spec.device)
 
     def split(self) -> dict[str, float]:
         """Seconds of each stage of one step."""
         stages = zip(self.STAGES, self._stages(), strict=True)
-        return {name: seconds_of(run_stage, self.spec.device) for name, run_stage in stages}
+        with float32_arithmetic(self.precision, self.spec.device):
+            return {name: seconds_of(run_stage, self.spec.device) for name, run_stage in stages}
 
     def data_seconds(self) -> float:
         """Seconds that one process takes to prepare the batch."""

@@ -72,7 +72,27 @@ class BenchmarkedNetwork:
 
     def measure(self, spec: BenchmarkSpec, tick: Tick = lambda: None) -> dict[str, Any]:
         """Measures the network; `tick` is called `spec.ticks` times."""
-        return {**self._summary(spec), **asdict(measure(self._optimized(spec), tick))}
+        workload = self._optimized(spec)
+        timing = measure(workload, tick)
+        return {**self._summary(spec), **_graphs(workload), **asdict(timing)}
+
+    def scale(self, spec: BenchmarkSpec, tick: Tick = lambda: None) -> dict[str, Any] | None:
+        """Measures one process and all processes of the group, which call it together; `tick`: `2 * spec.ticks` times.
+
+        None in processes other than that of rank 0.
+        """
+        # FSDP's imports take a second, which one process does not need.
+        from codetr_cli.benchmark.scaling import measure_scaling
+
+        workload = self._optimized(spec)
+        found = measure_scaling(workload, tick)
+        if found is None:
+            return None
+        # Latency, stages and memory are those of a process while all work.
+        numbers = asdict(found)
+        together = numbers.pop("together")
+        images = {"images_per_step": spec.batch * found.processes}
+        return {**self._summary(spec), **_graphs(workload), **together, **numbers, **images}
 
     def compare(self, spec: BenchmarkSpec, tick: Tick = lambda: None) -> dict[str, Any]:
         """Measures the network with and without optimizations, in turn; `tick`: `spec.comparison_ticks` times."""
@@ -123,3 +143,8 @@ class BenchmarkedNetwork:
             **({"objects": spec.objects} if self.training else {}),
             "parameters": self.parameters,
         }
+
+
+def _graphs(workload: Workload) -> dict[str, int]:
+    """The number of CUDA graphs that an inference replays."""
+    return {"cuda_graphs": workload.cuda_graphs} if isinstance(workload, InferenceWorkload) else {}

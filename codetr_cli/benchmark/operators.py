@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -25,6 +26,7 @@ from codetr_cli.ops.deform_attn import (
     use_backend,
 )
 from codetr_cli.ops.deform_attn_backends import COMPILED, proven
+from codetr_cli.ops.deform_attn_triton_tuning import CANDIDATES, Candidate, use_candidate
 from codetr_cli.runtime.timing import Tick, extra_peak_memory, in_turn, seconds_of
 
 REFERENCE = "reference"
@@ -42,6 +44,7 @@ class OperatorSpec:
         dtype: of value, offsets and logits.
         unfused: the operator that takes locations and weights; otherwise the fused one.
         backends: names to measure beside the reference; None for all that run here.
+        candidates: measure each form of the Triton kernels too, as "triton NAME".
         warmup: rounds before the measurement.
         rounds: measured rounds.
     """
@@ -51,14 +54,23 @@ class OperatorSpec:
     dtype: torch.dtype
     unfused: bool = False
     backends: tuple[str, ...] | None = None
+    candidates: bool = False
     warmup: int = 1
     rounds: int = 5
 
     @property
     def ticks(self) -> int:
         """How often the measurement reports progress, if every backend runs."""
-        count = len(available_backends(self.device.type)) if self.backends is None else len(self.backends) + 1
-        return count * (2 * self.rounds + 1)
+        count = len(available_backends(self.device)) if self.backends is None else len(self.backends) + 1
+        return (count + len(self.forms)) * (2 * self.rounds + 1)
+
+    @property
+    def forms(self) -> list[str]:
+        """Names of the Triton candidates to measure, each once."""
+        if not self.candidates:
+            return []
+        every = dict.fromkeys(candidate for kernel in CANDIDATES.values() for candidate in kernel)
+        return [str(candidate) for candidate in every if candidate.rows == 1 or self.shape.name == "encoder"]
 
 
 @dataclass(frozen=True)
@@ -160,12 +172,12 @@ def usable_backends(spec: OperatorSpec) -> tuple[list[str], dict[str, str]]:
     The reference comes last: it needs the most memory, and what it does not return must not count for others.
     """
     names, reasons = [], {}
-    for name, reason in available_backends(spec.device.type).items():
+    for name, reason in available_backends(spec.device).items():
         if name == REFERENCE or (spec.backends is not None and name not in spec.backends):
             continue
-        reason = reason or _why_not_proven(name, spec.device.type)
+        reason = reason or _why_not_proven(name, spec.device)
         if reason is None:
-            names.append(name)
+            names += [name, *(f"{name} {form}" for form in spec.forms)] if name == "triton" else [name]
         else:
             reasons[name] = reason
     return [*names, REFERENCE], reasons
@@ -239,7 +251,8 @@ class _Timer:
         return extra_peak_memory(step, self.device)
 
     def _call(self, inputs: OperatorInputs) -> Tensor:
-        with use_backend(self.name):
+        backend, _, form = self.name.partition(" ")
+        with use_backend(backend), use_candidate(Candidate.parse(form)) if form else nullcontext():
             if inputs.reference is None:
                 return multi_scale_deformable_attention(
                     inputs.value, inputs.spatial_shapes, inputs.sampling, inputs.scores
@@ -281,13 +294,13 @@ def _row(
     )
 
 
-def _why_not_proven(name: str, device_type: str) -> str | None:
+def _why_not_proven(name: str, device: torch.device) -> str | None:
     """Why a compiled backend is not used: its results on this machine differ from the reference's."""
     if name not in COMPILED:
         return None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if proven(name, device_type):
+        if proven(name, device):
             return None
     return str(caught[0].message) if caught else "Its results differ from the reference's on this machine."
 

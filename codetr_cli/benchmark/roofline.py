@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from codetr_cli.runtime.precision import float32_arithmetic
 from codetr_cli.runtime.timing import seconds_of
 
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
@@ -122,12 +123,8 @@ def _cache_rate(cache: int, device: torch.device) -> float:
 def _matrix_rate(side: int, device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with float32_arithmetic("fp32", device):
         return 2 * side**3 / _best(lambda: torch.mm(left, right, out=product), device)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _best(function: Callable[[], Tensor], device: torch.device, repeats: int = REPEATS) -> float:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.errors import ConfigError, nearest
+from codetr_cli.errors import ConfigError, listed, nearest
+from codetr_cli.reading import MAX_TOML_BYTES, parse_toml, read_bytes
 
 KEYS = ("data", "device", "loggers")
 WITH_DATA = ("train", "eval")
@@ -89,17 +89,23 @@ def find_defaults(folder: Path) -> Defaults:
 def _read(file: Path) -> dict[str, Any] | None:
     """The table of defaults in a file, None when there is none."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_bytes(file, MAX_TOML_BYTES).decode()
     except (OSError, UnicodeDecodeError):
         return None
     own = file.name == "codetr.toml"
     if not own and "tool.codetr" not in text:
         return None
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{file} is not valid TOML: {error}. Fix it, or remove the defaults of codetr") from error
-    return table if own else table.get("tool", {}).get("codetr")
+    if own:
+        return table
+    tools = table.get("tool")
+    found = tools.get("codetr") if isinstance(tools, dict) else None
+    if not isinstance(found, dict | None):
+        raise ConfigError(f"[tool.codetr] of {file} must be a table, not {found!r:.100}")
+    return found
 
 
 def _parse(table: dict[str, Any], file: Path) -> Defaults:
@@ -110,8 +116,11 @@ def _parse(table: dict[str, Any], file: Path) -> Defaults:
     data = _texts(table.get("data", []), f"data in {where}")
     device = table.get("device")
     if not isinstance(device, str | None):
-        raise ConfigError(f'device in {where} must be a string, e.g. device = "cuda:1", not {device!r}')
-    folders = tuple(str(file.parent / Path(folder).expanduser()) for folder in data)
+        raise ConfigError(f'device in {where} must be a string, e.g. device = "cuda:1", not {device!r:.100}')
+    try:
+        folders = tuple(str(file.parent / Path(folder).expanduser()) for folder in data)
+    except RuntimeError as error:
+        raise ConfigError(f"data in {where} names the folder of an unknown user: {listed(data)}") from error
     return Defaults(
         file=file,
         data=() if os.environ.get("CODETR_DATA") else folders,
@@ -123,5 +132,5 @@ def _parse(table: dict[str, Any], file: Path) -> Defaults:
 def _texts(value: Any, where: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ConfigError(f"{where} must be a string or a list of strings, not {value!r}")
+        raise ConfigError(f"{where} must be a string or a list of strings, not {value!r:.100}")
     return texts

@@ -7,12 +7,14 @@ of choices would be broken in the middle of a word on a narrow terminal.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from codetr_cli.errors import ConfigError
+from codetr_cli.errors import ConfigError, listed
 
 INPUT = "Input"
 DETECTIONS = "Detections"
@@ -54,15 +56,75 @@ def argument_or_option(context: typer.Context, argument: str, option: str) -> An
     """The value of an argument that may be given as an option instead; both are names of parameters.
 
     Raises:
-        ConfigError: both are given.
+        ConfigError: both are given, or the option several times.
     """
     first, second = context.params[argument], context.params[option]
+    if isinstance(second, list | tuple):
+        second = only(second, f"--{option.removesuffix('_option')}")
     if first is not None and second is not None:
         raise ConfigError(
             f"both {first} and --{option.removesuffix('_option')} {second} are given, and they mean the same thing: "
             "give one of them"
         )
     return second if first is None else first
+
+
+def only(values: Sequence[str] | None, option: str) -> str | None:
+    """The value of an option that may be given once; the parser of the command line would take the last in silence.
+
+    Raises:
+        ConfigError: it is given several times.
+    """
+    if values and len(values) > 1:
+        raise ConfigError(
+            f"{option} is given {len(values)} times ({listed(values)}), but this command reads one data set: run it "
+            "once for each. train and eval merge several"
+        )
+    return values[0] if values else None
+
+
+def data_settings(
+    *,
+    format: str | None = None,
+    val_fraction: float | None = None,
+    annotations: str | None = None,
+    images: str | None = None,
+    overrides: list[str] | None = None,
+) -> list[str]:
+    """The overrides of a command with those that its options for the data stand for, which count less."""
+    given = {
+        "data.format": format,
+        "data.val_fraction": val_fraction,
+        "data.annotations": annotations and json.dumps(annotations, ensure_ascii=False),
+        "data.images": images and json.dumps(images, ensure_ascii=False),
+    }
+    return [*(f"{key}={value}" for key, value in given.items() if value is not None), *(overrides or [])]
+
+
+def data_words(
+    *,
+    format: str | None = None,
+    val_fraction: float | None = None,
+    annotations: str | None = None,
+    images: str | None = None,
+) -> list[str]:
+    """The words of a command that give these options for the data."""
+    given = {"--ann": annotations, "--images": images, "--format": format, "--val-fraction": val_fraction}
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
+
+
+def refuse_both(annotations: str | None, data: object) -> None:
+    """Refuses an annotation file beside other data.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    if annotations is not None and data:
+        named = data if isinstance(data, str) else " ".join(map(str, data)) if isinstance(data, list) else str(data)
+        raise ConfigError(
+            f"both --ann {annotations} and the data {named} are given: give one of them, or the file as a further "
+            "--data where several are merged"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ all verbs
@@ -77,13 +139,26 @@ PresetOption = Annotated[
 SetOption = Annotated[
     list[str] | None, option("--set", "KEY=VALUE", "Override a setting, e.g. train.lr=1e-4.", ADVANCED)
 ]
-DataOption = Annotated[str | None, option("--data", "DIR", "Folder, else CODETR_DATA or data/coco.", INPUT)]
-SameDataOption = Annotated[str | None, option("--data", "DIR", "Same as the argument.", INPUT)]
+DataOption = Annotated[list[str] | None, option("--data", "DIR", "Else CODETR_DATA or data/coco.", INPUT)]
+SameDataOption = Annotated[list[str] | None, option("--data", "DIR", "Same as the argument.", INPUT)]
+FormatOption = Annotated[
+    str | None, option("--format", "NAME", "Layout of the data, if several are possible, e.g. voc.", INPUT)
+]
+ValFractionOption = Annotated[
+    float | None,
+    option("--val-fraction", "SHARE", "Reserved for validation where no part is for it. Default: 0.2.", INPUT),
+]
+AnnotationsOption = Annotated[
+    str | None, option("--ann", "FILE", "One COCO annotation file of any name, instead of --data.", INPUT)
+]
+ImagesOption = Annotated[
+    str | None, option("--images", "DIR", "With --ann: its images. Default: found by their names.", INPUT)
+]
 DataSetsOption = Annotated[
-    list[str] | None, option("--data", "DIR", "Folder, else CODETR_DATA or data/coco. Repeatable.", INPUT)
+    list[str] | None, option("--data", "DIR", "Else CODETR_DATA or data/coco. Repeatable.", INPUT)
 ]
 DeviceOption = Annotated[
-    str, option("--device", "NAME", "auto, cpu, cuda, or one GPU as cuda:1.", DEVICE, show_default=False)
+    str, option("--device", "NAME", "auto, cpu, cuda, cuda:1, mps or xpu.", DEVICE, show_default=False)
 ]
 ThreadsOption = Annotated[
     int | None, option("--threads", "N", "CPU threads. Default: PyTorch's choice.", DEVICE, min=1)
@@ -91,14 +166,38 @@ ThreadsOption = Annotated[
 DryRunOption = Annotated[bool, flag("--dry-run", "Print the resolved settings and the plan, then stop.", OUTPUT)]
 JsonOption = Annotated[bool, flag("--json", "Print one JSON object on stdout, all else on stderr.", OUTPUT)]
 QuietOption = Annotated[bool, flag("--quiet -q", "Print only results, warnings and errors.", OUTPUT)]
-ReplaceOption = Annotated[bool, flag("--force", "Replace files that already exist.", OUTPUT)]
+ReplaceOption = Annotated[bool, flag("--force", "Replace files that codetr has made.", OUTPUT)]
+
+# ---------------------------------------------------------------------------------- verbs that run in several processes
+
+GpusOption = Annotated[int | None, option("--gpus", "N", "Use N GPUs of this machine.", DEVICE, min=1)]
+ProcsOption = Annotated[int | None, option("--procs", "N", "Use N processes on the CPU.", DEVICE, min=1)]
+NodesOption = Annotated[int | None, option("--nodes", "N", "Use N machines; run it on each.", MACHINES, min=1)]
+EndpointOption = Annotated[
+    str | None,
+    option("--rdzv-endpoint", "HOST:PORT", "Rendezvous endpoint: one of the nodes and a free port on it.", MACHINES),
+]
+NodeRankOption = Annotated[
+    int | None, option("--node-rank", "N", "Rank of this node; 0: rendezvous node.", MACHINES, min=0)
+]
+MaxRestartsOption = Annotated[
+    int | None,
+    option(
+        "--max-restarts",
+        "N",
+        "Restarts after a process died; what was saved is kept. Default: 3 with several processes, else 0.",
+        MACHINES,
+        min=0,
+    ),
+]
+SlurmOption = Annotated[bool, flag("--slurm", "Write a SLURM batch script and submit it.", MACHINES)]
 
 # -------------------------------------------------------------------------------------------- verbs that detect objects
 
-ForceOption = Annotated[bool, flag("--force", "Overwrite results instead of numbering them.", OUTPUT)]
+ForceOption = Annotated[bool, flag("--force", "Replace own results instead of numbering them.", OUTPUT)]
 InferencePrecisionOption = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"],
-    option("--precision", "TYPE", "auto (fp32, as published), fp32, bf16 or fp16.", DEVICE, show_default=False),
+    Literal["auto", "fp32", "tf32", "bf16", "fp16"],
+    option("--precision", "TYPE", "auto (fp32, as published), fp32, tf32, bf16 or fp16.", DEVICE, show_default=False),
 ]
 HeadOption = Annotated[
     Literal["decoder", "roi", "atss"] | None,
@@ -125,34 +224,17 @@ WorkersOption = Annotated[int | None, option("--workers", "N", "Parallel readers
 
 # ---------------------------------------------------------------------------------------------------------------- train
 
+TrainPrecisionOption = Annotated[
+    Literal["auto", "fp32", "tf32", "bf16", "fp16"] | None,
+    option("--precision", "TYPE", "auto (bf16 on GPUs with it, else fp32), fp32, tf32, bf16 or fp16.", DEVICE),
+]
 RunOption = Annotated[Path | None, option("--run", "DIR", "Run folder. Default: runs/PRESET/1, 2, ...", OUTPUT)]
 RestartOption = Annotated[bool, flag("--restart", "Start from scratch; move the old run aside.", OUTPUT)]
 WeightsOption = Annotated[
     str | None, option("--weights", "FILE", "Fine-tune from this checkpoint. Also: --checkpoint.", INPUT)
 ]
 NoEvalOption = Annotated[bool, flag("--no-eval", "Do not evaluate; needs no validation data.", INPUT)]
-GpusOption = Annotated[int | None, option("--gpus", "N", "Train on N GPUs of this machine.", DEVICE, min=1)]
-ProcsOption = Annotated[int | None, option("--procs", "N", "Train in N processes on the CPU.", DEVICE, min=1)]
 AutoFitOption = Annotated[bool, flag("--auto-fit", "Reduce memory use if it does not fit.", DEVICE)]
-NodesOption = Annotated[int | None, option("--nodes", "N", "Train on N machines; run it on each.", MACHINES, min=1)]
-EndpointOption = Annotated[
-    str | None,
-    option("--rdzv-endpoint", "HOST:PORT", "Rendezvous endpoint: one of the nodes and a free port on it.", MACHINES),
-]
-NodeRankOption = Annotated[
-    int | None, option("--node-rank", "N", "Rank of this node; 0: rendezvous node.", MACHINES, min=0)
-]
-MaxRestartsOption = Annotated[
-    int | None,
-    option(
-        "--max-restarts",
-        "N",
-        "Restarts from the newest checkpoint after a process died. Default: 3 with several processes, else 0.",
-        MACHINES,
-        min=0,
-    ),
-]
-SlurmOption = Annotated[bool, flag("--slurm", "Write a SLURM batch script and submit it.", MACHINES)]
 
 # ----------------------------------------------------------------------------------------------------------------- eval
 
@@ -164,12 +246,18 @@ CheckpointArgument = Annotated[
 ]
 Split = Literal["val", "train", "test"]
 SplitOption = Annotated[Split, option("--split", "NAME", "val, train or test.", INPUT)]
-ImagesOption = Annotated[str | None, option("--images", "DIR", "With --ann: folder of the images.", INPUT)]
-AnnotationsOption = Annotated[
-    str | None, option("--ann", "FILE", "COCO annotations and --images, instead of --data.", INPUT)
+EvalAnnotationsOption = Annotated[
+    str | None,
+    option(
+        "--ann",
+        "FILE",
+        "One COCO annotation file, instead of --data: all of it, unless the checkpoint was trained on a part of it or "
+        "--split chooses one.",
+        INPUT,
+    ),
 ]
 DetectionsOption = Annotated[
-    Path | None, option("--detections", "FILE", "Score this COCO file instead of a checkpoint.", INPUT)
+    Path | None, option("--detections", "FILE", "Score this JSON file of any detector.", INPUT)
 ]
 MaxImagesOption = Annotated[
     int | None, option("--max-images", "N", "Evaluate only the first N images.", ADVANCED, min=1)

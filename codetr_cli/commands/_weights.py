@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from codetr_cli import console
 
 if TYPE_CHECKING:
+    from codetr_cli.config.schema import Settings
     from codetr_cli.weights.download import DownloadProgress
 
 MEGABYTE = 1_000_000
@@ -19,9 +21,44 @@ def resolve_weights(weights: str | None) -> str | None:
     if weights is None or "://" not in weights:
         return weights
     from codetr_cli.weights import resolve
+    from codetr_cli.weights.urls import shown_url
 
-    with byte_progress(f"downloading {weights}") as progress:
+    with byte_progress(f"downloading {shown_url(weights)}") as progress:
         return str(resolve.resolve_weights(weights, progress=progress))
+
+
+def hide_credentials(words: Sequence[str]) -> list[str]:
+    """The words of a command for a file: URLs with credentials are downloaded and replaced by their files.
+
+    Raises:
+        CheckpointError, ConfigError, ResourceError: as `weights.resolve.resolve_weights`.
+    """
+    from codetr_cli.weights.urls import has_secrets
+
+    def replacement(word: str) -> str:
+        url = re.search(r"https?://\S+", word)
+        return word.replace(url[0], str(resolve_weights(url[0]))) if url and has_secrets(url[0]) else word
+
+    return [replacement(word) for word in words]
+
+
+def hide_backbone_url(settings: Settings, *, unused: bool) -> Settings:
+    """Settings in which a backbone's URL with credentials is replaced by the file, which is downloaded.
+
+    Args:
+        settings: of a training.
+        unused: whether it starts from other weights and needs no backbone: nothing is downloaded.
+
+    Raises:
+        CheckpointError, ConfigError, ResourceError: as `weights.resolve.resolve_weights`.
+    """
+    from codetr_cli.config.overrides import replace_settings
+    from codetr_cli.weights.urls import has_secrets, public_settings
+
+    url = settings.train.backbone_weights
+    if has_secrets(url) and not unused:
+        settings = replace_settings(settings, {"train.backbone_weights": resolve_weights(url)})
+    return public_settings(settings)
 
 
 @contextmanager

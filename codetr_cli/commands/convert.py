@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,6 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError, listed
 
 if TYPE_CHECKING:
-    from codetr_cli.config.schema import Settings
     from codetr_cli.weights.convert import Conversion
 
 EXAMPLES = (
@@ -51,11 +49,14 @@ def convert(
     source_file = Path(given)
     target = _target(source_file, destination, force)
 
+    from codetr_cli.files import ResultRecord, refuse_taken
+    from codetr_cli.inference.model_size import model_shapes
     from codetr_cli.weights.checkpoint import save_checkpoint
     from codetr_cli.weights.convert import convert_file
 
     conversion = convert_file(source_file, preset=preset, overrides=overrides or [], expected_shapes=model_shapes)
     converted = conversion.checkpoint
+    refuse_taken([target], force=force)  # the conversion took some time
     save_checkpoint(
         target,
         converted.state,
@@ -63,6 +64,7 @@ def convert(
         class_names=converted.class_names,
         category_ids=converted.category_ids,
         extra=converted.extra,
+        on_written=lambda temporary: ResultRecord(target.parent).add(target, temporary, by="convert"),
     )
     _show(conversion, source_file, target)
     console.result_json(_summary(conversion, source_file, target))
@@ -72,27 +74,17 @@ def _target(source: Path, destination: Path, force: bool) -> Path:
     """The file to write.
 
     Raises:
-        ConfigError: the target is not a .safetensors file, is the source itself, or exists.
+        ConfigError: the target is not a .safetensors file, is the source itself, or may not be written.
     """
+    from codetr_cli.files import refuse_taken
+
     target = destination / f"{source.stem}.safetensors" if destination.is_dir() else destination
     if target.suffix != ".safetensors":
         raise ConfigError(f"DST {target} must end in .safetensors, e.g. {target.with_suffix('.safetensors')}")
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"SRC and DST are the same file, {source}: give DST another name")
-    if target.exists() and not force:
-        raise ConfigError(f"{target} already exists: give DST another name, or replace it with --force")
+    refuse_taken([target], force=force)
     return target
-
-
-def model_shapes(settings: Settings) -> Mapping[str, Sequence[int]]:
-    """Names and shapes of all entries of the model, which is built on the meta device."""
-    import torch
-
-    from codetr_cli.models.build import build_model
-
-    with torch.device("meta"):
-        model = build_model(settings.model)
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def _show(conversion: Conversion, source: Path, target: Path) -> None:

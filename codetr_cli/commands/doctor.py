@@ -29,7 +29,7 @@ def doctor(json_output: opt.JsonOption = False) -> None:
     console.result_json({"codetr": __version__, "environment": asdict(report), "bug_report": text})
     if not json_output:
         show_machine(report)
-        console.result(f"\nFor a bug report:\n{text}")
+        console.result_lines(f"\nFor a bug report:\n{text}")
 
 
 def show_machine(report: MachineReport) -> None:

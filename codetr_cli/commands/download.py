@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,8 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._weights import byte_progress
 
 if TYPE_CHECKING:
-    from codetr_cli.weights.download import Remote
     from codetr_cli.weights.published import PretrainedBackbone, PublishedWeights
+    from codetr_cli.weights.remote import Remote
 
 EXAMPLES = (
     "codetr download co_dino_r50",
@@ -59,7 +60,7 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
     source, name = place.preset.source, place.preset.name
     summary: dict[str, Any] = {
         "name": name,
-        "url": place.remote.url if place.remote else None,
+        "url": place.remote.shown if place.remote else None,
         "page": source.page,
         "file": place.file,
         "weights": place.converted,
@@ -78,29 +79,24 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
         console.result(f"{name}: the weights {done if place.remote or place.ready else 'must be downloaded manually'}.")
         console.result_json({**summary, "there": place.ready, "downloaded": False, "converted": False})
         return
-    from codetr_cli.commands.convert import model_shapes
-    from codetr_cli.weights.checkpoint import load_checkpoint
-    from codetr_cli.weights.download import fetch, verify
-    from codetr_cli.weights.resolve import convert_preset, is_current
+    from codetr_cli.inference.model_size import model_shapes
+    from codetr_cli.weights.resolve import convert_preset, usable_conversion
 
-    if place.converted.is_file() and is_current(place.converted) and not force:
-        kept = load_checkpoint(place.converted)  # verifies its checksums
+    kept = None if force else usable_conversion(place)
+    if kept is not None:
         console.result(f"{name} is already downloaded: {place.converted}")
         summary["sha256"] = kept.extra.get("source_sha256", source.sha256)
         console.result_json({**summary, "there": True, "downloaded": False, "converted": False})
         return
-    there = place.file.is_file()
-    if place.remote is not None and (force or not there):
-        with byte_progress(f"downloading {place.file.name}") as progress:
-            fetch(place.remote, place.file, force=force, copies=2, progress=progress)
-    elif not there:
+    downloaded = False
+    if place.remote is not None:
+        downloaded = _fetch(place.remote, place.file, force=force, copies=2)
+    elif not place.file.is_file():
         raise CheckpointError(
             f"the weights of {name} have no direct URL. Download {place.file.name} by hand"
             + (f" from {source.page}" if source.page else "")
             + f", put it at {place.file} and run `codetr download {name}` again; or give a URL with --url."
         )
-    elif place.remote is not None:
-        verify(place.file, place.remote, advice="Remove it, or download it again with --force.")
     conversion = convert_preset(place, model_shapes)
     for note in conversion.notes:
         console.warn(note)
@@ -108,34 +104,42 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
     console.info(f"The preset name now refers to these weights, e.g. `codetr eval {name}`.")
     _show_cache_size()
     summary |= {"sha256": conversion.checkpoint.extra["source_sha256"], "bytes": place.file.stat().st_size}
-    console.result_json({**summary, "there": True, "downloaded": force or not there, "converted": True})
+    console.result_json({**summary, "there": True, "downloaded": downloaded, "converted": True})
+
+
+def _fetch(remote: Remote, file: Path, *, force: bool, copies: int = 1) -> bool:
+    """Fetches a file, shows the progress, and returns whether it was downloaded now."""
+    from codetr_cli.weights.download import fetch
+
+    before = file.stat() if file.is_file() else None
+    with byte_progress(f"downloading {file.name}") as progress:
+        fetch(remote, file, force=force, copies=copies, progress=progress)
+    return before is None or not os.path.samestat(before, file.stat())
 
 
 def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: bool, dry_run: bool) -> None:
     """Fetches a pretrained backbone, which is used as is."""
-    from codetr_cli.weights.download import fetch
-
     remote = backbone.remote(url)
     there = backbone.file.is_file()
     _show_source(backbone.title, remote, None, backbone.licence, backbone.file)
+    downloaded = False
     if dry_run:
         console.result(f"{backbone.name}: {'already downloaded' if there and not force else 'would be downloaded'}.")
     else:
-        with byte_progress(f"downloading {backbone.file.name}") as progress:
-            fetch(remote, backbone.file, force=force, progress=progress)
+        downloaded = _fetch(remote, backbone.file, force=force)
         console.result(f"{backbone.name}: {backbone.file}, {console.bytes_text(backbone.file.stat().st_size)}.")
         console.info("Presets with this backbone now start from it when they are trained from scratch.")
         _show_cache_size()
     console.result_json(
         {
             "name": backbone.name,
-            "url": remote.url,
+            "url": remote.shown,
             "file": backbone.file,
             "bytes": remote.bytes,
             "sha256": remote.sha256,
             "licence": backbone.licence,
             "there": there or not dry_run,
-            "downloaded": not dry_run and (force or not there),
+            "downloaded": downloaded,
         }
     )
 
@@ -144,7 +148,7 @@ def _show_cache_size() -> None:
     """Prints the size of all downloads, which are kept until the user removes them."""
     from codetr_cli.files import cache_dir
 
-    size = sum(path.stat().st_size for path in cache_dir().rglob("*") if path.is_file())
+    size = sum(path.lstat().st_size for path in cache_dir().rglob("*") if path.is_file())
     console.info(
         f"The cache {cache_dir()} holds {console.bytes_text(size)}; see `codetr cache`. Removed files are fetched or "
         "converted again when needed."
@@ -152,6 +156,6 @@ def _show_cache_size() -> None:
 
 
 def _show_source(what: str, remote: Remote | None, page: str | None, licence: str | None, file: Path) -> None:
-    console.info(f"{what}: from {remote.url if remote else page or 'an unknown URL'}")
+    console.info(f"{what}: from {remote.shown if remote else page or 'an unknown URL'}")
     console.info(f"licence: {licence or 'not stated by the publisher'}")
     console.info(f"kept as {file}")

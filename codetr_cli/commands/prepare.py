@@ -15,11 +15,12 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Defaults, Invocation
 from codetr_cli.commands.doctor import show_machine
 from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.files import real_path, user_path
 
 if TYPE_CHECKING:
     from codetr_cli.config.schema import DatasetName
     from codetr_cli.data.checks.dataset import DatasetReport
-    from codetr_cli.data.formats.link import Link
+    from codetr_cli.formats.link import Link
     from codetr_cli.runtime.environment import MachineReport
 
 PRESETS = {"coco": "co_dino_r50", "lvis": "co_dino_r50_lvis", "objects365": "co_dino_swin_l_o365"}
@@ -35,6 +36,10 @@ def prepare(
     context: typer.Context,
     path: opt.DatasetArgument = None,
     data: opt.DataOption = None,
+    format: opt.FormatOption = None,
+    val_fraction: opt.ValFractionOption = None,
+    annotations: opt.AnnotationsOption = None,
+    images: opt.ImagesOption = None,
     demo: opt.DemoOption = None,
     link: opt.LinkOption = None,
     no_link: opt.NoLinkOption = False,
@@ -49,30 +54,42 @@ def prepare(
     Reports what is wrong, where, and how to fix it. The link, data/coco for COCO, is where the other verbs look for
     data. The exit code is 3 if anything would stop training.
     """
+    from codetr_cli.annotations.layouts import LAYOUTS
     from codetr_cli.config.overrides import apply_overrides
     from codetr_cli.config.schema import Settings
     from codetr_cli.data.checks.dataset import check_dataset
-    from codetr_cli.data.formats.layouts import LAYOUTS
-    from codetr_cli.data.formats.link import link_folder
+    from codetr_cli.formats.link import link_folder
+    from codetr_cli.formats.resolve import data_root
 
     console.set_mode(json=json_output, quiet=quiet)
-    settings = apply_overrides(Settings(name="prepare"), overrides or [])
+    options: dict[str, Any] = {
+        "format": format,
+        "val_fraction": val_fraction,
+        "annotations": annotations,
+        "images": images,
+    }
+    settings = apply_overrides(Settings(name="prepare"), opt.data_settings(**options, overrides=overrides))
     named = opt.argument_or_option(context, "path", "data")
+    opt.refuse_both(annotations, named or demo)
     invocation: Invocation = context.obj
     if demo is not None:
         folder = _write_demo(demo, named)
+    elif settings.data.annotations and named is None:
+        folder = data_root(settings.data)
     else:
         folder = _folder(named, settings.data.dataset, invocation.defaults, note=not json_output)
     report = check_dataset(folder, config=settings.data, progress=console.progress, workers=workers, deep=deep)
     _show_report(report)
     from codetr_cli.runtime.environment import machine_report  # imports torch, which the check need not wait for
 
-    environment = machine_report(Path.cwd(), folder)
+    environment = machine_report(Path.cwd(), folder if folder.is_dir() else folder.parent)
     show_machine(environment)
-    made = None if no_link else link_folder(folder, link or Path(LAYOUTS[report.dataset].roots[0]))
+    is_linked = not no_link and folder.is_dir()  # a single file has no layout that could be found again
+    made = link_folder(folder, link or Path(LAYOUTS[report.dataset].roots[0])) if is_linked else None
     if made is not None:
         _show_link(made, folder)
-    command = _next(report, environment, made, folder, is_demo=demo is not None)
+    words = opt.data_words(**options)
+    command = _next(report, environment, made, None if annotations else folder, words, is_demo=demo is not None)
     console.result_json(
         {
             "ok": not report.errors,
@@ -97,10 +114,10 @@ def prepare(
 
 def _folder(named: str | None, dataset: DatasetName, defaults: Defaults, *, note: bool) -> Path:
     """The folder to check."""
-    from codetr_cli.data.formats.layouts import default_root
+    from codetr_cli.annotations.layouts import default_root
 
     if named is not None:
-        return Path(named).expanduser()
+        return user_path(named, "the folder")
     variable = os.environ.get("CODETR_DATA")
     if variable:
         return Path(variable)
@@ -118,14 +135,15 @@ def _folder(named: str | None, dataset: DatasetName, defaults: Defaults, *, note
 
 def _write_demo(folder: Path, named: str | None) -> Path:
     """Writes the synthetic dataset unless it exists."""
-    from codetr_cli.data.demo import write_demo
+    from codetr_cli.data.demo import is_incomplete_demo, write_demo
 
     if named is not None:
         raise ConfigError(f"--demo {folder} and the folder {named} exclude each other: give one of them.")
-    if (folder / "annotations" / "instances_val2017.json").is_file():  # written last
+    begun = folder.is_dir() and is_incomplete_demo(folder)
+    if (folder / "annotations" / "instances_val2017.json").is_file() and not begun:
         console.info(f"{folder} already holds a dataset, which is checked as is.")
         return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not begun and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
             f"--demo {folder} is not an empty folder and holds no complete dataset; nothing is overwritten: remove it "
             "or name another folder."
@@ -193,7 +211,7 @@ def _show_link(link: Link, folder: Path) -> None:
     """Prints the link, or if it could not be made, what to type instead."""
     instead = f"Pass --data {shlex.quote(str(folder))} to the other verbs, or set CODETR_DATA to it."
     if link.status == "linked":
-        console.result(f"linked {link.path} -> {folder.resolve()}")
+        console.result(f"linked {link.path} -> {real_path(folder)}")
     elif link.status == "occupied":
         remove = (
             f"rm {shlex.quote(str(link.path))}"
@@ -208,19 +226,29 @@ def _show_link(link: Link, folder: Path) -> None:
         console.warn(f"cannot make a link at {link.path} ({link.detail}). {instead}")
 
 
-def _next(report: DatasetReport, environment: MachineReport, link: Link | None, folder: Path, *, is_demo: bool) -> str:
-    """The command to run next."""
+def _next(
+    report: DatasetReport,
+    environment: MachineReport,
+    link: Link | None,
+    folder: Path | None,
+    options: list[str],
+    *,
+    is_demo: bool,
+) -> str:
+    """The command to run next, with the same options for the data; no folder: these name it."""
     if report.errors:
-        return f"codetr prepare {shlex.quote(str(folder))}"
-    from codetr_cli.data.formats.layouts import default_root
+        return shlex.join(["codetr", "prepare", *([] if folder is None else [str(folder)]), *options])
+    from codetr_cli.annotations.layouts import default_root
 
     small = is_demo or not environment.gpus
-    words: list[Any] = ["codetr", "train", "--preset", "co_dino_tiny" if small else PRESETS[report.dataset]]
-    if small and report.dataset != "coco":
-        words += ["--set", f"data.dataset={report.dataset}"]
+    words: list[Any] = ["codetr", "train", "--preset", "co_dino_tiny" if small else PRESETS[report.rules]]
+    if small and report.rules != "coco":
+        words += ["--set", f"data.dataset={report.rules}"]
     found = Path(os.environ.get("CODETR_DATA") or default_root(report.dataset))
-    if link is None or not link.works or not found.is_dir() or found.resolve() != folder.resolve():
+    is_default = link is not None and link.works and found.is_dir()
+    if folder is not None and not (is_default and real_path(found) == real_path(folder)):
         words += ["--data", folder]
+    words += options
     if "val" not in report.splits:
         words.append("--no-eval")
     return shlex.join(str(word) for word in words)

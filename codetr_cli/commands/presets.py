@@ -64,13 +64,14 @@ def presets(
     from codetr_cli.config.overrides import to_toml
     from codetr_cli.config.presets import load_preset, preset_figures, preset_names
     from codetr_cli.errors import ConfigError
+    from codetr_cli.weights.urls import public_settings
 
     console.set_mode(json=json_output)
     if name is not None:
-        settings = load_preset(name, overrides)
+        settings = public_settings(load_preset(name, overrides))
         console.result_json(settings.model_dump(mode="json"))
         if not json_output:
-            console.result(to_toml(settings).rstrip("\n"))
+            console.result_lines(to_toml(settings))
         return
     if overrides:
         raise ConfigError("--set needs the preset that it changes: codetr presets NAME --set KEY=VALUE")

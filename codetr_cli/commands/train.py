@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,11 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
+from codetr_cli.commands._launch import requested, run_placed, worker_output
 from codetr_cli.commands._submit import submit_job
-from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands._weights import hide_backbone_url, resolve_weights
 from codetr_cli.errors import ConfigError, listed
+from codetr_cli.files import check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +46,16 @@ def train(
     context: typer.Context,
     preset: opt.PresetOption = None,
     data: opt.DataSetsOption = None,
+    format: opt.FormatOption = None,
+    val_fraction: opt.ValFractionOption = None,
+    annotations: opt.AnnotationsOption = None,
+    images: opt.ImagesOption = None,
     weights: opt.WeightsOption = None,
     no_eval: opt.NoEvalOption = False,
     gpus: opt.GpusOption = None,
     device: opt.DeviceOption = "auto",
     procs: opt.ProcsOption = None,
+    precision: opt.TrainPrecisionOption = None,
     auto_fit: opt.AutoFitOption = False,
     run: opt.RunOption = None,
     restart: opt.RestartOption = False,
@@ -65,32 +72,32 @@ def train(
     """Train a detector, or continue a training that was stopped.
 
     The same command continues an interrupted training. Classes come from the annotations; several datasets, each with
-    --data, are merged by class name. --auto-fit tries activation checkpointing, a smaller micro batch, bf16 and FSDP,
+    --data, are merged by class name; --ann FILE is one annotation file of any name, of which a part is reserved for
+    validation. --auto-fit tries activation checkpointing, a smaller micro batch, bf16 and FSDP,
     in this order. Ctrl-C saves and stops; press it again to quit immediately.
     """
     console.set_mode(json=json_output, quiet=quiet)
+    check_folder(run, "--run")
     if preset is None:
         names = "\n".join(f"  --preset {name:<15} {reason}" for name, reason in FIRST_PRESETS.items())
         raise ConfigError(f"which preset? Three to start with:\n{names}\n`codetr presets` lists all.")
     from codetr_cli.config.overrides import user_set
     from codetr_cli.config.presets import load_preset
-    from codetr_cli.distributed.topology import Request
     from codetr_cli.training.plan import plan_job
 
     invocation: Invocation = context.obj
-    overrides = [*invocation.defaults.setting(overrides or []), *(overrides or [])]
+    opt.refuse_both(annotations, data)
+    overrides = opt.data_settings(
+        format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
+    )
+    overrides = [*invocation.defaults.setting(overrides), *overrides]
+    if precision is not None:
+        overrides.append(f"train.precision={precision}")
     settings = load_preset(preset, overrides)
     chosen = user_set(settings)
+    settings = hide_backbone_url(settings, unused=weights is not None)
     plan = partial(plan_job, settings, data=data, evaluate=not no_eval, run=run, restart=restart, chosen=chosen)
-    request = Request(
-        device=device,
-        gpus=gpus,
-        procs=procs,
-        nodes=nodes,
-        endpoint=rdzv_endpoint,
-        node=node_rank,
-        max_restarts=max_restarts,
-    )
+    request = requested(context)
     if slurm:
         submit_job(plan(weights=resolve_weights(weights)), request, invocation.words, dry_run=dry_run)
         return
@@ -114,8 +121,6 @@ def _plan_and_train(
 
     `plan` makes the job, given the weights; `mode` is whether to print JSON, and whether to print results only.
     """
-    from codetr_cli.distributed.launcher import launch
-    from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.distributed.topology import place
     from codetr_cli.training.preview import check_settings
     from codetr_cli.training.setup import choose_for
@@ -126,26 +131,21 @@ def _plan_and_train(
         resolve_weights(settings.train.backbone_weights)
     job = replace(plan(weights=resolve_weights(weights)), auto_fit=auto_fit)
     # Processes that several launchers start must agree on the folder: the first one chooses once they are connected.
-    choice = None if placement.agreed else choose_for(job)
+    choice = None if placement.agreed else choose_for(job, dry_run=dry_run)
     if dry_run:
         _show_plan(job, placement.device, placement.world_size, choice, json_output=mode[0])
         return None
-    arguments = (job, placement.device, choice, *mode)
-    with console.tolerate_closed_streams():
-        outcome = _train_here(*arguments) if placement.spec is None else launch(_train_here, arguments, placement.spec)
-    return outcome if launched_rank() == 0 else None
+    outcome: Outcome | None = run_placed(_train_here, (job, placement.device, choice, *mode), placement)
+    return outcome
 
 
 def _train_here(
     job: TrainJob, device: torch.device, choice: RunChoice | None, json_output: bool, quiet: bool
 ) -> Outcome:
     """Trains in this process, alone or as one of several, and shows its progress."""
-    from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.training.setup import run_training
 
-    console.set_mode(json=json_output, quiet=quiet)
-    log = console.log_to_console() if launched_rank() == 0 else nullcontext()
-    with console.tolerate_closed_streams(), log, closing(_Display()) as display:
+    with worker_output(json=json_output, quiet=quiet), closing(_Display()) as display:
         return run_training(job, device=device, choice=choice, reporter=display)
 
 
@@ -208,7 +208,7 @@ def _show_plan(
             }
         )
         return
-    console.result(to_toml(job.settings).rstrip("\n"))
+    console.result_lines(to_toml(job.settings))
     bad = f" ({plan.bad_files:,} skipped, their files cannot be read)" if plan.bad_files else ""
     names = listed(job.class_names, 8)
     rows = [

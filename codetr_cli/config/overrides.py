@@ -7,8 +7,8 @@ Error messages suggest the nearest known name.
 
 from __future__ import annotations
 
+import json
 import logging
-import tomllib
 from collections.abc import Collection, Mapping
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, nearest
+from codetr_cli.reading import check_counts, parse_toml
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ REMOVED = dict.fromkeys(("data.cache_mb", "data.file_cache_mb"), "the page cache
 # Former values of settings whose type changed with the name.
 RENAMED_VALUES: dict[str, dict[Any, Any]] = {"train.recipe": {"auto": True, "preset": False}}
 _ABSENT = object()
+MAX_ITEMS = 10_000  # of a list or table, far more than any has
+MAX_EXPLAINED, MAX_SHOWN = 10, 100  # wrong settings of one file; characters of a wrong value
 
 AnySection = TypeVar("AnySection", bound=BaseModel)
 
@@ -51,6 +54,10 @@ def parse_settings(table: dict[str, Any], where: str) -> Settings:
     Raises:
         ConfigError: one sentence per wrong field, with the nearest known name for an unknown key.
     """
+    try:
+        check_counts(table, items=MAX_ITEMS, total=2 * MAX_ITEMS, text=10 * MAX_ITEMS)
+    except ValueError as error:
+        raise ConfigError(f"wrong settings in {where}: {error}") from error
     try:
         return Settings.model_validate(_with_current_names(table, where))
     except ValidationError as error:
@@ -217,8 +224,8 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-        return f'"{escaped}"'
+        # JSON escapes what TOML does, except the delete character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     return repr(value)
@@ -228,8 +235,8 @@ def _parse_value(text: str, *, optional: bool) -> Any:
     if optional and text.lower() in ("none", "null"):
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -278,16 +285,28 @@ def _check_key(key: str) -> None:
 def _explain(error: ValidationError) -> list[str]:
     """One sentence per wrong field: its dotted name, what is wrong, and the nearest name of an unknown field."""
     sentences = []
-    for item in error.errors():
+    for item in error.errors(include_url=False)[:MAX_EXPLAINED]:
         # The location inside a table with `kind` contains the kind too.
         places = [str(part) for part in item["loc"]]
         key = ".".join(part for before, part in zip(["", *places], places, strict=False) if before != "backbone")
         if item["type"] == "extra_forbidden":
             known = setting_names()
             hint = "it belongs to another kind of backbone" if key in known else nearest(key, known)
-            sentences.append(f"unknown setting {key!r} ({hint})")
+            sentences.append(f"unknown setting {_shortened(key)} ({hint})")
         else:
             sentences.append(
-                f"{key or 'settings'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+                f"{key or 'settings'}: {item['msg'].removeprefix('Value error, ')} (got {_shortened(item['input'])})"
             )
-    return sentences
+    others = error.error_count() - len(sentences)
+    return [*sentences, f"and {others:,} more"] if others else sentences
+
+
+def _shortened(value: Any) -> str:
+    """A value as text of limited length."""
+    if isinstance(value, str):
+        value = value[: MAX_SHOWN + 1]
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deeply; a number of thousands of digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from codetr_cli.config.overrides import apply_overrides, parse_settings, user_set, with_user_set
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, nearest
+from codetr_cli.reading import MAX_TOML_BYTES, parse_toml, read_bytes
 
 
 def presets_dir() -> Path:
@@ -41,13 +41,13 @@ def load_preset(name: str, overrides: list[str] | None = None) -> Settings:
     path, shipped = Path(name), False
     if path.suffix != ".toml":
         path, shipped = presets_dir() / f"{name}.toml", True
-        if not path.is_file():
+        if name not in preset_names():
             raise ConfigError(f"unknown preset {name!r}: {nearest(name, preset_names())}")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(read_bytes(path, MAX_TOML_BYTES).decode())
     except OSError as error:
         raise ConfigError(f"cannot read settings {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     settings = parse_settings({"name": path.stem, **table}, where=str(path))
     settings = with_user_set(settings, () if shipped else user_set(settings) - {"name"})

@@ -11,16 +11,16 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from codetr_cli.annotations.image_folder import ImageFolder
 from codetr_cli.data.batch import Batch
 from codetr_cli.data.checks.files import HEADER_THREADS
-from codetr_cli.data.formats.intermediate import MAX_SHARE, SHOWN
-from codetr_cli.data.headers import ImageFileError, read_header
 from codetr_cli.errors import DatasetError, listed
+from codetr_cli.formats.intermediate import MAX_SHARE, SHOWN
+from codetr_cli.images.headers import ImageFileError, read_header
 
 BAD_FILES_KEY = "bad_files"
 """Key of a target: the unreadable files that it replaces, if there were any."""
@@ -36,27 +36,28 @@ class BadFile(NamedTuple):
     reason: str
 
 
-def find_bad_files(images_dir: Path, names: Sequence[str], *, max_pixels: int) -> list[BadFile]:
+def find_bad_files(folder: ImageFolder, names: Sequence[str], *, max_pixels: int) -> list[BadFile]:
     """Reads the headers of image files, about 60,000 a second from a warm cache.
 
     Returns:
-        the files that cannot be used or have more than `max_pixels`, in the order of `names`, relative to `images_dir`.
+        the files that cannot be used or have more than `max_pixels`, in the order of `names`, relative to the folder.
     """
     with ThreadPool(HEADER_THREADS) as pool:
-        problems = pool.map(partial(_problem, images_dir, max_pixels), names, chunksize=256)
-    return [BadFile(str(images_dir / name), problem) for name, problem in zip(names, problems, strict=True) if problem]
+        problems = pool.map(partial(_problem, folder, max_pixels), names, chunksize=256)
+    return [
+        BadFile(str(folder.folder / name), problem) for name, problem in zip(names, problems, strict=True) if problem
+    ]
 
 
-def _problem(images_dir: Path, max_pixels: int, name: str) -> str:
+def _problem(folder: ImageFolder, max_pixels: int, name: str) -> str:
     try:
-        height, width = read_header(os.path.join(images_dir, name)).size  # noqa: PTH118 (a Path a file is slow)
+        header = read_header(os.path.join(folder.folder, name))  # noqa: PTH118 (a Path a file is slow)
     except ImageFileError as error:
-        return str(error)
-    if not height or not width:
-        return "it has no pixels"
-    if height * width > max_pixels:
-        return f"{width} x {height} pixels, more than data.max_pixels = {max_pixels}"
-    return ""
+        if error.problem != "missing":
+            return str(error)
+        found = folder.find(name)
+        return _problem(folder, max_pixels, found) if found else f"{error}{folder.hint(name)}"
+    return header.excess(max_pixels) if all(header.size) else "it has no pixels"
 
 
 def pop_bad_files(batch: Batch) -> list[BadFile]:

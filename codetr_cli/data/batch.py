@@ -52,7 +52,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device; asynchronous when this one is pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        asynchronous = torch.device(device).type == "cuda"  # others get no page-locked batches
+        return self._map(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, for asynchronous copies to a GPU."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +13,25 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from codetr_cli.annotations.cache import source_of
+from codetr_cli.annotations.file_names import NameRule
+from codetr_cli.annotations.image_folder import ImageFolder
+from codetr_cli.annotations.objects import Annotations, check_kind, read_annotations
+from codetr_cli.annotations.outlines import Outlines
 from codetr_cli.config.schema import DataConfig, DatasetName, Settings
-from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
 from codetr_cli.data.bad_files import BAD_FILES_KEY, BLANK, BadFile
 from codetr_cli.data.copy_paste import CopyPaste
-from codetr_cli.data.formats.cache import source_of
-from codetr_cli.data.formats.resolve import Split, find_data
-from codetr_cli.data.images import BrokenImageError, decode_image, read_file
-from codetr_cli.data.outlines import Outlines
 from codetr_cli.data.oversampling import repeated_images
 from codetr_cli.data.sample import Sample
-from codetr_cli.data.targets import Size, Target
+from codetr_cli.data.targets import Target
 from codetr_cli.data.transforms import AnyTransform, DroppedSampleError, build_transforms
 from codetr_cli.errors import DatasetError
+from codetr_cli.formats.resolve import Split, find_data
+from codetr_cli.images.decoder import BrokenImageError, decode_image, missing_file, read_file
+from codetr_cli.images.headers import header_of
+from codetr_cli.images.image_header import Size
+
+logger = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 100
 """Images that are tried instead of one that lost all its objects."""
@@ -56,6 +63,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             under `bad_files`.
         skip_files: paths of files to exclude from the start.
         annotations: the content of `annotations_path` if it was read before, with outlines where masks are read.
+        names: what the names of images may lead to; None: only to files in `images_dir`.
 
     Attributes:
         category_ids: original id of each label, ascending.
@@ -64,8 +72,8 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         aspect_flags: int64, 1 for images wider than high, else 0, according to the annotation file.
 
     Raises:
-        DatasetError: unusable annotations, those of another data set, no object to train on, or objects without masks
-            where masks are needed.
+        DatasetError: unusable annotations, those of another data set, names that lead out of it, no object to train
+            on, or objects without masks where masks are needed.
     """
 
     def __init__(
@@ -89,11 +97,12 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         skip_bad: bool = False,
         skip_files: Collection[str] = (),
         annotations: Annotations | None = None,
+        names: NameRule | None = None,
     ) -> None:
         self.images_dir = images_dir
         self.annotations_path = annotations_path
         self.transform = transform
-        self.seed = seed
+        self.seed = seed % 2**64  # as torch does
         self.max_pixels = max_pixels
         self.pad_divisor = pad_divisor
         self.mask_targets = mask_targets
@@ -104,6 +113,10 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             annotations = read_annotations(annotations_path, with_outlines=masks)
         if dataset is not None:
             check_kind(annotations, dataset, annotations_path)
+        self._folder = ImageFolder(images_dir, annotations.file_names, names or NameRule.of(images_dir))
+        file_names, note = self._folder.inside(annotations.file_names, source_of(annotations_path).name)
+        if note:
+            logger.info(note)
         self.class_names = annotations.class_names
         self.category_ids = annotations.category_ids
 
@@ -115,7 +128,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         rows = rows[:max_images]
         if skip_files:
             bad = set(skip_files)
-            rows = rows[[str(images_dir / annotations.file_names[row]) not in bad for row in rows]]
+            rows = rows[[str(images_dir / file_names[row]) not in bad for row in rows]]
         self._unique_rows = np.arange(len(rows))
         if training and oversample_threshold is not None:
             self._unique_rows = repeated_images(
@@ -123,7 +136,7 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
             )
         items = rows[self._unique_rows]
         self.image_ids = annotations.image_ids[items].tolist()
-        self.file_names = [annotations.file_names[row] for row in items]
+        self.file_names = [file_names[row] for row in items]
         self.sizes = annotations.sizes[items]
         heights, widths = self.sizes.T
         self.aspect_flags = (widths / heights > 1).astype(np.int64)
@@ -230,12 +243,39 @@ class CocoDataset(Dataset[tuple[np.ndarray, Target]]):
         return self.annotated(index, self.decode(index, self.read_bytes(index)))
 
     def read_bytes(self, index: int) -> bytes:
-        """First stage of `load_sample`: the content of the image file."""
-        return read_file(self.image_path(index), check=self._check)
+        """First stage of `load_sample`: the content of the image file, or of the one with a similar name."""
+        try:
+            return read_file(self.image_path(index), max_pixels=self.max_pixels, check=self._check)
+        except BrokenImageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            name = self.file_names[index]
+            found = self._folder.find(name)
+            if found is None:
+                raise missing_file(self.image_path(index), self._folder.hint(name), self._check) from error
+        self.file_names[index] = found
+        return read_file(self.image_path(index), max_pixels=self.max_pixels, check=self._check)
 
     def decode(self, index: int, content: bytes) -> np.ndarray:
-        """Second stage of `load_sample`: the image (h, w, 3) uint8 RGB."""
-        return decode_image(content, self.image_path(index), max_pixels=self.max_pixels, check=self._check)
+        """Second stage of `load_sample`: the image (h, w, 3) uint8 RGB, of the size in the annotation file.
+
+        The size before an EXIF rotation is accepted too, as by `codetr prepare`, which warns of it.
+        """
+        path = self.image_path(index)
+        image = decode_image(content, path, max_pixels=self.max_pixels, check=self._check)
+        listed_height, listed_width = self.sizes[index].tolist()
+        height, width = image.shape[:2]
+        if (height, width) == (listed_height, listed_width):
+            return image
+        if header_of(content).size_problem((listed_height, listed_width)) == "size_differs":
+            raise BrokenImageError(
+                f"image {path} has {width} x {height} pixels, but the annotation file lists {listed_width} x "
+                f"{listed_height}, so that boxes would be in wrong places. Restore the original image, or correct "
+                f"width, height and boxes of its record; {self._check} lists all such files",
+                path,
+                f"it has {width} x {height} pixels, not the {listed_width} x {listed_height} of the annotation file",
+            )
+        return image
 
     def annotated(self, index: int, image: np.ndarray) -> Sample:
         """Last stage of `load_sample`: the image with its objects."""
@@ -302,6 +342,7 @@ def build_dataset(
         skip_bad=settings.data.bad_files == "skip",
         skip_files=skip_files,
         annotations=annotations,
+        names=paths.names,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from codetr_cli.data.masks import Masks
+from codetr_cli.annotations.masks import Masks
 from codetr_cli.data.sample import Sample
 
 

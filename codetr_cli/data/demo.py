@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from codetr_cli.data.formats.layouts import published_split
-from codetr_cli.data.formats.list_files import write_list
-from codetr_cli.data.outlines import encode
+from codetr_cli import files
+from codetr_cli.annotations.layouts import published_split
+from codetr_cli.annotations.outlines import encode
+from codetr_cli.errors import CodetrError, ResourceError
+from codetr_cli.formats.list_files import write_list
 
+INCOMPLETE_NAME = ".incomplete"
+"""A file in a folder whose data set is not complete yet."""
 MIN_VISIBLE = 0.6
 """Smallest visible share of an object."""
 MIN_SIDE = 20
@@ -34,19 +39,55 @@ Rng = np.random.Generator
 def write_demo(folder: Path, *, train: int = 400, val: int = 60, size: int = 256, seed: int = 0) -> None:
     """Writes the data set: images, annotations, list files. Files of the same name are overwritten.
 
-    The long side of every image has `size` pixels, the short side between three quarters of it and all of it.
+    The long side of every image has `size` pixels, the short side between three quarters of it and all of it. A failure
+    leaves nothing in a folder that was empty, a kill a folder that is marked as incomplete.
+
+    Raises:
+        ResourceError: no space left, or the folder cannot be written.
     """
+    marker = folder / INCOMPLETE_NAME
+    own = marker.exists() or not folder.exists() or not any(folder.iterdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        _write_splits(folder, {"train": train, "val": val}, size, seed)
+        marker.unlink()
+    except (CodetrError, OSError) as error:
+        if own:
+            _remove_splits(folder)
+        if isinstance(error, CodetrError):
+            raise
+        raise ResourceError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
+
+
+def is_incomplete_demo(folder: Path) -> bool:
+    """Whether a folder is what a killed `write_demo` has left, and only that: without links to somewhere else."""
+    return (folder / INCOMPLETE_NAME).is_file() and not any(path.is_symlink() for path in folder.iterdir())
+
+
+def _write_splits(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
     contents = {}
-    for number, (name, count) in enumerate((("train", train), ("val", val))):
+    for number, (name, count) in enumerate(counts.items()):
         split = published_split(name, folder)
         split.images_dir.mkdir(parents=True, exist_ok=True)
         contents[name] = _write_images(split.images_dir, count, size, (seed, number))
-    # Annotations are written last: a folder that has them is complete.
     for name, content in contents.items():
         split = published_split(name, folder)
         write_list(split, [image["file_name"] for image in content["images"]])
         split.annotations_path.parent.mkdir(exist_ok=True)
-        split.annotations_path.write_text(json.dumps(content), encoding="utf-8")
+        files.write_text(split.annotations_path, json.dumps(content))
+
+
+def _remove_splits(folder: Path) -> None:
+    for name in ("train", "val"):
+        split = published_split(name, folder)
+        files.make_way(split.images_dir, ignore_errors=True)
+        for path in (split.list_path, split.annotations_path):
+            path.unlink(missing_ok=True)
+    for path in (folder / "annotations", folder):
+        (folder / INCOMPLETE_NAME).unlink(missing_ok=True)
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _write_images(folder: Path, count: int, size: int, seed: tuple[int, int]) -> dict[str, list[dict[str, Any]]]:
@@ -77,7 +118,8 @@ def _write_images(folder: Path, count: int, size: int, seed: tuple[int, int]) ->
 def _write_jpeg(path: Path, picture: np.ndarray) -> None:
     options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     _, content = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
-    path.write_bytes(content.tobytes())
+    with files.replace_file(path, sync=False) as temporary:
+        temporary.write_bytes(content.tobytes())
 
 
 def visible_box(mask: np.ndarray) -> list[int]:

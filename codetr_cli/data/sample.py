@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from codetr_cli.data.masks import Masks
-from codetr_cli.data.targets import Size, Target
+from codetr_cli.annotations.masks import Masks
+from codetr_cli.data.targets import Target
+from codetr_cli.images.image_header import Size
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,4 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-# The types of `codetr_cli.boxes`, without importing torch, which `codetr prepare` must not wait for.
-Size: TypeAlias = tuple[int, int]
 Target: TypeAlias = dict[str, Any]

@@ -19,7 +19,7 @@ import numpy as np
 
 from codetr_cli.config.schema import DataConfig, TestConfig
 from codetr_cli.data.sample import Sample
-from codetr_cli.data.targets import Size
+from codetr_cli.images.image_header import Size
 
 GREY = 114
 """Padding of a canvas, in every channel."""

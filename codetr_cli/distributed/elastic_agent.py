@@ -1,4 +1,4 @@
-"""torchrun's elastic agent, with a decision which failures cause a restart and which end the training on all nodes."""
+"""torchrun's elastic agent, with a decision which failures cause a restart and which end the work on all nodes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 import time
 import uuid
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.rendezvous import TCPStore  # type: ignore[attr-defined]
 
+from codetr_cli.data.loading.worker_process import interrupts_held
 from codetr_cli.distributed.process_group import LAUNCH_ID, RESTART_REASON, RESTARTS
-from codetr_cli.distributed.worker_errors import error_from, error_of, stopped_at_once
+from codetr_cli.distributed.worker_errors import TRAINING, Work, error_from, error_of, stopped_at_once
 from codetr_cli.errors import CodetrError
 
 logger = logging.getLogger(__name__)
 
-LEAVE_S = 15.0  # for the other nodes to read why the training ends
+LEAVE_S = 15.0  # for the other nodes to read why the work ends
 ERROR_DELAY_S = 3.0  # for the other processes of a node to write their errors when one dies
 
 
@@ -39,6 +41,7 @@ class Agent(LocalElasticAgent):
         endpoint: host and port of the rendezvous, None for one node.
         folder: for the errors of the processes.
         received: numbers of the signals that this process received so far.
+        work: what the processes do.
     """
 
     def __init__(
@@ -49,10 +52,11 @@ class Agent(LocalElasticAgent):
         endpoint: tuple[str, int] | None,
         folder: Path,
         received: list[int],
+        work: Work = TRAINING,
     ) -> None:
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder / "logs")), exit_barrier_timeout=60)
         self._nodes, self._endpoint = nodes, endpoint
-        self._folder, self._received = folder, received
+        self._folder, self._received, self._work = folder, received, work
         self._processes: dict[int, Any] = {}
         self._starts = 0
         self._error: Exception | None = None
@@ -85,7 +89,7 @@ class Agent(LocalElasticAgent):
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         if self._received:
-            raise stopped_at_once(self._received[0])
+            raise stopped_at_once(self._received[0], self._work)
         # Otherwise the address of the workers' store is published in the first round only: a node that replaces a lost
         # one would wait for it.
         worker_group.spec.rdzv_handler._bootstrap_store_info = None  # type: ignore[attr-defined]
@@ -102,7 +106,10 @@ class Agent(LocalElasticAgent):
             path.unlink()
         os.environ[RESTARTS] = str(self._starts)
         self._starts += 1
-        pids: dict[int, Any] = super()._start_workers(worker_group)
+        if os.name == "posix":
+            resource_tracker.ensure_running()  # started with the first process, it would release the signal
+        with interrupts_held():
+            pids: dict[int, Any] = super()._start_workers(worker_group)
         children = {child.pid: child for child in multiprocessing.active_children()}
         # A process that has ended already is found by the next check.
         self._processes = {worker.global_rank: children.get(pids[worker.local_rank]) for worker in worker_group.workers}
@@ -120,17 +127,17 @@ class Agent(LocalElasticAgent):
                 return result
             exit_codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
         self._wait_for_errors()
-        self._error, final = error_of(self._folder, self._exit_codes() or exit_codes)
+        self._error, final = error_of(self._folder, self._exit_codes() or exit_codes, self._work)
         if self._received:
-            self._error, final = stopped_at_once(self._received[0]), True
+            self._error, final = stopped_at_once(self._received[0], self._work), True
         if final or self._remaining_restarts == 0:
             self._publish_error(self._error)
             return self._give_up()
         reason, most = str(self._error).rstrip("."), self._worker_group.spec.max_restarts
         os.environ[RESTART_REASON] = reason
         logger.warning(
-            "%s. Restarting all processes from the newest checkpoint (restart %d of at most %d).",
-            *(reason, most - self._remaining_restarts + 1, most),
+            "%s. Restarting all processes, which continue %s (restart %d of at most %d).",
+            *(reason, self._work.continues, most - self._remaining_restarts + 1, most),
         )
         self._error = None
         if self._nodes > 1:
@@ -141,9 +148,9 @@ class Agent(LocalElasticAgent):
         self._remaining_restarts = 0
         return RunResult(state=WorkerState.FAILED)
 
-    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+    def _stop_workers(self, *arguments: Any, **named: Any) -> None:  # torch 2.7 also gives whether it is a restart
         self._kill_workers()
-        super()._stop_workers(worker_group)
+        super()._stop_workers(*arguments, **named)
 
     def _shutdown(self, *arguments: Any, **named: Any) -> None:
         self._kill_workers()
@@ -173,7 +180,7 @@ class Agent(LocalElasticAgent):
                 self._node_store.set("error", json.dumps(record))
 
     def _error_of_other_node(self) -> Exception | None:
-        """The error with which another node ended the training; None while there is none."""
+        """The error with which another node ended the work; None while there is none."""
         if self._node_store is None or self._error is not None:
             return None
         try:

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import ConfigError
 from codetr_cli.losses.collaborative import CollaborativeObjective
+from codetr_cli.models.backbones.resnet import FrozenBatchNorm2d
 from codetr_cli.models.backbones.swin import Block as SwinBlock
 from codetr_cli.models.backbones.vit import Block as ViTBlock
 from codetr_cli.models.codetr import CoDETR
@@ -33,9 +34,12 @@ def check_shardable(*, fp16: bool, compiled: bool) -> None:
     """Refuses settings that sharding does not support.
 
     Raises:
-        ConfigError: fp16, whose scaler would detect overflow in each process separately, or compiled parts, in which
-            parameters cannot be gathered.
+        ConfigError: a PyTorch that cannot; fp16, whose scaler would detect overflow in each process separately; or
+            compiled parts, in which parameters cannot be gathered.
     """
+    reason = why_not_shard()
+    if reason is not None:
+        raise ConfigError(f"{reason} Use train.fsdp=false, or install a newer PyTorch")
     if fp16:
         raise ConfigError("train.fsdp needs bf16 or fp32: use --set train.precision=bf16, or train.fsdp=false")
     if compiled:
@@ -43,6 +47,13 @@ def check_shardable(*, fp16: bool, compiled: bool) -> None:
             "train.fsdp gathers weights around each layer, which does not work in compiled layers: use "
             "--set train.compile=false, or train.fsdp=false"
         )
+
+
+def why_not_shard() -> str | None:
+    """Why this PyTorch cannot shard a training, one sentence; None where it can."""
+    if hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        return None
+    return f"train.fsdp needs the FSDP2 of a newer PyTorch than {torch.__version__}: 2.11 and later are tested."
 
 
 def shard(objective: CollaborativeObjective, device: torch.device) -> nn.Module:
@@ -55,6 +66,9 @@ def shard(objective: CollaborativeObjective, device: torch.device) -> nn.Module:
     if not process_group.is_connected():
         return objective
     scalars = _reshape_scalars(objective)
+    for module in objective.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.keeps_folded = False  # gathered weights do not show that they changed
     mesh = init_device_mesh(device.type, (process_group.world_size(),))
     for unit in (*units(objective.model), objective):
         fully_shard(unit, mesh=mesh)

@@ -1,7 +1,7 @@
-"""Starts the training processes of this node with torchrun's elastic agent.
+"""Starts the processes of a command on this node with torchrun's elastic agent.
 
-When a process dies, all restart and continue from the newest checkpoint, a limited number of times. An error that the
-user must fix (exit codes 2 to 6) causes no restart: it is reported once, and every node ends with it.
+When a process dies, all restart and continue with what was saved, a limited number of times. An error that the user
+must fix (exit codes 2 to 6) causes no restart: it is reported once, and every node ends with it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,22 @@ from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from codetr_cli.data.loading.worker_process import release_interrupts
 from codetr_cli.distributed.elastic_agent import Agent
 from codetr_cli.distributed.process_group import LAUNCH_ID, RESTART_REASON, RESTARTS
-from codetr_cli.distributed.worker_errors import ERROR_FOLDER, stopped_at_once, write_error
+from codetr_cli.distributed.worker_errors import (
+    ERROR_FOLDER,
+    MAX_RESTARTS,
+    TRAINING,
+    Work,
+    explained,
+    stopped_at_once,
+    write_error,
+)
 from codetr_cli.errors import CodetrError, ConfigError, ResourceError, StoppedError
 from codetr_cli.runtime.devices import cpu_count
 from codetr_cli.runtime.signals import STOPPING
 
-MAX_RESTARTS = 3
 RENDEZVOUS_S = 900  # timeout for all nodes to join
 
 
@@ -45,8 +53,9 @@ class LaunchSpec:
         nodes: number of nodes.
         endpoint: HOST:PORT of the rendezvous; None for one node.
         node: rank of this node; 0 hosts the rendezvous. None: decided by the endpoint's address.
-        job: a name that all nodes of a training share.
+        job: a name that all nodes of a launch share.
         max_restarts: number of restarts of all processes after one died.
+        work: what the processes do.
     """
 
     processes: int
@@ -55,6 +64,7 @@ class LaunchSpec:
     node: int | None = None
     job: str = "codetr"
     max_restarts: int = MAX_RESTARTS
+    work: Work = TRAINING
 
     @property
     def world_size(self) -> int:
@@ -95,7 +105,11 @@ def launch(function: Callable[..., Any], arguments: Sequence[Any], spec: LaunchS
         ResourceError: a process ended without a message, e.g. killed when memory ran out, or a node did not join.
     """
     share_threads(spec.processes)
-    with tempfile.TemporaryDirectory(prefix="codetr-") as folder, _quiet_agent(), _forwarded_signals() as received:
+    with (
+        tempfile.TemporaryDirectory(prefix="codetr-") as folder,
+        _quiet_agent(),
+        _forwarded_signals(spec.work) as received,
+    ):
         os.environ[ERROR_FOLDER] = folder
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are forwarded and do not kill
         try:
@@ -125,7 +139,7 @@ def share_threads(processes: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
 
 
-def _run_worker(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _run_worker(function: Callable[..., Any], arguments: tuple[Any, ...], work: Work) -> Any:
     """The entry point of each process: runs the function, and writes an error for the launcher to read.
 
     A stop by a signal is no failure, so it is returned as a result.
@@ -133,10 +147,14 @@ def _run_worker(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any
     parent = os.getppid()
     result: Any
     try:
+        release_interrupts()
         result = function(*arguments)
     except StoppedError as stopped:
         result = stopped
-    except Exception as error:
+    except KeyboardInterrupt:  # before the work could handle it; the launcher has it too
+        os._exit(130)
+    except Exception as caught:
+        error = explained(caught, work)
         write_error(error)
         # Without the interpreter's shutdown: threads of the process group that still wait for others would abort it.
         with suppress(OSError):
@@ -172,17 +190,16 @@ def _build_agent(
         **rendezvous,
     )
     worker_spec = WorkerSpec(
-        role="training",
+        role=spec.work.name,
         local_world_size=spec.processes,
         entrypoint=_run_worker,
-        args=(function, tuple(arguments)),
+        args=(function, tuple(arguments), spec.work),
         rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=spec.max_restarts,
         monitor_interval=0.1 if spec.nodes == 1 else 0.5,
         local_addr=rendezvous["local_addr"],
-        event_log_handler="null",
     )
-    return Agent(worker_spec, nodes=spec.nodes, endpoint=endpoint, folder=folder, received=received)
+    return Agent(worker_spec, nodes=spec.nodes, endpoint=endpoint, folder=folder, received=received, work=spec.work)
 
 
 def _address_towards(host: str, port: int) -> str:
@@ -218,7 +235,7 @@ def _quiet_agent() -> Iterator[None]:
 
 
 @contextmanager
-def _forwarded_signals() -> Iterator[list[int]]:
+def _forwarded_signals(work: Work) -> Iterator[list[int]]:
     """Forwards Ctrl-C, SIGTERM and SIGUSR1 to the started processes; stops at once where there are none yet.
 
     Yields:
@@ -230,7 +247,7 @@ def _forwarded_signals() -> Iterator[list[int]]:
         received.append(number)
         children = multiprocessing.active_children()
         if not children:
-            raise stopped_at_once(number)
+            raise stopped_at_once(number, work)
         for child in children:
             if child.pid is not None:
                 with suppress(ProcessLookupError):

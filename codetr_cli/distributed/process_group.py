@@ -1,4 +1,4 @@
-"""The process group of a training: joining it, ranks, and collectives on tensors and objects.
+"""The process group of a command: joining it, ranks, and collectives on tensors and objects.
 
 Every function also works in a single process, without communication. `launcher` starts the processes, or an external
 torchrun or SLURM does and sets RANK, LOCAL_RANK and WORLD_SIZE.
@@ -18,10 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.rendezvous import TCPStore, rendezvous  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from codetr_cli.distributed.worker_errors import TRAINING, Work
 from codetr_cli.errors import ResourceError, StoppedError
+from codetr_cli.runtime.devices import use_device
 
 TIMEOUT = timedelta(hours=3)  # one process scores or saves while the others wait for it
 # Set by `launcher` for the processes it starts: an id that all processes of one start share, the number of restarts
@@ -75,22 +77,23 @@ def was_restarted() -> bool:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: each process of a node has its own GPU, all share the CPU."""
-    if device.type != "cuda" or not was_launched():
-        return device
-    # A cluster may make only its own GPU visible to each process.
-    return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else int(os.environ.get("LOCAL_RANK", "0")))
+    """The device of this process, made the current one: each process of a node has its own GPU, all share the CPU."""
+    if device.type == "cuda" and was_launched():
+        # A cluster may make only its own GPU visible to each process.
+        device = torch.device("cuda", 0 if torch.cuda.device_count() == 1 else int(os.environ.get("LOCAL_RANK", "0")))
+    return use_device(device)
 
 
 @contextmanager
-def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Store | None]:
+def joined(device: torch.device, timeout: timedelta = TIMEOUT, work: Work = TRAINING) -> Iterator[Store | None]:
     """Joins the process group while the context lasts; does nothing in a process without a launcher.
 
     From then on, ranks other than 0 log errors only.
 
     Args:
-        device: of this process. GPU tensors use NCCL, CPU tensors gloo.
+        device: of this process, from `local_device`. GPU tensors use NCCL, CPU tensors gloo.
         timeout: of a collective.
+        work: what the processes do, for messages.
 
     Yields:
         a key-value store shared by all processes, for the use of one thread; None without a launcher.
@@ -101,8 +104,6 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Store
     if not was_launched():
         yield None
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     store, number, processes = next(iter(rendezvous("env://", timeout=timeout)))
     store.set_timeout(timeout)
     # The agent keeps its store over restarts: what dead processes wrote must not be read.
@@ -117,7 +118,7 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Store
     if number != 0:
         logging.getLogger("codetr_cli").setLevel(logging.ERROR)
     try:
-        yield PrefixStore(f"shared/{start}", store.clone())
+        yield PrefixStore(f"shared/{start}", _another_connection(store, timeout))
     except StoppedError:  # every process stops
         dist.destroy_process_group()
         raise
@@ -126,9 +127,8 @@ def joined(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Store
         if LAUNCH_ID in os.environ or not _is_lost_connection(error):
             raise
         raise ResourceError(
-            f"training process {number} lost its connection to another one, which has died or was killed: see its own "
-            "error message, or the system log where memory ran out. The same command continues from the newest "
-            "checkpoint."
+            f"{work.name} process {number} lost its connection to another one, which has died or was killed: see its "
+            f"own error message, or the system log where memory ran out. The same command continues {work.continues}."
         ) from error
     # After any other error the connections stay open until the process ends: closing them now would make the other
     # processes fail too, with errors that hide this one.
@@ -163,7 +163,8 @@ def is_scalar(parameter: Tensor) -> bool:
 
 def sharded_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm over all sharded tensors; the same in every process."""
-    squares = torch.stack([torch.linalg.vector_norm(local_part(tensor)).double().square() for tensor in tensors]).sum()
+    norms = torch._foreach_norm([local_part(tensor) for tensor in tensors])
+    squares = torch.stack(norms).double().square().sum()
     dist.all_reduce(squares)
     return squares.sqrt().to(tensors[0].dtype)
 
@@ -182,12 +183,15 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(vote) for vote in reduce_max(flags))
 
 
-def gather_objects(item: object) -> list[Any]:
-    """The items of all processes in the order of ranks, in rank 0; an empty list in the others."""
+def gather_objects(item: object, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The items of all processes in the order of ranks, in rank 0; an empty list in the others.
+
+    They are sent through the default group or another one of all processes.
+    """
     if not is_connected():
         return [item]
     items: list[Any] | None = [None] * dist.get_world_size() if is_main() else None
-    dist.gather_object(item, items)
+    dist.gather_object(item, items, group=group)
     return items or []
 
 
@@ -226,6 +230,15 @@ def without_sync(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         reduce_gradients(True)
+
+
+def _another_connection(store: Any, timeout: timedelta) -> Store:
+    """A second client of a TCPStore for another thread, which would wait for the first one's requests."""
+    if hasattr(store, "clone"):  # torch 2.8
+        return store.clone()
+    connection = TCPStore(store.host, store.port, is_master=False, timeout=timeout)
+    connection.set_timeout(timeout)
+    return connection
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -1,42 +1,29 @@
-"""Sharded checkpoints (torch.distributed.checkpoint): the part of a training state that each process writes itself.
+"""Sharded checkpoints: the part of a training state that each process writes itself.
 
 A checkpoint of a sharded training has a folder `sharded` beside its other files: the moments of the optimizer and,
-where an average is kept, the raw weights. Any number of processes can read it, sharded or not. A process group of its
-own coordinates the writing, so that a thread can do it while training continues.
+where an average is kept, the raw weights; see `shard_files`. Any number of processes can read it, sharded or not. A
+process group of its own coordinates the writing, so that a thread can do it while training continues.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from codetr_cli.distributed import process_group
+from codetr_cli.distributed import former_shards, process_group, shard_files
 from codetr_cli.distributed.fsdp import is_sharded
+from codetr_cli.distributed.shard_files import Shard, StoredTensor
 from codetr_cli.errors import CheckpointError
+from codetr_cli.files import system_error
 
-METADATA = ".metadata"
-# Classes in the metadata of saved tensors, beside those of torch.distributed.checkpoint.
-ALLOWED = {
-    *(("pathlib", "PosixPath"), ("pathlib", "WindowsPath")),
-    *(("torch", "Size"), ("torch.serialization", "_get_layout")),
-}
-
-Shards = dict[str, Tensor]
+Shards = dict[str, Shard]
+MAX_REASON = 300  # letters of an error message
 
 
 class ShardWriters:
@@ -51,12 +38,9 @@ class ShardWriters:
         Raises:
             Exception: of the first process that could not write, e.g. an OSError.
         """
+        folder.mkdir(exist_ok=True)
         process_group.from_main(str(folder), self._group)
-        try:
-            _write(folder, shards, self._group)
-        except CheckpointException as error:
-            first, _ = next(iter(error.failures.values()))
-            raise first from error
+        _raise_first(_write(folder, shards, self._group))
 
     def finish(self) -> None:
         """Makes `serve` return; for rank 0, however its writing ended."""
@@ -68,14 +52,13 @@ class ShardWriters:
         Errors are raised in rank 0, which receives them.
         """
         while (folder := process_group.from_main(None, self._group)) is not None:
-            with suppress(CheckpointException):
-                _write(Path(folder), shards, self._group)
+            _write(Path(folder), shards, self._group)
 
 
 def host_shards(
     model: nn.Module, optimizer: torch.optim.Optimizer, copy: Callable[[Tensor], Tensor], *, weights: bool
 ) -> Shards:
-    """A copy of this process's shards in host memory.
+    """A copy of the shards that this process writes, in host memory; rank 0 writes what is not sharded.
 
     Args:
         model: sharded.
@@ -86,7 +69,11 @@ def host_shards(
     values = {f"weights.{name}": value for name, value in model.state_dict().items()} if weights else {}
     for name, moments in _moments(model, optimizer).items():
         values |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
-    return {name: _host_shard(value, copy) for name, value in values.items()}
+    return {
+        name: _host_shard(value, copy)
+        for name, value in values.items()
+        if isinstance(value, DTensor) or process_group.is_main()
+    }
 
 
 def optimizer_skeleton(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -114,6 +101,45 @@ def read_shards(
     Raises:
         CheckpointError: a file is missing or damaged, or belongs to another network.
     """
+    try:
+        state, wanted = _unfilled(model, optimizer, skeleton, weights=weights)
+        read = shard_files.read_index if shard_files.is_written_here(folder) else former_shards.read_index
+        stored = read(folder, wanted)
+        for name, target in wanted.items():
+            _fill(name, target, stored)
+        optimizer.load_state_dict({**skeleton, "state": state})
+    except Exception as error:  # hostile or damaged files can make the readers fail in any way
+        reason = (
+            str(error) if isinstance(error, CheckpointError) else f"it is damaged ({type(error).__name__}: {error})"
+        )
+        raise CheckpointError(f"cannot read the training state in {folder}: {reason[:MAX_REASON]}") from error
+
+
+def is_saved_in_shards(model: nn.Module) -> bool:
+    """Whether the training state of this network is written in shards."""
+    return process_group.is_connected() and is_sharded(model)
+
+
+def _write(folder: Path, shards: Shards, group: dist.ProcessGroup | None) -> list[BaseException | None]:
+    """Writes this process's shards; the errors of all processes, in rank 0."""
+    failed: BaseException | None = None
+    try:
+        shard_files.write_shards(folder, shards, process_group.rank(), process_group.world_size())
+    except Exception as error:
+        failed = system_error(error) or RuntimeError(str(error))
+    return process_group.gather_objects(failed, group)
+
+
+def _raise_first(errors: Iterable[BaseException | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _unfilled(
+    model: nn.Module, optimizer: torch.optim.Optimizer, skeleton: Mapping[str, Any], *, weights: bool
+) -> tuple[dict[int, dict[str, Any]], dict[str, Tensor]]:
+    """The state of an optimizer with zeros in the place of shards, and all tensors to fill by their stored name."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     own = model.state_dict() if weights else {}
@@ -124,24 +150,30 @@ def read_shards(
         state[index] = {key: torch.zeros_like(parameter) if v is None else v for key, v in values.items()}
         name = names[id(parameters[index])]
         wanted |= {f"optimizer.{name}.{key}": state[index][key] for key, v in values.items() if v is None}
-    # Scalars are sharded, and written, with one dimension.
-    targets = {name: value.view(1) if value.dim() == 0 else value for name, value in wanted.items()}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(dict(targets), storage_reader=_Reader(folder), no_dist=True)
-    except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"cannot read the training state in {folder}: {error}") from error
-    optimizer.load_state_dict({**skeleton, "state": state})
+    return state, wanted
 
 
-def is_saved_in_shards(model: nn.Module) -> bool:
-    """Whether the training state of this network is written in shards."""
-    return process_group.is_connected() and is_sharded(model)
+def _fill(name: str, target: Tensor, stored: Mapping[str, StoredTensor]) -> None:
+    """Fills a tensor, or this process's shard of it."""
+    if name not in stored:
+        raise CheckpointError(f"it lacks {name}")
+    source, shape = stored[name], tuple(target.shape) or (1,)  # scalars are written with one dimension
+    if (source.shape, source.dtype) != (shape, target.dtype):
+        raise CheckpointError(
+            f"{name} has shape {source.shape} of {source.dtype}, not {shape} of {target.dtype} as this network"
+        )
+    local = process_group.local_part(target).detach()
+    source.copy_into(local.view(1) if local.dim() == 0 else local, _start(target))
 
 
-def _write(folder: Path, shards: Shards, group: dist.ProcessGroup | None) -> None:
-    save(dict(shards), storage_writer=FileSystemWriter(folder), process_group=group)
+def _start(value: Any) -> int:
+    """The row of a whole tensor at which this process's shard starts."""
+    if not isinstance(value, DTensor):
+        return 0
+    chunk = value.__create_chunk_list__()[0]  # type: ignore[no-untyped-call]
+    if any(chunk.offsets[1:]) or chunk.sizes[1:] != value.shape[1:]:
+        raise ValueError("a tensor is sharded by another dimension than its first")
+    return int(chunk.offsets[0])
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -154,33 +186,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, di
     }
 
 
-def _host_shard(value: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
-    if not isinstance(value, DTensor):
-        return copy(value)
-    local = copy(value.to_local())
-    return DTensor.from_local(
-        local, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
-    )
-
-
-class _Reader(FileSystemReader):
-    """Reads a folder without executing anything from its pickled metadata."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The metadata of all tensors."""
-        found = _MetadataUnpickler(io.BytesIO((Path(self.path) / METADATA).read_bytes())).load()
-        if not isinstance(found, Metadata):
-            raise pickle.UnpicklingError("no metadata of tensors")
-        found.storage_meta = found.storage_meta or StorageMeta()
-        found.storage_meta.load_id = self.load_id
-        return found
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """Only the classes that metadata of saved tensors consists of."""
-        found = super().find_class(module, name) if "." not in name else None
-        own_class = isinstance(found, type) and module.startswith("torch.distributed.checkpoint.")
-        if (module, name) in ALLOWED or own_class or isinstance(found, torch.dtype):
-            return found
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in the metadata of tensors")
+def _host_shard(value: Tensor, copy: Callable[[Tensor], Tensor]) -> Shard:
+    rows = copy(process_group.local_part(value))
+    total = value.shape[0] if value.dim() else 1
+    return Shard(rows.view(1) if rows.dim() == 0 else rows, _start(value), total)

@@ -1,4 +1,4 @@
-"""SLURM: the job step of this process as its environment describes it, and the batch script of a training.
+"""SLURM: the job step of this process as its environment describes it, and the batch script of a command.
 
 A job step with one task per node runs one launcher per node, which starts the processes and restarts them after a
 failure. A step with more tasks than nodes has one task per process; these join the process group directly.
@@ -19,11 +19,11 @@ from codetr_cli.errors import ResourceError
 
 # Step numbers from here on are not of `srun` but of a batch script's own shell or an interactive one.
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
-FOLDER = "slurm"  # of a run folder
+FOLDER = "slurm"  # of an output folder
 WARN_S = 120  # seconds before the time limit
 # Options of the submitting command that the job must not have.
 SUBMIT_FLAGS = frozenset(("--slurm", "--restart", "--fresh", "--json", "--dry-run"))
-SUBMIT_OPTIONS = frozenset(("--run", "--nodes", "--node-rank", "--rdzv-endpoint"))
+SUBMIT_OPTIONS = frozenset(("--nodes", "--node-rank", "--rdzv-endpoint"))
 
 
 @dataclass(frozen=True)
@@ -106,23 +106,24 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", name.group()) if name else ""
 
 
-def job_words(words: Sequence[str], run: Path) -> list[str]:
-    """The command that a job runs: the submitting one without its own options, in a given run folder.
+def job_words(words: Sequence[str], output: Path, option: str = "--run") -> list[str]:
+    """The command that a job runs: the submitting one without its own options, and with a given output.
 
     Args:
         words: after `codetr`.
-        run: the run folder.
+        output: the run folder, or where else the results go.
+        option: that names it.
     """
     kept: list[str] = []
     pending = iter(words)
     for word in pending:
         name = word.partition("=")[0]
-        if name in SUBMIT_OPTIONS:
+        if name in SUBMIT_OPTIONS or name == option:
             if name == word:
                 next(pending, None)
         elif word not in SUBMIT_FLAGS:
             kept.append(word)
-    return [*kept, "--run", str(run.absolute())]
+    return [*kept, option, str(output.absolute())]
 
 
 def batch_script(
@@ -168,20 +169,20 @@ def batch_script(
     return f"""#!/bin/bash
 {header}
 
-# {WARN_S} seconds before the time limit SLURM sends USR1: the training saves and exits with code 143, and the job is
+# {WARN_S} seconds before the time limit SLURM sends USR1: the command saves and exits with code 143, and the job is
 # requeued and continues. After a preemption or the loss of a node SLURM requeues it by itself.
 # A job that the user cancels saves too, and stays cancelled.
 again=no
-trap 'again=yes; kill -USR1 "$training"' USR1
-trap 'kill -TERM "$training"' TERM
+trap 'again=yes; kill -USR1 "$command"' USR1
+trap 'kill -TERM "$command"' TERM
 
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
     {command} &
-training=$!
-wait "$training"
+command=$!
+wait "$command"
 code=$?
-while kill -0 "$training" 2>/dev/null; do # a signal interrupted wait, not the training
-    wait "$training"
+while kill -0 "$command" 2>/dev/null; do # a signal interrupted wait, not the command
+    wait "$command"
     code=$?
 done
 

@@ -15,16 +15,73 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from codetr_cli import errors
-from codetr_cli.errors import CodetrError, MemoryShrunkError, ResourceError, StoppedError
+from codetr_cli.errors import CodetrError, MemoryShrunkError, ResourceError, StoppedError, machine_error
+from codetr_cli.escaping import visible
 
 logger = logging.getLogger(__name__)
 
 ERROR_FOLDER = "CODETR_ERROR_FOLDER"  # environment variable of the started processes
 FRAMES = 4  # of a traceback, innermost first
 USER_ERRORS = range(2, 7)  # exit codes of errors that the user must fix
+MAX_RESTARTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the processes of a launch do, for messages, and how often they may be restarted.
+
+    Attributes:
+        name: a noun.
+        less_memory: how the user makes it need less memory, an imperative.
+        continues: where the same command continues.
+        max_restarts: of all processes after one died, unless the user chooses a number.
+    """
+
+    name: str
+    less_memory: str
+    continues: str
+    max_restarts: int = MAX_RESTARTS
+
+
+TRAINING = Work(
+    name="training",
+    less_memory="lower train.micro_batch, data.workers or the number of processes",
+    continues="from the newest checkpoint",
+)
+EVALUATION = Work(
+    name="evaluation",
+    less_memory="lower data.workers or the number of processes; a lower --batch starts again",
+    continues="with the images that are not done",
+)
+PREDICTION = Work(
+    name="prediction",
+    less_memory="lower the number of processes",
+    continues="with the images that are not done",
+)
+BENCHMARK = Work(
+    name="benchmark",
+    less_memory="lower --batch, --size or the number of processes",
+    continues="from the start",
+    max_restarts=0,
+)
+
+
+def explained(error: Exception, work: Work) -> Exception:
+    """The error that a process reports: one of the machine, e.g. no space on the disk, as the user can fix it.
+
+    A training restarts after such errors instead: it saves its state often, and may need less memory then.
+    """
+    if isinstance(error, CodetrError) or work.name == TRAINING.name:
+        return error
+    known = machine_error(error, work.less_memory[0].upper() + work.less_memory[1:])
+    if known is None:
+        return error
+    known.__traceback__ = error.__traceback__
+    return known
 
 
 def write_error(error: Exception) -> None:
@@ -39,9 +96,10 @@ def write_error(error: Exception) -> None:
     try:
         Path(os.environ[ERROR_FOLDER], f"{os.environ['RANK']}.json").write_text(json.dumps(record), encoding="utf-8")
     except OSError:  # a full disk; the exit code remains, and this
-        sys.stderr.write(f"training process {record['rank']}: {record['text']}\n")
+        sys.stderr.write(visible(f"training process {record['rank']}: {record['text']}") + "\n")
     if os.environ.get("CODETR_DEBUG"):
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            sys.stderr.write(visible(line) + "\n")
 
 
 def _innermost_calls(error: Exception) -> str:
@@ -61,12 +119,13 @@ def end_process(error: CodetrError) -> None:
     os._exit(error.exit_code)
 
 
-def error_of(folder: Path, exit_codes: Mapping[int, int]) -> tuple[Exception, bool]:
+def error_of(folder: Path, exit_codes: Mapping[int, int], work: Work = TRAINING) -> tuple[Exception, bool]:
     """Why processes ended, as one error: rather one that the user can fix than another, rather a cause than its effect.
 
     Args:
         folder: of the files of `write_error`.
         exit_codes: of each process that ended first, by rank; negative for a signal.
+        work: what the processes do.
 
     Returns:
         the error, and whether it is final: a restart would only run into it again.
@@ -80,15 +139,14 @@ def error_of(folder: Path, exit_codes: Mapping[int, int]) -> tuple[Exception, bo
         # PyTorch ends the other processes with SIGTERM when it is the first to notice a failure.
         if code < 0 and (code != -signal.SIGTERM or len(exit_codes) == 1):
             return ResourceError(
-                f"training process {rank} was ended by {_signal_name(-code)}, often because memory ran out: lower "
-                "train.micro_batch, data.workers or the number of processes. The same command continues from the "
-                "newest checkpoint."
+                f"{work.name} process {rank} was ended by {_signal_name(-code)}, often because memory ran out: "
+                f"{work.less_memory}. The same command continues {work.continues}."
             ), False
     if records:
-        return RuntimeError(f"training process {records[0]['rank']} failed with {records[0]['text']}"), False
+        return RuntimeError(f"{work.name} process {records[0]['rank']} failed with {records[0]['text']}"), False
     rank, code = next(iter(exit_codes.items()))
     return (
-        ResourceError(f"training process {rank} ended with exit code {code} and without a message."),
+        ResourceError(f"{work.name} process {rank} ended with exit code {code} and without a message."),
         code in USER_ERRORS,
     )
 
@@ -99,16 +157,16 @@ def error_from(record: Mapping[str, str]) -> Exception:
         return RuntimeError(record["text"])
     if record["kind"] == StoppedError.__name__:
         return StoppedError(record["text"], signal.SIGTERM)
-    kind: type[CodetrError] = getattr(errors, record["kind"])
-    return kind(record["text"])
+    kinds = {
+        name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, CodetrError)
+    }
+    return kinds.get(record["kind"], RuntimeError)(record["text"])
 
 
-def stopped_at_once(number: int) -> StoppedError:
+def stopped_at_once(number: int, work: Work = TRAINING) -> StoppedError:
     """The error of a launcher whose processes a signal ended before they could save."""
     return StoppedError(
-        "stopped immediately, nothing was saved after the newest checkpoint: start the same command again to continue "
-        "from it.",
-        number,
+        f"stopped immediately, nothing more was saved: the same command continues {work.continues}.", number
     )
 
 

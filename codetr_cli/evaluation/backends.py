@@ -12,7 +12,7 @@ import importlib.metadata
 import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,9 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from codetr_cli.errors import DatasetError, ResourceError, shown
+from codetr_cli.runtime.memory import gib_text, main_memory_left
+
 logger = logging.getLogger(__name__)
 
 Scorer = Literal["hotcoco", "pycocotools"]
@@ -28,6 +31,11 @@ IouType = Literal["bbox", "segm"]
 
 MANY_DETECTIONS = 30_000
 """Scoring more than these takes pycocotools more than a few seconds."""
+
+TABLE_BYTES = 10 * (101 + 1) * 4 * 8
+"""Of the tables of a class for one limit: 10 IoUs, 101 recalls and their maximum, 4 sizes, float64."""
+COPIES = {"hotcoco": 4, "pycocotools": 2}
+"""Of the tables that exist at the same time: precision, scores and, in hotcoco, what Python gets."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,69 @@ def scorer_version(scorer: Scorer) -> str:
 
 
 def compute_tables(scorer: Scorer, inputs: ScoringInputs) -> PrecisionRecall:
-    """Matches detections to objects and accumulates precision and recall."""
-    return _hotcoco_tables(inputs) if scorer == "hotcoco" else _pycocotools_tables(inputs)
+    """Matches detections to objects and accumulates precision and recall.
+
+    Raises:
+        ResourceError: there is too little memory.
+        DatasetError: hotcoco cannot score them.
+    """
+    _check_memory(scorer, len(inputs.category_ids), len(inputs.max_dets))
+    inputs = _renumbered(inputs)
+    if scorer == "pycocotools":
+        return _pycocotools_tables(inputs)
+    try:
+        return _hotcoco_tables(inputs)
+    except BaseException as error:
+        # A panic of Rust code, which derives from BaseException and whose class cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DatasetError(
+            f"hotcoco cannot score these annotations and detections ({shown(str(error))}): check them with "
+            "`codetr prepare`, or score them with --scorer pycocotools"
+        ) from error
+
+
+def _check_memory(scorer: Scorer, classes: int, limits: int) -> None:
+    """Stops before the tables are made: hotcoco ends the process when memory is missing."""
+    needed, left = COPIES[scorer] * TABLE_BYTES * classes * limits, main_memory_left()
+    if left is not None and needed > left:
+        raise ResourceError(
+            f"scoring {classes:,} categories needs {gib_text(needed)} GiB of memory for its tables, and "
+            f"{gib_text(left)} GiB are available: score fewer categories at once, or run it where more memory is free"
+        )
+
+
+def _renumbered(inputs: ScoringInputs) -> ScoringInputs:
+    """The same with ids from 1, in the same order: hotcoco refuses negative ones."""
+    images = np.array([image_id for image_id, _, _ in inputs.images], np.int64)
+    categories = np.array(inputs.category_ids, np.int64)
+
+    def instances(rows: Instances) -> Instances:
+        return replace(
+            rows,
+            image_ids=np.searchsorted(images, rows.image_ids) + 1,
+            category_ids=np.searchsorted(categories, rows.category_ids) + 1,
+        )
+
+    federation = inputs.federation
+    if federation is not None:
+        numbers = {category_id: number for number, category_id in enumerate(inputs.category_ids, 1)}
+        negative, not_exhaustive = (
+            {
+                number: [numbers[category_id] for category_id in lists[image_id] if category_id in numbers]
+                for number, image_id in enumerate(images.tolist(), 1)
+            }
+            for lists in (federation.negative, federation.not_exhaustive)
+        )
+        federation = replace(federation, negative=negative, not_exhaustive=not_exhaustive)
+    return replace(
+        inputs,
+        images=[(number, height, width) for number, (_, height, width) in enumerate(inputs.images, 1)],
+        category_ids=range(1, len(categories) + 1),
+        objects=instances(inputs.objects),
+        detections=instances(inputs.detections),
+        federation=federation,
+    )
 
 
 def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from codetr_cli.annotations.cache import source_of
 from codetr_cli.data.bad_files import BAD_FILES_KEY, BadFile, check_share
 from codetr_cli.data.batch import Batch
-from codetr_cli.data.formats.cache import source_of
 from codetr_cli.data.targets import Target
 from codetr_cli.evaluation.backends import choose_backend, scorer_version
 from codetr_cli.evaluation.protocol import Protocol, describe_protocol
 from codetr_cli.evaluation.request import EvalRequest
+from codetr_cli.evaluation.results import Collector, LocalCollector, RankResults, merge_results
 from codetr_cli.evaluation.scoring import Scores, score_detections
+from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.detections import DetectionTable
 from codetr_cli.inference.pipeline import TimedPostProcess, inference
 from codetr_cli.inference.rle import encode_masks
@@ -36,7 +38,7 @@ class Speed:
         images_per_second: `images / seconds`.
         data_ms: waiting for the loader.
         model_ms: transfer, normalization and network.
-        postprocess_ms: from outputs to detections; 0 for auxiliary heads, whose NMS counts as model.
+        postprocess_ms: from outputs to detections; 0 for auxiliary heads and CUDA graphs, where it counts as model.
     """
 
     images: int = 0
@@ -66,15 +68,6 @@ class EvalResult(Scores):
     skipped: list[BadFile] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class RankResults:
-    """Results of one process: the images that it processed, their detections, and the files that it could not read."""
-
-    image_ids: list[int]
-    detections: DetectionTable
-    skipped: list[BadFile] = field(default_factory=list)
-
-
 def evaluate(
     model: CoDETR,
     loader: Iterable[Batch],
@@ -82,7 +75,7 @@ def evaluate(
     *,
     device: torch.device,
     progress: Callable[[int], object] | None = None,
-    gather: Callable[[RankResults], list[RankResults]] = lambda results: [results],
+    collector: Collector | None = None,
 ) -> EvalResult:
     """Detects the objects of every image of the loader and scores them.
 
@@ -93,17 +86,18 @@ def evaluate(
         request: the ground truth to score against, and how; only the loader's images count.
         device: where the model is.
         progress: called with the number of images after each batch.
-        gather: turns the results of this process into those of all processes. It returns an empty list in processes
-            that do not score; they get a result without metrics. An image in several results counts once.
+        collector: receives the results of each batch and gathers those of all processes, without any in processes that
+            do not score: they get a result without metrics. None: this is the only process.
 
     Raises:
         DatasetError: too many of the images cannot be read.
     """
-    results, speed = run_detector(model, loader, request, device=device, progress=progress)
-    gathered = gather(results)
+    collector = collector or LocalCollector()
+    speed = run_detector(model, loader, request, collector, device=device, progress=progress)
+    gathered = collector.gather()
     if not gathered:
         return EvalResult(speed=speed)
-    merged = merge_results(gathered)
+    merged = merge_results(gathered, request.ground_truth.image_ids.tolist())
     path = request.annotations_path
     check_share(merged.skipped, len(merged.image_ids) + len(merged.skipped), source_of(path).name)
     scorer = choose_backend(request.scorer, len(merged.detections))
@@ -125,45 +119,56 @@ def run_detector(
     model: CoDETR,
     loader: Iterable[Batch],
     request: EvalRequest,
+    collector: Collector,
     *,
     device: torch.device,
     progress: Callable[[int], object] | None = None,
-) -> tuple[RankResults, Speed]:
-    """Detections of every image of the loader; arguments as for `evaluate`."""
+) -> Speed:
+    """Detects the objects of every image of the loader, for a collector; arguments as for `evaluate`."""
+    network = with_cuda_graphs(model, request.settings.test, device)
     timed = TimedPostProcess.around(request.postprocess)
     category_ids = np.array(request.category_ids, np.int64)
-    image_ids: list[int] = []
-    tables: list[DetectionTable] = []
-    skipped: list[BadFile] = []
+    images = 0
     started = time.perf_counter()
     data_seconds, batch_started = 0.0, started
     with inference(model, device, request.precision):
         for batch in loader:
             data_seconds += time.perf_counter() - batch_started
             detections = detect_images(
-                model, timed, batch, request.augmentation, device=device, config=request.settings.data
+                network, timed, batch, request.augmentation, device=device, config=request.settings.data
             )
-            for target, of_image in zip(batch.targets, detections, strict=True):
-                if BAD_FILES_KEY in target:
-                    skipped += [BadFile(*bad) for bad in target[BAD_FILES_KEY]]
-                    continue
-                image_ids.append(int(target["image_id"]))
-                tables.append(_detection_table(of_image, target, category_ids, masks=request.masks))
+            results = _results_of_batch(batch, detections, category_ids, masks=request.masks)
+            images += len(results.image_ids)
+            collector.add(results)
             if progress is not None:
                 progress(len(batch.targets))
             batch_started = time.perf_counter()
     seconds = time.perf_counter() - started
-    results = RankResults(image_ids, DetectionTable.join(tables), skipped)
     postprocess_seconds = sum(timed.seconds)
-    per_image = 1000 / max(len(image_ids), 1)
-    return results, Speed(
-        images=len(image_ids),
+    per_image = 1000 / max(images, 1)
+    return Speed(
+        images=images,
         seconds=seconds,
-        images_per_second=len(image_ids) / max(seconds, 1e-9),
+        images_per_second=images / max(seconds, 1e-9),
         data_ms=data_seconds * per_image,
         model_ms=(seconds - data_seconds - postprocess_seconds) * per_image,
         postprocess_ms=postprocess_seconds * per_image,
     )
+
+
+def _results_of_batch(
+    batch: Batch, detections: list[Detections], category_ids: NDArray[np.int64], *, masks: bool
+) -> RankResults:
+    image_ids: list[int] = []
+    tables: list[DetectionTable] = []
+    skipped: list[BadFile] = []
+    for target, of_image in zip(batch.targets, detections, strict=True):
+        if BAD_FILES_KEY in target:
+            skipped += [BadFile(*bad) for bad in target[BAD_FILES_KEY]]
+            continue
+        image_ids.append(int(target["image_id"]))
+        tables.append(_detection_table(of_image, target, category_ids, masks=masks))
+    return RankResults(image_ids, DetectionTable.join(tables), skipped)
 
 
 def _detection_table(
@@ -180,19 +185,3 @@ def _detection_table(
         rle,
         detections.mask_scores.numpy() if rle is not None and detections.mask_scores is not None else None,
     )
-
-
-def merge_results(gathered: Sequence[RankResults]) -> RankResults:
-    """The results of all processes as one.
-
-    Images that samplers repeated to fill a round are taken from the first process that has them.
-    """
-    seen: set[int] = set()
-    tables: list[DetectionTable] = []
-    for results in gathered:
-        new = set(results.image_ids) - seen
-        complete = len(new) == len(results.image_ids)
-        tables.append(results.detections if complete else results.detections.of_images(new))
-        seen |= new
-    skipped = sorted({bad for results in gathered for bad in results.skipped})
-    return RankResults(sorted(seen), DetectionTable.join(tables), skipped)

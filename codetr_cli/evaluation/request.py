@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from codetr_cli.annotations.objects import Annotations, check_kind
+from codetr_cli.class_names import storable_class_name
 from codetr_cli.config.schema import Settings
-from codetr_cli.data.annotations import Annotations, check_kind
 from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.evaluation.backends import Scorer
 from codetr_cli.evaluation.scoring import check_outlines
@@ -30,7 +31,7 @@ class EvalRequest:
         postprocess: as the settings describe it.
         augmentation: views of test-time augmentation; None: a single view.
         masks: whether masks are scored.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         scorer: the scoring backend; None: hotcoco, or pycocotools where that cannot be imported.
         split: which images these are, for the protocol.
     """
@@ -71,7 +72,7 @@ class EvalRequest:
             category_ids: original category id of each label.
             masks: score masks too if the network predicts them.
             tta: evaluate the views of `test.tta_scales` and `test.tta_flip`.
-            precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+            precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
             scorer: as for the attribute.
             split: as for the attribute.
 
@@ -119,7 +120,8 @@ def match_classes(
     Raises:
         CheckpointError: the sets of names differ; lists the names that only one side has.
     """
-    if list(class_names) == list(data_names) and list(category_ids) == list(data_ids):
+    data_names = [storable_class_name(name) for name in data_names]  # as in the network's checkpoint
+    if list(class_names) == data_names and list(category_ids) == list(data_ids):
         return list(data_ids)  # also right when several categories share a name
     if same_numbered_classes(class_names, category_ids, data_ids):
         return list(data_ids)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.data.annotations import Annotations
-from codetr_cli.data.outlines import OutlineError, check_polygons, decode
+from codetr_cli.annotations.annotation_json import FREQUENCIES
+from codetr_cli.annotations.objects import Annotations
+from codetr_cli.annotations.outlines import MERGED_AT_ONCE, check_outline, merged_polygons
+from codetr_cli.annotations.run_length_codes import OutlineError
 from codetr_cli.errors import DatasetError, listed
 from codetr_cli.evaluation.backends import (
     Federation,
@@ -46,9 +48,6 @@ METRICS = (
     *("AR1", "AR10", "AR100", "AR300", "AR1000", "ARs", "ARm", "ARl"),
 )
 LVIS_METRICS = (*("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"), *("AR300", "ARs", "ARm", "ARl"))
-FREQUENCIES = ("r", "c", "f")
-"""LVIS's groups of classes by the number of training images that have them: rare, common, frequent."""
-
 MASK_PREFIX = "mask_"
 """Prefix of mask metrics: mask_AP, mask_AP50, ..."""
 
@@ -177,15 +176,17 @@ def _parsed_outlines(ground_truth: Annotations, rows: NDArray[np.int64], where: 
     assert ground_truth.outlines is not None
     outlines = []
     for row in rows.tolist():
-        outline = ground_truth.outlines.parse(row)
         height, width = ground_truth.sizes[ground_truth.image_rows[row]].tolist()
         try:
-            if isinstance(outline, list):
-                check_polygons(outline)
-            else:
-                decode(outline, (height, width))
+            outline = ground_truth.outlines.parse(row)
+            check_outline(outline, (height, width))
         except OutlineError as error:
             raise DatasetError(f"{where}: annotations[{ground_truth.outlines.entries[row]}] has {error}") from error
+        if isinstance(outline, dict):
+            outline = {"size": [height, width], "counts": outline["counts"]}
+        elif len(outline) > MERGED_AT_ONCE:  # the backends merge one after the other
+            code = merged_polygons(outline, (height, width))
+            outline = {"size": [height, width], "counts": code["counts"].decode("ascii")}
         outlines.append(outline)
     return outlines
 

@@ -1,26 +1,19 @@
-"""Detections of many images as columns, and COCO's result files. 1.5 million dicts would take gigabytes."""
+"""Detections of many images as columns: 1.5 million dicts would take gigabytes."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as mask_utils
 
-from codetr_cli.errors import DatasetError
+from codetr_cli.annotations.annotation_json import SIDE
 
 Rle = dict[str, Any]
 """A mask in COCO's compressed run-length encoding: `size` [height, width] of its image, and `counts`, a string."""
-
-COUNTS = re.compile("[0-o]*[0-O]")
-"""COCO's compressed run lengths: five bits per character, the sixth bit marks that the number continues."""
 
 ROWS_AT_ONCE = 20_000
 """Records that exist as Python objects at the same time while a table is written."""
@@ -125,6 +118,13 @@ class DetectionTable:
         keep = np.isin(self.image_ids, np.fromiter(image_ids, np.int64))
         return self if keep.all() else self.select(keep)
 
+    def in_order_of(self, image_ids: Sequence[int]) -> DetectionTable:
+        """The detections on some images, in the order of these; those of one image keep their order."""
+        place = {image_id: index for index, image_id in enumerate(image_ids)}
+        places = np.array([place.get(image_id, -1) for image_id in self.image_ids.tolist()], np.int64)
+        rows = np.argsort(places, kind="stable")
+        return self.select(rows[np.sort(places) >= 0])
+
     def to_records(self) -> list[dict[str, Any]]:
         """Every detection in COCO's result format."""
         columns: list[list[Any]] = [
@@ -146,77 +146,9 @@ class DetectionTable:
         return f"[{', '.join(json.dumps(chunk)[1:-1] for chunk in chunks)}]"
 
 
-def load_detections(path: Path) -> DetectionTable:
-    """Reads detections in COCO's result format.
-
-    Records have `image_id`, `category_id`, `score`, and `bbox` (x, y, w, h in pixels), `segmentation` (RLE) or
-    both; a missing box is computed from the mask. `mask_score` is optional.
-
-    Raises:
-        DatasetError: missing, not JSON, or not a list of such records; names the first invalid one.
-    """
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"cannot read detections {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DatasetError(f"{path} is not valid JSON ({error}): is the file complete?") from error
-    if not isinstance(records, list):
-        raise DatasetError(f"{path} is not a list of COCO detections but a {type(records).__name__}")
-    with_masks = any(isinstance(record, dict) and "segmentation" in record for record in records)
-    for index, record in enumerate(records):
-        problem = _detection_problem(record, with_masks=with_masks)
-        if problem:
-            raise DatasetError(f"{path}: detection number {index} {problem}")
-    has_mask_scores = with_masks and any("mask_score" in record for record in records)
-    boxes = [
-        record["bbox"] if "bbox" in record else mask_utils.toBbox(record["segmentation"]).tolist() for record in records
-    ]
-    return DetectionTable(
-        image_ids=np.array([record["image_id"] for record in records], np.int64),
-        category_ids=np.array([record["category_id"] for record in records], np.int64),
-        boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4),
-        scores=np.array([record["score"] for record in records], np.float64),
-        masks=[record["segmentation"] for record in records] if with_masks else None,
-        mask_scores=(
-            np.array([record.get("mask_score", record["score"]) for record in records], np.float64)
-            if has_mask_scores
-            else None
-        ),
-    )
-
-
-def _detection_problem(record: object, *, with_masks: bool) -> str | None:
-    """Why a record is not a COCO detection, or None."""
-    if not isinstance(record, dict):
-        return f"is a {type(record).__name__}, not an object"
-    for key in ("image_id", "category_id"):
-        if type(record.get(key)) is not int:
-            return f"has no integer {key!r} (got {record.get(key)!r:.80})"
-    if with_masks and not _is_rle(record.get("segmentation")):
-        return (
-            "has no valid segmentation, which others have: an object with size [height, width] and counts, a string "
-            f"(got {record.get('segmentation')!r:.80})"
-        )
-    box: Any = record.get("bbox")
-    if ("bbox" in record or not with_masks) and not _is_box(box):
-        return f"has no valid bbox of four numbers x, y, width, height (got {box!r:.80})"
-    if "mask_score" in record and not _is_finite(record["mask_score"]):
-        return f"has no finite mask_score (got {record['mask_score']!r:.80})"
-    return None if _is_finite(record.get("score")) else f"has no finite score (got {record.get('score')!r:.80})"
-
-
-def _is_box(box: object) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and min(box[2:]) >= 0
-
-
-def _is_rle(mask: object) -> bool:
-    """Whether it is safe to decode: the decoders read past the end of a string that ends within a number."""
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str) or not COUNTS.fullmatch(mask["counts"]):
+def is_rle(mask: Any) -> bool:
+    """Whether a value of JSON is a mask, its counts unread."""
+    if type(mask) is not dict or type(mask.get("counts")) is not str:
         return False
     size = mask.get("size")
-    return isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return type(size) is list and len(size) == 2 and all(type(side) is int and 0 < side <= SIDE.high for side in size)

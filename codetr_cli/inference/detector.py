@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.batch import collate
-from codetr_cli.data.images import read_image
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.transforms import AnyTransform, Keep, build_transforms
+from codetr_cli.errors import ArgumentError, ConfigError, shown
+from codetr_cli.inference.arguments import (
+    NMS_KINDS,
+    PRECISIONS,
+    check_device,
+    check_flag,
+    check_image_id,
+    check_max_dets,
+    check_overrides,
+    check_path,
+    check_score,
+    check_word,
+    to_pixels,
+    worded_for_python,
+)
+from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.detections import DetectionTable, Rle
 from codetr_cli.inference.drawing import draw_detections
 from codetr_cli.inference.loading import LoadedModel, load_detector
@@ -24,7 +41,7 @@ from codetr_cli.inference.pipeline import inference
 from codetr_cli.inference.rle import decode_masks, encode_masks
 from codetr_cli.inference.tta import build_augmentation, detect_images
 from codetr_cli.models.postprocess import PostProcess
-from codetr_cli.runtime.devices import choose_device
+from codetr_cli.runtime.devices import choose_device, use_device
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 Nms = Literal["none", "hard", "soft"]
@@ -88,8 +105,35 @@ class Prediction:
         for box, *rest in zip(self.boxes.tolist(), *columns, strict=True):
             yield Detection(tuple(box), *rest)
 
-    def __getitem__(self, rows: slice | NDArray[Any]) -> Prediction:
-        """Selects detections: `detections[:10]`, `detections[detections.scores > 0.5]`."""
+    @overload
+    def __getitem__(self, rows: int | np.integer[Any]) -> Detection: ...
+
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any] | torch.Tensor) -> Prediction: ...
+
+    def __getitem__(
+        self, rows: int | np.integer[Any] | slice | Sequence[int] | NDArray[Any] | torch.Tensor
+    ) -> Detection | Prediction:
+        """One detection, `detections[0]`, or some: `detections[:10]`, `detections[detections.scores > 0.5]`.
+
+        Raises:
+            IndexError: there is no detection of a number, or the array of booleans has another length.
+            TypeError: it is no number, slice, list or array (N,) of numbers or booleans.
+        """
+        if isinstance(rows, torch.Tensor):
+            rows = rows.detach().cpu().numpy()
+        is_single = isinstance(rows, np.ndarray) and not rows.ndim
+        if isinstance(rows, bool | np.bool_) or (is_single and np.asarray(rows).dtype == bool):
+            raise TypeError(f"detections are chosen by numbers or booleans (N,), not by {rows}")
+        if not isinstance(rows, slice | list | tuple | np.ndarray) or is_single:
+            number = operator.index(cast("int", rows))
+            if not -len(self) <= number < len(self):
+                raise IndexError(f"there is no detection {number}: there are {len(self)}")
+            return next(iter(self[[number % len(self)]]))
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows) if len(rows) else np.zeros(0, np.int64)
+            if rows.ndim != 1 or rows.dtype.kind not in "biu":
+                raise TypeError(f"detections are chosen by numbers or booleans (N,), not by {rows.dtype} {rows.shape}")
         chosen = np.arange(len(self))[rows].tolist()
         return replace(
             self,
@@ -107,15 +151,29 @@ class Prediction:
         return decode_masks(self.masks or [], self.image_size)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """The detections in COCO's result format, boxes as (x, y, width, height), masks as RLE."""
+        """The detections in COCO's result format, boxes as (x, y, width, height), masks as RLE.
+
+        Raises:
+            ValueError: the id is no whole number of at most 64 bits.
+        """
         table = DetectionTable.of_image(
-            image_id, self.boxes, self.scores, self.category_ids, self.masks, self.mask_scores
+            check_image_id(image_id), self.boxes, self.scores, self.category_ids, self.masks, self.mask_scores
         )
         return table.to_records()
 
     def draw(self, image: ImageInput) -> Image.Image:
-        """A copy of the predicted image with masks, boxes, classes and scores drawn on it."""
-        return draw_detections(to_pixels(image), self.boxes, self.scores, self.labels, self.class_names, self.masks)
+        """A copy of the predicted image with masks, boxes, classes and scores drawn on it.
+
+        Raises:
+            ValueError: it is no image, or of another size.
+        """
+        pixels = to_pixels(image, max_pixels=max(DataConfig().max_pixels, math.prod(self.image_size)))
+        if pixels.shape[:2] != self.image_size:
+            raise ArgumentError(
+                f"image has {pixels.shape[1]} x {pixels.shape[0]} pixels, the predicted one had {self.image_size[1]} x "
+                f"{self.image_size[0]}: give the same image"
+            )
+        return draw_detections(pixels, self.boxes, self.scores, self.labels, self.class_names, self.masks)
 
 
 class Detector:
@@ -136,16 +194,23 @@ class Detector:
     Args:
         loaded: the network with its settings and classes.
         device: where it is.
-        precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+        precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
         tta: detect in the views of `test.tta_scales` and `test.tta_flip`.
     """
 
     def __init__(
-        self, loaded: LoadedModel, *, device: torch.device, precision: str = "auto", tta: bool = False
+        self, loaded: LoadedModel, *, device: str | torch.device, precision: str = "auto", tta: bool = False
     ) -> None:
+        if not isinstance(loaded, LoadedModel):
+            raise ArgumentError(f"loaded={shown(loaded)}: it is a loaded network; Detector.load makes a detector")
+        with worded_for_python():
+            device = device if isinstance(device, torch.device) else _chosen_device(check_device(device))
+        check_word("precision", precision, PRECISIONS)
+        check_flag("tta", tta)
         self.loaded = loaded
         self.device = device
         self.precision = precision
+        self._network = with_cuda_graphs(loaded.model, loaded.settings.test, device)
         self.class_names = loaded.class_names
         self.category_ids = loaded.category_ids
         self._augmentation = build_augmentation(loaded.settings) if tta else None
@@ -157,7 +222,7 @@ class Detector:
     def load(
         cls,
         path: str | Path,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "auto",
         *,
         overrides: Sequence[str] = (),
@@ -167,18 +232,23 @@ class Detector:
 
         Args:
             path: a .safetensors file, a run folder, a published .pth file, its URL, or a downloaded preset.
-            device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
-            precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+            device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1", "mps" or "xpu".
+            precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
             overrides: settings as `key=value`, e.g. `test.short_side=640` or `test.head=atss`.
             tta: test-time augmentation by several sizes and mirroring; slower, slightly more accurate.
 
         Raises:
             CheckpointError: no such file, unreadable, unsafe or of another architecture.
-            ConfigError: an invalid override, or neither a file nor a preset.
+            ValueError: an argument or override that is not allowed, or neither a file nor a preset.
             ResourceError: the device is not available.
         """
-        chosen = choose_device(device)
-        return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision, tta=tta)
+        path, overrides = check_path(path), check_overrides(overrides)
+        check_word("precision", precision, PRECISIONS)
+        check_flag("tta", tta)
+        device = check_device(device)
+        with worded_for_python():
+            chosen = use_device(_chosen_device(device))
+            return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision, tta=tta)
 
     @overload
     def predict(
@@ -208,16 +278,21 @@ class Detector:
         Images are processed one by one at the size of evaluation, so that a list gives the same as single images.
 
         Args:
-            image: a path, a PIL image, a numpy array (H, W, 3) or (H, W) uint8 RGB, or a torch tensor (3, H, W), uint8
-                or float in [0, 1]; or a list or tuple of them.
+            image: a path, a PIL image, a numpy array (H, W, 3), RGB, or a torch tensor (3, H, W); or a list or tuple of
+                them. Arrays and tensors are uint8, bool, uint16 (the upper 8 bits stay) or float in [0, 1]; grey ones
+                (H, W) or with one channel, and a second or fourth channel is alpha, which is dropped. The EXIF rotation
+                of files and PIL images is applied.
             score: minimum score, in [0, 1].
             max_dets: maximum number of detections; None: as in the settings.
             nms: "none", "hard" or "soft"; None: as in the settings. The auxiliary heads keep their own NMS.
 
         Raises:
-            DatasetError: a file that is missing, damaged or not an image.
-            ValueError: an array or tensor of another shape or type.
+            DatasetError: a file that is missing, damaged or not an image; it is a ValueError, too.
+            ValueError: any other argument that is not allowed.
         """
+        score, max_dets = check_score(score), check_max_dets(max_dets)
+        if nms is not None:
+            check_word("nms", nms, NMS_KINDS)
         if isinstance(image, list | tuple):
             return [self.predict(single, score=score, max_dets=max_dets, nms=nms) for single in image]
         config = self.loaded.settings.data
@@ -228,9 +303,9 @@ class Detector:
         batch = collate([(np.require(sample.image, requirements=["C", "W"]), target)])
         batch = batch.pin_memory() if self.device.type == "cuda" else batch
         postprocess = self._postprocess(max_dets, nms, score)
-        with inference(self.loaded.model, self.device, self.precision):
+        with worded_for_python(), inference(self.loaded.model, self.device, self.precision):
             (detections,) = detect_images(
-                self.loaded.model, postprocess, batch, self._augmentation, device=self.device, config=config
+                self._network, postprocess, batch, self._augmentation, device=self.device, config=config
             )
         masks = encode_masks(detections, size)
         detections = detections.cpu()
@@ -245,7 +320,8 @@ class Detector:
             masks=masks,
             mask_scores=None if detections.mask_scores is None else detections.mask_scores.float().numpy(),
         )
-        return prediction[prediction.scores >= score][:max_dets]
+        kept: Prediction = prediction[prediction.scores >= score]
+        return kept[:max_dets]
 
     def _postprocess(self, max_dets: int | None, nms: Nms | None, score: float) -> PostProcess:
         """The settings' post-processing with another NMS, and with more detections if more are requested."""
@@ -255,43 +331,8 @@ class Detector:
         return postprocess if nms is None else replace(postprocess, nms=nms)
 
 
-def to_pixels(image: ImageInput, *, max_pixels: int = DataConfig().max_pixels) -> NDArray[np.uint8]:
-    """Any image as (H, W, 3) uint8 RGB.
-
-    Args:
-        image: as `Detector.predict` takes it.
-        max_pixels: files with more are refused before decoding.
-
-    Raises:
-        DatasetError: a file that is missing, damaged, too large or not an image.
-        ValueError: an array or tensor of another shape or type.
-    """
-    if isinstance(image, str | Path):
-        return read_image(Path(image), max_pixels=max_pixels)
-    if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    if isinstance(image, torch.Tensor):
-        return _tensor_pixels(image)
-    if not isinstance(image, np.ndarray):
-        raise ValueError(f"an image is a path, PIL image, numpy array or torch tensor, not {type(image).__name__}")
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)) or not image.size:
-        raise ValueError(
-            f"an image array is uint8 (H, W, 3) RGB or (H, W) grey, got {image.dtype} {image.shape}: convert it first"
-        )
-    grey_or_rgb = image if image.ndim == 3 else image[:, :, None]
-    return np.ascontiguousarray(np.broadcast_to(grey_or_rgb, (*image.shape[:2], 3)))
-
-
-def _tensor_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or not image.numel():
-        raise ValueError(f"an image tensor is (3, H, W) RGB or (1, H, W) grey, got {tuple(image.shape)}")
-    if image.is_floating_point():
-        if image.min() < 0 or image.max() > 1:
-            raise ValueError(
-                f"a float image tensor has values in [0, 1], got {image.min().item():.4g} to {image.max().item():.4g}: "
-                "pass it without normalization, or as uint8"
-            )
-        image = (image * 255).round().to(torch.uint8)
-    if image.dtype != torch.uint8:
-        raise ValueError(f"an image tensor is uint8 or float in [0, 1], got {image.dtype}")
-    return image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+def _chosen_device(name: str) -> torch.device:
+    try:
+        return choose_device(name)
+    except ConfigError as error:
+        raise ArgumentError(f"device={shown(name)}: {error}") from error

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from codetr_cli.data.outlines import decode
+from codetr_cli.annotations.outlines import decode
 
 Colour = tuple[int, int, int]
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
-from codetr_cli.config.overrides import apply_overrides, replace_settings
+from codetr_cli.config.checkpoint_settings import settings_of_checkpoint
+from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, nearest
 from codetr_cli.files import WEIGHTS_NAME
+from codetr_cli.inference.model_size import check_size
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
@@ -24,10 +26,10 @@ from codetr_cli.models.torch_compile import compile_static_parts, why_not_compil
 from codetr_cli.runtime.malloc import return_large_blocks
 from codetr_cli.weights.classes import COCO_CATEGORIES
 from codetr_cli.weights.convert import NOTES
-from codetr_cli.weights.download import is_url
 from codetr_cli.weights.load_state import load_exact
 from codetr_cli.weights.published import published_weights
 from codetr_cli.weights.resolve import open_weights, preset_weights, resolve_weights
+from codetr_cli.weights.urls import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +93,10 @@ def load_detector(
         random_weights: build a preset with random weights even if others are published for it.
 
     Raises:
-        CheckpointError: no such file, unreadable, unsafe, of another architecture than the settings, or a preset
-            whose published weights are not on this machine.
+        CheckpointError: no such file, unreadable, unsafe, of another architecture than the settings, with weights that
+            are not finite, or a preset whose published weights are not on this machine.
         ConfigError: neither a file nor a preset, or an invalid override.
-        ResourceError: `test.compile` is set and there is no compiler.
+        ResourceError: `test.compile` is set and there is no compiler, or a preset's network is too large.
     """
     if training:
         return_large_blocks()
@@ -110,14 +112,17 @@ def load_detector(
             logger.warning("%s is a preset: its weights are random and its detections mean nothing", path_or_preset)
     else:
         checkpoint = open_weights(path)
-        settings = apply_overrides(checkpoint.settings, list(overrides))
+        settings = settings_of_checkpoint(checkpoint.settings, overrides, source=str(path))
         classes = Classes(list(checkpoint.class_names), list(checkpoint.category_ids))
         if path.suffix != ".safetensors":
             for note in checkpoint.extra.get(NOTES, "").splitlines():
                 logger.warning("%s", note)
-    model = build_model(settings.model, aux_heads=training or settings.test.head != "decoder")
+    aux_heads, source = training or settings.test.head != "decoder", f"{path} (preset {settings.name})"
+    check_size(settings, None if checkpoint is None else checkpoint.state, aux_heads=aux_heads, source=source)
+    model = build_model(settings.model, aux_heads=aux_heads)
     if checkpoint is not None:
-        load_exact(model, checkpoint.state, source=f"{path} (preset {settings.name})")
+        allow_nonfinite = settings.test.allow_nonfinite_weights
+        load_exact(model, checkpoint.state, source=source, allow_nonfinite=allow_nonfinite)
     model = model.to(device).eval()
     if settings.test.compile and not training:
         compile_for(model, device, "test.compile")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,50 +11,56 @@ from torch import Tensor
 
 from codetr_cli.boxes import Targets
 from codetr_cli.data.batch import Batch, normalize
+from codetr_cli.inference.cuda_graph import Network
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
-from codetr_cli.runtime.precision import autocast_dtype, resolve_precision
-from codetr_cli.runtime.timing import synchronize
+from codetr_cli.runtime.precision import autocast_dtype, float32_arithmetic, resolve_precision
+from codetr_cli.runtime.timing import Stopwatch
 
 
 @contextlib.contextmanager
 def inference(model: CoDETR, device: torch.device, precision: str) -> Iterator[None]:
-    """Evaluation mode, inference mode and autocast; the model's training mode is restored afterwards.
+    """Evaluation mode, inference mode and the arithmetic of a precision; the model's mode is restored afterwards.
 
     Tensors that a module keeps must be made under `torch.inference_mode(mode=False)`, or training cannot use them.
 
     Args:
         model: on `device`.
         device: where the network runs.
-        precision: "auto" (fp32), "fp32", "bf16" or "fp16".
+        precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
 
     Raises:
-        ConfigError: fp16 without a GPU.
+        ConfigError: the device does not have this precision.
     """
-    dtype = autocast_dtype(resolve_precision(precision), device)
+    resolved = resolve_precision(precision)
+    dtype = autocast_dtype(resolved, device)
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            torch.inference_mode(),
+            float32_arithmetic(resolved, device),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+        ):
             yield
     finally:
         model.train(was_training)
 
 
 def detect(
-    model: CoDETR, postprocess: PostProcess, batch: Batch, *, mean: Sequence[float], std: Sequence[float]
+    network: Network, postprocess: PostProcess, batch: Batch, *, mean: Sequence[float], std: Sequence[float]
 ) -> list[Detections]:
     """Detections of every image of a batch in the pixels of its original image, on the batch's device.
 
     Args:
-        model: in the `inference` context.
+        network: in the `inference` context, see `with_cuda_graphs`.
         postprocess: as built from the settings.
         batch: on the model's device.
         mean: of each RGB channel, 0..255.
         std: standard deviation of each RGB channel, 0..255.
     """
     images = normalize(batch.images, batch.padding_mask, mean, std)
-    return model.detect(images, batch.padding_mask, batch.targets, postprocess)
+    return network.detect(images, batch.padding_mask, batch.targets, postprocess)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +68,10 @@ class TimedPostProcess(PostProcess):
     """A post-processing that measures how long it takes.
 
     Args:
-        seconds: gets one entry per call.
+        stopwatch: measures every call.
     """
 
-    seconds: list[float] = field(default_factory=list)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     @classmethod
     def around(cls, postprocess: PostProcess) -> TimedPostProcess:
@@ -75,9 +80,10 @@ class TimedPostProcess(PostProcess):
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> list[Detections]:
         """As `PostProcess.__call__`."""
-        synchronize(logits.device)
-        started = time.perf_counter()
-        detections = super().__call__(logits, boxes, targets)
-        synchronize(logits.device)
-        self.seconds.append(time.perf_counter() - started)
-        return detections
+        with self.stopwatch.measure(logits.device):
+            return super().__call__(logits, boxes, targets)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every call; waits for a GPU to finish the last one."""
+        return self.stopwatch.seconds

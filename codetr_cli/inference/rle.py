@@ -1,4 +1,4 @@
-"""Masks of detections in COCO's run-length encoding, encoded one at a time from the part of the image in their box."""
+"""Masks of detections in COCO's run-length encoding, encoded from the part of the image in their box."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from codetr_cli.data.masks import Masks
-from codetr_cli.data.outlines import decode
+from codetr_cli.annotations.masks import Masks
+from codetr_cli.annotations.outlines import decode
 from codetr_cli.models.mask_grid import paste_crops
 from codetr_cli.models.postprocess import Detections
 
@@ -27,10 +27,9 @@ def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str
     """
     if detections.masks is None:
         return None
-    return [
-        encode_crop(pasted.pixels.cpu().numpy(), pasted.top, pasted.left, size)
-        for pasted in paste_crops(detections.masks, detections.boxes.to(detections.masks.device), size)
-    ]
+    crops = paste_crops(detections.masks, detections.boxes.to(detections.masks.device), size)
+    encoded = {i: encode_crop(pasted.pixels.numpy(), pasted.top, pasted.left, size) for i, pasted in crops}
+    return [encoded[i] for i in range(len(encoded))]
 
 
 def decode_masks(masks: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDArray[np.bool_]:

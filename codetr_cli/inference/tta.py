@@ -20,8 +20,8 @@ from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target
 from codetr_cli.data.transforms import AnyTransform, Flip, FlipParams, build_transforms
+from codetr_cli.inference.cuda_graph import Network
 from codetr_cli.inference.pipeline import detect
-from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.ops.nms import batched_soft_nms
 
@@ -54,7 +54,7 @@ class Augmentation:
 
     def detect(
         self,
-        model: CoDETR,
+        network: Network,
         postprocess: PostProcess,
         batch: Batch,
         *,
@@ -65,10 +65,10 @@ class Augmentation:
         """Detections of every image of a batch in the pixels of its original image, in host memory.
 
         Args:
-            model: on `device`, in the `inference` context.
+            network: on `device`, in the `inference` context.
             postprocess: as built from the settings.
             batch: in host memory; its images as decoded (`data.transforms.Keep`).
-            device: where the model runs on the views, one after the other.
+            device: where the network runs on the views, one after the other.
             mean: of each RGB channel, 0..255.
             std: standard deviation of each RGB channel, 0..255.
         """
@@ -77,7 +77,7 @@ class Augmentation:
         by_image: list[list[Detections]] = [[] for _ in batch.targets]
         for view in self.views:
             samples = [self._view_image(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)]
-            detections = detect(model, of_view, collate(samples).to(device), mean=mean, std=std)
+            detections = detect(network, of_view, collate(samples).to(device), mean=mean, std=std)
             for views, item, target in zip(by_image, detections, batch.targets, strict=True):
                 item = item.cpu()
                 views.append(flip_detections(item, target["orig_size"][1]) if view.flip else item)
@@ -107,7 +107,7 @@ class Augmentation:
 
 
 def detect_images(
-    model: CoDETR,
+    network: Network,
     postprocess: PostProcess,
     batch: Batch,
     augmentation: Augmentation | None,
@@ -117,8 +117,8 @@ def detect_images(
 ) -> list[Detections]:
     """Detections of every image of a batch, in its views or as it is; arguments as for `Augmentation.detect`."""
     if augmentation is None:
-        return detect(model, postprocess, batch.to(device), mean=config.mean, std=config.std)
-    return augmentation.detect(model, postprocess, batch, device=device, mean=config.mean, std=config.std)
+        return detect(network, postprocess, batch.to(device), mean=config.mean, std=config.std)
+    return augmentation.detect(network, postprocess, batch, device=device, mean=config.mean, std=config.std)
 
 
 def build_augmentation(settings: Settings) -> Augmentation:

@@ -6,17 +6,19 @@ BARCrossEntropyLoss. Shape letters: B images, G objects, P positive regions, S c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codetr_cli.boxes import Size, Target, Targets, clip_boxes, cxcywh_to_xyxy, size_scale
+from codetr_cli.boxes import Size, Target, Targets, clip_boxes, cxcywh_to_xyxy, host_numbers, host_values
+from codetr_cli.losses.assigners import pad_objects
 from codetr_cli.losses.normalizers import SINGLE_PROCESS, Normalizers
 from codetr_cli.losses.random import RandomSource
-from codetr_cli.losses.roi import RoiOutput, sample_regions
+from codetr_cli.losses.roi import SampledRegions, sample_regions
+from codetr_cli.models.aux_heads.rpn import ABSENT, RegionProposals
 from codetr_cli.models.mask_grid import MASK_THRESHOLD, boundary, enlarge
 from codetr_cli.models.mask_heads.branch import MaskBranch, RegionMasks
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead, of_class
@@ -34,53 +36,65 @@ OBJECTS_AT_ONCE = 16
 
 
 @torch.no_grad()
-def mask_targets(target: Target, boxes: Tensor, objects: Tensor, size: int) -> Tensor:
+def mask_targets(target: Target, boxes: Tensor, objects: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
     """The part of each region's object inside the region, as zeros and ones.
 
     Args:
         target: `masks` uint8 (G, h, w) of the image's padded size.
         boxes: (P, 4) xyxy pixels.
-        objects: (P,) index of each region's object.
-        size: S.
+        objects: index of each region's object.
+        sizes: values of S.
 
     Returns:
-        (P, S, S) with the dtype of the boxes.
+        Of each size (P, S, S) with the dtype of the boxes.
     """
     masks = target["masks"]
-    boxes = clip_boxes(boxes, (masks.shape[1], masks.shape[2]))
-    shares = boxes.new_zeros(len(boxes), size, size)
-    used, numbers = torch.unique(objects, return_inverse=True)  # regions are few, objects can be many
-    for first in range(0, len(used), OBJECTS_AT_ONCE):
-        rows = ((numbers >= first) & (numbers < first + OBJECTS_AT_ONCE)).nonzero()[:, 0]
-        regions = torch.cat([(numbers[rows] - first)[:, None].to(boxes.dtype), boxes[rows]], 1)
-        bitmaps = masks[used[first : first + OBJECTS_AT_ONCE], None].to(boxes.dtype)  # objects take the place of images
-        shares[rows] = pool_map(bitmaps, regions, size=size, stride=1)[:, 0]
-    return (shares >= MASK_THRESHOLD).to(boxes.dtype)
+    used = sorted(set(objects))  # regions are few, objects can be many
+    order = sorted(range(len(objects)), key=lambda row: objects[row])
+    number_of = {index: number % OBJECTS_AT_ONCE for number, index in enumerate(used)}
+    numbers = host_values([number_of[objects[row]] for row in order], boxes)[:, None]
+    rows, of_masks = _on_device(order, used, like=boxes)
+    # Objects take the place of images.
+    regions = torch.cat([numbers, clip_boxes(boxes, (masks.shape[1], masks.shape[2]))[rows]], 1)
+    chunks = [used[first : first + OBJECTS_AT_ONCE] for first in range(0, len(used), OBJECTS_AT_ONCE)]
+    counts = [sum(objects.count(index) for index in chunk) for chunk in chunks]
+    shares: list[list[Tensor]] = [[boxes.new_zeros(0, size, size)] for size in sizes]
+    for indices, own in zip(torch.split(of_masks, OBJECTS_AT_ONCE), torch.split(regions, counts), strict=False):
+        bitmaps = masks[indices, None].to(boxes.dtype)
+        for parts, size in zip(shares, sizes, strict=True):
+            parts.append(pool_map(bitmaps, own, size=size, stride=1)[:, 0])
+    of_sizes = (torch.cat(parts) for parts in shares)
+    return [(torch.empty_like(s).index_copy(0, rows, s) >= MASK_THRESHOLD).to(boxes.dtype) for s in of_sizes]
+
+
+def _on_device(*lists: Sequence[int], like: Tensor) -> Iterator[Tensor]:
+    """Lists of indices as int64 tensors on the device of `like`, in one upload."""
+    return iter(torch.split(host_values([i for each in lists for i in each], like).long(), [*map(len, lists)]))
 
 
 @torch.no_grad()
-def visible_shares(target: Target, boxes: Tensor, objects: Tensor) -> Tensor:
+def visible_shares(target: Target, corners: Sequence[Sequence[int]], objects: Sequence[int], like: Tensor) -> Tensor:
     """The share (P,) of each region's object that is inside the region, counted in whole pixels.
 
     Args:
         target: `masks` uint8 (G, h, w).
-        boxes: (P, 4) xyxy pixels.
-        objects: (P,) index of each region's object.
+        corners: of each region, xyxy in whole pixels inside the image.
+        objects: index of each region's object.
+        like: a tensor whose dtype and device the result takes.
     """
     masks = target["masks"]
-    height, width = masks.shape[1:]
-    corners = clip_boxes(boxes.trunc(), (height, width)).long().tolist()
     # Parity: a region has at least one pixel, unless it is outside the image.
     inside = [
         masks[index, y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].sum()
-        for index, (x1, y1, x2, y2) in zip(objects.tolist(), corners, strict=True)
+        for index, (x1, y1, x2, y2) in zip(objects, corners, strict=True)
     ]
     if not inside:
-        return boxes.new_zeros(0)
-    used, numbers = torch.unique(objects, return_inverse=True)
+        return like.new_zeros(0)
+    used = sorted(set(objects))
+    of_masks, rows = _on_device(used, [used.index(index) for index in objects], like=like)
     # In chunks: a sum of bytes converts them to eight times as many first.
-    areas = torch.cat([masks[some].sum((1, 2)) for some in used.split(OBJECTS_AT_ONCE)])
-    return torch.stack(inside).to(boxes.dtype) / (areas[numbers].to(boxes.dtype) + AREA_EPS)
+    areas = torch.cat([masks[some].sum((1, 2)) for some in torch.split(of_masks, OBJECTS_AT_ONCE)])
+    return torch.stack(inside).to(like.dtype) / (areas[rows].to(like.dtype) + AREA_EPS)
 
 
 # ------------------------------------------------------------------------------------------------ masks of the RoI head
@@ -110,7 +124,7 @@ class RoiMaskOutput:
 def roi_mask_losses(
     head: FcnMaskHead,
     maps: Sequence[Tensor],
-    roi: RoiOutput,
+    roi_regions: SampledRegions,
     targets: Targets,
     normalizers: Normalizers = SINGLE_PROCESS,
 ) -> RoiMaskOutput:
@@ -119,21 +133,18 @@ def roi_mask_losses(
     Args:
         head: the network.
         maps: per level (B, C, H, W).
-        roi: output of the RoI head.
+        roi_regions: those that the RoI head was trained on.
         targets: per image `masks`.
         normalizers: of the losses.
     """
-    boxes = [c.boxes[:count] for c, count in zip(roi.sampled, roi.num_positives, strict=True)]
-    labels = torch.cat([c.labels[:count] for c, count in zip(roi.sampled, roi.num_positives, strict=True)])
+    boxes, labels_of_image = roi_regions.positives()
+    labels = torch.cat(labels_of_image)
     regions = number_regions(boxes)
     pooled = head.pooling(maps, regions)
     logits = head(pooled)
-    target_masks = torch.cat(
-        [
-            mask_targets(target, own, objects, int(logits.shape[-1]))
-            for target, own, objects in zip(targets, boxes, roi.matched_objects, strict=True)
-        ]
-    )
+    objects_of_image = host_numbers(*roi_regions.matched_objects)
+    images = zip(targets, boxes, objects_of_image, strict=True)
+    target_masks = torch.cat([mask_targets(*image, [int(logits.shape[-1])])[0] for image in images])
     own_class = of_class(logits, labels)[:, 0]
     return RoiMaskOutput(
         regions, labels, target_masks, pooled, logits, _mean_cross_entropy(own_class, target_masks, normalizers)
@@ -154,7 +165,7 @@ class MaskBranchOutput:
     """Refined masks of positive detections, concatenated over images.
 
     Attributes:
-        candidates: per image, the detections (A, 4) xyxy pixels that regions were sampled from, and their scores (A,).
+        candidates: the detections that regions were sampled from.
         regions: (P, 5) image index and xyxy pixels.
         labels: (P,) classes.
         objects: (P,) index of the object among those of its image.
@@ -166,7 +177,7 @@ class MaskBranchOutput:
         iou_loss: unweighted.
     """
 
-    candidates: list[tuple[Tensor, Tensor]]
+    candidates: RegionProposals
     regions: Tensor
     labels: Tensor
     objects: Tensor
@@ -205,28 +216,37 @@ def mask_branch_losses(
         random: random numbers of the sampling.
         normalizers: of the losses.
     """
-    detections = [
-        best_boxes(image_logits, image_boxes, target["norm_size"], candidates)
-        for image_logits, image_boxes, target in zip(logits, boxes, targets, strict=True)
-    ]
-    regions_of_image, labels_of_image, objects_of_image = [], [], []
-    for (own, _), target in zip(detections, targets, strict=True):
-        sampled, _, objects = sample_regions(own, target, logits.shape[-1], samples, random)
-        regions_of_image.append(sampled.boxes[: len(objects)])
-        labels_of_image.append(sampled.labels[: len(objects)])
-        objects_of_image.append(objects)
+    detections = best_boxes(logits, boxes, [target["norm_size"] for target in targets], candidates)
+    sampled = sample_regions(
+        detections,
+        pad_objects(targets, detections.boxes.dtype),
+        num_classes=logits.shape[-1],
+        samples=samples,
+        random=random,
+    )
+    limits = host_values([[*target["masks"].shape[:0:-1]] * 2 for target in targets], sampled.boxes)[:, None]
+    corners = torch.minimum(sampled.boxes.trunc().clamp(min=0), limits).long()
+    # One download: how many there are, the object of each, and its pixels.
+    *counts, matched, pixels = host_numbers(sampled.num_positives, sampled.num_regions, sampled.matched, corners)
+    chosen = sampled.cut(*counts)
+    regions_of_image, labels_of_image = chosen.positives()
     regions, labels = number_regions(regions_of_image), torch.cat(labels_of_image)
     masks = branch(maps, branch.head.semantic_maps(maps[0]), regions, labels)
-    images = list(zip(targets, regions_of_image, objects_of_image, strict=True))
-    target_masks = [torch.cat([mask_targets(*image, int(m.shape[-1])) for image in images]) for m in masks.logits]
+    sizes, rows = [int(m.shape[-1]) for m in masks.logits], sampled.matched.shape[1]
+    of_images, shares = [], []
+    for i, (target, own, count) in enumerate(zip(targets, regions_of_image, counts[0], strict=True)):
+        objects = matched[i * rows : i * rows + count]
+        own_pixels = [pixels[4 * row : 4 * row + 4] for row in range(i * rows, i * rows + count)]
+        of_images.append(mask_targets(target, own, objects, sizes))
+        shares.append(visible_shares(target, own_pixels, objects, own))
+    target_masks = [torch.cat(of_size) for of_size in zip(*of_images, strict=True)]
     stage_losses, boundaries = boundary_losses([m[:, 0] for m in masks.logits], target_masks, normalizers)
-    shares = torch.cat([visible_shares(*image) for image in images])
-    iou_targets = mask_iou(masks.logits[1][:, 0], target_masks[1], shares)
+    iou_targets = mask_iou(masks.logits[1][:, 0], target_masks[1], torch.cat(shares))
     return MaskBranchOutput(
         detections,
         regions,
         labels,
-        torch.cat(objects_of_image),
+        torch.cat(chosen.matched_objects),
         target_masks,
         masks,
         boundaries,
@@ -237,22 +257,23 @@ def mask_branch_losses(
 
 
 @torch.no_grad()
-def best_boxes(logits: Tensor, boxes: Tensor, size: Size, count: int) -> tuple[Tensor, Tensor]:
-    """The best detections of an image over queries and classes, without NMS, and their scores.
+def best_boxes(logits: Tensor, boxes: Tensor, sizes: Sequence[Size], count: int) -> RegionProposals:
+    """The best detections of each image over queries and classes with a positive score, without NMS.
 
     Args:
-        logits: (Q, K).
-        boxes: (Q, 4) cxcywh in [0, 1].
-        size: (height, width) in pixels.
-        count: maximum number.
-
-    Returns:
-        (A, 4) xyxy pixels inside the image and (A,), best first.
+        logits: (B, Q, K).
+        boxes: (B, Q, 4) cxcywh in [0, 1].
+        sizes: (height, width) of each image in pixels.
+        count: maximum number per image.
     """
-    scores, flat = logits.sigmoid().flatten().topk(min(count, logits.numel()))
-    chosen = cxcywh_to_xyxy(boxes[flat // logits.shape[1]]) * size_scale(size, boxes)
+    scores = logits.sigmoid().flatten(1)
+    scores, flat = scores.topk(min(count, scores.shape[1]))
+    rows = (flat // logits.shape[2])[..., None].expand(-1, -1, 4)
+    factors = host_values([[w, h, w, h] for h, w in sizes], boxes)[:, None]
+    chosen = cxcywh_to_xyxy(boxes.gather(1, rows)) * factors
+    inside = torch.minimum(chosen.clamp(min=0), factors)
     kept = scores > 0
-    return clip_boxes(chosen, size)[kept], scores[kept]
+    return RegionProposals(inside.masked_fill(~kept[..., None], 0), torch.where(kept, scores, ABSENT))
 
 
 def boundary_losses(

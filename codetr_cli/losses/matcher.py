@@ -1,6 +1,6 @@
 """One-to-one assignment of queries to objects (arXiv 2005.12872, section 3.1). Behaviour of mmdet's HungarianAssigner.
 
-Shape letters: B batch, G objects, K classes, Q queries.
+Shape letters: B batch, G objects of an image, K classes, L layers, Q queries.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from codetr_cli.boxes import Target, Targets, cxcywh_to_xyxy, generalized_box_iou, size_scale, xyxy_to_cxcywh
+from codetr_cli.boxes import cxcywh_to_xyxy, generalized_box_iou
+from codetr_cli.losses.objects import BatchObjects
 
-Match = tuple[Tensor, Tensor]
-"""Indices of queries and of the objects they are matched to, both (min(Q, G),) int64, queries ascending."""
+Match = tuple[np.ndarray, np.ndarray]
+"""Indices of queries and of the objects of the image that they are matched to, both (min(Q, G),) int64 in host memory,
+queries ascending."""
 
+Layers = tuple[Tensor, Tensor]
+"""Logits (L, B, Q, K) and boxes (L, B, Q, 4) cxcywh in [0, 1] of layers with equally many queries."""
 
 CHUNK_PAIRS = {"cpu": 2**18}
 """Pairs of a query and an object, or a class, per chunk, by device type: they fit into a CPU's cache."""
@@ -39,78 +43,77 @@ class HungarianMatcher:
     def __init__(self, *, class_cost: float, l1_cost: float, giou_cost: float) -> None:
         self.class_cost, self.l1_cost, self.giou_cost = class_cost, l1_cost, giou_cost
 
-    def __call__(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> list[list[Match]]:
-        """Matches several sets of predictions (the decoder's layers) to the same objects.
+    def __call__(self, predictions: Sequence[Layers], objects: BatchObjects) -> list[list[Match]]:
+        """Matches every layer's predictions to the same objects.
 
         Args:
-            predictions: logits (B, Q, K) and boxes (B, Q, 4) cxcywh in [0, 1] of each set.
-            targets: per image `boxes` (G, 4) xyxy pixels, `labels` (G,), `norm_size` (h, w).
+            predictions: stacks of layers.
+            objects: of the batch.
 
         Returns:
-            Per set and image a `Match`, on the device of the predictions.
+            Per layer, of all stacks in order, and per image a `Match`.
         """
-        return self.start(predictions, [targets] * len(predictions))()
+        return self.start(predictions, [objects] * len(predictions))()
 
     @torch.no_grad()
-    def start(
-        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Targets]
-    ) -> Callable[[], list[list[Match]]]:
+    def start(self, predictions: Sequence[Layers], objects: Sequence[BatchObjects]) -> Callable[[], list[list[Match]]]:
         """Starts matching in a background thread; the returned function waits for the matches and returns them.
 
         Args:
             predictions: as for a call.
-            targets: as for a call, one list per set.
+            objects: as for a call, of each stack.
         """
-        device = predictions[0][0].device
-        problems = [
-            (logits[i], boxes[i], target)
-            for (logits, boxes), of_set in zip(predictions, targets, strict=True)
-            for i, target in enumerate(of_set)
-        ]
-        shapes = [(len(boxes), len(target["labels"])) for _, boxes, target in problems]
-        costs = torch.empty(sum(map(math.prod, shapes)), dtype=predictions[0][0].dtype, device=device)
-        for part, shape, problem in zip(torch.split(costs, [*map(math.prod, shapes)]), shapes, problems, strict=True):
-            self._fill(part.view(shape), *problem)
+        shapes = [
+            (count, len(boxes), boxes.shape[2])
+            for (_, boxes), of_stack in zip(predictions, objects, strict=True)
+            for count in of_stack.counts
+        ]  # (G, L, Q) per stack and image
+        sizes = [math.prod(shape) for shape in shapes]
+        costs = predictions[0][1].new_empty(sum(sizes))
+        parts = iter(torch.split(costs, sizes))
+        for (logits, boxes), of_stack in zip(predictions, objects, strict=True):
+            corners = cxcywh_to_xyxy(boxes) * of_stack.factors[:, None]
+            for image, count in enumerate(of_stack.counts):
+                part = next(parts).view(count, len(boxes), boxes.shape[2])
+                if count:
+                    self._fill(part, logits[:, image], boxes[:, image], corners[:, image], of_stack, image)
         # One copy to the host for all problems, and only the thread waits for it.
         flat, arrived = _to_host(costs)
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="matching")
-        pending = pool.submit(_solve, flat, shapes, arrived)
+        pending = pool.submit(_solve, flat, shapes, len(objects[0].counts), arrived)
         pool.shutdown(wait=False)
+        return pending.result
 
-        def matches() -> list[list[Match]]:
-            pairs = pending.result()
-            # One copy back for all problems too.
-            indices = _to_device(np.concatenate([np.stack(pair) for pair in pairs], axis=1), device)
-            parts = torch.split(indices, [len(pair[0]) for pair in pairs], dim=1)
-            found = [(part[0], part[1]) for part in parts]
-            images = len(targets[0])
-            return [found[first : first + images] for first in range(0, len(found), images)]
-
-        return matches
-
-    def _fill(self, costs: Tensor, logits: Tensor, boxes: Tensor, target: Target) -> None:
-        """Writes the costs of one image, in chunks of queries."""
-        target_boxes = target["boxes"].to(boxes.dtype)
-        factor = size_scale(target["norm_size"], boxes)
-        normalized = xyxy_to_cxcywh(target_boxes) / factor
-        at_once = max(
-            1, CHUNK_PAIRS.get(costs.device.type, GPU_CHUNK_PAIRS) // max(1, len(target_boxes), logits.shape[1])
-        )
-        parts = (torch.split(rows, at_once) for rows in (costs, logits, boxes))
-        for some_costs, some_logits, some_boxes in zip(*parts, strict=True):
-            p = some_logits.sigmoid()[:, target["labels"]]
-            l1 = torch.cdist(some_boxes, normalized, p=1)
-            giou = generalized_box_iou(cxcywh_to_xyxy(some_boxes) * factor, target_boxes)
+    def _fill(
+        self, costs: Tensor, logits: Tensor, boxes: Tensor, corners: Tensor, objects: BatchObjects, image: int
+    ) -> None:
+        """Writes the costs (G, L, Q) of one image, in chunks of queries; the predictions are (L, Q, .)."""
+        rows = objects.rows(image)
+        labels, wanted, wanted_corners = objects.labels[rows], objects.boxes_cxcywh[rows], objects.boxes_xyxy[rows]
+        pairs = CHUNK_PAIRS.get(costs.device.type, GPU_CHUNK_PAIRS)
+        at_once = max(1, pairs // (len(boxes) * max(len(labels), logits.shape[-1])))
+        parts = [
+            *(torch.split(t, at_once, dim=1) for t in (logits, boxes, corners)),
+            torch.split(costs, at_once, dim=2),
+        ]
+        for some_logits, some_boxes, some_corners, some_costs in zip(*parts, strict=True):
+            by_class = some_logits.permute(2, 0, 1)  # (K, L, some of Q)
+            few = len(labels) < len(by_class)
+            p = by_class[labels].sigmoid() if few else by_class.sigmoid()[labels]
+            l1 = torch.cdist(wanted, some_boxes.reshape(-1, 4), p=1).view(p.shape)
+            giou = generalized_box_iou(wanted_corners, some_corners.reshape(-1, 4)).view(p.shape)
             some_costs.copy_(self._costs(p, l1, giou))
 
     def _costs(self, p: Tensor, l1: Tensor, giou: Tensor) -> Tensor:
         """Costs of pairs from the score of the object's class, distance and GIoU."""
-        eps, alpha, gamma = 1e-12, 0.25, 2.0
-        negative = -(1 - p + eps).log() * (1 - alpha) * p**gamma
-        positive = -(p + eps).log() * alpha * (1 - p) ** gamma
-        cost = self.class_cost * (positive - negative) + self.l1_cost * l1 - self.giou_cost * giou
+        eps, alpha = 1e-12, 0.25
+        q = 1 - p
+        # Focal cost with gamma = 2: that of the label minus that of its absence.
+        cost = (q + eps).log().mul_(p.square()).mul_(self.class_cost * (1 - alpha))
+        cost -= (p + eps).log().mul_(q.square_()).mul_(self.class_cost * alpha)
+        cost.add_(l1, alpha=self.l1_cost).sub_(giou, alpha=self.giou_cost)
         # Non-finite values of a diverging model must show in its loss, not fail in the solver.
-        return torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
+        return cost.nan_to_num_(nan=1e6, posinf=1e6, neginf=-1e6)
 
 
 def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -119,31 +122,39 @@ def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         return values.cpu(), None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    # The thread that waits for it sleeps; by default it would poll and keep a core busy.
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    # The current device may be another one, whose stream knows nothing of this copy.
+    event.record(torch.cuda.current_stream(values.device))
     return host, event
 
 
-def _to_device(indices: np.ndarray, device: torch.device) -> Tensor:
-    host = torch.from_numpy(indices)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
-
-
 def _solve(
-    flat: Tensor, shapes: Sequence[tuple[int, ...]], arrived: torch.cuda.Event | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The cheapest pairs of every cost matrix; `flat` concatenates the matrices."""
+    flat: Tensor, shapes: Sequence[tuple[int, int, int]], images: int, arrived: torch.cuda.Event | None
+) -> list[list[Match]]:
+    """The cheapest pairs of every layer and image.
+
+    Args:
+        flat: the concatenated costs.
+        shapes: (G, L, Q) of the costs of each stack of layers and image.
+        images: number of images.
+        arrived: event of the copy.
+    """
     if arrived is not None:
         arrived.synchronize()
     parts = torch.split(flat, [math.prod(shape) for shape in shapes])
-    return [_cheapest(part.view(shape).numpy()) for part, shape in zip(parts, shapes, strict=True)]
+    costs = [part.view(shape).numpy() for part, shape in zip(parts, shapes, strict=True)]
+    of_stacks = [costs[first : first + images] for first in range(0, len(costs), images)]
+    return [
+        [_cheapest(of_image[:, layer]) for of_image in of_stack]
+        for of_stack in of_stacks
+        for layer in range(of_stack[0].shape[1])
+    ]
 
 
-def _cheapest(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The cheapest pairs of one matrix (Q, G)."""
-    if costs.shape[0] <= costs.shape[1]:
-        return linear_sum_assignment(costs)
-    # SciPy would copy it twice, to float64 and transposed; this way it copies once and solves the same problem.
-    objects, queries = linear_sum_assignment(np.ascontiguousarray(costs.T, dtype=np.float64))
+def _cheapest(costs: np.ndarray) -> Match:
+    """The cheapest pairs of one matrix (G, Q)."""
+    # SciPy would copy a strided matrix twice.
+    objects, queries = linear_sum_assignment(np.ascontiguousarray(costs, dtype=np.float64))
     order = queries.argsort()
     return queries[order], objects[order]

@@ -52,13 +52,13 @@ class Normalizers:
             return self.mean_over_ranks(torch.as_tensor(amount, dtype=like.dtype, device=like.device))
         return amount.clamp(min=1) if isinstance(amount, Tensor) else max(amount, 1)
 
-    def largest(self, number: int) -> int:
-        """Maximum of a count over the images of the batch, given that of this rank."""
-        return self.reduce_max([number])[0] if self.global_batch else number
+    def largest(self, numbers: Sequence[int]) -> list[int]:
+        """Maximum of each count over the images of the batch, given those of this rank."""
+        return self.reduce_max(numbers) if self.global_batch else list(numbers)
 
-    def smallest(self, number: int) -> int:
-        """Minimum of a count over the images of the batch, given that of this rank."""
-        return -self.largest(-number)
+    def smallest(self, numbers: Sequence[int]) -> list[int]:
+        """Minimum of each count over the images of the batch, given those of this rank."""
+        return [-number for number in self.largest([-number for number in numbers])]
 
 
 SINGLE_PROCESS = Normalizers()

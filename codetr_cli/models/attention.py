@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from codetr_cli.models.layers import autocast_dtype_of
 from codetr_cli.ops.deform_attn import fused_multi_scale_deformable_attention
 
 
@@ -85,6 +86,8 @@ class MultiScaleDeformableAttention(nn.Module):
             value = self.project_value(memory, padding_mask)
         shape = (self.num_heads, self.num_levels, self.num_points)
         query = query + query_pos
+        dtype = autocast_dtype_of(query)
+        query = query if dtype is None else query.to(dtype)  # once for both projections
         offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))
         logits = self.attention_weights(query).unflatten(-1, shape)
         return self.output_proj(

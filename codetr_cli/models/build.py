@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import torch
 from torch import nn
 
 from codetr_cli.config.schema import ModelConfig, ResNetConfig, SwinConfig, TestConfig, ViTConfig
@@ -30,6 +31,19 @@ from codetr_cli.models.postprocess import PostProcess
 
 FINEST_SCALE_CELLS = 14
 """Regions up to this many cells (square root of the area) are pooled from the finest map."""
+
+
+def model_outline(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
+    """The network without memory for its entries: on the meta device, where entries only have shapes and types.
+
+    Raises:
+        ValueError: the settings do not fit together.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(config, aux_heads=aux_heads)
+    except (ValueError, RuntimeError, TypeError, ArithmeticError, IndexError) as error:
+        raise ValueError(f"the model settings do not fit together: {error}") from error
 
 
 def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:

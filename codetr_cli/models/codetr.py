@@ -7,7 +7,7 @@ Shape letters: B batch, C channels, K classes, L levels, Q queries, S tokens of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,10 @@ class Encoded:
     Attributes:
         memory: (B, S, C).
         layout: of its tokens.
-        values: (B, S, N, D) that each decoder layer samples; None: every layer computes its own.
     """
 
     memory: Tensor
     layout: TokenLayout
-    values: list[Tensor] | None = None
 
 
 class AuxHeads(nn.Module):
@@ -77,7 +75,6 @@ class CoDETR(nn.Module):
 
     Attributes:
         optimized_for_inference: set by `optimize_for_inference`.
-        shares_values: whether training passes over one memory share the values that they sample.
     """
 
     def __init__(
@@ -99,7 +96,7 @@ class CoDETR(nn.Module):
     ) -> None:
         super().__init__()
         self.family, self.num_classes = family, num_classes
-        self.optimized_for_inference, self.shares_values = False, True
+        self.optimized_for_inference = False
         self.backbone, self.neck, self.encoder, self.decoder = backbone, neck, encoder, decoder
         self.class_heads, self.box_heads = class_heads, box_heads
         self.proposals = QuerySelection(dim=dim, num_queries=num_queries, token_score=family.token_score)
@@ -128,29 +125,29 @@ class CoDETR(nn.Module):
         heads = self.class_heads[-1], self.box_heads[-1]
         return self.proposals(encoded.memory, encoded.layout, *heads, all_tokens=all_tokens)
 
-    def decode(self, queries: Queries, encoded: Encoded, attn_mask: Tensor | None = None) -> DecoderOutput:
+    def decode(
+        self,
+        queries: Queries,
+        encoded: Encoded,
+        attn_mask: Tensor | None = None,
+        group_sizes: Sequence[int] | None = None,
+    ) -> DecoderOutput:
         """Runs the decoder; arguments as in `Decoder.forward`."""
-        return self.decoder(queries, encoded.memory, encoded.layout, self.box_heads[:-1], attn_mask, encoded.values)
-
-    def with_values(self, encoded: Encoded) -> Encoded:
-        """Adds the values of all decoder layers, which several passes then share."""
-        return replace(encoded, values=self.decoder.project_values(encoded.memory, encoded.layout))
+        return self.decoder(queries, encoded.memory, encoded.layout, self.box_heads[:-1], attn_mask, group_sizes)
 
     def predict_layers(self, decoded: DecoderOutput) -> tuple[Tensor, Tensor]:
         """Class logits (layers, B, Q, K) and boxes cxcywh in [0, 1] (layers, B, Q, 4) of every decoder layer."""
-        layers = range(decoded.states.shape[0])
-        logits = torch.stack([self._logits_of_layer(decoded, i) for i in layers])
-        boxes = torch.stack([self._boxes_of_layer(decoded, i) for i in layers])
-        return logits, boxes
+        return self._predict(decoded, range(decoded.states.shape[0]))
 
-    def _boxes_of_layer(self, decoded: DecoderOutput, layer: int) -> Tensor:
-        base = inverse_sigmoid(decoded.references[layer], self.decoder.reference_eps)
-        with full_precision(base):
-            return (self.box_heads[layer](at_least_float32(decoded.states[layer])) + base).sigmoid()
-
-    def _logits_of_layer(self, decoded: DecoderOutput, layer: int) -> Tensor:
-        with full_precision(decoded.states):
-            return self.class_heads[layer](at_least_float32(decoded.states[layer]))
+    def _predict(self, decoded: DecoderOutput, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As `predict_layers`, of some layers."""
+        first, last = layers[0], layers[-1] + 1
+        bases = inverse_sigmoid(decoded.references[first:last], self.decoder.reference_eps)
+        with full_precision(bases):
+            states = at_least_float32(decoded.states[first:last]).unbind()
+            logits = _stack([self.class_heads[i](x) for i, x in zip(layers, states, strict=True)])
+            deltas = _stack([self.box_heads[i](x) for i, x in zip(layers, states, strict=True)])
+            return logits, (deltas + bases).sigmoid()
 
     def matching_queries(self, proposals: Proposals) -> Queries:
         """The queries that are matched to objects: learned content per rank, at the proposed boxes."""
@@ -175,18 +172,13 @@ class CoDETR(nn.Module):
         Returns:
             pred_logits (B, Q, K) and pred_boxes (B, Q, 4) as cxcywh in [0, 1] relative to the valid image.
         """
-        return self._decode_final(self.encode(images, padding_mask))
+        return self.predict(self.encode(images, padding_mask))
 
-    def _decode_final(self, encoded: Encoded) -> dict[str, Tensor]:
-        proposals = self.select_queries(encoded)
-        if self.optimized_for_inference and encoded.memory.device.type != "cpu":
-            encoded = self.with_values(encoded)
-        decoded = self.decode(self.matching_queries(proposals), encoded)
-        last = decoded.states.shape[0] - 1
-        return {
-            "pred_logits": self._logits_of_layer(decoded, last),
-            "pred_boxes": self._boxes_of_layer(decoded, last),
-        }
+    def predict(self, encoded: Encoded) -> dict[str, Tensor]:
+        """Predicts boxes and classes of every query from encoded images; returns the same as `forward`."""
+        decoded = self.decode(self.matching_queries(self.select_queries(encoded)), encoded)
+        logits, boxes = self._predict(decoded, [decoded.states.shape[0] - 1])
+        return {"pred_logits": logits[0], "pred_boxes": boxes[0]}
 
     @torch.no_grad()
     def detect(
@@ -204,34 +196,43 @@ class CoDETR(nn.Module):
         Raises:
             ValueError: an auxiliary head is requested and this model was built without them.
         """
-        # The targets show without a device synchronization whether there is any padding.
+        encoded = self.encode(images, self.needed_mask(images, padding_mask, targets))
+        return self.detect_encoded(encoded, targets, postprocess)
+
+    def needed_mask(self, images: Tensor, padding_mask: Tensor | None, targets: Targets) -> Tensor | None:
+        """The padding mask, or None where the targets show that there is no padding; arguments as for `detect`."""
+        # The targets show it without a device synchronization.
         if self.optimized_for_inference and all(target.get("size") == tuple(images.shape[-2:]) for target in targets):
-            padding_mask = None
-        return self.detect_encoded(self.encode(images, padding_mask), targets, postprocess)
+            return None
+        return padding_mask
 
     @torch.no_grad()
     def detect_encoded(self, encoded: Encoded, targets: Targets, postprocess: PostProcess) -> list[Detections]:
         """Detections of encoded images; arguments as for `detect`."""
         if postprocess.head == "decoder":
-            outputs = self._decode_final(encoded)
+            outputs = self.predict(encoded)
             detections = postprocess(outputs["pred_logits"], outputs["pred_boxes"], targets)
-            if self.mask_branch is None:
-                return detections
-            kept = [each[each.scores >= postprocess.mask_min_score] for each in detections]
-            return self.predict_masks(encoded, kept, targets)
+            return self.add_masks(encoded, detections, targets, postprocess)
         if self.aux_heads is None:
             raise ValueError(
                 f"head {postprocess.head!r} was requested but this model was built without auxiliary heads"
             )
         maps = self.aux_maps(encoded)
         sizes = [target["norm_size"] for target in targets]
-        with full_precision(encoded.memory):
-            maps = [at_least_float32(m) for m in maps]
-            if postprocess.head == "atss":
-                detections = self.aux_heads.atss.detect(maps, sizes)
-            else:
-                detections = self.aux_heads.roi.detect(maps, self.aux_heads.rpn.propose(maps, sizes), sizes)
+        if postprocess.head == "atss":
+            detections = self.aux_heads.atss.detect(maps, sizes)
+        else:
+            detections = self.aux_heads.roi.detect(maps, self.aux_heads.rpn.propose(maps, sizes), sizes)
         return [postprocess.to_original(each, target) for each, target in zip(detections, targets, strict=True)]
+
+    def add_masks(
+        self, encoded: Encoded, detections: list[Detections], targets: Targets, postprocess: PostProcess
+    ) -> list[Detections]:
+        """Adds masks to the decoder's detections that score enough; none without a mask branch."""
+        if self.mask_branch is None:
+            return detections
+        kept = [each[each.scores >= postprocess.mask_min_score] for each in detections]
+        return self.predict_masks(encoded, kept, targets)
 
     def predict_masks(self, encoded: Encoded, detections: Sequence[Detections], targets: Targets) -> list[Detections]:
         """Adds masks to detections of the decoder; arguments as for `detect`.
@@ -244,3 +245,8 @@ class CoDETR(nn.Module):
         maps = encoded.layout.split_levels(encoded.memory)
         with full_precision(encoded.memory):
             return self.mask_branch.detect([at_least_float32(m) for m in maps], detections, targets)
+
+
+def _stack(layers: Sequence[Tensor]) -> Tensor:
+    """The layers in one tensor; a single one, as for detections, is not copied."""
+    return torch.stack(list(layers)) if len(layers) > 1 else layers[0][None]

@@ -3,7 +3,7 @@
 DINO (arXiv 2203.03605) and Deformable DETR (arXiv 2010.04159) differ only in the positional part of queries and in the
 input of the heads. Behaviour of Sense-X/Co-DETR, projects/models/transformer.py (DinoTransformerDecoder,
 CoDeformableDetrTransformerDecoder).
-Shape letters: B batch, C channels, L levels, Q queries.
+Shape letters: B batch, C channels, D channels of a head, L levels, N heads, Q queries, S tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DINO_REFERENCE_EPS = 1e-3
 """Parity: DINO's floor of the inverse sigmoid of reference boxes (1e-5 elsewhere)."""
 
 ONE_PRODUCT_BYTES = 2**31
-"""Values of all layers are computed by one matrix product on a GPU up to this size."""
+"""Values of all layers are computed by one matrix product on a GPU up to this size: faster than one per layer."""
 
 
 def shares_one_product(memory: Tensor, num_layers: int) -> bool:
@@ -82,7 +82,8 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         layout: TokenLayout,
         attn_mask: Tensor | None,
-        value: Tensor | None = None,
+        group_sizes: Sequence[int] | None,
+        value: Tensor | None,
     ) -> Tensor:
         """Maps queries (B, Q, C) to the same shape.
 
@@ -92,10 +93,11 @@ class DecoderLayer(nn.Module):
             reference_boxes: (B, Q, L, 4) cxcywh in units of each level's padded size.
             memory: (B, S, C).
             layout: of the memory's tokens.
-            attn_mask: bool (Q, Q), True where the query of the row must not attend to that of the column.
+            attn_mask: as for `SelfAttention`.
+            group_sizes: as for `SelfAttention`.
             value: (B, S, N, D), the layer's own of `Decoder.project_values`; None: computed here.
         """
-        x = self.self_attn_norm(x + self.self_attn(x, pos, attn_mask))
+        x = self.self_attn_norm(x + self.self_attn(x, pos, attn_mask, group_sizes))
         attended = self.cross_attn(x, pos, memory, reference_boxes, layout.spatial_shapes, layout.padding_mask, value)
         x = self.cross_attn_norm(x + attended)
         return self.ffn_norm(self.ffn(x))
@@ -151,15 +153,13 @@ class Decoder(nn.Module, ABC):
         """Turns the output (B, Q, C) of a layer into the input of the heads."""
 
     def project_values(self, memory: Tensor, layout: TokenLayout) -> list[Tensor]:
-        """Values (B, S, N, D) that each layer samples: to share between several passes, and faster on a GPU.
+        """Values (B, S, N, D) that each layer samples, by one matrix product.
 
         Args:
             memory: (B, S, C) encoder output.
             layout: of the memory's tokens.
         """
         attentions = [module for module in self.modules() if isinstance(module, MultiScaleDeformableAttention)]
-        if not shares_one_product(memory, len(attentions)):
-            return [attention.project_value(memory, layout.padding_mask) for attention in attentions]
         weight = torch.cat([attention.value_proj.weight for attention in attentions])
         bias = torch.cat([attention.value_proj.bias for attention in attentions])
         values = F.linear(memory, weight, bias)
@@ -175,30 +175,31 @@ class Decoder(nn.Module, ABC):
         layout: TokenLayout,
         box_heads: Sequence[nn.Module],
         attn_mask: Tensor | None = None,
-        values: Sequence[Tensor] | None = None,
+        group_sizes: Sequence[int] | None = None,
     ) -> DecoderOutput:
-        """Decodes one set of queries.
+        """Decodes one set of queries, or several groups of queries at once.
 
         Args:
             queries: content, references and positional parts.
             memory: (B, S, C) encoder output.
             layout: of the memory's tokens.
             box_heads: one per layer, shared with the heads outside.
-            attn_mask: bool (Q, Q), True where the query of the row must not attend to that of the column, or None.
-            values: `project_values` of the memory; None: every layer computes its own.
+            attn_mask: bool, True where the query of the row must not attend to that of the column, or None: (Q, Q), or
+                that of the first group.
+            group_sizes: sizes of consecutive groups of queries that attend to themselves only; None: one group.
         """
         ratios = torch.cat([layout.valid_ratios, layout.valid_ratios], -1)[:, None]  # (B, 1, L, 4)
         x, references = queries.content, queries.references
         states, all_references = [], [references]
-        layer_values = [None] * len(self.layers) if values is None else values
-        for layer, box_head, value in zip(self.layers, box_heads, layer_values, strict=True):
+        recomputes = self.checkpointing and self.training and torch.is_grad_enabled()
+        # Layers that are recomputed make their own values, so that nobody has to keep them.
+        at_once = not recomputes and shares_one_product(memory, len(self.layers))
+        values = self.project_values(memory, layout) if at_once else [None] * len(self.layers)
+        for layer, box_head, value in zip(self.layers, box_heads, values, strict=True):
             boxes = references[:, :, None] * ratios  # (B, Q, L, 4)
             pos = self.query_pos(boxes[:, :, 0], queries.query_pos).to(x.dtype)
-            arguments = (x, pos, boxes, memory, layout, attn_mask, value)
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, *arguments, use_reentrant=False)
-            else:
-                x = layer(*arguments)
+            arguments = (x, pos, boxes, memory, layout, attn_mask, group_sizes, value)
+            x = checkpoint(layer, *arguments, use_reentrant=False) if recomputes else layer(*arguments)
             # Parity: refinement reads the raw state, the heads read the output of `finish`. The reference of the next
             # layer is detached, the one for the heads is not (look forward twice).
             with full_precision(x):

@@ -8,18 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from codetr_cli.boxes import host_values
 from codetr_cli.models.attention import MultiScaleDeformableAttention
+from codetr_cli.models.constants import cached_constant
 from codetr_cli.models.feed_forward import FeedForward
 from codetr_cli.models.layers import chunks_of, runs_in_chunks
 from codetr_cli.models.posenc import encode_cells, encode_unpadded_cells
+
+
+class TokenCells(NamedTuple):
+    """What the sizes of the levels alone say about their tokens.
+
+    Attributes:
+        centres: (S, 2) centre (x, y) of every token in cells of its level.
+        level: (S,) int64 level of every token.
+        sizes: (L, 2) size (w, h) of each level in cells.
+    """
+
+    centres: Tensor
+    level: Tensor
+    sizes: Tensor
 
 
 @dataclass(frozen=True)
@@ -28,14 +43,18 @@ class TokenLayout:
 
     Attributes:
         spatial_shapes: (H, W) of each level.
+        cells: the tokens of levels of these sizes.
         level_masks: per level bool (B, H, W), True = padding; empty without padding.
         padding_mask: bool (B, S), True = padding; None: no padding.
+        valid_sizes: (B, L, 2) unpadded size (w, h) of each level in cells.
         valid_ratios: (B, L, 2) unpadded share of each level as (w, h).
     """
 
     spatial_shapes: list[tuple[int, int]]
+    cells: TokenCells
     level_masks: list[Tensor]
     padding_mask: Tensor | None
+    valid_sizes: Tensor
     valid_ratios: Tensor
 
     def split_levels(self, tokens: Tensor) -> list[Tensor]:
@@ -57,20 +76,38 @@ def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor | None) -> Toke
     # The geometry stays in float32 (or float64) even if autocast gives the maps another dtype.
     dtype = maps[0].dtype if maps[0].dtype == torch.float64 else torch.float32
     shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
+    cells = token_cells(tuple(shapes), dtype, maps[0].device)
     if padding_mask is None:
-        return TokenLayout(shapes, [], None, maps[0].new_ones(len(maps[0]), len(maps), 2, dtype=dtype))
+        sizes = cells.sizes.expand(len(maps[0]), -1, -1)
+        return TokenLayout(shapes, cells, [], None, sizes, torch.ones_like(sizes))
     # Parity: the mask is resized to each level with nearest interpolation, not by a ceiling division.
     full = padding_mask[:, None].to(dtype)
-    masks = [F.interpolate(full, size=shape, mode="nearest")[:, 0].bool() for shape in shapes]
-    ratios = [
-        torch.stack([(~m[:, 0]).sum(1).to(dtype) / m.shape[2], (~m[:, :, 0]).sum(1).to(dtype) / m.shape[1]], -1)
-        for m in masks
-    ]
-    return TokenLayout(shapes, masks, torch.cat([m.flatten(1) for m in masks], 1), torch.stack(ratios, 1))
+    padded = torch.cat([F.interpolate(full, size=shape, mode="nearest").flatten(1) for shape in shapes], 1).bool()
+    areas = [height * width for height, width in shapes]
+    masks, inside = (
+        [part.view(-1, *shape) for part, shape in zip(torch.split(tokens, areas, 1), shapes, strict=True)]
+        for tokens in (padded, ~padded)
+    )
+    edges = [edge.sum(1) for part in inside for edge in (part[:, 0], part[:, :, 0])]  # first row, first column
+    sizes = torch.stack(edges, 1).view(-1, len(shapes), 2).to(dtype)
+    return TokenLayout(shapes, cells, masks, padded, sizes, sizes / cells.sizes)
+
+
+@cached_constant(maxsize=32)
+def token_cells(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> TokenCells:
+    """The tokens of levels of these sizes (H, W)."""
+    centres, levels = [], []
+    for level, (height, width) in enumerate(spatial_shapes):
+        y, x = (torch.arange(side, dtype=dtype, device=device) + 0.5 for side in (height, width))
+        grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1)
+        centres.append(grid.flatten(0, 1))
+        levels.append(torch.full((height * width,), level, device=device))
+    sizes = host_values([(width, height) for height, width in spatial_shapes], centres[0])
+    return TokenCells(torch.cat(centres), torch.cat(levels), sizes)
 
 
 def cell_centres(layout: TokenLayout) -> Tensor:
-    """Centre of every token in units of each level's padded size.
+    """Centres of every token in units of each level's padded size.
 
     Returns:
         (B, S, L, 2) as (x, y): the token's centre relative to its own level's valid size, times the target level's
@@ -80,28 +117,19 @@ def cell_centres(layout: TokenLayout) -> Tensor:
     if layout.padding_mask is None:
         centres = _unpadded_centres(tuple(layout.spatial_shapes), ratios.dtype, ratios.device)
         return centres.expand(len(ratios), -1, ratios.shape[1], -1)
-    return _centres(layout.spatial_shapes, ratios)[:, :, None] * ratios[:, None]
+    return _centres(layout.cells, ratios)[:, :, None] * ratios[:, None]
 
 
-def _centres(spatial_shapes: Sequence[tuple[int, int]], ratios: Tensor) -> Tensor:
+def _centres(cells: TokenCells, ratios: Tensor) -> Tensor:
     """Centre (B, S, 2) of every token relative to the valid size of its level, whose share is in `ratios` (B, L, 2)."""
-    centres = []
-    for level, (height, width) in enumerate(spatial_shapes):
-        y = (torch.arange(height, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (
-            ratios[:, level, 1:] * height
-        )
-        x = (torch.arange(width, dtype=ratios.dtype, device=ratios.device) + 0.5)[None] / (ratios[:, level, :1] * width)
-        grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], -1)
-        centres.append(grid.flatten(1, 2))
-    return torch.cat(centres, 1)  # (B, S, 2)
+    return cells.centres / (ratios * cells.sizes)[:, cells.level]
 
 
-@lru_cache(maxsize=16)
+@cached_constant(maxsize=4)
 def _unpadded_centres(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Centre (1, S, 1, 2) of every token of maps without padding; cached for recent sizes."""
-    # Cached tensors are also used in training: they must not be created in inference mode.
-    with torch.inference_mode(mode=False), torch.no_grad():
-        return _centres(spatial_shapes, torch.ones(1, len(spatial_shapes), 2, dtype=dtype, device=device))[:, :, None]
+    """Centre (1, S, 1, 2) of every token of maps without padding."""
+    cells = token_cells(spatial_shapes, dtype, device)
+    return _centres(cells, torch.ones_like(cells.sizes)[None])[:, :, None]
 
 
 class EncoderLayer(nn.Module):
@@ -140,12 +168,15 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """Maps tokens (B, S, C) to the same shape; see `MultiScaleDeformableAttention.forward` for the arguments."""
         attended = self.attend(tokens, pos, reference_points, spatial_shapes, padding_mask)
-        if not runs_in_chunks(self.chunk_tokens) or attended.dtype != tokens.dtype:
+        if not runs_in_chunks(self.chunk_tokens):
             return self.finish(tokens, attended)
-        # The second half is token-wise: it overwrites the output of the attention.
-        for own, out in chunks_of(self.chunk_tokens, tokens, attended):
-            out.copy_(self.finish(own, out))
-        return attended
+        # The second half is token-wise: it overwrites the output of the attention, unless the sum is wider, as that of
+        # float32 tokens in mixed precision.
+        dtype = torch.promote_types(tokens.dtype, attended.dtype)
+        result = attended if attended.dtype == dtype else torch.empty_like(tokens, dtype=dtype)
+        for own, out, finished in chunks_of(self.chunk_tokens, tokens, attended, result):
+            finished.copy_(self.finish(own, out))
+        return result
 
     def attend(
         self,
@@ -200,16 +231,16 @@ class DeformableEncoder(nn.Module):
             for _ in range(num_layers)
         )
 
-    def encode_positions(self, layout: TokenLayout) -> list[Tensor]:
-        """Sine encoding (B, H, W, C) of every level of a layout with padding, before the level embedding."""
-        return [encode_cells(m, **self.encoding, dtype=layout.valid_ratios.dtype) for m in layout.level_masks]
+    def encode_positions(self, layout: TokenLayout) -> Tensor:
+        """Sine encoding (B, S, C) of every token of a layout with padding, before the level embedding."""
+        return encode_cells(layout.level_masks, **self.encoding, dtype=layout.valid_ratios.dtype)
 
     def token_positions(self, layout: TokenLayout) -> Tensor:
         """Sine encoding plus level embedding of every token, (B, S, C); (1, S, C) without padding."""
         if layout.padding_mask is not None:
-            encodings = self.encode_positions(layout)
-            parts = [e.flatten(1, 2) + embed for e, embed in zip(encodings, self.level_embed, strict=True)]
-            return torch.cat(parts, 1)
+            batch, areas = len(layout.padding_mask), [height * width for height, width in layout.spatial_shapes]
+            embeds = [e.expand(batch, area, -1) for e, area in zip(self.level_embed, areas, strict=True)]
+            return self.encode_positions(layout) + torch.cat(embeds, 1)
         half, dtype, device = self.dim // 2, layout.valid_ratios.dtype, layout.valid_ratios.device
         parts = []
         for (height, width), embed in zip(layout.spatial_shapes, self.level_embed, strict=True):

@@ -15,6 +15,7 @@ from codetr_cli.models.backbones.vit import Block as ViTBlock
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.encoder import EncoderLayer
 from codetr_cli.models.feed_forward import FeedForward
+from codetr_cli.models.layers import float64_device
 from codetr_cli.models.proposals import QuerySelection
 
 CHUNK_TOKENS = {"cpu": 2048}
@@ -50,10 +51,8 @@ def optimize_for_inference(model: CoDETR) -> CoDETR:
 def disable_optimizations(model: CoDETR) -> CoDETR:
     """Disables the training optimizations of the network, in place, to compare with published code.
 
-    Decoder passes share nothing, norms are computed, and feed-forward layers keep their hidden values. Checkpointing
-    stays as in the settings.
+    Norms are computed, and feed-forward layers keep their hidden values. Checkpointing stays as in the settings.
     """
-    model.shares_values = False
     for module in model.modules():
         if isinstance(module, FeedForward):
             module.training_chunk_tokens = 0
@@ -80,9 +79,14 @@ def fold_batch_norms(module: nn.Module) -> None:
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
     """Folds scale and shift of the norm into the convolution; computed in float64 and rounded once."""
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    shift = norm.bias.double() - norm.running_mean.double() * scale
+    place = float64_device(conv.weight.device)
+    weight, gain, bias, mean, variance = (
+        tensor.to(place, torch.float64)
+        for tensor in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
+    scale = gain / (variance + norm.eps).sqrt()
+    shift = bias - mean * scale
     if conv.bias is not None:
-        shift += conv.bias.double() * scale
-    conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
-    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
+        shift += conv.bias.to(place, torch.float64) * scale
+    conv.weight.copy_(weight * scale[:, None, None, None])
+    conv.bias = nn.Parameter(shift.to(conv.weight.device, conv.weight.dtype), requires_grad=False)

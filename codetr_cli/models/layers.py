@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,10 +15,23 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where to compute constants in float64 for a device: there, or on the CPU for Apple's GPUs, which have none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def full_precision(x: Tensor) -> torch.autocast:
     """A context without mixed precision on the device of `x`: for scores, boxes and losses."""
     # The meta device has no autocast; that of the CPU is used, so that networks can be measured there.
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+def autocast_dtype_of(x: Tensor) -> torch.dtype | None:
+    """The type of matrix products and convolutions of `x` where mixed precision is on; None elsewhere."""
+    kind = x.device.type
+    if x.is_meta or not x.is_floating_point() or not torch.is_autocast_enabled(kind):
+        return None
+    return None if x.dtype == torch.float64 else torch.get_autocast_dtype(kind)
 
 
 def runs_in_chunks(chunk_tokens: int) -> bool:
@@ -122,13 +135,18 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, pos: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, pos: Tensor, attn_mask: Tensor | None = None, group_sizes: Sequence[int] | None = None
+    ) -> Tensor:
         """Attends among the queries of each image.
 
         Args:
             x: (B, Q, C) content.
             pos: (B, Q, C) positional part of queries and keys.
-            attn_mask: bool (Q, Q), True where the query of the row must not attend to that of the column, or None.
+            attn_mask: bool, True where the query of the row must not attend to that of the column, or None: (Q, Q), or
+                that of the first group.
+            group_sizes: sizes of consecutive groups of queries, each of which attends to itself only, without any mask
+                but for the first; None: one group.
 
         Returns:
             (B, Q, C), without the residual.
@@ -139,8 +157,12 @@ class SelfAttention(nn.Module):
         q, k = F.linear(x + pos, weight_qk, bias_qk).chunk(2, dim=-1)
         v = F.linear(x, weight_v, bias_v)
         q, k, v = (t.view(batch, queries, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))  # (B, N, Q, D)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=None if attn_mask is None else ~attn_mask)
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, queries, dim))
+        sizes = [queries] if group_sizes is None else list(group_sizes)
+        masks = [None if attn_mask is None else ~attn_mask, *[None] * (len(sizes) - 1)]
+        # One block of the attention matrix for each group: no product is computed to be masked.
+        groups = zip(*(torch.split(t, sizes, dim=2) for t in (q, k, v)), masks, strict=True)
+        blocks = [F.scaled_dot_product_attention(*group).transpose(1, 2).reshape(batch, -1, dim) for group in groups]
+        return self.out_proj(torch.cat(blocks, dim=1) if len(blocks) > 1 else blocks[0])
 
 
 class DropPath(nn.Module):

@@ -7,13 +7,14 @@ Shape letters: M cells along a mask's side, N masks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codetr_cli.boxes import host_values
 from codetr_cli.models.layers import full_precision
 
 MASK_THRESHOLD = 0.5
@@ -46,17 +47,27 @@ def enlarge(values: Tensor, size: int) -> Tensor:
 # -------------------------------------------------------------------------------------------------------------- pasting
 
 
+PIXELS_AT_ONCE = {"cpu": 0}
+"""Pixels of the masks that are pasted together, by device type; one mask is always pasted. A CPU gains nothing."""
+
+GPU_PIXELS_AT_ONCE = 2**26
+"""The same on any other device, which waits for every download: 320 MB."""
+
+
 @dataclass(frozen=True)
 class Pasted:
-    """A mask in an image: `pixels` bool (h, w) with the first pixel at (`top`, `left`); all others are background."""
+    """A mask in an image: `pixels` bool (h, w), on the host, with the first pixel at (`top`, `left`).
+
+    All other pixels are background.
+    """
 
     top: int
     left: int
     pixels: Tensor
 
 
-def paste_crops(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Pasted]:
-    """Yields every mask as the part of the image that its box covers.
+def paste_crops(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Pasted]]:
+    """Yields the index of every mask and the mask as the part of the image that its box covers, small boxes first.
 
     Bilinear samples at pixel centres with zero beyond the grid, compared with 0.5: pixels outside the box are never
     part of the mask. The two axes are interpolated separately, as the grid is parallel to the pixels.
@@ -69,22 +80,49 @@ def paste_crops(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     height, width = size
     dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
     probabilities, boxes = probabilities.to(dtype), boxes.to(dtype)
-    for cells, box, (x1, y1, x2, y2) in zip(probabilities, boxes, boxes.tolist(), strict=True):
-        left, right = _covered(x1, x2, width)
-        top, bottom = _covered(y1, y2, height)
-        rows = _interpolation(box[1], box[3], top, bottom, len(cells))  # (h, M)
-        columns = _interpolation(box[0], box[2], left, right, len(cells))  # (w, M)
+    if not len(boxes):
+        return
+    corners = boxes.tolist()
+    rows = [_covered(y1, y2, height) for _, y1, _, y2 in corners]
+    columns = [_covered(x1, x2, width) for x1, _, x2, _ in corners]
+    sides = [(bottom - top, right - left) for (top, bottom), (left, right) in zip(rows, columns, strict=True)]
+    chunks = _chunks(sides, PIXELS_AT_ONCE.get(boxes.device.type, GPU_PIXELS_AT_ONCE))
+    order = host_values([i for chunk in chunks for i in chunk], boxes).long()
+    starts = host_values([(columns[i][0], rows[i][0]) for chunk in chunks for i in chunk], boxes)
+    parts = (torch.split(each, [*map(len, chunks)]) for each in (probabilities[order], boxes[order], starts))
+    for chunk, cells, own, first in zip(chunks, *parts, strict=True):
+        tallest, widest = (max(sides[i][axis] for i in chunk) for axis in (0, 1))
+        down = _interpolation(own[:, 1], own[:, 3], first[:, 1], tallest, cells.shape[-1])  # (n, h, M)
+        across = _interpolation(own[:, 0], own[:, 2], first[:, 0], widest, cells.shape[-1])  # (n, w, M)
         with full_precision(cells):  # mixed precision would move the edges
-            pixels = rows @ cells @ columns.T >= MASK_THRESHOLD
-        yield Pasted(top, left, pixels)
+            pixels = (down @ cells @ across.transpose(1, 2) >= MASK_THRESHOLD).cpu()
+        for i, of_mask in zip(chunk, pixels, strict=True):
+            yield i, Pasted(rows[i][0], columns[i][0], of_mask[: sides[i][0], : sides[i][1]])
+
+
+def _chunks(sides: Sequence[tuple[int, int]], pixels: int) -> list[list[int]]:
+    """Indices of masks with few pixels together when all of them are as large as the largest; small ones first."""
+    chunks: list[list[int]] = []
+    tallest = widest = 0
+    for i in sorted(range(len(sides)), key=lambda i: sides[i][0] * sides[i][1]):
+        tallest, widest = max(tallest, sides[i][0]), max(widest, sides[i][1])
+        if chunks and (len(chunks[-1]) + 1) * tallest * widest <= pixels:
+            chunks[-1].append(i)
+        else:
+            chunks.append([i])
+            tallest, widest = sides[i]
+    return chunks
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The masks as bool (N, height, width); arguments as for `paste_crops`. The result is large: call it in chunks."""
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=probabilities.device)
-    for mask, pasted in zip(masks, paste_crops(probabilities, boxes, size), strict=True):
+    """The masks as bool (N, height, width) on the host; arguments as for `paste_crops`.
+
+    The result is large: call it in chunks.
+    """
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for i, pasted in paste_crops(probabilities, boxes, size):
         height, width = pasted.pixels.shape
-        mask[pasted.top : pasted.top + height, pasted.left : pasted.left + width] = pasted.pixels
+        masks[i, pasted.top : pasted.top + height, pasted.left : pasted.left + width] = pasted.pixels
     return masks
 
 
@@ -96,10 +134,19 @@ def _covered(low: float, high: float, limit: int) -> tuple[int, int]:
     return first, min(max(math.ceil(high), first), limit)
 
 
-def _interpolation(low: Tensor, high: Tensor, first: int, end: int, cells: int) -> Tensor:
-    """Interpolation weight (end - first, cells) of each cell between two coordinates, for each pixel centre."""
-    centres = torch.arange(first, end, device=low.device, dtype=low.dtype) + 0.5
+def _interpolation(low: Tensor, high: Tensor, first: Tensor, length: int, cells: int) -> Tensor:
+    """Interpolation weight (N, length, cells) of each cell between two coordinates, for the centres of pixels.
+
+    Args:
+        low: (N,) first coordinate of each mask.
+        high: (N,) last coordinate.
+        first: (N,) first pixel.
+        length: number of pixels.
+        cells: along the side of a mask.
+    """
+    centres = first[:, None] + torch.arange(length, device=low.device, dtype=low.dtype) + 0.5
+    low, high = low[:, None], high[:, None]
     # Parity: via [-1, 1], so that pixels exactly between two cells are rounded as published.
     coordinate = (((centres - low) / (high - low) * 2 - 1 + 1) * cells - 1) / 2  # in cells, 0 = centre of the first one
-    distance = (coordinate[:, None] - torch.arange(cells, device=low.device, dtype=low.dtype)).abs()
+    distance = (coordinate[..., None] - torch.arange(cells, device=low.device, dtype=low.dtype)).abs()
     return (1 - distance).clamp(min=0)

@@ -1,6 +1,6 @@
 """Pools regions from a pyramid of maps. Behaviour of mmdet's SingleRoIExtractor with RoIAlign.
 
-Shape letters: C channels, R regions.
+Shape letters: C channels, L maps, R regions.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
-from codetr_cli.boxes import box_area
+from codetr_cli.boxes import box_area, host_numbers
+from codetr_cli.ops.roi_align import roi_align
 
 
 def number_regions(boxes: Sequence[Tensor]) -> Tensor:
@@ -32,7 +32,7 @@ def pool_map(feature_map: Tensor, regions: Tensor, *, size: int, stride: float) 
         (R, C, size, size).
     """
     regions = regions.to(feature_map.dtype)
-    return roi_align(feature_map, regions, size, 1 / stride, sampling_ratio=0, aligned=True)
+    return roi_align(feature_map, regions, size=size, scale=1 / stride)
 
 
 class RegionPooling(nn.Module):
@@ -48,21 +48,38 @@ class RegionPooling(nn.Module):
         super().__init__()
         self.strides, self.output_size, self.finest_scale = tuple(strides), output_size, finest_scale
 
-    def forward(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
+    def levels(self, boxes: Tensor) -> Tensor:
+        """The number of the map (...,), int64, that each box (..., 4) xyxy pixels is pooled from."""
+        scale = box_area(boxes).sqrt()
+        levels = torch.floor(torch.log2(scale / self.finest_scale + 1e-6)).clamp(0, len(self.strides) - 1)
+        return torch.nan_to_num(levels).long()
+
+    def count_levels(self, boxes: Tensor, counted: Tensor) -> Tensor:
+        """How many boxes are pooled from each map, (L,) int64 on the device of the boxes.
+
+        Args:
+            boxes: (..., 4) xyxy pixels.
+            counted: bool (...,); other boxes do not count.
+        """
+        levels = torch.where(counted, self.levels(boxes), -1)
+        numbers = torch.arange(len(self.strides), device=levels.device)
+        return (levels.flatten() == numbers[:, None]).sum(1)
+
+    def forward(self, maps: Sequence[Tensor], regions: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Pools regions.
 
         Args:
             maps: (B, C, H, W), at least as many as there are strides.
             regions: (R, 5) image index and xyxy pixels.
+            counts: of `count_levels`; None: counted here, which waits for the device.
 
         Returns:
             (R, C, output_size, output_size).
         """
-        scale = box_area(regions[:, 1:]).sqrt()
-        levels = torch.floor(torch.log2(scale / self.finest_scale + 1e-6)).clamp(0, len(self.strides) - 1)
-        pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], self.output_size, self.output_size)
-        for level, stride in enumerate(self.strides):
-            index = (levels == level).nonzero()[:, 0]
-            of_level = pool_map(maps[level], regions[index], size=self.output_size, stride=stride)
-            pooled = pooled.index_add(0, index, of_level)
-        return pooled
+        if counts is None:
+            whole = torch.ones_like(regions[:, 0], dtype=torch.bool)
+            (counts,) = host_numbers(self.count_levels(regions[:, 1:], whole))
+        order = self.levels(regions[:, 1:]).argsort(stable=True)
+        of_levels = zip(maps, torch.split(regions[order], list(counts)), self.strides, strict=False)
+        pooled = torch.cat([pool_map(m, own, size=self.output_size, stride=stride) for m, own, stride in of_levels])
+        return torch.empty_like(pooled).index_copy(0, order, pooled)

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from codetr_cli.boxes import Target, Targets, clip_boxes, cxcywh_to_xyxy, host_values, size_scale
+from codetr_cli.models.layers import at_least_float32
 from codetr_cli.ops.nms import batched_nms, batched_soft_nms, parallel_soft_nms
+
+SOFT_NMS_ROUNDS = 8
+"""Rounds of `parallel_soft_nms` before the first look at its result; few images need more."""
 
 
 @dataclass(frozen=True)
@@ -81,37 +85,67 @@ class PostProcess:
             boxes: (B, Q, 4) cxcywh in [0, 1].
             targets: per image `norm_size` (h, w) and `scale_factor` (w, h).
         """
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        probabilities, boxes = logits.to(dtype).sigmoid(), boxes.to(dtype)
         if boxes.device.type != "cpu" and self.nms != "hard":
-            return self.at_once(probabilities, boxes, targets)
+            return self.at_once(logits, boxes, targets)
+        probabilities, boxes = at_least_float32(logits).sigmoid(), at_least_float32(boxes)
         return [
             self._single(scores, image_boxes, target)
             for scores, image_boxes, target in zip(probabilities, boxes, targets, strict=True)
         ]
 
-    def at_once(self, probabilities: Tensor, boxes: Tensor, targets: Targets) -> list[Detections]:
-        """The detections of a batch, computed together on its device, with soft or no NMS.
+    def at_once(self, logits: Tensor, boxes: Tensor, targets: Targets) -> list[Detections]:
+        """The detections of a batch, computed together on its device, with soft or no NMS; arguments as above."""
+        geometry = image_geometry(targets, boxes)
+        return self.read_rows(self.rows(logits, boxes, geometry), logits, boxes, geometry)
+
+    def rows(self, logits: Tensor, boxes: Tensor, geometry: Tensor, *, rounds: int | None = None) -> Tensor:
+        """The detections of a batch as one tensor whose shape depends on no value; nothing waits for a GPU.
 
         Args:
-            probabilities: (B, Q, K).
+            logits: (B, Q, K).
             boxes: (B, Q, 4) cxcywh in [0, 1].
-            targets: as for `__call__`.
+            geometry: (2, B, 4) of `image_geometry`.
+            rounds: of soft-NMS; None: `SOFT_NMS_ROUNDS`.
+
+        Returns:
+            (B, N, 7): box in pixels of the original image; score, -1: no detection; label; 1 where the rounds were not
+            enough for the image, else 0.
         """
+        probabilities, boxes = at_least_float32(logits).sigmoid(), at_least_float32(boxes)
         scores, flat = probabilities.flatten(1).topk(self._count(probabilities), dim=1)  # (B, N)
         labels, query = flat % probabilities.shape[2], flat // probabilities.shape[2]
-        sizes = [(w, h, w, h) for h, w in (target["norm_size"] for target in targets)]
-        scales = [(*target["scale_factor"], *target["scale_factor"]) for target in targets]
-        limits, factors = host_values([sizes, scales], boxes)[:, :, None]  # (B, 1, 4) each
+        limits, factors = geometry.to(boxes.dtype)[:, :, None]  # (B, 1, 4) each
         corners = cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4))) * limits
         corners = corners.clamp(min=0).minimum(limits) / factors
+        is_open = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         if self.nms == "soft":
-            scores = parallel_soft_nms(
-                corners, scores, labels, iou_threshold=self.nms_iou, min_score=self.nms_min_score
+            scores, is_open = parallel_soft_nms(
+                corners,
+                scores,
+                labels,
+                iou_threshold=self.nms_iou,
+                min_score=self.nms_min_score,
+                rounds=rounds or SOFT_NMS_ROUNDS,
             )
         scores, best = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
         corners, labels = corners.gather(1, best[..., None].expand(-1, -1, 4)), labels.gather(1, best)
-        host = torch.cat([corners, scores[..., None], labels[..., None].to(corners.dtype)], -1).cpu()
+        is_open = is_open[:, None].expand_as(labels)
+        columns = [scores, labels.to(corners.dtype), is_open.to(corners.dtype)]
+        return torch.cat([corners, torch.stack(columns, -1)], -1)
+
+    def read_rows(self, rows: Tensor, logits: Tensor, boxes: Tensor, geometry: Tensor) -> list[Detections]:
+        """The detections of each image in host memory, by one copy; with more rounds of soft-NMS where they are needed.
+
+        Args:
+            rows: (B, N, 7) of `rows`.
+            logits: that they were computed from, and so the others.
+            boxes: as above.
+            geometry: as above.
+        """
+        host, rounds = rows.cpu(), SOFT_NMS_ROUNDS
+        while host[..., 6].any():
+            rounds *= 4
+            host = self.rows(logits, boxes, geometry, rounds=rounds).cpu()
         kept = [image[image[:, 4] >= 0] for image in host]
         return [Detections(image[:, :4], image[:, 4], image[:, 5].long()) for image in kept]
 
@@ -150,3 +184,18 @@ class PostProcess:
                 batched_nms(detections.boxes, detections.scores, detections.labels, self.nms_iou)[: self.max_detections]
             ]
         return detections
+
+
+def image_geometry(targets: Targets, like: Tensor) -> Tensor:
+    """What maps normalized boxes to the original images: (w, h, w, h) of `norm_size` and of `scale_factor`.
+
+    Args:
+        targets: per image `norm_size` (h, w) and `scale_factor` (w, h).
+        like: a tensor on the device of the result.
+
+    Returns:
+        (2, B, 4), float64 if `like` is, else float32.
+    """
+    sizes = [(w, h, w, h) for h, w in (target["norm_size"] for target in targets)]
+    scales = [(*target["scale_factor"], *target["scale_factor"]) for target in targets]
+    return host_values([sizes, scales], at_least_float32(like[:0]))

@@ -6,15 +6,17 @@ Shape letters: B batch, C channels, K classes, Q queries, S tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.models.encoder import TokenLayout
+from codetr_cli.models.constants import cached_constant
+from codetr_cli.models.encoder import TokenCells, TokenLayout, token_cells
 from codetr_cli.models.layers import at_least_float32, chunks_of, full_precision, runs_in_chunks
+
+FINEST_SIDE = 0.05
+"""Share of the image that the side of a proposal is long at the finest level; it doubles from level to level."""
 
 
 @dataclass(frozen=True)
@@ -43,37 +45,36 @@ def propose_boxes(layout: TokenLayout) -> Tensor:
         (B, S, 4) logits of cxcywh relative to the valid size; +inf where the token is padding or any of the four values
         is not strictly inside (0.01, 0.99).
     """
-    dtype, device = layout.valid_ratios.dtype, layout.valid_ratios.device
+    shapes, dtype, device = tuple(layout.spatial_shapes), layout.valid_sizes.dtype, layout.valid_sizes.device
     if layout.padding_mask is None:
-        logits = _propose_unpadded(tuple(layout.spatial_shapes), dtype, device)
-        return logits.expand(len(layout.valid_ratios), -1, -1)
-    logits = _propose(layout.level_masks, dtype, device)
+        return _propose_unpadded(shapes, dtype, device).expand(len(layout.valid_sizes), -1, -1)
+    logits = _propose(layout.cells, _sides(shapes, dtype, device), layout.valid_sizes)
     return logits.masked_fill(layout.padding_mask[..., None], float("inf"))
 
 
-def _propose(level_masks: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Box logits (B, S, 4) of levels with padding masks, +inf where not inside (0.01, 0.99)."""
-    boxes = []
-    for level, mask in enumerate(level_masks):
-        height, width = mask.shape[1:]
-        valid_h = (~mask[:, :, 0]).sum(1).to(dtype)[:, None, None]
-        valid_w = (~mask[:, 0, :]).sum(1).to(dtype)[:, None, None]
-        y = (torch.arange(height, dtype=dtype, device=device) + 0.5)[None, :, None] / valid_h
-        x = (torch.arange(width, dtype=dtype, device=device) + 0.5)[None, None, :] / valid_w
-        side = torch.full_like(mask, 0.05 * 2**level, dtype=dtype)
-        boxes.append(torch.stack([x.expand(-1, height, -1), y.expand(-1, -1, width), side, side], -1).flatten(1, 2))
-    proposals = torch.cat(boxes, 1)
+def _propose(cells: TokenCells, sides: Tensor, valid_sizes: Tensor) -> Tensor:
+    """Box logits (B, S, 4) of levels with valid sizes (B, L, 2), +inf where not inside (0.01, 0.99)."""
+    centres = cells.centres / valid_sizes[:, cells.level]  # (B, S, 2)
+    proposals = torch.cat([centres, sides.expand(len(centres), -1, -1)], -1)
     inside = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
     return torch.log(proposals / (1 - proposals)).masked_fill(~inside[..., None], float("inf"))
 
 
-@lru_cache(maxsize=16)
+@cached_constant(maxsize=32)
+def _sides(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Width and height (S, 2) of the box of every token."""
+    areas = [height * width for height, width in spatial_shapes]
+    sides = [
+        torch.full((area, 2), FINEST_SIDE * 2**level, dtype=dtype, device=device) for level, area in enumerate(areas)
+    ]
+    return torch.cat(sides)
+
+
+@cached_constant(maxsize=4)
 def _propose_unpadded(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Box logits (1, S, 4) of levels without padding; cached for recent sizes."""
-    # Cached tensors are also used in training: they must not be created in inference mode.
-    with torch.inference_mode(mode=False), torch.no_grad():
-        masks = [torch.zeros(1, *shape, dtype=torch.bool, device=device) for shape in spatial_shapes]
-        return _propose(masks, dtype, device)
+    """Box logits (1, S, 4) of levels without padding."""
+    cells = token_cells(spatial_shapes, dtype, device)
+    return _propose(cells, _sides(spatial_shapes, dtype, device), cells.sizes[None])
 
 
 class QuerySelection(nn.Module):

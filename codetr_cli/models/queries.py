@@ -33,6 +33,17 @@ class Queries:
     query_pos: Tensor | None = None
 
 
+def concatenate_queries(parts: Sequence[Queries]) -> Queries:
+    """One set of all queries, in this order, whose content has the dtype of the first part."""
+    dtype = parts[0].content.dtype
+    positions = [part.query_pos for part in parts if part.query_pos is not None]
+    return Queries(
+        torch.cat([part.content.to(dtype) for part in parts], 1),
+        torch.cat([part.references for part in parts], 1),
+        torch.cat(positions, 1) if positions else None,
+    )
+
+
 class BoxPosEncoding(nn.Module):
     """Projects a reference box to the positional part of its query.
 

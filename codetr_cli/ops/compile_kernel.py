@@ -5,6 +5,7 @@ Uses the standard library only. `python codetr_cli/ops/compile_kernel.py` compil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -63,16 +64,16 @@ def compile_kernel(library: Path = LIBRARY, extra_flags: tuple[str, ...] = ()) -
     Raises:
         CompilerError: there is no compiler, it failed, or the library cannot be written.
     """
-    compiler = [*find_compiler(), *FLAGS, *extra_flags]
+    compiler = find_compiler()
     try:
-        _compile(compiler, library)
+        _compile([*compiler, *FLAGS, *extra_flags], library, _machine(compiler))
     except OSError as error:
         raise CompilerError(f"{library} cannot be written: {error}") from error
     return library
 
 
-def _compile(compiler: list[str], library: Path) -> None:
-    sets = {"base": ()} | (X86_SETS if _machine() in ("x86_64", "amd64") else {})
+def _compile(compiler: list[str], library: Path, machine: str) -> None:
+    sets = {"base": ()} | (X86_SETS if machine in ("x86_64", "amd64") else {})
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".kernel-") as folder:
         objects = [Path(folder) / f"{name}.o" for name in (*sets, "entry")]
         for (name, flags), target in zip(sets.items(), objects, strict=False):
@@ -84,9 +85,15 @@ def _compile(compiler: list[str], library: Path) -> None:
         built.replace(library)
 
 
-def _machine() -> str:
-    # A 32-bit Python on a 64-bit processor builds for itself, not for the processor.
-    return platform.machine().lower() if sys.maxsize > 2**32 else sysconfig.get_platform()
+def _machine(compiler: list[str]) -> str:
+    """The processor that the compiler makes code for: a cross compiler's is not this machine's."""
+    if sys.maxsize <= 2**32:  # a 32-bit Python on a 64-bit processor builds for itself, not for the processor
+        return sysconfig.get_platform()
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        target = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=True).stdout
+        if target.strip():
+            return target.partition("-")[0].lower()
+    return platform.machine().lower()
 
 
 def _run(command: list[str]) -> None:

@@ -121,7 +121,7 @@ def _dispatch(
     scores: Tensor,
     backend: str,
 ) -> Tensor:
-    name = _choose(backend, value.device.type)
+    name = _choose(backend, value.device, torch.compiler.is_exporting())
     if name == "cpu" and scores.shape[3] * scores.shape[4] > CPU_SAMPLES:
         name = "torch"
     if name in COMPILED:
@@ -131,11 +131,11 @@ def _dispatch(
     return deform_attn_torch.forward(value, spatial_shapes, reference_points, sampling, scores, gather=gather)
 
 
-def _choose(backend: str, device_type: str) -> str:
+def _choose(backend: str, device: torch.device, exporting: bool) -> str:
     # An exported program must run without the kernels of this package: it uses plain PyTorch, unless requested.
-    if backend == "auto" and torch.compiler.is_exporting():
+    if backend == "auto" and exporting:
         return "reference"
-    return choose_backend(backend, device_type)
+    return choose_backend(backend, device)
 
 
 # Same as torch.compiler.assume_constant_result, without importing the compiler in every process (1 s).

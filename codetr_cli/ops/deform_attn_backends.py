@@ -50,43 +50,44 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def available_backends(device_type: str = "cpu") -> dict[str, str | None]:
-    """Every backend, fastest first: None if it can run on `device_type`, else the reason, one sentence."""
-    return {name: _why_not(name, device_type) for name in BACKENDS}
+def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Every backend, fastest first: None if it can run on `device`, else the reason, one sentence."""
+    return {name: _why_not(name, _with_index(device)) for name in BACKENDS}
 
 
-def active_backend(device_type: str = "cpu") -> str:
-    """The name of the backend that calls on `device_type` ("cpu", "cuda") use.
+def active_backend(device: torch.device | str = "cpu") -> str:
+    """The name of the backend that calls on `device` use; "cuda" is the current GPU.
 
     Raises:
         ResourceError: one is forced that cannot run there.
         ConfigError: the environment names one that does not exist.
     """
-    return choose_backend("auto", device_type)
+    return choose_backend("auto", device)
 
 
-def choose_backend(wanted: str, device_type: str) -> str:
+def choose_backend(wanted: str, device: torch.device | str) -> str:
     """The backend to use: `wanted` unless it is "auto", else the forced one, else the fastest that can run.
 
-    "torch" when the chosen one does not give the reference's numbers here.
+    "torch" when the chosen one does not give the reference's numbers there.
 
     Args:
         wanted: a setting: a name or "auto".
-        device_type: "cpu" or "cuda" (ROCm calls itself that too).
+        device: of the tensors; "cuda" (ROCm calls itself that too) is the current GPU.
 
     Raises:
         ResourceError: the one asked for cannot run there.
         ConfigError: there is no backend of that name.
     """
     name, source = wanted, "attention_backend"
+    device = _with_index(device)
     if name == "auto":
         name, source = (_forced, "use_backend") if _forced != "auto" else (os.environ.get(VARIABLE, "auto"), VARIABLE)
     if _known(name, source) == "auto":
-        name = _fastest(device_type, deform_attn_torch.wants_fixed_order())
-    reason = _why_not(name, device_type)
+        name = _fastest(device, deform_attn_torch.wants_fixed_order())
+    reason = _why_not(name, device)
     if reason is not None:
         raise ResourceError(f"{source} selects the deformable attention backend {name!r}: {reason} Use 'auto' instead.")
-    return name if name not in COMPILED or proven(name, device_type) else "torch"
+    return name if name not in COMPILED or proven(name, device) else "torch"
 
 
 def backend_module(name: str) -> ModuleType:
@@ -95,16 +96,14 @@ def backend_module(name: str) -> ModuleType:
 
 
 @functools.cache
-def proven(name: str, device_type: str) -> bool:
-    """Whether a backend matches the reference on this machine; tested once, on a problem of a few milliseconds.
+def proven(name: str, device: torch.device) -> bool:
+    """Whether a backend matches the reference on a device; tested once, on a problem of a few milliseconds.
 
-    A backend that does not match is reported in a warning and not used again.
+    A backend that does not match is reported in a warning and not used there again.
     """
-    # The current GPU is per thread: the thread must select the one of this process.
-    device = torch.device(device_type, torch.cuda.current_device()) if device_type == "cuda" else device_type
     # In a separate thread, without autocast, inference mode or tracing of the caller.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        difference = thread.submit(_difference, name, torch.device(device)).result()
+        difference = thread.submit(_difference, name, _with_index(device)).result()
     if difference is not None:
         warnings.warn(
             f"the deformable attention of {name!r} is not used on this machine: {difference}. Plain PyTorch is used "
@@ -115,19 +114,27 @@ def proven(name: str, device_type: str) -> bool:
     return difference is None
 
 
+def _with_index(device: torch.device | str) -> torch.device:
+    """The device itself; the current GPU where it has no index, because the GPUs of a machine may differ."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 @functools.cache
-def _fastest(device_type: str, fixed_order: bool) -> str:
-    return next(name for name in BACKENDS if _asked(name, device_type, fixed_order) is None)
+def _fastest(device: torch.device, fixed_order: bool) -> str:
+    return next(name for name in BACKENDS if _asked(name, device, fixed_order) is None)
 
 
-def _why_not(name: str, device_type: str) -> str | None:
-    return _asked(name, device_type, deform_attn_torch.wants_fixed_order())
+def _why_not(name: str, device: torch.device) -> str | None:
+    return _asked(name, device, deform_attn_torch.wants_fixed_order())
 
 
 @functools.cache
-def _asked(name: str, device_type: str, fixed_order: bool) -> str | None:
+def _asked(name: str, device: torch.device, fixed_order: bool) -> str | None:
     """Caches a result per value of `fixed_order`, which can change while the program runs."""
-    return None if name not in COMPILED else backend_module(name).why_not(device_type)
+    return None if name not in COMPILED else backend_module(name).why_not(device)
 
 
 def _known(name: str, source: str) -> str:

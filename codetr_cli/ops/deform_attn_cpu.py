@@ -43,10 +43,10 @@ class _Problem(ctypes.Structure):
     _fields_ = (*((name, ctypes.c_void_p) for name in POINTERS), *((name, ctypes.c_int64) for name in NUMBERS))
 
 
-def why_not(device_type: str) -> str | None:
-    """One sentence why this backend cannot run on `device_type`, None when it can."""
-    if device_type != "cpu":
-        return f"The compiled kernel runs on CPUs, not on {device_type}."
+def why_not(device: torch.device) -> str | None:
+    """One sentence why this backend cannot run on `device`, None when it can."""
+    if device.type != "cpu":
+        return f"The compiled kernel runs on CPUs, not on {device.type}."
     try:
         _library()
     except OSError as error:

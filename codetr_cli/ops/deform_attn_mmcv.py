@@ -26,8 +26,8 @@ from codetr_cli.ops.deform_attn_torch import place_samples, wants_fixed_order
 FUNCTIONS = ("ms_deform_attn_forward", "ms_deform_attn_backward")
 
 
-def why_not(device_type: str) -> str | None:
-    """The reason why mmcv's operator cannot run on `device_type` ("cpu", "cuda"), one sentence; None if it can."""
+def why_not(device: torch.device) -> str | None:
+    """The reason why mmcv's operator cannot run on `device`, one sentence; None if it can."""
     package = importlib.util.find_spec("mmcv")
     if package is None:
         return "mmcv is not installed (it is optional; its operators run on CUDA only)."
@@ -38,8 +38,8 @@ def why_not(device_type: str) -> str | None:
             "without CUDA at hand), so it offers nothing faster: install a prebuilt mmcv wheel that matches your torch "
             "and CUDA, or use another backend."
         )
-    if device_type != "cuda":
-        return f"mmcv has no deformable attention kernel for the device {device_type}: it runs on CUDA only."
+    if device.type != "cuda":
+        return f"mmcv has no deformable attention kernel for the device {device.type}: it runs on CUDA only."
     if wants_fixed_order():
         return (
             "mmcv's operator adds gradients in no fixed order, and deterministic algorithms are enabled "

@@ -4,8 +4,8 @@ Softmax, location arithmetic, bilinear gather and weighted sum are one kernel, s
 attention weights nor samples are ever written to memory; backward recomputes them. docs/triton_kernels.md derives the
 traffic and the limits. Besides the launches, this module contains:
 
-* block shapes are tuned on first use, from a short list, once for each set of dtypes and layer shape and for a coarse
-  class of query counts: another image size does not tune again. Triton keeps the results on disk;
+* `deform_attn_triton_tuning` chooses the form of the kernels, once for each set of dtypes and layer shape and for a
+  coarse class of query counts: another image size does not tune again;
 * the level table goes to the device once for each set of map sizes, so that calls copy nothing and never wait: they
   can be captured in a CUDA graph;
 * the gradient of `value` is summed by atomic additions, or in a fixed order when `torch.use_deterministic_algorithms`
@@ -21,7 +21,6 @@ import importlib
 import importlib.util
 import os
 import re
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -29,10 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from codetr_cli.ops import deform_attn_triton_tuning as tuning
 from codetr_cli.ops.deform_attn_torch import wants_fixed_order
 
-MIN_TRITON = (3, 6)
-"""The version that comes with the oldest supported torch."""
+MIN_TRITON = (3, 1)
+"""The oldest version that the kernels were run with, in its interpreter."""
 
 INT32_REACH = 2**31
 """Offsets inside one image from here on are computed with 64 bits."""
@@ -40,30 +40,21 @@ INT32_REACH = 2**31
 MIN_CAPABILITY = (7, 0)
 """The oldest CUDA device that Triton generates code for."""
 
-BLOCKS = ((8, 1), (8, 2), (8, 4), (16, 2), (16, 4), (32, 4), (64, 8))
-"""Tuning candidates: queries of a block, warps. Large channel counts and odd point counts use fewer of them.
-
-Many queries to a warp share the arithmetic of locations among threads, few leave registers for more warps.
-"""
-
-DEFAULT_BLOCK = (8, 4)
-"""Used where nothing may be timed: inside a CUDA graph capture before tuning, and for the deterministic backward."""
-
 COMPILER_OPTIONS = {"enable_fp_fusion": True}
 """Fused multiply-adds are asked for, because the default is about to change and Triton warns about that."""
 
-INTERPRETED_BLOCK_Q = 64
+INTERPRETED = tuning.Candidate(1, 64, 4)
 """Triton's interpreter takes as long for a large block as for a small one."""
 
 
-def why_not(device_type: str) -> str | None:
-    """The reason why the kernels cannot run on `device_type` ("cpu", "cuda"), one sentence; None if they can."""
+def why_not(device: torch.device) -> str | None:
+    """The reason why the kernels cannot run on `device`, one sentence; None if they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device_type == "cpu" and not interpreted:
+    if device.type == "cpu" and not interpreted:
         return "Triton runs on GPUs (TRITON_INTERPRET=1 interprets its kernels on the CPU, slowly, for tests)."
-    if device_type not in ("cpu", "cuda"):
-        return f"these Triton kernels run on CUDA and ROCm GPUs, not on {device_type}."
-    if device_type == "cuda" and not torch.cuda.is_available():
+    if device.type not in ("cpu", "cuda"):
+        return f"these Triton kernels run on CUDA and ROCm GPUs, not on {device.type}."
+    if device.type == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA or ROCm GPU on this machine."
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (torch's GPU builds for Linux bring it; on Windows install triton-windows)."
@@ -73,8 +64,10 @@ def why_not(device_type: str) -> str | None:
         return f"Triton is installed but cannot be imported: {error}"
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < MIN_TRITON:
         return f"Triton {version} is older than {'.'.join(map(str, MIN_TRITON))}, which these kernels need."
-    if device_type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() < MIN_CAPABILITY:
-        return "this GPU is too old for Triton, which needs compute capability 7.0."
+    if device.type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < MIN_CAPABILITY:
+            return "this GPU is too old for Triton: its compute capability is {}.{}, 7.0 is needed.".format(*capability)
     return None
 
 
@@ -109,7 +102,6 @@ def forward(
         call.scores,
         output,
         call.queries,
-        call.query_class,
         *call.strides,
     )
     with torch.cuda.device(value.get_device()):
@@ -177,10 +169,10 @@ def _atomic_backward(
     total = call.accumulator(*call.value.shape).zero_()
     nothing = call.scores  # placeholder of unused arguments
     outputs = (total, nothing if parts is None else parts, grad_sampling, grad_scores, nothing, nothing)
-    sizes = (call.tokens, call.queries, call.query_class, 0, 0)
+    sizes = (call.tokens, call.queries, 0, 0)
     arguments = (grad, call.value, *call.inputs(), *outputs, *sizes, *grad.stride()[:2], *call.strides)
-    constants = call.constants | {"NEEDS_REFERENCE": needs_reference, "ORDERED": False}
-    _launch("backward", call, arguments, constants)
+    constants = call.backward_constants(needs_reference=needs_reference, ordered=False)
+    _launch("backward", call, arguments, constants, total=total)
     return total.to(call.value.dtype)
 
 
@@ -208,15 +200,15 @@ def _ordered_backward(
         raise ValueError(f"value has too many cells for the deterministic backward: {call.heads * per_head} over heads")
     first_of_cell = torch.arange(call.heads * per_head + 1, dtype=torch.int32, device=grad.device)
     grad_value = torch.empty(call.value.shape, dtype=call.value.dtype, device=grad.device)
-    constants = call.constants | {"NEEDS_REFERENCE": needs_reference, "ORDERED": True}
+    constants = call.backward_constants(needs_reference=needs_reference, ordered=True)
     for image in range(call.batch):
         part = slice(image, image + 1)
         of_image = call.of_image(image)
         grad_reference = call.scores if parts is None else call.accumulator(call.heads, 1, *parts.shape[2:])
         outputs = (of_image.scores, grad_reference, grad_sampling[part], grad_scores[part], base_cells, shares)
-        sizes = (call.tokens, call.queries, call.query_class, per_head, samples)
+        sizes = (call.tokens, call.queries, per_head, samples)
         arguments = (grad[part], of_image.value, *of_image.inputs(), *outputs, *sizes, *grad.stride()[:2])
-        _launch("backward", of_image, (*arguments, *call.strides), constants, tune=False)
+        _launch("backward", of_image, (*arguments, *call.strides), constants)
         if parts is not None:
             parts[:, part] = grad_reference
         ordered, order = torch.sort(base_cells, stable=True)
@@ -321,7 +313,7 @@ class _Call(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The kernels' compile-time constants, but the block."""
+        """Compile-time constants of the forward kernel, but the candidate's. Unknown ones are an error."""
         import triton.language as tl
 
         levels, points = self.sampling.shape[3:5]
@@ -331,20 +323,24 @@ class _Call(NamedTuple):
             self.tokens * self.heads * self.channels,
         )
         for tensor in (self.reference, self.sampling, self.scores):
-            reach = max(reach, (self.queries + max(block for block, _ in BLOCKS)) * tensor.stride(1))
+            reach = max(reach, (self.queries + tuning.MOST_QUERIES) * tensor.stride(1))
         return {
             "HEADS": self.heads,
             "CHANNELS": self.channels,
             "LEVELS": levels,
             "POINTS": points,
             "CHANNELS_PAD": _power_of_two(self.channels),
-            "LEVELS_PAD": _power_of_two(levels),
             "POINTS_PAD": _power_of_two(points),
             "TERMS_PAD": _power_of_two(levels * points),
             "REFERENCE": self.reference_numbers,
             "ACC": tl.float64 if self.arithmetic == torch.float64 else tl.float32,
             "INDEX": tl.int64 if reach >= INT32_REACH else tl.int32,
         }
+
+    def backward_constants(self, *, needs_reference: bool, ordered: bool) -> dict[str, Any]:
+        """Compile-time constants of the backward kernel, but the candidate's."""
+        own = {"LEVELS_PAD": _power_of_two(self.sampling.shape[3]), "NEEDS_REFERENCE": needs_reference}
+        return self.constants | own | {"ORDERED": ordered}
 
     def levels(self) -> Tensor:
         """The level table on the device."""
@@ -395,10 +391,9 @@ def _captured_level_table(spatial_shapes: tuple[tuple[int, int], ...], device: t
 
 
 class _Kernels(NamedTuple):
-    """Compiled on first launch. The tuners wrap the kernels of the same name."""
+    """Compiled on first launch."""
 
     plain: dict[str, Any]
-    tuners: dict[str, Any]
     ordered: Any
     interpreted: bool
 
@@ -407,74 +402,49 @@ class _Kernels(NamedTuple):
 def _kernels() -> _Kernels:
     import triton
 
-    from codetr_cli.ops import deform_attn_triton_kernels as kernels
+    from codetr_cli.ops.deform_attn_triton_kernels import backward_kernel, forward_kernel
+    from codetr_cli.ops.deform_attn_triton_ordered import ordered_value_kernel
 
-    plain = {"forward": kernels.forward_kernel, "backward": kernels.backward_kernel}
-    interpreted = not isinstance(kernels.forward_kernel, triton.JITFunction)
-    tuners = {}
-    if not interpreted:
-        key = ["query_class", "HEADS", "CHANNELS", "LEVELS", "POINTS", "REFERENCE"]  # dtypes come by themselves
-        for name, kernel in plain.items():
-            tuners[name] = triton.autotune(
-                configs=[triton.Config({"BLOCK_Q": block}, num_warps=warps, num_stages=1) for block, warps in BLOCKS],
-                key=key,
-                reset_to_zero=["grad_value"] if name == "backward" else None,
-                prune_configs_by={"early_config_prune": _prune},
-                do_bench=functools.partial(triton.testing.do_bench, warmup=10, rep=40),
-                cache_results=True,
-            )(kernel)
-    return _Kernels(plain, tuners, kernels.ordered_value_kernel, interpreted)
-
-
-def _elements_per_thread(block: int, warps: int, constants: dict[str, Any]) -> float:
-    return block * constants["POINTS_PAD"] * constants["CHANNELS_PAD"] / (32 * warps)
-
-
-def _prune(configs: list[Any], _named: dict[str, Any], **constants: Any) -> list[Any]:
-    """Skips blocks whose tile would not fit the registers or would leave threads idle."""
-
-    def tile(config: Any) -> float:
-        return _elements_per_thread(config.kwargs["BLOCK_Q"], config.num_warps, constants)
-
-    fitting = [config for config in configs if 4 <= tile(config) <= 32]
-    return fitting or [min(configs, key=tile)]
-
-
-def _fixed_block(constants: dict[str, Any]) -> dict[str, int]:
-    """A block chosen without timing: the default, smaller where its tile would not fit the registers."""
-    block, warps = DEFAULT_BLOCK
-    while block > 1 and _elements_per_thread(block, warps, constants) > 32:
-        block //= 2
-    return {"BLOCK_Q": block, "num_warps": warps, "num_stages": 1}
-
-
-_chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
-_tuning = threading.Lock()
+    interpreted = not isinstance(forward_kernel, triton.JITFunction)
+    return _Kernels({"forward": forward_kernel, "backward": backward_kernel}, ordered_value_kernel, interpreted)
 
 
 def _launch(
-    name: str, call: _Call, arguments: tuple[Any, ...], constants: dict[str, Any], *, tune: bool = True
+    name: str, call: _Call, arguments: tuple[Any, ...], constants: dict[str, Any], total: Tensor | None = None
 ) -> None:
-    """Runs a kernel over all blocks of queries, heads and images, and finds its block shape the first time."""
-    kernels = _kernels()
+    """Runs a kernel over all blocks of queries, heads and images, and finds the form that is fastest the first time.
 
-    def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
-        return -(-call.queries // meta["BLOCK_Q"]), call.heads, call.batch
+    Args:
+        name: "forward" or "backward".
+        call: the inputs.
+        arguments: of the kernel.
+        constants: its compile-time constants, but the candidate's.
+        total: the tensor of zeros that it adds to.
+    """
+    kernels = _kernels()
+    problem = tuning.Problem(
+        kernel=name,
+        device=call.value.device,
+        query_class=call.query_class,
+        is_grid=call.queries == call.tokens,
+        dtypes=tuple(argument.dtype for argument in arguments if isinstance(argument, Tensor)),
+        constants=tuple((key, value if isinstance(value, int) else str(value)) for key, value in constants.items()),
+    )
+
+    def run(candidate: tuning.Candidate) -> None:
+        grid = candidate.programs(call.queries, call.spatial_shapes), call.heads, call.batch
+        compiler = {} if kernels.interpreted else {"num_warps": candidate.warps, "num_stages": 1, **COMPILER_OPTIONS}
+        kernels.plain[name][grid](*arguments, **constants, **candidate.constants, **compiler)
 
     if kernels.interpreted:
-        kernels.plain[name][grid](*arguments, **constants, BLOCK_Q=INTERPRETED_BLOCK_Q)
+        run(problem.adapted(tuning.forced_candidate() or INTERPRETED))
         return
-    dtypes = tuple(argument.dtype for argument in arguments if isinstance(argument, Tensor))
-    key = (name, call.value.device, call.query_class, dtypes, tuple(map(str, constants.values())))
-    block = _chosen.get(key) if tune and call.query_class else _fixed_block(constants)
-    if block is None and torch.cuda.is_current_stream_capturing():
-        block = _fixed_block(constants)  # nothing can be timed in a capture
-    if block is not None:
-        kernels.plain[name][grid](*arguments, **constants, **block, **COMPILER_OPTIONS)
-        return
-    with _tuning:
-        kernels.tuners[name][grid](*arguments, **constants, **COMPILER_OPTIONS)
-        _chosen[key] = kernels.tuners[name].best_config.all_kwargs()
+    candidate = tuning.choose(problem, fixed=wants_fixed_order())
+    if candidate is None:
+        candidate = tuning.measure(problem, run)
+        if total is not None:
+            total.zero_()  # of what the measurement added
+    run(candidate)
 
 
 def _inner_contiguous(tensor: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ overlap; IoU without the +1 of old pixel conventions.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms as torchvision_batched_nms
+from torchvision.ops import nms
 
 
 def batched_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
@@ -28,6 +29,42 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshol
         (K,) int64 indices of the kept boxes, best score first.
     """
     return torchvision_batched_nms(boxes_xyxy, scores, labels, iou_threshold)
+
+
+GPU_BOXES_AT_ONCE = 2**15
+"""Boxes per call of the NMS of a GPU, which holds a bit for every pair of them."""
+
+
+def grouped_nms(boxes_xyxy: Tensor, scores: Tensor, sizes: Sequence[int], iou_threshold: float) -> Tensor:
+    """Hard NMS of several images together, within each group of boxes of an image.
+
+    A GPU gets many groups at once, because the host waits for every call: the boxes of each group are shifted to where
+    no other group's are, in float64, so that what is kept does not depend on the other groups.
+
+    Args:
+        boxes_xyxy: (B, N, 4) pixels.
+        scores: (B, N).
+        sizes: boxes of each group, which follow one another; their sum is N.
+        iou_threshold: boxes with a higher IoU with a better box of the same group are dropped.
+
+    Returns:
+        bool (B, N), True for the boxes that are kept.
+    """
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    if boxes_xyxy.device.type != "cuda":
+        for of_image, image_boxes, image_scores in zip(kept, boxes_xyxy, scores, strict=True):
+            parts = (torch.split(each, list(sizes)) for each in (of_image, image_boxes, image_scores))
+            for of_group, group_boxes, group_scores in zip(*parts, strict=True):
+                of_group.index_fill_(0, nms(group_boxes, group_scores, iou_threshold), True)
+        return kept
+    groups = torch.cat([scores.new_full((size,), i, dtype=torch.float64) for i, size in enumerate(sizes)])
+    groups = groups + len(sizes) * torch.arange(len(scores), dtype=torch.float64, device=groups.device)[:, None]
+    shifted = boxes_xyxy + (groups * (boxes_xyxy.amax() + 1))[..., None]
+    at_once = max(1, GPU_BOXES_AT_ONCE // max(1, scores.shape[1]))
+    for some, own, own_scores in zip(*(torch.split(each, at_once) for each in (kept, shifted, scores)), strict=True):
+        index = nms(own.flatten(0, 1), own_scores.flatten().double(), iou_threshold)
+        some.view(-1).index_fill_(0, index, True)
+    return kept
 
 
 SoftNms = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -103,10 +140,6 @@ def _each_label(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, how: 
     return np.concatenate(kept)[order], all_scores[order]
 
 
-ROUNDS_AT_ONCE = 8
-"""Rounds of `parallel_soft_nms` between two device synchronizations; few images need more."""
-
-
 def parallel_soft_nms(
     boxes_xyxy: Tensor,
     scores: Tensor,
@@ -116,7 +149,8 @@ def parallel_soft_nms(
     min_score: float = 1e-3,
     method: str = "linear",
     sigma: float = 0.5,
-) -> Tensor:
+    rounds: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """`batched_soft_nms` of several images together, on their device, without a loop over boxes.
 
     A box that scores higher than every undecided box it overlaps is picked before any of them, independent of all other
@@ -131,9 +165,11 @@ def parallel_soft_nms(
         min_score: as above.
         method: as above.
         sigma: as above.
+        rounds: at most so many; None: enough for any boxes.
 
     Returns:
-        (B, N) decayed scores; -1 where the box is dropped.
+        (B, N) decayed scores, -1 where the box is dropped; and bool (B,), True where the rounds were not enough and
+        boxes are missing. Nothing here waits for a GPU.
     """
     factors = _decay_factors(boxes_xyxy, labels, iou_threshold, sigma if method == "gaussian" else None)
     linked = factors != 1  # (B, N, N)
@@ -141,7 +177,7 @@ def parallel_soft_nms(
     earlier = index[:, None] < index
     is_first = index == scores.argmax(1, keepdim=True)  # picked even with a score below the limit
     undecided, picked = is_first | (scores >= min_score), torch.zeros_like(is_first)
-    for done in range(1, scores.shape[1] + 1):
+    for _ in range(scores.shape[1] if rounds is None else min(rounds, scores.shape[1])):
         before = (scores[:, :, None] > scores[:, None]) | ((scores[:, :, None] == scores[:, None]) & earlier)
         waits = (undecided[:, :, None] & linked & before).any(1)
         ready = undecided & ~waits
@@ -150,9 +186,7 @@ def parallel_soft_nms(
         undecided = undecided & waits
         scores = torch.where(undecided, scores * decay, scores)
         undecided &= scores >= min_score
-        if done % ROUNDS_AT_ONCE == 0 and not bool(undecided.any()):
-            break
-    return torch.where(picked, scores, -1)
+    return torch.where(picked, scores, -1), undecided.any(1)
 
 
 def _decay_factors(boxes: Tensor, labels: Tensor, iou_threshold: float, gaussian_sigma: float | None) -> Tensor:

@@ -10,18 +10,35 @@
 
 A checkpoint is written into a temporary folder, synced, and renamed into place. `recover` completes or undoes whatever
 a kill interrupted, when the folder is opened next.
+
+Killed at any instant, the same command continues the run. Files are replaced atomically or appended to, in this order:
+
+    restart         the old folder is renamed; only then is there a new one
+    start           .lock, plots/, checkpoints/, origin.json; then settings.toml, which makes the folder a run: without
+                    it the folder is empty, and the same command starts there
+    continuation    .lock; the end line is dropped from metrics.jsonl, so that the run counts as interrupted from here
+                    on; origin.json, then settings.toml, with longer limits or another place of the data; `recover`
+    memory          memory.json before settings.toml: both sides of a comparison of settings are adapted by it
+    first step      bad_files.txt is fixed by the first checkpoint, and written again before there is one
+    resumption      a checkpoint is read; lines after its step are dropped from metrics.jsonl
+    step            its line in metrics.jsonl, then its checkpoint: a line without a checkpoint is dropped later
+    evaluation      checkpoint, `best`, then the line: without the line it is repeated
+    rollback        the older checkpoint becomes `last`, then the lines: without them the same steps fail again
+    end             checkpoint, evaluation, plots; the end line comes last
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,19 +49,34 @@ from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
-from codetr_cli.files import DISK_FULL, WEIGHTS_NAME, FileLock, replace_file, sync_folder, write_text
+from codetr_cli.escaping import visible
+from codetr_cli.files import (
+    DISK_FULL,
+    WEIGHTS_NAME,
+    make_way,
+    replace_file,
+    sync_folder,
+    write_text,
+)
+from codetr_cli.locks import FileLock
+from codetr_cli.reading import check_regular, parse_json, read_bytes
 from codetr_cli.runs.checksums import SUMS, check_sums, write_sums
-from codetr_cli.runs.listing import parse_line
+from codetr_cli.runs.metrics_log import ENDS, read_lines
+from codetr_cli.runs.places import TEMPORARY, check_places, has_other_logs
+from codetr_cli.runs.stored_state import check_state
 from codetr_cli.runtime.disk_errors import append, move, persistently, writing
+from codetr_cli.weights import torch_files
 from codetr_cli.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from codetr_cli.weights.values import check_weights
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
+MAX_REASON = 300  # letters of an error message
 SHARDED = "sharded"
-ENDS = frozenset(("end", "diverged"))  # kinds of lines that a continued run drops
 # What a run folder may hold before its settings are written.
 BEFORE_SETTINGS = frozenset((".lock", "events.log", "origin.json", "plots", "checkpoints", "slurm"))
+MAX_INPUTS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,19 +124,50 @@ class RunFolder:
 
     # ------------------------------------------------------------------------------------------------ opening, status
 
+    def check(self) -> None:
+        """Refuses a folder in which names of a run are links, pipes or the like; see `check_places`."""
+        check_places(self.path)
+
+    def kind(self) -> Literal["empty", "foreign", "run"]:
+        """As `status`, without what a run has written after it began."""
+        if self.settings_path.is_file():
+            # Settings alone may be a copy, e.g. beside plots of something else.
+            return "foreign" if not self._has_begun() and self._has_files_of_others() else "run"
+        entries = self.path.iterdir() if self.path.is_dir() else ()
+        names = {entry.name for entry in entries if not fnmatch(entry.name, TEMPORARY)}
+        return "foreign" if names - BEFORE_SETTINGS or self._has_files_of_others() else "empty"
+
+    def _has_begun(self) -> bool:
+        """Whether a training has been here: each leaves its lock file, which copies of a run may lack."""
+        marks = (self.path / ".lock", self.metrics_path, self.last, self.best, self.previous)
+        return any(map(os.path.lexists, marks))
+
+    def _has_files_of_others(self) -> bool:
+        """Whether there is what a run would replace or append to, but only has once it has begun, or never."""
+        plots = self.plots_dir.iterdir() if self.plots_dir.is_dir() else ()
+        return (
+            any(map(os.path.lexists, (self.last, self.best, self.previous)))
+            or any(not fnmatch(entry.name, TEMPORARY) for entry in plots)
+            or (os.path.lexists(self.inputs_path) and self.inputs() is None)
+            or has_other_logs(self.path)
+        )
+
     def status(self) -> Literal["empty", "foreign", "interrupted", "finished"]:
         """Whether the path is empty, holds something else, or holds a run that is interrupted or finished."""
-        if not self.settings_path.is_file():
-            entries = self.path.iterdir() if self.path.is_dir() else ()
-            names = {entry.name for entry in entries if not fnmatch(entry.name, ".*.tmp")}
-            return "foreign" if names - BEFORE_SETTINGS else "empty"
-        return "finished" if any(line["kind"] == "end" for line in self.metrics()) else "interrupted"
+        kind = self.kind()
+        if kind != "run":
+            return kind
+        return "finished" if any(line["kind"] == "end" for line in self.lines(containing="end")) else "interrupted"
 
     def open(self, settings: Settings, inputs: RunInputs) -> None:
-        """Creates the folder and writes settings and inputs; other content stays."""
+        """Creates the folder, or continues the run in it, and writes settings and inputs; see the order above."""
+        has_ended = any(line["kind"] in ENDS for line in self.lines())
         with writing(self.path):
             self.plots_dir.mkdir(parents=True, exist_ok=True)
             self.checkpoints_dir.mkdir(exist_ok=True)
+            # A run that ended with other limits must not count as finished with the new ones.
+            if has_ended:
+                self._write_metrics(line for line in self.lines() if line["kind"] not in ENDS)
             write_text(self.inputs_path, json.dumps(asdict(inputs), indent=2) + "\n")
             # The settings mark the folder as a run, so they come last.
             write_text(self.settings_path, to_toml(settings))
@@ -120,9 +183,10 @@ class RunFolder:
     def inputs(self) -> RunInputs | None:
         """Data and initial weights of the run; None when that cannot be read."""
         try:
-            return RunInputs(**json.loads(self.inputs_path.read_text(encoding="utf-8")))
+            inputs = RunInputs(**parse_json(read_bytes(self.inputs_path, MAX_INPUTS_BYTES)))
         except (OSError, ValueError, TypeError):
             return None
+        return inputs if all(value is None or isinstance(value, str) for value in asdict(inputs).values()) else None
 
     def lock(self, patience_s: float = 0.0) -> FileLock:
         """Locks the folder for this process until it ends or releases the lock.
@@ -151,21 +215,35 @@ class RunFolder:
 
     def event(self, text: str) -> None:
         """Appends a line with the time to events.log; code logs instead, see `event_log`."""
-        self._append(self.events_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        self._append(self.events_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {visible(text)}\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl; a last line that a kill cut short is skipped."""
+        """All lines of metrics.jsonl, see `lines`."""
+        return list(self.lines())
+
+    def lines(self, containing: str = "") -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl one by one; one that a kill cut short is skipped.
+
+        Args:
+            containing: only lines with this text somewhere.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
         try:
-            texts = self.metrics_path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        return [line for text in texts if (line := parse_line(text)) is not None]
+            yield from read_lines(self.metrics_path, containing.encode())
+        except OSError as error:
+            raise ConfigError(f"cannot read {self.metrics_path}: {error.strerror}") from error
 
     def rewind(self, step: int) -> None:
         """Drops what was logged after a step, and any end line, so that a resumed training writes no line twice."""
-        kept = [line for line in self.metrics() if line["step"] <= step and line["kind"] not in ENDS]
+        kept = (line for line in self.lines() if 0 < step >= line["step"] and line["kind"] not in ENDS)
         with writing(self.path):
-            write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept if step > 0))
+            self._write_metrics(kept)
+
+    def _write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        with replace_file(self.metrics_path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _append(self, path: Path, text: str) -> None:
         with writing(self.path):
@@ -200,7 +278,7 @@ class RunFolder:
         fresh = self.checkpoints_dir / ".fresh-last"
 
         def write(failures: int) -> None:
-            shutil.rmtree(fresh, ignore_errors=True)
+            make_way(fresh, ignore_errors=True)
             fresh.mkdir()
             save_checkpoint(
                 fresh / WEIGHTS_NAME,
@@ -230,7 +308,7 @@ class RunFolder:
         self._copy(self.last, self.best)
 
     def recover(self) -> None:
-        """Completes or undoes what a kill interrupted while checkpoints were exchanged.
+        """Completes or undoes what a kill interrupted while checkpoints were exchanged, and deletes half-written files.
 
         Raises:
             ResourceError: the folder cannot be written.
@@ -241,9 +319,14 @@ class RunFolder:
             for folder in (self.best, self.last, self.previous):
                 for source in (f".fresh-{folder.name}", f".retired-{folder.name}"):
                     if not folder.exists() and _is_complete(self.checkpoints_dir / source):
+                        make_way(folder)  # a link that leads nowhere
                         move(self.checkpoints_dir / source, folder)
-            for leftover in self.checkpoints_dir.glob(".*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            # By name: a linked folder of checkpoints may hold hidden folders of somebody else.
+            for prefix, folder in product((".fresh-", ".retired-"), (self.last, self.best, self.previous)):
+                make_way(folder.with_name(f"{prefix}{folder.name}"), ignore_errors=True)
+        for leftover in (*self.path.glob(TEMPORARY), *self.plots_dir.glob(TEMPORARY)):
+            with suppress(OSError):
+                leftover.unlink()
 
     def load(self, on_unreadable: Callable[[str], None] = logger.warning) -> Saved | None:
         """The newest intact checkpoint, None when there has been none; call `recover` before.
@@ -255,14 +338,17 @@ class RunFolder:
             CheckpointError: there are checkpoints and none can be read.
         """
         problems = []
-        for folder in (self.last, self.previous):
-            if not folder.exists():
-                continue
+        # A link whose disk is not mounted exists, but cannot be read.
+        for folder in filter(os.path.lexists, (self.last, self.previous, self.best)):
             try:
-                return _load(folder)
+                saved = _load(folder)
             except CheckpointError as error:
                 problems.append(str(error))
                 on_unreadable(f"checkpoint {folder.name} cannot be used: {error}")
+                continue
+            if folder != self.last and not problems:
+                on_unreadable(f"checkpoint {self.last.name} cannot be used: {self.last} is gone")
+            return saved
         if problems:
             raise CheckpointError(
                 f"no checkpoint of {self.path} can be read: {'; '.join(problems)}. Start a new run with --restart."
@@ -285,7 +371,7 @@ class RunFolder:
             self._copy(self.checkpoints_dir / name, self.last)
 
     def _replace_last(self) -> None:
-        if self.last.exists():
+        if os.path.lexists(self.last):  # also a link that leads nowhere
             self._retire(self.previous)
             move(self.last, self.previous)
         move(self.checkpoints_dir / ".fresh-last", self.last)
@@ -294,7 +380,7 @@ class RunFolder:
     def _copy(self, source: Path, target: Path) -> None:
         """Replaces a checkpoint by a copy of another one, prepared under a temporary name."""
         fresh = self.checkpoints_dir / f".fresh-{target.name}"
-        shutil.rmtree(fresh, ignore_errors=True)
+        make_way(fresh, ignore_errors=True)
         with writing(self.path, cleanup=fresh):
             fresh.mkdir()
             if (source / SHARDED).is_dir():
@@ -312,14 +398,14 @@ class RunFolder:
 
     def _retire(self, old: Path) -> None:
         """Moves a checkpoint aside; it is deleted once its successor is in place."""
-        if old.exists():
+        if os.path.lexists(old):
             retired = self.checkpoints_dir / f".retired-{old.name}"
-            shutil.rmtree(retired, ignore_errors=True)
+            make_way(retired, ignore_errors=True)
             move(old, retired)
 
     def _clear_retired(self, old: Path) -> None:
         sync_folder(self.checkpoints_dir)
-        shutil.rmtree(self.checkpoints_dir / f".retired-{old.name}", ignore_errors=True)
+        make_way(self.checkpoints_dir / f".retired-{old.name}", ignore_errors=True)
 
 
 class EventLogHandler(logging.Handler):
@@ -368,17 +454,21 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, or not a training state.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-        int(state["step"])
-    except Exception as error:
-        raise CheckpointError(f"cannot read the training state {path}: {error}") from error
-    return state
+        return check_state(torch_files.load(path))
+    except Exception as error:  # a hostile or damaged file can make the reader fail in any way
+        raise CheckpointError(f"cannot read the training state {path}: {str(error)[:MAX_REASON]}") from error
 
 
 def _load(folder: Path) -> Saved:
     """Reads a checkpoint; raises CheckpointError where a file is missing or damaged, or the steps differ."""
+    for name in (WEIGHTS_NAME, STATE):
+        try:
+            check_regular(folder / name)
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror}") from error
     check_sums(folder)
     weights, state = load_checkpoint(folder / WEIGHTS_NAME), read_state(folder / STATE)
+    check_weights(weights.state, source=str(folder / WEIGHTS_NAME))  # a run cannot continue from NaN
     if weights.extra.get("step") != str(state["step"]):
         raise CheckpointError(
             f"{folder} holds weights of step {weights.extra.get('step')} and a state of step {state['step']}"

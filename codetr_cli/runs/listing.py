@@ -6,24 +6,34 @@ long runs take a second. A damaged run folder is reported as such and hides no o
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import tomllib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from codetr_cli.files import is_locked
+from codetr_cli.locks import is_locked
+from codetr_cli.reading import MAX_TOML_BYTES, parse_json, parse_toml, read_bytes
+from codetr_cli.runs.metrics_log import (
+    MAX_STEP,
+    Line,
+    has_numbers,
+    is_evaluation,
+    parse_line,
+    read_lines,
+    texts_from_the_end,
+)
 
 DEPTH = 4  # levels below the given folder
-BLOCK_BYTES = 1 << 16
+# How far back the newest evaluation is searched, and how many lines may be no lines of metrics at the end.
+MAX_SEARCHED_LINES, MAX_SEARCHED_BYTES, MAX_OTHER_LINES = 1_000_000, 1 << 29, 10_000
+MAX_SHOWN = 120  # characters of a text from a file
 FRESH_S = 600.0  # where a disk has no locks, a run that wrote this recently counts as running
 
 State = Literal["running", "interrupted", "finished", "diverged", "broken"]
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,49 +74,104 @@ def list_runs(folder: Path) -> list[RunRow]:
 
 
 def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Run folders, complete or not, in the order of their names; folders inside a run are not searched."""
+    """Run folders, complete or not, and folders that cannot be read; folders inside a run are not searched.
+
+    Links are followed after everything else, and each folder is searched once, by whatever name.
+    """
+    waiting, links = deque([(folder, depth)]), deque[tuple[Path, int]]()
+    seen: set[tuple[int, int]] = set()
+    while waiting or links:
+        path, depth = (waiting or links).popleft()
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                names = {entry.name: entry for entry in entries}
+        except OSError:
+            yield path
+            continue
+        if "settings.toml" in names or {"metrics.jsonl", "checkpoints"} & names.keys():
+            yield path
+        elif depth:
+            for name in sorted(names):
+                if not name.startswith(".") and _is_folder(names[name]):
+                    (links if names[name].is_symlink() else waiting).append((path / name, depth - 1))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; not for links in a circle."""
     try:
-        names = {entry.name: entry.is_dir() for entry in os.scandir(folder)}
+        return entry.is_dir()
     except OSError:
-        return  # not readable
-    if "settings.toml" in names or {"metrics.jsonl", "checkpoints"} & names.keys():
-        yield folder
-    elif depth:
-        for name in sorted(names):
-            if names[name] and not name.startswith("."):
-                yield from find_runs(folder / name, depth - 1)
+        return False
 
 
 def read_run(folder: Path) -> RunRow:
     """The summary of a run folder; nothing in it makes this fail."""
     run, age_s = str(folder), _age_s(folder)
     try:
-        settings = tomllib.loads((folder / "settings.toml").read_text(encoding="utf-8"))
-        preset, train = str(settings["name"]), settings["train"]
-        epochs, max_steps = int(train["epochs"]), train.get("max_steps")
-    except FileNotFoundError:
-        return RunRow(run=run, state="broken", age_s=age_s, problem="it has no settings.toml")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return RunRow(run=run, state="broken", age_s=age_s, problem=f"its settings.toml cannot be read: {error}")
+        with os.scandir(folder) as entries:
+            names = {entry.name for entry in entries}
+        if "settings.toml" not in names:
+            raise ValueError("it has no settings.toml")
+    except OSError as error:
+        return RunRow(run=run, state="broken", age_s=age_s, problem=f"it cannot be read: {error.strerror}")
+    except ValueError as error:
+        return RunRow(run=run, state="broken", age_s=age_s, problem=str(error))
+    try:
+        preset, epochs, max_steps = _read_settings(folder / "settings.toml")
+    except Exception as error:
+        return RunRow(run=run, state="broken", age_s=age_s, problem=_problem("settings.toml", error))
     try:
         newest, training, evaluation = _newest_lines(folder / "metrics.jsonl", _evaluates(folder))
         best_ap = _best_ap(folder / "metrics.jsonl", evaluation) if evaluation else None
-        counted = newest or {"step": 0, "epoch": 0}
+        counted = newest or {"kind": None, "step": 0, "epoch": 0}
+        if not has_numbers(counted, "epoch"):
+            raise ValueError("a line of it has no epoch")
         return RunRow(
             run=run,
             preset=preset,
-            state=_state(folder, counted.get("kind"), age_s),
+            state=_state(folder, counted["kind"], age_s),
             best_ap=best_ap,
             epochs_done=int(counted["epoch"]),
             epochs=None if max_steps else epochs,
-            step=int(counted["step"]),
+            step=counted["step"],
             max_steps=max_steps,
-            loss=float(training["loss"]) if training else None,
+            loss=float(training["loss"]) if training and has_numbers(training, "loss") else None,
             age_s=age_s,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"its metrics.jsonl cannot be read: {type(error).__name__}: {error}"
-        return RunRow(run=run, preset=preset, state="broken", age_s=age_s, problem=problem)
+    except Exception as error:
+        return RunRow(run=run, preset=preset, state="broken", age_s=age_s, problem=_problem("metrics.jsonl", error))
+
+
+def _read_settings(path: Path) -> tuple[str, int, int | None]:
+    """Preset, epochs and number of steps of a run.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it does not hold the settings of a run.
+    """
+    table = parse_toml(read_bytes(path, MAX_TOML_BYTES).decode("utf-8"))
+    train = table.get("train")
+    if not isinstance(train, dict) or "epochs" not in train or not isinstance(table.get("name"), str):
+        raise ValueError("it has no name or no train.epochs")
+    limits = {name: train[name] for name in ("epochs", "max_steps") if name in train}
+    for name, value in limits.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_STEP:
+            raise ValueError(f"train.{name} is not a number of {name.removeprefix('max_')}")
+    return shortened(table["name"]), int(limits["epochs"]), limits.get("max_steps")
+
+
+def _problem(name: str, error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return f"its {name} cannot be read: {shortened(str(reason or type(error).__name__))}"
+
+
+def shortened(text: str) -> str:
+    """A text of a file for a table: its beginning."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _state(folder: Path, newest_kind: str | None, age_s: float | None) -> State:
@@ -130,7 +195,8 @@ def _age_s(folder: Path) -> float | None:
 def _evaluates(folder: Path) -> bool:
     """Whether the run may have evaluations."""
     try:
-        return json.loads((folder / "origin.json").read_bytes()).get("val_annotations") is not None
+        inputs = parse_json(read_bytes(folder / "origin.json", MAX_TOML_BYTES))
+        return inputs.get("val_annotations") is not None
     except (OSError, ValueError, AttributeError):
         return True
 
@@ -143,9 +209,12 @@ def _newest_lines(path: Path, evaluates: bool) -> tuple[Line | None, Line | None
         ValueError: it holds something, but no line of metrics.
     """
     newest = training = evaluation = None
-    found_any = False
+    found_any, searched = False, 0
     try:
-        for index, text in enumerate(_lines_from_the_end(path)):
+        for index, text in enumerate(texts_from_the_end(path)):
+            searched += len(text)
+            if index == (MAX_SEARCHED_LINES if newest else MAX_OTHER_LINES) or searched > MAX_SEARCHED_BYTES:
+                break
             found_any = found_any or bool(index and text.strip())  # the last line may be cut short
             kind = _kind(text)
             wanted = newest is None or (training is None and kind == "train") or kind == "eval"
@@ -165,12 +234,19 @@ def _newest_lines(path: Path, evaluates: bool) -> tuple[Line | None, Line | None
 
 
 def _best_ap(path: Path, newest: Line) -> float | None:
-    """The highest AP so far, stored with each evaluation; files of earlier versions are read in full."""
-    best = newest.get("best")
-    if best is None:
-        evaluations = [parse_line(text) for text in path.read_bytes().splitlines() if _kind(text) == "eval"]
-        best = max(line["metrics"]["AP"] for line in evaluations if line is not None)
-    return float(best) if best >= 0 else None
+    """The highest AP so far, stored with each evaluation; files of earlier versions are read in full.
+
+    Raises:
+        ValueError: an evaluation has no AP.
+    """
+    if "best" in newest:
+        values = [newest["best"]] if has_numbers(newest, "best") else []
+    else:
+        values = [line["metrics"]["AP"] for line in read_lines(path, b'"eval"') if is_evaluation(line)]
+    if not values:
+        raise ValueError("an evaluation in it has no AP")
+    best = float(max(values))
+    return best if best >= 0 else None
 
 
 def _kind(text: bytes) -> str | None:
@@ -179,27 +255,3 @@ def _kind(text: bytes) -> str | None:
         if text.startswith(b'{"kind": "%s"' % kind.encode()):
             return kind
     return None
-
-
-def parse_line(text: bytes) -> Line | None:
-    """A line of metrics.jsonl; None where it is not one, e.g. because a kill cut it short."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and {"kind", "step"} <= line.keys() else None
-
-
-def _lines_from_the_end(path: Path) -> Iterator[bytes]:
-    """The lines of a file, last one first, read in blocks as needed."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        rest = b""
-        while end > 0:
-            start = max(0, end - BLOCK_BYTES)
-            file.seek(start)
-            first, *whole = (file.read(end - start) + rest).split(b"\n")
-            yield from reversed(whole)
-            rest, end = first, start
-        if rest:
-            yield rest

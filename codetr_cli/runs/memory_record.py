@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,9 +11,22 @@ from typing import Any
 
 from codetr_cli.config.overrides import RENAMED, replace_settings
 from codetr_cli.config.schema import Settings
+from codetr_cli.errors import ConfigError
 from codetr_cli.files import replace_file
+from codetr_cli.reading import parse_json, read_bytes
+
+logger = logging.getLogger(__name__)
 
 RECORD = "memory.json"
+MAX_RECORD_BYTES = 1 << 20
+MAX_PARTS = 1 << 16
+FITTED = frozenset(
+    (
+        *("train.micro_batch", "train.precision", "train.fsdp", "model.encoder_checkpointing"),
+        *("model.decoder_checkpointing", "model.aux_checkpointing", "model.backbone.checkpointing"),
+    )
+)
+"""Settings that are changed to save memory; a run folder of somebody else cannot change others."""
 
 
 @dataclass
@@ -37,11 +51,35 @@ class MemoryRecord:
 def read_record(run: Path) -> MemoryRecord:
     """The decisions of a run folder; an empty record when there is none, or none that can be read."""
     try:
-        record = MemoryRecord(**json.loads((run / RECORD).read_text(encoding="utf-8")))
+        table = parse_json(read_bytes(run / RECORD, MAX_RECORD_BYTES))
+        record = MemoryRecord(**table)
         record.fitted = {RENAMED.get(key, key): values for key, values in record.fitted.items()}
-        return record
-    except (OSError, ValueError, TypeError, AttributeError):
+    except FileNotFoundError:
         return MemoryRecord()
+    except (OSError, ValueError, TypeError, AttributeError):
+        record = None
+    if record is None or not _is_valid(record):
+        logger.warning("%s is damaged and is not used: what was fitted to the memory is found again", run / RECORD)
+        return MemoryRecord()
+    return record
+
+
+def _is_valid(record: MemoryRecord) -> bool:
+    """Whether all values have their types and ranges."""
+    return (
+        isinstance(record.checked, dict)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in record.fitted.values())
+        and type(record.parts) is int
+        and 1 <= record.parts <= MAX_PARTS
+        and type(record.recompute) is bool
+        and isinstance(record.why, dict)
+        and ((record.parts, record.recompute) == (1, False) or _has_types(record.why))
+    )
+
+
+def _has_types(why: dict[str, Any]) -> bool:
+    types = {"process": int, "images": list, "size": list, "named": str}
+    return all(isinstance(why.get(key), kind) for key, kind in types.items())
 
 
 def write_record(run: Path, record: MemoryRecord) -> None:
@@ -63,7 +101,24 @@ def with_fitted(settings: Settings, run: Path) -> Settings:
         run: the run folder; it need not exist.
     """
     values, fitted = flatten(settings.model_dump(mode="json")), read_record(run).fitted
-    return replace_settings(settings, {key: new for key, (old, new) in fitted.items() if values.get(key) == old})
+    changes = {key: new for key, (old, new) in fitted.items() if key in FITTED and values.get(key) == old}
+    for key in [key for key, value in changes.items() if not _saves_memory(key, values[key], value)]:
+        logger.warning("%s is damaged: its value of %s saves no memory and is not used", run / RECORD, key)
+        del changes[key]
+    try:
+        return replace_settings(settings, changes)
+    except ConfigError as error:
+        logger.warning("%s is damaged and is not used: %s", run / RECORD, error)
+        return settings
+
+
+def _saves_memory(name: str, before: Any, value: Any) -> bool:
+    """Whether a value of a setting in `FITTED` needs no more memory than the one before."""
+    if name == "train.precision":
+        return bool(value == "bf16")
+    if type(value) is not type(before):
+        return False
+    return bool(1 <= value <= before if name == "train.micro_batch" else value >= before)
 
 
 def flatten(table: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:

@@ -6,17 +6,21 @@ overwritten. Data is recognized by the digests of its annotations, so a run cont
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from codetr_cli.annotations.cache import cache_folder
 from codetr_cli.config.schema import Settings
-from codetr_cli.data.formats.cache import cache_folder
 from codetr_cli.errors import CodetrError, ConfigError
 from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runs.memory_record import flatten, with_fitted
+from codetr_cli.runs.metrics_log import has_numbers
+from codetr_cli.runtime.disk_errors import writing
 
 # Settings that may change within a run. They change no number of a training, only its reports, its speed and its memory
 # use (train.fsdp: only rounding). With another micro batch, images come in another order: a resumed run warns of it.
@@ -25,6 +29,7 @@ FREE = frozenset(
         "summary",
         "data.workers",
         "data.bad_files",
+        "data.allow_outside",
         "model.encoder_checkpointing",
         "model.backbone.checkpointing",
         "model.decoder_checkpointing",
@@ -61,7 +66,13 @@ class RunChoice:
 
 
 def choose_run(
-    settings: Settings, inputs: RunInputs, *, run: Path | None, root: Path = Path("runs"), restart: bool = False
+    settings: Settings,
+    inputs: RunInputs,
+    *,
+    run: Path | None,
+    root: Path = Path("runs"),
+    restart: bool = False,
+    dry_run: bool = False,
 ) -> RunChoice:
     """Decides between a new run folder and one to continue.
 
@@ -71,6 +82,7 @@ def choose_run(
         run: the requested folder; None picks one below `root/<preset>`.
         root: the default parent of run folders.
         restart: never continue. A requested folder that holds a run is moved aside.
+        dry_run: move nothing.
 
     Raises:
         ConfigError: the folder holds something else, a finished run, or a run with other settings.
@@ -78,15 +90,16 @@ def choose_run(
     if run is None:
         return _choose_numbered(settings, inputs, root / settings.name, restart)
     folder = RunFolder(run)
-    status = folder.status()
-    if status == "foreign":
-        raise ConfigError(
-            f"{run} is not empty and is no run folder (it has no settings.toml): give another folder with --run"
-        )
-    if status == "empty":
+    kind = folder.kind()
+    if kind == "run" and restart:  # before anything in it is read: no matter what it holds, it is only moved
+        return RunChoice(run, False, f"new run in {run}, the old one moved to {_move_aside(folder, dry_run)}")
+    folder.check()
+    if kind == "foreign":
+        reason = "it has files that no run has written" if folder.settings_path.exists() else "it has no settings.toml"
+        raise ConfigError(f"{run} is not empty and is no run folder ({reason}): give another folder with --run")
+    if kind == "empty":
         return RunChoice(run, False, f"new run in {run}")
-    if restart:
-        return RunChoice(run, False, f"new run in {run}, the old one moved to {_move_aside(folder)}")
+    status = folder.status()
     changed = differences(folder, settings, inputs)
     if changed:
         raise ConfigError(
@@ -94,7 +107,7 @@ def choose_run(
             f"settings with --preset {folder.settings_path}, to continue it, another folder with --run to start a new "
             "run, or --restart to move the old run aside."
         )
-    if status == "finished" and _length(folder.settings()) == _length(settings):
+    if status == "finished" and _length(folder.settings()) == _length(settings) and not _ended_before(folder):
         raise ConfigError(
             f"the run in {run} is finished; its weights are {folder.last / WEIGHTS_NAME}. Continue it with "
             f"--preset {folder.settings_path} and a larger --set train.epochs=... or --set train.max_steps=..., give "
@@ -106,8 +119,9 @@ def choose_run(
 
 def differences(folder: RunFolder, settings: Settings, inputs: RunInputs) -> list[str]:
     """What a command would change in a run, one phrase each; raises ConfigError where its settings cannot be read."""
-    command = with_fitted(settings, folder.path)
-    old, new = (flatten(part.model_dump(mode="json")) for part in (folder.settings(), command))
+    # Both with what was fitted: a kill may have come between memory.json and settings.toml.
+    pair = (with_fitted(part, folder.path) for part in (folder.settings(), settings))
+    old, new = (flatten(part.model_dump(mode="json")) for part in pair)
     old_inputs = folder.inputs()
     movable = frozenset[str]().union(*(LOCATIONS[split] for split in LOCATIONS if _is_same(split, old_inputs, inputs)))
     changed = [
@@ -129,6 +143,28 @@ def differences(folder: RunFolder, settings: Settings, inputs: RunInputs) -> lis
         else:
             changed.append(f"{key}: {_shown(before)} there, {_shown(value)} now")
     return changed
+
+
+def with_weights(inputs: RunInputs, run: Path) -> RunInputs:
+    """The inputs of a command with the initial weights of the run that it continues, if it names none itself.
+
+    For the record only: a run folder may come from somebody else and must not name files that are read.
+    """
+    old = RunFolder(run).inputs()
+    return inputs if old is None or inputs.weights is not None else replace(inputs, weights=old.weights)
+
+
+def check_weights_named(inputs: RunInputs, run: Path) -> None:
+    """Refuses to start a run again, before its first checkpoint, from other weights than at first.
+
+    Raises:
+        ConfigError: it was started from a checkpoint that this command does not name.
+    """
+    if inputs.weights is None and (path := with_weights(inputs, run).weights) is not None:
+        raise ConfigError(
+            f"{run} has no checkpoint to continue from, and it was started from the weights {path}: give --weights "
+            f"{path} again"
+        )
 
 
 def _is_same(split: str, old: RunInputs | None, new: RunInputs) -> bool:
@@ -163,14 +199,28 @@ def _choose_numbered(settings: Settings, inputs: RunInputs, root: Path, restart:
     """The newest numbered folder when it holds this very run, interrupted; else the next number."""
     changed = ""
     numbers = sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal() and path.is_dir())
-    if numbers and not restart:
-        newest = RunFolder(root / str(numbers[-1]))
+    newest = RunFolder(root / str(numbers[-1])) if numbers else None
+    if newest is not None and _is_unused(newest):
+        return RunChoice(newest.path, False, f"new run in {newest.path}")
+    if newest is not None and not restart:
         if _is_same_run(newest, settings, inputs):
             note = f"continuing the interrupted run in {newest.path}{_moved_note(newest, inputs)}"
             return RunChoice(newest.path, True, f"{note} (--restart starts a new one)")
         changed = _changed_data(newest, inputs)
     path = root / str(numbers[-1] + 1 if numbers else 1)
     return RunChoice(path, False, f"new run in {path}{changed}")
+
+
+def _is_unused(folder: RunFolder) -> bool:
+    """Whether a training was killed before it wrote settings here; a job that waits in SLURM's queue uses a folder."""
+    try:
+        folder.check()
+        if folder.kind() != "empty" or (folder.path / "slurm").exists():
+            return False
+        folder.lock().release()
+    except CodetrError:
+        return False
+    return True
 
 
 def _changed_data(folder: RunFolder, inputs: RunInputs) -> str:
@@ -186,6 +236,7 @@ def _changed_data(folder: RunFolder, inputs: RunInputs) -> str:
 
 def _is_same_run(folder: RunFolder, settings: Settings, inputs: RunInputs) -> bool:
     try:
+        folder.check()
         old = folder.inputs()
         if folder.status() != "interrupted" or old is None or any(_input_changes(old, inputs)):
             return False
@@ -197,12 +248,27 @@ def _is_same_run(folder: RunFolder, settings: Settings, inputs: RunInputs) -> bo
     return True
 
 
-def _move_aside(folder: RunFolder) -> Path:
-    folder.lock().release()
+def _ended_before(folder: RunFolder) -> bool:
+    """Whether the run ended before its settings' limits: an earlier version was killed when it began to continue."""
+    train = folder.settings().train
+    ends = [line for line in folder.lines(containing="end") if line["kind"] == "end"]
+    if ends[-1].get("early", True) or not has_numbers(ends[-1], "step", "epoch"):
+        return False
+    done, wanted = (ends[-1]["step"], train.max_steps) if train.max_steps else (ends[-1]["epoch"], train.epochs)
+    return bool(done < wanted)
+
+
+def _move_aside(folder: RunFolder, dry_run: bool) -> Path:
+    path = Path(os.path.abspath(folder.path))  # noqa: PTH100 (links stay links): "." has no name
     number = 1
-    while (aside := folder.path.with_name(f"{folder.path.name}.old{number}")).exists():
+    while os.path.lexists(aside := path.with_name(f"{path.name}.old{number}")):
         number += 1
-    return folder.path.rename(aside)
+    if dry_run:
+        return aside
+    if not os.path.lexists(lock := path / ".lock") or stat.S_ISREG(lock.lstat().st_mode):  # else nobody can hold it
+        folder.lock().release()
+    with writing(path):
+        return path.rename(aside)
 
 
 def _length(settings: Settings) -> tuple[int, int | None, int | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from codetr_cli.errors import ResourceError
-from codetr_cli.files import DISK_FULL, system_error
+from codetr_cli.files import DISK_FULL, make_way, system_error
 
 Done = TypeVar("Done")
 
@@ -35,7 +35,7 @@ def writing(folder: Path, cleanup: Path | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         if cleanup is not None:
-            shutil.rmtree(cleanup, ignore_errors=True)
+            make_way(cleanup, ignore_errors=True)
         disk_error = system_error(error)
         if disk_error is None:
             raise

@@ -17,11 +17,13 @@ from codetr_cli import __version__
 from codetr_cli.errors import CodetrError
 from codetr_cli.ops.deform_attn import active_backend, available_backends
 from codetr_cli.runtime.devices import (
+    INFERENCE_DEVICES,
     Gpu,
     cpu_count,
     cpu_name,
     gpu_driver,
     gpu_library,
+    inference_devices,
     list_gpus,
     proc_bytes,
     read_text,
@@ -61,6 +63,7 @@ class MachineReport:
         driver: the GPU driver of the system, None without one.
         gpus: usable GPUs.
         no_gpu: why there is none, a sentence; None when there is one.
+        other_devices: "mps" and "xpu" where they are; they evaluate and predict, but do not train.
         transports: communication backends, name -> None (works) or why not.
         cpus: processors this process may use.
         threads: of PyTorch's operators.
@@ -83,6 +86,7 @@ class MachineReport:
     driver: str | None
     gpus: list[Gpu]
     no_gpu: str | None
+    other_devices: list[str]
     transports: dict[str, str | None]
     cpus: int
     threads: int
@@ -107,6 +111,13 @@ class MachineReport:
             ("GPU driver", self.driver or "none visible"),
             *((f"GPU {index}", _gpu_text(gpu)) for index, gpu in enumerate(self.gpus)),
             *([("GPU", f"none: {self.no_gpu}")] if self.no_gpu else []),
+            *(
+                (
+                    INFERENCE_DEVICES[name],
+                    f"--device {name} evaluates and predicts; training needs a CUDA GPU or the CPU",
+                )
+                for name in self.other_devices
+            ),
             ("communication", ", ".join(f"no {k} ({why})" if why else k for k, why in self.transports.items())),
             *((f"attention on {kind}", note) for kind, note in self.attention_notes.items()),
             ("processors", f"{self.cpus}, {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"),
@@ -129,7 +140,8 @@ def machine_report(*folders: Path) -> MachineReport:
     """
     gpus = list_gpus()
     free_memory, memory = _memory()
-    kinds = ("cuda", "cpu") if gpus else ("cpu",)
+    other = inference_devices()
+    kinds = (*(["cuda"] if gpus else []), *other, "cpu")
     attention = {kind: available_backends(kind) for kind in kinds}
     active, warned = _active_attention(kinds)
     report = MachineReport(
@@ -139,7 +151,8 @@ def machine_report(*folders: Path) -> MachineReport:
         built_for=gpu_library(),
         driver=gpu_driver(),
         gpus=gpus,
-        no_gpu=None if gpus else why_no_gpu(),
+        no_gpu=None if gpus or other else why_no_gpu(),
+        other_devices=other,
         transports=_transports(),
         cpus=cpu_count(),
         threads=torch.get_num_threads(),
@@ -165,7 +178,9 @@ def benchmark_conditions(device: torch.device) -> dict[str, Any]:
     machine = machine_report()
     packages = ("torch", "torchvision", "numpy", "opencv-python-headless", "triton")
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else INFERENCE_DEVICES.get(device.type, cpu_name()),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "attention": machine.active_attention.get(device.type),
@@ -281,6 +296,11 @@ def _remarks(report: MachineReport) -> list[str]:
                 f"GPU {index} has {gpu.free_bytes / GIB:.1f} of {gpu.memory_bytes / GIB:.1f} GiB free: another program "
                 "uses it."
             )
+        if gpu.capability.startswith("7.") and not gpu.bf16:
+            remarks.append(
+                f"GPU {index} has neither bf16 nor TF32: auto computes in fp32 there, and --precision fp16 uses its "
+                "tensor cores."
+            )
     if report.gpus and report.transports["nccl"]:
         remarks.append("without NCCL, training on several GPUs does not work: install a PyTorch build with NCCL.")
     absent = [name for name, version in report.packages.items() if version is None and name not in OPTIONAL_PACKAGES]
@@ -295,4 +315,5 @@ def _gib(count: int | None) -> str:
 
 def _gpu_text(gpu: Gpu) -> str:
     memory = f"{_gib(gpu.memory_bytes)}, {_gib(gpu.free_bytes)} free"
-    return f"{gpu.name}, {memory}, {gpu.capability}, {'bf16' if gpu.bf16 else 'no bf16'}"
+    arithmetic = ", ".join(("" if there else "no ") + kind for kind, there in (("bf16", gpu.bf16), ("tf32", gpu.tf32)))
+    return f"{gpu.name}, {memory}, {gpu.capability}, {arithmetic}"

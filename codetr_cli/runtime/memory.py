@@ -10,24 +10,12 @@ from pathlib import Path
 
 import torch
 
+from codetr_cli.errors import is_out_of_memory as is_out_of_memory
 from codetr_cli.runtime.devices import proc_bytes, read_text
 from codetr_cli.runtime.timing import memory_in_use, return_freed_memory
 
 GIB = 2**30
 UNLIMITED = 2**60  # control groups version 1 have no limit at a value slightly below 2**63
-OUT_OF_MEMORY_TEXTS = (
-    "can't allocate memory",  # PyTorch's allocator on the CPU
-    "cannot allocate memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on a GPU, or in main memory where the system raises instead of killing."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 def gib_text(count: float) -> str:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+NUMPY_WORDS = 624  # of the state of its generator
+
 
 def seed_all(seed: int) -> None:
-    """Seeds torch on every device, numpy and Python."""
+    """Seeds torch on every device, numpy and Python; any whole number is taken modulo 2**64, as torch does."""
+    seed %= 2**64
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -43,9 +46,24 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Restores the states of `random_states`; a device without a saved state keeps its own."""
-    torch.set_rng_state(states["torch"])
+    """Restores the states of `random_states`; a device without a saved state keeps its own.
+
+    Raises:
+        ValueError: they are not what `random_states` returned.
+    """
+    try:
+        _restore(states, device)
+    except RuntimeError as error:
+        raise ValueError("not a state of PyTorch's generator") from error
+
+
+def _restore(states: dict[str, Any], device: torch.device) -> None:
     name, keys, index, has_gauss, cached = states["numpy"]
+    # numpy reads outside of its memory with another index.
+    is_state = keys.dtype == torch.int64 and tuple(keys.shape) == (NUMPY_WORDS,) and type(index) is int
+    if name != "MT19937" or not is_state or not 0 <= index <= NUMPY_WORDS:
+        raise ValueError("not a state of numpy's generator")
+    torch.set_rng_state(states["torch"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), index, has_gauss, cached))
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from codetr_cli.annotations.masks import Masks
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import Batch, collate, normalize
-from codetr_cli.data.images import read_image
-from codetr_cli.data.masks import Masks
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.transforms import AnyTransform
+from codetr_cli.files import replace_file
+from codetr_cli.images.decoder import read_image
 from codetr_cli.runtime.timing import seconds_of
 
 SOURCE_SHORT_SIDE = 480
@@ -73,7 +74,8 @@ def data_seconds(
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="codetr-") as folder:
         path = Path(folder) / "photograph.jpg"
-        cv2.imwrite(str(path), _image(height, width, generator))
+        with replace_file(path, sync=False) as temporary:  # whose error names the file
+            temporary.write_bytes(cv2.imencode(".jpg", _image(height, width, generator))[1].tobytes())
 
         def prepare() -> None:
             samples = []

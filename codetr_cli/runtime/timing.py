@@ -36,6 +36,8 @@ def synchronize(device: torch.device) -> None:
     """Waits until the device has finished its queued work; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
@@ -45,6 +47,43 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     function()
     synchronize(device)
     return time.perf_counter() - started
+
+
+class Stopwatch:
+    """Times parts of a program without waiting for a CUDA GPU: its events mark beginning and end among its work.
+
+    Other GPUs are waited for at both ends: else a part that downloads would be timed with all work before it.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # of parts that may not be over
+
+    @contextmanager
+    def measure(self, device: torch.device) -> Iterator[None]:
+        """Times what is done inside the context on this device."""
+        if device.type != "cuda":
+            synchronize(device)
+            started = time.perf_counter()
+            yield
+            synchronize(device)
+            self._seconds.append(time.perf_counter() - started)
+            return
+        stream = torch.cuda.current_stream(device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record(stream)
+        yield
+        end.record(stream)
+        self._marks.append((begin, end))
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of every part so far; waits for a GPU to finish the last one."""
+        if self._marks:
+            self._marks[-1][1].synchronize()
+        self._seconds += [begin.elapsed_time(end) / 1000 for begin, end in self._marks]
+        self._marks.clear()
+        return self._seconds
 
 
 def in_turn(

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
+from codetr_cli.annotations.cache import source_of
+from codetr_cli.annotations.image_folder import ImageFolder
+from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.config.schema import Settings
-from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.bad_files import BadFile, check_share, find_bad_files, listed_bad
-from codetr_cli.data.formats.cache import source_of
-from codetr_cli.data.formats.resolve import Split, find_data
 from codetr_cli.distributed import process_group
-from codetr_cli.files import write_text
+from codetr_cli.files import restore_bytes, write_text
+from codetr_cli.formats.resolve import Split, find_data
+from codetr_cli.reading import read_bytes
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runtime.disk_errors import writing
 
 logger = logging.getLogger(__name__)
 
 NAME = "bad_files.txt"
+MAX_LIST_BYTES = 64 << 20
 HEAD = "# Image files that cannot be read. Columns: split, what was done, file, why.\n"
 SKIPPED = "skipped"  # never used: found before the first step
 REPLACED = "replaced"  # found in training; another image replaces it
@@ -63,7 +67,7 @@ class BadFiles:
         self._new += 1
         # Every process appends its own: the system writes a line as a whole.
         path = self.folder.path / NAME
-        with writing(self.folder.path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+        with writing(self.folder.path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(_line(split, action, bad))
         level = logging.WARNING if self._new <= WARNINGS else logging.DEBUG
         more = f". Further ones are only listed in {path}" if self._new == WARNINGS else ""
@@ -93,7 +97,8 @@ def open_bad_files(settings: Settings, folder: RunFolder, splits: Sequence[Split
                 known = _relocated(known, settings, split)
             else:
                 known |= {(split, one.path): (SKIPPED, one) for one in bad}
-        if skip and not (folder.path / NAME).exists():
+        # Until there is a checkpoint the list is that of this start: an earlier one may have found other files.
+        if skip and not (continues and (folder.path / NAME).exists()):
             lines = [_line(split, action, bad) for (split, _), (action, bad) in known.items()]
             with writing(folder.path):
                 write_text(folder.path / NAME, HEAD + "".join(lines))
@@ -116,10 +121,12 @@ def scan(settings: Settings, split: Split) -> tuple[int, list[BadFile]]:
     """
     paths = find_data(settings.data, None, split)
     names = read_annotations(paths.annotations_path).file_names
+    folder = ImageFolder(paths.images_dir, names, paths.names)
+    names, _ = folder.inside(names, source_of(paths.annotations_path).name)
     if split == "train":
         names = names[: settings.data.max_images]
     logger.info("reading the headers of %s %s images (data.bad_files=skip)", f"{len(names):,}", split)
-    bad = find_bad_files(paths.images_dir, names, max_pixels=settings.data.max_pixels)
+    bad = find_bad_files(folder, names, max_pixels=settings.data.max_pixels)
     check_share(bad, len(names), source_of(paths.annotations_path).name)
     return len(names), bad
 
@@ -134,13 +141,16 @@ def log_summary(folder: RunFolder) -> None:
 
 
 def read_list(path: Path) -> KnownFiles:
-    """The content of bad_files.txt; empty where there is none."""
+    """The content of bad_files.txt; empty where there is none, and with a warning where it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        text = read_bytes(path, MAX_LIST_BYTES).decode("utf-8", errors="surrogateescape")
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        logger.warning("%s cannot be read and is not used: %s", path, error.strerror)
+        return {}
     known: KnownFiles = {}
-    for line in lines:
+    for line in restore_bytes(text).split("\n"):
         columns = line.split("\t")
         if len(columns) == 4 and not line.startswith("#"):
             split, action, file, reason = columns
@@ -155,10 +165,12 @@ def _relocated(known: KnownFiles, settings: Settings, split: Split) -> KnownFile
     prefix = f"{paths.images_dir}/"
     if all(where != split or path.startswith(prefix) for where, path in known):
         return known
-    names = read_annotations(paths.annotations_path).file_names
+    names = frozenset(read_annotations(paths.annotations_path).file_names)
+    depth = max((name.count("/") for name in names), default=0)
     moved: KnownFiles = {}
     for (where, path), (action, bad) in known.items():
-        name = next((name for name in names if path.endswith(f"/{name}")), None) if where == split else None
+        ends = accumulate(reversed(path.rsplit("/", depth + 1)[1:]), lambda end, part: f"{part}/{end}")
+        name = next((end for end in ends if end in names), None) if where == split else None
         place = path if name is None else str(paths.images_dir / name)
         moved[where, place] = action, BadFile(place, bad.reason)
     return moved

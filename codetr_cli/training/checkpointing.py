@@ -9,22 +9,32 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import full_optimizer_state, full_weights, load_full_optimizer_state, load_full_weights
-from codetr_cli.distributed.sharded_state import host_shards, optimizer_skeleton, read_shards
+from codetr_cli.distributed.sharded_state import Shards, host_shards, optimizer_skeleton, read_shards
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
+from codetr_cli.runs.metrics_log import has_numbers, is_evaluation
+from codetr_cli.runtime.memory import is_out_of_memory
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
-from codetr_cli.training.optim import Schedule
+from codetr_cli.training.host_copies import HostCopies
+from codetr_cli.training.optim import Schedule, checked_optimizer_state
 from codetr_cli.training.plan import steps_per_epoch
 from codetr_cli.training.progress import Progress
 from codetr_cli.training.state import TrainContext, TrainState
+from codetr_cli.weights.load_state import check_shapes
+from codetr_cli.weights.values import check_weights
 
 logger = logging.getLogger(__name__)
 
+SHOWN_NUMBERS = (
+    "epoch",
+    "loss",
+    "images_per_s",
+    "eta_s",
+)  # of the newest line of training, while there is no newer one
 LONG_WAIT_S = 1.0  # for an earlier checkpoint; longer waits are logged
 
 
@@ -44,15 +54,15 @@ def save(context: TrainContext, state: TrainState) -> None:
     shard_writers, is_averaged = context.shard_writers, state.ema is not None
     is_sharded = shard_writers is not None
     randomness = process_group.gather_objects(random_states(context.device))
-    parts = host_shards(context.model, state.optimizer, host_copy, weights=is_averaged) if is_sharded else {}
-    weights = {} if is_sharded and is_averaged else host_model_state(context.model)
+    copy = HostCopies(context.device)
+    parts = host_shards(context.model, state.optimizer, copy, weights=is_averaged) if is_sharded else {}
+    weights = {} if is_sharded and is_averaged else _copied_weights(context.model, copy)
     if is_sharded:
-        optimizer = host_copy(optimizer_skeleton(state.optimizer))
+        optimizer = copy(optimizer_skeleton(state.optimizer))
     else:
-        optimizer = full_optimizer_state(state.optimizer, host_copy if process_group.is_main() else lambda _: None)
-    average = None if state.ema is None else host_model_state(context.model, state.ema.state)
-    if context.device.type == "cuda":
-        torch.cuda.synchronize(context.device)
+        optimizer = full_optimizer_state(state.optimizer, copy if process_group.is_main() else lambda _: None)
+    average = None if state.ema is None else _copied_weights(context.model, copy, state.ema.state)
+    copy.finish()
     state.writer.written_at = time.monotonic()
     if not process_group.is_main():
         if shard_writers is not None:
@@ -82,7 +92,7 @@ def _write(
     context: TrainContext,
     weights: dict[str, Tensor],
     stored: dict[str, Any],
-    parts: dict[str, Tensor],
+    parts: Shards,
     copied_s: float,
 ) -> None:
     """Writes a checkpoint, in the writer's thread of the process of rank 0."""
@@ -140,18 +150,41 @@ def load_newest(folder: RunFolder) -> Saved | None:
             f"process {process_group.rank()} cannot read the checkpoint in {folder.checkpoints_dir} that the process "
             "of rank 0 can: all must see the same files"
         )
-    if damaged and process_group.is_main():
-        folder.go_back_to(folder.previous.name)  # a process that still reads finds the same checkpoint under both names
+    if damaged and saved is not None and process_group.is_main():
+        folder.go_back_to(saved.folder.name)  # a process that still reads finds the same checkpoint under both names
     return saved
 
 
 def restore(context: TrainContext, state: TrainState, saved: Saved) -> None:
-    """Continues from a checkpoint; all processes must call it."""
+    """Continues from a checkpoint; all processes must call it.
+
+    Raises:
+        CheckpointError: it is not one of this training.
+    """
+    # What a network or an optimizer refuses is a RuntimeError, and so is a lost connection or too little memory.
+    unfit = (RuntimeError,) if not process_group.is_connected() else ()
+    try:
+        _restore(context, state, saved)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, *unfit) as error:
+        if is_out_of_memory(error):
+            raise
+        first_line = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"the checkpoint in {saved.folder} does not fit this training: {type(error).__name__}: {first_line}. It is "
+            "damaged or of another program: start a new run with --restart."
+        ) from error
+
+
+def _restore(context: TrainContext, state: TrainState, saved: Saved) -> None:
     stored = saved.state
     _restore_weights(context, state, saved)
     state.scaler.load_state_dict(stored["scaler"])
     progress = state.progress = Progress.from_stored(stored["position"])
+    if progress.step != stored["step"]:
+        raise ValueError(f"it is of step {stored['step']} and of step {progress.step}")
     before = stored["world_size"], stored["micro_batch"]
+    if not all(isinstance(number, int) and number > 0 for number in before):
+        raise ValueError("world_size or micro_batch is not a number")
     now = process_group.world_size(), context.batches.micro_batch
     if before == now:
         restore_random_states(stored["randomness"][process_group.rank()], context.device)
@@ -172,32 +205,44 @@ def restore(context: TrainContext, state: TrainState, saved: Saved) -> None:
 
 
 def _restore_weights(context: TrainContext, state: TrainState, saved: Saved) -> None:
-    """Loads weights, their average and the optimizer's state."""
+    """Loads weights, their average and the optimizer's state.
+
+    Raises:
+        CheckpointError: the entries are not those of the model.
+    """
     stored, weights = saved.state, saved.weights.state
-    parts = stored.get("parts")
+    target, parts = context.model.state_dict(), stored.get("parts")
+    raw = weights if stored["weights"] is None else stored["weights"]
+    # Scalars have a dimension where they are sharded, and none in a checkpoint.
+    scalars = {name for name, parameter in context.model.named_parameters() if process_group.is_scalar(parameter)}
+    shapes = {name: () if name in scalars else tuple(value.shape) for name, value in target.items()}
+    for entries in (weights, raw):
+        source = f"the checkpoint in {saved.folder}"
+        check_shapes(entries, shapes, source=source)
+        check_weights(entries, source=source, allow_nonfinite=True, expected=target)
     if parts is None or not parts["weights"]:
-        load_full_weights(context.model, weights if stored["weights"] is None else stored["weights"])
+        load_full_weights(context.model, raw)
     if state.ema is not None:
         state.ema.load(weights)
+    moments = checked_optimizer_state(state.optimizer, stored["optimizer"], sharded=parts is not None)
     if parts is None:
-        load_full_optimizer_state(state.optimizer, stored["optimizer"])
+        load_full_optimizer_state(state.optimizer, moments)
     else:
-        folder = saved.folder / SHARDED
-        read_shards(folder, context.model, state.optimizer, stored["optimizer"], weights=parts["weights"])
+        read_shards(saved.folder / SHARDED, context.model, state.optimizer, moments, weights=parts["weights"])
 
 
 def _restore_from_metrics(context: TrainContext, state: TrainState) -> None:
     """Takes from metrics.jsonl what was logged after the checkpoint's state was copied."""
     progress = state.progress
-    for line in context.io.folder.metrics():
+    for line in context.io.folder.lines():
         if line["step"] > progress.step:
             continue
-        if line["kind"] == "train":
+        if line["kind"] == "train" and has_numbers(line, *SHOWN_NUMBERS):
             state.newest_line = line
         # Evaluations follow the checkpoint of their step: metrics.jsonl has more of them than the checkpoint.
-        if line["kind"] == "eval" and line["step"] > progress.evaluated_step:
-            progress.count_evaluation(line["step"], line["metrics"].get("AP", -1.0))
-        if line["kind"] == "rollback":
+        if is_evaluation(line) and line["step"] > progress.evaluated_step:
+            progress.count_evaluation(line["step"], line["metrics"]["AP"])
+        if line["kind"] == "rollback" and has_numbers(line, "best", "epoch", "batch"):
             progress.best = max(progress.best, line["best"])
             if progress.reshuffled_from is None:  # the checkpoint was saved before the run went back to it
                 progress.reshuffled_from = line["epoch"], line["batch"]
@@ -211,6 +256,8 @@ def _update_length(context: TrainContext, state: TrainState) -> None:
     progress, settings, loader = state.progress, context.settings.train, context.loader
     accumulation = context.batches.accumulation
     left = loader.set_epoch(progress.epoch, progress.batch, progress.reshuffled_from_batch, progress.epoch_segments)
+    if left < 0:
+        raise CheckpointError(f"the checkpoint has used {-left} batches more than the epoch has")
     if left == 0:
         progress.start_next_epoch()
         left = len(loader)
@@ -224,27 +271,10 @@ def _update_length(context: TrainContext, state: TrainState) -> None:
         state.total_steps, state.schedule = total, Schedule(settings, total)
 
 
-def host_model_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def _copied_weights(model: nn.Module, copy: HostCopies, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A copy of a model's state dict, or of one with the same names, in host memory; empty except on rank 0.
 
     All processes must call it.
     """
     writes = process_group.is_main()
-    return {name: host_copy(value) for name, value in full_weights(model, state) if writes}
-
-
-def host_copy(value: Any) -> Any:
-    """A copy in host memory of a tensor, or of all tensors in dicts, lists and tuples.
-
-    Copies from a GPU go to page-locked memory and are asynchronous: synchronize before reading them.
-    """
-    if isinstance(value, Tensor):
-        if value.device.type == "cpu":
-            return value.detach().clone()
-        host = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
-        return host.copy_(value.detach(), non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: host_copy(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(host_copy(item) for item in value)
-    return value
+    return {name: copy(value) for name, value in full_weights(model, state) if writes}

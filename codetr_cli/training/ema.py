@@ -39,10 +39,17 @@ class ModelEma:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Updates the average after optimizer step number `step`, counted from 0."""
-        momentum = step_momentum(step, self.momentum)
+        pairs: dict[
+            torch.dtype, tuple[list[Tensor], list[Tensor]]
+        ] = {}  # one dtype at a time, so that a GPU fuses them
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                process_group.local_part(self.state[name]).lerp_(process_group.local_part(value), momentum)
+                averages, values = pairs.setdefault(value.dtype, ([], []))
+                averages.append(process_group.local_part(self.state[name]))
+                values.append(process_group.local_part(value))
+        momentum = step_momentum(step, self.momentum)
+        for averages, values in pairs.values():
+            torch._foreach_lerp_(averages, values, momentum)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Loads a saved average that is not sharded; names and shapes must be the model's."""

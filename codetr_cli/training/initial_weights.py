@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from codetr_cli.config.schema import ResNetConfig, Settings
+from codetr_cli.inference.model_size import check_size
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.training.plan import TrainJob
@@ -18,7 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_trainable_model(settings: Settings) -> CoDETR:
-    """The model with random weights; its backbone is frozen with `train.freeze_backbone`."""
+    """The model with random weights; its backbone is frozen with `train.freeze_backbone`.
+
+    Raises:
+        ConfigError: the model settings do not fit together.
+        ResourceError: it is larger than the memory of this machine.
+    """
+    check_size(settings)
     model = build_model(settings.model)
     if settings.train.freeze_backbone:
         model.backbone.requires_grad_(False)
@@ -43,6 +50,7 @@ def load_initial_weights(model: CoDETR, job: TrainJob) -> None:
         class_names=job.class_names,
         checkpoint_class_names=job.class_names if unnamed else checkpoint.class_names,
         source=path,
+        allow_nonfinite=job.settings.test.allow_nonfinite_weights,
     )
     logger.info("weights from %s:", path)
     if unnamed:
@@ -55,7 +63,8 @@ def _load_pretrained_backbone(model: CoDETR, settings: Settings) -> None:
     """Loads a pretrained backbone where there is one, or warns of what random weights mean."""
     file = find_backbone(settings)
     if file is not None:
-        logger.info("%s", load_backbone(model, file))
+        allow_nonfinite = settings.test.allow_nonfinite_weights
+        logger.info("%s", load_backbone(model, file, allow_nonfinite=allow_nonfinite))
         return
     backbone = settings.model.backbone
     frozen = isinstance(backbone, ResNetConfig) and backbone.norm == "frozen_batch"

@@ -180,16 +180,16 @@ def _log_evaluation(context: TrainContext, state: TrainState, metrics: dict[str,
 
 
 def _finish(context: TrainContext, state: TrainState) -> None:
-    """Records the end of the run."""
+    """Records the end of the run; the end line comes last, since nothing continues after it."""
     progress = state.progress
     is_early = state.steps_left > 0
-    context.io.log({"kind": "end", "step": progress.step, "epoch": progress.epoch, "early": is_early})
     if is_early:
         text = "finished early, at step %d of %d: no better AP than %.4f in %d evaluations"
         logger.info(text, progress.step, state.total_steps, progress.best, progress.evals_without_improvement)
     else:
         logger.debug("finished at step %d", progress.step)
     state.plots.draw()
+    context.io.log({"kind": "end", "step": progress.step, "epoch": progress.epoch, "early": is_early})
 
 
 def _stopped(context: TrainContext, state: TrainState) -> StoppedError:

@@ -22,7 +22,6 @@ from torch import nn
 from codetr_cli.config.schema import Settings, ViTConfig
 from codetr_cli.data.batch import normalize
 from codetr_cli.data.coco import CocoDataset
-from codetr_cli.data.targets import Size
 from codetr_cli.data.transforms import (
     DetrAugmentation,
     LsjAugmentation,
@@ -31,6 +30,7 @@ from codetr_cli.data.transforms import (
     ResizeToCanvas,
     build_transforms,
 )
+from codetr_cli.images.image_header import Size
 from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.models.codetr import CoDETR

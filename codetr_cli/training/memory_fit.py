@@ -19,10 +19,12 @@ from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.distributed import process_group
+from codetr_cli.distributed.fsdp import why_not_shard
 from codetr_cli.errors import ResourceError
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runs.memory_record import flatten, read_record, write_record
+from codetr_cli.runtime.devices import has_bf16
 from codetr_cli.runtime.memory import local_processes
 from codetr_cli.runtime.precision import autocast_dtype
 from codetr_cli.training.memory_check import Need, WorstBatch, measure, worst_batch
@@ -125,14 +127,14 @@ def memory_options(settings: Settings, device: torch.device, world_size: int) ->
     if autocast_dtype(settings.train.precision, device) is None and has_fast_bf16(device):
         yield option({"train.precision": "bf16"})
     shardable = not settings.train.compile and autocast_dtype(settings.train.precision, device) != torch.float16
-    if device.type == "cuda" and world_size > 1 and shardable and not settings.train.fsdp:
+    if device.type == "cuda" and world_size > 1 and shardable and not settings.train.fsdp and why_not_shard() is None:
         yield option({"train.fsdp": True})
 
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether a device has bfloat16 arithmetic in hardware; bf16 is several times slower on a CPU without it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return has_bf16(device)
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
 

@@ -1,7 +1,9 @@
 """Out of memory in a step: the step is computed again with less memory, and so are all later ones.
 
-The images of a forward pass are split in halves, and again, as with a smaller `train.micro_batch`. When a single image
-does not fit, all supported activations are recomputed in the backward pass. After that the training ends.
+A GPU's step is first computed again as it was, once, after the allocator's unused blocks are released: memory that is
+only fragmented has room then. Otherwise the images of a forward pass are split in halves, and again, as with a smaller
+`train.micro_batch`. When a single image does not fit, all supported activations are recomputed in the backward pass.
+After that the training ends.
 A single process retries at once, and its checkpoints store the splits. With several processes the others wait for the
 one that ran out of memory: that one writes the splits to the run folder and exits, and the launcher restarts all. A
 process group of one does the same, because a wrapped network cannot restart an interrupted backward pass.
@@ -61,6 +63,7 @@ def retry_with_less_memory(
         MemoryShrunkError: all processes have to restart to compute the step with less memory.
         ResourceError: there is no way to use less memory.
     """
+    may_be_fragmented = context.device.type == "cuda" and not process_group.is_connected()
     while True:
         try:
             return step(context, state, micro_batches)
@@ -68,7 +71,16 @@ def retry_with_less_memory(
             batch = error.batch
         # The error holds the tensors of the step until the end of `except`.
         state.optimizer.zero_grad(set_to_none=True)
-        reduce_memory(context, state, batch)
+        if may_be_fragmented:
+            may_be_fragmented = False
+            free_unused(context.device)
+            logger.info(
+                "out of memory in step %d with %s: the step is computed again after unused memory is released",
+                state.progress.step + 1,
+                _describe(batch),
+            )
+        else:
+            reduce_memory(context, state, batch)
         restore_random_states(state.step_inputs[0][1], context.device)
 
 

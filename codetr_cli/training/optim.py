@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from codetr_cli.config.schema import TrainConfig
 from codetr_cli.distributed import process_group
-from codetr_cli.errors import ConfigError
+from codetr_cli.errors import CheckpointError, ConfigError
 
+MOMENTS = frozenset(("step", "exp_avg", "exp_avg_sq"))  # of a parameter, in AdamW
 PUBLISHED_BATCH = 16  # images per step that the published learning rates are for
 
 BACKBONE = re.compile(r"backbone\.")
@@ -91,6 +92,41 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=1e-8, weight_decay=decay, fused=fused)
 
 
+def checked_optimizer_state(
+    optimizer: torch.optim.Optimizer, stored: dict[str, Any], *, sharded: bool
+) -> dict[str, Any]:
+    """A stored state dict that fits an optimizer, with the optimizer's own options in the place of the stored ones.
+
+    Args:
+        optimizer: built from the settings of the run.
+        stored: of the whole optimizer, with values of the right types.
+        sharded: whether None stands for tensors that are stored elsewhere.
+
+    Raises:
+        CheckpointError: it is of other parameters.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    shapes = [
+        () if process_group.is_scalar(parameter) else tuple(parameter.shape)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    if [group["params"] for group in own] != [group.get("params") for group in stored["param_groups"]]:
+        raise CheckpointError("the checkpoint's optimizer has other parameters than this training")
+    for index, moments in stored["state"].items():
+        if index >= len(shapes) or moments.keys() != MOMENTS:
+            raise CheckpointError("the checkpoint's optimizer has other values than this training")
+        for key, value in moments.items():
+            shape = () if key == "step" else shapes[index]
+            if isinstance(value, Tensor):
+                fits = value.is_floating_point() and tuple(value.shape) == shape
+            else:
+                fits = key == "step" if value is not None else sharded
+            if not fits:
+                raise CheckpointError(f"the checkpoint's optimizer has another {key} of parameter {index}")
+    return {"state": stored["state"], "param_groups": own}
+
+
 def base_learning_rate(config: TrainConfig) -> float:
     """The learning rate before warm-up and schedule; scaled to the batch size with `train.scale_lr`."""
     return config.lr * config.batch_size / PUBLISHED_BATCH if config.scale_lr else config.lr
@@ -140,6 +176,5 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, max_norm)
     norm = process_group.sharded_norm(gradients)
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # like PyTorch
-    for part in parts:
-        part.mul_(factor)
+    torch._foreach_mul_(parts, factor)
     return norm

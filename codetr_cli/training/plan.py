@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from codetr_cli.annotations.cache import content_digest, source_of
+from codetr_cli.annotations.objects import Annotations, check_kind, dataset_of, read_annotations, unmatched_classes
 from codetr_cli.config.overrides import replace_settings
-from codetr_cli.config.schema import Settings
-from codetr_cli.data.annotations import Annotations, check_kind, read_annotations
-from codetr_cli.data.formats.cache import content_digest, source_of
-from codetr_cli.data.formats.resolve import DataPaths, find_data
+from codetr_cli.config.schema import DatasetName, Settings
 from codetr_cli.errors import ConfigError, DatasetError, listed
+from codetr_cli.formats.resolve import DataPaths, find_data, unused_roots
 from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.runs.folder import RunInputs
 from codetr_cli.training.auto_recipe import Recipe, fit_recipe
@@ -125,6 +125,8 @@ def plan_job(
     settings, found, notes = _find_training_data(settings, [data] if isinstance(data, str) else data)
     path, source = found.annotations_path, source_of(found.annotations_path.absolute())
     annotations = read_annotations(path)
+    if "data.dataset" not in (chosen or ()) and dataset_of(annotations.is_lvis, settings.data.dataset) == "lvis":
+        settings = _by_rules_of(settings, "lvis", source.name, notes)
     check_kind(annotations, settings.data.dataset, path)
     counts = count_trainable(annotations, path, min_side=settings.data.min_side, max_images=settings.data.max_images)
     warnings = list(found.warnings)
@@ -140,7 +142,9 @@ def plan_job(
     if evaluate:
         val = find_data(settings.data, None, "val")
         val_path = val.annotations_path
-        _check_same_classes(annotations, read_annotations(val_path), path, val_path)
+        val_annotations = read_annotations(val_path)
+        check_kind(val_annotations, settings.data.dataset, val_path)
+        _check_same_classes(annotations, val_annotations, path, val_path)
         notes += [note for note in val.notes if note not in notes]
         warnings += [warning for warning in val.warnings if warning not in warnings]
     images = min(len(annotations.image_ids), settings.data.max_images or len(annotations.image_ids))
@@ -178,25 +182,36 @@ def _find_training_data(settings: Settings, data: Sequence[str] | None) -> tuple
     Raises:
         DatasetError: they are not found.
     """
+    unused: tuple[str, ...] = ()
     if data:
+        unused = unused_roots(settings.data, data)
         root, *more = [str(Path(folder).absolute()) for folder in data]
-        settings = replace_settings(settings, {"data.root": root, "data.extra_roots": more})
+        settings = replace_settings(settings, {"data.root": root, "data.extra_roots": more, "data.annotations": None})
+    elif settings.data.annotations:
+        places = {f"data.{key}": value for key in ("annotations", "images") if (value := getattr(settings.data, key))}
+        places = {key: str(Path(value).absolute()) for key, value in places.items()}
+        settings = replace_settings(settings, {**places, "data.extra_roots": ()})
     config = settings.data
     found = find_data(config, None, "train", any_dataset=config.dataset == "coco")
+    found = replace(found, warnings=(*found.warnings, *unused))
     notes = list(found.notes)
     if found.dataset != config.dataset and (config.dataset == "coco" or config.extra_roots):
-        settings = replace_settings(settings, {"data.dataset": found.dataset})
-        notes.append(
-            f"{source_of(found.annotations_path).name} is read, and scored, by the rules of {found.dataset} "
-            f"(data.dataset={found.dataset})"
-            + (
-                "; presets made for LVIS, e.g. co_dino_r50_lvis, also show rare classes more often and keep 300 "
-                "detections an image"
-                if found.dataset == "lvis"
-                else ""
-            )
-        )
+        settings = _by_rules_of(settings, found.dataset or "coco", source_of(found.annotations_path).name, notes)
     return settings, found, notes
+
+
+def _by_rules_of(settings: Settings, dataset: DatasetName, name: str, notes: list[str]) -> Settings:
+    """The settings for another data set, with a note on it if they change."""
+    if settings.data.dataset == dataset:
+        return settings
+    hint = (
+        "; presets made for LVIS, e.g. co_dino_r50_lvis, also show rare classes more often and keep 300 detections an "
+        "image"
+    )
+    notes.append(
+        f"{name} is read, and scored, by the rules of {dataset} (data.dataset={dataset}){hint * (dataset == 'lvis')}"
+    )
+    return replace_settings(settings, {"data.dataset": dataset})
 
 
 def total_steps(settings: Settings, steps_per_epoch: int) -> int:
@@ -221,13 +236,12 @@ def _find_weights(weights: str | None) -> str | None:
 def _check_same_classes(train: Annotations, val: Annotations, train_path: Path, val_path: Path) -> None:
     """Training and validation must have the same classes, by name; ids and order may differ."""
     train_name, val_name = source_of(train_path).name, source_of(val_path).name
-    unknown = [name for name in val.class_names if name not in set(train.class_names)]
+    unknown, lacking = unmatched_classes((train.class_names, train.category_ids), (val.class_names, val.category_ids))
     if unknown:
         raise DatasetError(
             f"{val_name} has categories that {train_name} does not have, so that the model cannot detect them: "
             f"{listed(unknown, 8)}. Add them to the training annotations or remove them, or train with --no-eval."
         )
-    lacking = [name for name in train.class_names if name not in set(val.class_names)]
     if lacking:
         raise DatasetError(
             f"{val_name} does not list categories that {train_name} has: {listed(lacking, 8)}. List the same "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 PLOT_SECONDS = 60.0  # between plots drawn within an epoch, and longer where drawing takes more than 1 / PLOT_SHARE
 PLOT_SHARE = 50.0
+MAX_DRAWN = 10_000  # lines of a kind, far more than a plot has pixels in a row
 SIZE_INCHES = (8.0, 4.5)
 DPI = 110
 SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP")
@@ -39,11 +40,28 @@ class RunPlots:
         """Draws the plots; an error is logged and does not stop the training."""
         started = time.monotonic()
         try:
-            draw_plots(self._folder.metrics(), self._folder.plots_dir)
+            draw_plots(thinned(self._folder.lines()), self._folder.plots_dir)
         except Exception as error:
             logger.debug("the plots could not be drawn: %s: %s", type(error).__name__, error)
         now = time.monotonic()
         self._due_at = now + max(PLOT_SECONDS, PLOT_SHARE * (now - started))
+
+
+def thinned(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines to draw: of each kind all, or every second, fourth and so on, in memory no more than `MAX_DRAWN`."""
+    kept = {kind: list[Mapping[str, Any]]() for kind in ("train", "eval", "skip")}
+    seen, every = dict.fromkeys(kept, 0), dict.fromkeys(kept, 1)
+    for line in lines:
+        kind = line["kind"]
+        if kind not in kept:
+            continue
+        if seen[kind] % every[kind] == 0:
+            kept[kind].append(line)
+            if len(kept[kind]) == MAX_DRAWN:
+                del kept[kind][1::2]
+                every[kind] *= 2
+        seen[kind] += 1
+    return [line for of_kind in kept.values() for line in of_kind]
 
 
 def draw_plots(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:

@@ -10,9 +10,11 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.distributed.fsdp import check_shardable
+from codetr_cli.errors import ResourceError
 from codetr_cli.inference.loading import check_image_size
 from codetr_cli.losses.build import build_objective
-from codetr_cli.runtime.precision import autocast_dtype
+from codetr_cli.runtime.devices import why_no_training
+from codetr_cli.runtime.precision import autocast_dtype, resolve_training_precision
 from codetr_cli.training.bad_images import scan
 from codetr_cli.training.initial_weights import build_trainable_model
 from codetr_cli.training.loggers import check_loggers
@@ -41,9 +43,13 @@ def check_settings(settings: Settings, device: torch.device, world_size: int) ->
     """Checks settings before data is read and a run folder is created.
 
     Raises:
+        ResourceError: a device that does not train.
         ConfigError: batch sizes that do not divide, images that the network does not support, a precision that the
             device does not support, a setting that sharding does not support, or a logger that is not installed.
     """
+    reason = why_no_training(device)
+    if reason is not None:
+        raise ResourceError(reason)
     check_loggers(settings.train.loggers)
     check_image_size(settings, training=True)
     batch_sizes(settings.train.batch_size, settings.train.micro_batch, world_size)
@@ -70,7 +76,6 @@ def preview(job: TrainJob, *, device: torch.device, world_size: int) -> Preview:
     per_epoch = steps_per_epoch(len(loader), batches.accumulation)
     evaluating = job.inputs.val_annotations is not None
     parameters = list(build_objective(build_trainable_model(settings), settings.train.loss).parameters())
-    dtype = autocast_dtype(settings.train.precision, device)
     return Preview(
         images=len(dataset),
         bad_files=len(bad),
@@ -79,7 +84,7 @@ def preview(job: TrainJob, *, device: torch.device, world_size: int) -> Preview:
         steps_per_epoch=per_epoch,
         total_steps=total_steps(settings, per_epoch),
         device=str(device),
-        precision="fp32" if dtype is None else str(dtype).removeprefix("torch."),
+        precision=resolve_training_precision(settings.train.precision, device),
         learning_rate=base_learning_rate(settings.train),
         parameters=sum(parameter.numel() for parameter in parameters),
         trained_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),

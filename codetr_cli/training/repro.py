@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,16 +26,20 @@ from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import full_weights
 from codetr_cli.errors import CheckpointError
-from codetr_cli.files import WEIGHTS_NAME, replace_file, write_text
+from codetr_cli.files import WEIGHTS_NAME, make_way, replace_file, write_text
+from codetr_cli.inference.model_size import check_size
 from codetr_cli.losses.build import build_objective
 from codetr_cli.models.build import build_model
-from codetr_cli.runtime.precision import autocast_dtype
+from codetr_cli.reading import parse_json, read_bytes
+from codetr_cli.runtime.precision import DTYPES, float32_arithmetic, resolve_training_precision
 from codetr_cli.runtime.rng import restore_random_states
 from codetr_cli.training.nonfinite import StepInputs, nonfinite_gradients
 from codetr_cli.training.state import TrainContext, TrainState
 from codetr_cli.weights.checkpoint import load_checkpoint, read_safetensors, save_checkpoint
+from codetr_cli.weights.load_state import load_exact
 
 STEP = "step.json"
+MAX_STEP_BYTES = 16 << 20
 
 
 def save_reproducer(folder: Path, context: TrainContext, state: TrainState) -> None:
@@ -47,7 +50,7 @@ def save_reproducer(folder: Path, context: TrainContext, state: TrainState) -> N
     """
     weights = dict(full_weights(context.model))
     if process_group.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
+        make_way(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     process_group.barrier()
     tensors: dict[str, Tensor] = {}
@@ -106,11 +109,13 @@ def replay(folder: Path, device: torch.device) -> Iterator[Replayed]:
     """
     summary = read_step(folder)
     checkpoint = load_checkpoint(folder / WEIGHTS_NAME)
-    settings = checkpoint.settings
+    settings, source = checkpoint.settings, str(folder / WEIGHTS_NAME)
+    check_size(settings, checkpoint.state, source=source)
     model = build_model(settings.model)
-    model.load_state_dict(checkpoint.state)
+    load_exact(model, checkpoint.state, source=source, allow_nonfinite=True)
     objective = build_objective(model.to(device), settings.train.loss).train()
-    dtype = autocast_dtype(settings.train.precision, device)
+    precision = resolve_training_precision(settings.train.precision, device)
+    dtype = DTYPES[precision]
     for rank in range(summary["processes"]):
         inputs = read_micro_batches(folder / f"rank{rank}.safetensors")
         model.zero_grad(set_to_none=True)
@@ -119,10 +124,11 @@ def replay(folder: Path, device: torch.device) -> Iterator[Replayed]:
             batch = batch.to(device)
             images = normalize(batch.images, batch.padding_mask, settings.data.mean, settings.data.std)
             restore_random_states(states, device)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                pass_losses: dict[str, Tensor] = objective(images, batch.padding_mask, batch.targets)
-            total = torch.stack(list(pass_losses.values())).sum()
-            torch.autograd.backward(total * summary["scale"] / len(inputs))
+            with float32_arithmetic(precision, device):
+                with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                    pass_losses: dict[str, Tensor] = objective(images, batch.padding_mask, batch.targets)
+                total = torch.stack(list(pass_losses.values())).sum()
+                torch.autograd.backward(total * summary["scale"] / len(inputs))
             losses.append({name: float(value.detach()) for name, value in pass_losses.items()})
         yield Replayed(
             rank=rank,
@@ -136,10 +142,12 @@ def read_step(folder: Path) -> dict[str, Any]:
     """The content of step.json.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is no table.
     """
     try:
-        summary: dict[str, Any] = json.loads((folder / STEP).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = parse_json(read_bytes(folder / STEP, MAX_STEP_BYTES))
+        if not isinstance(summary, dict):
+            raise ValueError("it is no table")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} has no complete reproducer of a step ({error}): only a run that diverged has one"
@@ -155,14 +163,17 @@ def read_micro_batches(path: Path) -> StepInputs:
     """
     tensors, metadata = read_safetensors(path)
     inputs = []
-    for index, plain in enumerate(json.loads(metadata["micro_batches"])):
-        whole = _insert_tensors(plain, tensors, f"{index}")
-        batch = whole["batch"]
-        targets = [
-            {key: tuple(value) if isinstance(value, list) else value for key, value in target.items()}
-            for target in batch["targets"]
-        ]
-        inputs.append((Batch(batch["images"], batch["padding_mask"], targets), whole["random"]))
+    try:
+        for index, plain in enumerate(parse_json(metadata["micro_batches"])):
+            whole = _insert_tensors(plain, tensors, f"{index}")
+            batch = whole["batch"]
+            targets = [
+                {key: tuple(value) if isinstance(value, list) else value for key, value in target.items()}
+                for target in batch["targets"]
+            ]
+            inputs.append((Batch(batch["images"], batch["padding_mask"], targets), whole["random"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} holds no inputs of a step: {error!r}") from error
     return inputs
 
 

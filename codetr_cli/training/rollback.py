@@ -77,7 +77,7 @@ def _log_rollback(context: TrainContext, state: TrainState) -> None:
     """Records the rollback in metrics.jsonl; `restore` reads there that images are reshuffled."""
     progress, folder = state.progress, context.io.folder
     before = read_state(folder.last / STATE)["position"]
-    skipped = [line for line in folder.metrics() if line["kind"] == "skip"][-progress.nonfinite_steps :]
+    skipped = [line for line in folder.lines(containing="skip") if line["kind"] == "skip"][-progress.nonfinite_steps :]
     folder.rewind(before["step"])
     context.io.log(
         {

@@ -13,12 +13,15 @@ import torch
 from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.watchdog import Heartbeat
+from codetr_cli.errors import ConfigError
 from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.runs.folder import RunFolder, Saved, event_log
 from codetr_cli.runs.memory_record import with_fitted
-from codetr_cli.runs.resume import RunChoice, choose_run
+from codetr_cli.runs.metrics_log import is_evaluation
+from codetr_cli.runs.resume import RunChoice, check_weights_named, choose_run, with_weights
 from codetr_cli.runtime.disk_errors import writing
 from codetr_cli.runtime.malloc import return_large_blocks
+from codetr_cli.runtime.precision import float32_arithmetic, resolve_training_precision
 from codetr_cli.runtime.signals import NAMES, StopRequest
 from codetr_cli.training.bad_images import log_summary
 from codetr_cli.training.build import build_training
@@ -77,21 +80,25 @@ def run_training(job: TrainJob, *, device: torch.device, choice: RunChoice | Non
         process_group.barrier()
         check_same_disk(folder)
         saved = load_newest(folder) if choice.resume else None
+        if saved is None and choice.resume:
+            check_weights_named(job.inputs, folder.path)
         loggers = _open_loggers(job.settings, folder, saved, stack)
         io = RunIO(folder=folder, loggers=loggers, reporter=local_reporter, stop=stop, heartbeat=heartbeat)
         return_large_blocks()
         _prepare_torch(job.settings)
         context, state = build_training(job, io, device=device, resume=choice.resume, has_checkpoint=saved is not None)
         _continue_from(context, state, saved)
-        train(context, state)
+        precision = resolve_training_precision(context.settings.train.precision, device)
+        with float32_arithmetic(precision, device):
+            train(context, state)
         if process_group.is_main():
             log_summary(folder)
         return _outcome(context, state)
 
 
-def choose_for(job: TrainJob) -> RunChoice:
+def choose_for(job: TrainJob, *, dry_run: bool = False) -> RunChoice:
     """The run folder of the job; see `choose_run`."""
-    return choose_run(job.settings, job.inputs, run=job.run, restart=job.restart)
+    return choose_run(job.settings, job.inputs, run=job.run, restart=job.restart, dry_run=dry_run)
 
 
 def _agree_on_run(job: TrainJob, choice: RunChoice | None) -> tuple[TrainJob, RunChoice]:
@@ -111,7 +118,15 @@ def _open_folder(folder: RunFolder, job: TrainJob, choice: RunChoice, stack: Exi
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     stack.callback(folder.lock(LOCK_PATIENCE_S).release)
-    folder.open(job.settings, job.inputs)
+    if not choice.resume and folder.status() != "empty":
+        raise ConfigError(
+            f"another command has started a run in {folder.path} since this one: start this command again to continue "
+            "that run, or give another folder with --run"
+        )
+    if choice.resume and not process_group.was_restarted():
+        # Again: another command may have extended or finished the run while this one waited.
+        choose_run(job.settings, job.inputs, run=folder.path)
+    folder.open(job.settings, with_weights(job.inputs, folder.path) if choice.resume else job.inputs)
     folder.recover()
     stack.enter_context(event_log(folder))
     for note in (choice.note, *job.notes):
@@ -137,10 +152,20 @@ def _continue_from(context: TrainContext, state: TrainState, saved: Saved | None
         restore(context, state, saved)
         logger.info("resumed after step %d of %d", state.progress.step, state.total_steps)
     if process_group.is_main():
+        if saved is None:
+            _warn_of_dropped(context.io.folder)
         context.io.folder.rewind(state.progress.step)
         first, last, batches = state.progress.step, state.total_steps, context.batches.describe()
         logger.debug("training from step %d to %d: %s, %s", first, last, batches, context.device)
     process_group.barrier()
+
+
+def _warn_of_dropped(folder: RunFolder) -> None:
+    """Warns where a run starts from step 0 although it has logged steps: killed before its first checkpoint."""
+    if dropped := max((line["step"] for line in folder.lines("train") if line["kind"] == "train"), default=0):
+        logger.warning(
+            "%s logged steps are dropped, because no checkpoint exists: training starts from step 0", f"{dropped:,}"
+        )
 
 
 def _log_stop(number: int) -> None:
@@ -152,12 +177,14 @@ def _prepare_torch(settings: Settings) -> None:
         # cuBLAS reads it at its start; some operations have no deterministic version and only warn.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing reads memory before it is written; filling every new tensor would cost a kernel each.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
 
 
 def _outcome(context: TrainContext, state: TrainState) -> Outcome:
     folder, progress = context.io.folder, state.progress
-    evaluations = [line for line in folder.metrics() if line["kind"] == "eval"]
+    evaluations = [line for line in folder.lines(containing="eval") if is_evaluation(line)]
     return Outcome(
         run=folder.path,
         steps=progress.step,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from codetr_cli.data.annotations import Annotations
-from codetr_cli.data.formats.cache import source_of
+from codetr_cli.annotations.cache import source_of
+from codetr_cli.annotations.objects import Annotations
 from codetr_cli.errors import DatasetError
 
 
@@ -27,7 +26,7 @@ def count_trainable(annotations: Annotations, path: Path, *, min_side: int, max_
     objects = annotations.usable_objects(rows, with_crowd=False)
     counts = np.bincount(objects.labels, minlength=len(annotations.category_ids))
     if not counts.any():
-        reasons = _reasons(annotations, path, rows, min_side)
+        reasons = _reasons(annotations, rows, min_side)
         raise DatasetError(
             f"{source_of(path).name} has no object of any class to train on. "
             f"{len(annotations.image_ids)} images, {len(annotations.category_ids)} categories; "
@@ -37,7 +36,7 @@ def count_trainable(annotations: Annotations, path: Path, *, min_side: int, max_
     return counts
 
 
-def _reasons(annotations: Annotations, path: Path, rows: np.ndarray, min_side: int) -> list[str]:
+def _reasons(annotations: Annotations, rows: np.ndarray, min_side: int) -> list[str]:
     """Why objects are not used, with counts; an object counts for the first reason that applies."""
     x, y, w, h = annotations.boxes_xywh.T
     heights, widths = annotations.sizes[annotations.image_rows].T
@@ -46,7 +45,7 @@ def _reasons(annotations: Annotations, path: Path, rows: np.ndarray, min_side: i
     flat = (annotations.area <= 0) | (w < 1) | (h < 1)
     fractions = bool(flat.any()) and bool((annotations.boxes_xywh[flat] <= 1).all())
     hint = " (they look like fractions of the image: COCO counts pixels)" if fractions else ""
-    unlisted = _without_image(annotations, path)
+    unlisted = annotations.unlisted
     found = [f"{unlisted} are of images that `images` does not list"] if unlisted else []
     remaining = np.ones(len(w), bool)
     for why, words in (
@@ -61,11 +60,3 @@ def _reasons(annotations: Annotations, path: Path, rows: np.ndarray, min_side: i
             found.append(f"{count} {words}")
         remaining &= ~why
     return found
-
-
-def _without_image(annotations: Annotations, path: Path) -> int:
-    """Number of annotations that belong to no listed image."""
-    try:
-        return len(json.loads(path.read_bytes())["annotations"]) - len(annotations.labels)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.config.schema import Settings
-from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import local_copy
 from codetr_cli.errors import StoppedError
-from codetr_cli.evaluation.evaluator import RankResults, evaluate
+from codetr_cli.evaluation.evaluator import evaluate
 from codetr_cli.evaluation.request import EvalRequest, expects_masks
+from codetr_cli.evaluation.results import LocalCollector, RankResults
+from codetr_cli.formats.resolve import find_data
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.training.bad_images import BadFiles
@@ -81,7 +83,7 @@ class Validation:
             self._request,
             device=self._device,
             progress=lambda images: self._on_batch(images, step),
-            gather=self._gather,
+            collector=_GroupCollector(lambda: self._io.heartbeat("scoring")),
         )
         for bad in result.skipped:
             self._bad_files.on_unreadable(bad, "val")
@@ -105,8 +107,22 @@ class Validation:
                 io.stop.number,
             )
 
-    def _gather(self, results: RankResults) -> list[RankResults]:
-        self._io.heartbeat("scoring")
+
+class _GroupCollector(LocalCollector):
+    """Gathers the results of all processes through their group; an evaluation that stops is repeated.
+
+    Args:
+        on_gather: called before the process waits for the others.
+    """
+
+    def __init__(self, on_gather: Callable[[], object]) -> None:
+        super().__init__()
+        self._on_gather = on_gather
+
+    def gather(self) -> list[RankResults]:
+        """As `Collector.gather`."""
+        self._on_gather()
+        (results,) = super().gather()
         return process_group.gather_objects(results)
 
 

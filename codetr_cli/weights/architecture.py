@@ -104,15 +104,19 @@ def _describe_vit(state: Mapping[str, Tensor], published: Mapping[str, Tensor]) 
         i
         for i in range(depth)
         if (table := published.get(f"backbone.blocks.{i}.attn.rope.freqs_cos")) is not None
-        and len(table) == window_tokens
+        and table.shape[:1] == (window_tokens,)
     }
     fixed = published.get("backbone.rope_glb.freqs_cos")
+    if fixed is not None and fixed.dim() != 2:
+        raise CheckpointError("backbone.rope_glb.freqs_cos is no table: the file has another architecture.")
     settings |= {
         "backbone.num_heads": embed_dim // max(head_dim, 1),
         "backbone.window_size": math.isqrt(window_tokens),
-        "backbone.fixed_size": None if fixed is None else math.isqrt(len(fixed)) * patch_size,
+        "backbone.fixed_size": None if fixed is None else math.isqrt(fixed.shape[0]) * patch_size,
     }
-    if fixed is None or len(fixed) != window_tokens:  # else all blocks have the same tables: the image is one window
+    if (
+        fixed is None or fixed.shape[0] != window_tokens
+    ):  # else all blocks have the same tables: the image is one window
         settings["backbone.global_blocks"] = tuple(i for i in range(depth) if i not in window_blocks)
     return settings
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codetr_cli.config.overrides import parse_settings
+from codetr_cli.class_names import storable_class_name
+from codetr_cli.config.checkpoint_settings import parse_stored
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.files import WEIGHTS_NAME, replace_file
+from codetr_cli.reading import check_regular, open_file, parse_json
+from codetr_cli.weights.metadata import parse_classes, storable_text, version_of
+from codetr_cli.weights.safetensors_header import check_header
+from codetr_cli.weights.urls import public_settings
 
 FORMAT = "codetr-1"
 # A plain import would make this module depend on what the package exports to Python users.
@@ -55,8 +60,11 @@ def save_checkpoint(
     class_names: Sequence[str],
     category_ids: Sequence[int],
     extra: Mapping[str, str] | None = None,
+    on_written: Callable[[Path], object] = lambda temporary: None,
 ) -> None:
     """Writes a checkpoint; an existing file is replaced atomically.
+
+    Control characters in class names are written as text (`storable_class_name`), so that the file can be read again.
 
     Args:
         path: the file; missing folders are created.
@@ -65,12 +73,14 @@ def save_checkpoint(
         class_names: one per class.
         category_ids: one per class.
         extra: see `Checkpoint`.
+        on_written: called with the complete file before it gets its name.
 
     Raises:
         ResourceError: no space left, or the file cannot be written.
         ValueError: the numbers of class names, category ids and classes of the settings differ.
     """
     path = Path(path)
+    settings = public_settings(settings)
     if not len(class_names) == len(category_ids) == settings.model.num_classes:
         raise ValueError(
             f"{len(class_names)} class names and {len(category_ids)} category ids "
@@ -81,21 +91,27 @@ def save_checkpoint(
         "format": FORMAT,
         "codetr_version": VERSION,
         "settings": settings.model_dump_json(),
-        "class_names": json.dumps(list(class_names), ensure_ascii=False),
+        "class_names": json.dumps([storable_class_name(name) for name in class_names], ensure_ascii=False),
         "category_ids": json.dumps(list(category_ids)),
-        "extra": json.dumps(dict(extra or {}), ensure_ascii=False),
+        "extra": json.dumps({key: storable_text(text) for key, text in (extra or {}).items()}, ensure_ascii=False),
     }
     metadata["content_sha256"] = _content_hash(tensors, metadata)
     size = sum(tensor.nbytes for tensor in tensors.values())
     with replace_file(path, size, parents=True) as temporary:
         save_file(tensors, temporary, metadata)
+        on_written(temporary)
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Reads a checkpoint of codetr, a .safetensors file, and verifies its hash.
+    """Reads a checkpoint of codetr, a .safetensors file, and verifies its hash and its metadata.
+
+    All settings are as they were written, if they can be read (`parse_stored`): `config.checkpoint_settings` says which
+    of them count. The values of the
+    weights are not examined: `weights.values` does that.
 
     Raises:
-        CheckpointError: missing, damaged, not a safetensors file, not written by codetr, or by a newer one.
+        CheckpointError: missing, damaged, not a safetensors file, not written by codetr, or by a newer one; metadata
+            with wrong types or values.
     """
     path = Path(path)
     tensors, metadata = read_safetensors(path)
@@ -106,7 +122,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         )
     if metadata["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} was written by codetr {metadata.get('codetr_version')} in format {metadata['format']!r}; "
+            f"{path} was written by codetr {version_of(metadata)} in format {metadata['format'][:40]!r}; "
             f"this is codetr {VERSION}, which reads {FORMAT!r}. Install a newer codetr."
         )
     if metadata["content_sha256"] != _content_hash(tensors, metadata):
@@ -115,19 +131,21 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
             "Copy it again, or use the previous checkpoint of the run folder."
         )
     try:
-        settings = parse_settings(json.loads(metadata["settings"]), where=str(path))
-        return Checkpoint(
-            state=tensors,
-            settings=settings,
-            class_names=json.loads(metadata["class_names"]),
-            category_ids=json.loads(metadata["category_ids"]),
-            extra=json.loads(metadata["extra"]),
-        )
-    except (KeyError, ValueError, ConfigError) as error:
+        table = parse_json(metadata.get("settings", ""), unique_keys=True)
+        if not isinstance(table, dict):
+            raise ValueError("they are not a table")
+        settings = parse_stored(table, where=str(path))
+    except (ValueError, ConfigError) as error:
+        version = version_of(metadata)
+        by = "" if version == VERSION else f" of codetr {version}"
+        raise CheckpointError(f"{path} has settings{by} that codetr {VERSION} cannot read: {error}") from error
+    try:
+        classes = parse_classes(metadata, settings.model.num_classes, str(path))
+    except ValueError as error:
         raise CheckpointError(
-            f"{path} was written by codetr {metadata.get('codetr_version')} and codetr {VERSION} cannot read "
-            f"its settings: {error}"
+            f"{path} has metadata that codetr does not write: {error}. Use the original file, or an earlier checkpoint."
         ) from error
+    return Checkpoint(state=tensors, settings=settings, **vars(classes))
 
 
 def is_safetensors(path: Path) -> bool:
@@ -135,7 +153,7 @@ def is_safetensors(path: Path) -> bool:
     if path.suffix == ".safetensors":
         return True
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(9)[8:] == b"{"
     except OSError as error:
         raise CheckpointError(_unreadable(path, error)) from error
@@ -161,6 +179,20 @@ def read_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+def stored_settings(path: Path) -> Settings | None:
+    """The settings in the metadata of a checkpoint of codetr; its tensors are not read. None if there are none.
+
+    They are as they were written: `config.checkpoint_settings` says which of them count.
+    """
+    try:
+        if not is_safetensors(path):
+            return None
+        table = parse_json(read_metadata(path).get("settings", ""), unique_keys=True)
+        return parse_stored(table, where=str(path)) if isinstance(table, dict) else None
+    except (CheckpointError, ConfigError, ValueError):
+        return None
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
@@ -168,15 +200,22 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path} is a folder: give the .safetensors file in it, e.g. checkpoints/last/{WEIGHTS_NAME}."
         )
     try:
+        checked = check_header(path)
         with safe_open(path, framework="pt", device="cpu") as file:
+            _check_unchanged(checked, check_regular(path))
             yield file
     except OSError as error:
         raise CheckpointError(_unreadable(path, error)) from error
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a safetensors file ({error}): it is truncated, damaged, or of another type. "
             "Copy or convert it again, or use the previous checkpoint of the run folder."
         ) from error
+
+
+def _check_unchanged(before: os.stat_result, after: os.stat_result) -> None:
+    if any(getattr(before, key) != getattr(after, key) for key in ("st_dev", "st_ino", "st_size", "st_mtime_ns")):
+        raise ValueError("it changed while it was read")
 
 
 def _unreadable(path: Path, error: OSError) -> str:
@@ -223,7 +262,7 @@ def file_sha256(path: Path) -> str:
         CheckpointError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(_unreadable(path, error)) from error

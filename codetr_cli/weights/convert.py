@@ -16,24 +16,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from codetr_cli.class_names import storable_class_name
 from codetr_cli.config.overrides import apply_overrides, replace_settings
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError, listed
+from codetr_cli.errors import CheckpointError, ConfigError, listed
 from codetr_cli.weights.architecture import describe, differences
 from codetr_cli.weights.checkpoint import Checkpoint, file_sha256, is_safetensors, read_safetensors
 from codetr_cli.weights.classes import COCO_CATEGORIES, numbered_names, same_classes
 from codetr_cli.weights.load_state import check_shapes
 from codetr_cli.weights.names import REASON_RAW_COPY, Naming
-from codetr_cli.weights.pickles import read_pickle
+from codetr_cli.weights.pickles import is_plain_tensor, read_pickle
 from codetr_cli.weights.tensor_layout import to_our_state
+from codetr_cli.weights.values import check_weights
 
 ExpectedShapes = Callable[[Settings], Mapping[str, Sequence[int]]]
 
 NOTES = "conversion_notes"  # key in `Checkpoint.extra`: notes for the user, one per line
+MAX_EXPANSION = 3  # of the bytes of a file to those of its weights
 STATE_SECTIONS = ("state_dict", "model")
 DROPPED_SECTIONS = {
     "ema_state_dict": REASON_RAW_COPY,
@@ -77,6 +79,7 @@ def convert_file(
     only_preferred: bool = False,
     overrides: Sequence[str] = (),
     expected_shapes: ExpectedShapes | None = None,
+    check_finite: bool = True,
 ) -> Conversion:
     """Reads a published checkpoint and converts it in memory.
 
@@ -89,9 +92,12 @@ def convert_file(
         overrides: settings that differ from the preset, as `key=value`.
         expected_shapes: returns name and shape of every entry of the model for settings; all are compared. None skips
             this check; loading the result into a model repeats it.
+        check_finite: refuse NaN and infinite weights, unless `test.allow_nonfinite_weights` is set; loading the result
+            into a model repeats that, too.
 
     Raises:
-        CheckpointError: unreadable, unsafe, unknown entries, or no preset has this architecture.
+        CheckpointError: unreadable, unsafe, unknown entries, no preset has this architecture, or entries that are no
+            finite real numbers.
         ConfigError: an unknown preset or setting.
     """
     path = Path(path)
@@ -113,6 +119,8 @@ def convert_file(
     settings, notes = _find_settings(path, candidates, num_classes=architecture["num_classes"], sha256=sha256)
     if expected_shapes is not None:
         check_shapes(renamed.state, expected_shapes(settings), source=f"{path} (preset {settings.name!r})")
+    allow_nonfinite = not check_finite or settings.test.allow_nonfinite_weights
+    check_weights(renamed.state, source=f"{path} (preset {settings.name!r})", allow_nonfinite=allow_nonfinite)
     class_names, category_ids, class_notes = _classes(names, settings.model.num_classes)
     notes += class_notes
     for reason, dropped_entries in renamed.dropped.items():
@@ -152,30 +160,31 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str] | None, defaultdict[
         if name in DROPPED_SECTIONS:
             dropped[DROPPED_SECTIONS[name]].append(f"[{name}]")
         elif name != section:
-            unknown.append(str(name))
+            unknown.append(name if isinstance(name, str) else f"a section with a {type(name).__name__} as its name")
     if unknown:
         raise CheckpointError(
             f"{path} has unknown sections besides its weights: {listed(unknown, 12)}. "
             "If they are not weights, remove them from the file."
         )
-    strange = [str(name) for name, value in entries.items() if not (isinstance(name, str) and _is_plain(value))]
+    strange = [
+        name if isinstance(name, str) else f"an entry with a {type(name).__name__} as its name"
+        for name, value in entries.items()
+        if not (isinstance(name, str) and is_plain_tensor(value))
+    ]
     if strange or not entries:
         what = f"entries that are not plain tensors: {listed(strange, 12)}" if strange else "no entries"
         raise CheckpointError(
             f"{path} has {what}. A checkpoint is a dictionary of tensors, or has one as its 'state_dict'."
         )
+    _check_bytes(path, entries)
     return dict(entries), _class_names(content.get("meta") if section else None), dropped
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor with all its numbers in memory; an expanded one could claim any size."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and value.nbytes <= value.untyped_storage().nbytes()
-    )
+def _check_bytes(path: Path, entries: Mapping[str, Tensor]) -> None:
+    """Refuses entries that are far larger than their file: a storage can be the content of any number of them."""
+    size, total = path.stat().st_size, sum(value.nbytes for value in entries.values())
+    if total > MAX_EXPANSION * size:
+        raise CheckpointError(f"{path} has {size:,} bytes and claims {total:,} bytes of weights: it is no checkpoint.")
 
 
 def _class_names(meta: Any) -> list[str] | None:
@@ -231,7 +240,10 @@ def _candidate(
 ) -> _Candidate:
     """Settings with the user's overrides and the given counts of the architecture, compared with the rest of it."""
     changed = apply_overrides(settings, list(overrides))
-    changed = replace_settings(changed, {f"model.{count}": architecture[count] for count in counts})
+    try:
+        changed = replace_settings(changed, {f"model.{count}": architecture[count] for count in counts})
+    except ConfigError as error:
+        raise CheckpointError(f"no network has as many classes or queries as this file: {error}") from error
     found = differences(changed.model, architecture)
     return _Candidate(changed, settings.model.num_classes, option, preferred, found)
 
@@ -278,6 +290,9 @@ def _classes(names: list[str] | None, num_classes: int) -> tuple[list[str], list
     if names is not None and len(names) != num_classes:
         notes.append(f"The file has {len(names)} class names but {num_classes} classes: its names are not used.")
         names = None
+    if names is not None and (odd := [name for name in names if storable_class_name(name) != name]):
+        names = [storable_class_name(name) for name in names]
+        notes.append(f"Control characters in class names are written as text: {listed([ascii(name) for name in odd])}.")
     if names is None and num_classes == len(COCO_CATEGORIES):
         names = list(COCO_CATEGORIES.values())
         notes.append("The file has no class names; it has 80 classes, so they are assumed to be COCO's.")

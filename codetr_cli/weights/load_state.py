@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.weights.classes import match_names, same_classes
+from codetr_cli.weights.values import check_types, check_weights
 
 QUERY_ENTRY = "query_embed.weight"  # row k belongs to the proposal of rank k
 # Used in training only: a checkpoint without them can be fine-tuned, and a model built without them ignores them.
@@ -85,7 +86,13 @@ class LoadReport:
         return lines
 
 
-def load_exact(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "the checkpoint") -> LoadReport:
+def load_exact(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str = "the checkpoint",
+    allow_nonfinite: bool = False,
+) -> LoadReport:
     """Loads a checkpoint that has every entry of the model in its shape.
 
     Entries that only training needs are ignored if the model was built without them.
@@ -94,15 +101,33 @@ def load_exact(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "
         model: a network of `build_model`.
         state: our names -> tensors.
         source: the checkpoint's name in error messages, e.g. its path and preset.
+        allow_nonfinite: accept NaN and infinite weights.
 
     Raises:
-        CheckpointError: entries are missing, unexpected or have other shapes; the model is unchanged.
+        CheckpointError: entries are missing, unexpected, of other shapes or types, or not finite; the model is
+            unchanged.
     """
     target = model.state_dict()
-    used = {name: value for name, value in state.items() if name in target or not name.startswith(TRAINING_PARTS)}
-    check_shapes(used, {name: value.shape for name, value in target.items()}, source=source)
+    used = check_exact(state, target, source=source)
+    check_weights(used, source=source, allow_nonfinite=allow_nonfinite, expected=target)
     model.load_state_dict(used)
     return LoadReport(loaded=list(target), ignored=[name for name in state if name not in used])
+
+
+def check_exact(state: Mapping[str, Tensor], target: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """The entries of a checkpoint that a model takes, which are all of the model's in its shapes.
+
+    Args:
+        state: our names -> tensors.
+        target: the model's entries, perhaps on the meta device.
+        source: the checkpoint's name in error messages.
+
+    Raises:
+        CheckpointError: entries are missing, unexpected or have other shapes.
+    """
+    used = {name: value for name, value in state.items() if name in target or not name.startswith(TRAINING_PARTS)}
+    check_shapes(used, {name: value.shape for name, value in target.items()}, source=source)
+    return used
 
 
 def load_matching(
@@ -112,6 +137,7 @@ def load_matching(
     class_names: Sequence[str] | None = None,
     checkpoint_class_names: Sequence[str] | None = None,
     source: str = "the checkpoint",
+    allow_nonfinite: bool = False,
 ) -> LoadReport:
     """Loads the matching entries of a checkpoint with other classes or another number of queries.
 
@@ -125,14 +151,17 @@ def load_matching(
         checkpoint_class_names: the checkpoint's classes by label. With both lists, rows are matched by class name;
             otherwise entries with another number of classes are re-initialized.
         source: the checkpoint's name in error messages.
+        allow_nonfinite: accept NaN and infinite weights.
 
     Raises:
-        CheckpointError: another architecture; the model is unchanged.
+        CheckpointError: another architecture, or entries of another type or not finite; the model is unchanged.
     """
     match = None
     if class_names is not None and checkpoint_class_names is not None:
         match = _match_classes(class_names, checkpoint_class_names)
     target = model.state_dict()
+    common = {name: value for name, value in state.items() if name in target}
+    check_types(common, source=source, expected=target)
     objectness = _objectness_entries(target)
     parts = TRAINING_PARTS + MASK_PARTS
     report = LoadReport(
@@ -164,6 +193,7 @@ def load_matching(
             report.partial[name] = share
     unexpected = [name for name in state if name not in target and name not in report.ignored]
     _check_entries(missing=missing, unexpected=unexpected, differing=differing, source=source)
+    check_weights(common, source=source, allow_nonfinite=allow_nonfinite, expected=target)
     model.load_state_dict(merged, strict=False)
     return report
 
@@ -200,7 +230,7 @@ def _check_entries(*, missing: Sequence[str], unexpected: Sequence[str], differi
 
 
 def _shape_difference(name: str, theirs: Sequence[int], ours: Sequence[int]) -> str:
-    found, expected = ("x".join(map(str, shape)) or "scalar" for shape in (theirs, ours))
+    found, expected = ("x".join(map(str, shape[:8])) or "scalar" for shape in (theirs, ours))
     return f"{name} has {found} instead of {expected}"
 
 

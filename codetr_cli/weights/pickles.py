@@ -1,101 +1,37 @@
 """Reads `.pth` files, which are pickles, without executing code from them.
 
-`torch.load(weights_only=True)` refuses every global that is not on its allow-list. Published checkpoints and those of
-mmengine contain some that weights do not need: log histories, configurations, numpy scalars. For these, the allow-list
-is extended by stubs with the right names that do nothing and discard their arguments. The real mmengine or numpy object
-is never imported, even if it is installed.
+`torch_files` refuses every global that is not in its vocabulary. Published checkpoints and those of mmengine contain
+some that weights do not need: log histories, configurations, numpy scalars. These are replaced by stubs that do nothing
+and discard their arguments. The real mmengine or numpy object is never imported, even if it is installed.
 """
 
 from __future__ import annotations
 
-import pickle
+import io
 import pickletools
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import torch
+from torch import Tensor
 
 from codetr_cli.errors import CheckpointError, listed
+from codetr_cli.reading import open_file
+from codetr_cli.weights import torch_files
+from codetr_cli.weights.torch_vocabulary import VOCABULARY
+from codetr_cli.weights.unpickler import MAX_NAME_BYTES, LimitError, global_name
+from codetr_cli.weights.zip_files import ZIP_MAGIC, open_zip
 
-MAX_LISTED_PICKLE_BYTES = 64 << 20  # forbidden names of a larger pickle are not listed; it is still rejected
-READ_BYTES = 1 << 20
+# Of the pickles of a file; forbidden names behind that are not listed, but refused.
+MAX_LISTED_BYTES, MAX_LISTED_OPERATIONS, MAX_LISTED_NAMES = 16 << 20, 300_000, 100
 LEGACY_PICKLES = 5  # magic number, protocol, system information, object, storage keys
-PYTHON_2_MODULES = {
-    "__builtin__": "builtins",
-    "copy_reg": "copyreg",
-    "commands": "subprocess",
-}  # written by protocol 2, which torch uses
-ALLOWED_BY_TORCH = re.compile(
-    r"collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(bytearray|set|complex)"
-    r"|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_from_type_v2|nn\.parameter\.Parameter|serialization\._get_layout"
-    r"|(storage\.)?\w*Storage|Size|Tensor|device|bool|half|double|long|[a-z]+[0-9]\w*)"
-)
-
-
-class UnpickledStub:
-    """Replaces an object that weights do not need; discards its content."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _stub_getattr(owner: Any, name: Any) -> UnpickledStub:
-    """The only allowed use of `getattr`: a method of a stub.
-
-    A log history (mmengine/logging/history_buffer.py) pickles its statistics as `getattr(HistoryBuffer, "mean")`.
-    """
-    if owner is not UnpickledStub:
-        raise pickle.UnpicklingError("GLOBAL builtins.getattr is used on an object other than a log history")
-    return UnpickledStub()
-
-
-def _plain_mapping(*args: Any) -> OrderedDict[Any, Any]:
-    """Replaces a default dictionary; `args` has its factory of missing values."""
-    return OrderedDict()
-
-
-STUB_NAMES = (
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "mmengine.logging.message_hub.MessageHub",
-    "mmengine.config.config.Config",
-    "mmengine.config.lazy.LazyObject",
-    "mmengine.config.lazy.LazyAttr",
-    "mmcv.utils.config.Config",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "argparse.Namespace",
-    "datetime.datetime",
-    "datetime.timedelta",
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib.WindowsPath",
-    "pathlib.PureWindowsPath",
-    "builtins.int",
-    "builtins.float",
-    "builtins.list",
-    "builtins.dict",
-    "builtins.tuple",
-    "builtins.slice",
-    "builtins.range",
-)
-DEFAULT_DICT = "collections.defaultdict"
-GETATTR = "builtins.getattr"
-# torch sets the items of a mapping only if its type is exactly one of a few.
-MAPPING_NAMES = ("mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict", "addict.addict.Dict")
+TENSOR_BUILDERS = "torch._utils._rebuild_"
 
 
 def read_pickle(path: Path) -> Any:
@@ -108,107 +44,96 @@ def read_pickle(path: Path) -> Any:
         CheckpointError: missing, damaged, not a checkpoint, or with globals that may be harmful (listed).
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(64)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
     try:
-        mappable = _verify_zip(path)
-        with torch.serialization.safe_globals(_stubs()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of other pickle protocols and of its own old storages
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)  # noqa: TID251
+        return torch_files.load(path, mapped=True)
     except Exception as error:  # a hostile or damaged file can make the reader fail in any way
         raise CheckpointError(_refusal(path, head, error)) from error
 
 
+def is_plain_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor with all its numbers in memory; an expanded one could claim any size."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
+
+
 def forbidden_globals(path: Path) -> list[str]:
-    """Sorted names of all globals in the pickles of a file that do not belong in a checkpoint.
+    """Sorted names of the globals in the pickles of a file that do not belong in a checkpoint, at most 100 of them.
 
     The pickles are disassembled; nothing is loaded or executed. Of a damaged file, only the names before the damage are
-    found. This explains why a file was refused; `torch.load` decides what is refused.
+    found. This explains why a file was refused; `unpickler` decides what is refused.
     """
     names: set[str] = set()
-    with suppress(OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
+    damage = suppress(OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+    with damage, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what looks like an escape sequence
+        left = iter(range(MAX_LISTED_OPERATIONS))
         for stream in _pickle_streams(path):
-            names.update(_globals(stream))
-    names -= {*STUB_NAMES, *MAPPING_NAMES, DEFAULT_DICT, GETATTR}
-    return sorted(name for name in names if name.strip(".") and not ALLOWED_BY_TORCH.fullmatch(name))
-
-
-def _verify_zip(path: Path) -> bool:
-    """Compares every member of a zip checkpoint with its CRC-32, which torch does not.
-
-    Returns:
-        whether tensors can be memory-mapped: a zip archive without compression.
-
-    Raises:
-        BadZipFile: a member is damaged.
-    """
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        for entry in entries:
-            if entry.CRC and entry.compress_type == zipfile.ZIP_STORED:  # 0: torch can be configured not to write it
-                with archive.open(entry) as member:
-                    while member.read(READ_BYTES):
-                        pass
-    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-
-
-def _stubs() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    return [
-        *((UnpickledStub, name) for name in STUB_NAMES),
-        *((OrderedDict, name) for name in MAPPING_NAMES),
-        (_plain_mapping, DEFAULT_DICT),
-        (_stub_getattr, GETATTR),
-    ]
+            for name in _globals(zip(left, pickletools.genops(stream), strict=False)):
+                if name.strip(".") and name not in VOCABULARY:
+                    names.add(name)
+                if len(names) == MAX_LISTED_NAMES:
+                    return sorted(names)
+    return sorted(names)
 
 
 def _pickle_streams(path: Path) -> Iterator[IO[bytes]]:
     """The pickles of a zip checkpoint; any other file as many times as a legacy checkpoint has pickles in sequence."""
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            for _ in range(LEGACY_PICKLES):
-                yield file
-        return
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.filename.endswith(".pkl") and entry.file_size <= MAX_LISTED_PICKLE_BYTES:
-                with archive.open(entry) as file:
-                    yield file
+    with open_file(path) as file:
+        is_zip, size = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC, file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if not is_zip:
+            yield from repeat(io.BytesIO(file.read(min(size, MAX_LISTED_BYTES))), LEGACY_PICKLES)
+            return
+        with open_zip(file) as archive:
+            left = MAX_LISTED_BYTES
+            for entry in archive.infolist():
+                if entry.filename.endswith(".pkl") and entry.file_size <= left:
+                    left -= entry.file_size
+                    yield io.BytesIO(archive.read(entry))
 
 
-def _globals(stream: IO[bytes]) -> Iterator[str]:
-    """Dotted names of the globals of one pickle."""
-    words: list[str] = []  # strings in the order in which they are pushed on the stack
+def _globals(operations: Iterable[tuple[int, tuple[pickletools.OpcodeInfo, Any, int | None]]]) -> Iterator[str]:
+    """Dotted names of the globals of one pickle, shortened, from its numbered operations."""
+    words: list[str] = []  # the start of each string in the order in which they are pushed on the stack
     memo: dict[int, str] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
+    for _, (opcode, argument, _) in operations:
         if opcode.name in ("GLOBAL", "INST"):
-            yield _modern(*str(argument).split(" ", 1))
+            yield global_name(*str(argument).split(" ", 1))[:MAX_NAME_BYTES]
         elif opcode.name == "STACK_GLOBAL" and len(words) > 1:
-            yield _modern(words[-2], words[-1])
+            yield global_name(words[-2], words[-1])[:MAX_NAME_BYTES]
         elif opcode.name == "MEMOIZE":
             memo[len(memo)] = words[-1] if words else ""
         elif opcode.name in ("BINGET", "LONG_BINGET") and argument in memo:
             words.append(memo[argument])
         elif isinstance(argument, str):
-            words.append(argument)
-
-
-def _modern(module: str, name: str) -> str:
-    return f"{PYTHON_2_MODULES.get(module, module)}.{name}"
+            words.append(argument[:MAX_NAME_BYTES])
 
 
 def _refusal(path: Path, head: bytes, error: Exception) -> str:
     """Why a file was refused and what to do, without torch's advice to load it unsafely."""
     names = forbidden_globals(path) or re.findall(r"GLOBAL (\w[\w.]*)", str(error))
+    if names and all(name.startswith(TENSOR_BUILDERS) for name in names):
+        return (
+            f"{path} is refused: it has tensors of a kind that detectors do not have ({listed(names, 8)}): sparse, "
+            "quantized or without data. Convert them to dense tensors and save the file again."
+        )
     if names:
         return (
             f"{path} is refused: besides weights it contains {listed(names, 8)}, which could execute any code. "
             "None of it was executed. Use the publisher's original file, or ask someone who trusts this file to save "
             "its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')."
         )
+    if isinstance(error, LimitError):
+        return f"{path} is refused: {error}. Use the publisher's original file, or save its weights alone."
     if head and head.isascii() and head.decode().isprintable():
         return f"{path} is not a checkpoint but text, {head.decode()[:30]!r} ...: download or copy the file again."
     if isinstance(error, MemoryError):

@@ -11,7 +11,8 @@ from typing import Any
 
 from codetr_cli.config.schema import ResNetConfig, Settings, SwinConfig, ViTConfig
 from codetr_cli.files import WEIGHTS_NAME, cache_dir
-from codetr_cli.weights.download import Remote
+from codetr_cli.weights.remote import Remote
+from codetr_cli.weights.urls import local_name
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ def published_weights(settings: Settings, *, url: str | None = None) -> Publishe
         name = remote.filename
     if name is None:
         name = f"{Path(source.config).stem if source.config else settings.name}.pth"
-    folder = cache_dir() / "presets" / settings.name
-    return PublishedWeights(settings, folder / Path(name).name, folder / WEIGHTS_NAME, remote)
+    name = local_name(name)
+    if name == WEIGHTS_NAME:  # the name of the conversion
+        name = f"published_{name}"
+    folder = cache_dir() / "presets" / local_name(settings.name)
+    return PublishedWeights(settings, folder / name, folder / WEIGHTS_NAME, remote)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, CodetrError, ResourceError
 from codetr_cli.files import cache_dir
+from codetr_cli.receipts import has_changed, write_receipt
 from codetr_cli.weights.checkpoint import (
     VERSION,
     Checkpoint,
@@ -23,10 +25,14 @@ from codetr_cli.weights.checkpoint import (
     save_checkpoint,
 )
 from codetr_cli.weights.convert import Conversion, ExpectedShapes, convert_file
-from codetr_cli.weights.download import DownloadProgress, Remote, fetch, is_url
+from codetr_cli.weights.download import DownloadProgress, fetch
 from codetr_cli.weights.published import PublishedWeights, published_weights
+from codetr_cli.weights.remote import Remote, doubt
+from codetr_cli.weights.urls import is_url, local_name
 
 logger = logging.getLogger(__name__)
+
+DOUBTED = "The file was downloaded; the next time, codetr asks the server whether it has another one by then."
 
 
 def resolve_weights(weights: str | Path, *, progress: DownloadProgress | None = None) -> Path:
@@ -58,9 +64,14 @@ def preset_weights(settings: Settings) -> Path:
         CheckpointError: they are not in the cache.
     """
     published = published_weights(settings)
-    if published.converted.is_file() and (not published.file.is_file() or is_current(published.converted)):
+    if _is_intact(published.converted) and (not published.file.is_file() or is_current(published.converted)):
         return published.converted
     if published.file.is_file():
+        if has_changed(published.file):
+            raise CheckpointError(
+                f"{published.file} has changed since it was downloaded: run `codetr download {settings.name}`, which "
+                "downloads it again."
+            )
         convert_preset(published)
         return published.converted
     if not published.known:
@@ -80,11 +91,20 @@ def convert_preset(published: PublishedWeights, expected_shapes: ExpectedShapes 
         CheckpointError: another file than the preset's, or damaged.
         ResourceError: no space left.
     """
-    conversion = convert_file(
-        published.file, prefer=published.preset, only_preferred=True, expected_shapes=expected_shapes
-    )
+    with doubted_if_unusable(published.file):
+        conversion = convert_file(
+            published.file, prefer=published.preset, only_preferred=True, expected_shapes=expected_shapes
+        )
     save_checkpoint(published.converted, **vars(conversion.checkpoint))
+    write_receipt(published.converted)
     return conversion
+
+
+def usable_conversion(published: PublishedWeights) -> Checkpoint | None:
+    """The converted weights of a preset, made by this version; None if there are none or they are damaged."""
+    if not (_is_intact(published.converted) and is_current(published.converted)):
+        return None
+    return load_checkpoint(published.converted)
 
 
 def open_weights(path: Path | str, *, prefer: Settings | None = None) -> Checkpoint:
@@ -99,19 +119,56 @@ def open_weights(path: Path | str, *, prefer: Settings | None = None) -> Checkpo
         CheckpointError: as `load_checkpoint` and `convert_file`.
     """
     path = Path(path)
-    if is_safetensors(path) and "format" in read_metadata(path):
-        return load_checkpoint(path)
-    cached = _conversion_path(path, prefer)
-    if cached is not None and cached.is_file():
-        with suppress(CheckpointError):  # damaged: converted again
+    with doubted_if_unusable(path):
+        if is_safetensors(path) and "format" in read_metadata(path):
+            return load_checkpoint(path)
+        cached = _conversion_path(path, prefer)
+        if cached is not None and _is_intact(cached):
             return load_checkpoint(cached)
-    checkpoint = convert_file(path, prefer=prefer).checkpoint
+        checkpoint = convert_file(path, prefer=prefer, check_finite=False).checkpoint  # loading checks it
     if cached is not None:
         try:
             save_checkpoint(cached, **vars(checkpoint))
+            write_receipt(cached)
         except ResourceError as error:
             logger.info("the converted weights are not cached: %s", error)
     return checkpoint
+
+
+@contextmanager
+def doubted_if_unusable(path: Path) -> Iterator[None]:
+    """Marks a file that was downloaded if it turns out not to be usable.
+
+    Raises:
+        CheckpointError: as in the block, with the origin of the file.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        known = str(error).endswith(DOUBTED)  # from a block inside this one
+        if known or not doubt(path):
+            raise
+        raise CheckpointError(f"{str(error).rstrip('. ')}. {DOUBTED}") from error
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a conversion is there and as it was written; a damaged one is logged.
+
+    One without a receipt, of an earlier version of codetr, is read completely, once.
+    """
+    if not path.is_file():
+        return False
+    changed = has_changed(path)
+    problem = "it has changed since it was written" if changed else ""
+    if changed is None:
+        try:
+            load_checkpoint(path)
+            write_receipt(path)
+        except CheckpointError as error:
+            problem = str(error)
+    if problem:
+        logger.warning("the converted weights %s in the cache are damaged and are not used: %s", path, problem)
+    return not problem
 
 
 def is_current(path: Path) -> bool:
@@ -131,4 +188,4 @@ def _conversion_path(path: Path, prefer: Settings | None) -> Path | None:
     wanted = prefer.model_dump_json() if prefer else ""
     key = f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}|{VERSION}|{wanted}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return cache_dir() / "converted" / f"{path.stem}-{digest}.safetensors"
+    return cache_dir() / "converted" / f"{local_name(path.stem)}-{digest}.safetensors"

@@ -55,7 +55,9 @@ def _reordered(state: Mapping[str, Tensor], naming: Naming, change: Callable[[Te
 
 def _to_token_major(value: Tensor) -> Tensor:
     """From channel-major (..., C * 4) to token-major (..., 4 * C)."""
-    if value.dim() == 0 or value.shape[-1] % 4:  # another architecture: comparing shapes reports it
+    if (
+        value.dim() == 0 or value.numel() == 0 or value.shape[-1] % 4
+    ):  # another architecture: comparing shapes reports it
         return value
     return value.reshape(*value.shape[:-1], -1, 4)[..., TOKENS].transpose(-1, -2).flatten(-2)
 

@@ -34,8 +34,8 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     called = []
     real = deform_attn._choose
 
-    def choose(backend, device_type):
-        called.append(real(backend, device_type))
+    def choose(backend, device, exporting):
+        called.append(real(backend, device, exporting))
         return called[-1]
 
     monkeypatch.setattr(deform_attn, "_choose", choose)

@@ -17,6 +17,7 @@ from codetr_cli.benchmark.operators import (
 )
 from codetr_cli.benchmark.roofline import MachineLimits
 from codetr_cli.ops.deform_attn import available_backends
+from codetr_cli.ops.deform_attn_triton_tuning import Candidate, forced_candidate
 
 CPU = torch.device("cpu")
 LIMITS = MachineLimits(
@@ -96,6 +97,30 @@ def test_a_backend_with_wrong_results_is_not_measured(monkeypatch):
     names, reasons = usable_backends(make_spec())
     assert names == ["reference"]
     assert "results" in reasons["cpu"]
+
+
+def test_every_form_of_the_triton_kernels_is_a_row(monkeypatch):
+    monkeypatch.setattr(
+        operators, "available_backends", lambda device: {"triton": None, "cpu": "no", "reference": None}
+    )
+    monkeypatch.setattr(operators, "proven", lambda name, device: True)
+    ran = []
+    monkeypatch.setattr(
+        operators, "fused_multi_scale_deformable_attention", lambda *inputs: ran.append(forced_candidate())
+    )
+    spec = make_spec(candidates=True)
+    names, _ = usable_backends(spec)
+    assert names[:2] == ["triton", "triton 1x8w1"]
+    assert "triton 4x8w4+clamped" in names
+    assert names[-1] == REFERENCE
+    timer = operators._Timer.__new__(operators._Timer)
+    for timer.name in ("triton", "triton 4x8w4+clamped"):
+        timer._call(make_inputs(spec.shape, CPU, torch.float32))
+    assert ran == [None, Candidate(4, 8, 4, clamped=True)]
+    decoder, _ = usable_backends(make_spec(name="decoder", candidates=True))
+    assert "triton 1x8w1+clamped" in decoder
+    assert "triton 4x8w4+clamped" not in decoder
+    assert usable_backends(make_spec())[0] == ["triton", REFERENCE]
 
 
 def test_work_is_counted_once():

@@ -67,9 +67,14 @@ def test_json_is_one_object_and_nothing_else(tmp_path, capsys, source, preset):
 def test_nothing_is_overwritten_without_force(tmp_path, capsys, source, preset):
     target = tmp_path / "x.safetensors"
     target.write_text("precious")
+    for force in ((), ("--force",)):
+        assert run(source, target, "--preset", preset, *force) == 2
+        assert "not as codetr has written it, and is never replaced" in capsys.readouterr().err
+        assert target.read_text() == "precious"
+    target.unlink()
+    assert run(source, target, "--preset", preset) == 0
     assert run(source, target, "--preset", preset) == 2
-    assert "--force" in capsys.readouterr().err
-    assert target.read_text() == "precious"
+    assert "replace it with --force" in capsys.readouterr().err
     assert run(source, target, "--preset", preset, "--force") == 0
     assert load_checkpoint(target).class_names == ["cat", "dog", "hen"]
 

@@ -13,10 +13,13 @@ import torch
 
 from codetr_cli.cli import main
 from codetr_cli.config.overrides import parse_settings, to_toml
+from codetr_cli.config.presets import load_preset
+from codetr_cli.errors import CheckpointError
 from codetr_cli.files import cache_dir
 from codetr_cli.weights import download
 from codetr_cli.weights import published as published_weights
 from codetr_cli.weights.checkpoint import load_checkpoint
+from codetr_cli.weights.pretrained import find_backbone
 from tests.weights.published_states import published_state, raw_state, small_settings
 from tests.weights.server import serve
 
@@ -47,7 +50,9 @@ def run(*words):
 
 
 def files():
-    return sorted(str(path.relative_to(cache_dir())) for path in cache_dir().rglob("*") if path.is_file())
+    """Paths in the cache, without hidden files, which are receipts."""
+    found = (path for path in cache_dir().rglob("*") if path.is_file() and path.name[0] != ".")
+    return sorted(str(path.relative_to(cache_dir())) for path in found)
 
 
 def test_downloads_verifies_converts_and_prints_the_url(tmp_path, capsys, published):
@@ -115,9 +120,15 @@ def test_what_goes_wrong_leaves_nothing_behind(tmp_path, capsys, published, sour
 
 
 def test_a_file_that_is_no_checkpoint_is_not_converted(tmp_path, capsys):
-    with serve(b"no checkpoint at all, but bytes") as served:
+    with serve(b"no checkpoint at all, but text") as served:
         assert run(preset(tmp_path, url=served.url)) == 4
-    assert "weights.pth is not a checkpoint but text" in capsys.readouterr().err
+    assert "is a text and not a file of weights, it starts with 'no checkpoint at all" in capsys.readouterr().err
+    assert files() == []
+    with serve(b"no checkpoint at all, but bytes\x80") as served:
+        assert run(preset(tmp_path, url=served.url)) == 4
+    said = capsys.readouterr().err
+    assert "weights.pth cannot be read as a checkpoint" in said
+    assert "the next time, codetr asks the server" in said
     assert files() == ["presets/small/weights.pth"]
 
 
@@ -130,7 +141,7 @@ def test_no_space(tmp_path, capsys, monkeypatch, published):
 
 
 def test_ctrl_c(tmp_path, capsys, monkeypatch, published):
-    def stop(response):
+    def stop(response, watch):
         yield published[:1000]
         raise KeyboardInterrupt
 
@@ -166,9 +177,9 @@ def test_by_hand_is_compared_too(tmp_path, capsys, published):
     place = cache_dir() / "presets/small/x.pth"
     place.parent.mkdir(parents=True)
     place.write_bytes(published)
-    assert run(path) == 4
-    assert "--force" in capsys.readouterr().err
-    assert files() == ["presets/small/x.pth"]
+    assert run(path) == 5  # it is fetched again, and there is no server
+    assert f"warning: {place} has the SHA-256" in capsys.readouterr().err
+    assert place.read_bytes() == published
 
 
 def test_another_address(tmp_path, capsys, published):
@@ -182,7 +193,7 @@ def test_another_address(tmp_path, capsys, published):
 
 
 def test_backbones(capsys, monkeypatch):
-    data = b"x" * 1000
+    data = b"\x80" * 1000
     with serve(data) as served:
         backbone = published_weights.PretrainedBackbone("resnet50", "A backbone", served.url, "BSD", bytes=1000)
         monkeypatch.setitem(published_weights.BACKBONES, "resnet50", backbone)
@@ -193,7 +204,31 @@ def test_backbones(capsys, monkeypatch):
         assert run("resnet50", "--json") == 0
         assert json.loads(capsys.readouterr().out)["downloaded"] is False
         assert len(served.requests) == 1
+        backbone.file.write_bytes(b"\x81" * 1000)
+        with pytest.raises(
+            CheckpointError, match="has changed since it was downloaded: run `codetr download resnet50`"
+        ):
+            find_backbone(load_preset("co_dino_r50"))
+        capsys.readouterr()
+        assert run("resnet50") == 0
+        assert capsys.readouterr().err.count(f"{backbone.file} has changed since it was downloaded") == 1
+        assert find_backbone(load_preset("co_dino_r50")).read_bytes() == data
     assert files() == ["backbones/weights.pth"]
+
+
+def test_damaged_weights_of_a_preset_are_made_or_downloaded_again(tmp_path, capsys, published):
+    with serve(published) as served:
+        path = preset(tmp_path, url=served.url)
+        assert run(path) == 0
+        place = cache_dir() / "presets/small"
+        (place / "model.safetensors").write_bytes(b"")
+        assert run(path) == 0
+        assert len(served.requests) == 1
+        for name in ("model.safetensors", "weights.pth"):
+            (place / name).write_bytes(b"\x80")
+        assert run(path) == 0
+        assert len(served.requests) == 2
+    assert load_checkpoint(place / "model.safetensors").class_names == ["cat", "dog", "hen"]
 
 
 def test_a_mistyped_name(capsys):

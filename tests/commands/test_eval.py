@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.errors import ResourceError
+from codetr_cli.evaluation import job
 from codetr_cli.evaluation.scoring import LVIS_METRICS, METRICS
+from codetr_cli.files import RECORD_NAME
 from codetr_cli.models.build import build_model
 from codetr_cli.weights.checkpoint import save_checkpoint
 from tests.evaluation.annotation_samples import make_lvis
@@ -70,6 +73,29 @@ def test_perfect_boxes_from_a_file_give_one(codetr, tiny_coco, tmp_path, monkeyp
     assert codetr("eval", "--detections", path, "--json").json["AP"] == 1.0
     annotations = tiny_coco / "annotations/instances_val2017.json"
     assert codetr("eval", "--detections", path, "--ann", annotations, "--json").json["AP"] == 1.0
+
+
+def test_detections_of_other_tools_are_read_and_hints_shown(codetr, tiny_coco, tmp_path):
+    path = tmp_path / "mine.json"
+    table = json.loads((tiny_coco / "annotations/instances_val2017.json").read_text())
+    names = {image["id"]: image["file_name"] for image in table["images"]}
+    found = [{**record, "file_name": names[record["image_id"]], "image_id": 7} for record in perfect(tiny_coco)]
+    path.write_text(json.dumps({"predictions": found}))
+    facts = codetr("eval", "--detections", path, "--data", tiny_coco, "--json").json
+    assert facts["AP"] == 1.0
+    assert "3 of 3 detections have another image_id" in facts["notes"][0]
+    assert facts["warnings"] == []
+    for record in found:
+        x, y, w, h = record["bbox"]
+        record.update(bbox=[x, y, x + w, y + h], score=90)
+    path.write_text("\n".join(map(json.dumps, found)))
+    ran = codetr("eval", "--from", path, "--data", tiny_coco, "--json")
+    assert ran.json["AP"] < 0.5
+    assert ["percent" in ran.json["warnings"][0], "corners" in ran.json["warnings"][1]] == [True, True]
+    assert "x2 - x1" in " ".join(ran.err.split())
+    path.write_text("[]")
+    ran = codetr("eval", "--detections", path, "--data", tiny_coco, "--json")
+    assert (ran.json["AP"], "no detections" in ran.err) == (0.0, True)
 
 
 def test_results_are_not_overwritten_unless_forced(codetr, run, tiny_coco):
@@ -134,7 +160,12 @@ def test_wrong_usage(codetr, run, tiny_coco):
     check(codetr("eval", "--data", tiny_coco), 2, "codetr eval CHECKPOINT")
     check(codetr("eval", run, "--detections", "x.json"), 2, "not both")
     check(codetr("eval", run, "--images", "x"), 2, "--ann")
-    check(codetr("eval", run, "--ann", "x"), 2, "--images")
+    check(codetr("eval", run, "--ann", "x"), 3, "no such file: x")
+    check(codetr("eval", run, "--ann", tiny_coco), 2, "is a folder")
+    own = tiny_coco / "annotations/instances_val2017.json"
+    check(codetr("eval", run, "--ann", own, "--images", own), 2, "is a file: give the folder")
+    check(codetr("eval", run, "--ann", own, "--images", "x"), 3, "no such folder: x")
+    check(codetr("eval", run, "--ann", own, "--data", tiny_coco), 2, "both --ann")
     check(codetr("eval", run, "--data", tiny_coco, "--set", "test.nms_iuo=1"), 2, "test.nms_iou")
     check(codetr("eval", run, "--data", tiny_coco, "--precision", "fp8"), 2, "fp8")
     check(codetr("eval", run, "--data", tiny_coco, "--precison", "fp32"), 2, "--precision")
@@ -250,6 +281,39 @@ def test_test_time_augmentation(codetr, run, tiny_coco):
     check(codetr("eval", run, "--data", tiny_coco, "--tta", "--set", "test.tta_scales=[10]"), 2, "tta_scales", "10")
 
 
+@pytest.mark.parametrize("name", ["detections.json", "metrics.json", "speed.json"])
+def test_the_numbers_are_shown_before_files_are_written(codetr, run, tiny_coco, monkeypatch, name):
+    words = ("eval", run, "--data", tiny_coco, "--out", "out")
+    write = job.write_result
+
+    def full(path, **named):
+        if path.name == name:
+            raise ResourceError(f"no space left on the disk while writing {path}.")
+        return write(path, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "write_result", full)
+        shown, as_json = codetr(*words), codetr(*words, "--json")
+    assert shown.code == as_json.code == 5
+    assert "AP50" in shown.out
+    assert f"writing out/{name}" in shown.err
+    assert 0 <= as_json.json["AP"] <= 1
+    assert (as_json.json["detections"], as_json.json["exit_code"]) == (None, 5)
+    ran = codetr(*words, "--json")
+    assert ran.code == 0
+    assert "2 of 2 images were done before" in ran.err
+    assert ran.json["AP"] == as_json.json["AP"]
+    assert {path.name for path in Path("out").iterdir()} == {*job.RESULT_NAMES, RECORD_NAME}
+
+
+def test_files_of_the_user_are_kept_even_with_force(codetr, run, tiny_coco):
+    Path("out").mkdir()
+    Path("out/metrics.json").write_text("mine")
+    ran = codetr("eval", run, "--data", tiny_coco, "--out", "out", "--force", "--json")
+    assert (ran.code, ran.json["detections"]) == (0, "out_2/detections.json"), ran.err
+    assert Path("out/metrics.json").read_text() == "mine"
+
+
 @pytest.fixture
 def masked_run(tmp_path: Path, tiny_settings, monkeypatch) -> Path:
     """A run whose network draws masks in its RoI head."""
@@ -353,3 +417,23 @@ def test_a_published_ap_is_only_compared_where_the_protocol_is_the_same(
     assert not ran.json["published"]["comparable"]
     assert any("2 images of val" in difference for difference in ran.json["published"]["differences"])
     assert "Not comparable with the published box AP 52.1" in codetr("eval", "m.safetensors", "--data", tiny_coco).out
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "speed.json"])
+def test_any_file_of_a_result_takes_a_folder(codetr, run, tiny_coco, name):
+    place = Path("mine") / name
+    place.parent.mkdir()
+    place.write_text("mine")
+    facts = codetr("eval", run, "--data", tiny_coco, "--json", "--out", "mine").json
+    assert facts["detections"] == "mine_2/detections.json"
+    assert place.read_text() == "mine"
+
+
+@pytest.mark.parametrize("link", ["eval", "eval/last", "eval/last/val"])
+def test_a_link_out_of_a_run_is_not_followed(codetr, run, tiny_coco, tmp_path, link):
+    (tmp_path / "elsewhere").mkdir()
+    (run / link).parent.mkdir(parents=True, exist_ok=True)
+    (run / link).symlink_to(tmp_path / "elsewhere")
+    ran = codetr("eval", run, "--data", tiny_coco)
+    assert (ran.code, f"{run / link} is a symbolic link out of {run}" in ran.err) == (2, True)
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from codetr_cli.commands import predict
 from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.distributed import process_group, shared_work
+from codetr_cli.distributed.shared_work import SharedWork
+from codetr_cli.errors import ResourceError, StoppedError
+from codetr_cli.files import RECORD_NAME
+from codetr_cli.images.decoder import read_image
+from codetr_cli.inference import prediction
+from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.inputs import InputImage
+from tests.distributed.fake_slurm import stand_in
 from tests.inference.fakes import write_run
 
 
@@ -52,7 +63,7 @@ def test_json(codetr, run, tiny_coco):
     assert sum(image["objects"].values()) == len(facts["detections"]) > 0
     assert image["drawn"] is None
     assert facts["failed"] == []
-    assert [path.name for path in Path("predictions").iterdir()] == ["predictions.json"]
+    assert sorted(path.name for path in Path("predictions").iterdir()) == [RECORD_NAME, "predictions.json"]
 
 
 def test_results_are_not_overwritten_unless_forced(codetr, run, tiny_coco):
@@ -60,6 +71,21 @@ def test_results_are_not_overwritten_unless_forced(codetr, run, tiny_coco):
     assert [codetr(*words).json["out"] for _ in range(2)] == ["predictions", "predictions_2"]
     assert codetr(*words, "--force").json["out"] == "predictions"
     assert codetr(*words, "--out", "a/b").json["out"] == "a/b"
+
+
+def test_a_stop_before_the_first_image_writes_nothing(codetr, run, tiny_coco, monkeypatch):
+    words = ("predict", tiny_coco / "val2017", "--no-draw")
+    assert codetr(*words, "--out", "before").code == 0
+    before = Path("before/predictions.json").read_bytes()
+
+    def stop(*arguments):  # as a launcher does whose processes have not begun
+        raise StoppedError("stopped immediately", 2)
+
+    monkeypatch.setattr(predict, "run_placed", stop)
+    assert codetr(*words, "--out", "before", "--force").code == 130
+    assert Path("before/predictions.json").read_bytes() == before
+    assert codetr(*words, "--out", "new").code == 130
+    assert not Path("new/predictions.json").exists()
 
 
 def test_broken_images_are_named_and_the_others_done(codetr, run, tiny_coco):
@@ -155,3 +181,258 @@ def test_masks_are_written_and_scored_like_those_of_an_evaluation(
     evaluated = codetr("eval", "runs/tiny/1", "--data", tiny_coco, "--json").json
     names = ("AP", "mask_AP", "mask_AP50", "mask_AR1000")
     assert [predicted[name] for name in names] == [evaluated[name] for name in names]
+
+
+def test_photos_are_never_drawn_over(codetr, run, tiny_coco):
+    """Whichever folder the results go to; and there they are no inputs the next time."""
+    album = tiny_coco / "val2017"
+    before = {path: path.read_bytes() for path in album.iterdir()}
+    ran = codetr("predict", album, "--out", album, "--json")
+    assert (ran.code, ran.json["out"]) == (0, str(album)), ran.err
+    drawings = {image["drawn"] for image in ran.json["images"]}
+    assert len(drawings) == len(before)
+    assert not {str(path) for path in before} & drawings
+    again = codetr("predict", album, "--out", album, "--force", "--json")
+    assert (again.code, again.json["out"]) == (0, str(album)), again.err
+    assert [image["file"] for image in again.json["images"]] == [image["file"] for image in ran.json["images"]]
+    assert {image["drawn"] for image in again.json["images"]} == drawings
+    assert "2 images drawn by codetr itself not used" in again.err
+    assert len(again.json["skipped"]["results"]) == 2
+    named = sorted(drawings)[0]
+    assert len(codetr("predict", named, "--no-draw", "--json").json["images"]) == 1  # a named file is an input
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_results_of_the_user_are_kept_even_with_force(codetr, run, tiny_coco):
+    photo = sorted((tiny_coco / "val2017").glob("*.jpg"))[0]
+    Path("out").mkdir()
+    Path("out/predictions.json").write_text("mine")
+    Path("out", photo.name).write_bytes(b"mine")
+    assert codetr("predict", photo, "--out", "out", "--force", "--json").json["out"] == "out_2"
+    Path("out/predictions.json").unlink()
+    ran = codetr("predict", photo, "--out", "out", "--force", "--json").json
+    assert (ran["out"], ran["images"][0]["drawn"]) == ("out", f"out/{photo.stem}_2.jpg")
+    assert Path("out", photo.name).read_bytes() == b"mine"
+
+
+def test_the_folder_of_the_photo_is_an_output_folder(codetr, run, tiny_coco, monkeypatch):
+    photo = sorted((tiny_coco / "val2017").glob("*.jpg"))[0]
+    monkeypatch.chdir(photo.parent)
+    before = photo.read_bytes()
+    checkpoint = run.absolute() if run.is_absolute() else tiny_coco.parent / run
+    ran = codetr("predict", photo.name, "--out", ".", "--checkpoint", checkpoint)
+    assert ran.code == 0, ran.err
+    assert Path("predictions.json").is_file()
+    assert photo.read_bytes() == before
+
+
+def test_a_results_folder_of_links_is_passed_over(codetr, run, tmp_path):
+    Path("photos/b").mkdir(parents=True)
+    Image.new("RGB", (64, 48)).save("photos/b/c.bmp")
+    Path("elsewhere").mkdir()
+    Path("linked").mkdir()
+    Path("linked/b").symlink_to(tmp_path / "elsewhere")
+    ran = codetr("predict", "photos", "--out", "linked", "--json")
+    assert (ran.code, ran.json["out"]) == (0, "linked_2"), ran.err
+    forced = codetr("predict", "photos", "--out", "linked", "--force")
+    assert forced.code == 2
+    assert "would follow a symbolic link" in forced.err
+    assert not any(Path("elsewhere").iterdir())
+
+
+def test_what_is_not_read_is_named(codetr, run, tmp_path):
+    Path("photos").mkdir()
+    Path("more").mkdir()
+    Image.new("RGB", (64, 48)).save("photos/a.jfif", format="JPEG")
+    for name in ("b.heic", "c.heic", "d.svg", ".ipynb_checkpoints"):
+        Path("photos", name).touch()
+    Path("photos/linked").symlink_to(tmp_path / "more")
+    ran = codetr("predict", "photos", "--no-draw", "--json")
+    assert ran.code == 0, ran.err
+    assert [image["file_name"] for image in ran.json["images"]] == ["a.jfif"]
+    assert "3 files are of formats that cannot be read (.heic 2, .svg 1), first: b.heic" in ran.err
+    assert "1 linked folder not searched: linked/" in ran.err
+    assert ran.json["skipped"]["links"] == ["linked/"]
+    Path("photos/a.jfif").unlink()
+    refused = codetr("predict", "photos", "--no-draw")
+    assert refused.code == 3
+    assert "3 files are of formats that cannot be read" in refused.err
+
+
+def test_every_image_has_its_own_drawing_whatever_its_name(codetr, run, tmp_path):
+    names = ["a.bmp", "a.tif", "a.png", "a_2.png", "A.png", "x" * 251 + ".bmp", "x" * 251 + ".png"]
+    names += ["predictions.json/a.png", "new\nline.png", "\x1b[2J.bmp", os.fsdecode(b"caf\xe9.png")]
+    for name in names:
+        path = tmp_path / "odd" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48)).save(path, format={"bmp": "BMP", "tif": "TIFF", "png": "PNG"}[name[-3:]])
+    ran = codetr("predict", "odd", "--score", "0", "--max-dets", "1", "--out", "out")
+    assert ran.code == 0, ran.err
+    assert len([path for path in Path("out").rglob("*.png") if path.is_file()]) == len(names)
+    records = json.loads(Path("out/predictions.json").read_text(encoding="utf-8"))  # valid JSON whatever the names
+    assert sorted(record["file_name"] for record in records) == sorted(names)
+
+
+def test_links_are_not_replaced(codetr, run, tiny_coco, tmp_path):
+    photo = sorted((tiny_coco / "val2017").glob("*.jpg"))[0]
+    Path("out").mkdir()
+    for name in (photo.name, "predictions.json"):
+        (tmp_path / f"mine-{name}").write_bytes(b"mine")
+        Path("out", name).symlink_to(tmp_path / f"mine-{name}")
+    assert codetr("predict", photo, "--out", "out", "--force", "--json").json["out"] == "out_2"
+    Path("out/predictions.json").unlink()
+    assert codetr("predict", photo, "--out", "out", "--force", "--json").json["out"] == "out"
+    assert Path("out", photo.name).is_symlink()
+    for name in (photo.name, "predictions.json"):
+        assert (tmp_path / f"mine-{name}").read_bytes() == b"mine"
+
+
+def test_predictions_are_written_from_the_first_image_on_and_rarely(codetr, run, tiny_coco, monkeypatch):
+    """Their list is complete in itself at any time; writing it takes a small part of the time."""
+    seen: list[int] = []
+    write, now = predict._write, [0.0]
+
+    def slow(*arguments, **named):
+        now[0] += 1.0
+        results = write(*arguments, **named)
+        seen.append(len({record["image_id"] for record in json.loads(Path("out/predictions.json").read_bytes())}))
+        return results
+
+    def read(*arguments, **named):
+        now[0] += 20.0
+        return read_image(*arguments, **named)
+
+    monkeypatch.setattr(predict, "_write", slow)
+    monkeypatch.setattr(prediction, "read_image", read)
+    monkeypatch.setattr(shared_work.time, "monotonic", lambda: now[0])
+    assert codetr("predict", tiny_coco / "train2017", "--score", "0", "--out", "out").code == 0
+    assert seen == [1, 4, 4]  # after 20 seconds, after 50 times the second that it took, and at the end
+
+
+def test_what_was_found_is_shown_where_its_list_cannot_be_written(codetr, run, tiny_coco, monkeypatch):
+    def full(*arguments, **named):
+        raise ResourceError("no space left on the disk while writing out/predictions.json.")
+
+    words = ("predict", tiny_coco / "val2017", "--score", "0", "--out", "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(predict, "_write", full)
+        patched.setattr(shared_work.SharedWork, "_write_snapshot", lambda work: None)
+        shown, as_json = codetr(*words), codetr(*words, "--json")
+    assert shown.code == as_json.code == 5
+    assert "40 detections in 2 images" in shown.out
+    assert "writing out/predictions.json" in shown.err
+    assert sum(sum(image["objects"].values()) for image in as_json.json["images"]) == 40
+    assert (as_json.json["predictions"], as_json.json["exit_code"]) == (None, 5)
+    ran = codetr(*words, "--json")
+    assert "2 of 2 images were done before" in ran.err
+    assert len(ran.json["detections"]) == 40
+    assert not Path("out/.parts").exists()
+
+
+def test_an_error_keeps_what_was_found_before(codetr, run, tiny_coco, monkeypatch):
+    images = iter(range(4))
+    detect = Detector.predict
+
+    def fail_at_the_third(*arguments, **named):
+        if next(images) == 2:
+            raise ResourceError("out of memory")
+        return detect(*arguments, **named)
+
+    monkeypatch.setattr(shared_work, "SNAPSHOT_S", 60.0)
+    monkeypatch.setattr(Detector, "predict", fail_at_the_third)
+    words = ("predict", tiny_coco / "train2017", "--score", "0", "--out", "out")
+    assert codetr(*words).code == 5
+    assert len({record["image_id"] for record in json.loads(Path("out/predictions.json").read_bytes())}) == 2
+    assert "2 of 4 images were done before" in codetr(*words).err
+
+
+def test_a_drawing_that_is_lost_is_drawn_again(codetr, stopped):
+    (drawn,) = Path("photos/drawn_2").glob("*.jpg")
+    drawn.write_bytes(b"")  # a power failure
+    assert "done before" not in codetr(*stopped).err
+    assert drawn.stat().st_size > 0
+
+
+def test_one_process_divides_the_images(tmp_path, monkeypatch):
+    images = [InputImage(tmp_path / f"{number}.jpg", f"{number}.jpg", number) for number in range(4)]
+    for image in images:
+        image.path.write_bytes(b"x" * (9 - image.image_id))
+    monkeypatch.setattr(process_group, "world_size", lambda: 2)
+    sent = []
+    monkeypatch.setattr(process_group, "from_main", lambda item: sent.append(item) or sent[0])
+    assert predict._numbers_here(images, {1}) == [0, 3]
+    images[3].path.write_bytes(b"x" * 100)  # was being copied
+    monkeypatch.setattr(process_group, "rank", lambda: 1)
+    assert predict._numbers_here(images, {1}) == [2]
+
+
+@pytest.fixture
+def stopped(codetr, run, tiny_coco, tmp_path, monkeypatch) -> list[str]:
+    """A prediction of the folder that holds its results, too, stopped after the first image."""
+    (tmp_path / "photos").mkdir()
+    for path in (tiny_coco / "train2017").glob("*.jpg"):
+        (tmp_path / "photos" / path.name).write_bytes(path.read_bytes())
+    words = ["predict", "photos", "--out", "photos/drawn", "--score", "0"]
+    assert codetr(*words).code == 0
+    add = SharedWork.add
+
+    def add_and_stop(work, *arguments, **named):
+        monkeypatch.setattr(work._stop, "number", 2)
+        add(work, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedWork, "add", add_and_stop)
+        assert codetr(*words).code == 130
+    return words
+
+
+def test_results_among_the_inputs_are_no_inputs(codetr, stopped):
+    ran = codetr(*stopped, "--json")
+    assert "1 of 4 images were done before" in ran.err
+    assert ran.json["out"] == "photos/drawn_2"
+    assert sorted(entry["file_name"] for entry in ran.json["images"]) == sorted(
+        path.name for path in Path("photos").glob("*.jpg")
+    )
+
+
+def test_results_in_a_folder_with_a_number_are_no_inputs_either(codetr, stopped):
+    words = [word if word != "photos/drawn" else "photos/drawn_2" for word in stopped]
+    assert "1 of 4 images were done before" in codetr(*words).err
+
+
+def test_a_job_continues_a_stopped_one(codetr, stopped, tmp_path, monkeypatch):
+    stand_in(monkeypatch, tmp_path, "sbatch", "echo 7")
+    ran = codetr(*stopped, "--device", "cpu", "--slurm", "--json")
+    assert ran.json["out"] == "photos/drawn_2"
+    assert codetr(*stopped, "--slurm", "--json").json["out"] == "photos/drawn_3"  # a GPU has other results
+
+
+@pytest.mark.parametrize("out", ["loop", "loop/out", "loop/../out"])
+def test_links_in_a_circle_are_no_output_folder(codetr, run, tiny_coco, out):
+    Path("loop").symlink_to("loop")
+    ran = codetr("predict", tiny_coco / "val2017", "--out", out, "--no-draw")
+    assert ran.code in (2, 5), ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_folder_of_somebody_else_is_passed_over(codetr, run, tiny_coco, monkeypatch):
+    """As a folder of mode 700 of another user: nothing in it has a state."""
+    closed = ("predictions_2", "predictions_4")
+    for name in ("predictions", *closed):
+        Path(name).mkdir()
+    Path("predictions/predictions.json").touch()
+
+    def refusing(call):
+        def refuse(path, *arguments, **named):
+            if not isinstance(path, int) and Path(path).parent.name in closed:
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *arguments, **named)
+
+        return refuse
+
+    monkeypatch.setattr(os, "stat", refusing(os.stat))
+    monkeypatch.setattr(os, "lstat", refusing(os.lstat))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name not in closed)
+    ran = codetr("predict", tiny_coco / "val2017", "--no-draw", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["out"] == "predictions_3"

@@ -146,10 +146,14 @@ def test_a_set_without_validation_trains_without_evaluation(codetr: Command, tin
         path.unlink()
     (tiny_coco / "val2017").rmdir()
     (tiny_coco / "annotations" / "instances_val2017.json").unlink()
-    ran = codetr("prepare", tiny_coco)
+    ran = codetr("prepare", tiny_coco, "--val-fraction", "0")
     assert ran.code == 0
     assert "validation set missing" in ran.err
-    assert ran.out.rstrip().endswith("--no-eval")
+    assert ran.out.rstrip().endswith("--val-fraction 0.0 --no-eval")
+    ran = codetr("prepare", tiny_coco)
+    assert ran.code == 0
+    assert "1 of the 4 images is reserved for validation" in ran.out
+    assert "--no-eval" not in ran.out
 
 
 # ------------------------------------------------------------------------------------------------------- what is wrong
@@ -389,12 +393,12 @@ def test_every_layout_is_named_with_where_its_splits_come_from(
     (yolo / "data.yaml").write_text("names: [ant]\ntrain: images/train\nval: images/val\n")
     expected = {
         tiny_coco: "COCO data set: train from annotations/instances_train2017.json, val from annotations/instances_val",
-        voc: "Pascal VOC data set: train from VOC2007/ImageSets/Main/train.txt, val from VOC2007/ImageSets/Main/val.txt"
-        ", test from VOC2007/ImageSets/Main/test.txt",
-        yolo: "YOLO data set: train from images of train, val from images of val",
+        voc: "Pascal VOC data set (it has Annotations/a.xml): train from VOC2007/ImageSets/Main/train.txt, "
+        "val from VOC2007/ImageSets/Main/val.txt, test from VOC2007/ImageSets/Main/test.txt",
+        yolo: "YOLO data set (it has data.yaml): train from images of train, val from images of val",
     }
     for folder, words in expected.items():
-        ran = codetr("prepare", folder, "--no-link")
+        ran = codetr("prepare", folder, "--no-link", "--set", "data.min_side=1")
         assert ran.code == 0, ran.err
         assert f"{folder} is a {words}" in ran.out
     for name in ("train", "val"):

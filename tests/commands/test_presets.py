@@ -56,3 +56,14 @@ def test_override_shows(codetr):
 
 def test_override_without_a_preset(codetr):
     assert codetr("presets", "--set", "train.lr=0.5").code == 2
+
+
+def test_credentials_in_a_settings_file_are_not_shown(codetr, tmp_path):
+    url = "https://user:hidden-1@127.0.0.1/x.pth?token=hidden-2"
+    text = f'[source]\nurl = "{url}"\npage = "{url}"\n[train]\nbackbone_weights = "{url}"\n'
+    (tmp_path / "x.toml").write_text(text)
+    for words in ((), ("--json",)):
+        ran = codetr("presets", tmp_path / "x.toml", *words)
+        assert ran.code == 0
+        assert ran.out.count("127.0.0.1/x.pth") == 3
+        assert "hidden" not in ran.out + ran.err

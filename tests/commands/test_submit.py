@@ -13,6 +13,7 @@ from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.schema import Settings
 from tests.conftest import Ran
 from tests.distributed.fake_slurm import stand_in
+from tests.inference.fakes import write_run
 
 
 @pytest.fixture
@@ -88,3 +89,35 @@ def test_a_batch_that_the_machines_cannot_share_is_refused_before_it_waits_in_a_
     assert ran.code == 2
     assert "cannot be divided equally among 16 processes" in ran.err
     assert not (tmp_path / "run").exists()
+
+
+def test_other_verbs_are_submitted_into_their_output_folder(
+    codetr: Callable[..., Ran],
+    tmp_path: Path,
+    tiny_settings: Settings,
+    tiny_coco: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    stand_in(monkeypatch, tmp_path, "sbatch", "echo 7")
+    write_run(tmp_path / "runs/tiny/1", tiny_settings, "last")
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions/predictions.json").touch()
+    on_two_nodes = ("--nodes", 2, "--gpus", 8, "--slurm")
+    commands = {
+        ("eval", "runs/tiny/1", "--data", tiny_coco): ("runs/tiny/1/eval/last/val", "slurm/eval.sh"),
+        ("predict", tiny_coco / "val2017"): ("predictions_2", "slurm/predict.sh"),
+        ("bench", "train"): ("bench/train.json", "../slurm/bench-train.sh"),
+        ("bench", "--size", "64x64"): ("bench/infer.json", "../slurm/bench-infer.sh"),
+    }
+    for words, (output, script) in commands.items():
+        ran = codetr(*words, *on_two_nodes)
+        assert ran.code == 0, ran.err
+        assert "submitted as job 7" in ran.out
+        text = (tmp_path / output / script).resolve().read_text()
+        assert "#SBATCH --nodes=2\n" in text
+        assert "#SBATCH --gpus-per-node=8\n" in text
+        command = text[text.index("srun ") : text.index(" &\n")]
+        assert f"-m codetr_cli {words[0]} " in command
+        assert f"--gpus 8 --out {tmp_path / output}" in command
+        assert "--slurm" not in command

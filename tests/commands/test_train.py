@@ -163,6 +163,16 @@ def test_dry_run_shows_settings_and_plan_and_writes_nothing(train: Callable[...,
     assert not (tmp_path / "run").exists()
 
 
+def test_devices_that_only_infer_are_refused_before_anything_is_written(
+    train: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    ran = train("--run", tmp_path / "run", "--device", "mps")
+    assert ran.code == 5
+    assert "--device mps evaluates and predicts, but does not train: the memory check" in " ".join(ran.err.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_dry_run_as_json(train: Callable[..., Ran], tmp_path: Path):
     plan = train("--run", tmp_path / "run", "--dry-run", "--json").json
     assert plan["settings"]["train"]["batch_size"] == 2
@@ -185,6 +195,7 @@ def test_dry_run_as_json(train: Callable[..., Ran], tmp_path: Path):
         (("--gpus", "1", "--procs", "1"), 2, "exclude each other"),
         (("--weights", "nowhere.safetensors"), 4, "nowhere.safetensors"),
         (("--set", "train.precision=fp16"), 2, "fp16"),
+        (("--precision", "tf32"), 2, "needs an NVIDIA GPU with TF32: the device is cpu"),
         (("--gpus", "1"), 2, "--device cpu exclude each other"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from codetr_cli.config.overrides import (
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings, SwinConfig
 from codetr_cli.errors import ConfigError
+from codetr_cli.reading import parse_toml
 
 
 @pytest.fixture
@@ -272,3 +274,76 @@ def test_a_removed_setting_is_ignored_with_a_warning(key: str, caplog: pytest.Lo
 def test_a_setting_under_both_names_is_refused():
     with pytest.raises(ConfigError, match=r"sets both train.shard and its current name train.fsdp"):
         parse_settings({"name": "x", "train": {"shard": True, "fsdp": False}}, "x.toml")
+
+
+HOSTILE_VALUES = [
+    "nan",
+    "inf",
+    "-inf",
+    "9" * 4000,
+    "9" * 100_000,
+    "1e999",
+    "[" * 100_000,
+    "\ud800",
+    "{a=1}",
+    "1" + ".a" * 50_000,
+    "\0",
+]
+
+
+@pytest.mark.parametrize("key", ["train.lr", "train.seed", "model.num_classes", "data.short_sides", "test.tta_scales"])
+def test_hostile_values_are_wrong_settings(key):
+    for value in HOSTILE_VALUES:
+        with pytest.raises(ConfigError) as caught:
+            apply_overrides(Settings(name="x"), [f"{key}={value}"])
+        assert len(str(caught.value)) < 1000
+
+
+def test_hostile_files_are_wrong_settings(tmp_path):
+    path = tmp_path / "x.toml"
+    texts = ["a" + ".a" * 50_000 + "=1", "[" * 100_000, "x=" + "9" * 100_000, "x=" + "[" * 50_000, "model=1", "name=5",
+             "#" * 2**21, "".join(f"k{number}=1\n" for number in range(20_000)),
+             "name='../x'", "[model]\nbackbone=[]"]  # fmt: skip
+    for text in texts:
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_preset(str(path))
+        assert len(str(caught.value)) < 5000
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_preset(str(path))
+    with pytest.raises(ConfigError, match="unknown preset"):
+        load_preset(str(path.with_suffix("")))
+
+
+def test_control_characters_come_back_from_toml(tmp_path):
+    settings = replace_settings(Settings(name="x"), {"data.root": '/a\r\n\x1b\x7f\t\x00"b'})
+    (tmp_path / "x.toml").write_text(to_toml(settings), encoding="utf-8", newline="")
+    assert load_preset(str(tmp_path / "x.toml")).data.root == settings.data.root
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"data": {"short_sides": [-1] * 10**6}},
+        {"train": {"loggers": "a," * 10**6}},
+        {"train": dict.fromkeys(map(str, range(10**5)), 1)},
+        {"test": {"tta_scales": [["a"] * 5_000] * 9_000}},
+        {"train": {"loggers": "a," * 40_000}},
+    ],
+)
+def test_floods_of_wrong_values_are_counted_first(table):
+    started = time.process_time()
+    with pytest.raises(ConfigError, match=r"wrong settings in x: .*(limit|more)"):
+        parse_settings({"name": "x", **table}, where="x")
+    assert time.process_time() - started < 1
+
+
+def test_no_clipping_is_zero():
+    assert parse_settings({"name": "x", "train": {"clip_norm": float("inf")}}, where="x").train.clip_norm == 0
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_seeds_are_those_of_torch(seed):
+    settings = parse_settings({"name": "x", "train": {"seed": seed}}, where="x")
+    assert parse_settings(parse_toml(to_toml(settings)), where="x") == settings

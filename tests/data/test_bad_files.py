@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from codetr_cli.annotations.file_names import NameRule
+from codetr_cli.annotations.image_folder import ImageFolder
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.bad_files import BadFile, check_share, find_bad_files
@@ -25,6 +28,10 @@ def damage(path: Path) -> None:
 @pytest.fixture
 def settings(tiny_settings: Settings, tiny_coco: Path) -> Settings:
     return apply_overrides(tiny_settings, [f'data.root="{tiny_coco}"', "data.bad_files=skip"])
+
+
+def folder_of(images_dir: Path) -> ImageFolder:
+    return ImageFolder(images_dir, [], NameRule.of(images_dir))
 
 
 def images(root: Path) -> list[Path]:
@@ -121,13 +128,23 @@ def test_headers_are_scanned(settings: Settings, tiny_coco: Path, tmp_path: Path
     content = paths[0].read_bytes()
     paths[0].write_bytes(content[: len(content) // 2])
     paths[1].unlink()
-    found = find_bad_files(tiny_coco / "train2017", [path.name for path in paths], max_pixels=10**8)
+    found = find_bad_files(folder_of(tiny_coco / "train2017"), [path.name for path in paths], max_pixels=10**8)
     assert [Path(bad.path).name for bad in found] == [paths[0].name, paths[1].name]
     assert "end of the file is missing" in found[0].reason
     assert found[1].reason == "no such file"
-    found = find_bad_files(tiny_coco / "train2017", [path.name for path in paths], max_pixels=100)
+    found = find_bad_files(folder_of(tiny_coco / "train2017"), [path.name for path in paths], max_pixels=100)
     assert len(found) == 4
     assert "more than data.max_pixels = 100" in found[3].reason
+
+
+def test_what_is_no_regular_file_is_bad(tiny_coco: Path) -> None:
+    paths = images(tiny_coco)
+    paths[0].unlink()
+    os.mkfifo(paths[0])
+    paths[1].unlink()
+    paths[1].symlink_to("/dev/zero")
+    found = find_bad_files(folder_of(tiny_coco / "train2017"), [path.name for path in paths], max_pixels=10**8)
+    assert [bad.reason.split(",")[0] for bad in found] == ["it is a named pipe", "it is a device"]
 
 
 @pytest.mark.parametrize(("bad", "images", "allowed"), [(0, 0, True), (1, 10, True), (2, 10, False), (1, 9, False)])
@@ -142,5 +159,8 @@ def test_too_large_a_share_is_refused(bad: int, images: int, allowed: bool) -> N
 
 def test_a_header_costs_little(settings: Settings, tiny_coco: Path, monkeypatch: Any) -> None:
     """The scan never decodes: it may read a whole data set before every training."""
-    monkeypatch.setattr("codetr_cli.data.images.cv2.imdecode", lambda *args: pytest.fail("decoded"))
-    assert find_bad_files(tiny_coco / "train2017", [path.name for path in images(tiny_coco)], max_pixels=10**8) == []
+    monkeypatch.setattr("codetr_cli.images.decoder.cv2.imdecode", lambda *args: pytest.fail("decoded"))
+    assert (
+        find_bad_files(folder_of(tiny_coco / "train2017"), [path.name for path in images(tiny_coco)], max_pixels=10**8)
+        == []
+    )

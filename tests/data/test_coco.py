@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from codetr_cli.config.schema import Settings
+from codetr_cli.data.bad_files import BAD_FILES_KEY
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.transforms import ResizeShortLong
 from codetr_cli.errors import DatasetError
@@ -55,6 +57,28 @@ def test_training_excludes_what_the_published_code_excludes(mixed_coco: Path) ->
     np.testing.assert_array_equal(samples[0].boxes, np.float32([[10, 10, 40, 30], [-5, -5, 5, 5]]))
     np.testing.assert_array_equal(samples[1].boxes, np.float32([[1.5, 2.5, 21.75, 32.5]]))
     assert [sample.size for sample in samples] == [SIZES[i] for i in (0, 1, 2, 4)]
+
+
+@pytest.mark.parametrize("listed", [(48, 50), (64, 48), (50, 64)])
+def test_an_image_of_another_size_than_listed_is_refused(rewrite: Rewrite, listed: tuple[int, int]) -> None:
+    content = mixed_content()
+    content["images"][0].update(height=listed[0], width=listed[1])
+    root = rewrite(content).parent.parent
+    for training in (True, False):
+        dataset = make_dataset(root, training=training)
+        with pytest.raises(DatasetError, match=rf"64 x 48 pixels, but .* lists {listed[1]} x {listed[0]}.*prepare"):
+            dataset[0]
+        target = make_dataset(root, training=training, skip_bad=True)[0][1]
+        assert "it has 64 x 48 pixels, not the" in target[BAD_FILES_KEY][0][1]
+
+
+def test_the_size_before_an_exif_rotation_is_accepted(rewrite: Rewrite) -> None:
+    content = mixed_content()
+    root = rewrite(content).parent.parent
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(root / "train2017" / content["images"][0]["file_name"], exif=tags)
+    assert make_dataset(root, training=False).load_sample(0).size == (64, 48)
 
 
 def test_evaluation_keeps_every_image_and_crowd(mixed_coco: Path) -> None:
@@ -122,6 +146,7 @@ def test_area_iscrowd_and_ignore_may_be_missing(rewrite: Rewrite) -> None:
     assert target["iscrowd"].tolist() == [0]
 
 
-def test_an_empty_file_of_images_can_be_read(rewrite: Rewrite) -> None:
+def test_a_file_without_images_is_refused_as_by_prepare(rewrite: Rewrite) -> None:
     path = rewrite({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]})
-    assert len(make_dataset(path.parent.parent, training=False)) == 0
+    with pytest.raises(DatasetError, match="'images' is empty"):
+        make_dataset(path.parent.parent, training=False)

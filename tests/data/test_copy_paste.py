@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from codetr_cli.annotations.masks import Masks
 from codetr_cli.data.copy_paste import CopyPaste, CopyPasteParams
-from codetr_cli.data.masks import Masks
 from codetr_cli.data.sample import Sample
 
 SIDE = 100

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from codetr_cli.annotations.objects import check_kind, read_annotations
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import DataConfig, Settings
-from codetr_cli.data.annotations import check_kind, read_annotations
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.formats.resolve import find_data
 from codetr_cli.errors import DatasetError
+from codetr_cli.formats.resolve import find_data
 from codetr_cli.training.plan import plan_job
-from tests.data.dataset_samples import annotation, picture
+from tests.data.dataset_samples import annotation, lvis_content, picture, write
 from tests.inference.fakes import write_checkpoint
 
 
@@ -133,7 +133,8 @@ def test_training_reports_its_classes(lvis: Path, tiny_coco: Path) -> None:
         plan_job(
             settings_for(
                 lvis, "coco", train_annotations=str(lvis / "annotations/lvis_v1_train.json"), train_images=str(lvis)
-            )
+            ),
+            chosen={"data.dataset"},
         )
 
 
@@ -149,6 +150,38 @@ def test_training_recognises_lvis_and_objects365_in_place(lvis: Path, objects365
     # The reverse is no guess: settings made for LVIS mean LVIS.
     with pytest.raises(DatasetError, match="has Objects365 annotations, but the settings are for LVIS"):
         plan_job(settings_for(objects365, "lvis"))
+
+
+@pytest.mark.parametrize("layout", ["published", "roboflow"])
+def test_lvis_annotations_under_other_names_are_read_by_its_rules(tmp_path: Path, layout: str) -> None:
+    root = tmp_path / "set"
+    for split, folder, first_id in (("train", "train", 1), ("val", "valid", 101)):
+        content = lvis_content(split, first_id)
+        for image in content["images"]:
+            image["file_name"] = image.pop("coco_url").rpartition("/")[2]
+        published = layout == "published"
+        images = root / (f"{split}2017" if published else folder)
+        for image in content["images"]:
+            picture(images / image["file_name"])
+        name = f"annotations/instances_{split}2017.json" if published else f"{folder}/_annotations.coco.json"
+        write(root / name, content)
+    report = check_dataset(root, config=DataConfig(), progress=Silent, workers=1)
+    assert (report.errors, report.rules) == (0, "lvis"), report.findings
+    for dataset in ("coco", "lvis"):
+        job = plan_job(settings_for(root, dataset), chosen=())
+        assert job.settings.data.dataset == "lvis"
+        assert len(build_dataset(job.settings, split="val", training=False)) == 4
+    with pytest.raises(DatasetError, match="is an LVIS annotation file"):
+        plan_job(settings_for(root, "coco"), chosen={"data.dataset"})
+    val = root / name
+    table = json.loads(val.read_text())
+    for image in table["images"]:
+        del image["neg_category_ids"]
+    val.write_text(json.dumps(table))
+    report = check_dataset(root, config=DataConfig(), progress=Silent, workers=1)
+    assert [finding.kind for finding in report.findings if finding.severity == "error"] == ["other_kind"]
+    with pytest.raises(DatasetError, match="is not an LVIS annotation file"):
+        plan_job(settings_for(root, "coco"), chosen=())
 
 
 def test_an_evaluation_takes_the_data_set_that_is_there(lvis: Path, tiny_coco: Path) -> None:
@@ -182,7 +215,8 @@ def test_prepare_summarizes_lvis(lvis: Path) -> None:
     assert facts["splits"]["train"]["class_frequencies"] == {"r": 1, "c": 1, "f": 1}
     assert facts["splits"]["val"]["masks"] == 4
     kinds = {finding["kind"] for finding in facts["findings"]}
-    assert kinds == {"no_objects_image", "unused_category"}
+    copies = {"duplicate_image", "leaked_image"}  # the fixture's images are all alike
+    assert kinds - copies == {"no_objects_image", "unused_category", "box_of_two_classes"}
     (lvis / "val2017" / "000000000004.jpg").unlink()
     report = check_dataset(lvis, config=DataConfig(), progress=Silent)
     (missing,) = [finding for finding in report.findings if finding.severity == "error"]

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codetr_cli.annotations.outlines import decode
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.demo import MAX_OBJECTS, MIN_SIDE, MIN_VISIBLE, OUTLINES, draw_picture, visible_box, write_demo
-from codetr_cli.data.formats.resolve import find_data
-from codetr_cli.data.images import read_image
-from codetr_cli.data.outlines import decode
 from codetr_cli.data.transforms import ResizeShortLong
+from codetr_cli.formats.resolve import find_data
+from codetr_cli.images.decoder import read_image
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from codetr_cli.annotations.masks import Masks
 from codetr_cli.config import schema
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import collate
 from codetr_cli.data.coco import CocoDataset, build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
-from codetr_cli.data.masks import Masks
 from codetr_cli.data.transforms import (
     GREY,
     CropParams,

@@ -9,3 +9,8 @@ class KeyValueStore(dict[str, bytes]):
 
     def multi_get(self, keys: list[str]) -> list[bytes]:
         return [self[key] for key in keys]
+
+    def add(self, key: str, amount: int) -> int:
+        number = int(self.get(key, b"0")) + amount
+        self[key] = str(number).encode()
+        return number

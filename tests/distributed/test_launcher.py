@@ -115,6 +115,7 @@ def test_a_killed_process_is_replaced_and_changes_no_number(start: Start, place:
     assert_same_run(place / "killed", undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_two_machines_train_one_model_also_after_a_death(start: Start, place: Path, undisturbed: Path):
     words = ("--procs", 1, "--nodes", 2, "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--json")

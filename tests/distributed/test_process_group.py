@@ -125,7 +125,8 @@ def test_threads_are_shared_unless_chosen(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_launched_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
-    cuda = torch.device("cuda", 0)
+    cuda, current = torch.device("cuda", 0), []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device.index))
     assert process_group.local_device(cuda) == cuda
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
@@ -133,6 +134,7 @@ def test_a_launched_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
     assert process_group.local_device(CPU) == CPU
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a cluster that shows each process its own
     assert process_group.local_device(cuda) == torch.device("cuda", 0)
+    assert current == [0, 1, 0]
 
 
 def test_a_restart_is_known_by_whoever_started_the_processes(monkeypatch: pytest.MonkeyPatch):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 
-from codetr_cli.distributed.worker_errors import error_from, error_of, write_error
+from codetr_cli.distributed.worker_errors import EVALUATION, TRAINING, error_from, error_of, explained, write_error
 from codetr_cli.errors import DatasetError, ResourceError, StoppedError
 from tests.distributed.run_files import write_error_file
 
@@ -83,6 +86,8 @@ def test_an_error_of_another_node_keeps_its_kind():
     assert isinstance(stopped, StoppedError)
     assert stopped.exit_code == 143
     assert type(error_from({"kind": "", "text": "x"})) is RuntimeError
+    for kind in ("re", "machine_error", "Exception"):
+        assert type(error_from({"kind": kind, "text": "x"})) is RuntimeError
 
 
 def test_a_process_that_has_written_down_less_is_started_again(tmp_path: Path):
@@ -92,3 +97,27 @@ def test_a_process_that_has_written_down_less_is_started_again(tmp_path: Path):
     assert not final
     write_error_file(tmp_path, 0, "ResourceError", "no space", 0.5)
     assert error_of(tmp_path, {1: 5})[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (FileExistsError(errno.EEXIST, "File exists", "results"), "cannot use results: File exists"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space left on the disk"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "not enough memory: CUDA out of memory. Tried. Lower"),
+    ],
+)
+def test_an_error_of_the_machine_ends_an_evaluation_and_restarts_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, part: str
+):
+    monkeypatch.setenv("CODETR_ERROR_FOLDER", str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    write_error(explained(error, EVALUATION))
+    found, final = error_of(tmp_path, {1: 5}, EVALUATION)
+    assert isinstance(found, ResourceError)
+    assert str(found).startswith(part)
+    assert final
+    assert explained(error, TRAINING) is error
+    assert explained(found, EVALUATION) is found
+    bug = KeyError("x")
+    assert explained(bug, EVALUATION) is bug

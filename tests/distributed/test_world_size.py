@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from codetr_cli.config.overrides import apply_overrides, to_toml
 from codetr_cli.config.schema import Settings
@@ -26,6 +25,7 @@ from codetr_cli.models.torch_compile import compile_static_parts
 from codetr_cli.training import plots
 from tests.conftest import REPOSITORY, Ran
 from tests.distributed.ports import free_port
+from tests.distributed.rounding import norm_of, without_rounding
 from tests.distributed.world_size_cases import CASES, run_case, sample
 
 TOLERANCE = 1e-6  # of float32: of each loss, of the norm of all gradients, of each weight
@@ -77,10 +77,6 @@ def furthest(ours: dict[str, Any], theirs: dict[str, Any], scale: float | None =
     return found
 
 
-def norm_of(gradients: dict[str, Tensor]) -> float:
-    return float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm())
-
-
 @pytest.mark.parametrize("name", EQUAL_CASES)
 def test_two_processes_are_one(alone: Results, together: list[Results], name: str):
     assert_one(together[0][name], alone[name])
@@ -96,6 +92,10 @@ def assert_one(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert difference <= TOLERANCE, f"gradient of {parameter} in step {step + 1}"
     for what in ("weights", "average"):
         difference, parameter = furthest(ours[what], theirs[what])
+        assert difference <= 10 * TOLERANCE, f"{what}: {parameter}"
+        difference, parameter = furthest(
+            *(without_rounding(table[what], theirs["gradients"]) for table in (ours, theirs))
+        )
         assert difference <= TOLERANCE, f"{what}: {parameter}"
 
 

@@ -125,7 +125,7 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     steps = len(kinds) // accumulation
     words = [f"train.max_steps={steps}", "train.ema_momentum=1e-3", "train.checkpoint_every=100"]
     training = begin(folder / f"{name}-{processes}-{rank}", settings, *overrides, *words, accumulation=accumulation)
-    torch.manual_seed(3)
+    torch.manual_seed(5)  # none of its proposals have nearly equal scores, whose order would be that of rounding
     model = build_model(settings.model)
     if settings.train.compile and processes > 1:
         compile_static_parts(model, backend="aot_eager")  # what needs no compiler of the machine

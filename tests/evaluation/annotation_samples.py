@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from codetr_cli.data.annotations import Annotations
+from codetr_cli.annotations.objects import Annotations
 from codetr_cli.inference.detections import DetectionTable
 
 CATEGORY_IDS = [2, 5, 9, 90]

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from codetr_cli.data.annotations import read_annotations
+from codetr_cli.annotations.objects import read_annotations
+from codetr_cli.errors import DatasetError, ResourceError
 from codetr_cli.evaluation import backends, scoring
-from codetr_cli.evaluation.backends import PrecisionRecall, Scorer, ScoringInputs, choose_backend, compute_tables
+from codetr_cli.evaluation.backends import (
+    Instances,
+    PrecisionRecall,
+    Scorer,
+    ScoringInputs,
+    choose_backend,
+    compute_tables,
+)
 from codetr_cli.evaluation.scoring import score_detections
 from tests.evaluation.annotation_samples import write_material
 
@@ -55,3 +65,61 @@ def test_backends_agree_to_the_last_bit(tmp_path, monkeypatch, seed, lvis, masks
         assert np.array_equal(ours.precision, theirs.precision)
         assert np.array_equal(ours.recall, theirs.recall)
         assert 0.01 < ours.precision[ours.precision > -1].mean() < 0.9
+
+
+@pytest.mark.parametrize("lvis", [False, True], ids=["coco", "lvis"])
+def test_negative_ids_change_no_number(tmp_path, lvis):
+    path = tmp_path / "a.json"
+    detections = write_material(path, seed=1, lvis=lvis)
+    expected = score_detections(read_annotations(path), detections, where="a.json")
+    shifts = {"image_id": 500, "category_id": 50}
+    table = json.loads(path.read_text())
+    for image in table["images"]:
+        image["id"] -= shifts["image_id"]
+        for key in ("neg_category_ids", "not_exhaustive_category_ids") if lvis else ():
+            image[key] = [category_id - shifts["category_id"] for category_id in image[key]]
+    for category in table["categories"]:
+        category["id"] -= shifts["category_id"]
+    for annotation in table["annotations"]:
+        for key, shift in shifts.items():
+            annotation[key] -= shift
+    path.write_text(json.dumps(table))
+    shifted = replace(
+        detections,
+        image_ids=detections.image_ids - shifts["image_id"],
+        category_ids=detections.category_ids - shifts["category_id"],
+    )
+    for scorer in ("hotcoco", "pycocotools"):
+        scores = score_detections(read_annotations(path), shifted, where="a.json", scorer=scorer)
+        assert scores.metrics == expected.metrics
+        assert [score.category_id for score in scores.per_class] == [-48, -45, -41, 40]
+
+
+def scoring_inputs(classes: int) -> ScoringInputs:
+    columns = (np.array([1]), np.array([1]), np.array([[1.0, 1, 5, 5]]), np.array([25.0]), np.array([0]))
+    objects, detections = Instances(*columns), Instances(*columns, scores=np.array([0.5]))
+    return ScoringInputs([(1, 50, 50)], range(1, classes + 1), objects, detections, "bbox", (1, 10, 100, 300, 1000))
+
+
+def test_scoring_that_needs_more_memory_than_there_is_stops_before(monkeypatch):
+    monkeypatch.setattr(backends, "main_memory_left", lambda: 10**7)
+    for scorer, most in (("hotcoco", 15), ("pycocotools", 30)):
+        assert compute_tables(scorer, scoring_inputs(most)).recall.shape[1] == most
+        with pytest.raises(ResourceError, match=r"scoring 50 categories needs 0\.0\d GiB .*, and 0\.01 GiB are avail"):
+            compute_tables(scorer, scoring_inputs(50))
+    monkeypatch.setattr(backends, "main_memory_left", lambda: None)
+    compute_tables("hotcoco", scoring_inputs(50))
+
+
+def test_a_panic_of_the_scoring_backend_is_an_error_of_the_data(monkeypatch):
+    panic = type("PanicException", (BaseException,), {})
+
+    def fail(*_: object, **__: object) -> None:
+        raise panic("index out of bounds\n\x1b[31m")
+
+    monkeypatch.setattr("hotcoco.COCO.from_arrays", fail)
+    with pytest.raises(DatasetError, match=r"hotcoco cannot score .*index out of bounds\\n\\x1b"):
+        compute_tables("hotcoco", scoring_inputs(1))
+    panic = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        compute_tables("hotcoco", scoring_inputs(1))

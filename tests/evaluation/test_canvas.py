@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.config.overrides import apply_overrides, to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
-from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.data.transforms import GREY

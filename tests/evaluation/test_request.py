@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
-from codetr_cli.data.annotations import read_annotations
 from codetr_cli.errors import CheckpointError, DatasetError
 from codetr_cli.evaluation.request import EvalRequest, expects_masks, match_classes
 from tests.evaluation.annotation_samples import without_objects

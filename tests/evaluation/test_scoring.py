@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from codetr_cli.data.annotations import read_annotations
+from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.errors import DatasetError
 from codetr_cli.evaluation.scoring import LVIS_METRICS, METRICS, score_detections
 from codetr_cli.inference.detections import DetectionTable

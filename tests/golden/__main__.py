@@ -10,6 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
+from codetr_cli.runtime.devices import choose_device
+from codetr_cli.runtime.precision import float32_arithmetic
 from tests.golden.case import Case, Report, UnsupportedCaseError
 from tests.golden.run import run_case
 
@@ -22,13 +26,16 @@ def main() -> int:
     parser.add_argument(
         "--skip-unsupported", action="store_true", help="cases that are not part of this version do not count"
     )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="rebuild the networks' cases on it, e.g. cuda")
     arguments = parser.parse_args()
-    return max(_run(folder, arguments.quiet, arguments.skip_unsupported) for folder in arguments.cases)
+    device = choose_device(arguments.device)
+    return max(_run(folder, device, arguments.quiet, arguments.skip_unsupported) for folder in arguments.cases)
 
 
-def _run(folder: Path, quiet: bool, skip_unsupported: bool) -> int:
+def _run(folder: Path, device: torch.device, quiet: bool, skip_unsupported: bool) -> int:
     try:
-        report = run_case(Case.load(folder))
+        with float32_arithmetic("fp32", device):  # a GPU would compute convolutions in TF32
+            report = run_case(Case.load(folder, device))
     except UnsupportedCaseError as error:
         _write(f"{folder.name}: {'skipped' if skip_unsupported else 'cannot run'}: {error}")
         return 0 if skip_unsupported else 2

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file
 
 TOLERANCE = 1e-9
 GRADIENT_TOLERANCE = 1e-7
 MOST_LISTED = 12
+CPU = torch.device("cpu")
 
 
 class UnsupportedCaseError(ValueError):
@@ -89,18 +91,19 @@ def relative_error(ours: np.ndarray, recorded: np.ndarray) -> float:
 
 @dataclass
 class Case:
-    """A case folder."""
+    """A case folder, and the device that it is rebuilt on."""
 
     folder: Path
     description: dict[str, Any]
     recorded: dict[str, np.ndarray]
+    device: torch.device = CPU
 
     @classmethod
-    def load(cls, folder: Path) -> Case:
+    def load(cls, folder: Path, device: torch.device = CPU) -> Case:
         """Reads `case.json` and `tensors.safetensors`."""
         description = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         path = folder / "tensors.safetensors"
-        return cls(folder, description, load_file(path) if path.is_file() else {})
+        return cls(folder, description, load_file(path) if path.is_file() else {}, device)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -128,6 +131,10 @@ class Case:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Published name -> shape of every floating entry."""
         return {name: shape for name, shape, dtype in self.manifest if dtype.startswith("float")}
+
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        """An array as a tensor on the case's device."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def compare(self, report: Report, ours: Mapping[str, Any], tolerance_of: Callable[[str], float]) -> None:
         """Compares every stored tensor, in recorded order; a tensor that we do not compute is a failure."""

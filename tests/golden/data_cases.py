@@ -17,7 +17,6 @@ from codetr_cli.config.schema import DataConfig, TestConfig
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.copy_paste import CopyPaste, CopyPasteParams
-from codetr_cli.data.images import read_image
 from codetr_cli.data.loading.loader import AspectGroupedSampler
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.transforms import (
@@ -32,6 +31,7 @@ from codetr_cli.data.transforms import (
     ResizeShortLong,
     build_transforms,
 )
+from codetr_cli.images.decoder import read_image
 from tests.golden.case import Case
 
 FLOAT32_STEP = 1.2e-7

@@ -59,9 +59,9 @@ def run_eval(case: Case, report: Report) -> None:
 
 def _encoder_values(model: CoDETR, encoded: Encoded) -> Values:
     layout = encoded.layout
-    positions = model.encoder.encode_positions(layout)
+    positions = layout.split_levels(model.encoder.encode_positions(layout))
     values: Values = {f"mask/{i}": mask for i, mask in enumerate(layout.level_masks)}
-    values |= {f"pos/{i}": position.permute(0, 3, 1, 2) for i, position in enumerate(positions)}
+    values |= {f"pos/{i}": position for i, position in enumerate(positions)}
     for name in ("encoder/reference_points", "enc_reference_points"):
         values[name] = cell_centres(layout)
     for name in ("encoder/valid_ratios", "valid_ratios"):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codetr_cli.losses.collaborative import ForwardRecord
 from codetr_cli.losses.mask_losses import MaskBranchOutput, RoiMaskOutput
+from codetr_cli.losses.record import ForwardRecord
 from codetr_cli.models.codetr import CoDETR, Encoded
 from codetr_cli.models.mask_grid import paste_masks
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead, of_class
@@ -79,11 +79,11 @@ def _branch_values(
     if fixed is None:
         return values
     entry = case.description["images"][0]
-    boxes = torch.from_numpy(synth.boxes(fixed["boxes_key"], len(fixed["labels"]), entry["height"], entry["width"]))
+    boxes = case.tensor(synth.boxes(fixed["boxes_key"], len(fixed["labels"]), entry["height"], entry["width"]))
     detections = Detections(
-        boxes / torch.tensor([*metas[0]["scale_factor"]] * 2, dtype=boxes.dtype),
-        torch.from_numpy(synth.uniform(fixed["scores_key"], (len(boxes),))),
-        torch.tensor(fixed["labels"]),
+        boxes / boxes.new_tensor([*metas[0]["scale_factor"]] * 2),
+        case.tensor(synth.uniform(fixed["scores_key"], (len(boxes),))),
+        torch.tensor(fixed["labels"], device=case.device),
     )
     return values | _drawn_values("mask2", model, encoded, detections, metas, sizes[0])
 
@@ -111,7 +111,7 @@ def _drawn_values(
 
 def _in_network(detections: Detections, meta: dict[str, Any]) -> Tensor:
     """Boxes in pixels of the network's input."""
-    return detections.boxes * torch.tensor([*meta["scale_factor"]] * 2, dtype=detections.boxes.dtype)
+    return detections.boxes * detections.boxes.new_tensor([*meta["scale_factor"]] * 2)
 
 
 def _pasted_values(prefix: str, detections: Detections, size: tuple[int, int]) -> Values:
@@ -119,7 +119,7 @@ def _pasted_values(prefix: str, detections: Detections, size: tuple[int, int]) -
     masks = paste_masks(detections.masks, detections.boxes, size)
     values: Values = {f"{prefix}/areas": masks.sum((1, 2))}
     for i, mask in enumerate(masks[:SHOWN]):
-        values[f"{prefix}/binary/{i}"] = np.packbits(mask.numpy())
+        values[f"{prefix}/binary/{i}"] = np.packbits(mask.cpu().numpy())
     return values
 
 
@@ -132,8 +132,9 @@ def train_mask_values(record: ForwardRecord, targets: Targets) -> Values:
     for i, target in enumerate(targets):
         if "masks" in target:
             values[f"gt/{i}/mask_areas"] = target["masks"].sum((1, 2), dtype=torch.int64)
-    if record.roi_masks is not None and record.roi is not None:
-        values |= _trained_roi_values(record.roi_masks) | {"mask/pos_gt": torch.cat(record.roi.matched_objects)}
+    if record.aux is not None and record.aux.roi_masks is not None:
+        values |= _trained_roi_values(record.aux.roi_masks)
+        values["mask/pos_gt"] = torch.cat(record.aux.roi.regions.matched_objects)
     if record.masks is not None:
         values |= _trained_branch_values(record.masks)
     return values
@@ -160,7 +161,7 @@ def _trained_branch_values(masks: MaskBranchOutput) -> Values:
         "mask/iou_targets": masks.iou_targets,
         "mask/iou_pred": masks.masks.iou,
     }
-    for i, (boxes, scores) in enumerate(masks.candidates):
+    for i, (boxes, scores) in enumerate(masks.candidates.per_image()):
         values[f"mask/candidates/{i}"] = torch.cat([boxes, scores[:, None]], 1)[:60]
     for i, (wanted, logits) in enumerate(zip(masks.targets, masks.masks.logits, strict=True)):
         values |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -124,6 +125,7 @@ def build_case_model(case: Case, config: ModelConfig) -> CoDETR:
     model = build_model(config).double()
     state = to_our_state(dict(_published_state(tuple(case.manifest), case.description.get("salt", "")))).state
     model.load_state_dict(state, strict=True)
+    model.to(case.device)
     use_drawn_rotations(case, model)
     return model
 
@@ -158,7 +160,22 @@ def batch_of(case: Case) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
         valid_h, valid_w = entry["valid_size"]
         mask[index, :valid_h, :valid_w] = False
         targets.append(_target(entry, case.description["classes"], masks="gt_masks" in case.facts))
-    return torch.from_numpy(images), mask, targets
+    return on_device((torch.from_numpy(images), mask, targets), case.device)
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """The same value with all its tensors on a device: in lists, tuples, dictionaries and dataclasses too."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: on_device(entry, device) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        entries = [on_device(entry, device) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)  # a named tuple, or not
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: on_device(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
 
 
 def _target(entry: dict[str, Any], classes: int, *, masks: bool) -> dict[str, Any]:
@@ -228,20 +245,20 @@ class RecordedDraws(RandomSource):
         self.pending = list(draws)
         self.given: dict[str, np.ndarray] = {}
 
-    def _next(self, integers: bool, shape: tuple[int, ...], high: int = 1) -> Tensor:
+    def _next(self, integers: bool, shape: tuple[int, ...], like: Tensor, high: int = 1) -> Tensor:
         draw = self.pending.pop(0)
         if integers != draw.function.startswith("randint") or draw.shape != tuple(shape):
             asked = f"{'integers' if integers else 'uniform numbers'} of shape {list(shape)}"
             raise ValueError(f"the case records {draw.function} {list(draw.shape)} next, our code asks for {asked}")
         values = synth.uniform(draw.key, draw.shape)
         self.given[draw.name] = np.floor(high * values).astype(np.int64) if integers else values
-        return torch.from_numpy(self.given[draw.name].copy())
+        return torch.from_numpy(self.given[draw.name].copy()).to(like.device)
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return self._next(False, shape).to(like.dtype)
+        return self._next(False, shape, like).to(like.dtype)
 
     def integers(self, high: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        return self._next(True, shape, high)
+        return self._next(True, shape, like, high)
 
     def permutation(self, count: int, like: Tensor) -> Tensor:
-        return torch.arange(count)
+        return torch.arange(count, device=like.device)

@@ -99,4 +99,4 @@ def indices_of(wanted: Tensor, objects: Tensor) -> np.ndarray:
     """Index of each row of `wanted` (P, 4) among an image's objects (G, 4)."""
     if len(objects) == 0:
         return np.zeros(0, np.int64)
-    return (wanted[:, None] == objects[None]).all(-1).to(torch.uint8).argmax(1).numpy()
+    return (wanted[:, None] == objects[None]).all(-1).to(torch.uint8).argmax(1).cpu().numpy()

@@ -18,11 +18,11 @@ def run_deform_attn(case: Case, report: Report) -> None:
         levels = len(c["shapes"])
         tokens = sum(h * w for h, w in c["shapes"])
         location_shape = (c["bs"], c["queries"], c["heads"], levels, c["points"], 2)
-        value = torch.from_numpy(synth.draw(f"msda/{index}/value", (c["bs"], tokens, c["heads"], c["ch"])))
-        locations = torch.from_numpy(c["lo"] + (c["hi"] - c["lo"]) * synth.uniform(f"msda/{index}/loc", location_shape))
-        weights = torch.from_numpy(synth.uniform(f"msda/{index}/attn", location_shape[:-1]))
+        value = case.tensor(synth.draw(f"msda/{index}/value", (c["bs"], tokens, c["heads"], c["ch"])))
+        locations = case.tensor(c["lo"] + (c["hi"] - c["lo"]) * synth.uniform(f"msda/{index}/loc", location_shape))
+        weights = case.tensor(synth.uniform(f"msda/{index}/attn", location_shape[:-1]))
         weights = weights / weights.sum((-2, -1), keepdim=True)
-        gradient = torch.from_numpy(synth.draw(f"msda/{index}/grad", (c["bs"], c["queries"], c["heads"] * c["ch"])))
+        gradient = case.tensor(synth.draw(f"msda/{index}/grad", (c["bs"], c["queries"], c["heads"] * c["ch"])))
         inputs = [t.clone().requires_grad_() for t in (value, locations, weights)]
         output = multi_scale_deformable_attention(inputs[0], [tuple(s) for s in c["shapes"]], inputs[1], inputs[2])
         output.backward(gradient)
@@ -38,9 +38,9 @@ def run_nms(case: Case, report: Report) -> None:
     base = synth.boxes("nms/base", 12, 400, 500)
     boxes = base[np.arange(count) % 12] + 6 * synth.draw("nms/jit", (count, 4))
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-    scores = torch.from_numpy(synth.uniform("nms/score", (count,)) * 0.98 + 0.01)
-    labels = torch.from_numpy(synth.labels("nms/lab", count, 3))
-    corners = torch.from_numpy(boxes)
+    scores = case.tensor(synth.uniform("nms/score", (count,)) * 0.98 + 0.01)
+    labels = case.tensor(synth.labels("nms/lab", count, 3))
+    corners = case.tensor(boxes)
     values = {}
     for name, c in case.facts["configurations"].items():
         if c["type"] == "nms":

@@ -10,7 +10,6 @@ import math
 import re
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from codetr_cli.models.backbones.vit import Rotation, ViT
@@ -46,7 +45,7 @@ def _drawn(case: Case) -> dict[int, Rotation]:
         if match := TABLE.fullmatch(name):
             last[shape[0], match[1]] = (name, shape)
     salt = case.description.get("salt", "")
-    drawn = {key: torch.from_numpy(synth.parameter(*entry, salt)) for key, entry in last.items()}
+    drawn = {key: case.tensor(synth.parameter(*entry, salt)) for key, entry in last.items()}
     return {tokens: (drawn[tokens, "cos"], drawn[tokens, "sin"]) for tokens, _ in drawn}
 
 
@@ -54,5 +53,5 @@ def _records_computed(case: Case, vit: ViT) -> bool:
     if RECORDED not in case.recorded:
         return False
     (cosine, _), _ = vit.rotations(1, 1, like=vit.pos_embed)
-    ours = cosine.detach().numpy().reshape(-1)[:: case.tensors[RECORDED]["every"]]
+    ours = cosine.detach().cpu().numpy().reshape(-1)[:: case.tensors[RECORDED]["every"]]
     return relative_error(ours.astype(np.float64), case.recorded[RECORDED].reshape(-1).astype(np.float64)) < 1e-6

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from codetr_cli.losses.atss import AtssOutput
-from codetr_cli.losses.collaborative import ForwardRecord, PositivePass
+from codetr_cli.losses.record import AuxOutput, ForwardRecord, PositivePass
 from codetr_cli.losses.roi import RoiOutput
 from codetr_cli.losses.rpn import RpnOutput
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.training.optim import build_optimizer
 from tests.golden import synth
-from tests.golden.case import GRADIENT_TOLERANCE, TOLERANCE, Case, Report
+from tests.golden.case import CPU, GRADIENT_TOLERANCE, TOLERANCE, Case, Report
 from tests.golden.mask_stages import train_mask_values
 from tests.golden.network_inputs import (
     RecordedDraws,
@@ -23,6 +23,7 @@ from tests.golden.network_inputs import (
     build_case_model,
     listed_draws,
     objective_of,
+    on_device,
     published_names,
     settings_of,
 )
@@ -54,14 +55,17 @@ def run_train(case: Case, report: Report) -> None:
         record = objective.run(images, mask, targets, draws)
     total = torch.stack(list(record.losses.values())).sum()
     total.backward()
+    record, targets = on_device((record, targets), CPU)
     values |= _given_draws(case, draws, targets) | _decoder_values(case, record, targets)
+    values |= _hidden_values(values, record)
     values |= _loss_values(record, model.num_classes) | train_mask_values(record, targets)
-    if record.rpn is not None and record.roi is not None and record.atss is not None:
+    if record.aux is not None:
+        aux = record.aux
         values |= (
-            maps_values(record.aux_maps) | _rpn_values(case, record.rpn) | proposals_values(case, record.rpn.proposals)
+            maps_values(aux.maps) | _rpn_values(case, aux.rpn) | proposals_values(case, aux.rpn.proposals.per_image())
         )
-        values |= _roi_values(record.roi, targets, model.num_classes) | _atss_values(record.atss, targets)
-        values |= _positive_values(record, record.roi, record.atss, model.num_classes)
+        values |= _roi_values(aux.roi, targets, model.num_classes) | _atss_values(aux.atss, targets)
+        values |= _positive_values(record, aux, model.num_classes)
     gradients = _gradients(case, model)
     values |= {f"grad/{name}": gradient for name, gradient in gradients.items()}
     values["grad_norm"] = np.array([_norm(gradients[name]) for name in case.facts.get("grad_names", [])])
@@ -116,12 +120,20 @@ def _decoder_values(case: Case, record: ForwardRecord, targets: Targets) -> Valu
         is_proposals = layer == len(record.logits)
         for i, (queries, objects) in enumerate(matches):
             of_object = torch.full((len(targets[i]["labels"]),), -1)
-            of_object[objects] = queries
+            of_object[objects] = torch.from_numpy(queries)
             of_query = torch.zeros(num_proposed if is_proposals else num_queries, dtype=torch.int64)
-            of_query[queries] = objects + 1
+            of_query[queries] = torch.from_numpy(objects + 1)
             values[f"assign/{'enc' if is_proposals else f'layer{layer}'}/img{i}"] = of_object
             values[f"hungarian/{'enc' if is_proposals else layer}/{i}"] = of_query
     return values
+
+
+def _hidden_values(values: Values, record: ForwardRecord) -> Values:
+    """What the decoder's layers give for denoising and matching queries; it decodes those of the heads after them."""
+    count = record.logits.shape[2]
+    return {
+        key: value[:, :count] for key, value in values.items() if key.startswith(("decoder/hidden/", "decoder/layer/"))
+    }
 
 
 def _first(value: Tensor | None, otherwise: Tensor) -> Tensor:
@@ -131,17 +143,17 @@ def _first(value: Tensor | None, otherwise: Tensor) -> Tensor:
 def _loss_values(record: ForwardRecord, num_classes: int) -> Values:
     values: Values = {f"loss/{name}": value.reshape(1) for name, value in record.losses.items()}
     values["loss/loss"] = torch.stack(list(record.losses.values())).sum()[None]
-    if record.roi is not None:
-        labels = torch.cat([c.labels for c in record.roi.sampled])
-        values["loss/acc0"] = (record.roi.logits.argmax(1) == labels).double().mean()[None] * 100
+    if record.aux is not None:
+        labels = torch.cat([c.labels for c in record.aux.roi.sampled])
+        values["loss/acc0"] = (record.aux.roi.logits.argmax(1) == labels).double().mean()[None] * 100
     return values
 
 
 def _rpn_values(case: Case, rpn: RpnOutput) -> Values:
     values: Values = {f"rpn/cls/{i}": logits for i, logits in enumerate(rpn.logits)}
     values |= {f"rpn/reg/{i}": deltas for i, deltas in enumerate(rpn.deltas)}
-    for i, assigned in enumerate(rpn.assigned):
-        values[f"rpn/assign/{i}/positive"] = _positives_with_objects(assigned)
+    for i, (assigned, valid) in enumerate(zip(rpn.assigned, rpn.valid, strict=True)):
+        values[f"rpn/assign/{i}/positive"] = _positives_with_objects(assigned[valid])
     return values
 
 
@@ -153,17 +165,14 @@ def _positives_with_objects(assigned: Tensor) -> Tensor:
 
 def _roi_values(roi: RoiOutput, targets: Targets, num_classes: int) -> Values:
     values: Values = {}
-    for i, (candidates, positives, indices) in enumerate(
-        zip(roi.sampled, roi.num_positives, roi.object_indices, strict=True)
-    ):
-        objects = targets[i]["boxes"]
-        of_positives = indices_of(candidates.objects[:positives], objects)
+    for i, (candidates, is_object) in enumerate(zip(roi.regions.boxes, roi.regions.is_object, strict=True)):
+        of_positives = indices_of(candidates.objects[: candidates.num_positives], targets[i]["boxes"])
         values |= {
             f"roi/priors/{i}": candidates.boxes,
             f"rcnn/sample/{i}/boxes": candidates.boxes,
             f"roi/pos_assigned_gt_inds/{i}": of_positives,
             f"rcnn/sample/{i}/pos_gt": of_positives,
-            f"roi/pos_is_gt/{i}": indices < len(objects),
+            f"roi/pos_is_gt/{i}": is_object,
         }
     labels = torch.cat([c.labels for c in roi.sampled])
     return values | {
@@ -181,7 +190,7 @@ def _atss_values(atss: AtssOutput, targets: Targets) -> Values:
     values: Values = {}
     for i, (logits, deltas, centerness) in enumerate(zip(atss.logits, atss.deltas, atss.centerness, strict=True)):
         values |= {f"atss/cls/{i}": logits, f"atss/reg/{i}": deltas, f"atss/centerness/{i}": centerness}
-    for i, (candidates, valid) in enumerate(zip(atss.sampled, atss.valid, strict=True)):
+    for i, (candidates, valid) in enumerate(zip(atss.sampled, atss.targets.valid, strict=True)):
         positive = (candidates.labels < atss.logits[0].shape[1]).nonzero()[:, 0]
         assigned = torch.full_like(candidates.labels, -1)
         assigned[positive] = torch.from_numpy(indices_of(candidates.objects[positive], targets[i]["boxes"]))
@@ -194,21 +203,22 @@ def _atss_values(atss: AtssOutput, targets: Targets) -> Values:
     return values
 
 
-def _positive_values(record: ForwardRecord, roi: RoiOutput, atss: AtssOutput, num_classes: int) -> Values:
-    sizes = [len(c.labels) for c in roi.sampled]
+def _positive_values(record: ForwardRecord, aux: AuxOutput, num_classes: int) -> Values:
+    sizes = [len(c.labels) for c in aux.roi.sampled]
     features = (
-        list(torch.split(roi.pooled.mean((2, 3)), sizes)),
-        list(torch.cat([m.flatten(2).transpose(1, 2) for m in record.aux_maps], 1)),
+        list(torch.split(aux.roi.pooled.mean((2, 3)), sizes)),
+        list(torch.cat([m.flatten(2).transpose(1, 2) for m in aux.maps], 1)),
     )
     values: Values = {}
     for head, (done, candidates, of_images) in enumerate(
-        zip(record.positive.values(), (roi.sampled, atss.sampled), features, strict=True)
+        zip(record.positive.values(), (aux.roi.sampled, aux.atss.sampled), features, strict=True)
     ):
-        is_object = done.targets.labels < num_classes
+        selected = done.selected
+        is_object = selected.targets.labels < num_classes
         of_pass = {
-            "coords": done.boxes,
-            "labels": done.targets.labels,
-            "targets": done.targets.boxes,
+            "coords": selected.boxes,
+            "labels": selected.targets.labels,
+            "targets": selected.targets.boxes,
             "label_weights": torch.ones(is_object.shape),
             "bbox_weights": is_object[..., None].double().expand(-1, -1, 4),
             "feats": _positive_features(done, [c.labels for c in candidates], of_images, num_classes),
@@ -232,7 +242,7 @@ def _positive_features(
     rows = []
     for labels, of_image in zip(labels_of_images, features, strict=True):
         positive, background = (labels < num_classes).nonzero()[:, 0], (labels == num_classes).nonzero()[:, 0]
-        rows.append(of_image[torch.cat([positive, background])[: done.boxes.shape[1]]])
+        rows.append(of_image[torch.cat([positive, background])[: done.queries.content.shape[1]]])
     return torch.stack(rows)
 
 
@@ -299,7 +309,7 @@ def run_steps(case: Case, report: Report) -> None:
     names, parameters = published_names(case.shapes), dict(model.named_parameters())
     trained = {published: parameters[names[published]] for published in case.facts["trainable"]}
     start = {published: parameter.detach().clone() for published, parameter in trained.items()}
-    probes = {name: torch.from_numpy(synth.draw(f"probe/{name}", tuple(p.shape))) for name, p in trained.items()}
+    probes = {name: case.tensor(synth.draw(f"probe/{name}", tuple(p.shape))) for name, p in trained.items()}
     values: Values = {}
     for index, facts in enumerate(case.facts["steps"]):
         record = objective.run(images, mask, targets, RecordedDraws(listed_draws(facts)))

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.config.schema import Settings
-from codetr_cli.data.annotations import read_annotations
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.evaluation.evaluator import run_detector
 from codetr_cli.evaluation.request import EvalRequest
+from codetr_cli.evaluation.results import LocalCollector
 from codetr_cli.inference.detector import Detector
 from codetr_cli.models.build import build_model
 from codetr_cli.models.postprocess import Detections
@@ -47,7 +48,9 @@ def evaluated_records(detector: Detector, dataset: CocoDataset) -> list[dict[str
         category_ids=CATEGORY_IDS,
     )
     loader = EvalLoader(dataset, batch_size=1, workers=0)
-    results, _ = run_detector(detector.loaded.model, loader, request, device=torch.device("cpu"))
+    collector = LocalCollector()
+    run_detector(detector.loaded.model, loader, request, collector, device=torch.device("cpu"))
+    (results,) = collector.gather()
     return results.detections.to_records()
 
 

@@ -5,58 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from codetr_cli.errors import DatasetError
-from codetr_cli.inference.detections import DetectionTable, load_detections
+from codetr_cli.annotations.objects import read_annotations
+from codetr_cli.evaluation.detection_files import read_detection_file
+from codetr_cli.evaluation.detection_records import match_detections
+from codetr_cli.inference.detections import DetectionTable
 from tests.evaluation.annotation_samples import write_material
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('[{"image_id": 1', "not valid JSON"),
-        ('{"annotations": []}', "not a list"),
-        ("[7]", "number 0 is a int, not an object"),
-        ('[{"image_id": "x", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "image_id"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1], "score": 1}]', "bbox"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, NaN, 1], "score": 1}]', "bbox"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, -1, 1], "score": 1}]', "bbox"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]', "score"),
-    ],
-)
-def test_broken_detection_files_are_named(tmp_path, text, expected):
-    path = tmp_path / "detections.json"
-    path.write_text(text)
-    with pytest.raises(DatasetError, match=expected) as caught:
-        load_detections(path)
-    assert str(path) in str(caught.value)
-
-
-def test_missing_detection_file(tmp_path):
-    with pytest.raises(DatasetError, match="No such file"):
-        load_detections(tmp_path / "none.json")
-
-
-MASK = '{"image_id": 1, "category_id": 1, "score": 1, "segmentation": {"size": [2, 2], "counts": "04"}}'
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (f'[{MASK}, {{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}}]', "number 1 .*which others"),
-        (MASK.replace('"04"', "7"), "counts"),
-        (MASK.replace('"04"', '"0x"'), "counts"),
-        (MASK.replace('"04"', '"0o"'), "counts"),
-        (MASK.replace('"04"', '""'), "counts"),
-        (MASK.replace("[2, 2]", "[2, 0]"), "size"),
-        (MASK.replace('"score": 1', '"score": 1, "mask_score": "x"'), "mask_score"),
-        (MASK.replace('"score": 1', '"score": 1, "bbox": [1]'), "bbox"),
-    ],
-)
-def test_broken_masks_are_named(tmp_path, text, expected):
-    path = tmp_path / "detections.json"
-    path.write_text(text if text.startswith("[") else f"[{text}]")
-    with pytest.raises(DatasetError, match=expected):
-        load_detections(path)
 
 
 def test_records_are_xywh_with_original_ids():
@@ -78,15 +31,11 @@ def test_a_written_table_is_read_as_it_was(tmp_path, monkeypatch, masks):
     path = tmp_path / "detections.json"
     path.write_text(table.to_json())
     assert json.loads(path.read_text()) == table.to_records()
-    assert load_detections(path).to_records() == table.to_records()
+    ground_truth = read_annotations(tmp_path / "a.json")
+    read = match_detections(read_detection_file(path), ground_truth, "a.json", with_masks=masks)
+    assert read.table.to_records() == table.to_records()
     path.write_text(DetectionTable.empty().to_json())
-    assert len(load_detections(path)) == 0
-
-
-def test_a_box_that_is_not_given_is_that_of_the_mask(tmp_path):
-    path = tmp_path / "detections.json"
-    path.write_text(f"[{MASK}]")
-    assert load_detections(path).boxes_xywh.tolist() == [[0, 0, 2, 2]]
+    assert len(match_detections(read_detection_file(path), ground_truth, "a.json").table) == 0
 
 
 def test_tables_are_joined_and_taken_apart(tmp_path):

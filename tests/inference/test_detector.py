@@ -12,8 +12,8 @@ from PIL import Image
 import codetr_cli
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.data.coco import build_dataset
-from codetr_cli.data.images import read_image
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, ResourceError
+from codetr_cli.images.decoder import read_image
 from codetr_cli.inference.detector import Detection, Detector, to_pixels
 from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, evaluated_records, write_checkpoint, write_run
 
@@ -144,10 +144,10 @@ def test_grey_images_become_three_channels():
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((3, 4, 4), np.uint8),
-        np.zeros((3, 4, 3), np.float32),
+        np.zeros((3, 40, 60), np.uint8),
+        np.full((3, 4, 3), 9, np.float32),
         np.zeros((0, 4, 3), np.uint8),
-        torch.zeros(4, 5, 3),
+        torch.zeros(40, 60, 3),
         torch.full((3, 4, 5), 7.0),
         torch.zeros(3, 4, 5, dtype=torch.int64),
         7,

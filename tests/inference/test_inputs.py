@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 
 from codetr_cli.errors import DatasetError
-from codetr_cli.inference.inputs import find_images
+from codetr_cli.files import ResultRecord, write_result
+from codetr_cli.images.image_files import Skipped
+from codetr_cli.inference.inputs import find_images, unique_names
 
 
 @pytest.fixture
@@ -46,3 +51,122 @@ def test_what_cannot_be_found_is_named(folder, text, expected):
     with pytest.raises(DatasetError, match=expected) as caught:
         find_images(["a", text])
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("source", [".", "c", "**/*.jpg", "c/../**/*.jpg", "c/*", "*/*.jpg"])
+def test_what_was_drawn_is_no_input(folder, source):
+    record = ResultRecord(folder / "c")
+    for name, by in (("drawn.jpg", "predict"), ("deep/drawn.jpg", "predict"), ("tile.jpg", "convert-data")):
+        with write_result(folder / "c" / name, by=by, record=record, parents=True) as temporary:
+            temporary.write_bytes(b"a picture")
+    (folder / "c/edited.jpg").write_bytes((folder / "c/drawn.jpg").read_bytes())
+    with write_result(folder / "c/retouched.jpg", by="predict", record=record) as temporary:
+        temporary.write_bytes(b"a picture")
+    (folder / "c/retouched.jpg").write_bytes(b"another picture")
+    skipped = Skipped()
+    found = {image.path.name for image in find_images([source], skipped=skipped)}
+    assert "drawn.jpg" not in found
+    assert {"tile.jpg", "edited.jpg", "retouched.jpg", "000000000139.jpg"} <= found
+    assert {os.path.basename(name) for name in skipped.results} == {"drawn.jpg"}  # noqa: PTH119
+    assert [image.name for image in find_images(["c/drawn.jpg"])] == ["drawn.jpg"]  # named by the user
+    with pytest.raises(DatasetError, match=r"1 image drawn by codetr itself not used: drawn\.jpg"):
+        find_images(["c/deep"])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (os.mkfifo, "it is a named pipe, not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a regular file"),
+        (lambda path: path.symlink_to("/proc/self/environ"), "it is a file of the kernel, not a regular file"),
+        (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
+    ],
+)
+def test_only_regular_files_are_inputs(folder, make, words):
+    make(folder / "a.jpg")
+    with pytest.raises(DatasetError, match=f"cannot read a.jpg: {words}"):
+        find_images(["a.jpg"])
+    (image,) = find_images(["*.jpg"])  # named by its own error later
+    assert image.name == "a.jpg"
+
+
+def test_a_link_to_an_image_is_an_input(folder):
+    (folder / "link").symlink_to("odd.dat")
+    assert [image.name for image in find_images(["link"])] == ["link"]
+
+
+def test_links_that_lead_back_are_not_followed(folder):
+    for name in ("a/x", "a/y", "a/b/x", "a/b/y"):
+        (folder / name).symlink_to(folder)
+    assert len(find_images(["."])) == 3
+    assert len(find_images(["**/*.jpg"])) == 2
+    assert len(find_images(["a/**/*.PNG"])) == 1
+    assert len(find_images(["**"])) == 3
+
+
+def test_a_pattern_follows_links_to_folders_once(folder):
+    (folder / "root").mkdir()
+    for name in ("set1", "set2"):
+        (folder / "root" / name).symlink_to("../c")
+    (folder / "root" / "loop.jpg").symlink_to("loop.jpg")
+    found = [image.path.as_posix() for image in find_images(["root/**/*.jpg"])]
+    assert found == ["root/loop.jpg", "root/set1/000000000139.jpg"] or found == [  # the order on the disk
+        "root/loop.jpg",
+        "root/set2/000000000139.jpg",
+    ]
+    assert [image.path.as_posix() for image in find_images(["a/**/*.PNG"])] == ["a/b/000000000285.PNG"]
+
+
+def test_patterns_skip_what_is_hidden(folder):
+    (folder / "a/.hidden").mkdir()
+    (folder / "a/.hidden/1.jpg").write_text("x")
+    (folder / "a/.2.jpg").write_text("x")
+    assert [image.name for image in find_images(["a/**/*.jpg"])] == ["000000000139.jpg"]
+    assert [image.name for image in find_images(["a/**/.*.jpg"])] == [".2.jpg"]
+    assert [image.name for image in find_images(["a/.hidden/**"])] == ["1.jpg"]
+
+
+def test_thousands_of_equal_names_take_no_time():
+    started = time.process_time()
+    names = unique_names(["a.jpg"] * 5000 + ["a_2.jpg"])
+    assert names[:3] == ["a.jpg", "a_3.jpg", "a_4.jpg"]
+    assert len(set(names)) == 5001
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (("7", "0012"), [12, 7]),
+        (("7", "007"), [1, 2]),  # the same number
+        (("7", "a"), [1, 2]),
+        (("9" * 200,), [1]),
+        (("20240131123456123456", "20240131123457654321"), [1, 2]),
+        ((str(2**53 - 1),), [2**53 - 1]),
+        ((str(2**53),), [1]),  # readers of JSON may round it
+        (("\u0663", "5"), [1, 2]),  # a digit, but not of COCO
+        (("\u00b2",), [1]),
+        (("-5", "+5"), [1, 2]),
+        (("1_000",), [1]),
+    ],
+)
+def test_image_ids(tmp_path, names, ids):
+    for name in names:
+        (tmp_path / f"{name}.jpg").touch()
+    assert sorted(image.image_id for image in find_images([str(tmp_path)])) == sorted(ids)
+
+
+def test_a_name_that_is_not_unicode(folder):
+    (folder / "c" / os.fsdecode(b"\xff\x1b[2J.jpg")).touch()
+    assert os.fsencode(find_images(["c"])[1].name) == b"\xff\x1b[2J.jpg"
+
+
+def test_a_file_that_is_named_in_several_ways_is_one(tmp_path, monkeypatch):
+    (tmp_path / "f").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "f" / name).touch()
+    (tmp_path / "f" / "link.png").symlink_to("a.png")
+    (tmp_path / "g").symlink_to("f")
+    monkeypatch.chdir(tmp_path)
+    ways = ["f", str(tmp_path / "f"), "f/../f/a.png", "./f/b.png", "g/a.png", "f/*.png"]
+    assert [image.name for image in find_images(ways)] == ["a.png", "b.png", "link.png"]

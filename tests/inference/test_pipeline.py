@@ -9,6 +9,7 @@ from torch import nn
 from codetr_cli.errors import ConfigError
 from codetr_cli.inference.pipeline import TimedPostProcess, inference
 from tests.postprocessing import post_process
+from tests.strict_device import strict_device, why_not
 
 CPU = torch.device("cpu")
 
@@ -31,6 +32,27 @@ def test_precision():
         with inference(model, CPU, precision):
             assert model(torch.ones(1, 2)).dtype == dtype
     with pytest.raises(ConfigError, match="fp16"), inference(model, CPU, "fp16"):
+        pass
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+def test_fp32_on_a_gpu_is_not_tf32():
+    def switches() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    with strict_device():
+        gpu = torch.device("cuda", 0)
+        model = nn.Conv2d(1, 1, 1).to(gpu)
+        before = switches()
+        for precision, expected in (("auto", (False, False)), ("tf32", (True, True)), ("fp32", (False, False))):
+            with inference(model, gpu, precision):
+                assert switches() == expected
+            assert switches() == before
+    with (
+        strict_device(capability=(7, 5)),
+        pytest.raises(ConfigError, match=r"compute capability 7\.5"),
+        inference(model, gpu, "tf32"),
+    ):
         pass
 
 

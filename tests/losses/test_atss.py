@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from codetr_cli.losses.atss import atss_losses
-from codetr_cli.models.aux_heads.anchors import AnchorGrid
+from codetr_cli.losses.assigners import pad_objects
+from codetr_cli.losses.atss import atss_losses, atss_targets
+from codetr_cli.models.aux_heads.anchors import AnchorGrid, map_shapes
 from codetr_cli.models.aux_heads.atss import AtssHead
 from tests.losses.many_objects import STRIDES, make_objects, peak_bytes
 
@@ -29,7 +30,8 @@ def test_the_one_stage_head_holds_its_logits_once_and_their_gradient():
     target = {"boxes": make_objects(20), "labels": torch.randint(classes, (20,)), "pad_size": size}
 
     def run():
-        step = atss_losses(head, maps, [target])
+        objects = pad_objects([target], torch.float32)
+        step = atss_losses(head, maps, atss_targets(head, map_shapes(maps), [target], objects), [])
         (step.class_loss + step.box_loss + step.centerness_loss).backward()
 
     assert logits_bytes < peak_bytes(run) < 3.5 * logits_bytes

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codetr_cli.losses.collaborative import group_losses
-from tests.losses.batches import make_batch, make_objective
+from tests.losses.batches import SMALL_MASKS, make_batch, make_masked_batch, make_objective
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (4, 0), (0, 0), (60, 1)])
@@ -53,6 +53,23 @@ def test_tiny_images_train(tiny_settings, size, boxes):
     targets[0] |= {"boxes": targets[0]["boxes"].clamp(max=min(size)) * 0.5, "norm_size": size, "pad_size": size}
     losses = objective(images[..., : size[0], : size[1]], mask[:, : size[0], : size[1]], targets)
     assert all(bool(value.isfinite()) for value in losses.values())
+
+
+def test_heads_run_while_a_thread_solves_the_matching(tiny_settings, monkeypatch):
+    objective, order = make_objective(tiny_settings, "model.mask.kind=refine", *SMALL_MASKS), []
+    model, start = objective.model, objective.matcher.start
+
+    def started(*arguments):
+        order.append("start")
+        matches = start(*arguments)
+        return lambda: order.append("matches") or matches()
+
+    monkeypatch.setattr(objective.matcher, "start", started)
+    heads = {"rpn": model.aux_heads.rpn, "roi": model.aux_heads.roi, "atss": model.aux_heads.atss}
+    for name, part in {**heads, "decoder": model.decoder, "masks": model.mask_branch}.items():
+        part.register_forward_hook(lambda *_, name=name: order.append(name))
+    objective(*make_masked_batch((3, 2)))
+    assert order == ["rpn", "decoder", "start", "roi", "atss", "masks", "matches"]
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 0)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from codetr_cli.losses.denoising import make_denoising_queries
+from codetr_cli.losses.objects import BatchObjects
 from codetr_cli.losses.random import RandomSource
 
 
@@ -20,11 +21,10 @@ def make(counts, num_queries=100, **options):
     ]
     options = {"label_noise": 0.5, "box_noise": 1.0, **options}
     queries = make_denoising_queries(
-        targets,
+        BatchObjects.of(targets, torch.float32),
         label_embed=embed,
         num_matching=7,
         num_queries=num_queries,
-        dtype=torch.float32,
         random=RandomSource(),
         **options,
     )

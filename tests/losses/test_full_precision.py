@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.losses import atss, criterion, mask_losses, matcher, roi, rpn
+from codetr_cli.models import pooling
 from tests.losses.batches import SMALL_MASKS, make_batch, make_masked_batch, make_objective
 
 DEFORMABLE = ("model.family=co_deformable", "model.finest_stride=8", "train.loss.class_weight=2.0")
@@ -21,7 +23,9 @@ WATCHED = [
     (criterion.QueryCriterion, "__call__"),
     *((criterion, name) for name in ("giou_loss", "paired_iou", "quality_focal_loss", "focal_loss")),
     *((rpn, name) for name in ("assign_by_iou", "encode_deltas", "average")),
+    (rpn.RpnHead, "select_proposals"),
     *((roi, name) for name in ("assign_by_iou", "decode_deltas", "giou_loss", "average")),
+    (pooling, "pool_map"),
     *((atss, name) for name in ("assign_atss", "decode_deltas", "giou_loss", "focal_loss", "average")),
     *((mask_losses, name) for name in ("best_boxes", "mask_targets", "boundary_losses", "mask_iou")),
     *((mask_losses, name) for name in ("_mean_cross_entropy", "_iou_loss")),
@@ -31,6 +35,8 @@ WATCHED = [
 def floats_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
     if isinstance(value, dict):
         value = list(value.values())
     return [tensor for item in value for tensor in floats_in(item)] if isinstance(value, list | tuple) else []

@@ -35,7 +35,7 @@ def test_a_region_is_the_target_of_its_own_object():
     target = {"masks": torch.zeros(20, 40, 50, dtype=torch.uint8)}
     target["masks"][18, 10:20, 10:30] = 1
     boxes = torch.tensor([[10.0, 10, 30, 20], [0, 0, 50, 40], [10, 10, 30, 20], [20, 10, 40, 20], [-9, -9, 59, 49]])
-    wanted = mask_targets(target, boxes, torch.tensor([18, 18, 3, 18, 18]), 4)
+    (wanted,) = mask_targets(target, boxes, [18, 18, 3, 18, 18], [4])
     assert wanted.shape == (5, 4, 4)
     assert set(wanted.unique().tolist()) == {0.0, 1.0}
     assert bool(wanted[0].all())
@@ -50,7 +50,7 @@ def test_a_target_cell_needs_half_of_its_area():
     """Against the plain mean of the pixels, where a cell is a whole number of them."""
     generator = torch.Generator().manual_seed(0)
     target = {"masks": (torch.rand(2, 32, 32, generator=generator) < 0.5).to(torch.uint8)}
-    wanted = mask_targets(target, torch.tensor([[0.0, 0, 32, 32]] * 2), torch.tensor([0, 1]), 8)
+    _, wanted = mask_targets(target, torch.tensor([[0.0, 0, 32, 32]] * 2), [0, 1], [4, 8])
     share = F.avg_pool2d(target["masks"][:, None].float(), 4)[:, 0]
     clear = (share - 0.5).abs() > 0.2  # the adaptive samples lie between the pixels
     assert torch.equal(wanted[clear], (share >= 0.5).float()[clear])
@@ -59,13 +59,11 @@ def test_a_target_cell_needs_half_of_its_area():
 def test_the_visible_share_counts_whole_pixels():
     target = {"masks": torch.zeros(2, 20, 30, dtype=torch.uint8)}
     target["masks"][0, 5:15, 10:20] = 1
-    boxes = torch.tensor(
-        [[10.0, 5, 20, 15], [10.9, 5.9, 15.9, 15.2], [12, 7, 12.5, 7.5], [30, 20, 40, 40], [-5, 0, 11, 6]]
-    )
-    shares = visible_shares(target, boxes.double(), torch.zeros(5, dtype=torch.int64))
+    corners, like = [[10, 5, 20, 15], [10, 5, 15, 15], [12, 7, 12, 7], [30, 20, 30, 20], [0, 0, 11, 6]], torch.ones(1)
+    shares = visible_shares(target, corners, [0] * 5, like.double())
     torch.testing.assert_close(shares, torch.tensor([100, 50, 1, 0, 1], dtype=torch.float64) / 100)
-    assert visible_shares(target, boxes[:1], torch.tensor([1])).tolist() == [0.0], "no pixels at all"
-    assert visible_shares(target, boxes[:0], torch.zeros(0, dtype=torch.int64)).shape == (0,)
+    assert visible_shares(target, corners[:1], [1], like).tolist() == [0.0], "no pixels at all"
+    assert visible_shares(target, [], [], like).shape == (0,)
 
 
 def test_mask_iou_knows_of_the_part_outside():
@@ -111,7 +109,9 @@ def test_without_boundary_the_loss_is_zero_and_in_the_graph():
 def test_best_boxes_are_those_of_queries_and_classes():
     logits = torch.tensor([[0.0, 3.0], [2.0, -1.0], [-5.0, -6.0]])
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.9, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]])
-    corners, scores = best_boxes(logits, boxes, (100, 200), 4)
+    found = best_boxes(torch.stack([logits, logits - 1000]), boxes.expand(2, -1, -1), [(100, 200)] * 2, 4)
+    (corners, scores), (no_corners, _) = found.per_image()
+    assert no_corners.shape == (0, 4), "only positive scores count"
     torch.testing.assert_close(scores, torch.tensor([3.0, 2.0, 0.0, -1.0]).sigmoid())
     first, second = [50.0, 25, 150, 75], [140.0, 70, 200, 100]
     torch.testing.assert_close(corners, torch.tensor([first, second, first, second]))
@@ -206,6 +206,6 @@ def test_the_area_of_many_masks_is_summed_some_at_a_time():
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
     with LiveBytes() as live:
-        shares = visible_shares({"masks": masks}, boxes, torch.arange(200))
+        shares = visible_shares({"masks": masks}, boxes.int().tolist(), list(range(200)), boxes)
     torch.testing.assert_close(shares, torch.ones(200))
     assert live.summed <= OBJECTS_AT_ONCE * 200 * 160

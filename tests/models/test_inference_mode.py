@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.models.backbones.resnet import FrozenBatchNorm2d
-from codetr_cli.models.build import build_model
+from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.encoder import EncoderLayer
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.proposals import QuerySelection
@@ -101,3 +102,23 @@ def test_what_is_kept_from_inference_mode_serves_training(tiny_settings):
         model.eval()(images, None)
     model.train()(images, None)["pred_boxes"].sum().backward()
     assert model.encoder.level_embed.grad is not None
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails where an operator returns float64, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        output = operator(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(output):
+            assert not isinstance(value, torch.Tensor) or value.dtype != torch.float64, operator
+        return output
+
+
+@pytest.mark.parametrize("head", ["decoder", "atss", "roi"])
+def test_detection_computes_nothing_in_float64(model, tiny_settings, head):
+    settings = apply_overrides(tiny_settings, [f"test.head={head}"])
+    model = optimize_for_inference(model) if head == "decoder" else model
+    images, mask, targets = make_batch()
+    with torch.inference_mode(), NoFloat64():
+        found = model.detect(images, mask, targets, build_postprocess(settings.test))
+    assert sum(len(detections.scores) for detections in found) > 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from codetr_cli.models import mask_grid
 from codetr_cli.models.mask_grid import boundary, enlarge, paste_crops, paste_masks
 
 
@@ -102,7 +103,7 @@ def test_boxes_without_pixels_give_empty_masks(box):
 
 
 def test_crops_are_no_larger_than_their_boxes():
-    (crop,) = paste_crops(torch.ones(1, 4, 4), torch.tensor([[10.2, 5.0, 29.8, 20.0]]), (40, 50))
+    ((_, crop),) = paste_crops(torch.ones(1, 4, 4), torch.tensor([[10.2, 5.0, 29.8, 20.0]]), (40, 50))
     assert (crop.top, crop.left, crop.pixels.shape) == (5, 10, (15, 20))
 
 
@@ -115,3 +116,19 @@ def test_mixed_precision_moves_no_edge():
 
 def test_no_detections_no_masks():
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (30, 40)).shape == (0, 30, 40)
+
+
+@pytest.mark.parametrize("pixels", [1500, 4000, 10**6])
+def test_masks_pasted_together_are_those_pasted_alone(monkeypatch, pixels):
+    torch.manual_seed(2)
+    probabilities, boxes = torch.rand(30, 14, 14), random_boxes(30)
+    boxes[3], boxes[4, 2:] = float("nan"), boxes[4, :2]
+    alone = paste_masks(probabilities, boxes, (50, 70))
+    monkeypatch.setitem(mask_grid.PIXELS_AT_ONCE, "cpu", pixels)
+    assert torch.equal(paste_masks(probabilities, boxes, (50, 70)), alone)
+    sizes = [(5, 9), (40, 50), (4, 4), (0, 0), (9, 5)]
+    chunks = mask_grid._chunks(sizes, pixels)
+    assert sorted(i for chunk in chunks for i in chunk) == [0, 1, 2, 3, 4]
+    for chunk in chunks:
+        most = len(chunk) * max(sizes[i][0] for i in chunk) * max(sizes[i][1] for i in chunk)
+        assert len(chunk) == 1 or most <= pixels

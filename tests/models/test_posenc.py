@@ -12,7 +12,7 @@ def test_cells_are_counted_inside_the_padding_rows_first():
     """The second row of three and the first column of two, whatever padding follows."""
     mask = torch.zeros(1, 4, 5, dtype=torch.bool)
     mask[:, 3:], mask[:, :, 2:] = True, True
-    found = encode_cells(mask, dim=8, temperature=20.0, dtype=torch.float64)[0, 1, 0]
+    found = encode_cells([mask], dim=8, temperature=20.0, dtype=torch.float64).view(4, 5, 8)[1, 0]
     y, x = 2 / 3 * 2 * math.pi, 1 / 2 * 2 * math.pi
     frequency = 20 ** (2 / 4)
     expected = [function(angle / by) for angle in (y, x) for by in (1, frequency) for function in (math.sin, math.cos)]
@@ -21,7 +21,8 @@ def test_cells_are_counted_inside_the_padding_rows_first():
 
 @pytest.mark.parametrize("offset", [0.0, -0.5])
 def test_without_padding_rows_and_columns_suffice(offset: float):
-    whole = encode_cells(torch.zeros(1, 3, 7, dtype=torch.bool), dim=8, temperature=10000.0, offset=offset)[0]
+    mask = torch.zeros(1, 3, 7, dtype=torch.bool)
+    whole = encode_cells([mask], dim=8, temperature=10000.0, offset=offset).view(3, 7, 8)
     rows, columns = encode_unpadded_cells(
         3, 7, dim=8, temperature=10000.0, offset=offset, dtype=torch.float32, device=torch.device("cpu")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from codetr_cli.models import postprocess
 from codetr_cli.models.postprocess import Detections
 from tests.postprocessing import post_process
 
@@ -36,10 +37,24 @@ def test_detections_of_a_batch_at_once_are_those_of_its_images(nms, candidates):
     post = post_process(max_detections=20, nms=nms, candidates=candidates, nms_iou=0.3)
     one_by_one = post(probabilities.logit(), boxes, metas)
     assert nms == "none" or any(len(found) < 40 for found in one_by_one)
-    for ours, theirs in zip(post.at_once(probabilities, boxes, metas), one_by_one, strict=True):
+    for ours, theirs in zip(post.at_once(probabilities.logit(), boxes, metas), one_by_one, strict=True):
         torch.testing.assert_close(ours.boxes, theirs.boxes)
         torch.testing.assert_close(ours.scores, theirs.scores)
         assert ours.labels.tolist() == theirs.labels.tolist()
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 8])
+def test_detections_are_complete_after_any_number_of_first_rounds(rounds, monkeypatch):
+    monkeypatch.setattr(postprocess, "SOFT_NMS_ROUNDS", rounds)
+    steps = torch.arange(30, dtype=torch.float64) / 40
+    boxes = torch.stack([steps + 0.1, steps * 0 + 0.5, steps * 0 + 0.05, steps * 0 + 0.2], -1)[None]  # a chain
+    logits = torch.linspace(2, 1, 30, dtype=torch.float64)[None, :, None]
+    meta = [{"norm_size": (100, 100), "scale_factor": (1.0, 1.0)}]
+    post = post_process(max_detections=30, nms="soft", nms_iou=0.1, candidates="num_queries")
+    (one_by_one,), (at_once,) = post(logits, boxes, meta), post.at_once(logits, boxes, meta)
+    assert len(one_by_one) == 30
+    torch.testing.assert_close(at_once.boxes, one_by_one.boxes)
+    torch.testing.assert_close(at_once.scores, one_by_one.scores)
 
 
 def test_columns_of_detections_stay_together():

@@ -268,6 +268,9 @@ class Attention(torch.nn.Module):
         return fused_multi_scale_deformable_attention(value, SHAPES, references, offsets, logits, backend=self.backend)
 
 
+# torch 2.7 warns of the constants that it lifts out of the graph itself.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@pytest.mark.filterwarnings("ignore:Node lifted_tensor:UserWarning")
 def test_exports_the_plain_formulation_and_the_kernel_when_asked():
     problem = make_problem(shapes=SHAPES)
     inputs = tuple(tensor.detach() for tensor in problem.leaves())

@@ -41,11 +41,11 @@ def test_every_backend_runs_or_says_why_not_in_a_sentence():
 def test_determinism_that_is_switched_on_later_drops_what_has_none(fresh_choice: None, monkeypatch: pytest.MonkeyPatch):
     class Unordered:
         @staticmethod
-        def why_not(device_type: str) -> str | None:
+        def why_not(device: torch.device) -> str | None:
             return "It adds in no fixed order." if torch.are_deterministic_algorithms_enabled() else None
 
     monkeypatch.setattr(backends, "backend_module", lambda name: Unordered)
-    monkeypatch.setattr(backends, "proven", lambda name, device_type: True)
+    monkeypatch.setattr(backends, "proven", lambda name, device: True)
     assert active_backend("cuda") == "triton"
     torch.use_deterministic_algorithms(True)
     try:
@@ -54,6 +54,31 @@ def test_determinism_that_is_switched_on_later_drops_what_has_none(fresh_choice:
     finally:
         torch.use_deterministic_algorithms(False)
     assert active_backend("cuda") == "triton"
+
+
+def test_each_gpu_is_asked_about_itself(fresh_choice: None, monkeypatch: pytest.MonkeyPatch):
+    """The GPUs of a machine may differ: what one cannot run, another can, and "cuda" is the current one."""
+    tested = []
+
+    class NeedsTheSecond:
+        @staticmethod
+        def why_not(device: torch.device) -> str | None:
+            return None if device.index == 1 else f"{device} is too old."
+
+    def difference(name: str, device: torch.device) -> str | None:
+        tested.append((name, device))
+        return None
+
+    monkeypatch.setattr(backends, "backend_module", lambda name: NeedsTheSecond)
+    monkeypatch.setattr(backends, "_difference", difference)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert active_backend("cuda") == active_backend("cuda:0") == "torch"
+    assert active_backend("cuda:1") == "triton"
+    assert available_backends("cuda")["triton"] == "cuda:0 is too old."
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert active_backend("cuda") == active_backend(torch.device("cuda", 1)) == "triton"
+    assert tested == [("triton", torch.device("cuda", 1))], "tested once, on the device that is meant"
 
 
 def test_settings_context_and_environment_force_a_backend(monkeypatch: pytest.MonkeyPatch):

@@ -22,7 +22,8 @@ from tests.ops.deform_attn_inputs import Problem, make_problem
 SHAPES = [(19, 23), (9, 11), (4, 5), (1, 2)]
 
 kernel = pytest.mark.skipif(
-    deform_attn_cpu.why_not("cpu") is not None, reason=str(deform_attn_cpu.why_not("cpu") or "")
+    deform_attn_cpu.why_not(torch.device("cpu")) is not None,
+    reason=str(deform_attn_cpu.why_not(torch.device("cpu")) or ""),
 )
 compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="there is no C compiler"
@@ -151,25 +152,25 @@ def test_the_operator_itself_refuses_what_does_not_fit(change: dict, message: st
 
 def test_without_the_library_it_says_what_to_do(other_library: Path):
     assert not other_library.exists()
-    assert "no C compiler was there; install codetr again" in str(deform_attn_cpu.why_not("cpu"))
+    assert "no C compiler was there; install codetr again" in str(deform_attn_cpu.why_not(torch.device("cpu")))
 
 
 def test_a_broken_library_is_not_used(other_library: Path):
     other_library.write_bytes(b"not a library")
-    assert "kernel.so cannot be opened" in str(deform_attn_cpu.why_not("cpu"))
+    assert "kernel.so cannot be opened" in str(deform_attn_cpu.why_not(torch.device("cpu")))
 
 
 @kernel
 def test_a_library_of_another_source_is_not_used(other_library: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copy(compile_kernel.LIBRARY, other_library)
-    assert deform_attn_cpu.why_not("cpu") is None
+    assert deform_attn_cpu.why_not(torch.device("cpu")) is None
     deform_attn_cpu._library.cache_clear()
     monkeypatch.setattr(deform_attn_cpu, "source_digest", lambda: "0123456789abcdef")
-    assert "is older than its source" in str(deform_attn_cpu.why_not("cpu"))
+    assert "is older than its source" in str(deform_attn_cpu.why_not(torch.device("cpu")))
 
 
 def test_it_is_for_cpus_only():
-    assert deform_attn_cpu.why_not("cuda") == "The compiled kernel runs on CPUs, not on cuda."
+    assert deform_attn_cpu.why_not(torch.device("cuda")) == "The compiled kernel runs on CPUs, not on cuda."
 
 
 def test_a_compiler_that_is_missing_or_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -190,6 +191,7 @@ def test_a_compiler_that_is_missing_or_fails_is_named(monkeypatch: pytest.Monkey
 
 
 @compiler
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="how a sanitizer is loaded first is known for Linux")
 def test_random_problems_touch_no_memory_of_others(tmp_path: Path):
     command = [*compile_kernel.find_compiler(), "-print-file-name=libasan.so"]

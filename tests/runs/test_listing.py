@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY, Ran
 HOLDER = """
 import sys, time
 from pathlib import Path
-from codetr_cli.files import FileLock
+from codetr_cli.locks import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 print("locked", flush=True)
@@ -125,6 +125,22 @@ def test_where_a_disk_has_no_locks_the_time_tells(make: Callable[..., RunFolder]
         ("metrics.jsonl", b"\x00\x01\n\xff\n", "metrics.jsonl cannot be read"),
         ("metrics.jsonl", b'{"kind": "eval", "step": 3}\n', "metrics.jsonl cannot be read"),
         ("metrics.jsonl", b'{"kind": "train", "step": "x", "epoch": 0, "loss": 1}\n', "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b'{"kind": "train", "step": NaN, "epoch": 0, "loss": 1}\n', "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b'{"kind": "train", "step": 1, "epoch": Infinity}\n', "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b'{"kind": "train", "step": 1, "epoch": {}}\n', "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b'{"kind": "eval", "step": 1, "epoch": 1, "best": "x"}\n', "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b'{"kind": "eval", "step": 1, "epoch": 1, "metrics": 3}\n', "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b"[" * 200_000 + b"\n\n", "metrics.jsonl cannot be read"),
+        ("metrics.jsonl", b"x" * (3 << 20), "metrics.jsonl cannot be read: a line of it has more than"),
+        ("metrics.jsonl", b"x\n" * 50_000, "metrics.jsonl cannot be read: no line of it"),
+        ("settings.toml", b"a = " + b"[" * 100_000, "settings.toml cannot be read: it is nested too deeply"),
+        ("settings.toml", b"a." * 100_000 + b"a = 1", "settings.toml cannot be read: it has a key of more than"),
+        ("settings.toml", b"#" * (2 << 20), "settings.toml cannot be read: it has more than"),
+        ("settings.toml", b"name = 3\n[train]\nepochs = 1", "settings.toml cannot be read"),
+        ("settings.toml", b"name = 'x'\n[train]\nepochs = 'y'", "settings.toml cannot be read"),
+        ("settings.toml", b"name = 'x'\n[train]\nepochs = 1\nmax_steps = [1]", "settings.toml cannot be read"),
+        ("settings.toml", b"name = 'x'\n[train]\nepochs = " + b"1" * 5000, "settings.toml cannot be read"),
+        ("settings.toml", b"name = 'x'\ntrain = 3", "settings.toml cannot be read"),
     ],
 )
 def test_a_broken_run_is_shown_as_such(
@@ -146,6 +162,64 @@ def test_a_broken_run_is_shown_as_such(
     assert ran.code == 0
     assert f"{tmp_path}/runs/tiny/2: its {problem}".replace("its has", "it has") in ran.err
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("name", ["settings.toml", "metrics.jsonl"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "circle", "device"])
+def test_what_is_no_file_breaks_its_run_only(
+    tmp_path: Path, make: Callable[..., RunFolder], codetr: Callable[..., Ran], name: str, kind: str
+):
+    make("tiny/1", train_line(5, 0))
+    path = make("tiny/2", train_line(5, 0)).path / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "circle" else "/dev/zero")
+    found = rows(codetr, tmp_path / "runs")
+    assert found["tiny/1"]["state"] == "interrupted"
+    assert found["tiny/2"]["state"] == "broken"
+    assert f"its {name} cannot be read" in found["tiny/2"]["problem"]
+
+
+def test_a_lock_that_is_a_pipe_stops_nothing(make: Callable[..., RunFolder]):
+    folder = make("tiny/1", train_line(5, 0), age_s=7200)
+    os.mkfifo(folder.path / ".lock")
+    assert read_run(folder.path).state == "interrupted"
+
+
+def test_folders_that_cannot_be_read_and_links_hide_nothing(
+    tmp_path: Path, make: Callable[..., RunFolder], codetr: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+):
+    make("tiny/1", train_line(5, 0))
+    make("tiny/2", train_line(5, 0))
+    (tmp_path / "runs/closed").mkdir()
+    (tmp_path / "runs/a_circle").symlink_to("a_circle")
+    for number in range(60):  # 60**4 paths
+        (tmp_path / f"runs/link{number}").symlink_to(".")
+    (tmp_path / "runs/a_name").symlink_to("tiny/1")
+    scandir = os.scandir
+
+    def closed(path: Path) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = rows(codetr, tmp_path / "runs")
+    assert sorted(found) == ["closed", "tiny/1", "tiny/2"]
+    assert found["closed"]["problem"] == "it cannot be read: Permission denied"
+
+
+def test_long_texts_and_numbers_that_are_none_stay_a_row(make: Callable[..., RunFolder], codetr: Callable[..., Ran]):
+    folder = make("tiny/1", train_line(5, 0, math.nan)).path
+    (folder / "settings.toml").write_text(f'name = "{"n" * 5000}"\n[train]\nepochs = 1\n')
+    row = rows(codetr, folder)["."]
+    assert row["loss"] is None
+    assert len(row["preset"]) < 200
+    assert codetr("runs", folder).code == 0
 
 
 def test_a_line_cut_short_by_a_kill_breaks_nothing(make: Callable[..., RunFolder]):

@@ -11,7 +11,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError
 from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runs.memory_record import MemoryRecord, with_fitted, write_record
-from codetr_cli.runs.resume import choose_run, differences
+from codetr_cli.runs.resume import check_weights_named, choose_run, differences, with_weights
 
 INPUTS = RunInputs(train_annotations="/data/train.json", val_annotations="/data/val.json")
 
@@ -20,6 +20,7 @@ INPUTS = RunInputs(train_annotations="/data/train.json", val_annotations="/data/
 def folder(tmp_path: Path, tiny_settings: Settings) -> RunFolder:
     run = RunFolder(tmp_path / "runs" / "tiny" / "1")
     run.open(tiny_settings, INPUTS)
+    (run.path / ".lock").touch()  # of the training
     return run
 
 
@@ -170,3 +171,87 @@ def test_restart_moves_the_old_run_aside(folder: RunFolder, tiny_settings: Setti
     assert not choice.resume
     assert not folder.path.exists()
     assert json.loads((folder.path.with_name("1.old2") / "origin.json").read_text())["weights"] is None
+
+
+def test_a_dry_run_moves_nothing_aside(folder: RunFolder, tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    choice = choose_run(tiny_settings, INPUTS, run=folder.path, restart=True, dry_run=True)
+    assert "moved to" in choice.note
+    assert folder.settings_path.exists()
+    assert not folder.path.with_name("1.old1").exists()
+    monkeypatch.chdir(folder.path)
+    assert choose_run(tiny_settings, INPUTS, run=Path(), restart=True, dry_run=True).path == Path()
+
+
+def test_a_run_that_continues_counts_as_interrupted_before_it_has_its_new_length(
+    folder: RunFolder, tiny_settings: Settings
+):
+    folder.log({"kind": "train", "step": 2})
+    folder.log({"kind": "end", "step": 2, "epoch": 1, "early": False})
+    folder.open(changed(tiny_settings, "train.epochs=2"), INPUTS)
+    assert folder.status() == "interrupted"
+    assert [line["kind"] for line in folder.metrics()] == ["train"]
+
+
+@pytest.mark.parametrize("longer", ["train.epochs=2", "train.max_steps=3"])
+def test_a_run_that_an_earlier_version_left_with_an_old_end_continues(
+    folder: RunFolder, tiny_settings: Settings, longer: str
+):
+    settings = changed(tiny_settings, longer)
+    folder.open(settings, INPUTS)
+    folder.log({"kind": "end", "step": 2, "epoch": 1, "early": False})
+    assert choose_run(settings, INPUTS, run=folder.path).resume
+    folder.log({"kind": "end", "step": 3, "epoch": 2, "early": False})
+    with pytest.raises(ConfigError, match="is finished"):
+        choose_run(settings, INPUTS, run=folder.path)
+
+
+def test_a_kill_between_memory_json_and_the_settings_changes_nothing(folder: RunFolder, tiny_settings: Settings):
+    write_record(folder.path, MemoryRecord(fitted={"train.precision": ["fp32", "bf16"]}))
+    assert choose_run(tiny_settings, INPUTS, run=folder.path).resume
+
+
+def test_a_folder_that_a_kill_left_without_settings_is_used_again(tmp_path: Path, tiny_settings: Settings):
+    numbered(tmp_path, tiny_settings).log({"kind": "end", "step": 1})
+    second = numbered(tmp_path, tiny_settings, number=2)
+    second.settings_path.unlink()
+    assert choose_run(tiny_settings, INPUTS, run=None, root=tmp_path).path == second.path
+    (second.path / "slurm").mkdir()  # a job waits for it
+    assert choose_run(tiny_settings, INPUTS, run=None, root=tmp_path).path == second.path.with_name("3")
+
+
+def test_a_command_without_weights_does_not_read_those_that_a_run_names(folder: RunFolder, tiny_settings: Settings):
+    check_weights_named(INPUTS, folder.path)
+    named = replace(INPUTS, weights="/w.safetensors")
+    folder.open(tiny_settings, named)
+    check_weights_named(named, folder.path)
+    with pytest.raises(ConfigError, match=r"give --weights /w\.safetensors again"):
+        check_weights_named(INPUTS, folder.path)
+
+
+def test_a_command_without_weights_keeps_those_of_the_run_on_record(folder: RunFolder, tiny_settings: Settings):
+    folder.open(tiny_settings, replace(INPUTS, weights="/w.safetensors"))
+    assert with_weights(INPUTS, folder.path).weights == "/w.safetensors"
+    assert with_weights(replace(INPUTS, weights="/v.safetensors"), folder.path).weights == "/v.safetensors"
+    assert with_weights(INPUTS, folder.path / "nothing") == INPUTS
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "plots", ".lock", "checkpoints", "memory.json"])
+def test_a_run_is_moved_aside_whatever_it_holds(folder: RunFolder, tiny_settings: Settings, name: str):
+    place = folder.path / name
+    if place.is_dir():
+        place.rmdir()
+    place.unlink(missing_ok=True)
+    place.symlink_to("nothing")
+    choice = choose_run(tiny_settings, INPUTS, run=folder.path, restart=True)
+    assert not choice.resume
+    assert not folder.path.exists()
+    assert (folder.path.with_name("1.old1") / name).is_symlink()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "null", "[]", '{"train_annotations": 3}', '{"train_annotations": "x", "more": 1}']
+)
+def test_inputs_that_cannot_be_read_are_no_inputs(folder: RunFolder, tiny_settings: Settings, text: str):
+    folder.inputs_path.write_text(text)
+    assert folder.inputs() is None
+    assert choose_run(tiny_settings, INPUTS, run=folder.path).resume

@@ -31,16 +31,29 @@ def pretend_build(monkeypatch: pytest.MonkeyPatch, cuda: str | None, hip: str | 
     monkeypatch.setattr(torch.version, "hip", hip)
 
 
-def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int, free_share: float = 0.9) -> None:
+def pretend_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    free_share: float = 0.9,
+    *,
+    name: str = "Test GPU",
+    capability: tuple[int, int] = (9, 0),
+) -> None:
     size = 80 * 1024**3
-    properties = SimpleNamespace(name="Test GPU", total_memory=size, major=9, minor=0)
+    properties = SimpleNamespace(name=name, total_memory=size, major=capability[0], minor=capability[1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Test GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (int(size * free_share), size))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda index: torch.device("cpu"))
     backends = {"triton": "It needs triton.", "mmcv": "It is not installed.", "torch": None}
     monkeypatch.setattr(environment, "available_backends", lambda kind: backends)
     monkeypatch.setattr(environment, "active_backend", lambda kind: "torch")
+
+
+def pretend_inference_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Makes Apple's ("mps") or Intel's ("xpu") GPU visible."""
+    owner = {"mps": torch.backends.mps, "xpu": torch.xpu}[name]
+    monkeypatch.setattr(owner, "is_available", lambda: True)

@@ -19,7 +19,7 @@ from codetr_cli.runtime.environment import (
     benchmark_conditions,
     machine_report,
 )
-from tests.runtime.fake_machine import SYSTEM_FILES, pretend_files, pretend_gpus
+from tests.runtime.fake_machine import SYSTEM_FILES, pretend_files, pretend_gpus, pretend_inference_device
 
 
 def test_the_report_is_complete_and_plain(tmp_path: Path) -> None:
@@ -84,10 +84,12 @@ def test_the_place_of_a_benchmark_names_no_machine() -> None:
     assert (platform.node() or "no name") not in json.dumps(place)
 
 
-def test_gpus_are_listed_with_memory_and_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_listed_with_memory_and_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 2)
     report = machine_report(tmp_path)
-    assert [(gpu.name, gpu.capability, gpu.bf16) for gpu in report.gpus] == [("Test GPU", "9.0", True)] * 2
+    found = [(gpu.name, gpu.capability, gpu.bf16, gpu.tf32) for gpu in report.gpus]
+    assert found == [("Test GPU", "9.0", True, True)] * 2
+    assert dict(report.rows())["GPU 1"].endswith("9.0, bf16, tf32")
     assert report.gpus[0].free_bytes == int(80 * 1024**3 * 0.9)
     assert report.no_gpu is None
     assert "cuda" in report.active_attention
@@ -127,3 +129,22 @@ def test_a_real_gpu(tmp_path: Path) -> None:
     assert report.gpus[0].memory_bytes > report.gpus[0].free_bytes > 0  # type: ignore[operator]
     assert report.driver
     assert torch.zeros(1, device=choose_device("auto")).is_cuda
+
+
+@pytest.mark.parametrize(("name", "title"), [("mps", "Apple GPU"), ("xpu", "Intel GPU")])
+def test_devices_that_only_infer_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, title: str) -> None:
+    pretend_inference_device(monkeypatch, name)
+    report = machine_report(tmp_path)
+    assert (report.other_devices, report.no_gpu) == ([name], None)
+    rows = dict(report.rows())
+    assert rows[title] == f"--device {name} evaluates and predicts; training needs a CUDA GPU or the CPU"
+    assert report.active_attention[name] == "torch"
+    assert rows[f"attention on {name}"].startswith("torch (not triton: ")
+
+
+@pytest.mark.parametrize(("capability", "remarked"), [((7, 0), True), ((7, 5), True), ((6, 1), False), ((8, 0), False)])
+def test_old_gpus_have_their_own_best_precision(monkeypatch: pytest.MonkeyPatch, capability, remarked) -> None:
+    pretend_gpus(monkeypatch, 1, capability=capability)
+    report = machine_report()
+    assert ("--precision fp16 uses its tensor cores" in " ".join(report.remarks)) == remarked
+    assert report.gpus[0].bf16 == report.gpus[0].tf32 == (capability >= (8, 0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codetr_cli.runtime.memory import capacity, main_memory_left
+from codetr_cli.runtime.memory import capacity, is_out_of_memory, main_memory_left
 
 CPU = torch.device("cpu")
 
@@ -46,3 +46,40 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, version: int):
 
 def test_a_system_that_tells_nothing(tmp_path: Path):
     assert main_memory_left(tmp_path, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "HIP error: out of memory",
+        "CUDA driver error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "MPS backend out of memory (MPS allocated: 8.0 GB)",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "miopenStatusAllocFailed",
+        "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
+        "[Errno 12] Cannot allocate memory",
+    ],
+)
+def test_errors_that_mean_that_memory_ran_out(text: str):
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(ValueError(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "DataLoader worker (pid 1) is killed by signal: Bus error. Workers are possibly out of shared memory.",
+        "size mismatch",
+    ],
+)
+def test_errors_of_another_kind(text: str):
+    assert not is_out_of_memory(RuntimeError(text))

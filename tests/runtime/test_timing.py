@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from codetr_cli.runtime.timing import (
+    Stopwatch,
     extra_peak_memory,
     in_turn,
     memory_in_use,
@@ -16,6 +17,7 @@ from codetr_cli.runtime.timing import (
     seconds_of,
     timed_children,
 )
+from tests.strict_device import strict_device, why_not
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -41,6 +43,40 @@ def test_contenders_take_turns_round_by_round():
 
 def test_a_call_is_timed():
     assert seconds_of(lambda: time.sleep(0.02), CPU) >= 0.02
+
+
+def test_a_stopwatch_times_every_part():
+    stopwatch = Stopwatch()
+    for seconds in (0.02, 0.0):
+        with stopwatch.measure(torch.device("cpu")):
+            time.sleep(seconds)
+    first, second = stopwatch.seconds
+    assert first >= 0.02 > second
+    assert stopwatch.seconds == [first, second]
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+def test_a_stopwatch_waits_for_a_gpu_only_when_it_is_read():
+    stopwatch, device = Stopwatch(), torch.device("cuda", 1)
+    with strict_device(index=1) as gpu:
+        for _ in range(3):
+            with stopwatch.measure(device):
+                torch.ones(2, device=device).add_(1)
+        assert not gpu.waits
+        assert len(stopwatch.seconds) == 3
+        assert sum(gpu.waits.values()) == 1
+        assert not gpu.problems
+
+
+@pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_a_stopwatch_waits_for_other_gpus_at_both_ends(kind):
+    stopwatch, device = Stopwatch(), torch.device(kind)
+    with strict_device(kind) as gpu:
+        with stopwatch.measure(device):
+            torch.ones(2, device=device).add_(1)
+        assert sum(gpu.waits.values()) == 2
+    assert len(stopwatch.seconds) == 1
 
 
 def test_children_are_timed_and_left_without_instruments():

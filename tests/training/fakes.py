@@ -199,10 +199,27 @@ def train(training: FakeRun) -> None:
         loop.train(training.context, training.state)
 
 
-def begin(
-    path: Path,
+def begin(path: Path, settings: Settings, *overrides: str, evaluate: Any = None, **options: Any) -> FakeRun:
+    """A training in a folder, continued from the folder's newest checkpoint if there is one; options of `stand_ins`."""
+    settings = apply_overrides(settings, ["train.log_every=1", *overrides])
+    folder = RunFolder(path)
+    folder.open(settings, RunInputs(train_annotations="train.json"))
+    folder.recover()
+    training = stand_ins(folder, settings, evaluate=evaluate, **options)
+    if isinstance(evaluate, Scores):
+        evaluate.model = training.model
+    with training.logging():
+        saved = folder.load()
+        if saved is not None:
+            restore(training.context, training.state, saved)
+    folder.rewind(training.progress.step)
+    return training
+
+
+def stand_ins(
+    folder: RunFolder,
     settings: Settings,
-    *overrides: str,
+    *,
     accumulation: int = 1,
     evaluate: Any = None,
     stop_after: int | None = None,
@@ -211,16 +228,13 @@ def begin(
     loader: Any = None,
     loggers: Loggers | None = None,
 ) -> FakeRun:
-    """A training in a folder, continued from the folder's newest checkpoint if there is one."""
-    settings = apply_overrides(settings, ["train.log_every=1", *overrides])
+    """The start of a training in a folder that is open."""
     torch.manual_seed(1)
     np.random.seed(1)
     objective = StandIn()
-    folder = RunFolder(path)
-    folder.open(settings, RunInputs(train_annotations="train.json"))
-    folder.recover()
     reporter, stop = Recorder(), StopAfter(10**9 if stop_after is None else stop_after, stop_signal)
-    total = settings.train.max_steps or settings.train.epochs * math.ceil(MICRO_BATCHES / accumulation)
+    loader = loader or StandInLoader()
+    total = settings.train.max_steps or settings.train.epochs * math.ceil(len(loader) / accumulation)
     context = TrainContext(
         settings=settings,
         class_names=["a", "b", "c"],
@@ -230,7 +244,7 @@ def begin(
         batches=BatchSizes(micro_batch * accumulation, micro_batch, accumulation, 1),
         objective=objective,
         model=objective.model,
-        loader=loader or StandInLoader(),
+        loader=loader,
         evaluate=evaluate,
         shard_writers=None,
         io=RunIO(folder=folder, loggers=loggers or Loggers(), reporter=reporter, stop=stop, heartbeat=Heartbeat()),
@@ -250,15 +264,7 @@ def begin(
         plots=RunPlots(folder),
     )
     stop.state = state
-    training = FakeRun(context, state, reporter, stop)
-    if isinstance(evaluate, Scores):
-        evaluate.model = objective.model
-    with training.logging():
-        saved = folder.load()
-        if saved is not None:
-            restore(context, state, saved)
-    folder.rewind(state.progress.step)
-    return training
+    return FakeRun(context, state, reporter, stop)
 
 
 def state_of(training: FakeRun) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.errors import DatasetError
 from codetr_cli.runs.folder import RunFolder
-from codetr_cli.training.bad_images import BadFiles, read_list
+from codetr_cli.training import bad_images
+from codetr_cli.training.bad_images import BadFiles, log_summary, read_list
 from tests.conftest import Ran
 from tests.data.fakes import write_png_header
 
@@ -249,3 +250,16 @@ def test_names_that_are_no_utf8_can_be_noted(tmp_path: Path) -> None:
     bad = BadFile("caf\udce9\x85.jpg", "cut short")
     BadFiles(RunFolder(tmp_path), {"train": 100}, {}).on_unreadable(bad)
     assert read_list(tmp_path / "bad_files.txt") == {("train", bad.path): ("replaced", bad)}
+
+
+def test_a_list_that_cannot_be_read_is_named_and_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "bad_files.txt"
+    monkeypatch.setattr(bad_images, "MAX_LIST_BYTES", 1000)
+    path.write_text("train\tskipped\t/a.jpg\tempty\n" * 100)
+    log_summary(RunFolder(tmp_path))
+    assert f"{path} cannot be read and is not used: it has more than 1,000 bytes" in caplog.text
+    path.unlink()
+    path.mkdir()
+    assert read_list(path) == {}

@@ -22,7 +22,6 @@ from codetr_cli.errors import CheckpointError, DivergedError, ResourceError, Sto
 from codetr_cli.runs.folder import RunFolder, read_state
 from codetr_cli.training import checkpointing
 from codetr_cli.training.background_writer import BackgroundWriter
-from codetr_cli.training.checkpointing import host_copy
 from tests.conftest import Ran
 from tests.training.fakes import FakeRun, Scores, assert_same, begin, train
 
@@ -289,25 +288,6 @@ def test_workers_and_a_checkpoint_each_step_change_no_number(
         name for name, value in plain.weights.state.items() if not torch.equal(value, many.weights.state[name])
     ] == []
     assert (tmp_path / "often" / "events.log").read_text().count("s written") == 4
-
-
-# ----------------------------------------------------------------------------------------------------------- the copy
-
-
-def test_a_copy_shares_nothing_and_keeps_types(tmp_path: Path):
-    base = torch.arange(12.0).reshape(3, 4)
-    value = {"step": 1, "a": base.t(), "b": [base[0], 2, "x"], "c": (base[1:], None), "d": torch.nn.Parameter(base)}
-    copy = host_copy(value)
-    torch.save(copy, tmp_path / "copy.pt")
-    base.zero_()
-    read = read_state(tmp_path / "copy.pt")
-    assert read["a"].stride() == (1, 4)
-    assert read["a"].tolist() == torch.arange(12.0).reshape(3, 4).t().tolist()
-    assert read["b"][0].tolist() == [0, 1, 2, 3]
-    assert read["b"][1:] == [2, "x"]
-    assert read["b"][0].untyped_storage().nbytes() == 16
-    assert read["c"][1] is None
-    assert not read["d"].requires_grad
 
 
 def test_a_damaged_newest_checkpoint_is_warned_of_once(tmp_path: Path, tiny_settings: Settings):

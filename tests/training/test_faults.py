@@ -30,7 +30,7 @@ from codetr_cli.data.coco import build_dataset
 from codetr_cli.data.loading.loader import build_train_loader
 from codetr_cli.distributed import sharded_state
 from codetr_cli.errors import CheckpointError, ResourceError
-from codetr_cli.files import FileLock
+from codetr_cli.locks import FileLock
 from codetr_cli.runs import listing
 from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runtime import disk_errors
@@ -288,15 +288,15 @@ def test_a_run_folder_that_is_deleted_while_it_trains_is_named(
     with pytest.raises(ResourceError, match=r"the run folder .*run or a part of it is gone.*deleted or moved"):
         train(training)
     assert training.progress.step < STEPS
-    assert RunFolder(tmp_path / "run").status() == "empty"
+    assert RunFolder(tmp_path / "run").status() == "foreign"  # it has the checkpoint that was being written
     assert_continues(tmp_path / "elsewhere", tiny_settings, straight)
 
 
 def test_a_process_that_cannot_write_its_part_of_a_sharded_state_is_a_matter_of_the_disk(
     tmp_path: Path, tiny_settings: Settings, straight: FakeRun, monkeypatch: pytest.MonkeyPatch
 ):
-    def full(folder: Path, own: object, group: object) -> None:
-        raise sharded_state.CheckpointException("save", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})
+    def full(folder: Path, own: object, group: object) -> list[OSError | None]:
+        return [None, OSError(errno.ENOSPC, "No space left on device")]
 
     monkeypatch.setattr(sharded_state, "_write", full)
     writers = object.__new__(sharded_state.ShardWriters)
@@ -492,7 +492,7 @@ def test_the_reader_of_a_pipe_may_leave(train_words: list[object], tmp_path: Pat
 HOLDER = """
 import sys, time
 from pathlib import Path
-from codetr_cli.files import FileLock
+from codetr_cli.locks import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 print("held", flush=True)

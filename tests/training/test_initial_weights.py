@@ -102,6 +102,29 @@ def test_an_address_starts_a_training(train, tiny_settings):
     assert close(after["query_embed.weight"], state["query_head.transformer.query_embed.weight"])
 
 
+def test_credentials_of_an_address_stay_out_of_the_run_folder(train, tmp_path, tiny_settings, monkeypatch):
+    buffer = io.BytesIO()
+    state = published(tiny_settings)
+    backbone = {name.removeprefix("backbone."): state[name] for name in state if name.startswith("backbone.")}
+    torch.save(backbone, buffer)
+    with serve(buffer.getvalue()) as served:
+        url = served.url.replace("127", "me:SECRET@127", 1) + "?token=SECRET"
+        ran, after = train("--set", f"train.backbone_weights={url}")
+        assert ran.code == 0, ran.err
+        assert "backbone from " in ran.out + ran.err
+        outputs = [ran, train("--weights", url, "--set", f"train.backbone_weights={url}")[0]]
+        monkeypatch.setenv("PATH", str(tmp_path / "no sbatch"))
+        outputs += [
+            train("--slurm", "--weights", url)[0],
+            train("--slurm", "--dry-run", "--json", f"--weights={url}")[0],
+        ]
+    assert len(after) > 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and b"SECRET" in path.read_bytes()]
+    assert files == []
+    assert not any("SECRET" in ran.out + ran.err for ran in outputs)
+    assert (tmp_path / "run2/slurm/train.sh").is_file()
+
+
 def test_a_preset_that_was_not_downloaded(train):
     ran, after = train("--weights", "co_dino_r50")
     assert ran.code == 4

@@ -18,6 +18,7 @@ from codetr_cli.training import memory_fit
 from codetr_cli.training.memory_check import Need
 from codetr_cli.training.memory_fit import has_fast_bf16, memory_options
 from tests.conftest import Ran
+from tests.runtime.fake_machine import pretend_gpus
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 MIB = 2**20
@@ -98,7 +99,8 @@ def test_images_at_once_divide_a_process_share(tiny_settings: Settings):
 
 
 def test_bf16_and_shards_where_the_device_has_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    pretend_gpus(monkeypatch, 8)
+    monkeypatch.setattr(memory_fit, "why_not_shard", lambda: None)
     settings = load_preset("co_dino_r50", ["train.precision=fp32"])
     options = list(memory_options(settings, CUDA, 8))
     assert options[-2].changes["train.precision"] == "bf16"
@@ -108,6 +110,8 @@ def test_bf16_and_shards_where_the_device_has_them(monkeypatch: pytest.MonkeyPat
     assert not any("precision" in option.flags for option in memory_options(automatic, CUDA, 8))
     compiled = load_preset("co_dino_r50", ["train.compile=true"])
     assert not any("fsdp" in option.flags for option in memory_options(compiled, CUDA, 8))
+    monkeypatch.setattr(memory_fit, "why_not_shard", lambda: "an old PyTorch")
+    assert not any("fsdp" in option.flags for option in memory_options(settings, CUDA, 8))
 
 
 def test_a_cpu_without_bf16_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch, tiny_settings: Settings):

@@ -6,7 +6,8 @@ from typing import Any
 import cv2
 import pytest
 
-from codetr_cli.training.plots import draw_plots
+from codetr_cli.training import plots
+from codetr_cli.training.plots import draw_plots, thinned
 
 
 def line(step: int, loss: float = 3.0, **groups: float) -> dict[str, Any]:
@@ -62,3 +63,12 @@ def test_odd_runs_can_be_drawn(tmp_path: Path, lines: list[dict[str, Any]]):
     assert len(draw_plots(lines, tmp_path)) == len({x["kind"] for x in lines}) * (
         2 if lines and "loss" in lines[0] else 1
     )
+
+
+def test_a_plot_of_a_long_run_needs_no_more_memory_than_that_of_a_short_one(monkeypatch: pytest.MonkeyPatch):
+    lines = [line(1), evaluation(1, AP=0.1), *(line(step) for step in range(2, 1000)), {"kind": "end", "step": 9}]
+    assert len(thinned(lines)) == 1000
+    monkeypatch.setattr(plots, "MAX_DRAWN", 10)
+    drawn = thinned(iter(lines))
+    assert [one["step"] for one in drawn if one["kind"] == "train"] == [1, 129, 257, 385, 513, 641, 769, 897]
+    assert [one["kind"] for one in drawn].count("eval") == 1

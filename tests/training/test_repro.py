@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from codetr_cli.config.overrides import to_toml
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, DivergedError
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.training import repro, step
-from codetr_cli.training.repro import replay
+from codetr_cli.training.repro import read_micro_batches, read_step, replay
 from tests.conftest import Ran
 from tests.training.fakes import CPU, begin, train
 from tests.training.nonfinite_losses import spoil, spoiled_forward
@@ -76,3 +78,18 @@ def test_a_run_that_diverged_is_replayed_to_the_last_bit(
     (run / "diverged/step.json").unlink()
     with pytest.raises(CheckpointError, match="no complete reproducer"):
         next(replay(run / "diverged", CPU))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "9" * 10_000, "\0"])
+def test_a_broken_table_of_a_step_is_a_bad_checkpoint(tmp_path: Path, text: str):
+    (tmp_path / "step.json").write_text(text)
+    with pytest.raises(CheckpointError, match="no complete reproducer"):
+        read_step(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1", "[1]", "[{}]", '[{"batch": {"targets": 1}, "random": 0}]'])
+def test_broken_inputs_of_a_step_are_a_bad_checkpoint(tmp_path: Path, text: str):
+    path = tmp_path / "rank0.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"micro_batches": text})
+    with pytest.raises(CheckpointError, match="holds no inputs of a step"):
+        read_micro_batches(path)

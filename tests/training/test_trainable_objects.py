@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from codetr_cli.data.annotations import read_annotations
+from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.errors import DatasetError
 from codetr_cli.training.trainable_objects import count_trainable
 
@@ -46,7 +46,7 @@ def test_objects_that_training_sees_are_counted(tmp_path: Path):
     [
         ({"iscrowd": 1}, "2 are crowd regions or marked `ignore`"),
         ({"ignore": 1}, "2 are crowd regions or marked `ignore`"),
-        ({"bbox": [0.2, 0.3, 0.5, 0.4]}, "2 have a side under one pixel or no area (they look like fractions"),
+        ({"bbox": [20, 30, 0.5, 0.4]}, "2 have a side under one pixel or no area."),
         ({"bbox": [20, 30, 0, 40]}, "2 have a side under one pixel or no area."),
         ({"bbox": [100, 10, 20, 20]}, "2 are outside their image"),
         ({"image_id": 2}, "2 are in images with a side under data.min_side 32"),
@@ -60,6 +60,12 @@ def test_data_that_teaches_nothing_is_refused_with_the_reason(tmp_path: Path, en
     assert f"of the annotations, {reason}" in str(error.value)
     assert error.value.exit_code == 3
     counted(tmp_path, entry, {})
+
+
+def test_boxes_that_look_like_fractions_are_named(tmp_path: Path):
+    """Beside a crowd in pixels; where all boxes are so small, the file is refused before."""
+    with pytest.raises(DatasetError, match=r"1 have a side under one pixel or no area \(they look like fractions"):
+        counted(tmp_path, {"bbox": [0.2, 0.3, 0.5, 0.4]}, {"iscrowd": 1})
 
 
 def test_several_reasons_are_told_apart(tmp_path: Path):

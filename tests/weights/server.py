@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -35,6 +37,10 @@ class Handler(BaseHTTPRequestHandler):
         served.requests.append(wanted)
         if served.status != 200:
             self.send_error(served.status)
+            return
+        if served.etag and self.headers.get("If-None-Match") == served.etag:
+            self.send_response(304)
+            self.end_headers()
             return
         start, status = 0, 200
         if wanted and served.ranges and self.headers.get("If-Range") in (None, served.etag):
@@ -77,3 +83,60 @@ def serve(data, **options):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serve_raw(*scripts):
+    """A server whose connections are handled by the scripts in turn, then by the last one again and again.
+
+    A script is called with the connection and the text of the request; yields the URL and the list of all requests.
+    """
+    requests, open_connections = [], []
+
+    def handle(number, connection):
+        with connection, suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request and (piece := connection.recv(65536)):
+                request += piece
+            requests.append(request.decode("latin-1"))
+            scripts[min(number, len(scripts) - 1)](connection, requests[-1])
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                open_connections.append(connection)
+                number = len(open_connections) - 1
+                threading.Thread(target=handle, args=(number, connection), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/weights.pth", requests
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in open_connections:
+                connection.close()
+
+
+def answer(head, body=b""):
+    """A script that sends a status line with headers, and a body."""
+
+    def script(connection, request):
+        connection.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + body)
+
+    return script
+
+
+def trickle(start, piece, pause_s=0.02):
+    """A script that sends something, and then a piece of it now and then, for ever."""
+
+    def script(connection, request):
+        connection.sendall(start)
+        while True:
+            connection.sendall(piece)
+            time.sleep(pause_s)
+
+    return script

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import safetensors.torch
 import torch
 
 from codetr_cli import __version__
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.weights import checkpoint as module
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
+from tests.weights.broken_checkpoints import reseal
 from tests.weights.published_states import small_settings
 
 CLASSES = {"class_names": ["cat", "dog", "größter hen"], "category_ids": [3, 7, 90]}
@@ -36,6 +39,17 @@ def tensors():
 def save(path, state=None, **changes):
     save_checkpoint(path, state or tensors(), settings=small_settings(), **{**CLASSES, **changes})
     return path
+
+
+def changed_settings(folder, change):
+    """A checkpoint with changed settings."""
+
+    def metadata(texts):
+        settings = json.loads(texts["settings"])
+        change(settings)
+        texts["settings"] = json.dumps(settings)
+
+    return reseal(save(folder / "before.safetensors"), folder / "x.safetensors", metadata=metadata)
 
 
 def rewrite_header(path, change):
@@ -163,8 +177,46 @@ def test_newer_formats_and_unknown_settings_are_refused(tmp_path, monkeypatch):
         type(small_settings()), "model_dump_json", lambda self: real_dump(self).replace('"lr"', '"learning"')
     )
     path = save(tmp_path / "y.safetensors")
-    with pytest.raises(CheckpointError, match=r"cannot read its settings.*train\.learning"):
+    with pytest.raises(CheckpointError, match=r"has settings that codetr .* cannot read: .*train\.learning"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "default"),
+    [
+        ({"train": {"seed": -(2**70)}}, ("train", "seed")),
+        ({"data": {"workers": 2000}}, ("data", "workers")),
+        ({"data": {"extra_roots": ["x"] * 1001}}, ("data", "extra_roots")),
+        ({"data": {"short_sides": [-1] * 300_000}}, ("data", "short_sides")),
+        ({"source": {"bytes": -1}}, ("source", "bytes")),
+        ({"data": {"more": 7}}, ("data", "extra_roots")),
+    ],
+)
+def test_settings_that_do_not_count_are_no_reason_to_refuse(setting, default, tmp_path, caplog):
+    caplog.set_level("INFO")
+    ((table, values),) = setting.items()
+    path = changed_settings(tmp_path, lambda settings: settings[table].update(values))
+    settings, (table, key) = load_checkpoint(path).settings, default
+    assert getattr(getattr(settings, table), key) == getattr(getattr(Settings(name="x"), table), key)
+    assert settings.model == small_settings().model
+    assert "does not decide them" in caplog.text
+
+
+def test_settings_of_earlier_versions_are_read_exactly(tmp_path):
+    def change(settings):
+        settings["train"].update(seed=-1, clip_norm=None, lr=0.5)
+
+    train = load_checkpoint(changed_settings(tmp_path, change)).settings.train
+    assert (train.seed, train.clip_norm, train.lr) == (-1, 0.0, 0.5)
+
+
+@pytest.mark.parametrize("model", [{"num_queries": -1}, {"num_queries": [1] * 10**6}, {"name": "x" * 10**6}])
+def test_settings_that_count_are(model, tmp_path):
+    path = changed_settings(tmp_path, lambda settings: settings["model"].update(model))
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match=rf"has settings that codetr {__version__} cannot read: "):
+        load_checkpoint(path)
+    assert time.process_time() - started < 2
 
 
 class KilledError(Exception):

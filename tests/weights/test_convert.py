@@ -116,6 +116,14 @@ def test_tensors_without_data_are_refused(tmp_path, preset):
             convert(save(tmp_path / "x.pth", {**state, "query_head.cls_branches.0.weight": value}), preset)
 
 
+def test_a_storage_under_many_names_is_not_written_out(tmp_path, preset):
+    state, shared = published_state(), torch.rand(500_000)
+    for count, message in ((8, "claims"), (2, "rpn_head.rpn_conv.bias|unknown|shape")):
+        names = [f"rpn_head.rpn_conv.bias.{number}" for number in range(count)]
+        with pytest.raises(CheckpointError, match=message):
+            convert(save(tmp_path / "x.pth", {**state, **dict.fromkeys(names, shared)}), preset)
+
+
 @pytest.mark.parametrize("change", ["missing", "shape", "extra layer", "empty"])
 def test_every_entry_is_compared_with_the_model(tmp_path, preset, change):
     state = published_state()

@@ -15,7 +15,8 @@ import pytest
 
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, StoppedError
 from codetr_cli.weights import download
-from codetr_cli.weights.download import Remote, fetch, is_url
+from codetr_cli.weights.download import fetch
+from codetr_cli.weights.remote import Remote, doubt, doubt_path
 from tests.weights.server import serve
 
 DATA = random.Random(0).randbytes(300_000)
@@ -38,7 +39,9 @@ def remote(served, **known):
 
 
 def leftovers(target):
-    return sorted(path.name for path in target.parent.iterdir()) if target.parent.is_dir() else []
+    """Names of the files beside the target, without its receipt."""
+    names = (path.name for path in target.parent.iterdir()) if target.parent.is_dir() else ()
+    return sorted(name for name in names if not name.endswith(".receipt"))
 
 
 def leave_part(target, data, url, validator='"one"'):
@@ -46,7 +49,9 @@ def leave_part(target, data, url, validator='"one"'):
     part = target.with_name(target.name + ".part")
     part.write_bytes(data)
     if validator:
-        part.with_name(part.name + ".json").write_text(json.dumps({"url": url, "validator": validator}))
+        part.with_name(part.name + ".json").write_text(
+            json.dumps({"url_sha256": hashlib.sha256(url.encode()).hexdigest(), "validator": validator})
+        )
     return part
 
 
@@ -176,14 +181,14 @@ def test_the_hash_in_the_name_is_compared(target):
             fetch(Remote.from_url(named.replace(SHA256[:8], "deadbeef")), target.with_name("other.pth"))
 
 
-def test_an_existing_file_is_verified_and_replaced_only_by_force(target):
+def test_an_existing_file_of_another_size_is_downloaded_again(target, caplog):
     target.parent.mkdir(parents=True)
     target.write_bytes(b"something else")
     with serve(DATA) as served:
-        with pytest.raises(CheckpointError, match=r"14 bytes.*300000.*--force"):
-            fetch(remote(served), target)
-        assert target.read_bytes() == b"something else"
-        fetch(remote(served), target, force=True)
+        fetch(remote(served), target)
+        assert len([text for text in caplog.messages if f"{target} has 14 bytes" in text]) == 1
+        fetch(remote(served), target)
+        assert served.requests == [None]
     assert target.read_bytes() == DATA
 
 
@@ -286,7 +291,6 @@ def test_urls_without_a_file_name(url):
 
 
 def test_a_url_may_have_letters_and_spaces(target):
-    assert Remote.from_url("https://host/a%20b.pth?x=1&y=%2F#z").url == "https://host/a%20b.pth?x=1&y=%2F#z"
     with serve(DATA) as served:
         named = Remote.from_url(served.url.replace("weights.pth", "Gewichte f\u00fcr alle.pth"))
         assert named.filename == "Gewichte f\u00fcr alle.pth"
@@ -294,18 +298,20 @@ def test_a_url_may_have_letters_and_spaces(target):
     assert target.read_bytes() == DATA
 
 
-def test_what_is_a_url():
-    assert is_url("https://host/x.pth")
-    assert is_url("ftp://host/x.pth")
-    assert not is_url("runs/co_dino_r50/1")
-    assert not is_url("co_dino_r50")
-    assert not is_url(r"C:\weights\x.pth")
-
-
-def test_a_redirect_to_an_unencrypted_url_is_refused(target, monkeypatch):
+@pytest.mark.parametrize("name", ["{}.part", "{}.part.json", "{}.part.lock", ".{}.doubt"])
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_in_the_place_of_a_file_of_a_download_is_deleted(target, tmp_path, name, kind):
+    place = target.parent / name.format(target.name)
+    place.parent.mkdir(parents=True)
+    if kind == "folder":
+        (place / "x").mkdir(parents=True)
+    else:
+        place.symlink_to(tmp_path)
     with serve(DATA) as served:
-        open_url, plain = served.url, download.urllib.request.urlopen
-        monkeypatch.setattr(download.urllib.request, "urlopen", lambda request, timeout: plain(open_url))
-        with pytest.raises(ResourceError, match="not encrypted"):
-            fetch(Remote.from_url("https://example.org/weights.pth", bytes=len(DATA), sha256=SHA256), target)
-    assert not target.exists()
+        fetch(remote(served), target)
+    assert leftovers(target) == [target.name]
+    if kind == "folder":
+        (place / "x").mkdir(parents=True)
+    assert fetch(remote(served), target) == target
+    assert doubt(target)
+    assert doubt_path(target).is_file()

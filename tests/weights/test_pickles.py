@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import builtins
 import collections
+import datetime
+import decimal
 import os
 import pickle
 import subprocess
 import sys
+import types
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -17,6 +21,7 @@ import pytest
 import torch
 
 from codetr_cli.errors import CheckpointError
+from codetr_cli.weights import torch_files, unpickler
 from codetr_cli.weights.pickles import forbidden_globals, read_pickle
 from tests.weights.published_states import fake_mmengine, save_mmengine
 
@@ -134,6 +139,34 @@ def test_harmless_things_of_other_programs_are_read(tmp_path):
         assert torch.equal(read["state_dict"]["w"], torch.ones(1))
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_metadata_of_any_protocol_is_read(tmp_path, protocol):
+    now = datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC)
+    content = {
+        "times": [now, now.date(), now.time()],
+        "numbers": [decimal.Decimal("1.5"), uuid.UUID(int=3), np.arange(3.0), np.asfortranarray(np.ones((3, 2)))],
+        "containers": [range(3), frozenset([1]), types.SimpleNamespace(a=1)],
+        "types": [int, str, bool, float, b""],
+        "queue": collections.deque([1, 2], maxlen=5),
+        "bytes": bytearray(b"abc"),
+        "state_dict": {"w": torch.ones(1)},
+    }
+    for form in ("zip", "legacy"):
+        read = read_pickle(write(tmp_path / "x.pth", content, form, protocol))
+        assert read["queue"] == [1, 2]
+        assert read["bytes"] == b"abc"
+        assert torch.equal(read["state_dict"]["w"], torch.ones(1))
+
+
+def test_log_histories_need_memory_in_proportion_to_their_size(tmp_path, monkeypatch):
+    """The share of each byte is enough for numpy's arrays, as those of an mmengine run with many steps."""
+    history = {f"train/loss{number}": np.random.default_rng(number).random(5_000) for number in range(20)}
+    path = write(tmp_path / "x.pth", {"state_dict": {"w": torch.ones(1)}, "message_hub": history}, "zip")
+    monkeypatch.setattr(torch_files, "Budget", lambda size, base: unpickler.Budget(size, base=0))
+    assert torch.equal(read_pickle(path)["state_dict"]["w"], torch.ones(1))
+    assert torch_files.MAX_PICKLE_BYTES > 100 * 2 * 8 * 200_000  # of as many steps of 100 losses, with their counts
+
+
 def test_compressed_archives_give_the_right_numbers(tmp_path):
     path = write(tmp_path / "x.pth", {"w": torch.arange(1000.0)}, "zip")
     packed = tmp_path / "packed.pth"
@@ -159,6 +192,15 @@ def test_zip_checkpoints_without_checksums_are_read(tmp_path):
     finally:
         torch.serialization.set_crc32_options(True)
     assert torch.equal(read_pickle(path)["w"], torch.ones(4000))
+
+
+def test_an_escape_that_python_warns_of_is_no_exception(tmp_path):
+    """Arbitrary bytes may look like any escape sequence; the tests turn warnings into errors."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"\x80\x02S'\\}'\ncos\nsystem\n.")
+    assert forbidden_globals(path) == ["os.system"]
+    with pytest.raises(CheckpointError, match=r"os\.system"):
+        read_pickle(path)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -197,7 +239,7 @@ def test_a_pretended_size_does_not_end_in_a_memory_error(tmp_path, monkeypatch):
         raise MemoryError
 
     path = write(tmp_path / "x.pth", {"w": torch.ones(2)}, "zip")
-    monkeypatch.setattr(torch, "load", greedy)
+    monkeypatch.setattr(torch_files, "load", greedy)
     with pytest.raises(CheckpointError, match="more memory than this machine has"):
         read_pickle(path)
 

@@ -176,6 +176,10 @@ def test_wrong_files_are_refused_and_change_nothing(tmp_path):
         "another kind": (publishers_entries(model("resnet", 1)), "missing: .*do not exist"),
         "nothing": ({}, "no named entries"),
         "no names": ([1, 2], "no named entries"),
+        "numbers that one number stands for": (
+            {**entries, "patch_embed.proj.bias": torch.zeros(1).expand(8)},
+            r"patch_embed\.proj\.bias",
+        ),
         "no tensors": ({"patch_embed.proj.weight": 3}, r"unknown entries: patch_embed\.proj\.weight"),
     }
     for what, (content, message) in wrong.items():

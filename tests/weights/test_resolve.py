@@ -14,6 +14,7 @@ from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.config.presets import load_preset
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.files import cache_dir
+from codetr_cli.receipts import receipt_path
 from codetr_cli.weights import resolve
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
 from codetr_cli.weights.published import published_weights
@@ -95,7 +96,7 @@ def test_a_published_file_is_converted_once(tmp_path, conversions):
 def test_a_damaged_conversion_is_made_again(tmp_path, conversions):
     path = published_file(tmp_path / "x.pth")
     open_weights(path, prefer=settings())
-    (kept,) = (cache_dir() / "converted").iterdir()
+    (kept,) = (cache_dir() / "converted").glob("*.safetensors")
     kept.write_bytes(kept.read_bytes()[:-1])
     assert_small(open_weights(path, prefer=settings()))
     assert len(conversions) == 2
@@ -196,6 +197,99 @@ def test_a_url_is_downloaded_and_converted_once(conversions):
     assert path.name == "weights.pth"
     assert reports[-1] == path.stat().st_size
     assert len(conversions) == 1
+
+
+def cached_download():
+    (path,) = (path for path in (cache_dir() / "urls").glob("*/*") if path.name[0] != ".")
+    return path
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "text", "empty", "pipe"])
+def test_a_download_that_was_damaged_is_fetched_again_and_named_once(damage, caplog):
+    with serve(published_bytes()) as served:
+        path = resolve_weights(served.url)
+        before, status = path.read_bytes(), path.stat()
+        if damage == "pipe":
+            path.unlink()
+            os.mkfifo(path)
+        else:
+            middle = len(before) // 2
+            changed = before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :]
+            path.write_bytes({"cut": before[:-5], "changed": changed, "text": b"<html>", "empty": b""}[damage])
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        for _ in range(2):
+            assert resolve_weights(served.url).read_bytes() == before
+        assert len(served.requests) == 2
+    named = [text for text in caplog.messages if f"{path} has changed since it was downloaded" in text]
+    assert len(named) == (damage != "pipe")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"<html>", b"PK\3\4 and no end \x80", b""])
+def test_a_wrong_file_of_an_earlier_version_is_fetched_again(content, caplog):
+    with serve(published_bytes()) as served:
+        path = resolve_weights(served.url)
+        path.write_bytes(content)
+        receipt_path(path).unlink()
+        assert resolve_weights(served.url).read_bytes() == published_bytes()
+    assert len([text for text in caplog.messages if f"{path} is " in text]) == 1
+
+
+def test_a_download_that_cannot_be_used_is_compared_with_the_server_the_next_time(caplog):
+    with serve(b"\x80 no weights") as served:
+        with pytest.raises(CheckpointError, match="the next time, codetr asks the server"):
+            open_weights(resolve_weights(served.url))
+        resolve_weights(served.url)  # it has not changed there
+        assert len(served.requests) == 2
+        resolve_weights(served.url)
+        assert len(served.requests) == 2
+        with pytest.raises(CheckpointError):
+            open_weights(cached_download())
+        served.data, served.etag = published_bytes(), '"two"'
+        assert_small(open_weights(resolve_weights(served.url), prefer=settings()))
+        assert caplog.text.count("the server may have another one now: it is downloaded again") == 1
+        served.data = b""
+        resolve_weights(served.url)
+    assert_small(open_weights(resolve_weights(served.url), prefer=settings()))  # without the server
+
+
+def test_a_conversion_that_was_replaced_by_another_is_not_used(tmp_path, conversions, caplog):
+    path = published_file(tmp_path / "x.pth")
+    open_weights(path, prefer=settings())
+    (kept,) = (cache_dir() / "converted").glob("*.safetensors")
+    zeros = {name: torch.zeros_like(value) for name, value in raw_state().items()}
+    save_checkpoint(kept, zeros, settings=settings(), **CLASSES)
+    for _ in range(2):
+        assert_small(open_weights(path, prefer=settings()))
+    assert len(conversions) == 2
+    assert len([text for text in caplog.messages if f"{kept} in the cache are damaged" in text]) == 1
+
+
+def test_damaged_weights_of_a_preset_are_made_again(conversions, caplog):
+    preset = settings(filename="x.pth")
+    place = published_weights(preset)
+    published_file(place.file)
+    preset_weights(preset)
+    receipt_path(place.converted).unlink()  # of an earlier version
+    preset_weights(preset)
+    assert len(conversions) == 1
+    place.converted.write_bytes(place.converted.read_bytes()[:-9])
+    assert_small(load_checkpoint(preset_weights(preset)))
+    assert len(conversions) == 2
+    assert f"{place.converted} in the cache are damaged" in caplog.text
+    place.converted.write_bytes(b"")
+    place.file.unlink()
+    with pytest.raises(CheckpointError, match="codetr download small"):
+        preset_weights(preset)
+
+
+def test_names_of_files_in_the_cache_are_harmless(tmp_path):
+    folder = cache_dir() / "presets"
+    assert published_weights(settings(name="..x..", filename="../.bashrc")).file == folder / "x" / "bashrc"
+    place = published_weights(settings(url="https://host/model.safetensors"))
+    assert place.file.name == "published_model.safetensors"  # not the name of the conversion
+    long = published_file(tmp_path / ("y" * 240 + ".pth"))
+    assert_small(open_weights(long, prefer=settings()))
+    assert len(list((cache_dir() / "converted").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "zip", "text", "empty"])

@@ -46,6 +46,13 @@ def show_timing(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any
             ]
         ],
     )
+    if "scaling_efficiency" in numbers:
+        alone = numbers["one_process"]["images_per_second"]
+        console.result(
+            f"images/s are those of all {numbers['processes']} processes, {numbers['images_per_step']} images at once; "
+            f"one process alone: {alone:.3f} images/s. Scaling efficiency: {numbers['scaling_efficiency']:.0%} "
+            f"({numbers['images_per_second']:.3f} / ({numbers['processes']} x {alone:.3f}))"
+        )
     stages = numbers["stages_ms"]
     within = max(1e-9, sum(stages.values()) - stages["data"])  # which runs in parallel with the network
     rows = [

@@ -44,6 +44,10 @@ ImagesOption = Annotated[
 def data(
     folder: FolderArgument = None,
     same_folder: opt.SameDataOption = None,
+    format: opt.FormatOption = None,
+    val_fraction: opt.ValFractionOption = None,
+    annotations: opt.AnnotationsOption = None,
+    images: opt.ImagesOption = None,
     preset: opt.PresetOption = None,
     workers: WorkersOption = None,
     step_images_per_s: StepRateOption = None,
@@ -61,8 +65,13 @@ def data(
     Reads your training images with the preset's augmentation. On a CPU the speed of a training step is not measured.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    if folder is not None and same_folder is not None:
-        raise ConfigError(f"both {folder} and --data {same_folder} are given, and they mean the same: give one of them")
+    same = opt.only(same_folder, "--data")
+    if folder is not None and same is not None:
+        raise ConfigError(f"both {folder} and --data {same} are given, and they mean the same: give one of them")
+    opt.refuse_both(annotations, folder or same)
+    overrides = opt.data_settings(
+        format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
+    )
     if step_images_per_s is not None and step_images_per_s <= 0:
         raise ConfigError(f"--step-images-per-s {step_images_per_s:g} is not above 0")
     chosen = measurement.prepare_device(device, threads)
@@ -75,7 +84,7 @@ def data(
     name = preset or measurement.DEFAULT_PRESET
     report = measurement.start_report(chosen, name)
     settings = load_preset(name, list(overrides or []))
-    dataset = build_dataset(settings, split="train", training=True, data=folder or same_folder)
+    dataset = build_dataset(settings, split="train", training=True, data=folder or same)
     measure_step = _step_rate(name, overrides or [], chosen)
     spec = DataSpec(
         images=iterations or IMAGES,

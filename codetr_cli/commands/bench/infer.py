@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from codetr_cli import console
+import typer
+
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands.bench import _measurement as measurement
 
@@ -17,11 +18,14 @@ BatchOption = Annotated[int | None, opt.option("--batch", "N", "Images per batch
 
 
 def infer(
+    context: typer.Context,
     preset: opt.PresetOption = None,
     checkpoint: opt.CheckpointOption = None,
     size: opt.SizeOption = None,
     batch: BatchOption = None,
+    gpus: opt.GpusOption = None,
     device: opt.DeviceOption = "auto",
+    procs: opt.ProcsOption = None,
     precision: opt.InferencePrecisionOption = "auto",
     threads: opt.ThreadsOption = None,
     warmup: opt.WarmupOption = None,
@@ -29,28 +33,17 @@ def infer(
     compare: opt.CompareOption = None,
     out: opt.ReportOption = None,
     force: opt.ForceOption = False,
+    nodes: opt.NodesOption = None,
+    rdzv_endpoint: opt.EndpointOption = None,
+    node_rank: opt.NodeRankOption = None,
+    slurm: opt.SlurmOption = False,
     overrides: opt.SetOption = None,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
 ) -> None:
     """Benchmark inference: images/s, latency, memory, time per stage.
 
-    Images are synthetic and a preset's weights are random: neither changes the speed.
+    Images are synthetic and a preset's weights are random: neither changes the speed. Several
+    processes: images/s over all, beside those of one alone.
     """
-    console.set_mode(json=json_output, quiet=quiet)
-    measurement.benchmark_network(
-        "inference",
-        preset=preset,
-        checkpoint=checkpoint,
-        overrides=overrides,
-        size=size,
-        batch=batch,
-        device=device,
-        precision=precision,
-        threads=threads,
-        warmup=warmup,
-        iterations=iterations,
-        compare=compare is not None,
-        out=out,
-        force=force,
-    )
+    measurement.benchmark_network(context, "inference", batch=batch)

@@ -39,6 +39,9 @@ DtypeOption = Annotated[
     Literal["fp32", "fp64", "bf16", "fp16"], opt.option("--dtype", "TYPE", "fp32, fp64, bf16 or fp16.", opt.INPUT)
 ]
 UnfusedOption = Annotated[bool, opt.flag("--unfused", "Locations and weights are computed before.", opt.INPUT)]
+CandidatesOption = Annotated[
+    bool, opt.flag("--candidates", "Measure every form of the Triton kernels (GPUs).", opt.INPUT)
+]
 ClassicOption = Annotated[bool, typer.Option("--classic", hidden=True, help="Former name of --unfused.")]
 
 
@@ -50,6 +53,7 @@ def ops(
     batch: BatchOption = 1,
     dtype: DtypeOption = "fp32",
     unfused: UnfusedOption = False,
+    candidates: CandidatesOption = False,
     classic: ClassicOption = False,
     device: opt.DeviceOption = "auto",
     threads: opt.ThreadsOption = None,
@@ -84,6 +88,7 @@ def ops(
             dtype=getattr(torch, DTYPES[dtype]),
             unfused=unfused or classic,
             backends=backends,
+            candidates=candidates,
             warmup=runs[0],
             rounds=runs[1],
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from codetr_cli import console
+import typer
+
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands.bench import _measurement as measurement
 
 EXAMPLES = (
     "codetr bench train --batch 2 --objects 20",
+    "codetr bench train --preset co_dino_r50 --gpus 8",
     "codetr bench train --compare torch --size 512x640 --batch 1",
 )
 BatchOption = Annotated[
@@ -21,42 +23,33 @@ ObjectsOption = Annotated[
 
 
 def train(
+    context: typer.Context,
     preset: opt.PresetOption = None,
     checkpoint: opt.CheckpointOption = None,
     size: opt.SizeOption = None,
     batch: BatchOption = None,
     objects: ObjectsOption = None,
+    gpus: opt.GpusOption = None,
     device: opt.DeviceOption = "auto",
-    precision: opt.InferencePrecisionOption = "auto",
+    procs: opt.ProcsOption = None,
+    precision: opt.TrainPrecisionOption = None,
     threads: opt.ThreadsOption = None,
     warmup: opt.WarmupOption = None,
     iterations: opt.IterationsOption = None,
     compare: opt.CompareOption = None,
     out: opt.ReportOption = None,
     force: opt.ForceOption = False,
+    nodes: opt.NodesOption = None,
+    rdzv_endpoint: opt.EndpointOption = None,
+    node_rank: opt.NodeRankOption = None,
+    slurm: opt.SlurmOption = False,
     overrides: opt.SetOption = None,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
 ) -> None:
     """Benchmark training steps: images/s, latency, memory, time per stage.
 
-    Images are synthetic and a preset's weights are random: neither changes the speed.
+    Images are synthetic and a preset's weights are random: neither changes the speed. Several
+    processes: images/s over all, beside those of one alone.
     """
-    console.set_mode(json=json_output, quiet=quiet)
-    measurement.benchmark_network(
-        "training",
-        preset=preset,
-        checkpoint=checkpoint,
-        overrides=overrides,
-        size=size,
-        batch=batch,
-        objects=objects,
-        device=device,
-        precision=precision,
-        threads=threads,
-        warmup=warmup,
-        iterations=iterations,
-        compare=compare is not None,
-        out=out,
-        force=force,
-    )
+    measurement.benchmark_network(context, "training", batch=batch, objects=objects)

@@ -1,187 +1,231 @@
-"""Checks ids, boxes, crowds and masks of the annotations of one file."""
+"""Checks ids, boxes, crowds and masks of the annotations of one file, for what the reader of training accepts."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.data.checks.findings import EDGE_TOLERANCE_PX, SHOWN, Findings
-from codetr_cli.data.checks.schema import DRAWABLE, AnnotationSummary
-from codetr_cli.data.outlines import OutlineError, run_lengths
-from codetr_cli.data.targets import Size
+from codetr_cli.annotations.annotation_columns import CategoryColumns, ImageColumns, ObjectColumns
+from codetr_cli.annotations.annotation_json import AnnotationTables
+from codetr_cli.annotations.findings import EDGE_TOLERANCE_PX, SHOWN, Findings
+from codetr_cli.annotations.outlines import check_outline, parse_outline
+from codetr_cli.annotations.run_length_codes import OutlineError
+from codetr_cli.data.checks.duplicates import repeated_rows
+from codetr_cli.data.checks.schema import AnnotationSummary, count_images_without_objects
+from codetr_cli.errors import shown
 
 MAX_OBJECTS = 900
 """Queries of the presets."""
 
 
 def check_boxes(
-    records: list[dict[str, Any]], sizes: dict[int, Size], summary: AnnotationSummary, findings: Findings, where: str
-) -> None:
-    """Checks annotations that follow the schema, and adds the counts to the summary.
-
-    `sizes` are the (height, width) of the images by id.
-    """
-    _check_annotation_ids(records, findings, where)
-    _check_references(records, sizes, summary, findings, where)
-    usable = _usable_boxes(records, sizes, findings, where)
-    _check_optional_keys(records, usable, summary, findings, where)
-    _check_outlines(records, sizes, summary, findings, where)
-    summary.usable = int(usable.sum())
-
-
-def _check_annotation_ids(records: list[dict[str, Any]], findings: Findings, where: str) -> None:
-    ids = Counter(str(record.get("id")) for record in records)
-    if len(ids) < len(records):
-        for annotation_id, count in ids.items():
-            if count > 1 and annotation_id != "None":
-                findings.add("duplicate_annotation_id", where, annotation_id)
-    if ids["None"]:
-        findings.add("no_annotation_id", where, count=ids["None"])
-    if ids["0"]:
-        findings.add("zero_annotation_id", where)
-
-
-def _check_references(
-    records: list[dict[str, Any]],
-    sizes: dict[int, Size],
+    tables: AnnotationTables,
+    categories: CategoryColumns,
+    images: ImageColumns,
+    objects: ObjectColumns,
     summary: AnnotationSummary,
     findings: Findings,
     where: str,
 ) -> None:
-    per_image = Counter(record["image_id"] for record in records)
-    per_category = Counter(record["category_id"] for record in records)
-    unknown_ids = (per_image.keys() - sizes.keys(), per_category.keys() - summary.category_names.keys())
-    for kind, key, unknown in zip(
-        ("unknown_image_id", "unknown_category_id"), ("image_id", "category_id"), unknown_ids, strict=True
-    ):
-        if unknown:
-            for record in records:
-                if record[key] in unknown:
-                    findings.add(kind, where, f"annotation {record.get('id')} ({key} {record[key]})")
-    summary.per_category = {category_id: per_category[category_id] for category_id in summary.category_names}
-    summary.without_objects = len(sizes.keys() - per_image.keys())
-    summary.max_objects = max(per_image.values(), default=0)
-    if summary.without_objects:
-        findings.add("no_objects_image", where, count=summary.without_objects)
-    for image_id, count in per_image.items():
-        if count > MAX_OBJECTS:
-            findings.add("many_objects", where, f"image {image_id}: {count:,}")
+    """Checks the annotations that have ids and a box, and adds the counts to the summary.
+
+    One that is not trained on is reported by the first reason of: its image is not listed, crowd, ignored, box thinner
+    than a pixel, box outside, area not positive.
+    """
+    report = _Report(tables.annotations, objects, findings, where)
+    repeated = _check_duplicates(objects, report)
+    _check_annotation_ids(report, repeated)
+    _check_references(categories, images, objects, summary, report)
+    if len(images.ids) and not images.unusable:
+        report.excluded |= ~objects.is_listed
+    _check_crowds(tables, objects, summary, report)
+    _compare_with_images(images, objects, report)
+    report.add_total()
+    _check_outlines(tables, images, objects, summary, report)
 
 
-def _usable_boxes(
-    records: list[dict[str, Any]], sizes: dict[int, Size], findings: Findings, where: str
-) -> NDArray[np.bool_]:
-    """Compares every box with its image; returns which of them (N,) can be trained on."""
-    if not records:
-        return np.zeros(0, bool)
-    boxes = _as_floats(record["bbox"] for record in records)  # (N, 4) x, y, width, height in pixels
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(boxes).all(axis=1))
-    boxes_safe = np.where(finite[:, None], boxes, 0.0)
-    known: NDArray[np.bool_] = np.array([record["image_id"] in sizes for record in records])
-    image = _as_floats(sizes.get(record["image_id"], (1, 1)) for record in records)  # (N, 2) height, width
-    left, top, width, height = boxes_safe.T
+class _Report:
+    """Adds findings on objects, the first few of each kind with the annotation's id."""
+
+    def __init__(self, annotations: list[Any], objects: ObjectColumns, findings: Findings, where: str) -> None:
+        self.annotations, self.entries = annotations, objects.entries
+        self.findings, self.where = findings, where
+        self.excluded = np.zeros(len(objects.entries), bool)
+        self.reasons: dict[str, int] = {}
+
+    def record(self, row: int) -> dict[str, Any]:
+        """The entry of an object."""
+        found: dict[str, Any] = self.annotations[self.entries[row]]
+        return found
+
+    def name(self, row: int) -> str:
+        """An object in messages."""
+        return f"annotation {shown(self.record(row).get('id'))}"
+
+    def add(self, kind: str, rows: NDArray[Any], detail: Callable[[int], str] = lambda row: "") -> None:
+        """Reports objects, bool (N,) or their rows; `detail` follows the name."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        for row in rows[:SHOWN].tolist():
+            self.findings.add(kind, self.where, self.name(row) + detail(row))
+        if len(rows) > SHOWN:
+            self.findings.add(kind, self.where, count=len(rows) - SHOWN)
+
+    def exclude(self, kind: str, rows: NDArray[np.bool_], detail: Callable[[int], str] = lambda row: "") -> None:
+        """Reports objects (N,) that are not trained on for a reason, except those that have another one already."""
+        rows = rows & ~self.excluded
+        self.excluded |= rows
+        if rows.any():
+            self.reasons[kind] = int(rows.sum())
+            self.add(kind, rows, detail)
+
+    def add_total(self) -> None:
+        """Reports how many objects are not trained on if there are several reasons."""
+        if len(self.reasons) > 1:
+            self.findings.add("excluded_objects", self.where, count=sum(self.reasons.values()))
+
+
+def _check_duplicates(objects: ObjectColumns, report: _Report) -> NDArray[np.bool_]:
+    """Reports annotations that repeat others; returns which (N,) do."""
+    classes, boxes = objects.category_ids, objects.boxes_xywh
+    repeated, first = repeated_rows(objects.image_ids, classes, boxes)
+    report.add(
+        "duplicate_box",
+        np.flatnonzero(repeated),
+        lambda row: f" of image {objects.image_ids[row]}: {shown(boxes[row].tolist())}, like {report.name(first[row])}",
+    )
+    alike, first_alike = repeated_rows(objects.image_ids, None, boxes)
+    report.add(
+        "box_of_two_classes",
+        np.flatnonzero(alike & ~repeated),
+        lambda row: (
+            f" of image {objects.image_ids[row]}: category_id {classes[row]}, {classes[first_alike[row]]} in "
+            f"{report.name(first_alike[row])}"
+        ),
+    )
+    return repeated
+
+
+def _check_annotation_ids(report: _Report, repeated: NDArray[np.bool_]) -> None:
+    """Reports absent ids, 0, and those of two annotations that are not copies of each other."""
+    rows = np.flatnonzero(~repeated).tolist() if repeated.any() else range(len(report.entries))
+    entries = report.entries.tolist()
+    # As text, values of any type can be counted; larger integers can be chosen so that all have the same hash.
+    ids = Counter(
+        value if type(value := report.annotations[entries[row]].get("id")) is int and abs(value) < 2**53
+        else shown(value) for row in rows
+    )  # fmt: skip
+    if len(ids) < len(rows):
+        for annotation_id, count in ids.items():
+            if count > 1 and annotation_id != "None":
+                report.findings.add("duplicate_annotation_id", report.where, str(annotation_id))
+    if ids["None"]:
+        report.findings.add("no_annotation_id", report.where, count=ids["None"])
+    if ids[0]:
+        report.findings.add("zero_annotation_id", report.where)
+
+
+def _check_references(
+    categories: CategoryColumns,
+    images: ImageColumns,
+    objects: ObjectColumns,
+    summary: AnnotationSummary,
+    report: _Report,
+) -> None:
+    unlisted = ~objects.is_listed
+    if len(images.ids) and not images.unusable:  # else their problem is reported already
+        report.add("unknown_image_id", unlisted, lambda row: f" (image_id {objects.image_ids[row]})")
+    rows = objects.image_rows[objects.is_listed]
+    known = np.zeros(len(objects.labels), bool)
+    if len(categories.ids):
+        known = categories.ids[objects.labels] == objects.category_ids
+    counts = np.bincount(objects.labels[known], minlength=len(categories.ids)).tolist()
+    for category_id, count in zip(categories.ids.tolist(), counts, strict=True):
+        summary.per_category[category_id] = summary.per_category.get(category_id, 0) + count
+    summary.without_objects = count_images_without_objects(images, rows)
+    per_image = np.bincount(rows, minlength=len(images.ids))
+    others = np.unique(objects.image_ids[unlisted], return_counts=True)[1]
+    summary.max_objects = int(max(per_image.max(initial=0), others.max(initial=0)))
+    if summary.without_objects and not unlisted.any():  # else a follow-up
+        report.findings.add("no_objects_image", report.where, count=summary.without_objects)
+    for row in np.flatnonzero(per_image > MAX_OBJECTS).tolist():
+        report.findings.add("many_objects", report.where, f"image {images.ids[row]}: {per_image[row]:,}")
+
+
+def _compare_with_images(images: ImageColumns, objects: ObjectColumns, report: _Report) -> None:
+    """Compares every box with its image."""
+    if not len(images.ids):
+        return
+    sizes = images.sizes[objects.image_rows].astype(np.float64)  # height, width
+    sound = objects.is_sound & objects.is_listed & (sizes > 0).all(axis=1)
+    boxes = np.where(sound[:, None], objects.boxes_xywh, 0.0)
+    left, top, width, height = boxes.T
     right, bottom = left + width, top + height
-    image_height, image_width = image.T
+    image_height, image_width = sizes.T
 
-    def report(kind: str, mask: NDArray[np.bool_]) -> None:
-        for index in np.flatnonzero(mask)[:SHOWN]:
-            record = records[index]
-            name = f"annotation {record.get('id')}: {record['bbox']}"
-            if kind.startswith(("box_outside", "box_beyond", "box_corners")):
-                name += f" in {int(image_width[index])} x {int(image_height[index])}"
-            findings.add(kind, where, name)
-        rest = int(mask.sum()) - SHOWN
-        if rest > 0:
-            findings.add(kind, where, count=rest)
+    def box(row: int) -> str:
+        return f": {shown(report.record(row)['bbox'])}"
 
-    report("box_not_finite", ~finite)
-    negative = finite & ((width < 0) | (height < 0))
-    report("box_negative", negative)
-    sound = finite & ~negative & known
-    if sound.any() and (boxes_safe[sound] <= 1.0).all() and (image[sound] > 2).all():
-        findings.add("box_normalised", where, f"e.g. annotation {records[0].get('id')}: {records[0]['bbox']}")
-        return sound & False
-    thin: NDArray[np.bool_] = sound & ((width < 1) | (height < 1))
-    report("box_degenerate", thin)
+    def box_in_image(row: int) -> str:
+        return f"{box(row)} in {int(image_width[row])} x {int(image_height[row])}"
+
+    thin = sound & ((width < 1) | (height < 1))
+    report.exclude("box_degenerate", thin, box)
     outside = sound & ~thin & ((right <= 0) | (bottom <= 0) | (left >= image_width) | (top >= image_height))
-    report("box_outside", outside)
+    report.exclude("box_outside", outside, box_in_image)
     over = np.maximum.reduce([-left, -top, right - image_width, bottom - image_height])
     beyond = sound & ~thin & ~outside & (over > EDGE_TOLERANCE_PX)
     fits_as_corners = (width <= image_width) & (height <= image_height) & (width > left) & (height > top)
     far = beyond & (over > 0.05 * np.maximum(image_height, image_width))
     if far.any() and far.sum() >= 0.2 * sound.sum() and fits_as_corners[sound].mean() > 0.95:
-        report("box_corners", far)
+        report.add("box_corners", far, box_in_image)
     else:
-        report("box_beyond_edge", beyond)
-    return np.asarray(sound & ~thin & ~outside)
+        report.add("box_beyond_edge", beyond, box_in_image)
+    empty = objects.is_sound & (objects.area <= 0) & (objects.boxes_xywh[:, 2:] > 0).all(axis=1)
+    report.exclude("area_not_positive", empty, lambda row: f" (area {report.record(row)['area']})")
 
 
-def _as_floats(rows: Iterable[Iterable[float]]) -> NDArray[np.float64]:
-    """A float64 matrix; integers beyond its range become infinite."""
-    rows = list(rows)
-    try:
-        return np.array(rows, dtype=np.float64)
-    except OverflowError:
-        return np.array([[float(v) if abs(v) < 1e300 or v != v else np.inf for v in row] for row in rows])
-
-
-def _check_optional_keys(
-    records: list[dict[str, Any]],
-    usable: NDArray[np.bool_],
-    summary: AnnotationSummary,
-    findings: Findings,
-    where: str,
+def _check_crowds(
+    tables: AnnotationTables, objects: ObjectColumns, summary: AnnotationSummary, report: _Report
 ) -> None:
-    """Checks the optional keys (iscrowd, area, ignore) and clears `usable` where they exclude an annotation."""
-    for index, record in enumerate(records):
-        area = record.get("area", 1)
-        if not isinstance(area, int | float) or not math.isfinite(area):
-            findings.add("bad_area", where, f"annotation {record.get('id')} (area {area!r})")
-        elif area <= 0 < min(record["bbox"][2:]):
-            findings.add("area_not_positive", where, f"annotation {record.get('id')} (area {area})")
-            usable[index] = False
-        if record.get("ignore"):
-            findings.add("ignored", where)
-            usable[index] = False
-        crowd = record.get("iscrowd", 0)
-        if crowd == 0:
-            continue
-        if crowd != 1:
-            findings.add("crowd_value", where, f"annotation {record.get('id')} (iscrowd {crowd!r})")
-            continue
-        summary.crowd += 1
-        usable[index] = False
-        mask = record.get("segmentation")
-        if not (isinstance(mask, dict) and "counts" in mask):
-            findings.add("crowd_without_rle", where, f"annotation {record.get('id')}")
+    flags = objects.iscrowd
+    report.add("crowd_number", (flags != 0) & (flags != 1), lambda row: f" (iscrowd {report.record(row)['iscrowd']})")
+    crowd = flags != 0
+    summary.crowd = int(crowd.sum())
+    report.exclude("crowd", crowd)
+    report.exclude("ignored", objects.ignore != 0)
+    assert tables.outlines is not None
+    plain = [row for row in np.flatnonzero(crowd).tolist() if not tables.outlines.is_run_length_code(
+        int(objects.entries[row]))]  # fmt: skip
+    report.add("crowd_without_rle", np.array(plain, np.int64))
 
 
 def _check_outlines(
-    records: list[dict[str, Any]],
-    sizes: dict[int, Size],
+    tables: AnnotationTables,
+    images: ImageColumns,
+    objects: ObjectColumns,
     summary: AnnotationSummary,
-    findings: Findings,
-    where: str,
+    report: _Report,
 ) -> None:
     """Counts the masks and reports those that cannot be drawn."""
-    missing = 0
-    for record in records:
-        outline, size = record.get("segmentation"), sizes.get(record["image_id"])
-        if isinstance(outline, dict) and outline and size is not None:
-            try:
-                outline = len(run_lengths({"counts": None, **outline}, size)) > 0
-            except OutlineError as error:
-                outline = str(error)
-        if not outline:
-            missing += not record.get("iscrowd")
-        elif outline is DRAWABLE:
+    assert tables.outlines is not None
+    if not len(images.ids):
+        return
+    text, spans = tables.outlines.text, tables.outlines.spans[objects.entries]
+    missing = int(((spans[:, 1] <= spans[:, 0]) & (objects.iscrowd == 0)).sum())
+    sizes = images.sizes.tolist()
+    known = objects.is_listed & (images.sizes[objects.image_rows] > 0).all(axis=1)
+    rows = np.flatnonzero(known & (spans[:, 1] > spans[:, 0]))
+    image_of = objects.image_rows[rows].tolist()
+    for row, image_row, (start, end) in zip(rows.tolist(), image_of, spans[rows].tolist(), strict=True):
+        height, width = sizes[image_row]
+        try:
+            check_outline(parse_outline(text[start:end]), (height, width))
             summary.outlines += 1
-        elif size is not None:
-            findings.add("broken_outline", where, f"annotation {record.get('id')} has {str(outline)[:100]}")
+        except OutlineError as error:
+            report.findings.add("broken_outline", report.where, f"{report.name(row)} has {error}")
     if missing and summary.outlines:
-        findings.add("some_outlines_missing", where, count=missing)
+        report.findings.add("some_outlines_missing", report.where, count=missing)

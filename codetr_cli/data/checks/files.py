@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import posixpath
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.data.checks.findings import Findings
-from codetr_cli.data.headers import ImageFileError, ImageHeader, read_header
-from codetr_cli.data.image_files import list_images
+from codetr_cli.annotations.findings import Findings
+from codetr_cli.annotations.image_folder import ImageFolder
+from codetr_cli.data.checks.image_copies import ImageCopies
+from codetr_cli.data.checks.leftovers import Leftovers
 from codetr_cli.errors import DatasetError, ResourceError
+from codetr_cli.images.headers import ImageFileError, ImageHeader, read_header_and_start
+from codetr_cli.images.image_files import FORMAT_SUFFIXES
 
 HEADER_THREADS = 16
 """Deliberately more than cores: on network disks each file costs milliseconds of waiting."""
 
 ImageRecord = tuple[str, int, int]
-"""File name, height and width in the annotation file."""
-
-_SUFFIXES = {
-    "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "png": (".png",),
-    "webp": (".webp",),
-    "gif": (".gif",),
-    "bmp": (".bmp", ".dib"),
-    "tiff": (".tif", ".tiff"),
-}
+"""File name, height and width in the annotation file; 0 and 0 where it has none."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +38,37 @@ class FileRules:
 
     Args:
         min_side: images with a smaller side are not trained on.
-        shared: the folder also contains images of other annotation files.
+        folder: finds files by similar names.
+        shared: the folder also contains images of annotation files that are not checked.
     """
 
-    images_dir: Path
+    folder: ImageFolder
     where: str
     max_pixels: int
     min_side: int
     deep: bool = False
     shared: bool = False
 
+    @property
+    def images_dir(self) -> Path:
+        """The folder that names are relative to."""
+        return self.folder.folder
+
 
 def check_files(
     records: Sequence[ImageRecord],
     rules: FileRules,
     findings: Findings,
+    copies: ImageCopies,
+    leftovers: Leftovers,
     *,
     workers: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Checks every image file of a split and reports files that no record mentions.
+    """Checks every image file of a split.
 
-    `advance` is called after every few files with their number.
+    The readable files are added to `copies`, and all that are used to `leftovers`. `advance` is called after every few
+    files with their number.
 
     Raises:
         ResourceError: a decoding process died, e.g. of lack of memory.
@@ -76,18 +78,25 @@ def check_files(
         advance(len(records))
         return
     size = 16 if rules.deep else 256
+    renamed: set[str] = set()
+    copies.start(rules.where, rules.images_dir)
     chunks = [records[start : start + size] for start in range(0, len(records), size)]
     try:
         with _pool(rules.deep, max(1, min(workers, len(chunks)))) as pool:
-            for chunk, chunk_findings in zip(chunks, pool.map(partial(_inspect_chunk, rules), chunks), strict=True):
-                findings.merge(chunk_findings)
+            results = pool.map(partial(_inspect_chunk, rules), chunks)
+            for chunk, result in zip(chunks, results, strict=True):
+                findings.merge(result.findings)
+                renamed.update(result.renamed)
+                copies.add(result.files)
                 advance(len(chunk))
     except BrokenProcessPool as error:
         raise ResourceError(
             f"a process that decoded images of {rules.images_dir} was killed, probably by lack of memory: run again "
             f"with fewer --workers (now {workers}) or without --deep."
         ) from error
-    _compare_with_disk(records, rules, findings)
+    leftovers.add(
+        rules.images_dir, rules.where, {*(record[0] for record in records), *renamed}, is_complete=not rules.shared
+    )
 
 
 def default_workers(deep: bool) -> int:
@@ -104,32 +113,53 @@ def _pool(deep: bool, workers: int) -> Executor:
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_decoder)
 
 
-def _inspect_chunk(rules: FileRules, chunk: Sequence[ImageRecord]) -> Findings:
+@dataclass
+class _Inspected:
+    """What was found about some files.
+
+    Args:
+        renamed: files that have other names than their records.
+        files: name, size in bytes and checksum of the start of the readable ones.
+    """
+
+    findings: Findings = field(default_factory=Findings)
+    renamed: list[str] = field(default_factory=list)
+    files: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+def _inspect_chunk(rules: FileRules, chunk: Sequence[ImageRecord]) -> _Inspected:
     """Checks some files; runs in its own thread or process."""
-    findings = Findings()
+    result = _Inspected()
     for record in chunk:
-        for kind, detail in _inspect(rules, record):
-            findings.add(kind, rules.where, f"{record[0]} ({detail})" if detail else record[0])
-    return findings
+        for kind, detail in _inspect(rules, record, result):
+            result.findings.add(kind, rules.where, f"{record[0]} ({detail})" if detail else record[0])
+    return result
 
 
-def _inspect(rules: FileRules, record: ImageRecord) -> Iterator[tuple[str, str]]:
-    """Kind and detail of every finding about one file."""
+def _inspect(rules: FileRules, record: ImageRecord, result: _Inspected) -> Iterator[tuple[str, str]]:
+    """Kind and detail of every finding about one file; adds the file to the result."""
     path = os.path.join(rules.images_dir, record[0])  # noqa: PTH118 (a Path a file would double the time)
     try:
-        header = read_header(path)
+        header, file_bytes, start = read_header_and_start(path)
     except ImageFileError as error:
+        found = rules.folder.find(record[0]) if error.problem == "missing" else None
+        if found is not None:
+            result.renamed.append(found)
+            yield "renamed_file", f"on disk it is {found}"
+            yield from _inspect(rules, (found, *record[1:]), result)
+            return
         kind = error.problem if error.problem == "not_an_image" else f"{error.problem}_file"
-        yield kind, "" if error.problem == "missing" else str(error)
+        yield kind, rules.folder.hint(record[0])[2:-1] if error.problem == "missing" else str(error)
         return
+    result.files.append((record[0], file_bytes, start))
     height, width = header.size
     if not height or not width:
         yield "no_pixels", f"{width} x {height}"
         return
-    if height * width > rules.max_pixels:
+    if header.limit_needed > rules.max_pixels:
         yield (
             "too_many_pixels",
-            f"{width} x {height} = {height * width / 1e6:,.0f} million, {rules.max_pixels:,} allowed",
+            f"{width} x {height} = {header.limit_needed / 1e6:,.0f} million, {rules.max_pixels:,} allowed",
         )
         return
     if rules.deep:
@@ -139,7 +169,7 @@ def _inspect(rules: FileRules, record: ImageRecord) -> Iterator[tuple[str, str]]
         yield "small_image", f"{width} x {height}"
     if header.colour != "rgb" or header.bits != 8:
         yield "unusual_pixels", f"{header.colour}, {header.bits} bits"
-    if not record[0].lower().endswith(_SUFFIXES.get(header.format, "")):
+    if not record[0].lower().endswith(FORMAT_SUFFIXES[header.format]):
         yield "misnamed_file", header.format.upper()
 
 
@@ -148,15 +178,16 @@ def _compare_size(header: ImageHeader, record: ImageRecord) -> Iterator[tuple[st
     _, listed_height, listed_width = record
     if header.orientation != 1:
         yield "rotated", f"EXIF orientation {header.orientation}"
-    if (height, width) == (listed_height, listed_width):
+    problem = header.size_problem((listed_height, listed_width))
+    if not problem or not listed_height:
         return
     sizes = f"{width} x {height} in the file, {listed_width} x {listed_height} listed"
-    if header.orientation >= 5 and header.stored_size == (listed_height, listed_width):
-        yield "rotation_differs", f"{width} x {height} after rotation, {listed_width} x {listed_height} listed"
+    if problem == "rotation_differs":
+        yield problem, f"{width} x {height} after rotation, {listed_width} x {listed_height} listed"
     elif (width, height) == (listed_height, listed_width):
-        yield "size_differs", f"{sizes}: width and height seem to be swapped"
+        yield problem, f"{sizes}: width and height seem to be swapped"
     else:
-        yield "size_differs", sizes
+        yield problem, sizes
 
 
 _decoder_messages: Any = None
@@ -177,7 +208,7 @@ def _start_decoder() -> None:
 
 def _decode(path: str, header: ImageHeader, rules: FileRules) -> Iterator[tuple[str, str]]:
     """Reads the image as training does and reports the decoder's messages."""
-    from codetr_cli.data.images import read_image
+    from codetr_cli.images.decoder import read_image
 
     start = os.lseek(2, 0, os.SEEK_END)
     try:
@@ -200,25 +231,3 @@ def _message_since(start: int) -> str:
     os.lseek(2, 0, os.SEEK_END)
     messages = [line.strip() for line in lines if line.strip() and not any(word in line for word in _HARMLESS)]
     return messages[0][:120] if messages else ""
-
-
-def _compare_with_disk(records: Sequence[ImageRecord], rules: FileRules, findings: Findings) -> None:
-    """Reports files that no record mentions, and where missing ones may be."""
-    listed = {posixpath.normpath(name) if "./" in name or "//" in name else name for name, _, _ in records}
-    on_disk = set(list_images(rules.images_dir))
-    unlisted = sorted(on_disk - listed)
-    for name in () if rules.shared else unlisted:
-        findings.add("unlisted_file", rules.where, name)
-    missing = findings.get("missing_file", rules.where)
-    if missing and unlisted:
-        by_base = {name.rpartition("/")[2]: name for name in unlisted}
-        by_lower = {name.lower(): name for name in unlisted}
-        by_stem = {name.rpartition(".")[0]: name for name in unlisted}
-        for index, name in enumerate(missing.first):
-            base, stem = name.rpartition("/")[2], name.rpartition(".")[0]
-            if base in by_base:
-                missing.first[index] = f"{name} (found as {by_base[base]})"
-            elif name.lower() in by_lower:
-                missing.first[index] = f"{name} (on disk it is spelled {by_lower[name.lower()]})"
-            elif stem in by_stem:
-                missing.first[index] = f"{name} (found {by_stem[stem]})"

@@ -7,7 +7,7 @@ those before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class AspectGroupedSampler(Sampler[list[Key]]):
         self.micro_batch = micro_batch
         self.rank = rank
         self.world_size = world_size
-        self.seed = seed
+        self.seed = seed % 2**64  # as torch does
         together = micro_batch * world_size
         sizes = np.unique(groups, return_counts=True)[1]
         self.num_batches = int((-(-sizes // together)).sum())
@@ -118,7 +118,7 @@ class AspectGroupedSampler(Sampler[list[Key]]):
         """Indices (world_size, batches, micro_batch) of the images that remain for segment `number` of an epoch."""
         # The first segment has the published order; each further one has its own generator.
         seed = epoch + self.seed if number == 0 else _combined_seed(self.seed, epoch, number)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % 2**64)
         together = micro_batch * world_size
         parts = [np.zeros(0, np.int64)]
         for group in np.unique(self.groups):
@@ -138,10 +138,18 @@ class AspectGroupedSampler(Sampler[list[Key]]):
 
 
 class EvalLoader:
-    """Batches with every image once over all ranks, in order: rank r has batches r, r + world_size, ...
+    """Batches with every image once over all ranks, each rank's in order.
 
-    An image is in the same batch, with the same padding, for any number of ranks: they change no detection. The last
-    batch may be smaller. The arguments are those of `build_train_loader`.
+    An image is in the same batch, with the same padding, for any number of ranks: they change no detection. The batches
+    are divided so that every rank has about as much to do. The last batch may be smaller. Arguments that
+    `build_train_loader` has too are explained there.
+
+    Args:
+        done: numbers of batches that need not be read.
+
+    Attributes:
+        batch_numbers: position of each batch of this rank in `batches_of` the dataset.
+        num_images: on this rank.
     """
 
     def __init__(
@@ -154,11 +162,14 @@ class EvalLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         timeout_s: float = TIMEOUT_S,
+        done: Collection[int] = (),
     ) -> None:
         self.dataset = dataset
-        indices = range(len(dataset))
-        batches = [list(indices[i : i + batch_size]) for i in range(0, len(dataset), batch_size)]
-        self._batches = batches[rank::world_size]
+        batches = batches_of(len(dataset), batch_size)
+        remaining = [number for number in range(len(batches)) if number not in done]
+        costs = [_batch_cost(dataset.sizes[batch]) for batch in batches]
+        self.batch_numbers = divide(remaining, costs, world_size)[rank]
+        self._batches = [batches[number] for number in self.batch_numbers]
         self.num_images = sum(len(batch) for batch in self._batches)
         self.reader = BatchReader(dataset, self._batches, workers=workers, pin_memory=pin_memory, timeout_s=timeout_s)
 
@@ -168,6 +179,29 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this rank; errors as of `BatchReader`."""
         return iter(self.reader)
+
+
+def batches_of(images: int, batch_size: int) -> list[list[int]]:
+    """The indices of each evaluation batch: consecutive images."""
+    return [list(range(start, min(start + batch_size, images))) for start in range(0, images, batch_size)]
+
+
+def divide(units: Collection[int], costs: Sequence[float], parts: int) -> list[list[int]]:
+    """Units of work in parts of about equal costs, each in ascending order; every unit is in one part.
+
+    Args:
+        units: numbers of the units.
+        costs: by unit number; also of units that are not divided.
+        parts: how many.
+    """
+    order = sorted(units, key=lambda unit: (-costs[unit], unit))
+    return [sorted(order[part::parts]) for part in range(parts)]
+
+
+def _batch_cost(sizes: np.ndarray) -> float:
+    """Area of a padded batch of images of these (height, width), resized to a short side of 1."""
+    height, width = (sizes / sizes.min(axis=1, keepdims=True)).max(axis=0)
+    return round(float(len(sizes) * height * width), 3)
 
 
 def _combined_seed(*numbers: int) -> int:

@@ -94,6 +94,28 @@ def start_method() -> str | None:
     return "fork" if sys.platform == "linux" else None
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds back Ctrl-C from this thread, and from processes that it starts meanwhile.
+
+    They would print a traceback while they import; each calls `release_interrupts` once it can handle the signal.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_interrupts() -> None:
+    """Delivers Ctrl-C to this process again, also one that was held back."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+
+
 def init_worker(exiting: ctypes.c_bool, worker: int) -> None:
     """Limits a worker to one thread and makes it ignore signals to the whole job.
 
@@ -111,4 +133,5 @@ def init_worker(exiting: ctypes.c_bool, worker: int) -> None:
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    release_interrupts()
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if exiting.value else None)

@@ -28,6 +28,7 @@ from codetr_cli.data.loading.transport import SharedBatch, pack
 from codetr_cli.data.loading.worker_process import (
     exiting_flag,
     init_worker,
+    interrupts_held,
     no_worker_count_warning,
     raise_file_limit,
     restore_sigchld,
@@ -166,7 +167,7 @@ class BatchReader:
         previous = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         before = multiprocessing.active_children()
         try:
-            with no_worker_count_warning():
+            with no_worker_count_warning(), interrupts_held():
                 self._stream = iter(self._loader)
         except OSError as error:
             for worker in multiprocessing.active_children():
@@ -196,9 +197,9 @@ class BatchReader:
                     if self._dead():
                         raise _WorkerDiedError(self._death())
                     item = next(self._stream)
-                    if isinstance(item, SharedBatch):
-                        self._warn_of_shm(item.shm_error)
-                        return item.open()
+                if isinstance(item, SharedBatch):  # opened out of the handler's reach: it would leave a socket open
+                    self._warn_of_shm(item.shm_error)
+                    return item.open()
             except (RuntimeError, OSError, EOFError) as error:
                 text = str(error)
                 if self._dead(wait_s=1.0 if isinstance(error, OSError | EOFError) else 0.0):

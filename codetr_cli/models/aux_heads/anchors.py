@@ -1,18 +1,20 @@
 """Anchors and box deltas of the one-to-many heads.
 
 Behaviour of mmdet's AnchorGenerator (scale_major, center_offset 0) and DeltaXYWHBBoxCoder.
-Shape letters: A anchors of a cell, M anchors of a map, L levels.
+Shape letters: A anchors of a cell, B images, M anchors of all levels, L levels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from codetr_cli.boxes import clip_boxes, xyxy_to_cxcywh
+from codetr_cli.boxes import Size, host_values
+from codetr_cli.models.constants import cached_constant
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
 """Maximum change of width or height by a delta, as a logarithm."""
@@ -50,8 +52,12 @@ class AnchorGrid:
                 cell.append((-half_w, -half_h, half_w, half_h))
         return cell
 
-    def boxes(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> list[Tensor]:
-        """Anchors (M_i, 4) xyxy in pixels, one tensor per level.
+    def counts(self, shapes: Sequence[Size]) -> list[int]:
+        """Anchors of each level, given the (H, W) of each."""
+        return [height * width * self.per_cell for height, width in shapes]
+
+    def boxes(self, shapes: Sequence[Size], like: Tensor) -> Tensor:
+        """Anchors (M, 4) xyxy in pixels of all levels, one level after the other.
 
         Cells are in row-major order; within a cell the ratio is the outer loop and the scale the inner one.
         Parity: a cell's anchors are centred on its top left corner, not on its middle.
@@ -60,60 +66,94 @@ class AnchorGrid:
             shapes: (H, W) of each level.
             like: a tensor whose dtype and device the anchors take.
         """
-        anchors = []
-        for (height, width), stride in zip(shapes, self.strides, strict=True):
-            base = like.new_tensor(self._of_cell(stride))  # (A, 4)
-            x = torch.arange(width, dtype=like.dtype, device=like.device) * stride
-            y = torch.arange(height, dtype=like.dtype, device=like.device) * stride
-            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-            shifts = torch.stack([grid_x, grid_y, grid_x, grid_y], -1).view(-1, 1, 4)
-            anchors.append((shifts + base).view(-1, 4))
-        return anchors
+        cells = tuple(tuple(self._of_cell(stride)) for stride in self.strides)
+        return _grid_boxes(tuple(shapes), self.strides, cells, like.dtype, like.device)
 
-    def valid(self, shapes: Sequence[tuple[int, int]], pad_size: tuple[int, int], device: torch.device) -> list[Tensor]:
-        """Per level the anchors whose cell starts inside the image's own padded size (h, w).
+    def valid(self, shapes: Sequence[Size], pad_sizes: Sequence[Size], like: Tensor) -> Tensor:
+        """Which anchors' cells start inside the own padded size (h, w) of each image, as bool (B, M).
 
-        Returns:
-            ascending int64 indices over the anchors of all levels, one tensor per level; no device synchronization.
+        Args:
+            shapes: (H, W) of each level.
+            pad_sizes: of each image.
+            like: a tensor on the device of the result, of the dtype of the anchors.
         """
-        indices, start = [], 0
-        for (height, width), stride in zip(shapes, self.strides, strict=True):
-            rows = torch.arange(min(height, math.ceil(pad_size[0] / stride)), device=device)
-            columns = torch.arange(min(width, math.ceil(pad_size[1] / stride)), device=device)
-            of_cell = torch.arange(self.per_cell, device=device)
-            cells = rows[:, None] * width + columns
-            indices.append((cells[..., None] * self.per_cell + of_cell).flatten() + start)
-            start += height * width * self.per_cell
-        return indices
+        corners = _cell_corners(tuple(shapes), self.strides, like.dtype, like.device)
+        limits = host_values([(width, height) for height, width in pad_sizes], like)
+        return (corners < limits[:, None]).all(-1).repeat_interleave(self.per_cell, 1)
+
+    def valid_cells(self, shapes: Sequence[Size], pad_size: Size) -> list[Size]:
+        """(rows, columns) of the cells of each level that start inside an image's own padded size (h, w)."""
+        return [
+            (min(height, math.ceil(pad_size[0] / stride)), min(width, math.ceil(pad_size[1] / stride)))
+            for (height, width), stride in zip(shapes, self.strides, strict=True)
+        ]
+
+
+@cached_constant(maxsize=4)
+def _grid_boxes(
+    shapes: tuple[Size, ...], strides: tuple[int, ...], cells: tuple[Any, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The anchors of `AnchorGrid.boxes`; `cells` holds those around (0, 0) of each level."""
+    corners = _cell_corners(shapes, strides, dtype, device)
+    of_levels = torch.split(corners.repeat(1, 2)[:, None], [height * width for height, width in shapes])
+    of_cells = host_values(cells, corners)  # (L, A, 4)
+    return torch.cat([(level + of_cell).flatten(0, 1) for level, of_cell in zip(of_levels, of_cells, strict=True)])
+
+
+@cached_constant(maxsize=4)
+def _cell_corners(
+    shapes: tuple[Size, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The top left corner (x, y) in pixels of every cell of every level."""
+    corners = []
+    for (height, width), stride in zip(shapes, strides, strict=True):
+        y, x = (torch.arange(side, dtype=dtype, device=device) * stride for side in (height, width))
+        corners.append(torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1).flatten(0, 1))
+    return torch.cat(corners)
+
+
+@cached_constant(maxsize=4)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return host_values(values, torch.empty(0, dtype=dtype, device=device))
+
+
+def centres_and_sides(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres (..., 2) and sides (..., 2) of corner boxes (..., 4)."""
+    first, last = torch.split(boxes_xyxy, 2, -1)
+    return (first + last) / 2, last - first
 
 
 def encode_deltas(anchors: Tensor, boxes: Tensor, stds: Sequence[float]) -> Tensor:
-    """The deltas (N, 4) that turn anchors (N, 4) into boxes (N, 4), both xyxy pixels, divided by `stds`."""
-    a, b = xyxy_to_cxcywh(anchors), xyxy_to_cxcywh(boxes)
-    deltas = torch.cat([(b[:, :2] - a[:, :2]) / a[:, 2:], torch.log(b[:, 2:] / a[:, 2:])], -1)
-    return deltas / deltas.new_tensor(stds)
+    """The deltas (..., 4) that turn anchors into boxes, all (..., 4) xyxy pixels, divided by `stds`."""
+    (centres, sides), (box_centres, box_sides) = centres_and_sides(anchors), centres_and_sides(boxes)
+    deltas = torch.cat([(box_centres - centres) / sides, torch.log(box_sides / sides)], -1)
+    return deltas if all(std == 1 for std in stds) else deltas / _constant(tuple(stds), deltas.dtype, deltas.device)
 
 
-def decode_deltas(
-    anchors: Tensor, deltas: Tensor, stds: Sequence[float], size: tuple[int, int] | None = None
-) -> Tensor:
+def decode_deltas(anchors: Tensor, deltas: Tensor, stds: Sequence[float], limits: Tensor | None = None) -> Tensor:
     """Boxes (..., 4) xyxy pixels of anchors moved by deltas.
 
     Args:
         anchors: (..., 4) xyxy pixels, broadcastable to `deltas`.
         deltas: (..., 4).
         stds: divisors of the deltas.
-        size: clip to an image of this (height, width); None: no clipping.
+        limits: clip to images of this (w, h, w, h) in pixels, broadcastable; None: no clipping.
     """
-    deltas = deltas * deltas.new_tensor(stds)
-    centre_size = xyxy_to_cxcywh(anchors)
-    centres, sides = centre_size[..., :2], centre_size[..., 2:]
-    centres = centres + deltas[..., :2] * sides
-    half = sides * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() / 2
+    if any(std != 1 for std in stds):
+        deltas = deltas * _constant(tuple(stds), deltas.dtype, deltas.device)
+    shifts, growths = torch.split(deltas, 2, -1)
+    centres, sides = centres_and_sides(anchors)
+    centres = centres + shifts * sides
+    half = sides * growths.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() / 2
     boxes = torch.cat([centres - half, centres + half], -1)
-    return boxes if size is None else clip_boxes(boxes, size)
+    return boxes if limits is None else torch.minimum(boxes.clamp(min=0), limits)
 
 
 def flatten_map(prediction: Tensor, channels: int) -> Tensor:
     """Turns a head's map (B, A * channels, H, W) into (B, H * W * A, channels), in the order of the anchors."""
     return prediction.permute(0, 2, 3, 1).reshape(prediction.shape[0], -1, channels)
+
+
+def map_shapes(maps: Sequence[Tensor]) -> list[Size]:
+    """(H, W) of each map (B, C, H, W)."""
+    return [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]

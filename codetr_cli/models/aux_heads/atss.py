@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, flatten_map
+from codetr_cli.boxes import Size, size_scale
+from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, flatten_map, map_shapes
 from codetr_cli.models.aux_heads.roi import suppress
-from codetr_cli.models.layers import ConvNorm, init_conv
+from codetr_cli.models.layers import ConvNorm, at_least_float32, full_precision, init_conv
 from codetr_cli.models.postprocess import Detections
 
 
@@ -62,24 +63,31 @@ class AtssHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level class logits (B, K, H, W), deltas (B, 4, H, W) and centerness logits (B, 1, H, W)."""
         logits, deltas, centerness = [], [], []
-        for m, scale in zip(maps, self.scales, strict=True):
+        for level, m in enumerate(maps):  # by index: torch 2.7 compiles no iteration over parameters
             logits.append(self.class_head(F.relu(self.class_tower(m))))
             box_features = F.relu(self.box_tower(m))
-            deltas.append(self.box_head(box_features) * scale)
+            deltas.append(self.box_head(box_features) * self.scales[level])
             centerness.append(self.centerness_head(box_features))  # of the box tower
         return logits, deltas, centerness
 
     @torch.no_grad()
-    def detect(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def detect(self, maps: Sequence[Tensor], sizes: Sequence[Size]) -> list[Detections]:
         """Detections in the pixels of the network's input.
 
         Args:
             maps: the encoder's maps.
             sizes: per image (height, width) that boxes are clipped to.
         """
-        logits, deltas, centerness = self.forward(maps)
-        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
-        anchors = self.anchors.boxes(shapes, maps[0])
+        outputs = self.forward(maps)
+        with full_precision(maps[0]):
+            logits, deltas, centerness = ([at_least_float32(m) for m in kind] for kind in outputs)
+            return self._detect(logits, deltas, centerness, sizes)
+
+    def _detect(
+        self, logits: list[Tensor], deltas: list[Tensor], centerness: list[Tensor], sizes: Sequence[Size]
+    ) -> list[Detections]:
+        shapes = map_shapes(logits)
+        anchors = torch.split(self.anchors.boxes(shapes, logits[0]), self.anchors.counts(shapes))
         per_level = [
             (flatten_map(c, self.num_classes).sigmoid(), flatten_map(d, 4), flatten_map(t, 1).sigmoid(), a)
             for c, d, t, a in zip(logits, deltas, centerness, anchors, strict=True)
@@ -87,11 +95,12 @@ class AtssHead(nn.Module):
         detections = []
         for image, size in enumerate(sizes):
             boxes, scores, labels = [], [], []
+            limits = size_scale(size, logits[0])
             for class_scores, moves, weights, level_anchors in per_level:
                 cell, label, score = self._best_cells(class_scores[image])
                 # Centerness is multiplied after the selection, which uses class scores only.
                 scores.append(score * weights[image, cell, 0])
-                boxes.append(decode_deltas(level_anchors[cell], moves[image, cell], self.target_stds, size))
+                boxes.append(decode_deltas(level_anchors[cell], moves[image, cell], self.target_stds, limits))
                 labels.append(label)
             candidates = Detections(torch.cat(boxes), torch.cat(scores), torch.cat(labels))
             detections.append(suppress(candidates, self.nms, self.nms_iou, self.max_detections))

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codetr_cli.boxes import Size, size_scale
 from codetr_cli.models.aux_heads.anchors import decode_deltas
-from codetr_cli.models.layers import ConvNorm
+from codetr_cli.models.layers import ConvNorm, at_least_float32, full_precision
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead
 from codetr_cli.models.pooling import RegionPooling, number_regions
 from codetr_cli.models.postprocess import Detections
@@ -80,17 +81,19 @@ class RoiHead(nn.Module):
             nn.init.zeros_(layer.bias)
         self.mask_head = mask_head
 
-    def pool(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Pools each region from the map for its size.
+    def pool(self, maps: Sequence[Tensor], regions: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Pools each region from the map for its size, in float32 at least: half precision would move the regions.
 
         Args:
             maps: (B, C, H, W), at least as many as there are strides.
-            boxes: per image (R_i, 4) xyxy pixels.
+            regions: (R, 5) image index and xyxy pixels.
+            counts: regions of each map, of `RegionPooling.count_levels`; None: counted here.
 
         Returns:
-            (R, C, output_size, output_size), concatenated over images.
+            (R, C, output_size, output_size).
         """
-        return self.pooling(maps, number_regions(boxes))
+        with full_precision(maps[0]):
+            return self.pooling([at_least_float32(m) for m in maps], regions, counts)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Maps pooled regions (R, C, s, s) to logits (R, K + 1) and deltas, (R, 4 K) or (R, 4) for all classes."""
@@ -102,17 +105,18 @@ class RoiHead(nn.Module):
         return self.class_head(x), self.box_head(x)
 
     def deltas_of(self, deltas: Tensor, labels: Tensor) -> Tensor:
-        """The deltas (P, 4) that belong to the classes (P,) of regions, from those of all classes."""
+        """The deltas (R, 4) that belong to the classes (R,) of regions, from those of all classes."""
         if self.class_agnostic:
             return deltas
-        return deltas.view(len(labels), self.num_classes, 4)[torch.arange(len(labels), device=labels.device), labels]
+        of_classes = deltas.view(len(labels), self.num_classes, 4)
+        return of_classes.gather(1, labels[:, None, None].expand(-1, 1, 4))[:, 0]
 
     @torch.no_grad()
     def detect(
         self,
         maps: Sequence[Tensor],
         proposals: Sequence[tuple[Tensor, Tensor]],
-        sizes: Sequence[tuple[int, int]],
+        sizes: Sequence[Size],
     ) -> list[Detections]:
         """Detections in the pixels of the network's input.
 
@@ -122,19 +126,26 @@ class RoiHead(nn.Module):
             sizes: per image (height, width) that boxes are clipped to.
         """
         counts = [len(boxes) for boxes, _ in proposals]
-        logits, deltas = self.forward(self.pool(maps, [boxes for boxes, _ in proposals]))
-        detections = []
-        for (boxes, _), image_logits, image_deltas, size in zip(
-            proposals, torch.split(logits, counts), torch.split(deltas, counts), sizes, strict=True
-        ):
-            scores = image_logits.softmax(-1)[:, : self.num_classes]
-            own = image_deltas.view(len(boxes), -1, 4).expand(-1, self.num_classes, -1)
-            corners = decode_deltas(boxes[:, None], own, self.target_stds, size)
-            # Every class of a region is a separate candidate.
-            labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
-            candidates = Detections(corners.flatten(0, 1), scores.flatten(), labels.flatten())
-            detections.append(suppress(candidates, self.nms, self.nms_iou, self.max_detections))
-        return detections if self.mask_head is None else self.mask_head.detect(maps, detections)
+        regions = number_regions([boxes for boxes, _ in proposals])
+        logits, deltas = self.forward(self.pool(maps, regions))
+        with full_precision(maps[0]):
+            outputs = (torch.split(at_least_float32(each), counts) for each in (logits, deltas))
+            detections = [
+                self._detect_image(boxes, image_logits, image_deltas, size)
+                for (boxes, _), image_logits, image_deltas, size in zip(proposals, *outputs, sizes, strict=True)
+            ]
+            if self.mask_head is None:
+                return detections
+            return self.mask_head.detect([at_least_float32(m) for m in maps], detections)
+
+    def _detect_image(self, boxes: Tensor, logits: Tensor, deltas: Tensor, size: Size) -> Detections:
+        """Detections of one image of `size` (height, width): every class of a region is a separate candidate."""
+        scores = logits.softmax(-1)[:, : self.num_classes]
+        own = deltas.view(len(boxes), -1, 4).expand(-1, self.num_classes, -1)
+        corners = decode_deltas(boxes[:, None], own, self.target_stds, size_scale(size, own))
+        labels = torch.arange(self.num_classes, device=scores.device).expand_as(scores)
+        candidates = Detections(corners.flatten(0, 1), scores.flatten(), labels.flatten())
+        return suppress(candidates, self.nms, self.nms_iou, self.max_detections)
 
 
 def suppress(candidates: Detections, nms: str, nms_iou: float, max_detections: int) -> Detections:

@@ -1,4 +1,7 @@
-"""Region proposal network (arXiv 1506.01497) on the encoder's maps. Behaviour of mmdet's RPNHead."""
+"""Region proposal network (arXiv 1506.01497) on the encoder's maps. Behaviour of mmdet's RPNHead.
+
+Shape letters: A anchors of a cell, B images, M anchors of all levels, P proposals of the image with the most.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, flatten_map
-from codetr_cli.models.layers import init_conv
-from codetr_cli.ops.nms import batched_nms
+from codetr_cli.boxes import Size, host_values
+from codetr_cli.models.aux_heads.anchors import AnchorGrid, decode_deltas, flatten_map, map_shapes
+from codetr_cli.models.layers import at_least_float32, full_precision, init_conv
+from codetr_cli.ops.nms import grouped_nms
 
 DELTA_STDS = (1.0, 1.0, 1.0, 1.0)
+
+
+ABSENT = -1.0
+"""Score of a row without a proposal."""
+
+
+@dataclass(frozen=True)
+class RegionProposals:
+    """Boxes that may contain an object, best first.
+
+    Attributes:
+        boxes: (B, P, 4) xyxy pixels; 0 without a proposal.
+        scores: (B, P); `ABSENT` without a proposal: an image may have fewer than P.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """Which rows are proposals, as bool (B, P)."""
+        return self.scores > ABSENT
+
+    def per_image(self) -> list[tuple[Tensor, Tensor]]:
+        """Boxes and scores of each image's proposals; waits for the device."""
+        counts = self.present.sum(1).tolist()
+        return [(boxes[:n], scores[:n]) for boxes, scores, n in zip(self.boxes, self.scores, counts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -66,52 +97,43 @@ class RpnHead(nn.Module):
         hidden = [F.relu(self.conv(m)) for m in maps]
         return [self.objectness(h) for h in hidden], [self.box_deltas(h) for h in hidden]
 
-    def propose(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
-        """Proposals of a batch: `select_proposals` of the head's own outputs."""
-        return self.select_proposals(*self.forward(maps), sizes)
+    def propose(self, maps: Sequence[Tensor], sizes: Sequence[Size]) -> list[tuple[Tensor, Tensor]]:
+        """Proposals of a batch: `select_proposals` of the head's own outputs, per image."""
+        logits, deltas = self.forward(maps)
+        with full_precision(maps[0]):
+            return self.select_proposals(*self.flatten(logits, deltas), map_shapes(maps), sizes).per_image()
+
+    def flatten(self, logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, M) and deltas (B, M, 4) of all anchors, in float32 at least, from the head's outputs."""
+        flat_logits = torch.cat([flatten_map(m, 1)[..., 0] for m in logits], 1)
+        return at_least_float32(flat_logits), at_least_float32(torch.cat([flatten_map(m, 4) for m in deltas], 1))
 
     @torch.no_grad()
     def select_proposals(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> list[tuple[Tensor, Tensor]]:
+        self, logits: Tensor, deltas: Tensor, shapes: Sequence[Size], sizes: Sequence[Size]
+    ) -> RegionProposals:
         """The best boxes of each image after NMS within each level.
 
         Args:
-            logits: per level (B, A, H, W).
-            deltas: per level (B, 4 A, H, W).
+            logits: (B, M).
+            deltas: (B, M, 4).
+            shapes: (H, W) of each level.
             sizes: per image (height, width) that boxes are clipped to.
-
-        Returns:
-            Per image boxes (P, 4) xyxy pixels and scores (P,), best first.
         """
-        shapes = [(m.shape[-2], m.shape[-1]) for m in logits]
-        anchors = self.anchors.boxes(shapes, logits[0])
-        scores = [flatten_map(m, 1)[..., 0].sigmoid() for m in logits]
-        moves = [flatten_map(m, 4) for m in deltas]
         selection = self.selection_train if self.training else self.selection_test
-        return [
-            _select([s[i] for s in scores], [d[i] for d in moves], anchors, size, selection)
-            for i, size in enumerate(sizes)
-        ]
-
-
-def _select(
-    scores: list[Tensor],
-    deltas: list[Tensor],
-    anchors: list[Tensor],
-    size: tuple[int, int],
-    selection: Selection,
-) -> tuple[Tensor, Tensor]:
-    """The proposals of one image."""
-    boxes, kept_scores, levels = [], [], []
-    for level, (level_scores, level_deltas, level_anchors) in enumerate(zip(scores, deltas, anchors, strict=True)):
-        best, index = level_scores.sort(descending=True)
-        best, index = best[: selection.pre_nms], index[: selection.pre_nms]
-        boxes.append(decode_deltas(level_anchors[index], level_deltas[index], DELTA_STDS, size))
-        kept_scores.append(best)
-        levels.append(torch.full_like(index, level))
-    all_boxes, all_scores, all_levels = torch.cat(boxes), torch.cat(kept_scores), torch.cat(levels)
-    proper = (all_boxes[:, 2] > all_boxes[:, 0]) & (all_boxes[:, 3] > all_boxes[:, 1])
-    all_boxes, all_scores, all_levels = all_boxes[proper], all_scores[proper], all_levels[proper]
-    keep = batched_nms(all_boxes, all_scores, all_levels, selection.nms_iou)[: selection.count]
-    return all_boxes[keep], all_scores[keep]
+        scores, rows, start = [], [], 0
+        for of_level in torch.split(logits.sigmoid(), self.anchors.counts(shapes), 1):
+            best, index = of_level.sort(dim=1, descending=True)
+            scores.append(best[:, : selection.pre_nms])
+            rows.append(index[:, : selection.pre_nms] + start)
+            start += of_level.shape[1]
+        index, best = torch.cat(rows, 1), torch.cat(scores, 1)  # (B, N)
+        limits = host_values([[w, h, w, h] for h, w in sizes], deltas)[:, None]
+        moves = deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = decode_deltas(self.anchors.boxes(shapes, deltas)[index], moves, DELTA_STDS, limits)
+        proper = (boxes[..., 2:] > boxes[..., :2]).all(-1) & (best >= 0)  # no number is not proper either
+        boxes = torch.where(proper[..., None], boxes, 0)  # suppresses nothing
+        kept = grouped_nms(boxes, best, [of_level.shape[1] for of_level in scores], selection.nms_iou)
+        best, order = torch.where(kept & proper, best, ABSENT).sort(dim=1, descending=True, stable=True)
+        best, order = best[:, : selection.count], order[:, : selection.count]
+        return RegionProposals(boxes.gather(1, order[..., None].expand(-1, -1, 4)), best)

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from codetr_cli.models.layers import autocast_dtype_of
+
+
+@dataclass
+class _Folded:
+    """What a norm contributes to the convolution before it.
+
+    Attributes:
+        source: identifies the tensors that it was computed from, and their versions.
+        scale: (C, 1, 1, 1) factor of the weight.
+        shift: (C,) bias.
+        weight: of the convolution, times `scale`; None: it is trained.
+        sources: keep the memory of the tensors, so that no later tensor has the same address.
+    """
+
+    source: tuple[Hashable, ...] = ()
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    weight: Tensor | None = None
+    sources: tuple[Tensor, ...] = ()
+
+    def __reduce__(self) -> tuple[type[_Folded], tuple[()]]:
+        return _Folded, ()  # copies and pickled modules start without
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -20,21 +45,57 @@ class FrozenBatchNorm2d(nn.Module):
 
     Attributes:
         folds_in_training: whether training folds it into the convolution before it.
+        keeps_folded: whether the result is kept from step to step. Not where weights change unnoticed, as those that
+            are gathered in every step.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.eps, self.folds_in_training = eps, True
+        self.eps, self.folds_in_training, self.keeps_folded = eps, True, True
         self.weight = nn.Parameter(torch.ones(num_features), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(num_features), requires_grad=False)
         self.running_mean: Tensor
         self.running_var: Tensor
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
+        self._folded = _Folded()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to the same shape."""
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+    def fold_into(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight (C, ...) and bias (C,) of a convolution followed by this norm, with the weight's gradient.
+
+        What is constant is computed once, and in mixed precision converted once: scale and shift, and the folded weight
+        where it is not trained.
+
+        Args:
+            weight: of the convolution, which has no bias.
+        """
+        if torch.compiler.is_compiling() or not self.keeps_folded:
+            scale, shift = self._scale_and_shift()
+            return weight * scale, shift
+        sources = [self.weight, self.bias, self.running_mean, self.running_var]
+        if not weight.requires_grad:
+            sources.append(weight)
+        dtype = autocast_dtype_of(weight)
+        source = (dtype, *((t.data_ptr(), t._version, t.dtype, t.device) for t in sources))
+        kept = self._folded
+        if kept.source != source:
+            with torch.no_grad():
+                scale, shift = self._scale_and_shift()
+                folded = None if weight.requires_grad else (weight * scale).to(dtype or weight.dtype)
+            kept = self._folded = _Folded(
+                source, scale, shift.to(dtype or shift.dtype), folded, tuple(t.detach() for t in sources)
+            )
+        assert kept.scale is not None
+        assert kept.shift is not None
+        return weight * kept.scale if kept.weight is None else kept.weight, kept.shift
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale[:, None, None, None], self.bias - self.running_mean * scale
 
 
 def _group_norm(num_features: int) -> nn.GroupNorm:
@@ -110,6 +171,9 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps normalised images (B, 3, H, W) to maps of strides `finest_stride` to 32."""
+        if images.device.type == "cuda" and self.training and autocast_dtype_of(images) is not None:
+            # Tensor cores compute with the channels of a cell side by side: nothing is transposed around a convolution.
+            images = images.contiguous(memory_format=torch.channels_last)
         stem = _conv_norm(self.conv1, self.bn1, images)
         x = F.max_pool2d(F.relu(stem, inplace=True), kernel_size=3, stride=2, padding=1)
         outputs = []
@@ -126,7 +190,7 @@ class ResNet(nn.Module):
 def _run_stage(stage: nn.Sequential, x: Tensor) -> Tensor:
     """Runs the blocks of a stage: the forward pass of torchvision, except for `_conv_norm`."""
     for block in stage:
-        assert isinstance(block, BasicBlock | Bottleneck)
+        assert isinstance(block, (BasicBlock, Bottleneck))  # torch.compile of torch 2.7 fails on a union
         shortcut = x
         if block.downsample is not None:
             conv, norm = block.downsample.children()
@@ -149,7 +213,5 @@ def _conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(conv(x))
     if not norm.folds_in_training:
         return norm(conv(x))
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = conv.weight * scale[:, None, None, None]
-    shift = norm.bias - norm.running_mean * scale
+    weight, shift = norm.fold_into(conv.weight)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from codetr_cli.models.layers import DropPath, add_rows_in_chunks, at_least_float32, runs_in_chunks
+from codetr_cli.models.layers import DropPath, add_rows_in_chunks, at_least_float32, float64_device, runs_in_chunks
 
 NORM_EPS = 1e-6
 ROTARY_BASE = 10000.0
@@ -255,17 +255,18 @@ def rotation(height: int, width: int, head_dim: int, *, like: Tensor) -> Rotatio
         like: a tensor whose device and dtype the result takes; computed in float64 and rounded once.
     """
     half = head_dim // 2
-    steps = torch.arange(0, half, 2, device=like.device, dtype=torch.float64)
+    place = float64_device(like.device)
+    steps = torch.arange(0, half, 2, device=place, dtype=torch.float64)
     frequencies = (ROTARY_BASE ** (-steps / half)).repeat_interleave(2)  # (D / 2)
     angles = [
-        torch.arange(count, device=like.device, dtype=torch.float64)[:, None] / count * ROTARY_EXTENT * frequencies
+        torch.arange(count, device=place, dtype=torch.float64)[:, None] / count * ROTARY_EXTENT * frequencies
         for count in (height, width)
     ]
     rows = angles[0][:, None].expand(height, width, half)
     columns = angles[1][None].expand(height, width, half)
     grid = torch.cat([rows, columns], -1).flatten(0, 1)  # (T, D)
     dtype = like.dtype if like.dtype == torch.float64 else torch.float32
-    return grid.cos().to(dtype), grid.sin().to(dtype)
+    return grid.cos().to(like.device, dtype), grid.sin().to(like.device, dtype)
 
 
 def rotate(x: Tensor, angles: Rotation) -> Tensor:

@@ -79,7 +79,7 @@ def of_class(logits: Tensor, labels: Tensor) -> Tensor:
 def init_mask_convs(module: nn.Module) -> None:
     """Initializes all convolutions of a mask head: normal weights by fan-out and zero biases."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

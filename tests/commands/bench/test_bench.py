@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from codetr_cli import files
 from codetr_cli.commands.bench import COMMANDS, with_command
-from codetr_cli.errors import ConfigError
+from codetr_cli.errors import ConfigError, ResourceError
 from tests.commands.bench.fakes import SMALL_RUN
 
 
@@ -35,6 +36,17 @@ def test_infer_is_the_default(codetr, checkpoint):
     ran = codetr("bench", "--fps", "--checkpoint", checkpoint, *SMALL_RUN, "--json")
     assert ran.code == 0, ran.err
     assert list(ran.json)[-1] == "inference"
+
+
+def test_a_full_disk_costs_no_measurement(codetr, checkpoint, tmp_path, monkeypatch):
+    def full(path, **named):
+        raise ResourceError(f"no space left on the disk while writing {path}.")
+
+    monkeypatch.setattr(files, "write_result", full)
+    ran = codetr("bench", "infer", "--checkpoint", checkpoint, *SMALL_RUN, "--json", "--out", tmp_path / "b.json")
+    assert ran.code == 5
+    assert f"while writing {tmp_path / 'b.json'}" in ran.err
+    assert ran.json["inference"]
 
 
 def test_unknown_words(codetr):

@@ -37,7 +37,11 @@ def test_the_report_is_written_beside_an_older_one(codetr, checkpoint):
     words = ("--checkpoint", checkpoint, "--size", "64x96", "--iterations", 1, "--warmup", 0, "--device", "cpu")
     for _ in range(2):
         assert codetr("bench", "infer", *words, "--out", "results/r.json").code == 0
-    assert sorted(path.name for path in Path("results").iterdir()) == ["r.json", "r_2.json"]
+    assert sorted(path.name for path in Path("results").glob("*.json")) == ["r.json", "r_2.json"]
+    Path("results/r_2.json").write_text("mine")
+    assert codetr("bench", "infer", *words, "--out", "results/r_2.json", "--force").code == 0
+    assert Path("results/r_2.json").read_text() == "mine"
+    assert Path("results/r_2_2.json").is_file()
     assert json.loads(Path("results/r.json").read_text())["inference"]["iterations"] == 1
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from codetr_cli.annotations.findings import Finding
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.checks.dataset import DatasetReport, check_dataset
-from codetr_cli.data.checks.findings import Finding
 
 Edit = Callable[[dict[str, Any]], None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.data.checks.fakes import Edit, check, drop, edit, found, put
 @pytest.mark.parametrize(
     ("change", "kind", "severity", "words"),
     [
-        (put("images", 1, id=100), "duplicate_image_id", "error", "100 (000000000201.jpg)"),
+        (put("images", 1, id=100), "duplicate_image_id", "error", "100 (000000000100.jpg, 000000000201.jpg)"),
         (put("images", 1, file_name="000000000100.jpg"), "duplicate_file_name", "warning", "000000000100.jpg"),
         (put("categories", 1, id=7), "duplicate_category_id", "error", "7 (ring, disc)"),
         (put("categories", 1, name="ring"), "duplicate_category_name", "warning", "ring"),
@@ -21,7 +22,12 @@ from tests.data.checks.fakes import Edit, check, drop, edit, found, put
         (put("annotations", 1, id=0), "zero_annotation_id", "info", ""),
         (drop("annotations", 1, "id"), "no_annotation_id", "info", ""),
         (put("annotations", 1, image_id=999), "unknown_image_id", "warning", "annotation 2 (image_id 999)"),
-        (put("annotations", 1, category_id=99), "unknown_category_id", "error", "annotation 2 (category_id 99)"),
+        (
+            put("annotations", 1, category_id=99),
+            "unknown_category_id",
+            "error",
+            "annotation 2 (category_id 99)",
+        ),
         (
             lambda table: table["categories"].append({"id": 9, "name": "ghost"}),
             "unused_category",
@@ -40,14 +46,26 @@ from tests.data.checks.fakes import Edit, check, drop, edit, found, put
         ),
         (put("annotations", 0, bbox=[1, 2, float("inf"), 4]), "box_not_finite", "error", "annotation 1"),
         (put("annotations", 0, bbox=[10**400, 2, 3, 4]), "box_not_finite", "error", "annotation 1"),
-        (put("annotations", 0, bbox=[50, 50, -10, 20]), "box_negative", "error", "annotation 1: [50, 50, -10, 20]"),
+        (
+            put("annotations", 0, bbox=[50, 50, -10, 20]),
+            "box_negative",
+            "error",
+            "annotation 1: [50, 50, -10, 20]",
+        ),
         (put("annotations", 0, bbox=[5, 5, 0, 20]), "box_degenerate", "warning", "annotation 1: [5, 5, 0, 20]"),
         (put("annotations", 0, bbox=[200, 5, 9, 9]), "box_outside", "warning", "[200, 5, 9, 9] in 128 x 96"),
         (put("annotations", 0, bbox=[100, 5, 40, 40]), "box_beyond_edge", "info", "[100, 5, 40, 40] in 128 x 96"),
-        (put("annotations", 0, area="big"), "bad_area", "error", "annotation 1 (area 'big')"),
+        (
+            put("annotations", 0, area="big"),
+            "bad_area",
+            "error",
+            "annotation 1 (area 'big')",
+        ),
         (put("annotations", 0, area=0), "area_not_positive", "warning", "annotation 1 (area 0)"),
         (put("annotations", 0, ignore=1), "ignored", "info", ""),
-        (put("annotations", 0, iscrowd=3), "crowd_value", "error", "annotation 1 (iscrowd 3)"),
+        (put("annotations", 0, iscrowd="no"), "crowd_value", "error", "annotation 1 (iscrowd 'no')"),
+        (put("annotations", 0, iscrowd=3), "crowd_number", "warning", "annotation 1 (iscrowd 3)"),
+        (put("annotations", 0, ignore=2), "ignored", "info", ""),
         (put("annotations", 0, iscrowd=1), "crowd_without_rle", "warning", "annotation 1"),
     ],
 )
@@ -58,6 +76,17 @@ def test_ids_classes_and_boxes(tiny_coco: Path, change: Edit, kind: str, severit
     assert finding.severity == severity
     assert not words or any(words in name for name in finding.first)
     assert severity != "error" or report.errors
+
+
+def test_ids_with_equal_hashes_take_no_time(tiny_coco: Path) -> None:
+    def repeat(table: dict[str, Any]) -> None:
+        first = table["annotations"][0]
+        table["annotations"] += [{**first, "id": number * (2**61 - 1)} for number in range(15_000)]
+
+    edit(tiny_coco, repeat)
+    started = time.process_time()
+    check(tiny_coco)
+    assert time.process_time() - started < 2
 
 
 def test_run_length_crowds_are_right(tiny_coco: Path) -> None:
@@ -75,7 +104,7 @@ def test_normalised_boxes_are_recognised(tiny_coco: Path) -> None:
             annotation["bbox"] = [value / 128 for value in annotation["bbox"]]
 
     edit(tiny_coco, shrink)
-    assert "e.g. annotation 1" in found(check(tiny_coco))["box_normalised"].first[0]
+    assert "annotation 1: [" in found(check(tiny_coco))["box_normalised"].first[0]
 
 
 def test_corner_boxes_are_recognised(tiny_coco: Path) -> None:
@@ -94,3 +123,18 @@ def test_more_objects_than_queries(tiny_coco: Path) -> None:
 
     edit(tiny_coco, crowd)
     assert found(check(tiny_coco))["many_objects"].first == ["image 100: 951"]
+
+
+def test_an_annotation_that_is_not_trained_on_counts_once(tiny_coco: Path) -> None:
+    def spoil(table: dict[str, Any]) -> None:
+        table["annotations"][0].update(iscrowd=1, ignore=1, bbox=[200, 5, 0.2, 9], area=0)
+        table["annotations"][1].update(ignore=1, bbox=[200, 5, 9, 9])
+        table["annotations"][2].update(bbox=[200, 5, 9, 9], area=0)
+
+    edit(tiny_coco, spoil)
+    findings = {each.kind: each for each in check(tiny_coco).findings if "train" in each.where}
+    total = findings["excluded_objects"]
+    counts = {kind: findings[kind].count for kind in ("crowd", "ignored", "box_outside")}
+    assert counts == {"crowd": 2, "ignored": 1, "box_outside": 1}  # one crowd was there
+    assert not {"box_degenerate", "area_not_positive"} & set(findings)
+    assert (total.count, total.first) == (4, [])

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
-from tests.data.checks.fakes import check, found
+from tests.data.checks.fakes import check, found, silent
+from tests.data.fakes import write_image
+from tests.formats.annotated_folders import annotated
 
 
 def test_a_good_folder(tiny_coco: Path) -> None:
@@ -28,7 +30,7 @@ def test_a_good_folder(tiny_coco: Path) -> None:
         "masks": 7,
     }
     assert report.lists == {"train": "present", "val": "present"}
-    assert set(found(report)) == {"category_id_holes", "no_objects_image", "crowd_without_rle"}
+    assert set(found(report)) == {"category_id_holes", "no_objects_image", "crowd", "crowd_without_rle"}
     assert found(report)["category_id_holes"].first == ["4-6"]
     assert json.loads(json.dumps(report.as_json()))["ok"] is True
 
@@ -67,6 +69,8 @@ def test_missing_parts(tiny_coco: Path) -> None:
     (tiny_coco / "annotations" / "instances_val2017.json").unlink()
     report = check(tiny_coco)
     assert report.errors == 0
+    assert {name: len(split.images) for name, split in report.splits.items()} == {"train": 3, "val": 1}
+    report = check_dataset(tiny_coco, config=DataConfig(val_fraction=0), progress=silent)
     assert found(report)["no_validation"].severity == "warning"
 
 
@@ -103,5 +107,35 @@ def test_progress_counts_every_file(tiny_coco: Path) -> None:
 
 
 def test_the_check_needs_no_torch() -> None:
-    code = "import sys, codetr_cli.data.checks.dataset, codetr_cli.data.images; sys.exit('torch' in sys.modules)"
+    code = "import sys, codetr_cli.data.checks.dataset, codetr_cli.images.decoder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -------------------------------------------------------------------------------------------------------- test images
+
+
+def test_test_images_are_checked_like_the_others(tmp_path: Path) -> None:
+    root = annotated(tmp_path, "csv", ("train", "val", "test"), 2)
+    (root / "test" / "test_0.png").write_bytes(b"no image")
+    table = (root / "labels.csv").read_text().splitlines()
+    sizes = [f"{line},{'width,height' if not index else '40,30'}" for index, line in enumerate(table)]
+    (root / "labels.csv").write_text("\n".join(sizes))
+    report = check(root)
+    assert {name: len(split.images) for name, split in report.splits.items()} == {"train": 2, "val": 2, "test": 2}
+    assert found(report)["not_an_image"].first[0].startswith("test/test_0.png")
+    assert "leaked_image" in found(report)  # all pictures are the same
+
+
+def test_a_list_of_test_images_without_annotations_is_counted(tiny_coco: Path) -> None:
+    folder = tiny_coco / "annotations"
+    (folder / "instances_train2017.json").rename(folder / "my_train.json")
+    (folder / "instances_val2017.json").rename(folder / "my_val.json")
+    write_image(tiny_coco / "test" / "1.jpg")
+    image = {"id": 1, "file_name": "1.jpg", "width": 40, "height": 30}
+    categories = json.loads((folder / "my_val.json").read_text())["categories"]
+    content = {"images": [image], "annotations": [], "categories": categories}
+    (folder / "image_info_test.json").write_text(json.dumps(content))
+    report = check(tiny_coco)
+    assert set(report.splits) == {"train", "val"}
+    assert any("image_info_test.json: a list of 1 test image without" in note for note in report.notes)
+    assert report.errors == 0

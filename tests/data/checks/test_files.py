@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from PIL import Image
 
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
-from tests.data.checks.fakes import check, found, silent
+from tests.data.checks.fakes import check, edit, found, put, silent
 from tests.data.fakes import huge_png
 
 
@@ -23,6 +25,11 @@ def first_image(root: Path) -> Path:
 
 def save(path: Path, size: tuple[int, int] = (96, 128), **options: Any) -> None:
     Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(path, **options)
+
+
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -36,6 +43,13 @@ def exif(orientation: int) -> Image.Exif:
     [
         (lambda path: path.unlink(), "missing_file", "error", "000000000100.jpg"),
         (lambda path: path.write_bytes(b""), "empty_file", "error", "zero bytes"),
+        (lambda path: replace(path, os.mkfifo), "unreadable_file", "error", "it is a named pipe, not a regular file"),
+        (
+            lambda path: replace(path, lambda path: path.symlink_to("/dev/zero")),
+            "unreadable_file",
+            "error",
+            "it is a device, not a regular file",
+        ),
         (
             lambda path: path.write_bytes(path.read_bytes()[:-100]),
             "truncated_file",
@@ -68,19 +82,47 @@ def test_files(tiny_coco: Path, damage: Callable[[Path], None], kind: str, sever
     assert bool(report.errors) == (severity == "error")
 
 
+def test_files_that_are_skipped_are_no_errors_unless_they_are_many(tiny_coco: Path) -> None:
+    table_path = tiny_coco / "annotations" / "instances_train2017.json"
+    table = json.loads(table_path.read_text())
+    for number in range(20):
+        name = f"more{number}.png"
+        Image.effect_noise((64, 48), number + 1).convert("RGB").save(tiny_coco / "train2017" / name)
+        table["images"].append({"id": 5000 + number, "file_name": name, "width": 64, "height": 48})
+    table["images"][-1]["width"] = 60
+    table_path.write_text(json.dumps(table))
+    (tiny_coco / "train2017" / "more0.png").write_text("<html>")
+    for mode, errors in (("error", 2), ("skip", 0)):
+        config = DataConfig(min_side=16, bad_files=mode)
+        report = check_dataset(tiny_coco, config=config, progress=silent, workers=1)
+        assert report.errors == errors
+        for kind in ("not_an_image", "size_differs"):
+            assert ("are skipped" in found(report)[kind].sentence()) == (mode == "skip")
+    (tiny_coco / "train2017" / "more1.png").unlink()
+    report = check_dataset(tiny_coco, config=config, progress=silent, workers=1)
+    assert report.errors == 3
+
+
 @pytest.mark.parametrize(
-    ("other", "hint"),
+    ("other", "kind"),
     [
-        ("000000000100.JPG", "on disk it is spelled 000000000100.JPG"),
-        ("sub/000000000100.jpg", "found as sub/000000000100.jpg"),
-        ("000000000100.png", "found 000000000100.png"),
+        ("000000000100.JPG", "renamed_file"),
+        ("sub/000000000100.jpg", "renamed_file"),
+        ("000000000100.png", "missing_file"),  # another file, maybe
     ],
 )
-def test_missing_files_are_looked_for(tiny_coco: Path, other: str, hint: str) -> None:
+def test_missing_files_are_looked_for(tiny_coco: Path, other: str, kind: str) -> None:
     target = first_image(tiny_coco).parent / other
     target.parent.mkdir(exist_ok=True)
     first_image(tiny_coco).rename(target)
-    assert hint in found(check(tiny_coco))["missing_file"].first[0]
+    report = check(tiny_coco)
+    assert found(report)[kind].first == [f"000000000100.jpg (on disk it is {other})"]
+    assert bool(report.errors) == (kind == "missing_file")
+
+
+def test_names_with_backslashes_are_explained(tiny_coco: Path) -> None:
+    edit(tiny_coco, put("images", 0, file_name="sub\\other.jpg"))
+    assert "written on Windows: use / instead of" in found(check(tiny_coco))["missing_file"].first[0]
 
 
 def test_small_images_are_mentioned(tiny_coco: Path) -> None:

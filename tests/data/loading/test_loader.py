@@ -72,6 +72,12 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both() -> None:
     assert make_sampler().batches(1).tolist() == orders[1]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1])
+def test_every_seed_has_an_order(seed: int) -> None:
+    sampler = make_sampler(seed=seed)
+    assert sampler.batches(3).tolist() == make_sampler(seed=2**64 - 1).batches(3).tolist()
+
+
 def test_sampler_resumes_from_any_batch() -> None:
     sampler = make_sampler()
     sampler.set_epoch(2)

@@ -17,6 +17,7 @@ from codetr_cli.data.loading import worker_process, workers
 from codetr_cli.data.loading.transport import SharedBatch, pack
 from codetr_cli.data.loading.workers import MAX_REPLACEMENTS, BatchReader
 from codetr_cli.errors import ResourceError
+from tests.conftest import REPOSITORY
 from tests.data.loading.fakes import ORDER, Images, same
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="injects what only Linux has")
@@ -189,3 +190,27 @@ def test_a_real_shm_that_is_too_small(tmp_path: Path) -> None:
     (text, _) = run_script(tmp_path, before=mount.format("8k"))
     assert text.startswith("ResourceError cannot start 2 data workers: No space left on device")
     assert "--shm-size" in text
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no signal masks")
+def test_a_process_that_starts_is_not_interrupted_before_it_can_handle_it() -> None:
+    script = """
+import os, signal
+from codetr_cli.data.loading.worker_process import interrupts_held, release_interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+reader, writer = os.pipe()
+with interrupts_held():
+    child = os.fork()
+    os.kill(os.getpid() if child == 0 else child, signal.SIGINT)
+    if child == 0:
+        os.read(reader, 1)
+        try:
+            release_interrupts()
+        except KeyboardInterrupt:
+            os._exit(7)
+        os._exit(1)
+os.write(writer, b"x")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "7 set()\n", "")

@@ -10,7 +10,7 @@ LIKE = torch.zeros(1, dtype=torch.float64)
 
 def test_anchors_are_centred_on_cell_corners_ratio_before_scale():
     grid = AnchorGrid(strides=[8], scales=[1.0, 2.0], ratios=[0.25, 1.0])
-    (boxes,) = grid.boxes([(1, 2)], LIKE)
+    boxes = grid.boxes([(1, 2)], LIKE)
     assert boxes.shape == (8, 4)
     assert boxes[0].tolist() == [-8, -2, 8, 2]  # ratio 0.25: twice as wide, half as high
     assert boxes[1].tolist() == [-16, -4, 16, 4]
@@ -20,11 +20,23 @@ def test_anchors_are_centred_on_cell_corners_ratio_before_scale():
 
 def test_cells_that_start_in_the_padding_are_not_valid():
     grid = AnchorGrid(strides=[8, 16], scales=[1.0], ratios=[1.0])
-    fine, coarse = grid.valid([(3, 4), (2, 2)], (9, 17), LIKE.device)
-    assert fine.tolist() == [0, 1, 2, 4, 5, 6]
-    assert coarse.tolist() == [12, 13]
+    shapes = [(3, 4), (2, 2)]
+    small, whole = grid.valid(shapes, [(9, 17), (24, 32)], LIKE)
+    assert small.nonzero()[:, 0].tolist() == [0, 1, 2, 4, 5, 6, 12, 13]
+    assert bool(whole.all())
+    assert grid.valid_cells(shapes, (9, 17)) == [(2, 3), (1, 2)]
+    assert grid.valid_cells(shapes, (24, 32)) == shapes
     two = AnchorGrid(strides=[8], scales=[1.0, 2.0], ratios=[1.0])
-    assert two.valid([(2, 2)], (16, 8), LIKE.device)[0].tolist() == [0, 1, 4, 5]
+    assert two.valid([(2, 2)], [(16, 8)], LIKE)[0].nonzero()[:, 0].tolist() == [0, 1, 4, 5]
+
+
+def test_anchors_are_made_once_and_can_be_trained_with():
+    grid = AnchorGrid(strides=[8], scales=[3.0], ratios=[1.0])
+    with torch.inference_mode():
+        first = grid.boxes([(3, 5)], LIKE)
+    assert grid.boxes([(3, 5)], LIKE) is first
+    assert not first.is_inference()
+    assert grid.boxes([(3, 5)], LIKE.float()).dtype == torch.float32
 
 
 def test_deltas_round_trip():
@@ -38,7 +50,9 @@ def test_decoding_limits_growth_and_clips():
     anchors = torch.tensor([[0.0, 0, 16, 16]])
     boxes = decode_deltas(anchors, torch.tensor([[0.0, 0, 100, 100]]), (1.0,) * 4)
     assert float(boxes[0, 2] - boxes[0, 0]) == pytest.approx(1000, rel=1e-4)
-    assert decode_deltas(anchors, torch.zeros(1, 4) + 9, (1.0,) * 4, (20, 30)).tolist() == [[0, 0, 30, 20]]
+    assert decode_deltas(anchors, torch.zeros(1, 4) + 9, (1.0,) * 4, torch.tensor([30.0, 20, 30, 20])).tolist() == [
+        [0, 0, 30, 20]
+    ]
 
 
 def test_boxes_are_decoded_with_the_heads_own_scale():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from codetr_cli.losses.assigners import pad_objects
 from codetr_cli.losses.random import RandomSource
-from codetr_cli.losses.roi import roi_losses
+from codetr_cli.losses.roi import roi_losses, sample_regions
 from codetr_cli.models.aux_heads.roi import RoiHead, suppress
+from codetr_cli.models.aux_heads.rpn import ABSENT, RegionProposals
+from codetr_cli.models.pooling import number_regions
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.ops import nms
 
@@ -72,9 +76,13 @@ def test_agnostic_boxes_are_those_of_every_class():
         {"boxes": torch.tensor([[6.0, 6, 58, 62], [32, 28, 118, 112]]), "labels": torch.tensor([2, 0])},
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
     ]
-    steps = [
-        roi_losses(head, maps(), PROPOSALS, targets, samples=8, random=RandomSource()) for head in (agnostic, specific)
-    ]
+    rows = RegionProposals(*(pad_sequence(list(part), batch_first=True) for part in zip(*PROPOSALS, strict=True)))
+    rows.scores[1, 1:] = ABSENT
+    samples = sample_regions(rows, pad_objects(targets, torch.float32), num_classes=3, samples=8, random=RandomSource())
+    regions = samples.cut(samples.num_positives.tolist(), samples.num_regions.tolist())
+    assert [len(each.boxes) for each in regions.boxes] == [2 + 1, 1]
+    pooled = agnostic.pool(maps(), number_regions([each.boxes for each in regions.boxes]))
+    steps = [roi_losses(head, regions, pooled) for head in (agnostic, specific)]
     torch.testing.assert_close(steps[0].box_loss, steps[1].box_loss)
     assert float(steps[0].box_loss.detach()) > 0
     for step in steps:
@@ -110,7 +118,7 @@ def test_regions_are_pooled_from_the_map_that_suits_their_size():
     )  # fmt: skip
     maps = [torch.full((1, 1, 64, 64), 1.0), torch.full((1, 1, 32, 32), 2.0)]
     boxes = torch.tensor([[0.0, 0, 50, 50], [0, 0, 120, 120], [0, 0, 250, 250]])
-    assert head.pool(maps, [boxes])[:, 0, 0, 0].tolist() == [1.0, 2.0, 2.0]
+    assert head.pool(maps, number_regions([boxes]))[:, 0, 0, 0].tolist() == [1.0, 2.0, 2.0]
 
 
 def test_suppression_is_within_each_class_and_drops_scores_of_zero():

@@ -1,0 +1,1 @@
+"""What is in the files of a data set: annotations in COCO's tables, names, folders, findings."""

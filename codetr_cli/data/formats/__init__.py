@@ -1,1 +1,0 @@
-"""Data set layouts: one module a layout."""

@@ -1,0 +1,1 @@
+"""Writes data sets in the layouts of other tools: one module a layout."""

@@ -1,0 +1,91 @@
+"""CVAT for images 1.1: annotations.xml with all labels and images, and images/SPLIT/.
+
+Coordinates are in pixels, edges without width, as CVAT's. The name of an image is relative to images/, and its subset
+is its split. Crowd regions have the attribute `is_crowd`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from codetr_cli.data.writers.content import (
+    LayoutWriter,
+    WrittenClasses,
+    WrittenImage,
+    clipped_objects,
+    number,
+    one_polygon,
+    xml_text,
+)
+from codetr_cli.formats.cvat_xml import CROWD
+
+
+class CvatWriter(LayoutWriter):
+    """Writes the layout, see `content.LayoutWriter`."""
+
+    def __init__(self, folder: Path, classes: WrittenClasses, counts: Counter[str], *, outlines: bool = False) -> None:
+        super().__init__(folder, classes, counts, outlines=outlines)
+        self._names = [xml_text(name) for name in classes.names]
+        self._splits: dict[str, None] = {}
+        self._images = 0
+        self._body = (folder / "annotations.xml.part").open("w", encoding="utf-8")  # the header has the counts
+
+    def image_path(self, split: str, name: str) -> str:
+        """Where the file of an image is."""
+        return f"images/{split}/{name}"
+
+    def add(self, image: WrittenImage) -> int:
+        """Writes the element of an image."""
+        self._splits.setdefault(image.split)
+        shapes = []
+        for item, (x1, y1, x2, y2) in clipped_objects(image, self.counts):
+            polygon = one_polygon(item, image, self.counts, wanted=self.outlines)
+            if polygon:
+                points = zip(polygon[::2], polygon[1::2], strict=True)
+                place = f'points="{";".join(f"{number(x)},{number(y)}" for x, y in points)}"'
+            else:
+                corners = zip(("xtl", "ytl", "xbr", "ybr"), (x1, y1, x2, y2), strict=True)
+                place = " ".join(f'{key}="{number(value)}"' for key, value in corners)
+            tag = "polygon" if polygon else "box"
+            attribute = f'<attribute name="{CROWD}">true</attribute>' if item.crowd else ""
+            shapes.append(
+                f'    <{tag} label="{self._names[item.label]}" source="file" occluded="0" {place} z_order="0">'
+                f"{attribute}</{tag}>\n"
+            )
+        self._body.write(
+            f'  <image id="{self._images}" name="{xml_text(f"{image.split}/{image.name}")}" subset="{image.split}" '
+            f'width="{image.width}" height="{image.height}">\n{"".join(shapes)}  </image>\n'
+        )
+        self._images += 1
+        return len(shapes)
+
+    def close(self) -> None:
+        """Closes the part that was written."""
+        self._body.close()
+
+    def finish(self) -> None:
+        """Joins header and images."""
+        self._body.close()
+        attribute = (
+            f"<attribute><name>{CROWD}</name><mutable>False</mutable><input_type>checkbox</input_type>"
+            "<default_value>false</default_value><values></values></attribute>"
+        )
+        labels = "".join(
+            f"        <label><name>{name}</name><type>any</type><attributes>{attribute}</attributes></label>\n"
+            for name in self._names
+        )
+        part = self.folder / "annotations.xml.part"
+        with (self.folder / "annotations.xml").open("w", encoding="utf-8") as file:
+            file.write(
+                '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
+                "  <meta>\n    <task>\n"
+                f"      <name>dataset</name>\n      <size>{self._images}</size>\n      <mode>annotation</mode>\n"
+                f"      <subsets>{','.join(self._splits)}</subsets>\n      <labels>\n{labels}      </labels>\n"
+                "    </task>\n  </meta>\n"
+            )
+            with part.open(encoding="utf-8") as body:
+                for line in body:
+                    file.write(line)
+            file.write("</annotations>\n")
+        part.unlink()

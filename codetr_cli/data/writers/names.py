@@ -1,0 +1,79 @@
+"""Names of images as a layout can have them: unique, inside their folder, and found again by every reader."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+
+from codetr_cli.files import folded
+from codetr_cli.images.image_files import IMAGE_SUFFIXES, is_debris
+
+MAX_BYTES = 200
+"""Of a part of a name: endings of label files and temporary files are added."""
+_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\\\\\ud800-\udfff\u2028\u2029]")
+_FLAG = re.compile(r"\s(?=(-1|0|1)$)")
+_SUFFIX = re.compile(r"\.(jpe?g|png|xml)$", re.IGNORECASE)
+_SUFFIX_OF = {"jpeg": ".jpg", "tiff": ".tif", "jp2": ".jp2", "jpeg2000": ".jp2"}
+
+
+class NamePlan:
+    """Gives each image its name.
+
+    Readers join a label file to an image by the name without suffix, so two images must differ in it where `by_stem` is
+    set; on some systems case and the form of accents do not distinguish names, so they must differ in more than these.
+
+    Args:
+        by_stem: whether names must differ before their suffix.
+        for_lists: whether names without suffix stand in lists, a line each, where a flag may follow.
+    """
+
+    def __init__(self, *, by_stem: bool, for_lists: bool = False) -> None:
+        self._by_stem, self._for_lists = by_stem, for_lists
+        self._taken: set[tuple[str, str]] = set()
+
+    def assign(self, scope: str, name: str, file_format: str = "") -> str:
+        """A name that no other image of a scope has.
+
+        Args:
+            scope: the folder that names must be unique in.
+            name: of the source, relative to its folder or absolute.
+            file_format: of the file, as in its header; decides the suffix where the name has no usual one.
+        """
+        parts = [part for part in re.split(r"^[A-Za-z]:|/", name) if part not in (None, "", ".", "..")] or ["image"]
+        cleaned = "/".join(_cleaned(part) for part in parts)
+        stem, suffix = os.path.splitext(cleaned)  # noqa: PTH122 (a part of a path)
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            stem, suffix = cleaned, _SUFFIX_OF.get(file_format, f".{file_format}") if file_format else ""
+        if self._for_lists:
+            stem = _SUFFIX.sub(r"_\1", _FLAG.sub("_", stem.rstrip()))
+        for candidate in _numbered(stem):
+            key = (scope, folded(candidate if self._by_stem else candidate + suffix))
+            if key not in self._taken:
+                self._taken.add(key)
+                return candidate + suffix
+        raise AssertionError("numbers do not end")
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    number = 2
+    while True:
+        yield f"{stem}_{number}"
+        number += 1
+
+
+def _cleaned(part: str) -> str:
+    """A part of a name without characters that lists, XML or other systems cannot have, and not that of debris."""
+    part = _UNUSABLE.sub("_", part).strip()
+    if not part or is_debris(part) or part.lower() in ("images", "labels"):
+        part = f"_{part}"
+    if len(part.encode()) > MAX_BYTES:
+        stem, suffix = os.path.splitext(part)  # noqa: PTH122 (a part of a path)
+        mark = hashlib.sha1(part.encode(), usedforsecurity=False).hexdigest()[:8]
+        suffix = suffix if len(suffix) < 10 else ""
+        while len(f"{stem}_{mark}{suffix}".encode()) > MAX_BYTES:
+            stem = stem[:-1]
+        part = f"{stem}_{mark}{suffix}"
+    return part

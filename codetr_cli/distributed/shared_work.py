@@ -1,0 +1,306 @@
+"""A list of independent units of work, divided among the processes of a group, with the results in part files.
+
+Each process works on its own units. A process that dies loses what it did since it last wrote a part, a few seconds:
+after the restart the units that are in no part are divided again, also among another number of processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.distributed_c10d import Store
+
+from codetr_cli.distributed import process_group
+from codetr_cli.distributed.part_files import Part, PartFiles
+from codetr_cli.distributed.worker_errors import Work
+from codetr_cli.errors import CheckpointError, ResourceError, StoppedError
+from codetr_cli.runtime.signals import NAMES, StopRequest
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 5.0  # between two parts of a process
+SNAPSHOT_S = 0.5  # between results that can be used before all are there, at first
+SNAPSHOT_SHARE = 0.02  # of the time, at most, for them
+STOP_S = 10.0  # for the last parts of the other processes when all stop
+POLL_S = 0.1
+STALL_S = 3600.0  # without any result while others have finished: a process hangs
+VISIBLE_S = 60.0  # for the files of other nodes to appear on a network disk
+
+
+class SharedWork:
+    """Units of work 0, 1, ... and their results.
+
+    Args:
+        parts: in the output folder.
+        sizes: number of images of each unit, for the progress.
+        pack: encodes the results of several units.
+        work: what the processes do, for messages.
+        stop: whether a signal requested a stop.
+        store: of the process group; None in a single process.
+
+    Attributes:
+        parts: as given.
+        progress: called in the process of rank 0 with the number of images that any process finished since the last
+            call.
+        snapshot: writes what the parts have so far as results that can be used; called in the process of rank 0 after
+            the first unit, then from time to time, and when the command stops. None: there is no such thing.
+        images_before: done by an earlier start of the command.
+        images: done by all processes of this start, once `finish` has returned.
+        seconds: wall time from `start` to then.
+    """
+
+    def __init__(
+        self,
+        parts: PartFiles,
+        sizes: Sequence[int],
+        pack: Callable[[list[Any]], bytes],
+        *,
+        work: Work,
+        stop: StopRequest,
+        store: Store | None,
+    ) -> None:
+        self.parts, self._sizes, self._pack = parts, sizes, pack
+        self._work, self._stop, self._store = work, stop, store
+        self.progress: Callable[[int], object] = lambda images: None
+        self.snapshot: Callable[[], object] | None = None
+        self._next_snapshot = 0.0
+        self._unlisted = False  # there are results that are in no snapshot
+        self._pending: dict[int, Any] = {}
+        self._flushed = self._started = time.monotonic()
+        self._done = self._done_alone = 0
+        self.images_before, self.images, self.seconds = 0, 0, 0.0
+
+    def start(
+        self,
+        request: str,
+        choose: Callable[[], Path] | None = None,
+        is_complete: Callable[[int], bool] = lambda unit: True,
+    ) -> set[int]:
+        """Opens the folder; all processes call it together.
+
+        Args:
+            request: name of the request, see `part_files.request_digest`.
+            choose: gives the output folder in the process of rank 0, see `PartFiles.open`.
+            is_complete: whether a unit that is in a part has all its results elsewhere, too; else it is done again.
+
+        Returns:
+            the units that an earlier start has done.
+
+        Raises:
+            ConfigError: another command writes into the folder.
+            ResourceError: the folder cannot be read or written.
+        """
+        done: list[int] = []
+        if process_group.is_main():
+            self.parts.open(request, choose)
+            found = {unit for part in self.parts.read() for unit in part.units}
+            done = sorted(unit for unit in found if is_complete(unit))
+        done, self.parts.folder = process_group.from_main((done, self.parts.folder))
+        self.images_before = sum(self._sizes[unit] for unit in done)
+        if done:
+            logger.info("%d of %d images were done before", self.images_before, sum(self._sizes))
+        self._flushed = self._started = time.monotonic()
+        self._next_snapshot = self._started + (FLUSH_S if done else 0.0)
+        return set(done)
+
+    def add(self, unit: int, result: Any, *, failed: bool = False) -> None:
+        """Records the result of a unit; one that failed is tried again when a stopped command continues.
+
+        Raises:
+            StoppedError: a signal came; the results so far are written.
+            ResourceError: no space left, or the folder cannot be written.
+        """
+        if failed:
+            self.parts.add(Part([unit], self._pack([result]), failed=True))
+        else:
+            self._pending[unit] = result
+        self._unlisted = True
+        self._advance(self._sizes[unit])
+        now = time.monotonic()
+        snapshot = self.snapshot is not None and process_group.is_main() and now >= self._next_snapshot
+        if snapshot or now - self._flushed > FLUSH_S:
+            self.flush()
+        if snapshot:
+            self._write_snapshot()
+        self._check_stop()
+
+    def _write_snapshot(self) -> None:
+        """Writes the results so far; the next time after so long that this takes a small part of the time."""
+        if self.snapshot is None or not process_group.is_main():
+            return
+        started = time.monotonic()
+        self.snapshot()
+        self._unlisted = False
+        ended = time.monotonic()
+        early = min(FLUSH_S, max(SNAPSHOT_S, (ended - self._started) / 10))
+        self._next_snapshot = ended + max(early, (ended - started) / SNAPSHOT_SHARE)
+
+    def flush(self) -> None:
+        """Writes the results since the last part."""
+        if self._pending:
+            units = sorted(self._pending)
+            self.parts.add(Part(units, self._pack([self._pending[unit] for unit in units])))
+        self._pending, self._flushed = {}, time.monotonic()
+
+    def finish(self) -> list[Part]:
+        """Writes the last part; the process of rank 0 waits for the others, and they for it to `close` or to stop.
+
+        Where it fails they stay until they are ended: a node without processes would not take part in a restart.
+
+        Returns:
+            all parts in the process of rank 0; an empty list in the others, which have nothing more to do.
+
+        Raises:
+            StoppedError: a signal came; the results so far are written.
+            ResourceError: a process hangs, or the parts of another node are not visible here.
+        """
+        self.flush()
+        if self._store is not None:
+            self._store.add(f"finished/{process_group.rank()}", 1)
+        if not process_group.is_main():
+            self._wait_for_main()
+            return []
+        self._wait_for_others()
+        self.seconds = time.monotonic() - self._started
+        self.images = sum(self._sizes) - self.images_before
+        return self._complete_parts()
+
+    def close(self, *, complete: bool, keep: bool = False) -> None:
+        """Releases the folder.
+
+        Args:
+            complete: the command has ended without an error, and the other processes may end, too. Otherwise the
+                results of this process that are in no part are kept as far as possible.
+            keep: keep the parts although the work is complete: what comes after it failed.
+        """
+        if not complete:
+            with suppress(ResourceError, OSError):
+                self.flush()
+                if self._unlisted:
+                    self._write_snapshot()
+        self.parts.close(remove=complete and not keep)
+        if complete:
+            self._release_others()
+
+    def _advance(self, images: int) -> None:
+        """Adds to the number of images done by all processes, and reports it in the process of rank 0."""
+        self._done_alone += images
+        done = self._done_alone if self._store is None else self._store.add("done", images)
+        if process_group.is_main():
+            self.progress(done - self._done)
+        self._done = done
+
+    def _release_others(self) -> None:
+        if self._store is not None and process_group.is_main():
+            self._store.add("closed", 1)
+
+    def _end_together(self) -> None:
+        """At a stop, the process of rank 0 waits for the last parts of the others, and they for it to use them."""
+        if self._store is not None:
+            self._store.add(f"stopped/{process_group.rank()}", 1)
+        if not process_group.is_main():
+            self._wait_for_main()
+            return
+        deadline = time.monotonic() + STOP_S
+        waiting = list(range(process_group.world_size()))
+        while self._store is not None and waiting and time.monotonic() < deadline:
+            ended = {rank for rank in waiting for how in ("stopped", "finished") if self._store.add(f"{how}/{rank}", 0)}
+            waiting = [rank for rank in waiting if rank not in ended]
+            time.sleep(POLL_S if waiting else 0.0)
+        self._advance(0)
+        try:
+            self._write_snapshot()
+        finally:
+            self._release_others()
+
+    def _wait_for_main(self) -> None:
+        # The store may end with the process of rank 0.
+        with suppress(RuntimeError):
+            while self._store is not None and not self._store.add("closed", 0):
+                time.sleep(POLL_S)
+
+    def _wait_for_others(self) -> None:
+        waiting = list(range(process_group.world_size()))
+        last_change, last_done = time.monotonic(), self._done
+        while self._store is not None:
+            waiting = [rank for rank in waiting if not self._store.add(f"finished/{rank}", 0)]
+            if not waiting:
+                return
+            self._check_stop()
+            self._advance(0)
+            if self._done != last_done:
+                last_change, last_done = time.monotonic(), self._done
+            if time.monotonic() - last_change > STALL_S:
+                numbers = ", ".join(map(str, waiting))
+                raise ResourceError(
+                    f"{self._work.name} process {numbers} has done nothing for {STALL_S / 60:.0f} minutes and was "
+                    f"given up. The same command continues {self._work.continues}."
+                )
+            time.sleep(POLL_S)
+
+    def _complete_parts(self) -> list[Part]:
+        deadline = time.monotonic() + VISIBLE_S
+        while True:
+            parts = self.parts.read()
+            missing = set(range(len(self._sizes))) - {unit for part in parts for unit in part.units}
+            if not missing:
+                return parts
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"the results of {sum(self._sizes[unit] for unit in missing):,} images are not in "
+                    f"{self.parts.folder}: the folder must be on a disk that all nodes see under the same path. Give "
+                    "such a folder with --out"
+                )
+            time.sleep(1.0)
+
+    def _check_stop(self) -> None:
+        number = self._stop.number or 0
+        if self._store is not None:
+            # The other processes stop too, also where only one got the signal.
+            number = self._store.add("stop", 0) or (self._store.add("stop", number) if number else 0)
+        if not number:
+            return
+        self.flush()
+        self._advance(0)
+        self._end_together()
+        raise StoppedError(
+            f"stopped: {self.images_before + self._done:,} of {sum(self._sizes):,} images are done and kept in "
+            f"{self.parts.folder}. The same command continues with the others.",
+            self._stop.number or int(signal.SIGTERM),
+        )
+
+
+def agree_on_weights(before: str, after: str) -> None:
+    """Ensures that all processes have loaded the same weights; all call it together.
+
+    Args:
+        before: name of a request with the weights, see `part_files.request_digest`, from before they were loaded.
+        after: the same from afterwards.
+
+    Raises:
+        CheckpointError: the file was replaced meanwhile.
+    """
+    if process_group.from_main((before, after)) != (after, after) or before != after:
+        raise CheckpointError(
+            "the checkpoint was replaced while it was being loaded: run the same command again, with a checkpoint that "
+            "does not change"
+        )
+
+
+def stop_request(close_progress: Callable[[], None]) -> StopRequest:
+    """Ctrl-C, SIGTERM and SIGUSR1 as a request to stop after the current images.
+
+    Args:
+        close_progress: restores the terminal before the process ends at the second signal.
+    """
+    return StopRequest(_log_stop, close_progress)
+
+
+def _log_stop(number: int) -> None:
+    logger.info("%s: finishing the current images. Press Ctrl-C again to quit immediately.", NAMES[number])

@@ -1,0 +1,1 @@
+"""Which layout a folder has, and how each is read."""

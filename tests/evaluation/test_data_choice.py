@@ -1,0 +1,104 @@
+"""Which images an evaluation uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from codetr_cli.annotations.objects import read_annotations
+from codetr_cli.config.schema import DataConfig
+from codetr_cli.errors import DatasetError
+from codetr_cli.evaluation import data_choice
+from codetr_cli.evaluation.data_choice import choose_data
+from codetr_cli.formats.resolve import DataPaths
+from tests.formats.coco_exports import roboflow, write_set
+
+NAMES = [f"{index}.jpg" for index in range(10)]
+Trained = Callable[..., None]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Sets the data settings of the checkpoint's training."""
+
+    def setting(**values: object) -> None:
+        monkeypatch.setattr(data_choice, "_trained_on", lambda checkpoint: DataConfig.model_validate(values))
+
+    return setting
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Path:
+    write_set(tmp_path / "set/all.json", tmp_path / "set/images", NAMES)
+    return tmp_path / "set/all.json"
+
+
+def count(paths: DataPaths) -> int:
+    return len(read_annotations(paths.annotations_path).image_ids)
+
+
+def test_all_of_a_file_by_default(annotations: Path) -> None:
+    paths, name = choose_data(DataConfig(annotations=str(annotations)), (), None, None)
+    assert (count(paths), name) == (10, "all")
+    assert paths.annotations_path == annotations
+
+
+@pytest.mark.parametrize(("split", "images"), [("train", 8), ("val", 2)])
+def test_a_part_that_the_user_chose(annotations: Path, split: str, images: int) -> None:
+    paths, name = choose_data(DataConfig(root=str(annotations)), (), split, None)  # type: ignore[arg-type]
+    assert (count(paths), name) == (images, f"all_{split}")
+
+
+def test_no_split_of_that_name(annotations: Path) -> None:
+    with pytest.raises(DatasetError, match="has no test images"):
+        choose_data(DataConfig(annotations=str(annotations)), (), "test", None)
+
+
+@pytest.mark.parametrize("key", ["annotations", "root"])
+def test_the_reserved_part_of_the_file_that_was_trained_on(annotations: Path, trained: Trained, key: str) -> None:
+    trained(**{key: str(annotations)}, val_fraction=0.4)
+    paths, name = choose_data(DataConfig(annotations=str(annotations)), (), None, "run")
+    assert (count(paths), name) == (4, "all_val")
+    assert "only the images that were reserved" in paths.notes[-1]
+
+
+def test_the_folder_that_was_trained_on(annotations: Path, trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    trained(root=str(tmp_path / "link"))
+    paths, _ = choose_data(DataConfig(annotations=str(annotations)), (), None, "run")
+    assert count(paths) == 2
+
+
+def test_all_of_a_file_that_was_trained_on_as_a_whole(annotations: Path, trained: Trained) -> None:
+    trained(annotations=str(annotations), val_annotations="/elsewhere.json")
+    paths, _ = choose_data(DataConfig(annotations=str(annotations)), (), None, "run")
+    assert count(paths) == 10
+    assert "not representative" in paths.warnings[-1]
+
+
+@pytest.mark.parametrize("root", ["/", "/gone", "relative", None])
+def test_other_training_data_play_no_part(annotations: Path, trained: Trained, root: str | None) -> None:
+    trained(root=root)
+    paths, _ = choose_data(DataConfig(annotations=str(annotations)), (), None, "run")
+    assert count(paths) == 10
+    assert not paths.warnings
+
+
+def test_a_file_of_one_part_of_a_folder(trained: Trained, tmp_path: Path) -> None:
+    root = roboflow(tmp_path / "set")
+    trained(root=str(root))
+    for folder, warnings in (("train", 1), ("valid", 0)):
+        path = root / folder / "_annotations.coco.json"
+        paths, _ = choose_data(DataConfig(annotations=str(path)), (), None, "run")
+        assert (count(paths), len(paths.warnings)) == (4, warnings)
+
+
+@pytest.mark.parametrize(("chosen", "images"), [((), 4), (("data.val_fraction",), 2)])
+def test_the_share_is_that_of_the_training_unless_the_user_sets_it(
+    annotations: Path, trained: Trained, chosen: tuple[str, ...], images: int
+) -> None:
+    trained(root="/gone", val_fraction=0.4)
+    paths, name = choose_data(DataConfig(root=str(annotations.parent)), chosen, None, "run")
+    assert (count(paths), name) == (images, "val")
