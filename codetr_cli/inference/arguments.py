@@ -104,8 +104,8 @@ def check_max_dets(max_dets: Any) -> int | None:
     return int(max_dets)
 
 
-def check_word(name: str, word: Any, choices: Sequence[str]) -> None:
-    """Checks an argument that is one of some words.
+def check_word(name: str, word: Any, choices: Sequence[str]) -> Any:
+    """An argument that is one of some words.
 
     Raises:
         ArgumentError: it is not.
@@ -114,6 +114,7 @@ def check_word(name: str, word: Any, choices: Sequence[str]) -> None:
         known = ", ".join(map(repr, choices))
         guess = f" ({nearest(word, list(choices))})" if isinstance(word, str) else ""
         raise ArgumentError(f"{name}={shown(word)}: it is one of {known}{guess if 'did you' in guess else ''}")
+    return word
 
 
 def check_flag(name: str, value: Any) -> None:

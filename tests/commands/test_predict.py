@@ -14,9 +14,9 @@ from codetr_cli.distributed.shared_work import SharedWork
 from codetr_cli.errors import ResourceError, StoppedError
 from codetr_cli.files import RECORD_NAME
 from codetr_cli.images.decoder import read_image
-from codetr_cli.inference import prediction
 from codetr_cli.inference.detector import Detector
-from codetr_cli.inference.inputs import InputImage
+from codetr_cli.prediction import job, predictor
+from codetr_cli.prediction.inputs import InputImage
 from tests.distributed.fake_slurm import stand_in
 from tests.inference.fakes import write_run
 
@@ -290,7 +290,7 @@ def test_links_are_not_replaced(codetr, run, tiny_coco, tmp_path):
 def test_predictions_are_written_from_the_first_image_on_and_rarely(codetr, run, tiny_coco, monkeypatch):
     """Their list is complete in itself at any time; writing it takes a small part of the time."""
     seen: list[int] = []
-    write, now = predict._write, [0.0]
+    write, now = job.write_outputs, [0.0]
 
     def slow(*arguments, **named):
         now[0] += 1.0
@@ -302,8 +302,8 @@ def test_predictions_are_written_from_the_first_image_on_and_rarely(codetr, run,
         now[0] += 20.0
         return read_image(*arguments, **named)
 
-    monkeypatch.setattr(predict, "_write", slow)
-    monkeypatch.setattr(prediction, "read_image", read)
+    monkeypatch.setattr(job, "write_outputs", slow)
+    monkeypatch.setattr(predictor, "read_image", read)
     monkeypatch.setattr(shared_work.time, "monotonic", lambda: now[0])
     assert codetr("predict", tiny_coco / "train2017", "--score", "0", "--out", "out").code == 0
     assert seen == [1, 4, 4]  # after 20 seconds, after 50 times the second that it took, and at the end
@@ -315,7 +315,7 @@ def test_what_was_found_is_shown_where_its_list_cannot_be_written(codetr, run, t
 
     words = ("predict", tiny_coco / "val2017", "--score", "0", "--out", "out")
     with monkeypatch.context() as patched:
-        patched.setattr(predict, "_write", full)
+        patched.setattr(job, "write_outputs", full)
         patched.setattr(shared_work.SharedWork, "_write_snapshot", lambda work: None)
         shown, as_json = codetr(*words), codetr(*words, "--json")
     assert shown.code == as_json.code == 5
@@ -331,7 +331,7 @@ def test_what_was_found_is_shown_where_its_list_cannot_be_written(codetr, run, t
 
 def test_an_error_keeps_what_was_found_before(codetr, run, tiny_coco, monkeypatch):
     images = iter(range(4))
-    detect = Detector.predict
+    detect = Detector.detect
 
     def fail_at_the_third(*arguments, **named):
         if next(images) == 2:
@@ -339,7 +339,7 @@ def test_an_error_keeps_what_was_found_before(codetr, run, tiny_coco, monkeypatc
         return detect(*arguments, **named)
 
     monkeypatch.setattr(shared_work, "SNAPSHOT_S", 60.0)
-    monkeypatch.setattr(Detector, "predict", fail_at_the_third)
+    monkeypatch.setattr(Detector, "detect", fail_at_the_third)
     words = ("predict", tiny_coco / "train2017", "--score", "0", "--out", "out")
     assert codetr(*words).code == 5
     assert len({record["image_id"] for record in json.loads(Path("out/predictions.json").read_bytes())}) == 2
@@ -360,10 +360,10 @@ def test_one_process_divides_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr(process_group, "world_size", lambda: 2)
     sent = []
     monkeypatch.setattr(process_group, "from_main", lambda item: sent.append(item) or sent[0])
-    assert predict._numbers_here(images, {1}) == [0, 3]
+    assert job._numbers_here(images, {1}) == [0, 3]
     images[3].path.write_bytes(b"x" * 100)  # was being copied
     monkeypatch.setattr(process_group, "rank", lambda: 1)
-    assert predict._numbers_here(images, {1}) == [2]
+    assert job._numbers_here(images, {1}) == [2]
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from PIL import Image
 from codetr_cli.errors import ArgumentError, ConfigError, DatasetError
 from codetr_cli.images.decoder import BrokenImageError
 from codetr_cli.inference.arguments import check_device, check_max_dets, check_score, for_python, to_pixels
-from codetr_cli.inference.detector import Detection, Detector
+from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.prediction import Detection
 from tests.inference.fakes import write_checkpoint
 
 ROWS, COLUMNS = np.mgrid[0:24, 0:32]

@@ -14,7 +14,9 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, ResourceError
 from codetr_cli.images.decoder import read_image
-from codetr_cli.inference.detector import Detection, Detector, to_pixels
+from codetr_cli.inference.arguments import to_pixels
+from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.prediction import Detection
 from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, evaluated_records, write_checkpoint, write_run
 
 

@@ -19,8 +19,9 @@ from codetr_cli.evaluation.evaluator import run_detector
 from codetr_cli.evaluation.request import EvalRequest, expects_masks
 from codetr_cli.evaluation.results import LocalCollector
 from codetr_cli.inference.detections import DetectionTable
-from codetr_cli.inference.detector import Detector, Prediction
+from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.loading import LoadedModel
+from codetr_cli.inference.prediction import Prediction
 from codetr_cli.losses import assigners
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR

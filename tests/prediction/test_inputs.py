@@ -8,7 +8,7 @@ import pytest
 from codetr_cli.errors import DatasetError
 from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.image_files import Skipped
-from codetr_cli.inference.inputs import find_images, unique_names
+from codetr_cli.prediction.inputs import find_images, unique_names
 
 
 @pytest.fixture

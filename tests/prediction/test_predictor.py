@@ -10,15 +10,9 @@ from typing import Any
 import pytest
 
 from codetr_cli.files import ResultRecord, write_result
-from codetr_cli.inference.inputs import InputImage
-from codetr_cli.inference.prediction import (
-    ImageResult,
-    check_packed,
-    drawing_request,
-    drawn_names,
-    pack_results,
-    unpack_results,
-)
+from codetr_cli.prediction.drawings import drawing_request, drawn_names
+from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.prediction.results import ImageResult, check_packed, pack_results, unpack_results
 
 
 def result(number: int, *category_names: str, error: str | None = None) -> ImageResult:

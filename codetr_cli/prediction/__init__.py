@@ -1,0 +1,1 @@
+"""What is done with detections of many files: inputs, results, labels, videos."""

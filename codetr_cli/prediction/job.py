@@ -1,0 +1,273 @@
+"""A prediction from its options to the files in its output folder, in one process or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codetr_cli.data.loading.loader import divide
+from codetr_cli.distributed import part_files, process_group, slurm
+from codetr_cli.distributed.part_files import Part, PartFiles, output_folder, request_digest, unpacking
+from codetr_cli.distributed.shared_work import SharedWork, agree_on_weights, stop_request
+from codetr_cli.distributed.worker_errors import PREDICTION
+from codetr_cli.errors import ConfigError, ResourceError
+from codetr_cli.files import ResultRecord
+from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.loading import find_checkpoint, load_detector
+from codetr_cli.inference.options import DetectOptions
+from codetr_cli.prediction.drawings import drawing_request, drawn_names, misplaced
+from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.prediction.outputs import RESULT_NAMES, OutputTarget, write_outputs
+from codetr_cli.prediction.predictor import Predictor
+from codetr_cli.prediction.results import ImageResult, check_packed, pack_results, unpack_results
+from codetr_cli.runtime.devices import choose_device, use_device
+
+Show = Callable[[int, int], AbstractContextManager[Callable[[int], object]]]
+"""Shows progress: from the number of images, and how many of them were done before, to a function that counts more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob:
+    """What to predict, and how; the attributes are those of `codetr predict`.
+
+    Attributes:
+        images: in the order of the results.
+        weights: as `inference.loading.load_detector` takes them.
+        overrides: settings as `key=value`.
+        precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
+        tta: test-time augmentation.
+        options: how images are detected.
+        draw: whether images with their detections are drawn.
+        formats: of the results, keys of `outputs.WRITERS`.
+        out: the output folder.
+        force: replace own results in the output folder; otherwise the next free one is used.
+    """
+
+    images: Sequence[InputImage]
+    weights: str
+    overrides: Sequence[str] = ()
+    precision: str = "auto"
+    tta: bool = False
+    options: DetectOptions = field(default_factory=DetectOptions)
+    draw: bool = True
+    formats: tuple[str, ...] = ("coco",)
+    out: Path
+    force: bool = False
+
+    def digest(self, device_type: str) -> str:
+        """A name of everything that the results depend on, except the images' content."""
+        options = {name: value for name, value in asdict(self.options).items() if name != "workers"}
+        return request_digest(
+            weights=find_checkpoint(self.weights) or self.weights,
+            images=[(str(image.path.absolute()), image.name, image.image_id) for image in self.images],
+            device=device_type,
+            overrides=[text for text in self.overrides if not text.startswith("data.workers=")],
+            options=options,
+            **{name: getattr(self, name) for name in ("tta", "draw", "precision", "formats")},
+        )
+
+    def result_names(self) -> list[str]:
+        """Names in the output folder that the results have."""
+        return [RESULT_NAMES[name] for name in self.formats]
+
+    def drawn_names(self, folder: Path, digest: str) -> list[Path]:
+        """Names of the drawn images in an output folder, by the number of the image; empty if none are drawn."""
+        reserved = (*self.result_names(), part_files.FOLDER, slurm.FOLDER)
+        return drawn_names(self.images, reserved, folder, request=digest, force=self.force) if self.draw else []
+
+    def choose_folder(self, digest: str) -> Path:
+        """The output folder: that of the same command before, or a free one.
+
+        Raises:
+            ConfigError: links in it lead elsewhere.
+        """
+
+        def problem(folder: Path) -> str | None:
+            return misplaced(folder, self.drawn_names(folder, digest))
+
+        folder = output_folder(
+            self.out,
+            *self.result_names(),
+            request=digest,
+            force=self.force,
+            taken=lambda path: problem(path) is not None,
+        )
+        if (sentence := problem(folder)) is not None:
+            raise ConfigError(sentence)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def parts(self, folder: Path) -> PartFiles:
+        """The results so far."""
+        return PartFiles(
+            folder, lambda number: [self.images[number].path], lambda part: check_packed(part.content, part.units)
+        )
+
+
+@dataclass(frozen=True)
+class PredictOutcome:
+    """Results of all images.
+
+    Attributes:
+        folder: of the files.
+        checkpoint: the file of the weights.
+        device: where the network ran.
+        images: what `--json` says of each image.
+        failed: images that cannot be read: path -> reason.
+        detections: their number.
+        unwritten: why they could not be written, a sentence; empty if they are.
+    """
+
+    folder: Path
+    checkpoint: str
+    device: str
+    images: list[dict[str, Any]]
+    failed: dict[str, str]
+    detections: int
+    unwritten: str
+
+
+def run_prediction(
+    job: PredictJob, *, device: torch.device, show: Show, warn: Callable[[str], object]
+) -> PredictOutcome | None:
+    """Predicts in this process, which may be one of several, and writes the results.
+
+    The results of each image are kept in part files of the output folder: a process that died and the same command
+    started again continue with the other images. No file depends on the number of processes.
+
+    Args:
+        job: what to predict.
+        device: of the whole prediction; each of several processes uses its own GPU.
+        show: shows the progress of all processes; called in the process of rank 0.
+        warn: shows a sentence about an image that cannot be read.
+
+    Returns:
+        the outcome in the process of rank 0; None in the others.
+
+    Raises:
+        StoppedError: a signal came; the results so far are kept.
+        CodetrError: any error that the user can fix.
+    """
+    device = process_group.local_device(device)
+    with process_group.joined(device, work=PREDICTION) as store, ExitStack() as stack:
+        shown = stack.enter_context(ExitStack())
+        stop = stack.enter_context(stop_request(shown.close))
+        digest = job.digest(device.type)
+        device = use_device(choose_device(str(device)))
+        loaded = load_detector(job.weights, device, list(job.overrides))
+        detector = Detector(loaded, device=device, precision=job.precision, tta=job.tta)
+        agree_on_weights(digest, job.digest(device.type))
+        parts = job.parts(job.out)
+        work = SharedWork(parts, [1] * len(job.images), pack_results, work=PREDICTION, stop=stop, store=store)
+        stack.callback(work.close, complete=False)
+        drawings = _Drawings(job, parts, digest)
+        done = work.start(digest, lambda: job.choose_folder(digest), drawings.is_complete)
+        drawn = process_group.from_main(drawings.names if process_group.is_main() else None)
+
+        def write(results: Sequence[ImageResult]) -> None:
+            target = OutputTarget(
+                folder=parts.folder,
+                scratch=parts.path,
+                request=digest,
+                force=job.force,
+                class_names=detector.class_names,
+                category_ids=detector.category_ids,
+            )
+            write_outputs(results, job.formats, target)
+
+        # The list of what was found is always there, complete or not, whatever ends this process.
+        work.snapshot = lambda: write(_unpack(parts, parts.read()))
+        if process_group.is_main():
+            work.progress = shown.enter_context(show(len(job.images), work.images_before))
+        predictor = Predictor(
+            detector=detector,
+            options=job.options,
+            folder=parts.folder,
+            drawn_names=drawn if job.draw else None,
+            scratch=parts.path,
+            request=digest,
+            force=job.force,
+        )
+        numbers = _numbers_here(job.images, done)
+        for result in predictor.predict((number, job.images[number]) for number in numbers):
+            if result.error is not None:
+                warn(result.error)
+            work.add(result.number, result, failed=result.error is not None)
+        found = work.finish()
+        shown.close()
+        if not process_group.is_main():
+            return None
+        results, unwritten = _unpack(parts, found), ""
+        try:
+            write(results)
+        except ResourceError as error:
+            kept = "The results of all images are kept: the same command writes the file without predicting again."
+            unwritten = f"{error} {kept}"
+        work.close(complete=True, keep=bool(unwritten))
+        return PredictOutcome(
+            folder=parts.folder,
+            checkpoint=str(detector.loaded.path or job.weights),
+            device=device.type if process_group.world_size() > 1 else str(device),
+            images=[result.image for result in results if result.image is not None],
+            failed={result.file: result.error for result in results if result.error is not None},
+            detections=sum(len(result.records) for result in results),
+            unwritten=unwritten,
+        )
+
+
+def _numbers_here(images: Sequence[InputImage], done: Collection[int]) -> list[int]:
+    """The images of this process; all processes call it together.
+
+    One process looks at the files: while some are being copied, each would see other sizes and divide differently.
+    """
+    numbers: list[list[int]] | None = None
+    if process_group.is_main():
+        remaining = [number for number in range(len(images)) if number not in done]
+        sizes = _file_sizes(images) if process_group.world_size() > 1 else [0.0] * len(images)
+        numbers = divide(remaining, sizes, process_group.world_size())
+    found: list[list[int]] = process_group.from_main(numbers)
+    return found[process_group.rank()]
+
+
+def _file_sizes(images: Sequence[InputImage]) -> list[float]:
+    """A measure of how long each image takes."""
+    sizes = [0.0] * len(images)
+    for number, image in enumerate(images):
+        with suppress(OSError):
+            sizes[number] = float(image.path.stat().st_size)
+    return sizes
+
+
+class _Drawings:
+    """The drawings of a job in the output folder of its parts, once that is chosen; for the process of rank 0."""
+
+    def __init__(self, job: PredictJob, parts: PartFiles, digest: str) -> None:
+        self._job, self._parts, self._digest = job, parts, digest
+
+    @cached_property
+    def names(self) -> list[Path]:
+        return self._job.drawn_names(self._parts.folder, self._digest)
+
+    @cached_property
+    def record(self) -> ResultRecord:
+        return ResultRecord(self._parts.folder)
+
+    def is_complete(self, number: int) -> bool:
+        """Whether an image that is in a part has its drawing, too, and it has survived a power failure."""
+        if not self.names:
+            return True
+        path, request = self._parts.folder / self.names[number], drawing_request(self._digest, number)
+        return self.record.is_own(path, request=request, quick=True) and path.stat().st_size > 0
+
+
+def _unpack(files: PartFiles, parts: list[Part]) -> list[ImageResult]:
+    """The results in parts, which are removed from the list: the results take as much memory again."""
+    parts.reverse()
+    with unpacking(files):
+        return unpack_results(parts.pop().content for _ in range(len(parts)))

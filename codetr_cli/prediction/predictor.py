@@ -1,0 +1,110 @@
+"""Predicts image files: reads them, and turns detections into results and drawn images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codetr_cli.files import ResultRecord, write_result
+from codetr_cli.images.decoder import BrokenImageError, read_image
+from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.options import DetectOptions
+from codetr_cli.inference.prediction import Prediction
+from codetr_cli.inference.stream import detect_stream
+from codetr_cli.prediction.drawings import drawing_request, drawn_format
+from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.prediction.results import ImageResult
+
+Pixels = NDArray[np.uint8]
+Numbered = tuple[int, InputImage]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """Predicts image files.
+
+    Attributes:
+        detector: runs on each image.
+        options: how.
+        folder: of the drawn images.
+        drawn_names: see `drawings.drawn_names`, by the number of the image; None: nothing is drawn.
+        scratch: a folder for drawn images that are not complete yet, on the same disk.
+        request: name of the request.
+        force: drawings of other requests are replaced.
+    """
+
+    detector: Detector
+    options: DetectOptions
+    folder: Path
+    drawn_names: Sequence[Path] | None = None
+    scratch: Path
+    request: str
+    force: bool = False
+
+    @cached_property
+    def record(self) -> ResultRecord:
+        """Of the folder of the drawn images."""
+        return ResultRecord(self.folder)
+
+    def predict(self, images: Iterable[Numbered]) -> Iterator[ImageResult]:
+        """The results of numbered images, in their order; a file that cannot be read gives a result with an error."""
+        return detect_stream(
+            self.detector, images, self.options, read=self._read, finish=self._finish, failed=self._failed
+        )
+
+    def _read(self, item: Numbered) -> Pixels:
+        return read_image(item[1].path, max_pixels=self.detector.loaded.settings.data.max_pixels)
+
+    def _failed(self, item: Numbered, error: BrokenImageError) -> ImageResult:
+        number, image = item
+        return ImageResult(number, str(image.path), error=error.advise("--set data.max_pixels={}"))
+
+    def _finish(self, item: Numbered, pixels: Pixels, prediction: Prediction, seconds: float) -> ImageResult:
+        number, image = item
+        drawn = self._draw(number, pixels, prediction)
+        height, width = prediction.image_size
+        facts = {
+            "file": str(image.path),
+            "file_name": image.name,
+            "image_id": image.image_id,
+            "height": height,
+            "width": width,
+            "objects": dict(Counter(prediction.class_names).most_common()),
+            "seconds": round(seconds, 4),
+            "drawn": None if drawn is None else str(drawn),
+        }
+        return ImageResult(number, str(image.path), image=facts, records=_records(image, prediction))
+
+    def _draw(self, number: int, pixels: Pixels, prediction: Prediction) -> Path | None:
+        if self.drawn_names is None:
+            return None
+        drawn = self.folder / self.drawn_names[number]
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        # Not synced, which would take longer than the drawing; a power failure leaves empty files, drawn again.
+        with write_result(
+            drawn,
+            by="predict",
+            force=self.force,
+            request=drawing_request(self.request, number),
+            record=self.record,
+            scratch=self.scratch,
+            sync=False,
+        ) as temporary:
+            prediction.draw(pixels).save(temporary, format=drawn_format(drawn), quality=92)
+        return drawn
+
+
+def _records(image: InputImage, prediction: Prediction) -> list[dict[str, Any]]:
+    """The detections in COCO's result format, with the names of their image and category."""
+    names = dict(zip(prediction.category_ids.tolist(), prediction.class_names, strict=True))
+    return [
+        {**record, "file_name": image.name, "category_name": names[record["category_id"]]}
+        for record in prediction.to_coco(image.image_id)
+    ]
