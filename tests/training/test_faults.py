@@ -288,7 +288,8 @@ def test_a_run_folder_that_is_deleted_while_it_trains_is_named(
     with pytest.raises(ResourceError, match=r"the run folder .*run or a part of it is gone.*deleted or moved"):
         train(training)
     assert training.progress.step < STEPS
-    assert RunFolder(tmp_path / "run").status() == "foreign"  # it has the checkpoint that was being written
+    # Either nothing, or the checkpoint that was being written meanwhile: no run that a later start would continue.
+    assert RunFolder(tmp_path / "run").status() in ("empty", "foreign")
     assert_continues(tmp_path / "elsewhere", tiny_settings, straight)
 
 
