@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from codetr_cli.data.writers.polygons import Corners, Tile, cut_polygon, extent, is_polygon
+from codetr_cli.data.writers.polygons import Corners, cut_polygon, extent, is_polygon
 from codetr_cli.errors import DatasetError, shown
+from codetr_cli.images.tile_grid import Tile
 
 CLIPPED_PX = 1e-3
 """A box that is clipped by less is not counted as clipped: readers round to this."""

@@ -22,7 +22,6 @@ import numpy as np
 from codetr_cli.data.writers.content import LayoutWriter, WrittenImage, WrittenObject
 from codetr_cli.data.writers.names import NamePlan
 from codetr_cli.data.writers.options import WriteOptions
-from codetr_cli.data.writers.polygons import Tile
 from codetr_cli.data.writers.slicing import ObjectCutter, SliceRule
 from codetr_cli.data.writers.source import OutlineForm, SourceSplit
 from codetr_cli.errors import ConfigError, DatasetError, listed
@@ -30,6 +29,7 @@ from codetr_cli.files import real_path
 from codetr_cli.formats.intermediate import SHOWN, THREADS
 from codetr_cli.images.decoder import BrokenImageError, read_image
 from codetr_cli.images.headers import ImageFileError, ImageHeader, read_header
+from codetr_cli.images.tile_grid import Tile
 from codetr_cli.reading import open_file
 
 CHUNK = 256

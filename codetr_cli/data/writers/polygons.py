@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from codetr_cli.formats.intermediate import MAX_CORNER
+from codetr_cli.images.tile_grid import Tile
 
 Corners: TypeAlias = tuple[float, float, float, float]
-
-
-class Tile(NamedTuple):
-    """A part of an image, in pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
 
 
 def is_polygon(value: Any) -> bool:

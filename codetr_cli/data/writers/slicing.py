@@ -1,7 +1,6 @@
 """Cuts images into tiles, and objects with them.
 
-Tiles of one size cover the whole image; the last of a row or column ends at the image's edge, so it overlaps more. A
-side that is shorter than the tile's is not cut.
+The tiles are those of `images.tile_grid`.
 
 A tile has an object if it shows enough of it: the part of its box inside the tile has at least `min_visible` of the
 largest area that any tile of this size could show of it. With up to 1/4 every object of two pixels or more is in at
@@ -27,7 +26,8 @@ from codetr_cli.annotations.masks import Block
 from codetr_cli.annotations.outlines import decode, encode
 from codetr_cli.annotations.run_length_codes import OutlineError
 from codetr_cli.data.writers.content import WrittenObject
-from codetr_cli.data.writers.polygons import Corners, Tile, cut_polygon, extent, is_polygon, polygon_area
+from codetr_cli.data.writers.polygons import Corners, cut_polygon, extent, is_polygon, polygon_area
+from codetr_cli.images.tile_grid import Tile, tile_grid
 
 MIN_VISIBLE = 0.1
 MIN_SIDE_PX = 1.0
@@ -48,24 +48,13 @@ class SliceRule:
 
     def tiles(self, width: int, height: int) -> Iterator[Tile]:
         """The tiles of an image, row by row."""
-        w, h = min(width, self.width), min(height, self.height)
-        for top in _starts(height, self.height, self.overlap):
-            for left in _starts(width, self.width, self.overlap):
-                yield Tile(left, top, w, h)
+        return tile_grid((height, width), (self.height, self.width), self.overlap)
 
     def is_seen(self, box: Corners, part: Corners) -> bool:
         """Whether a tile that shows `part` of a box shows enough of it."""
         (x1, y1, x2, y2), (left, top, right, bottom) = box, part
         most = min(x2 - x1, self.width) * min(y2 - y1, self.height)
         return (right - left) * (bottom - top) >= self.min_visible * most
-
-
-def _starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where the tiles of a side start."""
-    if length <= tile:
-        return [0]
-    step = max(1, round(tile * (1 - overlap)))
-    return [*range(0, length - tile, step), length - tile]
 
 
 class ObjectCutter:

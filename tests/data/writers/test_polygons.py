@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_cli.data.writers.polygons import Tile, cut_polygon, extent, is_polygon, polygon_area
+from codetr_cli.data.writers.polygons import cut_polygon, extent, is_polygon, polygon_area
+from codetr_cli.images.tile_grid import Tile
 
 
 def test_polygons_are_cut() -> None:

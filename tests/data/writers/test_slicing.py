@@ -8,8 +8,8 @@ import pytest
 from codetr_cli.annotations.outlines import decode, encode
 from codetr_cli.data.writers import slicing
 from codetr_cli.data.writers.content import WrittenObject
-from codetr_cli.data.writers.polygons import Tile
 from codetr_cli.data.writers.slicing import ObjectCutter, SliceRule, cut_outline
+from codetr_cli.images.tile_grid import Tile
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
