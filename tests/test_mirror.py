@@ -17,7 +17,7 @@ TESTED_ELSEWHERE = {
     "formats/merged_table.py": "formats/test_merged.py",
     **{  # round trips through all layouts
         f"data/writers/{name}.py": "data/writers/test_write.py"
-        for name in ("coco", "content", "cvat", "labelme", "options", "voc", "yolo")
+        for name in ("coco", "content", "csv_table", "cvat", "label_studio", "labelme", "options", "voc", "yolo")
     },
     "data/writers/source.py": "data/writers/test_selection.py",
     "data/loading/worker_process.py": "data/loading/test_workers.py",

@@ -306,6 +306,9 @@ KINDS: dict[str, Kind] = {
         "warning", "task(s) that nobody has annotated", "They are not used: annotate them, as empty where nothing is."
     ),
     "predictions": Kind("info", "prediction(s) of models", "They are not used: accept them as annotations if right."),
+    "unchecked": Kind(
+        "warning", "task(s) whose objects are predictions that nobody has checked", "They are used as annotations."
+    ),
     "row_without_image": Kind(
         "warning", "row(s) of images that are not in the folder", "They are not used: copy the images into it."
     ),

@@ -28,7 +28,7 @@ EXAMPLES = (
     "codetr convert-data my_yolo --split val --out instances_val.json",
 )
 CHOICE = "What is written"
-To = Literal["coco", "yolo", "voc", "labelme", "cvat"]
+To = Literal["coco", "yolo", "voc", "labelme", "cvat", "label-studio", "csv"]
 Images = Literal["copy", "link", "symlink", "none"]
 _SIZE = re.compile(r"\s*(\d{1,6})\s*(?:[xX*,]\s*(\d{1,6}))?\s*")
 
@@ -41,7 +41,9 @@ def convert_data(
     val_fraction: opt.ValFractionOption = None,
     annotations: opt.AnnotationsOption = None,
     images: opt.ImagesOption = None,
-    to: Annotated[To, opt.option("--to", "LAYOUT", "coco, yolo, voc, labelme or cvat.", opt.OUTPUT)] = "coco",
+    to: Annotated[
+        To, opt.option("--to", "LAYOUT", "coco, yolo, voc, labelme, cvat, label-studio or csv.", opt.OUTPUT)
+    ] = "coco",
     out: Annotated[
         Path | None, opt.option("--out", "PATH", "A new folder, or a .json file for one split of COCO.", opt.OUTPUT)
     ] = None,
@@ -55,7 +57,7 @@ def convert_data(
         ),
     ] = None,
     outlines: Annotated[
-        bool, opt.flag("--outlines", "Write polygons, not boxes, to YOLO, labelme and CVAT.", opt.OUTPUT)
+        bool, opt.flag("--outlines", "Write polygons, not boxes, to YOLO, labelme, CVAT and Label Studio.", opt.OUTPUT)
     ] = False,
     split: Annotated[
         str | None,

@@ -5,9 +5,10 @@ as its outline; so do polygons; an ellipse becomes the box around it. Brushes an
 several classes is an object of each.
 
 Of several annotations of a task, the one that is marked as ground truth is used, else the first that was not cancelled.
-A task that was annotated as empty is an image without objects; one that nobody annotated is not used. The image is
-found by its name: as it is, then without the eight digits that an upload puts before it. Classes are in alphabetical
-order, with ids from 1.
+A task that was annotated as empty is an image without objects; one that nobody annotated is not used. In a file where
+no task is annotated, as it is written to be imported, the first prediction of each counts. The image is found by its
+name: as it is, then without the eight digits that an upload puts before it. Classes are in alphabetical order, with ids
+from 1.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ MAX_VALUES = 4_000_000
 """Lists and tables in a file."""
 MAX_LABELS = 100
 """Classes of one region."""
+UNCHECKED = "unchecked"
+"""Key of a task whose annotation is a prediction."""
 _TASK = re.compile(r'"(?:annotations|completions)"\s*:\s*\[')
 _OF_TASKS = re.compile(r'"(?:data|result|was_cancelled|completed_by|file_upload|total_annotations)"\s*:')
 _MIN = re.compile(r'"(?:rectangle|polygon|ellipse|brush|keypoint)labels"\s*:\s*\[|"original_width"\s*:')
@@ -157,13 +160,20 @@ def _tasks(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DatasetError(f"{path} cannot be read as JSON: {error}. Export it again") from error
     if not isinstance(tasks, list):
         raise DatasetError(f"{path} is no list of tasks. Export it again as JSON")
+    is_unchecked = not any(isinstance(task, dict) and _annotations_of(task) for task in tasks)
     for number, task in enumerate(tasks, 1):
         where = f"{name}: task {number}"
         if not isinstance(task, dict):
             raise DatasetError(f"{path}: task {number} is {shown(task)} instead of a table. Export it again")
         if not isinstance(task.get("data"), dict):
             task = _of_min(task)
+        elif is_unchecked and isinstance(suggested := task.get("predictions"), list) and suggested:
+            task = {"data": task["data"], "annotations": suggested[:1], UNCHECKED: True}
         yield where, task
+
+
+def _annotations_of(task: Mapping[str, Any]) -> Any:
+    return task.get("annotations", task.get("completions")) or not isinstance(task.get("data"), dict)
 
 
 def _of_min(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +203,8 @@ def _annotation(task: Mapping[str, Any], where: str, findings: Findings, place: 
         raise DatasetError(
             f"{where} has annotations = {shown(annotations)} instead of a list of tables. Export it again"
         )
+    if UNCHECKED in task:
+        findings.add("unchecked", place, where)
     predictions = task.get("predictions")
     if isinstance(predictions, list) and predictions:
         findings.add("predictions", place, where, len(predictions))

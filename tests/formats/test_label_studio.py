@@ -100,6 +100,23 @@ def test_one_annotation_of_a_task_counts(tmp_path):
     assert counts(found) == {"second_annotation": 4, "cancelled": 1}
 
 
+def test_predictions_count_where_nobody_has_annotated(tmp_path):
+    """As a file is written to be imported; in a project with annotations they do not."""
+    for name in ("a.jpg", "b.jpg"):
+        picture(tmp_path / name)
+    suggested = {"predictions": [{"result": [CAT], "score": 0.4, "model_version": "m"}, {"result": []}]}
+    export(tmp_path, task(1, "a.jpg", **suggested), task(2, "b.jpg", predictions=[{"result": []}]))
+    assert boxes(tmp_path, val_fraction=0) == {"a.jpg": [("cat", [20, 20, 60, 40])], "b.jpg": []}
+    assert counts(opened(tmp_path, val_fraction=0)) == {"unchecked": 2}
+    export(tmp_path, task(1, "a.jpg", **suggested), task(2, "b.jpg", annotated(CAT)))
+    assert boxes(tmp_path, val_fraction=0) == {"b.jpg": [("cat", [20, 20, 60, 40])]}
+    assert counts(opened(tmp_path, val_fraction=0)) == {
+        "not_annotated": 1,
+        "predictions": 2,
+        "image_without_annotation": 1,
+    }
+
+
 def test_json_min(tmp_path):
     picture(tmp_path / "a.jpg")
     picture(tmp_path / "b.jpg")

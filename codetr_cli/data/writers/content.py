@@ -66,6 +66,7 @@ class WrittenObject:
         crowd: a region of many objects, or one that is difficult or to be ignored.
         outline: polygons or a run-length code as in COCO, if there is one; bytes: its JSON text.
         entry: COCO's record, without its outline.
+        score: of a detection, in [0, 1]; None: it is none.
     """
 
     label: int
@@ -73,11 +74,23 @@ class WrittenObject:
     crowd: bool = False
     outline: Any = None
     entry: Mapping[str, Any] = field(default_factory=dict)
+    score: float | None = None
 
 
 @dataclass(frozen=True)
 class WrittenImage:
-    """One image: its split, name within the folder of the split, size in pixels, objects, and COCO's record."""
+    """One image.
+
+    Args:
+        split: train, val or test.
+        name: within the folder of the split.
+        width: in pixels.
+        height: in pixels.
+        objects: in their order.
+        record: COCO's.
+        is_suggestion: whether the objects are a model's, and nobody has checked them.
+        review: why somebody should check them, a phrase; empty if nothing asks for it.
+    """
 
     split: str
     name: str
@@ -85,6 +98,8 @@ class WrittenImage:
     height: int
     objects: list[WrittenObject]
     record: Mapping[str, Any] = field(default_factory=dict)
+    is_suggestion: bool = False
+    review: str = ""
 
 
 @dataclass(frozen=True)

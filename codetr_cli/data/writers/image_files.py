@@ -35,6 +35,8 @@ from codetr_cli.reading import open_file
 CHUNK = 256
 """Images whose headers are read at once."""
 JPEG_QUALITY = 95
+BY_STEM = ("yolo", "voc", "labelme")
+"""Layouts with a label file an image, whose name is that of the image without its suffix."""
 
 
 class ImageWriter:
@@ -59,7 +61,7 @@ class ImageWriter:
         self._folder, self._writer, self._options = folder, writer, options
         self._counts, self._totals = counts, totals
         layout = options.layout
-        self._names = NamePlan(by_stem=layout not in ("coco", "cvat"), for_lists=layout == "voc")
+        self._names = NamePlan(by_stem=layout in BY_STEM, for_lists=layout == "voc")
         self.renamed: dict[str, str] = {}
         self.problems: list[str] = []
         self._pool = ThreadPoolExecutor(THREADS)

@@ -9,7 +9,7 @@ from typing import Literal
 from codetr_cli.data.writers.slicing import SliceRule
 from codetr_cli.images.decoder import MAX_PIXELS
 
-LayoutName = Literal["coco", "yolo", "voc", "labelme", "cvat"]
+LayoutName = Literal["coco", "yolo", "voc", "labelme", "cvat", "label-studio", "csv"]
 ImagesMode = Literal["copy", "link", "symlink", "none"]
 
 

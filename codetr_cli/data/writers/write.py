@@ -18,9 +18,11 @@ from codetr_cli import files
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.data.writers.coco import CocoWriter
 from codetr_cli.data.writers.content import NOTES, LayoutWriter, WrittenClasses, WrittenImage, counted
+from codetr_cli.data.writers.csv_table import CsvWriter
 from codetr_cli.data.writers.cvat import CvatWriter
 from codetr_cli.data.writers.folder import VERB, check_replaceable, record_folder
 from codetr_cli.data.writers.image_files import write_images
+from codetr_cli.data.writers.label_studio import LabelStudioWriter
 from codetr_cli.data.writers.labelme import LabelmeWriter
 from codetr_cli.data.writers.options import WriteOptions
 from codetr_cli.data.writers.selection import choose_classes, choose_sample
@@ -34,6 +36,8 @@ WRITERS: dict[str, Callable[..., LayoutWriter]] = {
     "voc": VocWriter,
     "labelme": LabelmeWriter,
     "cvat": CvatWriter,
+    "label-studio": LabelStudioWriter,
+    "csv": CsvWriter,
 }
 Advance = Callable[[int], None]
 

@@ -2,7 +2,9 @@
 
 Numbers are relative to the image's size, with ten decimals: 1e-4 pixels of the largest image. The file has no key
 `path`: without it, names are relative to the file itself; Ultralytics takes `path: .` as the working directory. There
-is no mark for crowd regions: they are skipped and counted. With outlines, the key `task` states that there are any.
+is no mark for crowd regions: they are skipped and counted. With outlines, the key `task` states that there are any, and
+an object without one is a row of its box's four corners: Ultralytics takes all rows of such a file for outlines, those
+of boxes as outlines of two points.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class YoloWriter(LayoutWriter):
     def __init__(self, folder: Path, classes: WrittenClasses, counts: Counter[str], *, outlines: bool = False) -> None:
         super().__init__(folder, classes, counts, outlines=outlines)
         self._splits: dict[str, None] = {}
-        self._has_outlines = False
+        self._has_rows = False
 
     def image_path(self, split: str, name: str) -> str:
         """Where the file of an image is."""
@@ -44,14 +46,17 @@ class YoloWriter(LayoutWriter):
                 self.counts["crowd"] += 1
                 continue
             polygon = one_polygon(item, image, self.counts, wanted=self.outlines)
-            self._has_outlines = self._has_outlines or bool(polygon)
-            values = polygon or [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+            if self.outlines:
+                values = polygon or [x1, y1, x2, y1, x2, y2, x1, y2]
+            else:
+                values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
             sides = (image.width, image.height) * (len(values) // 2)
             relative = (min(max(value / side, 0.0), 1.0) for value, side in zip(values, sides, strict=True))
             lines.append(f"{item.label} {' '.join(number(value, DIGITS) for value in relative)}\n")
         path = (self.folder / "labels" / image.split / image.name).with_suffix(".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines), encoding="utf-8")
+        self._has_rows = self._has_rows or bool(lines)
         return len(lines)
 
     def finish(self) -> None:
@@ -59,7 +64,7 @@ class YoloWriter(LayoutWriter):
         lines = [f"{split}: images/{split}" for split in self._splits]
         if "val" not in self._splits and "train" not in self._splits:  # readers need either
             lines += [f"val: images/{split}" for split in self._splits]
-        if self._has_outlines:
+        if self.outlines and self._has_rows:
             lines.append("task: segment")  # rows of outlines may have the numbers of columns of keypoints
         lines.append("names:")
         lines += [f"  {label}: {_quoted(name)}" for label, name in enumerate(self.classes.names)]
