@@ -41,6 +41,11 @@ TESTED_ELSEWHERE = {
     "ops/deform_attn_triton_kernels.py": "ops/test_deform_attn_triton.py",  # run by an interpreter where no GPU is
     "ops/deform_attn_triton_ordered.py": "ops/test_deform_attn_triton.py",
     "ops/deform_attn_triton_tuning.py": "ops/test_deform_attn_triton.py",  # with launches
+    "prediction/drawings.py": "prediction/test_predictor.py",
+    "prediction/job.py": "commands/test_predict.py",
+    "prediction/outputs.py": "prediction/test_shards.py",
+    "prediction/results.py": "prediction/test_predictor.py",
+    "prediction/targets.py": "prediction/test_shards.py",  # only data
     "training/build.py": "commands/test_train.py",
     "training/preview.py": "commands/test_train.py",  # --dry-run
     "training/reporter.py": "training/test_faults.py",  # only an interface

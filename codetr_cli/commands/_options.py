@@ -69,6 +69,16 @@ def argument_or_option(context: typer.Context, argument: str, option: str) -> An
     return second if first is None else first
 
 
+def separated(values: Sequence[str] | None, default: str) -> list[str]:
+    """The values of a repeatable option that takes several with commas between them.
+
+    Args:
+        values: as given.
+        default: where there are none.
+    """
+    return [name for value in values or [default] for name in map(str.strip, value.split(",")) if name] or [default]
+
+
 def only(values: Sequence[str] | None, option: str) -> str | None:
     """The value of an option that may be given once; the parser of the command line would take the last in silence.
 
@@ -288,7 +298,19 @@ MaxDetsOption = Annotated[int | None, option("--max-dets", "N", "Most detections
 Nms = Literal["none", "hard", "soft"]
 NmsOption = Annotated[Nms | None, option("--nms", "KIND", "none, hard or soft. Default: the checkpoint's.", DETECTIONS)]
 PredictOutOption = Annotated[Path, option("--out", "DIR", "Folder of the results, or the next free DIR_2.", OUTPUT)]
-NoDrawOption = Annotated[bool, flag("--no-draw", "Write predictions.json, no images.", OUTPUT)]
+NoDrawOption = Annotated[bool, flag("--no-draw", "Draw no images.", OUTPUT)]
+ResultFormatOption = Annotated[
+    list[str] | None,
+    option(
+        "--format",
+        "FMT",
+        "coco (predictions.json, default), jsonl or parquet (files of --shard-size images). Several: coco,jsonl.",
+        OUTPUT,
+    ),
+]
+ShardSizeOption = Annotated[
+    int, option("--shard-size", "N", "Images in each file of jsonl and parquet.", ADVANCED, min=1)
+]
 
 # ---------------------------------------------------------------------------------------------------------------- bench
 

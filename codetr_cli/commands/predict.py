@@ -1,4 +1,4 @@
-"""`codetr predict`: detects objects in images; writes drawn images and COCO JSON, prints a table."""
+"""`codetr predict`: detects objects in images; writes drawn images and files of results, prints a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "codetr predict photo.jpg",
     "codetr predict images/ --checkpoint co_dino_r50.safetensors --score 0.5",
-    "codetr predict images/ --checkpoint runs/co_dino_r50/1 --gpus 8",
+    "codetr predict images/ --checkpoint runs/co_dino_r50/1 --gpus 8 --format jsonl",
 )
 MAX_ROWS = 40
 
@@ -46,6 +46,7 @@ def predict(
     head: opt.HeadOption = None,
     tta: opt.TtaOption = False,
     out: opt.PredictOutOption = Path("predictions"),
+    result_formats: opt.ResultFormatOption = None,
     no_draw: opt.NoDrawOption = False,
     force: opt.ForceOption = False,
     json_output: opt.JsonOption = False,
@@ -59,6 +60,7 @@ def predict(
     node_rank: opt.NodeRankOption = None,
     max_restarts: opt.MaxRestartsOption = None,
     slurm: opt.SlurmOption = False,
+    shard_size: opt.ShardSizeOption = 10_000,
     overrides: opt.SetOption = None,
 ) -> None:
     """Detect objects in images and draw them.
@@ -73,7 +75,9 @@ def predict(
     from codetr_cli.inference.options import DetectOptions
     from codetr_cli.prediction.inputs import find_images
     from codetr_cli.prediction.job import PredictJob
+    from codetr_cli.prediction.outputs import check_formats
 
+    formats = check_formats(opt.separated(result_formats, "coco"))
     skipped = Skipped()
     images = find_images(sources, skipped=skipped)
     for sentence in skipped.sentences():
@@ -87,6 +91,8 @@ def predict(
         tta=tta,
         options=DetectOptions(score=score, max_dets=max_dets, nms=nms),
         draw=not no_draw,
+        formats=formats,
+        shard_size=shard_size,
         out=out,
         force=force,
     )
@@ -158,11 +164,12 @@ def _summary(outcome: PredictOutcome, skipped: Skipped) -> dict[str, Any]:
     """What `--json` prints."""
     from codetr_cli.prediction.outputs import PREDICTIONS_NAME
 
-    path = None if outcome.unwritten else outcome.folder / PREDICTIONS_NAME
+    path = next((path for path in outcome.files if path.name == PREDICTIONS_NAME), None)
     return {
         "checkpoint": outcome.checkpoint,
         "out": str(outcome.folder),
         "predictions": path and str(path),
+        "files": [str(path) for path in outcome.files],
         "images": outcome.images,
         "detections": path and json.loads(path.read_text(encoding="utf-8")),
         "failed": [{"file": name, "error": error} for name, error in outcome.failed.items()],
@@ -171,8 +178,6 @@ def _summary(outcome: PredictOutcome, skipped: Skipped) -> dict[str, Any]:
 
 
 def _show(outcome: PredictOutcome) -> None:
-    from codetr_cli.prediction.outputs import PREDICTIONS_NAME
-
     images = outcome.images
     rows: list[Sequence[object]] = []
     for image in images[:MAX_ROWS]:
@@ -182,5 +187,5 @@ def _show(outcome: PredictOutcome) -> None:
         console.table(f"Detections (on {outcome.device})", ["image", "objects", "time [ms]"], rows)
     if len(images) > MAX_ROWS:
         console.result(f"... and {len(images) - MAX_ROWS} more images.")
-    where = "" if outcome.unwritten else f": {outcome.folder / PREDICTIONS_NAME}"
+    where = f": {listed(outcome.files)}" if outcome.files else ""
     console.result(f"{outcome.detections} detections in {len(images)} images{where}")

@@ -23,9 +23,10 @@ from codetr_cli.inference.loading import find_checkpoint, load_detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.prediction.drawings import drawing_request, drawn_names, misplaced
 from codetr_cli.prediction.inputs import InputImage
-from codetr_cli.prediction.outputs import RESULT_NAMES, OutputTarget, write_outputs
+from codetr_cli.prediction.outputs import PARTIAL, OutputTarget, result_names, write_outputs
 from codetr_cli.prediction.predictor import Predictor
 from codetr_cli.prediction.results import ImageResult, check_packed, pack_results, unpack_results
+from codetr_cli.prediction.targets import SHARD_SIZE
 from codetr_cli.runtime.devices import choose_device, use_device
 
 Show = Callable[[int, int], AbstractContextManager[Callable[[int], object]]]
@@ -45,6 +46,7 @@ class PredictJob:
         options: how images are detected.
         draw: whether images with their detections are drawn.
         formats: of the results, keys of `outputs.WRITERS`.
+        shard_size: images in a file of the formats that divide their results.
         out: the output folder.
         force: replace own results in the output folder; otherwise the next free one is used.
     """
@@ -57,6 +59,7 @@ class PredictJob:
     options: DetectOptions = field(default_factory=DetectOptions)
     draw: bool = True
     formats: tuple[str, ...] = ("coco",)
+    shard_size: int = SHARD_SIZE
     out: Path
     force: bool = False
 
@@ -69,12 +72,12 @@ class PredictJob:
             device=device_type,
             overrides=[text for text in self.overrides if not text.startswith("data.workers=")],
             options=options,
-            **{name: getattr(self, name) for name in ("tta", "draw", "precision", "formats")},
+            **{name: getattr(self, name) for name in ("tta", "draw", "precision", "formats", "shard_size")},
         )
 
     def result_names(self) -> list[str]:
         """Names in the output folder that the results have."""
-        return [RESULT_NAMES[name] for name in self.formats]
+        return result_names(self.formats, len(self.images), self.shard_size)
 
     def drawn_names(self, folder: Path, digest: str) -> list[Path]:
         """Names of the drawn images in an output folder, by the number of the image; empty if none are drawn."""
@@ -121,6 +124,7 @@ class PredictOutcome:
         images: what `--json` says of each image.
         failed: images that cannot be read: path -> reason.
         detections: their number.
+        files: with the results, except drawn images; empty if they could not be written.
         unwritten: why they could not be written, a sentence; empty if they are.
     """
 
@@ -130,6 +134,7 @@ class PredictOutcome:
     images: list[dict[str, Any]]
     failed: dict[str, str]
     detections: int
+    files: list[Path]
     unwritten: str
 
 
@@ -170,7 +175,7 @@ def run_prediction(
         done = work.start(digest, lambda: job.choose_folder(digest), drawings.is_complete)
         drawn = process_group.from_main(drawings.names if process_group.is_main() else None)
 
-        def write(results: Sequence[ImageResult]) -> None:
+        def write(results: Sequence[ImageResult], formats: Sequence[str]) -> None:
             target = OutputTarget(
                 folder=parts.folder,
                 scratch=parts.path,
@@ -178,11 +183,14 @@ def run_prediction(
                 force=job.force,
                 class_names=detector.class_names,
                 category_ids=detector.category_ids,
+                images=job.images,
+                shard_size=job.shard_size,
             )
-            write_outputs(results, job.formats, target)
+            write_outputs(results, formats, target)
 
         # The list of what was found is always there, complete or not, whatever ends this process.
-        work.snapshot = lambda: write(_unpack(parts, parts.read()))
+        partial = [name for name in job.formats if name in PARTIAL]
+        work.snapshot = (lambda: write(_unpack(parts, parts.read()), partial)) if partial else None
         if process_group.is_main():
             work.progress = shown.enter_context(show(len(job.images), work.images_before))
         predictor = Predictor(
@@ -205,7 +213,7 @@ def run_prediction(
             return None
         results, unwritten = _unpack(parts, found), ""
         try:
-            write(results)
+            write(results, job.formats)
         except ResourceError as error:
             kept = "The results of all images are kept: the same command writes the file without predicting again."
             unwritten = f"{error} {kept}"
@@ -217,6 +225,7 @@ def run_prediction(
             images=[result.image for result in results if result.image is not None],
             failed={result.file: result.error for result in results if result.error is not None},
             detections=sum(len(result.records) for result in results),
+            files=[] if unwritten else [parts.folder / name for name in job.result_names()],
             unwritten=unwritten,
         )
 

@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import IO
 
+from codetr_cli.errors import ConfigError, nearest
 from codetr_cli.files import write_result
 from codetr_cli.prediction.results import ImageResult
+from codetr_cli.prediction.shards import import_pyarrow, open_jsonl, open_parquet, shard_name, shard_names
+from codetr_cli.prediction.targets import SHARD_SIZE, OpenWriter, OutputTarget, OutputWriter
+
+__all__ = ["OutputTarget", "OutputWriter", "check_formats", "result_names", "write_outputs"]
 
 PREDICTIONS_NAME = "predictions.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputTarget:
-    """Where result files go, and what they need to know.
-
-    Attributes:
-        folder: the output folder.
-        scratch: a folder for files that are not complete yet, on the same disk.
-        request: name of the request.
-        force: own files of other requests are replaced.
-        class_names: by label.
-        category_ids: by label.
-    """
-
-    folder: Path
-    scratch: Path
-    request: str
-    force: bool
-    class_names: Sequence[str]
-    category_ids: Sequence[int]
-
-
-class OutputWriter(Protocol):
-    """Writes one format; made by a context manager, which completes the files unless an error leaves it."""
-
-    def add(self, result: ImageResult) -> None:
-        """Writes the result of an image, which may be an error."""
-
-
-OpenWriter = Callable[[OutputTarget], AbstractContextManager[OutputWriter]]
 
 
 class _CocoWriter:
@@ -72,11 +44,45 @@ def open_coco(target: OutputTarget) -> Iterator[OutputWriter]:
         file.write("]")
 
 
-WRITERS: dict[str, OpenWriter] = {"coco": open_coco}
+WRITERS: dict[str, OpenWriter] = {"coco": open_coco, "jsonl": open_jsonl, "parquet": open_parquet}
 """The formats of results by name."""
 
-RESULT_NAMES = {"coco": PREDICTIONS_NAME}
-"""What each format writes into the output folder: a folder that has it is not free."""
+RESULT_NAMES = {
+    "coco": PREDICTIONS_NAME,
+    "jsonl": shard_name("jsonl", 0),
+    "parquet": shard_name("parquet", 0),
+}
+"""What each format writes into the output folder, or the first of it: a folder that has it is not free."""
+
+SHARDED = ("jsonl", "parquet")
+"""Formats in files of a fixed number of images."""
+
+PARTIAL = ("coco",)
+"""Formats that are also written while the images are not all done."""
+
+
+def check_formats(names: Iterable[str]) -> tuple[str, ...]:
+    """The formats of a list of names, each once, in the order of the list.
+
+    Raises:
+        ConfigError: there is no such format.
+        ResourceError: a format needs a package that is not installed.
+    """
+    found = tuple(dict.fromkeys(names))
+    for name in found:
+        if name not in WRITERS:
+            raise ConfigError(f"--format {name}: there is no such format of results; {nearest(name, sorted(WRITERS))}")
+    if "parquet" in found:
+        import_pyarrow()
+    return found
+
+
+def result_names(formats: Iterable[str], images: int, shard_size: int = SHARD_SIZE) -> list[str]:
+    """Names in the output folder that the results of so many images have."""
+    names: list[str] = []
+    for name in formats:
+        names += shard_names(name, images, shard_size) if name in SHARDED else [RESULT_NAMES[name]]
+    return names
 
 
 def write_outputs(results: Iterable[ImageResult], formats: Sequence[str], target: OutputTarget) -> None:

@@ -66,6 +66,22 @@ def test_json(codetr, run, tiny_coco):
     assert sorted(path.name for path in Path("predictions").iterdir()) == [RECORD_NAME, "predictions.json"]
 
 
+def test_several_formats_at_once(codetr, run, tiny_coco):
+    words = ("predict", tiny_coco / "train2017", "--no-draw", "--score", "0", "--json")
+    facts = codetr(*words, "--format", "jsonl,coco", "--shard-size", "3").json
+    assert [Path(name).name for name in facts["files"]] == [
+        *("predictions-00000.jsonl", "predictions-00001.jsonl", "predictions-jsonl.json", "predictions.json")
+    ]
+    lines = [json.loads(line) for name in facts["files"][:2] for line in Path(name).read_text().splitlines()]
+    assert [line["image_id"] for line in lines] == [image["image_id"] for image in facts["images"]]
+    assert sum(len(line["detections"]) for line in lines) == len(facts["detections"]) > 0
+    other = codetr(*words, "--format", "jsonl", "--format", "jsonl").json
+    assert (other["predictions"], other["detections"]) == (None, None)
+    wrong = codetr(*words, "--format", "jsonl,coc")
+    assert wrong.code == 2
+    assert "there is no such format of results; did you mean 'coco'?" in wrong.err
+
+
 def test_results_are_not_overwritten_unless_forced(codetr, run, tiny_coco):
     words = ("predict", tiny_coco / "val2017", "--no-draw", "--json")
     assert [codetr(*words).json["out"] for _ in range(2)] == ["predictions", "predictions_2"]

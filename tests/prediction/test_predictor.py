@@ -12,20 +12,8 @@ import pytest
 from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.prediction.drawings import drawing_request, drawn_names
 from codetr_cli.prediction.inputs import InputImage
-from codetr_cli.prediction.results import ImageResult, check_packed, pack_results, unpack_results
-
-
-def result(number: int, *category_names: str, error: str | None = None) -> ImageResult:
-    file = f"a/{number}.jpg"
-    if error is not None:
-        return ImageResult(number, file, error=error)
-    names: dict[str, object] = {"file_name": f"{number}.jpg", "image_id": number}
-    image = {**names, "file": file, "height": 8, "width": 8, "objects": {"disc": 1}, "seconds": 0.1, "drawn": None}
-    records = [
-        {**names, "category_name": name, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
-        for name in category_names
-    ]
-    return ImageResult(number, file, image, records)
+from codetr_cli.prediction.results import check_packed, pack_results, unpack_results
+from tests.prediction.image_results import result
 
 
 def test_results_come_back_in_the_order_of_the_inputs():
