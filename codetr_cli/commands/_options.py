@@ -293,7 +293,12 @@ EvalOutOption = Annotated[Path | None, option("--out", "DIR", "Default: eval/SPL
 
 # -------------------------------------------------------------------------------------------------------------- predict
 
-ScoreOption = Annotated[float, option("--score", "S", "Lowest score to keep.", DETECTIONS, min=0, max=1)]
+ScoreOption = Annotated[
+    list[str] | None,
+    option(
+        "--score", "S", "Lowest score to keep; of one class: --score person=0.5. Repeatable. Default: 0.3.", DETECTIONS
+    ),
+]
 MaxDetsOption = Annotated[int | None, option("--max-dets", "N", "Most detections per image.", DETECTIONS, min=1)]
 Nms = Literal["none", "hard", "soft"]
 NmsOption = Annotated[Nms | None, option("--nms", "KIND", "none, hard or soft. Default: the checkpoint's.", DETECTIONS)]

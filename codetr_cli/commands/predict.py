@@ -12,6 +12,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
+from codetr_cli.commands._labels import scores_of
 from codetr_cli.commands._launch import requested, run_placed, worker_output
 from codetr_cli.commands._submit import submit_command
 from codetr_cli.commands._weights import resolve_weights
@@ -40,7 +41,7 @@ def predict(
         list[str], typer.Argument(metavar="SRC", help="Images, folders, or quoted patterns such as 'a/*.jpg'.")
     ],
     checkpoint: opt.CheckpointOption = None,
-    score: opt.ScoreOption = 0.3,
+    score: opt.ScoreOption = None,
     max_dets: opt.MaxDetsOption = None,
     nms: opt.NmsOption = None,
     head: opt.HeadOption = None,
@@ -70,6 +71,7 @@ def predict(
     """
     console.set_mode(json=json_output, quiet=quiet)
     check_folder(out, "--out")
+    lowest, class_scores = scores_of(score)
 
     from codetr_cli.images.image_files import Skipped
     from codetr_cli.inference.options import DetectOptions
@@ -89,7 +91,7 @@ def predict(
         overrides=[*([f"test.head={head}"] if head else []), *(overrides or [])],
         precision=precision,
         tta=tta,
-        options=DetectOptions(score=score, max_dets=max_dets, nms=nms),
+        options=DetectOptions(score=lowest, class_scores=class_scores, max_dets=max_dets, nms=nms),
         draw=not no_draw,
         formats=formats,
         shard_size=shard_size,

@@ -9,7 +9,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral, Real
 from pathlib import Path
@@ -89,6 +89,23 @@ def check_score(score: Any) -> float:
         hint = f"; {float(score):g} per cent are {float(score) / 100:g}" if percent else ""
         raise ArgumentError(f"score={shown(score)}: it is a number from 0 to 1{hint}")
     return float(score)
+
+
+def check_class_scores(scores: Any, class_names: Sequence[str]) -> dict[str, float]:
+    """The lowest scores of some classes by name.
+
+    Raises:
+        ArgumentError: they are no table of classes and numbers in [0, 1].
+    """
+    if scores is None:
+        return {}
+    if not isinstance(scores, Mapping):
+        raise ArgumentError(f'class_scores={shown(scores)}: it is a table of scores by class, e.g. {{"person": 0.5}}')
+    for name in scores:
+        if name not in class_names:
+            hint = f"; {nearest(name, list(class_names))}" if isinstance(name, str) else ""
+            raise ArgumentError(f"class_scores has {shown(name)}: there is no such class{hint}")
+    return {name: check_score(score) for name, score in scores.items()}
 
 
 def check_max_dets(max_dets: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +20,7 @@ from codetr_cli.images.image_header import Size
 from codetr_cli.inference.arguments import (
     NMS_KINDS,
     PRECISIONS,
+    check_class_scores,
     check_device,
     check_flag,
     check_max_dets,
@@ -131,7 +132,13 @@ class Detector:
 
     @overload
     def predict(
-        self, image: ImageInput, *, score: float = ..., max_dets: int | None = ..., nms: Nms | None = ...
+        self,
+        image: ImageInput,
+        *,
+        score: float = ...,
+        class_scores: Mapping[str, float] | None = ...,
+        max_dets: int | None = ...,
+        nms: Nms | None = ...,
     ) -> Prediction: ...
 
     @overload
@@ -140,6 +147,7 @@ class Detector:
         image: list[Any] | tuple[Any, ...],
         *,
         score: float = ...,
+        class_scores: Mapping[str, float] | None = ...,
         max_dets: int | None = ...,
         nms: Nms | None = ...,
     ) -> list[Prediction]: ...
@@ -149,6 +157,7 @@ class Detector:
         image: ImageInput | list[Any] | tuple[Any, ...],
         *,
         score: float = 0.3,
+        class_scores: Mapping[str, float] | None = None,
         max_dets: int | None = None,
         nms: Nms | None = None,
     ) -> Prediction | list[Prediction]:
@@ -162,6 +171,7 @@ class Detector:
                 (H, W) or with one channel, and a second or fourth channel is alpha, which is dropped. The EXIF rotation
                 of files and PIL images is applied.
             score: minimum score, in [0, 1].
+            class_scores: minimum scores of some classes, by name: `{"person": 0.5}`; the others need `score`.
             max_dets: maximum number of detections; None: as in the settings.
             nms: "none", "hard" or "soft"; None: as in the settings. The auxiliary heads keep their own NMS.
 
@@ -171,6 +181,7 @@ class Detector:
         """
         options = DetectOptions(
             score=check_score(score),
+            class_scores=check_class_scores(class_scores, self.class_names),
             max_dets=check_max_dets(max_dets),
             nms=None if nms is None else check_word("nms", nms, NMS_KINDS),
         )
@@ -195,7 +206,7 @@ class Detector:
 
         Args:
             images: one or more; smaller ones are padded to the largest.
-            options: `score` and `max_dets` are applied by `to_prediction`.
+            options: scores and `max_dets` are applied by `to_prediction`.
 
         Raises:
             ResourceError: the device has not enough memory.
@@ -224,12 +235,13 @@ class Detector:
             masks=masks,
             mask_scores=None if detections.mask_scores is None else detections.mask_scores.float().numpy(),
         )
-        kept: Prediction = prediction[prediction.scores >= options.score]
+        lowest = np.array(options.scores_of(self.class_names), np.float32)[labels]
+        kept: Prediction = prediction[prediction.scores >= lowest]
         return kept[: options.max_dets]
 
     def _postprocess(self, options: DetectOptions) -> PostProcess:
         """The settings' post-processing with another NMS, and with more detections if more are requested."""
-        postprocess = replace(self.loaded.postprocess, mask_min_score=options.score)
+        postprocess = replace(self.loaded.postprocess, mask_min_score=options.lowest_score)
         if options.max_dets is not None:
             postprocess = replace(postprocess, max_detections=max(options.max_dets, postprocess.max_detections))
         return postprocess if options.nms is None else replace(postprocess, nms=options.nms)

@@ -167,6 +167,7 @@ def run_prediction(
         device = use_device(choose_device(str(device)))
         loaded = load_detector(job.weights, device, list(job.overrides))
         detector = Detector(loaded, device=device, precision=job.precision, tta=job.tta)
+        job.options.check_classes(detector.class_names)
         agree_on_weights(digest, job.digest(device.type))
         parts = job.parts(job.out)
         work = SharedWork(parts, [1] * len(job.images), pack_results, work=PREDICTION, stop=stop, store=store)

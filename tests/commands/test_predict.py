@@ -150,6 +150,7 @@ def test_auxiliary_heads(codetr, run, tiny_coco, head):
         (["nothing.jpg"], 3, "nothing.jpg"),
         (["x/*.jpg"], 3, "x/*.jpg"),
         ([".", "--score", "2"], 2, "--score"),
+        ([".", "--score", "dics=0.5"], 2, "did you mean 'disc'"),
         ([".", "--nms", "sofd"], 2, "sofd"),
         ([".", "--checkpoint", "gone.safetensors"], 4, "runs/tiny/1"),
     ],

@@ -53,6 +53,23 @@ def test_predictions_are_typed(detector, photo):
     assert [d.class_name for d in found] == found.class_names
 
 
+def test_classes_may_have_scores_of_their_own(detector, photo):
+    found = detector.predict(photo, score=0.0)
+    name = found.class_names[len(found) // 2]
+    limit = float(found.scores[len(found) // 2])
+    kept = detector.predict(photo, score=0.0, class_scores={name: limit})
+    rows = [row for row, one in enumerate(found) if one.class_name != name or one.score >= limit]
+    assert same(kept, found[rows])
+    assert len(kept) < len(found) or all(score >= limit for score in found.scores.tolist())
+    one_class = detector.predict(photo, score=1.0, class_scores={name: 0.0})
+    assert same(one_class, found[[row for row, each in enumerate(found.class_names) if each == name]])
+    with pytest.raises(ValueError, match=rf"no such class; did you mean '{name}'"):
+        detector.predict(photo, class_scores={name.upper(): 0.5})
+    for wrong in (0.5, {name: 2}, {name: "x"}, {3: 0.5}):
+        with pytest.raises(ValueError, match="score"):
+            detector.predict(photo, class_scores=wrong)
+
+
 def test_every_kind_of_image_gives_the_same_numbers(detector, photo):
     pixels = read_image(photo, max_pixels=10**6)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
