@@ -48,11 +48,19 @@ class BrokenImageError(DatasetError):
         path: of the file.
         reason: what was found, without the file's name.
         limit_needed: the `data.max_pixels` that would allow it; None where this is not the cause.
+        in_parts: tiles would need no such limit.
     """
 
-    def __init__(self, message: str, path: Path = Path(), reason: str = "", limit_needed: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        path: Path = Path(),
+        reason: str = "",
+        limit_needed: int | None = None,
+        in_parts: bool = False,
+    ) -> None:
         super().__init__(message)
-        self.path, self.reason, self.limit_needed = path, reason, limit_needed
+        self.path, self.reason, self.limit_needed, self.in_parts = path, reason, limit_needed, in_parts
 
     def advise(self, setting: str) -> str:
         """The message for an image that is in no data set.
@@ -62,8 +70,9 @@ class BrokenImageError(DatasetError):
         """
         if self.limit_needed is None:
             return f"cannot read image {self.path}: {self.reason}"
+        tiles = ", predict it with tiles, which are read one by one" if self.in_parts else ""
         return (
-            f"cannot read image {self.path}: it has {self.reason}. Use a smaller one, or allow it with "
+            f"cannot read image {self.path}: it has {self.reason}. Use a smaller one{tiles}, or allow it with "
             f"{setting.format(self.limit_needed)}"
         )
 
@@ -102,7 +111,7 @@ def read_file(path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | No
                 _check_pixels(path, read_header(path), max_pixels)
             return file.read(size)
     except ImageFileError as error:
-        raise _broken(path, str(error), check) from error
+        raise broken_image(path, str(error), check) from error
     except FileNotFoundError as error:
         hint = " (it was written on Windows: use / instead of \\)" if "\\" in path.name and os.sep == "/" else ""
         raise missing_file(path, hint, check) from error
@@ -112,7 +121,7 @@ def read_file(path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | No
                 f"cannot read image {path}: {error.strerror}. The file is not the cause: check free memory, the "
                 "limit of open files (ulimit -n) and the drive, then run the same command again"
             ) from error
-        raise _broken(path, error.strerror or str(error), check) from error
+        raise broken_image(path, error.strerror or str(error), check) from error
 
 
 def decode_image(
@@ -123,18 +132,18 @@ def decode_image(
     try:
         header = header_of(content)
     except ImageFileError as error:
-        raise _broken(path, str(error), check) from error
+        raise broken_image(path, str(error), check) from error
     _check_pixels(path, header, max_pixels)
     try:
         image = _decode(decoder_input(content, header), header, path)
     except ImageFileError as error:
-        raise _broken(path, str(error), check, "decode") from error
+        raise broken_image(path, str(error), check, "decode") from error
     if image is None:
-        raise _broken(path, "the file is damaged", check, "decode")
+        raise broken_image(path, "the file is damaged", check, "decode")
     height, width = header.size
     if image.shape != (height, width, 3):
         found = f"{width} x {height} pixels in its header, {image.shape[1]} x {image.shape[0]} decoded"
-        raise _broken(path, found, check, "decode")
+        raise broken_image(path, found, check, "decode")
     return image
 
 
@@ -146,7 +155,8 @@ def _decode(content: bytes, header: ImageHeader, path: Path) -> np.ndarray | Non
         ResourceError: there is not enough memory.
     """
     if header.format in BETTER_BY_PILLOW and OPENCV < (4, 13):
-        return _upright(_decode_by_pillow(content, header), header.orientation)
+        decoded = _decode_by_pillow(content, header)
+        return decoded if decoded is None else upright(decoded, header.orientation)
     # A JPEG decoder returns RGB itself, bit for bit the same.
     is_jpeg = header.format == "jpeg"
     flags = (cv2.IMREAD_COLOR_RGB if is_jpeg else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
@@ -159,17 +169,17 @@ def _decode(content: bytes, header: ImageHeader, path: Path) -> np.ndarray | Non
         return None
     if image is not None and header.as_stored:
         try:
-            return to_rgb(image[:, :, [2, 1, 0]] if image.ndim == 3 and image.shape[2] >= 3 else image)
+            image = to_rgb(image[:, :, [2, 1, 0]] if image.ndim == 3 and image.shape[2] >= 3 else image)
         except PixelError as error:
             raise ImageFileError("unsupported", str(error)) from error
-    if image is None or header.format == "tiff":  # OpenCV turns a TIFF itself
-        return image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return _upright(image if is_jpeg else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), header.orientation)
+    elif image is not None and not is_jpeg:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if image is None else upright(image, header.orientation)
 
 
-def _upright(image: np.ndarray | None, orientation: int) -> np.ndarray | None:
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     """The image after the rotation that an EXIF orientation asks for."""
-    if image is None or orientation == 1:
+    if orientation == 1:
         return image
     image = cv2.transpose(image) if orientation >= 5 else image
     return cv2.flip(image, _FLIPS[orientation]) if orientation in _FLIPS else image
@@ -196,12 +206,13 @@ _PILLOW_LOCK = threading.Lock()
 
 def missing_file(path: Path, hint: str, check: str | None) -> BrokenImageError:
     """The error for a file that does not exist, with what could help, a phrase in brackets."""
-    return _broken(path, f"no such file{hint}", check)
+    return broken_image(path, f"no such file{hint}", check)
 
 
-def _broken(path: Path, reason: str, check: str | None, verb: str = "read") -> BrokenImageError:
+def broken_image(path: Path, reason: str, check: str | None, verb: str = "read") -> BrokenImageError:
+    """The error for a file that cannot be used; `verb` "decode": headers do not show it."""
     command = check or f"`codetr prepare {shlex.quote(str(path.parent.parent))}`"
-    if verb == "decode":  # headers do not show it
+    if verb == "decode":
         command = re.sub("`([^`]*)`", r"`\1 --deep`", command)
     return BrokenImageError(
         f"cannot {verb} image {path}: {reason}. Replace it or remove it from the annotations; {command} lists all such "
@@ -212,12 +223,18 @@ def _broken(path: Path, reason: str, check: str | None, verb: str = "read") -> B
 
 
 def _check_pixels(path: Path, header: ImageHeader, max_pixels: int) -> None:
-    found = header.excess(max_pixels)
-    if found:
-        raise BrokenImageError(
-            f"image {path} has {found}. Replace it with a smaller one, or allow it with "
-            f"--set data.max_pixels={header.limit_needed}",
-            path,
-            found,
-            header.limit_needed,
-        )
+    if header.limit_needed > max_pixels:
+        raise too_large(path, header, max_pixels)
+
+
+def too_large(path: Path, header: ImageHeader, max_pixels: int, hint: str = "") -> BrokenImageError:
+    """The error for an image of more than `max_pixels`, with what else could help, a phrase."""
+    found = header.excess(max_pixels) + hint
+    return BrokenImageError(
+        f"image {path} has {found}. Replace it with a smaller one, or allow it with "
+        f"--set data.max_pixels={header.limit_needed}",
+        path,
+        found,
+        header.limit_needed,
+        in_parts=header.in_parts and not hint,
+    )

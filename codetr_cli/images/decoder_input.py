@@ -12,7 +12,7 @@ from itertools import islice
 
 from codetr_cli.images.image_header import MAX_CHUNKS, FileBytes, ImageFileError, ImageHeader
 from codetr_cli.images.rare_headers import meta_box
-from codetr_cli.images.tiff_header import without_alpha
+from codetr_cli.images.tiff_header import for_opencv
 
 MAX_SCANS = 100
 FREE_SCANS = 16
@@ -30,7 +30,7 @@ _PROGRESSIVE = re.compile(rb"\xff\xc2\0[\x0b\x0e\x11\x14]")
 def decoder_input(content: bytes, header: ImageHeader) -> bytes:
     """The content of an image file without its EXIF blocks, of a PNG also without all else that pixels do not need.
 
-    Of a TIFF without the mark of an alpha channel.
+    Of a TIFF without the tags that change its pixels, see `tiff_header.for_opencv`.
 
     Raises:
         ImageFileError: decoding it could take minutes.
@@ -40,8 +40,8 @@ def decoder_input(content: bytes, header: ImageHeader) -> bytes:
         return content.replace(b"Exif\0\0", b"\0\0\0\0\0\0")
     if header.format == "tiff" and _PROGRESSIVE.search(content):  # it may contain JPEGs
         _check_scans(content, header)
-    if header.format == "tiff" and header.colour == "alpha":
-        return without_alpha(content)
+    if header.format == "tiff":
+        return for_opencv(content, header)
     if header.format == "png":
         return _still_png(content)
     if header.format == "webp" and content[12:16] == b"VP8X" and content[20] & 0x08:

@@ -53,6 +53,7 @@ class ImageHeader:
         bits: bits per sample.
         memory_factor: memory that decoding a pixel needs, in units of what it needs for other formats.
         as_stored: it is decoded as stored and converted here: what OpenCV makes of it differs from other formats.
+        in_parts: its pixels can be read in parts, see `large_images`.
     """
 
     format: str
@@ -62,6 +63,7 @@ class ImageHeader:
     bits: int = 8
     memory_factor: float = 1.0
     as_stored: bool = False
+    in_parts: bool = False
 
     @property
     def size(self) -> Size:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 from codetr_cli.images.image_header import MAX_PARTS, FileBytes, ImageFileError, ImageHeader, Size
 
@@ -18,6 +19,8 @@ BYTES_PER_PIXEL_OF_MEMORY = 12
 _PNM = re.compile(
     rb"P([1-7fF])(?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})(?:(?:\s|#[^\n]*\n)+([-+.\deE]{1,20}))?\s"
 )
+_SRGB, _GREY = (b"\1\0\0\0\0\0" + bytes([number]) for number in (16, 17))
+"""Content of a box of JPEG 2000 that names a colour space."""
 MAX_LAYERS = 256
 """Of quality, in a JPEG 2000 image; archives use up to 50."""
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -129,9 +132,15 @@ def _boxes(source: FileBytes, start: int, end: int) -> Iterator[tuple[bytes, int
 
 
 def _jp2(source: FileBytes) -> ImageHeader:
-    for kind, start, _ in _boxes(source, 0, source.size):
+    space = b""
+    for kind, start, end in _boxes(source, 0, source.size):
+        if kind == b"jp2h":
+            boxes = {name: source.at(where, 7) for name, where, _ in _boxes(source, start, end)}
+            space = b"" if b"pclr" in boxes else boxes.get(b"colr", b"")
         if kind == b"jp2c":
-            return _codestream(source, start)
+            header = _codestream(source, start)
+            fits = space == (_GREY if header.colour == "grey" else _SRGB)
+            return replace(header, in_parts=header.in_parts and fits)
     raise ImageFileError("truncated", "the JPEG 2000 file ends before its pixels")
 
 
@@ -150,7 +159,9 @@ def _codestream(source: FileBytes, start: int) -> ImageHeader:
     needed = channels * (4 + max(_block_bytes(source, start + 2), default=0)) + 3
     bits = source.at(start + 42, 1)[0] % 128 + 1
     colour = {1: "grey", 2: "alpha", 4: "alpha"}.get(channels, "rgb")
-    return ImageHeader("jpeg2000", size, 1, colour, bits, max(1.0, needed / BYTES_PER_PIXEL_OF_MEMORY))
+    factor = max(1.0, needed / BYTES_PER_PIXEL_OF_MEMORY)
+    in_parts = left == top == 0 and bits in (8, 16)
+    return ImageHeader("jpeg2000", size, 1, colour, bits, factor, in_parts=in_parts)
 
 
 def _block_bytes(source: FileBytes, offset: int) -> Iterator[float]:

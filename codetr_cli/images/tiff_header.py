@@ -15,14 +15,17 @@ from operator import add
 from codetr_cli.images.image_header import FileBytes, ImageFileError, ImageHeader
 
 WIDTH, HEIGHT, BITS, COLOUR, ORIENTATION, CHANNELS = 256, 257, 258, 262, 274, 277
-EXTRA_SAMPLES, SAMPLE_FORMAT = 338, 339
+COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT = 320, 338, 339
 STRIP_OFFSETS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 273, 279, 322, 323, 324, 325
 _WANTED = frozenset(
     {WIDTH, HEIGHT, BITS, COLOUR, ORIENTATION, CHANNELS, SAMPLE_FORMAT, STRIP_OFFSETS, STRIP_BYTES}
-    | {TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES}
+    | {COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES}
 )
-BLACK_IS_ZERO, RGB = 1, 2
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 """Of `COLOUR`."""
+COLOURS = {0: "grey", 1: "grey", 3: "palette", 5: "cmyk"}
+IN_PARTS = frozenset((WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, 3, 5, 6))
+"""Of `COLOUR`: grey, RGB, palettes, inks, and brightness with two colour differences."""
 UNSPECIFIED = 0
 """Of `EXTRA_SAMPLES`."""
 FLOATING = 3
@@ -131,29 +134,66 @@ def read_tiff(source: FileBytes) -> ImageHeader:
     channels, strips = tags.first(CHANNELS, 1), max(tags.count(STRIP_OFFSETS), tags.count(TILE_OFFSETS))
     if channels > 16 or strips > MAX_STRIPS:
         raise ImageFileError("unsupported", f"a TIFF with {channels} channels and {strips:,} strips or tiles")
-    photometric = tags.first(COLOUR, 2)
-    colour = {0: "grey", 1: "grey", 3: "palette", 5: "cmyk"}.get(photometric, "rgb")
+    photometric, marked_grey = tags.first(COLOUR, RGB), False
+    if photometric == BLACK_IS_ZERO and channels > 2:  # how GDAL stores three bands of 16 bits
+        photometric, marked_grey = RGB, True
+    colour = COLOURS.get(photometric, "rgb")
     if photometric == RGB and channels == 4:
         colour = "alpha"
     # OpenCV darkens by alpha, rounds 16 bits up, and takes floats for 0 to 255.
-    as_stored = photometric in (BLACK_IS_ZERO, RGB) and channels <= 4 and (bits in (16, 32) or colour == "alpha")
+    as_stored = (
+        photometric in (BLACK_IS_ZERO, RGB) and channels <= 4 and (bits in (16, 32) or channels == 4 or marked_grey)
+    )
     if is_float and not as_stored:
         raise ImageFileError("unsupported", "a TIFF of floating-point numbers that is neither grey nor RGB")
     memory = max(1.0, (channels * max(bits, 8) / 8 + 3) / 12)
-    return ImageHeader("tiff", (height, width), _orientation(tags), colour, bits, memory, as_stored)
+    in_parts = photometric in IN_PARTS and channels <= 4 and tags.first(SAMPLE_FORMAT, 1) in (1, FLOATING)
+    in_parts = in_parts and bits in ((1, 2, 4, 8) if photometric == WHITE_IS_ZERO else (1, 2, 4, 8, 16, 32))
+    return ImageHeader("tiff", (height, width), _orientation(tags), colour, bits, memory, as_stored, in_parts)
 
 
-def without_alpha(content: bytes) -> bytes:
-    """A TIFF file whose fourth channel is not marked as alpha, which makes libtiff darken the other three."""
+def colour_table(source: FileBytes, header: ImageHeader) -> list[tuple[int, int, int]]:
+    """The 8-bit RGB colours of the numbers in a TIFF: its palette, or grey with few bits or white as zero.
+
+    Empty where the numbers are colours themselves.
+    """
+    tags = Directory(source.at, source.size)
+    if header.colour == "palette":
+        numbers = tags.numbers(COLOUR_MAP)
+        third = len(numbers) // 3
+        return [(numbers[i] >> 8, numbers[i + third] >> 8, numbers[i + 2 * third] >> 8) for i in range(third)]
+    inverted = tags.first(COLOUR, RGB) == WHITE_IS_ZERO
+    if header.colour != "grey" or header.bits > 8 or (header.bits == 8 and not inverted):
+        return []
+    most = (1 << header.bits) - 1
+    greys = [255 * (most - number if inverted else number) // most for number in range(most + 1)]
+    return [(grey, grey, grey) for grey in greys]
+
+
+def for_opencv(content: bytes, header: ImageHeader) -> bytes:
+    """A TIFF file whose pixels OpenCV returns as they are stored.
+
+    It turns images itself, but mirrors tiles one by one. Of an image that is decoded as stored: a fourth channel that
+    is marked as alpha makes libtiff darken the other three, and three that are marked as grey make OpenCV return the
+    grey of them.
+    """
+    content = _with_number(content, ORIENTATION, 1)
+    if header.as_stored and header.colour in ("rgb", "alpha"):
+        content = _with_number(_with_number(content, EXTRA_SAMPLES, UNSPECIFIED), COLOUR, RGB)
+    return content
+
+
+def _with_number(content: bytes, wanted: int, value: int) -> bytes:
+    """A TIFF file with another first number of a tag of 16-bit numbers, if it has this tag."""
     mark, big = "<" if content[:2] == b"II" else ">", content[2:4] in (b"+\0", b"\0+")
     start = int(struct.unpack_from(mark + ("Q" if big else "I"), content, 8 if big else 4)[0])
     number = int(struct.unpack_from(mark + ("Q" if big else "H"), content, start)[0])
-    first, size, value = (start + 8, 20, 12) if big else (start + 2, 12, 8)
+    first, size, place = (start + 8, 20, 12) if big else (start + 2, 12, 8)
     for entry in range(first, first + min(number, (len(content) - first) // size) * size, size):
         tag, kind = struct.unpack_from(mark + "HH", content, entry)
-        if tag == EXTRA_SAMPLES and kind == 3:
-            at = entry + value
-            return content[:at] + struct.pack(mark + "H", UNSPECIFIED) + content[at + 2 :]
+        at = entry + place
+        if tag == wanted and kind == 3 and struct.unpack_from(mark + "H", content, at)[0] != value:
+            return content[:at] + struct.pack(mark + "H", value) + content[at + 2 :]
     return content
 
 
