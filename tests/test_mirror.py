@@ -41,6 +41,7 @@ TESTED_ELSEWHERE = {
     "ops/deform_attn_triton_kernels.py": "ops/test_deform_attn_triton.py",  # run by an interpreter where no GPU is
     "ops/deform_attn_triton_ordered.py": "ops/test_deform_attn_triton.py",
     "ops/deform_attn_triton_tuning.py": "ops/test_deform_attn_triton.py",  # with launches
+    "inference/draw_options.py": "inference/test_drawing.py",  # only data
     "prediction/drawings.py": "prediction/test_predictor.py",
     "prediction/job.py": "commands/test_predict.py",
     "prediction/outputs.py": "prediction/test_shards.py",

@@ -20,6 +20,7 @@ INPUT = "Input"
 DETECTIONS = "Detections"
 PROTOCOL = "Protocol"
 OUTPUT = "Output"
+DRAWING = "Drawn images"
 DEVICE = "Device"
 MACHINES = "Several machines"
 ADVANCED = "Advanced"
@@ -316,6 +317,21 @@ ResultFormatOption = Annotated[
 ShardSizeOption = Annotated[
     int, option("--shard-size", "N", "Images in each file of jsonl and parquet.", ADVANCED, min=1)
 ]
+LabelsOption = Annotated[
+    Literal["none", "class", "score"],
+    option("--labels", "WHAT", "none, class or score (name and score).", DRAWING, show_default=False),
+]
+ThicknessOption = Annotated[
+    int | None, option("--thickness", "PX", "Of lines. Default: by the size of the image.", DRAWING, min=1, max=1000)
+]
+FontSizeOption = Annotated[
+    int | None, option("--font-size", "PX", "Of labels. Default: by the size of the image.", DRAWING, min=1, max=1000)
+]
+ImageFormatOption = Annotated[
+    Literal["same", "jpg", "png", "webp"],
+    option("--image-format", "TYPE", "same as the image (else png), jpg, png or webp.", DRAWING, show_default=False),
+]
+QualityOption = Annotated[int, option("--quality", "Q", "Of JPEG and WebP, up to 100.", DRAWING, min=1, max=100)]
 
 # ---------------------------------------------------------------------------------------------------------------- bench
 

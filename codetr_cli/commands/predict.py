@@ -50,6 +50,11 @@ def predict(
     result_formats: opt.ResultFormatOption = None,
     no_draw: opt.NoDrawOption = False,
     force: opt.ForceOption = False,
+    labels: opt.LabelsOption = "score",
+    thickness: opt.ThicknessOption = None,
+    font_size: opt.FontSizeOption = None,
+    image_format: opt.ImageFormatOption = "same",
+    quality: opt.QualityOption = 92,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     gpus: opt.GpusOption = None,
@@ -74,6 +79,7 @@ def predict(
     lowest, class_scores = scores_of(score)
 
     from codetr_cli.images.image_files import Skipped
+    from codetr_cli.inference.draw_options import DrawOptions
     from codetr_cli.inference.options import DetectOptions
     from codetr_cli.prediction.inputs import find_images
     from codetr_cli.prediction.job import PredictJob
@@ -95,6 +101,9 @@ def predict(
         draw=not no_draw,
         formats=formats,
         shard_size=shard_size,
+        drawing=DrawOptions(
+            labels=labels, thickness=thickness, font_size=font_size, image_format=image_format, quality=quality
+        ),
         out=out,
         force=force,
     )

@@ -134,6 +134,19 @@ def check_word(name: str, word: Any, choices: Sequence[str]) -> Any:
     return word
 
 
+def check_pixels(name: str, value: Any, limit: int) -> int | None:
+    """An argument that is a number of pixels, or None for a default.
+
+    Raises:
+        ArgumentError: it is neither None nor a whole number from 1 to the limit.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not 1 <= int(value) <= limit:
+        raise ArgumentError(f"{name}={shown(value)}: it is a whole number of pixels from 1 to {limit:,}, or None")
+    return int(value)
+
+
 def check_flag(name: str, value: Any) -> None:
     """Checks an argument that is true or false.
 

@@ -232,6 +232,7 @@ class Detector:
             category_ids=np.array(self.category_ids, np.int64)[labels],
             class_names=[self.class_names[label] for label in labels],
             image_size=size,
+            classes=self.class_names,
             masks=masks,
             mask_scores=None if detections.mask_scores is None else detections.mask_scores.float().numpy(),
         )

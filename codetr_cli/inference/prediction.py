@@ -16,9 +16,11 @@ from PIL import Image
 
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.errors import ArgumentError
-from codetr_cli.inference.arguments import check_image_id, to_pixels
+from codetr_cli.inference.arguments import check_image_id, check_pixels, check_word, to_pixels
 from codetr_cli.inference.detections import DetectionTable, Rle
+from codetr_cli.inference.draw_options import LABELS, MAX_PX, DrawOptions, Labels
 from codetr_cli.inference.drawing import draw_detections
+from codetr_cli.inference.palette import class_colours
 from codetr_cli.inference.rle import decode_masks
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
@@ -57,6 +59,7 @@ class Prediction:
         labels: (N,) int64 class indices.
         category_ids: (N,) int64 original category ids.
         class_names: N names.
+        classes: names of all classes of the network, by label; empty: not known.
         image_size: (height, width) in pixels of the image as given.
         masks: N masks in COCO's run-length encoding, see `bitmaps`; None: the network has no masks.
         mask_scores: (N,) float32 in [0, 1]; None: masks have the scores of their boxes.
@@ -70,6 +73,7 @@ class Prediction:
     image_size: tuple[int, int]
     masks: list[Rle] | None = None
     mask_scores: NDArray[np.float32] | None = None
+    classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -138,16 +142,47 @@ class Prediction:
         )
         return table.to_records()
 
-    def draw(self, image: ImageInput) -> Image.Image:
-        """A copy of the predicted image with masks, boxes, classes and scores drawn on it.
+    def draw(
+        self,
+        image: ImageInput,
+        *,
+        labels: Labels = "score",
+        thickness: int | None = None,
+        font_size: int | None = None,
+    ) -> Image.Image:
+        """A copy of the predicted image with masks, boxes and labels drawn on it.
+
+        Args:
+            image: the predicted one.
+            labels: "none", "class" (the name) or "score" (name and score).
+            thickness: of lines in pixels, 1 to 1000; None: by the size of the image and of the object.
+            font_size: of labels in pixels, 1 to 1000; None: likewise.
 
         Raises:
-            ValueError: it is no image, or of another size.
+            ValueError: it is no image, or of another size, or another argument is not allowed.
         """
+        options = DrawOptions(
+            labels=check_word("labels", labels, LABELS),
+            thickness=check_pixels("thickness", thickness, MAX_PX),
+            font_size=check_pixels("font_size", font_size, MAX_PX),
+        )
         pixels = to_pixels(image, max_pixels=max(DataConfig().max_pixels, math.prod(self.image_size)))
         if pixels.shape[:2] != self.image_size:
             raise ArgumentError(
                 f"image has {pixels.shape[1]} x {pixels.shape[0]} pixels, the predicted one had {self.image_size[1]} x "
                 f"{self.image_size[0]}: give the same image"
             )
-        return draw_detections(pixels, self.boxes, self.scores, self.labels, self.class_names, self.masks)
+        return Image.fromarray(self.drawn_on(pixels, options))
+
+    def drawn_on(self, pixels: NDArray[np.uint8], options: DrawOptions) -> NDArray[np.uint8]:
+        """As `draw`, for an image (H, W, 3) uint8 RGB of the predicted size."""
+        return draw_detections(
+            pixels,
+            self.boxes,
+            self.scores,
+            self.class_names,
+            self.masks,
+            category_ids=self.category_ids.tolist(),
+            colours=class_colours(self.classes),
+            options=options,
+        )

@@ -8,9 +8,12 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from codetr_cli.files import ResultRecord, folded, real_path
+from codetr_cli.inference.draw_options import ImageFormat
 from codetr_cli.prediction.inputs import InputImage, numbered_name
 
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FORMAT_SUFFIXES = {"jpg": ((".jpg", ".jpeg"), ".jpg"), "png": ((".png",), ".png"), "webp": ((".webp",), ".webp")}
+"""Format -> suffixes of images that have it, and the suffix of the others."""
 
 
 def drawing_request(request: str, number: int) -> str:
@@ -19,7 +22,13 @@ def drawing_request(request: str, number: int) -> str:
 
 
 def drawn_names(
-    images: Sequence[InputImage], reserved: Sequence[str], folder: Path, *, request: str, force: bool
+    images: Sequence[InputImage],
+    reserved: Sequence[str],
+    folder: Path,
+    *,
+    request: str,
+    force: bool,
+    image_format: ImageFormat = "same",
 ) -> list[Path]:
     """Names of the drawn images in the output folder: that of the image, or of a PNG file if its format is not written.
 
@@ -33,7 +42,9 @@ def drawn_names(
         folder: the output folder.
         request: name of the request, whose earlier drawings keep their names.
         force: own drawings of other requests are replaced, unless they are inputs.
+        image_format: of the drawn images; images of another one have its suffix instead of their own.
     """
+    written, other = (DRAWN_SUFFIXES, ".png") if image_format == "same" else FORMAT_SUFFIXES[image_format]
     record, inputs = ResultRecord(folder), _InputFiles(images)
 
     def is_free(number: int, name: str) -> bool:
@@ -44,10 +55,10 @@ def drawn_names(
 
     found = _Names(reserved, folder)
     names = [image.name for image in images]
-    kept = [number for number, name in enumerate(names) if _is_writable(name)]
-    others = [number for number, name in enumerate(names) if not _is_writable(name)]
+    kept = [number for number, name in enumerate(names) if name.lower().endswith(written)]
+    others = [number for number, name in enumerate(names) if not name.lower().endswith(written)]
     drawn = {number: found.add(names[number], partial(is_free, number)) for number in kept}
-    drawn |= {number: found.add(names[number], partial(is_free, number), ".png") for number in others}
+    drawn |= {number: found.add(names[number], partial(is_free, number), other) for number in others}
     return [Path(drawn[number]) for number in range(len(images))]
 
 
@@ -122,12 +133,3 @@ def misplaced(folder: Path, drawn: Sequence[Path]) -> str | None:
                 "another --out"
             )
     return None
-
-
-def _is_writable(name: str) -> bool:
-    return name.lower().endswith(DRAWN_SUFFIXES)
-
-
-def drawn_format(drawn: Path) -> str:
-    """Pillow's name of the format of a drawn image."""
-    return {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[drawn.suffix.lower()]

@@ -19,6 +19,8 @@ from codetr_cli.distributed.worker_errors import PREDICTION
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.files import ResultRecord
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.draw_options import DrawOptions
+from codetr_cli.inference.fonts import missing_fonts
 from codetr_cli.inference.loading import find_checkpoint, load_detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.prediction.drawings import drawing_request, drawn_names, misplaced
@@ -45,6 +47,7 @@ class PredictJob:
         tta: test-time augmentation.
         options: how images are detected.
         draw: whether images with their detections are drawn.
+        drawing: how.
         formats: of the results, keys of `outputs.WRITERS`.
         shard_size: images in a file of the formats that divide their results.
         out: the output folder.
@@ -58,6 +61,7 @@ class PredictJob:
     tta: bool = False
     options: DetectOptions = field(default_factory=DetectOptions)
     draw: bool = True
+    drawing: DrawOptions = field(default_factory=DrawOptions)
     formats: tuple[str, ...] = ("coco",)
     shard_size: int = SHARD_SIZE
     out: Path
@@ -73,6 +77,7 @@ class PredictJob:
             overrides=[text for text in self.overrides if not text.startswith("data.workers=")],
             options=options,
             **{name: getattr(self, name) for name in ("tta", "draw", "precision", "formats", "shard_size")},
+            drawing=asdict(self.drawing) if self.draw else None,
         )
 
     def result_names(self) -> list[str]:
@@ -82,7 +87,10 @@ class PredictJob:
     def drawn_names(self, folder: Path, digest: str) -> list[Path]:
         """Names of the drawn images in an output folder, by the number of the image; empty if none are drawn."""
         reserved = (*self.result_names(), part_files.FOLDER, slurm.FOLDER)
-        return drawn_names(self.images, reserved, folder, request=digest, force=self.force) if self.draw else []
+        if not self.draw:
+            return []
+        image_format = self.drawing.image_format
+        return drawn_names(self.images, reserved, folder, request=digest, force=self.force, image_format=image_format)
 
     def choose_folder(self, digest: str) -> Path:
         """The output folder: that of the same command before, or a free one.
@@ -193,12 +201,15 @@ def run_prediction(
         partial = [name for name in job.formats if name in PARTIAL]
         work.snapshot = (lambda: write(_unpack(parts, parts.read()), partial)) if partial else None
         if process_group.is_main():
+            if job.draw and job.drawing.labels != "none" and (sentence := missing_fonts(detector.class_names)):
+                warn(f"{sentence}.")
             work.progress = shown.enter_context(show(len(job.images), work.images_before))
         predictor = Predictor(
             detector=detector,
             options=job.options,
             folder=parts.folder,
             drawn_names=drawn if job.draw else None,
+            drawing=job.drawing,
             scratch=parts.path,
             request=digest,
             force=job.force,

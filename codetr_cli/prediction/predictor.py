@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.decoder import BrokenImageError, read_image
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.draw_options import DrawOptions
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
-from codetr_cli.prediction.drawings import drawing_request, drawn_format
+from codetr_cli.prediction.drawings import drawing_request
 from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.prediction.picture_files import write_picture
 from codetr_cli.prediction.results import ImageResult
 
 Pixels = NDArray[np.uint8]
@@ -35,6 +37,7 @@ class Predictor:
         options: how.
         folder: of the drawn images.
         drawn_names: see `drawings.drawn_names`, by the number of the image; None: nothing is drawn.
+        drawing: how detections are drawn.
         scratch: a folder for drawn images that are not complete yet, on the same disk.
         request: name of the request.
         force: drawings of other requests are replaced.
@@ -44,6 +47,7 @@ class Predictor:
     options: DetectOptions
     folder: Path
     drawn_names: Sequence[Path] | None = None
+    drawing: DrawOptions = field(default_factory=DrawOptions)
     scratch: Path
     request: str
     force: bool = False
@@ -97,7 +101,8 @@ class Predictor:
             scratch=self.scratch,
             sync=False,
         ) as temporary:
-            prediction.draw(pixels).save(temporary, format=drawn_format(drawn), quality=92)
+            drawing = prediction.drawn_on(pixels, self.drawing)
+            write_picture(temporary, drawing, drawn.suffix, self.drawing.quality)
         return drawn
 
 

@@ -453,3 +453,27 @@ def test_a_folder_of_somebody_else_is_passed_over(codetr, run, tiny_coco, monkey
     ran = codetr("predict", tiny_coco / "val2017", "--no-draw", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["out"] == "predictions_3"
+
+
+def test_drawn_images_have_the_requested_format(codetr, run, tiny_coco):
+    folder = tiny_coco / "val2017"
+    names = sorted(path.stem for path in folder.glob("*.jpg"))
+    words = ("predict", folder, "--score", 0.01, "--labels", "class", "--thickness", 2, "--font-size", 12, "--json")
+    ran = codetr(*words, "--image-format", "webp", "--quality", 60)
+    assert ran.code == 0, ran.err
+    assert [Path(image["drawn"]).name for image in ran.json["images"]] == [f"{name}.webp" for name in names]
+    for image in ran.json["images"]:
+        with Image.open(image["drawn"]) as drawn:
+            assert (drawn.format, drawn.size) == ("WEBP", (image["width"], image["height"]))
+    assert codetr(*words, "--image-format", "png").json["out"] == "predictions_2", "another request"
+    assert codetr(*words, "--image-format", "bmp").code == 2
+    assert codetr(*words, "--quality", 0).code == 2
+
+
+def test_drawing_arguments_are_checked(run):
+    detections = Detector.load(run, "cpu").predict(Image.new("RGB", (60, 40)), score=0, max_dets=2)
+    with pytest.raises(ValueError, match="labels='names'"):
+        detections.draw(Image.new("RGB", (60, 40)), labels="names")
+    with pytest.raises(ValueError, match="thickness=0"):
+        detections.draw(Image.new("RGB", (60, 40)), thickness=0)
+    assert detections.draw(Image.new("RGB", (60, 40)), labels="none", font_size=9).size == (60, 40)
