@@ -12,7 +12,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ import pytest
 from codetr_cli.cli import VERBS
 from codetr_cli.commands.bench import COMMANDS, with_command
 from tests.conftest import REPOSITORY
+from tests.document_blocks import blocks, commands
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
 # `codetr` as README's reader has it, but quick: these words are added to the verb.
@@ -30,34 +30,6 @@ QUICK = {
     "eval": f"{SMALL} --max-images 8",
     "predict": SMALL,
 }
-
-
-class Block(NamedTuple):
-    """A fenced block: where it starts, its language, whether it is marked `tested`, its text."""
-
-    line: int
-    language: str
-    tested: bool
-    text: str
-
-
-def blocks(document: str) -> list[Block]:
-    text = (REPOSITORY / document).read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w+)( tested)?\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return [Block(text[: m.start()].count("\n") + 1, m[1], bool(m[2]), m[3]) for m in found]
-
-
-def commands(document: str) -> list[str]:
-    """Every `codetr ...` of a document's shell blocks and of its inline code."""
-    lines = [
-        line
-        for block in blocks(document)
-        if block.language == "bash"
-        for line in block.text.replace("\\\n", " ").splitlines()
-    ]
-    prose = re.sub(r"^```.*?^```$", "", (REPOSITORY / document).read_text(encoding="utf-8"), flags=re.M | re.S)
-    lines += re.findall(r"`(codetr [^`]+)`", prose)
-    return [line.split("#")[0].strip() for line in lines if re.match(r"codetr \w", line)]
 
 
 @pytest.fixture(scope="module")
@@ -129,4 +101,4 @@ def test_make_targets_exist():
 def test_linked_files_exist(document: str):
     text = (REPOSITORY / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-        assert (REPOSITORY / target).exists(), target
+        assert ((REPOSITORY / document).parent / target).exists(), target
