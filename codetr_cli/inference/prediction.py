@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import torch
@@ -16,12 +16,18 @@ from PIL import Image
 
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.errors import ArgumentError
+from codetr_cli.inference import adapters
 from codetr_cli.inference.arguments import check_image_id, check_pixels, check_word, to_pixels
 from codetr_cli.inference.detections import DetectionTable, Rle
 from codetr_cli.inference.draw_options import LABELS, MAX_PX, DrawOptions, Labels
 from codetr_cli.inference.drawing import draw_detections
 from codetr_cli.inference.palette import class_colours
 from codetr_cli.inference.rle import decode_masks
+
+if TYPE_CHECKING:
+    import fiftyone
+    import pandas as pd
+    import supervision
 
 ImageInput = str | Path | Image.Image | np.ndarray | torch.Tensor
 
@@ -141,6 +147,53 @@ class Prediction:
             check_image_id(image_id), self.boxes, self.scores, self.category_ids, self.masks, self.mask_scores
         )
         return table.to_records()
+
+    def to_supervision(self) -> supervision.Detections:
+        """The detections as `supervision.Detections`.
+
+        `class_id` is the class index; `data` has "class_name" and "category_id"; `mask` (N, height, width) bool is
+        large, see `bitmaps`.
+
+        Raises:
+            ResourceError: the package supervision is not installed.
+        """
+        return adapters.to_supervision(self)
+
+    def to_fiftyone(self) -> fiftyone.Detections:
+        """The detections as `fiftyone.Detections`: label, box as shares of the image, confidence and mask in the box.
+
+        Boxes are clipped to the image. `category_id` is an attribute of each detection.
+
+        Raises:
+            ResourceError: the package fiftyone is not installed.
+        """
+        return adapters.to_fiftyone(self)
+
+    def to_torchvision(self, labels: adapters.TorchvisionLabels = "category_id") -> dict[str, torch.Tensor]:
+        """The detections as torchvision's detectors return them.
+
+        Args:
+            labels: "category_id" is what torchvision's own detectors of COCO return, where 0 is the background;
+                "index" is the class index, from 0 without a background.
+
+        Returns:
+            `boxes` (N, 4) float32 xyxy in pixels, `labels` (N,) int64, `scores` (N,) float32 and, if the network has
+            masks, `masks` (N, 1, height, width) uint8, 0 or 1; on the CPU.
+
+        Raises:
+            ValueError: another value of `labels`.
+        """
+        return adapters.to_torchvision(self, check_word("labels", labels, ("category_id", "index")))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The detections as a table: x1, y1, x2, y2, score, label, category_id and class_name.
+
+        Of networks with masks also `mask`, in COCO's run-length encoding, and `mask_score` where it has its own.
+
+        Raises:
+            ResourceError: the package pandas is not installed.
+        """
+        return adapters.to_pandas(self)
 
     def draw(
         self,
