@@ -1,7 +1,8 @@
 """Results of a command in part files of its output folder, so that the work that was done survives the process.
 
 The parts are in a hidden folder beside the results and belong to one request; another request takes another folder. A
-part is written under a temporary name and renamed, so that a kill at any instant leaves only whole parts.
+file is written under a temporary name and renamed, so that a kill at any instant leaves only whole parts. Each process
+merges its files from time to time; a kill between leaves parts twice, of which the second is ignored.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import uuid
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from codetr_cli import __version__
+from codetr_cli.distributed.part_frames import Frame, Part, encode_part, frames, read_part, read_part_at
 from codetr_cli.errors import CodetrError, ConfigError, DatasetError, ResourceError
 from codetr_cli.files import ResultRecord, free_folder, make_way, numbered, replace_file, write_text
 from codetr_cli.locks import FileLock
@@ -32,27 +34,10 @@ REQUEST_NAME = "request.json"
 SUFFIX = ".part"
 LOCK_NAME = ".lock"
 MAX_REQUEST_BYTES = 1 << 16
-MAX_HEADER_BYTES = 1 << 20
-MAX_CONTENT_BYTES = 1 << 30  # of the results of seconds
-HEADER = {"units": list, "failed": bool, "inputs": str, "size": int, "checksum": int}
+MERGED_FILES = 32
+"""A process makes one file of so many: a long run would have a file for every few seconds."""
+MAX_MERGED_BYTES = 1 << 28
 LOCK_PATIENCE_S = 10.0  # for the processes of a launcher that has just been killed
-
-
-@dataclass(frozen=True)
-class Part:
-    """Results of some units of work.
-
-    Attributes:
-        units: numbers of the units, ascending.
-        content: the results, as the command encodes them.
-        failed: these units failed, e.g. their images cannot be read; a command that continues tries them again.
-        inputs: state of their input files; filled in when the part is written.
-    """
-
-    units: list[int]
-    content: bytes
-    failed: bool = False
-    inputs: str = ""
 
 
 class PartFiles:
@@ -72,6 +57,7 @@ class PartFiles:
     ) -> None:
         self.folder, self._inputs, self._check = folder, inputs, check
         self._lock: FileLock | None = None
+        self._written: list[list[Path]] = [[]]  # files of this process that are not merged yet, once, twice, ...
 
     @property
     def path(self) -> Path:
@@ -155,17 +141,39 @@ class PartFiles:
             for path in found:
                 make_way(path)
             write_text(self.path / REQUEST_NAME, json.dumps({"request": request}) + "\n")
-        for path in self.path.glob(f"*{SUFFIX}"):
-            problem = self._problem(path)
-            if problem:
-                logger.warning("%s is damaged (%s): its results are computed again", path, problem)
-            if problem is not None:
-                make_way(path)
+        self._written = [[]]
+        for path in list(self.path.glob(f"*{SUFFIX}")):
+            self._keep_good(path)
 
-    def _problem(self, path: Path) -> str | None:
+    def _keep_good(self, path: Path) -> None:
+        """Discards the parts of a file that cannot be used."""
+        kept, problems = [], []
+        try:
+            with open_file(path) as file:
+                for frame in frames(file):
+                    problem = self._problem(file, frame)
+                    problems += [] if problem is None else [problem]
+                    kept += [frame] if problem is None else []
+        except OSError as error:
+            problems.append(error.strerror or str(error))
+        except ValueError as error:
+            problems.append(str(error))
+        if not problems:
+            return
+        if any(problems):
+            damage = next(filter(None, problems))
+            logger.warning("%s is damaged (%s): its results are computed again", path, damage)
+        if kept:
+            with open_file(path) as file, self._new_file() as temporary, temporary.open("wb") as copy:
+                for frame in kept:
+                    file.seek(frame.start)
+                    copy.write(file.read(frame.end - frame.start))
+        make_way(path)
+
+    def _problem(self, file: BufferedReader, frame: Frame) -> str | None:
         """Why a part cannot be used: empty if its units failed or their files have changed; None if it can."""
         try:
-            part = _read_part(path)
+            part = read_part(file, frame.start)
             if part.failed or part.inputs != self._state(part.units):
                 return ""
             self._check(part)
@@ -188,23 +196,61 @@ class PartFiles:
         Raises:
             ResourceError: no space left, or the folder cannot be written.
         """
-        header = {
-            "units": part.units,
-            "failed": part.failed,
-            "inputs": self._state(part.units),
-            "size": len(part.content),
-            "checksum": zlib.crc32(part.content),
-        }
-        with replace_file(self.path / f"{uuid.uuid4().hex}{SUFFIX}", scratch=self.path) as temporary:
-            temporary.write_bytes(json.dumps(header).encode() + b"\n" + part.content)
+        with self._new_file() as temporary:
+            temporary.write_bytes(encode_part(replace(part, inputs=self._state(part.units))))
+        self._merge(self._newest, 0)
 
-    def read(self) -> list[Part]:
-        """All parts, in the order of their units; without those that the disk has damaged."""
-        parts = []
+    @contextmanager
+    def _new_file(self) -> Iterator[Path]:
+        self._newest = self.path / f"{uuid.uuid4().hex}{SUFFIX}"
+        with replace_file(self._newest, scratch=self.path) as temporary:
+            yield temporary
+
+    def _merge(self, path: Path, times: int) -> None:
+        """Makes one file of this process's files that were merged so many times, if they are many and small."""
+        self._written += [[]] if times == len(self._written) else []
+        files = self._written[times]
+        files.append(path)
+        if len(files) < MERGED_FILES:
+            return
+        self._written[times] = []
+        try:
+            if sum(file.stat().st_size for file in files) > MAX_MERGED_BYTES:
+                return
+            with self._new_file() as temporary, temporary.open("wb") as merged:
+                for file in files:
+                    with open_file(file) as part:
+                        shutil.copyfileobj(part, merged, 1 << 20)
+            for file in files:
+                file.unlink()
+        except (OSError, ResourceError):  # no space for a copy, for example: the files can stay as they are
+            return
+        self._merge(self._newest, times + 1)
+
+    def units(self) -> Iterator[list[int]]:
+        """The units of each part, in any order, by their headers."""
         for path in self.path.glob(f"*{SUFFIX}"):
+            with suppress(ValueError, OSError), open_file(path) as file:
+                for frame in frames(file):
+                    yield frame.units
+
+    def read(self) -> Iterator[Part]:
+        """All parts, one by one, in the order of their first units; without those that the disk has damaged.
+
+        A part that another process merges meanwhile may be missing.
+        """
+        found: list[tuple[int, Path, int]] = []
+        for path in self.path.glob(f"*{SUFFIX}"):
+            with suppress(ValueError, OSError), open_file(path) as file:
+                found += [(frame.units[0] if frame.units else -1, path, frame.start) for frame in frames(file)]
+        seen: list[tuple[bool, list[int]]] = []  # of the parts with the same first unit
+        for first, path, start in sorted(found):
             with suppress(ValueError, OSError):
-                parts.append(_read_part(path))
-        return sorted(parts, key=lambda part: part.units)
+                part = read_part_at(path, start)
+                seen = seen if seen and seen[0][1][:1] == [first] else []
+                if (part.failed, part.units) not in seen:
+                    seen.append((part.failed, part.units))
+                    yield part
 
     def close(self, *, remove: bool) -> None:
         """Releases the folder.
@@ -295,31 +341,6 @@ def _request_of(folder: Path) -> str | None:
         return None
     request = found.get("request") if isinstance(found, dict) else None
     return request if isinstance(request, str) else None
-
-
-def _read_part(path: Path) -> Part:
-    """A part as it was written.
-
-    Raises:
-        ValueError: it is damaged, or nothing that this module has written.
-        OSError: it cannot be read, or is not a regular file.
-    """
-    with open_file(path) as file:
-        line = file.readline(MAX_HEADER_BYTES)
-        header = parse_json(line)
-        if not (isinstance(header, dict) and set(header) == set(HEADER)):
-            raise ValueError("it has no whole header")
-        if not all(type(header[name]) is kind for name, kind in HEADER.items()):
-            raise ValueError("its header has values of other types")
-        if header["size"] > MAX_CONTENT_BYTES or header["size"] != os.fstat(file.fileno()).st_size - len(line):
-            raise ValueError("it has another size than was written")
-        content = file.read(header["size"])
-    if header["checksum"] != zlib.crc32(content):
-        raise ValueError("it has other content than was written")
-    units = header["units"]
-    if not all(type(unit) is int and unit >= 0 for unit in units) or any(a >= b for a, b in pairwise(units)):
-        raise ValueError("it has no ascending numbers of units")
-    return Part(units, content, header["failed"], header["inputs"])
 
 
 def request_digest(**what: Any) -> str:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.distributed_c10d import Store
 
 from codetr_cli.distributed import process_group
-from codetr_cli.distributed.part_files import Part, PartFiles
+from codetr_cli.distributed.part_files import PartFiles
+from codetr_cli.distributed.part_frames import Part
+from codetr_cli.distributed.unit_set import UnitSet
 from codetr_cli.distributed.worker_errors import Work
 from codetr_cli.errors import CheckpointError, ResourceError, StoppedError
 from codetr_cli.runtime.signals import NAMES, StopRequest
@@ -31,6 +34,19 @@ STOP_S = 10.0  # for the last parts of the other processes when all stop
 POLL_S = 0.1
 STALL_S = 3600.0  # without any result while others have finished: a process hangs
 VISIBLE_S = 60.0  # for the files of other nodes to appear on a network disk
+
+
+@dataclass(frozen=True)
+class ProcessRate:
+    """What one process has done.
+
+    Attributes:
+        images: their number.
+        seconds: wall time that it took.
+    """
+
+    images: int
+    seconds: float
 
 
 class SharedWork:
@@ -53,6 +69,7 @@ class SharedWork:
         images_before: done by an earlier start of the command.
         images: done by all processes of this start, once `finish` has returned.
         seconds: wall time from `start` to then.
+        rates: of each process, by rank; once `finish` has returned.
     """
 
     def __init__(
@@ -72,16 +89,18 @@ class SharedWork:
         self._next_snapshot = 0.0
         self._unlisted = False  # there are results that are in no snapshot
         self._pending: dict[int, Any] = {}
+        self._failed: dict[int, Any] = {}
         self._flushed = self._started = time.monotonic()
         self._done = self._done_alone = 0
         self.images_before, self.images, self.seconds = 0, 0, 0.0
+        self.rates: list[ProcessRate] = []
 
     def start(
         self,
         request: str,
         choose: Callable[[], Path] | None = None,
         is_complete: Callable[[int], bool] = lambda unit: True,
-    ) -> set[int]:
+    ) -> UnitSet:
         """Opens the folder; all processes call it together.
 
         Args:
@@ -96,18 +115,18 @@ class SharedWork:
             ConfigError: another command writes into the folder.
             ResourceError: the folder cannot be read or written.
         """
-        done: list[int] = []
+        done = UnitSet(len(self._sizes))
         if process_group.is_main():
             self.parts.open(request, choose)
-            found = {unit for part in self.parts.read() for unit in part.units}
-            done = sorted(unit for unit in found if is_complete(unit))
+            for units in self.parts.units():
+                done.add(unit for unit in units if unit not in done and is_complete(unit))
         done, self.parts.folder = process_group.from_main((done, self.parts.folder))
         self.images_before = sum(self._sizes[unit] for unit in done)
         if done:
             logger.info("%d of %d images were done before", self.images_before, sum(self._sizes))
         self._flushed = self._started = time.monotonic()
         self._next_snapshot = self._started + (FLUSH_S if done else 0.0)
-        return set(done)
+        return done
 
     def add(self, unit: int, result: Any, *, failed: bool = False) -> None:
         """Records the result of a unit; one that failed is tried again when a stopped command continues.
@@ -116,10 +135,7 @@ class SharedWork:
             StoppedError: a signal came; the results so far are written.
             ResourceError: no space left, or the folder cannot be written.
         """
-        if failed:
-            self.parts.add(Part([unit], self._pack([result]), failed=True))
-        else:
-            self._pending[unit] = result
+        (self._failed if failed else self._pending)[unit] = result
         self._unlisted = True
         self._advance(self._sizes[unit])
         now = time.monotonic()
@@ -143,24 +159,27 @@ class SharedWork:
 
     def flush(self) -> None:
         """Writes the results since the last part."""
-        if self._pending:
-            units = sorted(self._pending)
-            self.parts.add(Part(units, self._pack([self._pending[unit] for unit in units])))
-        self._pending, self._flushed = {}, time.monotonic()
+        for results, failed in ((self._pending, False), (self._failed, True)):
+            units = sorted(results)
+            if units:
+                self.parts.add(Part(units, self._pack([results[unit] for unit in units]), failed=failed))
+        self._pending, self._failed, self._flushed = {}, {}, time.monotonic()
 
-    def finish(self) -> list[Part]:
+    def finish(self) -> Iterable[Part]:
         """Writes the last part; the process of rank 0 waits for the others, and they for it to `close` or to stop.
 
         Where it fails they stay until they are ended: a node without processes would not take part in a restart.
 
         Returns:
-            all parts in the process of rank 0; an empty list in the others, which have nothing more to do.
+            all parts in the process of rank 0, one by one in the order of their first units, each time that they are
+            iterated; nothing in the others, which have nothing more to do.
 
         Raises:
             StoppedError: a signal came; the results so far are written.
             ResourceError: a process hangs, or the parts of another node are not visible here.
         """
         self.flush()
+        self._report_rate()
         if self._store is not None:
             self._store.add(f"finished/{process_group.rank()}", 1)
         if not process_group.is_main():
@@ -169,7 +188,20 @@ class SharedWork:
         self._wait_for_others()
         self.seconds = time.monotonic() - self._started
         self.images = sum(self._sizes) - self.images_before
-        return self._complete_parts()
+        self.rates = [self._rate(rank) for rank in range(process_group.world_size())]
+        self._wait_for_parts()
+        return _AllParts(self.parts, len(self._sizes))
+
+    def _report_rate(self) -> None:
+        self._rate_alone = ProcessRate(self._done_alone, time.monotonic() - self._started)
+        if self._store is not None:
+            self._store.add(f"images/{process_group.rank()}", self._rate_alone.images)
+            self._store.add(f"milliseconds/{process_group.rank()}", round(self._rate_alone.seconds * 1000))
+
+    def _rate(self, rank: int) -> ProcessRate:
+        if self._store is None:
+            return self._rate_alone
+        return ProcessRate(self._store.add(f"images/{rank}", 0), self._store.add(f"milliseconds/{rank}", 0) / 1000)
 
     def close(self, *, complete: bool, keep: bool = False) -> None:
         """Releases the folder.
@@ -244,18 +276,19 @@ class SharedWork:
                 )
             time.sleep(POLL_S)
 
-    def _complete_parts(self) -> list[Part]:
+    def _wait_for_parts(self) -> None:
         deadline = time.monotonic() + VISIBLE_S
         while True:
-            parts = self.parts.read()
-            missing = set(range(len(self._sizes))) - {unit for part in parts for unit in part.units}
+            found = UnitSet(len(self._sizes))
+            for units in self.parts.units():
+                found.add(units)
+            missing = sum(self._sizes[unit] for unit in found.missing())
             if not missing:
-                return parts
+                return
             if time.monotonic() > deadline:
                 raise ResourceError(
-                    f"the results of {sum(self._sizes[unit] for unit in missing):,} images are not in "
-                    f"{self.parts.folder}: the folder must be on a disk that all nodes see under the same path. Give "
-                    "such a folder with --out"
+                    f"the results of {missing:,} images are not in {self.parts.folder}: the folder must be on a disk "
+                    "that all nodes see under the same path. Give such a folder with --out"
                 )
             time.sleep(1.0)
 
@@ -274,6 +307,29 @@ class SharedWork:
             f"{self.parts.folder}. The same command continues with the others.",
             self._stop.number or int(signal.SIGTERM),
         )
+
+
+class _AllParts:
+    """The parts of all units, read from the disk as they are iterated.
+
+    Args:
+        parts: the files.
+        count: of the units.
+    """
+
+    def __init__(self, parts: PartFiles, count: int) -> None:
+        self._parts, self._count = parts, count
+
+    def __iter__(self) -> Iterator[Part]:
+        found = UnitSet(self._count)
+        for part in self._parts.read():
+            found.add(part.units)
+            yield part
+        if len(found) < self._count:
+            raise ResourceError(
+                f"{self._count - len(found):,} results in {self._parts.folder} can no longer be read: check the disk, "
+                "then run the same command again, which computes them again"
+            )
 
 
 def agree_on_weights(before: str, after: str) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.distributed import part_files
-from codetr_cli.distributed.part_files import FOLDER, Part, PartFiles, has_parts, output_folder, request_digest
+from codetr_cli.distributed.part_files import FOLDER, PartFiles, has_parts, output_folder, request_digest
+from codetr_cli.distributed.part_frames import MAX_HEADER_BYTES, Part
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.files import write_result
 from codetr_cli.locks import FileLock
@@ -299,7 +300,7 @@ def header(**changes: object) -> bytes:
         header(more=1) + b"x",
         header(),
         header() + b"xx",
-        b" " * (part_files.MAX_HEADER_BYTES + 1) + header() + b"x",
+        b" " * (MAX_HEADER_BYTES + 1) + header() + b"x",
         header(checksum=zlib.crc32(b"?")) + b"?",
     ],
 )

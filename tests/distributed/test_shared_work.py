@@ -15,7 +15,8 @@ import pytest
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.distributed import process_group, shared_work
-from codetr_cli.distributed.part_files import FOLDER, Part, PartFiles
+from codetr_cli.distributed.part_files import FOLDER, PartFiles
+from codetr_cli.distributed.part_frames import Part
 from codetr_cli.distributed.shared_work import SharedWork, agree_on_weights
 from codetr_cli.distributed.worker_errors import EVALUATION
 from codetr_cli.errors import CheckpointError, ResourceError, StoppedError
