@@ -24,6 +24,8 @@ TESTED_ELSEWHERE = {
     "images/image_header.py": "images/test_headers.py",
     "data/sample.py": "data/test_transforms.py",
     "data/targets.py": "data/test_batch.py",  # only types
+    "distributed/part_frames.py": "distributed/test_part_files.py",
+    "distributed/unit_set.py": "distributed/test_shared_work.py",
     "distributed/elastic_agent.py": "distributed/test_launcher.py",  # it runs inside the launcher
     "distributed/sharded_state.py": "distributed/test_fsdp.py",
     "evaluation/job.py": "commands/test_eval.py",
@@ -44,6 +46,7 @@ TESTED_ELSEWHERE = {
     "inference/draw_options.py": "inference/test_drawing.py",  # only data
     "prediction/drawings.py": "prediction/test_predictor.py",
     "prediction/job.py": "commands/test_predict.py",
+    "prediction/outcome.py": "commands/test_predict.py",
     "prediction/outputs.py": "prediction/test_shards.py",
     "prediction/results.py": "prediction/test_predictor.py",
     "prediction/targets.py": "prediction/test_shards.py",  # only data

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
 
     from codetr_cli.images.image_files import Skipped
-    from codetr_cli.prediction.job import PredictJob, PredictOutcome
+    from codetr_cli.prediction.job import PredictJob
+    from codetr_cli.prediction.outcome import PredictOutcome
 
 EXAMPLES = (
     "codetr predict photo.jpg",
@@ -123,10 +124,11 @@ def predict(
         raise error
     if json_output:
         console.result_json(_summary(outcome, skipped))
-    if outcome.failed:
+    if outcome.tally.failures:
+        names = listed(list(outcome.tally.failed), 5, count=outcome.tally.failures)
         console.error(
-            f"{len(outcome.failed)} of {len(images)} images cannot be read: {listed(list(outcome.failed), 5)}. Replace "
-            f"or remove them; the results of the others are in {outcome.folder}"
+            f"{outcome.tally.failures} of {len(images)} images cannot be read: {names}. Replace or remove them; the "
+            f"results of the others are in {outcome.folder}"
         )
         raise typer.Exit(DatasetError.exit_code)
 
@@ -172,31 +174,37 @@ def _predict_here(job: PredictJob, device: torch.device, json_output: bool, quie
 
 
 def _summary(outcome: PredictOutcome, skipped: Skipped) -> dict[str, Any]:
-    """What `--json` prints."""
+    """What `--json` prints; of many images only the numbers and the names of the files."""
     from codetr_cli.prediction.outputs import PREDICTIONS_NAME
 
     path = next((path for path in outcome.files if path.name == PREDICTIONS_NAME), None)
+    detections = None
+    if path is not None and not outcome.is_large:
+        detections = json.loads(path.read_text(encoding="utf-8"))
     return {
         "checkpoint": outcome.checkpoint,
         "out": str(outcome.folder),
         "predictions": path and str(path),
         "files": [str(path) for path in outcome.files],
-        "images": outcome.images,
-        "detections": path and json.loads(path.read_text(encoding="utf-8")),
-        "failed": [{"file": name, "error": error} for name, error in outcome.failed.items()],
+        "images": None if outcome.is_large else outcome.tally.images,
+        "detections": detections,
+        "failed": [{"file": name, "error": error} for name, error in outcome.tally.failed.items()],
         "skipped": asdict(skipped),
+        "summary": outcome.summary,
     }
 
 
 def _show(outcome: PredictOutcome) -> None:
-    images = outcome.images
+    images, done = outcome.tally.images, outcome.tally.done
     rows: list[Sequence[object]] = []
     for image in images[:MAX_ROWS]:
         objects = ", ".join(f"{name} {count}" for name, count in image["objects"].items()) or "nothing"
         rows.append([image["file_name"], objects, round(image["seconds"] * 1000, 1)])
     if rows:
         console.table(f"Detections (on {outcome.device})", ["image", "objects", "time [ms]"], rows)
-    if len(images) > MAX_ROWS:
-        console.result(f"... and {len(images) - MAX_ROWS} more images.")
+    if done > MAX_ROWS:
+        console.result(f"... and {done - MAX_ROWS} more images.")
     where = f": {listed(outcome.files)}" if outcome.files else ""
-    console.result(f"{outcome.detections} detections in {len(images)} images{where}")
+    console.result(f"{outcome.tally.detections} detections in {done} images{where}")
+    if rate := outcome.summary["images_per_second"]:
+        console.info(f"{rate:.3g} images/s, {len(outcome.summary['processes'])} processes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -13,7 +13,8 @@ import torch
 
 from codetr_cli.data.loading.loader import divide
 from codetr_cli.distributed import part_files, process_group, slurm
-from codetr_cli.distributed.part_files import Part, PartFiles, output_folder, request_digest, unpacking
+from codetr_cli.distributed.part_files import PartFiles, output_folder, request_digest, unpacking
+from codetr_cli.distributed.part_frames import Part
 from codetr_cli.distributed.shared_work import SharedWork, agree_on_weights, stop_request
 from codetr_cli.distributed.worker_errors import PREDICTION
 from codetr_cli.errors import ConfigError, ResourceError
@@ -25,11 +26,15 @@ from codetr_cli.inference.loading import find_checkpoint, load_detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.prediction.drawings import drawing_request, drawn_names, misplaced
 from codetr_cli.prediction.inputs import InputImage
-from codetr_cli.prediction.outputs import PARTIAL, OutputTarget, result_names, write_outputs
+from codetr_cli.prediction.outcome import LISTED_IMAGES, SUMMARY_NAME, PredictOutcome, Tally, summarize, write_summary
+from codetr_cli.prediction.outputs import FAILURES_NAME, PARTIAL, OutputTarget, result_names, write_outputs
 from codetr_cli.prediction.predictor import Predictor
-from codetr_cli.prediction.results import ImageResult, check_packed, pack_results, unpack_results
+from codetr_cli.prediction.results import ImageResult, check_packed, merge_results, pack_results
 from codetr_cli.prediction.targets import SHARD_SIZE
 from codetr_cli.runtime.devices import choose_device, use_device
+
+MAX_WARNINGS = 20
+"""Of images that cannot be read, in each process."""
 
 Show = Callable[[int, int], AbstractContextManager[Callable[[int], object]]]
 """Shows progress: from the number of images, and how many of them were done before, to a function that counts more."""
@@ -82,7 +87,7 @@ class PredictJob:
 
     def result_names(self) -> list[str]:
         """Names in the output folder that the results have."""
-        return result_names(self.formats, len(self.images), self.shard_size)
+        return [*result_names(self.formats, len(self.images), self.shard_size), FAILURES_NAME, SUMMARY_NAME]
 
     def drawn_names(self, folder: Path, digest: str) -> list[Path]:
         """Names of the drawn images in an output folder, by the number of the image; empty if none are drawn."""
@@ -121,31 +126,6 @@ class PredictJob:
         )
 
 
-@dataclass(frozen=True)
-class PredictOutcome:
-    """Results of all images.
-
-    Attributes:
-        folder: of the files.
-        checkpoint: the file of the weights.
-        device: where the network ran.
-        images: what `--json` says of each image.
-        failed: images that cannot be read: path -> reason.
-        detections: their number.
-        files: with the results, except drawn images; empty if they could not be written.
-        unwritten: why they could not be written, a sentence; empty if they are.
-    """
-
-    folder: Path
-    checkpoint: str
-    device: str
-    images: list[dict[str, Any]]
-    failed: dict[str, str]
-    detections: int
-    files: list[Path]
-    unwritten: str
-
-
 def run_prediction(
     job: PredictJob, *, device: torch.device, show: Show, warn: Callable[[str], object]
 ) -> PredictOutcome | None:
@@ -178,28 +158,15 @@ def run_prediction(
         job.options.check_classes(detector.class_names)
         agree_on_weights(digest, job.digest(device.type))
         parts = job.parts(job.out)
-        work = SharedWork(parts, [1] * len(job.images), pack_results, work=PREDICTION, stop=stop, store=store)
+        work = SharedWork(parts, bytes([1]) * len(job.images), pack_results, work=PREDICTION, stop=stop, store=store)
         stack.callback(work.close, complete=False)
         drawings = _Drawings(job, parts, digest)
         done = work.start(digest, lambda: job.choose_folder(digest), drawings.is_complete)
         drawn = process_group.from_main(drawings.names if process_group.is_main() else None)
-
-        def write(results: Sequence[ImageResult], formats: Sequence[str]) -> None:
-            target = OutputTarget(
-                folder=parts.folder,
-                scratch=parts.path,
-                request=digest,
-                force=job.force,
-                class_names=detector.class_names,
-                category_ids=detector.category_ids,
-                images=job.images,
-                shard_size=job.shard_size,
-            )
-            write_outputs(results, formats, target)
-
-        # The list of what was found is always there, complete or not, whatever ends this process.
-        partial = [name for name in job.formats if name in PARTIAL]
-        work.snapshot = (lambda: write(_unpack(parts, parts.read()), partial)) if partial else None
+        writing = _Writing(job, detector, parts, digest)
+        if any(name in PARTIAL for name in job.formats) and len(job.images) <= LISTED_IMAGES:
+            # The list of what was found is always there, complete or not, whatever ends this process.
+            work.snapshot = writing.write_partial
         if process_group.is_main():
             if job.draw and job.drawing.labels != "none" and (sentence := missing_fonts(detector.class_names)):
                 warn(f"{sentence}.")
@@ -215,29 +182,86 @@ def run_prediction(
             force=job.force,
         )
         numbers = _numbers_here(job.images, done)
+        warned = _Warnings(warn)
         for result in predictor.predict((number, job.images[number]) for number in numbers):
-            if result.error is not None:
-                warn(result.error)
+            warned.see(result)
             work.add(result.number, result, failed=result.error is not None)
         found = work.finish()
         shown.close()
         if not process_group.is_main():
             return None
-        results, unwritten = _unpack(parts, found), ""
-        try:
-            write(results, job.formats)
-        except ResourceError as error:
-            kept = "The results of all images are kept: the same command writes the file without predicting again."
-            unwritten = f"{error} {kept}"
-        work.close(complete=True, keep=bool(unwritten))
+        outcome = writing.write_all(found, work, device)
+        work.close(complete=True, keep=bool(outcome.unwritten))
+        return outcome
+
+
+class _Warnings:
+    """Shows the first images that cannot be read, so that a wrong list of a million does not fill the log."""
+
+    def __init__(self, warn: Callable[[str], object]) -> None:
+        self._warn, self._count = warn, 0
+
+    def see(self, result: ImageResult) -> None:
+        if result.error is not None:
+            self._count += 1
+            if self._count <= MAX_WARNINGS:
+                self._warn(result.error)
+            if self._count == MAX_WARNINGS:
+                self._warn(f"images that cannot be read from here on are only listed in {FAILURES_NAME}")
+
+
+class _Writing:
+    """Writes the results from part files; for the process of rank 0."""
+
+    def __init__(self, job: PredictJob, detector: Detector, parts: PartFiles, digest: str) -> None:
+        self._job, self._detector, self._parts, self._digest = job, detector, parts, digest
+
+    @property
+    def _target(self) -> OutputTarget:
+        return OutputTarget(
+            folder=self._parts.folder,
+            scratch=self._parts.path,
+            request=self._digest,
+            force=self._job.force,
+            class_names=self._detector.class_names,
+            category_ids=self._detector.category_ids,
+            images=self._job.images,
+            shard_size=self._job.shard_size,
+        )
+
+    def write_partial(self) -> None:
+        """Writes the formats that make sense while images are missing."""
+        formats = [name for name in self._job.formats if name in PARTIAL]
+        with unpacking(self._parts):
+            write_outputs(merge_results(self._parts.read()), formats, self._target, complete=False)
+
+    def write_all(self, parts: Iterable[Part], work: SharedWork, device: torch.device) -> PredictOutcome:
+        """Writes all files from the parts of all images."""
+        job, folder = self._job, self._parts.folder
+        facts = {
+            "checkpoint": str(self._detector.loaded.path or job.weights),
+            "device": device.type if process_group.world_size() > 1 else str(device),
+        }
+        tally, unwritten = Tally(len(job.images)), ""
+        summary: dict[str, Any] = {}
+        names = result_names(job.formats, len(job.images), job.shard_size)
+        with unpacking(self._parts):
+            try:
+                write_outputs(tally.counting(merge_results(parts)), job.formats, self._target)
+                names += [FAILURES_NAME] if tally.failures else []
+                summary = summarize(tally, work, names, **facts)
+                write_summary(summary, self._target)
+            except ResourceError as error:
+                kept = "The results of all images are kept: the same command writes the file without predicting again."
+                unwritten = f"{error} {kept}"
+                for _ in tally.counting(merge_results(parts)):
+                    pass
         return PredictOutcome(
-            folder=parts.folder,
-            checkpoint=str(detector.loaded.path or job.weights),
-            device=device.type if process_group.world_size() > 1 else str(device),
-            images=[result.image for result in results if result.image is not None],
-            failed={result.file: result.error for result in results if result.error is not None},
-            detections=sum(len(result.records) for result in results),
-            files=[] if unwritten else [parts.folder / name for name in job.result_names()],
+            folder=folder,
+            **facts,
+            tally=tally,
+            files=[] if unwritten else [folder / name for name in names],
+            summary=summary or summarize(tally, work, [], **facts),
             unwritten=unwritten,
         )
 
@@ -285,10 +309,3 @@ class _Drawings:
             return True
         path, request = self._parts.folder / self.names[number], drawing_request(self._digest, number)
         return self.record.is_own(path, request=request, quick=True) and path.stat().st_size > 0
-
-
-def _unpack(files: PartFiles, parts: list[Part]) -> list[ImageResult]:
-    """The results in parts, which are removed from the list: the results take as much memory again."""
-    parts.reverse()
-    with unpacking(files):
-        return unpack_results(parts.pop().content for _ in range(len(parts)))

@@ -10,12 +10,22 @@ from typing import IO
 from codetr_cli.errors import ConfigError, nearest
 from codetr_cli.files import write_result
 from codetr_cli.prediction.results import ImageResult
-from codetr_cli.prediction.shards import import_pyarrow, open_jsonl, open_parquet, shard_name, shard_names
+from codetr_cli.prediction.shards import (
+    image_row,
+    import_pyarrow,
+    open_jsonl,
+    open_parquet,
+    remove_earlier,
+    shard_name,
+    shard_names,
+)
 from codetr_cli.prediction.targets import SHARD_SIZE, OpenWriter, OutputTarget, OutputWriter
 
 __all__ = ["OutputTarget", "OutputWriter", "check_formats", "result_names", "write_outputs"]
 
 PREDICTIONS_NAME = "predictions.json"
+FAILURES_NAME = "failed.jsonl"
+"""A line for each image that cannot be read; there is no such file where all can."""
 
 
 class _CocoWriter:
@@ -42,6 +52,41 @@ def open_coco(target: OutputTarget) -> Iterator[OutputWriter]:
         file.write("[")
         yield _CocoWriter(file)
         file.write("]")
+
+
+class _FailureWriter:
+    def __init__(self, target: OutputTarget, stack: ExitStack) -> None:
+        self._target, self._stack = target, stack
+        self._file: IO[str] | None = None
+
+    def add(self, result: ImageResult) -> None:
+        if result.error is None:
+            return
+        if self._file is None:
+            target = self._target
+            temporary = self._stack.enter_context(
+                write_result(
+                    target.folder / FAILURES_NAME,
+                    by="predict",
+                    force=target.force,
+                    request=target.request,
+                    scratch=target.scratch,
+                )
+            )
+            self._file = self._stack.enter_context(
+                temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+            )
+        row = image_row(result, self._target)
+        line = {key: row[key] for key in ("file", "file_name", "image_id", "error")}
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _open_failures(target: OutputTarget) -> Iterator[OutputWriter]:
+    """Writes `failed.jsonl` if there are any, and removes that of an earlier result."""
+    remove_earlier(target, FAILURES_NAME)
+    with ExitStack() as stack:
+        yield _FailureWriter(target, stack)
 
 
 WRITERS: dict[str, OpenWriter] = {"coco": open_coco, "jsonl": open_jsonl, "parquet": open_parquet}
@@ -85,15 +130,24 @@ def result_names(formats: Iterable[str], images: int, shard_size: int = SHARD_SI
     return names
 
 
-def write_outputs(results: Iterable[ImageResult], formats: Sequence[str], target: OutputTarget) -> None:
+def write_outputs(
+    results: Iterable[ImageResult], formats: Sequence[str], target: OutputTarget, *, complete: bool = True
+) -> None:
     """Writes the results in some formats, all at once: results are taken one by one.
+
+    Args:
+        results: in the order of the inputs.
+        formats: their names.
+        target: where.
+        complete: whether these are the results of all images; then those that cannot be read are listed in a file.
 
     Raises:
         ConfigError: a file that codetr did not make has come into the place of one.
         ResourceError: no space left, or the folder cannot be written.
     """
     with ExitStack() as stack:
-        writers = [stack.enter_context(WRITERS[name](target)) for name in formats]
+        opened = [WRITERS[name] for name in formats] + ([_open_failures] if complete else [])
+        writers = [stack.enter_context(open_writer(target)) for open_writer in opened]
         for result in results:
             for writer in writers:
                 writer.add(result)

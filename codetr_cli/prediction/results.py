@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
+from codetr_cli.distributed.part_frames import Part
 from codetr_cli.reading import parse_json
 
 NOTHING = type(None)
@@ -42,22 +42,32 @@ class ImageResult:
 
 
 def pack_results(results: Sequence[ImageResult]) -> bytes:
-    """Results as bytes; `unpack_results` reads them."""
+    """Results as bytes; `merge_results` reads them."""
     return json.dumps([asdict(result) for result in results]).encode()
 
 
-def unpack_results(contents: Iterable[bytes]) -> list[ImageResult]:
-    """The results that `pack_results` wrote, in the order of the inputs.
+def merge_results(parts: Iterable[Part]) -> Iterator[ImageResult]:
+    """The results that `pack_results` wrote, in the order of the inputs; in memory are those of a few parts at a time.
 
-    An image in several of them counts once, with the first result that is no error.
+    An image in several parts counts once, with the first result that is no error.
+
+    Args:
+        parts: in the order of their first units, which are the numbers of their images.
+
+    Raises:
+        ValueError: the content of a part is not what was packed.
     """
-    results: dict[int, ImageResult] = {}
-    for content in contents:
-        for result in _unpacked(content):
-            before = results.get(result.number)
+    waiting: dict[int, ImageResult] = {}
+    for part in parts:
+        # No later part has an image before the first one of this part.
+        for number in sorted(number for number in waiting if part.units and number < part.units[0]):
+            yield waiting.pop(number)
+        for result in _unpacked(part.content):
+            before = waiting.get(result.number)
             if before is None or (before.error is not None and result.error is None):
-                results[result.number] = _with_shared_names(result)
-    return [results[number] for number in sorted(results)]
+                waiting[result.number] = result
+    for number in sorted(waiting):
+        yield waiting[number]
 
 
 def check_packed(content: bytes, numbers: Sequence[int]) -> None:
@@ -93,11 +103,3 @@ def _is_result(table: object) -> bool:
 
 def _has_types(value: Any, types: Mapping[str, tuple[type, ...]]) -> TypeGuard[dict[str, Any]]:
     return type(value) is dict and all(key in value and type(value[key]) in kinds for key, kinds in types.items())
-
-
-def _with_shared_names(result: ImageResult) -> ImageResult:
-    """The result with one string for each name: those of its records would fill most of the memory."""
-    for record in result.records:
-        for name in ("file_name", "category_name"):
-            record[name] = sys.intern(record[name])
-    return result

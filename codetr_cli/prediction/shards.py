@@ -196,15 +196,16 @@ class _Shards:
             record=self._record,
         )
 
-    def remove(self, name: str) -> bool:
-        """Removes an earlier result if it is one that may be replaced; whether there was one."""
-        path = self._target.folder / name
-        found = os.path.lexists(path) and self._record.may_write(
-            path, force=self._target.force, request=self._target.request
-        )
-        if found:
-            path.unlink()
-        return found
+
+def remove_earlier(target: OutputTarget, name: str) -> bool:
+    """Removes an earlier result if it is one that may be replaced; whether there was one."""
+    path = target.folder / name
+    found = os.path.lexists(path) and ResultRecord(target.folder).may_write(
+        path, force=target.force, request=target.request
+    )
+    if found:
+        path.unlink()
+    return found
 
 
 @contextmanager
@@ -217,7 +218,7 @@ def open_shards(target: OutputTarget, kind: str, open_file: Callable[[Path], Row
         open_file: opens a file of rows.
     """
     shards = _Shards(target, kind, open_file)
-    shards.remove(index_name(kind))
+    remove_earlier(target, index_name(kind))
     try:
         yield shards
         shards.end()
@@ -225,7 +226,7 @@ def open_shards(target: OutputTarget, kind: str, open_file: Callable[[Path], Row
         shards.abandon(error)
         raise
     number = len(shards.shards)
-    while shards.remove(shard_name(kind, number)):  # of an earlier result with more shards
+    while remove_earlier(target, shard_name(kind, number)):  # of an earlier result with more shards
         number += 1
     classes = [
         {"id": identity, "name": name} for identity, name in zip(target.category_ids, target.class_names, strict=True)

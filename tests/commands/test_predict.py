@@ -63,7 +63,9 @@ def test_json(codetr, run, tiny_coco):
     assert sum(image["objects"].values()) == len(facts["detections"]) > 0
     assert image["drawn"] is None
     assert facts["failed"] == []
-    assert sorted(path.name for path in Path("predictions").iterdir()) == [RECORD_NAME, "predictions.json"]
+    assert sorted(path.name for path in Path("predictions").iterdir()) == [
+        *(RECORD_NAME, "predictions.json", "summary.json")
+    ]
 
 
 def test_several_formats_at_once(codetr, run, tiny_coco):

@@ -58,6 +58,57 @@ def test_parts_come_back_in_the_order_of_their_units(opened: Open):
     assert not parts.path.exists()
 
 
+def test_the_files_of_a_long_run_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(part_files, "MERGED_FILES", 3)
+    parts = PartFiles(tmp_path, lambda unit: [])
+    parts.path.mkdir()
+    for number in range(40):
+        parts.add(Part([2 * number, 2 * number + 100], str(number).encode()))
+    assert len(list(parts.path.glob("*.part"))) == 4  # 27, 9, 3 and 1
+    assert [part.content for part in parts.read()] == [str(number).encode() for number in range(40)]
+    assert sorted(unit for units in parts.units() for unit in units)[:3] == [0, 2, 4]
+
+
+def test_a_kill_after_files_were_merged_leaves_no_part_twice(opened: Open, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(part_files, "MERGED_FILES", 2)
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+    parts = opened()
+    for unit in (1, 0):
+        parts.add(Part([unit], b"x"))
+    assert len(list(parts.path.glob("*.part"))) == 3
+    assert units(parts) == [[0], [1]]
+
+
+def test_a_file_that_cannot_be_merged_stays(opened: Open, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(part_files, "MERGED_FILES", 2)
+    parts = opened()
+    parts.add(Part([1], b"x"))
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(part_files.shutil, "copyfileobj", full)
+    parts.add(Part([0], b"x"))
+    assert units(parts) == [[0], [1]]
+
+
+def test_only_the_good_parts_of_a_merged_file_are_kept(
+    inputs: list[Path], opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(part_files, "MERGED_FILES", 3)
+    parts = opened()
+    for unit in range(3):
+        parts.add(Part([unit], b"content %d" % unit))
+    parts.close(remove=False)
+    inputs[0].write_bytes(b"other pixels")
+    assert units(opened()) == [[1], [2]]
+    parts.close(remove=False)
+    (path,) = parts.path.glob("*.part")
+    path.write_bytes(path.read_bytes().replace(b"content 1", b"CONTENT 1"))
+    assert units(opened()) == [[2]]
+    assert caplog.text.count("is damaged") == 1
+
+
 def test_the_same_request_continues_and_another_starts_again(tmp_path: Path, opened: Open):
     parts = opened()
     parts.add(Part([1], b"x"))

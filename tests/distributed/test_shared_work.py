@@ -47,7 +47,7 @@ def commands(tmp_path: Path, tiny_settings: Settings, tiny_coco: Path, monkeypat
 
 def contents(folder: str) -> dict[str, bytes]:
     """Every file except those with times."""
-    with_times = ("speed.json", RECORD_NAME)
+    with_times = ("speed.json", "summary.json", RECORD_NAME)
     files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name not in with_times)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

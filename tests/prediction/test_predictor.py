@@ -9,28 +9,40 @@ from typing import Any
 
 import pytest
 
+from codetr_cli.distributed.part_frames import Part
 from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.prediction.drawings import drawing_request, drawn_names
 from codetr_cli.prediction.inputs import InputImage
-from codetr_cli.prediction.results import check_packed, pack_results, unpack_results
+from codetr_cli.prediction.results import ImageResult, check_packed, merge_results, pack_results
 from tests.prediction.image_results import result
 
 
+def part(*results: ImageResult) -> Part:
+    return Part([each.number for each in results], pack_results(results))
+
+
 def test_results_come_back_in_the_order_of_the_inputs():
-    first, second, third = result(0, "disc", "bar"), result(1), result(2, error="broken")
-    assert unpack_results([pack_results([third, first]), pack_results([second])]) == [first, second, third]
+    numbered = [result(number, "disc") for number in range(6)]
+    parts = [part(*numbered[:4:3]), part(numbered[1], numbered[4]), part(numbered[2]), part(numbered[5])]
+    assert list(merge_results(parts)) == numbered
+
+
+def test_results_are_merged_as_they_are_needed():
+    read: list[int] = []
+
+    def parts():
+        for number in range(100):
+            read.append(number)
+            yield part(result(number))
+
+    for each in merge_results(parts()):
+        assert len(read) <= each.number + 2
 
 
 def test_an_image_in_two_parts_counts_once():
-    parts = [[result(0, "disc"), result(1, error="is being copied")], [result(1, "bar"), result(0, "disc", "ring")]]
-    assert unpack_results(map(pack_results, parts)) == [result(0, "disc"), result(1, "bar")]
-
-
-def test_records_share_the_strings_of_their_names():
-    unpacked = unpack_results([pack_results([result(0, "disc", "disc")]), pack_results([result(1, "disc")])])
-    (a, b), (c,) = (image.records for image in unpacked)
-    assert a["file_name"] is b["file_name"]
-    assert a["category_name"] is b["category_name"] is c["category_name"]
+    copied = result(1, error="is being copied")
+    parts = [part(result(0, "disc"), copied), part(result(0, "disc", "ring"), result(1, "bar"))]
+    assert list(merge_results(parts)) == [result(0, "disc"), result(1, "bar")]
 
 
 def packed(**changes: object) -> bytes:

@@ -46,8 +46,8 @@ def names(folder: Path) -> list[str]:
 
 def test_an_image_is_a_line_of_a_shard_also_without_detections_or_pixels(target, tmp_path: Path):
     write_outputs(RESULTS, ["jsonl"], target(3))
-    assert names(tmp_path) == sorted(result_names(["jsonl"], 3, 2))
-    lines = [json.loads(line) for name in names(tmp_path)[:2] for line in (tmp_path / name).read_text().splitlines()]
+    assert names(tmp_path) == ["failed.jsonl", *sorted(result_names(["jsonl"], 3, 2))]
+    lines = [json.loads(line) for name in names(tmp_path)[1:3] for line in (tmp_path / name).read_text().splitlines()]
     box = {"bbox": [0, 0, 1, 1], "score": 0.5, "category_id": 1}
     size = {"height": 8, "width": 8, "error": None}
     assert lines == [
@@ -67,13 +67,30 @@ def test_an_image_is_a_line_of_a_shard_also_without_detections_or_pixels(target,
     }
 
 
+def test_images_that_cannot_be_read_are_listed_with_reasons_where_there_are_any(target, tmp_path: Path):
+    write_outputs(RESULTS, ["coco"], target(3))
+    line = {"file": "a/2.jpg", "file_name": "2.jpg", "image_id": 2, "error": "it is empty"}
+    assert json.loads((tmp_path / "failed.jsonl").read_text()) == line
+    write_outputs(RESULTS, ["coco"], target(3), complete=False)
+    assert (tmp_path / "failed.jsonl").exists()
+    write_outputs(RESULTS[:2], ["coco"], target(2))
+    assert names(tmp_path) == ["predictions.json"]
+    (tmp_path / "failed.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match=r"failed\.jsonl"):
+        write_outputs(RESULTS, ["coco"], target(3))
+
+
 def test_parquet_has_the_same_rows(target, tmp_path: Path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     masked = result(3, "bar")
     masked.records[0].update(segmentation={"size": [8, 8], "counts": "0"}, mask_score=0.25)
     odd = ImageResult(4, "a/\udce9.jpg", error="no such file")
     write_outputs([*RESULTS, masked, odd], ["jsonl", "parquet"], target(5, shard_size=3))
-    lines = [json.loads(line) for path in sorted(tmp_path.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for path in sorted(tmp_path.glob("predictions-*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
     rows = [row for path in sorted(tmp_path.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
     for row in rows:
         for detection in row["detections"]:

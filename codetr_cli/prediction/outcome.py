@@ -1,0 +1,143 @@
+"""What a prediction has found, in numbers: counted while the results pass by, since they are too many to keep."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codetr_cli.distributed.shared_work import SharedWork
+from codetr_cli.files import write_result
+from codetr_cli.prediction.results import ImageResult
+from codetr_cli.prediction.targets import OutputTarget
+
+SUMMARY_NAME = "summary.json"
+LISTED_IMAGES = 10_000
+"""Of a prediction of more images, `--json` names the files instead of holding the results."""
+LISTED_FAILURES = 1_000
+
+
+@dataclass
+class Tally:
+    """Counts results.
+
+    Attributes:
+        total: images of the whole prediction.
+        images: what `--json` says of each image that was read; of a large prediction only the first ones.
+        failed: the first images that cannot be read: file -> reason.
+        done: images that were read.
+        failures: images that were not.
+        detections: their number.
+        objects: detections by the name of their class.
+    """
+
+    total: int
+    images: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    done: int = 0
+    failures: int = 0
+    detections: int = 0
+    objects: Counter[str] = field(default_factory=Counter)
+
+    def counting(self, results: Iterable[ImageResult]) -> Iterator[ImageResult]:
+        """The results as they are, counted from zero."""
+        kept = LISTED_IMAGES if self.total <= LISTED_IMAGES else LISTED_IMAGES // 100
+        self.images, self.failed, self.objects = [], {}, Counter()
+        self.done = self.failures = self.detections = 0
+        for result in results:
+            if result.image is not None:
+                self.done += 1
+                self.detections += len(result.records)
+                self.objects.update(result.image["objects"])
+                if len(self.images) < kept:
+                    self.images.append(result.image)
+            elif result.error is not None:
+                self.failures += 1
+                if len(self.failed) < LISTED_FAILURES:
+                    self.failed[result.file] = result.error
+            yield result
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOutcome:
+    """Results of all images.
+
+    Attributes:
+        folder: of the files.
+        checkpoint: the file of the weights.
+        device: where the network ran.
+        tally: counts, and the first images.
+        files: with the results, except drawn images; empty if they could not be written.
+        summary: counts and rates, as in `summary.json`.
+        unwritten: why they could not be written, a sentence; empty if they are.
+    """
+
+    folder: Path
+    checkpoint: str
+    device: str
+    tally: Tally
+    files: list[Path]
+    summary: dict[str, Any]
+    unwritten: str
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there are too many images to list each."""
+        return self.tally.total > LISTED_IMAGES
+
+
+def rates(work: SharedWork) -> dict[str, Any]:
+    """How fast the images were done, by all processes and by each; those of an earlier start are not counted."""
+    return {
+        "done_before": work.images_before,
+        "seconds": round(work.seconds, 3),
+        "images_per_second": _rate(work.images, work.seconds),
+        "processes": [
+            {**asdict(each), "seconds": round(each.seconds, 3), "images_per_second": _rate(each.images, each.seconds)}
+            for each in work.rates
+        ],
+    }
+
+
+def _rate(images: int, seconds: float) -> float:
+    return round(images / max(seconds, 1e-9), 3) if images else 0.0
+
+
+def summarize(tally: Tally, work: SharedWork, files: Sequence[str], **facts: str) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Args:
+        tally: of all results.
+        work: that is done.
+        files: names of the result files.
+        facts: more values.
+    """
+    return {
+        **facts,
+        "images": tally.done,
+        "failed": tally.failures,
+        "detections": tally.detections,
+        "objects": dict(sorted(tally.objects.items(), key=lambda item: (-item[1], item[0]))),
+        "files": list(files),
+        **rates(work),
+    }
+
+
+def write_summary(summary: dict[str, Any], target: OutputTarget) -> None:
+    """Writes `summary.json`, the last file of a prediction.
+
+    Raises:
+        ConfigError: a file that codetr did not make has come into its place.
+        ResourceError: no space left, or the folder cannot be written.
+    """
+    with write_result(
+        target.folder / SUMMARY_NAME,
+        by="predict",
+        force=target.force,
+        request=target.request,
+        scratch=target.scratch,
+    ) as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8", errors="backslashreplace")
