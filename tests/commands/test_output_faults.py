@@ -61,7 +61,7 @@ def commands(tmp_path: Path, tiny_settings: Settings, tiny_coco: Path, monkeypat
 
 def valid(folder: Path) -> None:
     """Every result is a whole file."""
-    for name, content in contents(folder, ignore=("speed.json",)).items():
+    for name, content in contents(folder, ignore=("speed.json", "summary.json")).items():
         if FOLDER not in name and name.endswith(".json"):
             json.loads(content)
         elif name.endswith(".jpg"):
@@ -74,7 +74,7 @@ def check_instants(command: Callable[[], int], name: str, counts: dict[str, int]
     out.mkdir()
     undisturbed = run_with_fault(command, out)
     assert undisturbed.code == 0, undisturbed.err
-    expected = contents(out, ignore=("speed.json",))
+    expected = contents(out, ignore=("speed.json", "summary.json"))
     assert f"here/{name}" in expected
     for fault, where, at in faults(undisturbed.writes, counts):
         shutil.rmtree(out)
@@ -85,7 +85,7 @@ def check_instants(command: Callable[[], int], name: str, counts: dict[str, int]
             check_full(ended, out, where)
         again = run_with_fault(command, out)
         assert again.code == 0, (where, again.err)
-        found = contents(out, ignore=("speed.json",))
+        found = contents(out, ignore=("speed.json", "summary.json"))
         # The first command may have been complete: the second has its results beside it.
         beside = {key.replace("here_2/", "here/"): found.pop(key) for key in list(found) if key.startswith("here_2/")}
         assert beside in ({}, expected), where
