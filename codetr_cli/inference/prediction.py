@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codetr_cli.config.schema import DataConfig
-from codetr_cli.errors import ArgumentError
+from codetr_cli.errors import ArgumentError, shown
 from codetr_cli.inference import adapters
 from codetr_cli.inference.arguments import check_image_id, check_pixels, check_word, to_pixels
 from codetr_cli.inference.detections import DetectionTable, Rle
 from codetr_cli.inference.draw_options import LABELS, MAX_PX, DrawOptions, Labels
 from codetr_cli.inference.drawing import draw_detections
 from codetr_cli.inference.palette import class_colours
-from codetr_cli.inference.rle import decode_masks
+from codetr_cli.inference.rle import decode_masks, resize_mask
 
 if TYPE_CHECKING:
     import fiftyone
@@ -136,6 +136,22 @@ class Prediction:
     def bitmaps(self) -> NDArray[np.bool_]:
         """The masks as pixels (N, height, width); (0, height, width) without masks. Large: select detections first."""
         return decode_masks(self.masks or [], self.image_size)
+
+    def resized(self, size: tuple[int, int]) -> Prediction:
+        """The same detections in the image at another (height, width), to draw those of a large image on a small one.
+
+        Raises:
+            ValueError: a side is less than one pixel.
+        """
+        if min(size) < 1:
+            raise ArgumentError(f"size={shown(size)}: height and width are at least one pixel")
+        scale = np.array([size[1] / self.image_size[1], size[0] / self.image_size[0]], np.float32)
+        return replace(
+            self,
+            boxes=self.boxes * np.tile(scale, 2),
+            image_size=size,
+            masks=None if self.masks is None else [resize_mask(mask, self.image_size, size) for mask in self.masks],
+        )
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """The detections in COCO's result format, boxes as (x, y, width, height), masks as RLE.

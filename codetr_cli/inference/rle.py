@@ -37,6 +37,28 @@ def decode_masks(masks: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDAr
     return Masks([decode(mask, size) for mask in masks], size).array() != 0
 
 
+def resize_mask(mask: dict[str, Any], size: tuple[int, int], new_size: tuple[int, int]) -> dict[str, Any]:
+    """The run-length encoding of a mask in its image at another size.
+
+    Args:
+        mask: in COCO's run-length encoding.
+        size: (height, width) of its image.
+        new_size: that of the resized image, each of whose pixels shows the one at its centre.
+    """
+    block = decode(mask, size)
+    rows, columns = (
+        np.floor((np.arange(new) + 0.5) * (old / new)).astype(np.int64) - start
+        for new, old, start in zip(new_size, size, (block.top, block.left), strict=True)
+    )
+    height, width = block.pixels.shape
+    shown_rows = np.flatnonzero((rows >= 0) & (rows < height))
+    shown_columns = np.flatnonzero((columns >= 0) & (columns < width))
+    if not len(shown_rows) or not len(shown_columns):
+        return encode_crop(np.zeros((0, 0), np.bool_), 0, 0, new_size)
+    pixels = block.pixels[np.ix_(rows[shown_rows], columns[shown_columns])] != 0
+    return encode_crop(pixels, int(shown_rows[0]), int(shown_columns[0]), new_size)
+
+
 def encode_crop(pixels: NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
     """The run-length encoding of a mask that is background outside a part of its image.
 

@@ -53,6 +53,19 @@ def test_predictions_are_typed(detector, photo):
     assert [d.class_name for d in found] == found.class_names
 
 
+def test_detections_of_the_image_at_another_size(detector, photo):
+    found = detector.predict(photo, score=0.0)
+    height, width = found.image_size
+    half = found.resized((height // 2, width * 2))
+    assert half.image_size == (height // 2, width * 2)
+    scale = [2, height // 2 / height, 2, height // 2 / height]
+    np.testing.assert_allclose(half.boxes, found.boxes * scale, rtol=1e-6)
+    assert same(found.resized(found.image_size), found)
+    assert half.draw(np.zeros((height // 2, width * 2, 3), np.uint8)).size == (width * 2, height // 2)
+    with pytest.raises(ValueError, match="at least one pixel"):
+        found.resized((0, 5))
+
+
 def test_classes_may_have_scores_of_their_own(detector, photo):
     found = detector.predict(photo, score=0.0)
     name = found.class_names[len(found) // 2]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from codetr_cli.inference.rle import decode_masks, encode_crop, encode_masks
+from codetr_cli.inference.rle import decode_masks, encode_crop, encode_masks, resize_mask
 from codetr_cli.models.mask_grid import paste_masks
 from codetr_cli.models.postprocess import Detections
 
@@ -47,3 +47,14 @@ def test_without_masks_or_detections_there_is_nothing():
     empty = Detections(nothing.boxes, nothing.scores, nothing.labels, torch.zeros(0, 28, 28))
     assert encode_masks(empty, (5, 6)) == []
     assert decode_masks([], (5, 6)).shape == (0, 5, 6)
+
+
+@pytest.mark.parametrize("new_size", [(20, 30), (7, 41), (90, 60), (1, 1), (40, 30)])
+def test_a_mask_is_resized_with_its_image(new_size):
+    full = np.zeros((40, 60), bool)
+    full[5:31, 10:50] = np.random.default_rng(0).random((26, 40)) < 0.7
+    rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip(new_size, (40, 60), strict=True))
+    resized = resize_mask({"size": [40, 60], "counts": as_coco(full)}, (40, 60), new_size)
+    assert resized == {"size": list(new_size), "counts": as_coco(full[np.ix_(rows, columns)])}
+    empty = {"size": [40, 60], "counts": as_coco(full & False)}
+    assert resize_mask(empty, (40, 60), new_size)["counts"] == as_coco(np.zeros(new_size))
