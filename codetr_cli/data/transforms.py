@@ -364,3 +364,8 @@ def build_transforms(data: DataConfig, test: TestConfig, *, train: bool) -> AnyT
     if test.canvas is not None:
         return ResizeToCanvas(canvas=test.canvas)
     return ResizeShortLong(short_sides=(test.short_side,), long_side=test.long_side)
+
+
+def resized_size(size: Size, test: TestConfig) -> Size:
+    """The (height, width) that the transform of test images resizes an image of `size` to, without padding."""
+    return _kept_ratio(size, (test.short_side, test.long_side) if test.canvas is None else (test.canvas, test.canvas))

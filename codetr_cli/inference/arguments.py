@@ -24,6 +24,7 @@ from codetr_cli.annotations.annotation_json import ID
 from codetr_cli.errors import ArgumentError, CodetrError, ConfigError, nearest, shown
 from codetr_cli.images.decoder import MAX_PIXELS, BrokenImageError, decode_image, read_image
 from codetr_cli.images.pixels import PixelError, rgb_of_inks, to_rgb
+from codetr_cli.inference.options import TileOptions
 
 NMS_KINDS = ("none", "hard", "soft")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
@@ -119,6 +120,20 @@ def check_max_dets(max_dets: Any) -> int | None:
     if isinstance(max_dets, bool | np.bool_) or not isinstance(max_dets, Integral) or max_dets < 1:
         raise ArgumentError(f"max_dets={shown(max_dets)}: it is a whole number from 1, or None as in the settings")
     return int(max_dets)
+
+
+def check_tiles(tiles: Any) -> TileOptions | None:
+    """How large images are cut.
+
+    Raises:
+        ArgumentError: it is neither None, options, nor a text that describes a size.
+    """
+    if tiles is None or isinstance(tiles, TileOptions):
+        return tiles
+    if not isinstance(tiles, str):
+        raise ArgumentError(f'tiles={shown(tiles)}: it is a text such as "1024x1024" or "auto", TileOptions, or None')
+    with worded_for_python():
+        return TileOptions.parse(tiles)
 
 
 def check_word(name: str, word: Any, choices: Sequence[str]) -> Any:

@@ -17,6 +17,7 @@ from codetr_cli.data.targets import Target
 from codetr_cli.data.transforms import AnyTransform, Keep, build_transforms
 from codetr_cli.errors import ArgumentError, ConfigError, shown
 from codetr_cli.images.image_header import Size
+from codetr_cli.images.regions import ArrayRegions, ImageRegions
 from codetr_cli.inference.arguments import (
     NMS_KINDS,
     PRECISIONS,
@@ -27,19 +28,28 @@ from codetr_cli.inference.arguments import (
     check_overrides,
     check_path,
     check_score,
+    check_tiles,
     check_word,
     to_pixels,
     worded_for_python,
 )
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.loading import LoadedModel, load_detector
-from codetr_cli.inference.options import DetectOptions, Nms
+from codetr_cli.inference.options import DetectOptions, Nms, TileOptions
 from codetr_cli.inference.pipeline import inference
 from codetr_cli.inference.prediction import ImageInput, Prediction
 from codetr_cli.inference.rle import encode_masks
+from codetr_cli.inference.tile_merging import EXPLAINING_SHARE
+from codetr_cli.inference.tiling import TiledImage, Tiling, build_tiling
 from codetr_cli.inference.tta import build_augmentation, detect_images
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.runtime.devices import choose_device, use_device
+
+GPU_TILES = 4
+"""Tiles that a GPU sees at once by default."""
+TILES_OR_TTA = (
+    "tiles and test-time augmentation are two ways to see an image several times, and do not work together: choose one"
+)
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ class Detector:
         class_scores: Mapping[str, float] | None = ...,
         max_dets: int | None = ...,
         nms: Nms | None = ...,
+        tiles: TileOptions | str | None = ...,
     ) -> Prediction: ...
 
     @overload
@@ -150,6 +161,7 @@ class Detector:
         class_scores: Mapping[str, float] | None = ...,
         max_dets: int | None = ...,
         nms: Nms | None = ...,
+        tiles: TileOptions | str | None = ...,
     ) -> list[Prediction]: ...
 
     def predict(
@@ -160,6 +172,7 @@ class Detector:
         class_scores: Mapping[str, float] | None = None,
         max_dets: int | None = None,
         nms: Nms | None = None,
+        tiles: TileOptions | str | None = None,
     ) -> Prediction | list[Prediction]:
         """Detects the objects in an image, or in each image of a list.
 
@@ -172,8 +185,9 @@ class Detector:
                 of files and PIL images is applied.
             score: minimum score, in [0, 1].
             class_scores: minimum scores of some classes, by name: `{"person": 0.5}`; the others need `score`.
-            max_dets: maximum number of detections; None: as in the settings.
+            max_dets: maximum number of detections; None: as in the settings, for each tile of an image in tiles.
             nms: "none", "hard" or "soft"; None: as in the settings. The auxiliary heads keep their own NMS.
+            tiles: how large images are cut: "1024x1024" (width x height), "auto", or `TileOptions`; None: they are not.
 
         Raises:
             DatasetError: a file that is missing, damaged or not an image; it is a ValueError, too.
@@ -184,33 +198,58 @@ class Detector:
             class_scores=check_class_scores(class_scores, self.class_names),
             max_dets=check_max_dets(max_dets),
             nms=None if nms is None else check_word("nms", nms, NMS_KINDS),
+            tiles=check_tiles(tiles),
         )
         if isinstance(image, list | tuple):
             return [self._predict_one(single, options) for single in image]
         return self._predict_one(image, options)
 
     def _predict_one(self, image: Any, options: DetectOptions) -> Prediction:
-        prepared = self.prepare(to_pixels(image, max_pixels=self.loaded.settings.data.max_pixels))
+        prepared = self.prepare(to_pixels(image, max_pixels=self.loaded.settings.data.max_pixels), options)
         (detections,) = self.detect([prepared], options)
         return self.to_prediction(detections, prepared.orig_size, options)
 
-    def prepare(self, pixels: NDArray[np.uint8]) -> PreparedImage:
-        """An image (H, W, 3) uint8 RGB at the size of the network; any thread may do it."""
+    def prepare(
+        self, image: NDArray[np.uint8] | ImageRegions, options: DetectOptions | None = None
+    ) -> PreparedImage | TiledImage:
+        """An image at the size of the network, or one whose tiles are read later; any thread may do it.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or regions of such an image.
+            options: `tiles` decides whether it is cut.
+
+        Raises:
+            ArgumentError: too many tiles, or tiles with test-time augmentation.
+        """
+        regions = ArrayRegions(image) if isinstance(image, np.ndarray) else image
+        if options is not None and options.tiles is not None:
+            with worded_for_python():
+                if self._tiling(options.tiles, options).tiles(regions.size):
+                    return TiledImage(regions)
+        height, width = regions.size
+        pixels = regions.read(0, 0, width, height)
         size = (pixels.shape[0], pixels.shape[1])
         sample = self._transform(Sample.from_image(pixels), np.random.default_rng(0))
         target = sample.to_target(image_id=0, orig_size=size, pad_divisor=self.loaded.settings.data.pad_divisor)
         return PreparedImage(np.require(sample.image, requirements=["C", "W"]), target)
 
-    def detect(self, images: Sequence[PreparedImage], options: DetectOptions) -> list[Detections]:
+    def detect(self, images: Sequence[PreparedImage | TiledImage], options: DetectOptions) -> list[Detections]:
         """The detections of a batch, each in the pixels of its original image.
 
         Args:
-            images: one or more; smaller ones are padded to the largest.
+            images: one or more; smaller ones are padded to the largest, and those in tiles are batches of their own.
             options: scores and `max_dets` are applied by `to_prediction`.
 
         Raises:
             ResourceError: the device has not enough memory.
         """
+        plain = [image for image in images if isinstance(image, PreparedImage)]
+        of_plain = iter(self._detect_plain(plain, options) if plain else [])
+        return [
+            self._detect_tiles(each, options) if isinstance(each, TiledImage) else next(of_plain) for each in images
+        ]
+
+    def _detect_plain(self, images: Sequence[PreparedImage], options: DetectOptions) -> list[Detections]:
         batch = collate([(image.image, image.target) for image in images])
         batch = batch.pin_memory() if self.device.type == "cuda" else batch
         postprocess = self._postprocess(options)
@@ -219,6 +258,23 @@ class Detector:
             return detect_images(
                 self._network, postprocess, batch, self._augmentation, device=self.device, config=config
             )
+
+    def _detect_tiles(self, image: TiledImage, options: DetectOptions) -> Detections:
+        assert options.tiles is not None
+        tiling = self._tiling(options.tiles, options)
+        postprocess = replace(self._postprocess(options), mask_min_score=tiling.min_score)
+        with worded_for_python(), inference(self.loaded.model, self.device, self.precision):
+            return tiling.detect_image(self._network, postprocess, image.regions, device=self.device)
+
+    def _tiling(self, tiles: TileOptions, options: DetectOptions) -> Tiling:
+        if self._augmentation is not None:
+            raise ArgumentError(TILES_OR_TTA)
+        batch = options.batch or (1 if self.device.type == "cpu" else GPU_TILES)
+        return replace(
+            build_tiling(self.loaded.settings, tiles, batch=1 if options.exact else batch),
+            min_score=EXPLAINING_SHARE * options.lowest_score,
+            max_detections=options.max_dets,
+        )
 
     def to_prediction(self, detections: Detections, size: Size, options: DetectOptions) -> Prediction:
         """What is kept of the detections in an image of this (height, width); any thread may do it."""

@@ -1,14 +1,59 @@
-"""How images are detected: what is kept of the detections, and how the work is divided."""
+"""How images are detected: what is kept of the detections, in which parts, and how the work is divided."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from codetr_cli.errors import ConfigError, nearest
+from codetr_cli.errors import ConfigError, nearest, shown
 
 Nms = Literal["none", "hard", "soft"]
+
+MIN_TILE = 32
+"""Pixels of a tile's side, at least."""
+MAX_OVERLAP = 0.9
+_SIZE = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileOptions:
+    """How a large image is cut into tiles.
+
+    Attributes:
+        size: (width, height) of a tile in pixels; None: what the network sees at about its own scale.
+        overlap: share of a tile that the next one repeats.
+        whole: whether the whole image is one more view, for objects larger than a tile.
+    """
+
+    size: tuple[int, int] | None = None
+    overlap: float = 0.2
+    whole: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < MIN_TILE:
+            raise ConfigError(f"tiles of {self.size[0]}x{self.size[1]} pixels: a tile has at least {MIN_TILE} a side")
+        if not 0 <= self.overlap <= MAX_OVERLAP:
+            raise ConfigError(f"tiles with an overlap of {shown(self.overlap)}: it is from 0 to {MAX_OVERLAP}")
+
+    @classmethod
+    def parse(cls, text: str, overlap: float = 0.2) -> TileOptions:
+        """Tiles of a size as in `1024x768`, `1024` (a square) or `auto`.
+
+        Raises:
+            ConfigError: it is something else, or a size or overlap that is not allowed.
+        """
+        if text == "auto":
+            return cls(overlap=overlap)
+        found = _SIZE.fullmatch(text)
+        if found is None:
+            raise ConfigError(f"tiles {shown(text)}: give width and height in pixels as in 1024x1024, or auto")
+        return cls(size=(int(found[1]), int(found[2] or found[1])), overlap=overlap)
+
+    def __str__(self) -> str:
+        size = "automatic size" if self.size is None else f"{self.size[0]}x{self.size[1]}"
+        return f"tiles of {size}, overlap {self.overlap:g}" + (", and the whole image" if self.whole else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +63,12 @@ class DetectOptions:
     Attributes:
         score: minimum score, in [0, 1].
         class_scores: minimum scores of some classes, by name, instead of `score`.
-        max_dets: most detections per image; None: as in the settings.
+        max_dets: most detections per image; None: as in the settings, for each tile of an image in tiles.
         nms: another NMS than the settings'; the auxiliary heads keep their own.
-        batch: images that the network sees at once; None: chosen for the device.
+        batch: images, or tiles, that the network sees at once; None: chosen for the device.
         exact: each image alone, so that its detections do not depend on the others; overrides `batch`.
         workers: threads that read images, and as many that finish results; None: chosen for the machine.
+        tiles: how large images are cut; None: every image is seen as a whole.
     """
 
     score: float = 0.3
@@ -32,6 +78,7 @@ class DetectOptions:
     batch: int | None = None
     exact: bool = False
     workers: int | None = None
+    tiles: TileOptions | None = None
 
     @property
     def lowest_score(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,17 @@ from codetr_cli.annotations.masks import Masks
 from codetr_cli.annotations.outlines import decode
 from codetr_cli.models.mask_grid import paste_crops
 from codetr_cli.models.postprocess import Detections
+
+
+@dataclass(frozen=True)
+class StitchedDetections(Detections):
+    """Detections, some of which have masks of several parts; their other columns are those of any detection.
+
+    Attributes:
+        fragments: by row, detections whose masks together are that of the row.
+    """
+
+    fragments: Mapping[int, Detections] = field(default_factory=dict)
 
 
 def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str, Any]] | None:
@@ -29,7 +41,15 @@ def encode_masks(detections: Detections, size: tuple[int, int]) -> list[dict[str
         return None
     crops = paste_crops(detections.masks, detections.boxes.to(detections.masks.device), size)
     encoded = {i: encode_crop(pasted.pixels.numpy(), pasted.top, pasted.left, size) for i, pasted in crops}
+    if isinstance(detections, StitchedDetections):
+        encoded |= {row: _united(encode_masks(parts, size) or []) for row, parts in detections.fragments.items()}
     return [encoded[i] for i in range(len(encoded))]
+
+
+def _united(masks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The union of masks of one image."""
+    merged = coco_mask.merge([{**mask, "counts": mask["counts"].encode("ascii")} for mask in masks])
+    return {"size": list(merged["size"]), "counts": merged["counts"].decode("ascii")}
 
 
 def decode_masks(masks: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDArray[np.bool_]:

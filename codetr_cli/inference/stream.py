@@ -22,8 +22,8 @@ Pixels = NDArray[np.uint8]
 class BatchDetector(Protocol):
     """The parts of `detector.Detector` that a stream needs; only `detect` uses the device."""
 
-    def prepare(self, pixels: Pixels) -> Any:
-        """An image at the size of the network."""
+    def prepare(self, pixels: Pixels, options: DetectOptions) -> Any:
+        """An image at the size of the network, or in tiles."""
 
     def detect(self, images: Sequence[Any], options: DetectOptions) -> list[Detections]:
         """The detections of a batch."""
@@ -58,7 +58,7 @@ def detect_stream(
         except BrokenImageError as error:
             yield failed(item, error)
             continue
-        prepared = detector.prepare(pixels)
+        prepared = detector.prepare(pixels, options)
         (detections,) = detector.detect([prepared], options)
         prediction = detector.to_prediction(detections, prepared.orig_size, options)
         yield finish(item, pixels, prediction, time.perf_counter() - started)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Augmentation:
             std: standard deviation of each RGB channel, 0..255.
         """
         single = len(self.views) == 1 and not self.views[0].flip
-        of_view = postprocess if single else self._without_nms(postprocess)
+        of_view = postprocess if single else without_nms(postprocess, self.candidates)
         by_image: list[list[Detections]] = [[] for _ in batch.targets]
         for view in self.views:
             samples = [self._view_image(view, *pair) for pair in zip(batch.images, batch.targets, strict=True)]
@@ -82,11 +82,6 @@ class Augmentation:
                 item = item.cpu()
                 views.append(flip_detections(item, target["orig_size"][1]) if view.flip else item)
         return [views[0] if single else merge(views, postprocess) for views in by_image]
-
-    def _without_nms(self, postprocess: PostProcess) -> PostProcess:
-        """The post-processing of one view; the auxiliary heads keep their own NMS."""
-        count = self.candidates if postprocess.candidates == "num_queries" and postprocess.nms != "none" else None
-        return replace(postprocess, nms="none", max_detections=max(count or 0, postprocess.max_detections))
 
     def _view_image(self, view: View, image: torch.Tensor, target: Target) -> tuple[np.ndarray, Target]:
         height, width = target["size"]
@@ -106,11 +101,38 @@ class Augmentation:
         return np.ascontiguousarray(sample.image), view_target
 
 
+class ViewDetector(Protocol):
+    """What detects images in several views of each: `Augmentation`, `tiling.Tiling`."""
+
+    def detect(
+        self,
+        network: Network,
+        postprocess: PostProcess,
+        batch: Batch,
+        *,
+        device: torch.device,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> list[Detections]:
+        """As `Augmentation.detect`."""
+
+
+def without_nms(postprocess: PostProcess, candidates: int | None) -> PostProcess:
+    """The post-processing of one of several views; the auxiliary heads keep their own NMS.
+
+    Args:
+        postprocess: as built from the settings.
+        candidates: number of best detections of a view that are merged; None: `max_detections`.
+    """
+    count = candidates if postprocess.candidates == "num_queries" and postprocess.nms != "none" else None
+    return replace(postprocess, nms="none", max_detections=max(count or 0, postprocess.max_detections))
+
+
 def detect_images(
     network: Network,
     postprocess: PostProcess,
     batch: Batch,
-    augmentation: Augmentation | None,
+    augmentation: ViewDetector | None,
     *,
     device: torch.device,
     config: DataConfig,
