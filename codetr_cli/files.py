@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.errors import CodetrError, ConfigError, ResourceError, listed
-from codetr_cli.reading import open_file, parse_json, read_bytes
+from codetr_cli.reading import open_file, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -358,7 +358,7 @@ class ResultRecord:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._results: dict[str, list[Result]] = {}
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None
 
     def of(self, name: str) -> list[Result]:
         """The results that were written under a name relative to the folder, the newest last."""
@@ -398,7 +398,7 @@ class ResultRecord:
             return True
         return self.is_own(path, request=None if force else request) and not _is_read_only(path)
 
-    def add(self, path: Path, content: Path, *, by: str, request: str = "") -> None:
+    def add(self, path: Path, content: Path, *, by: str, request: str = "", digest: bool = True) -> None:
         """Lists a file that gets its name now.
 
         Args:
@@ -406,12 +406,13 @@ class ResultRecord:
             content: where it is until then.
             by: the verb.
             request: see `Result`.
+            digest: read the content; else size and time alone recognise the file, see `is_own`.
 
         Raises:
             OSError: the record cannot be written, or is a link.
         """
         status = content.stat()
-        result = Result(status.st_size, status.st_mtime_ns, _digest(content), by, request)
+        result = Result(status.st_size, status.st_mtime_ns, _digest(content) if digest else "", by, request)
         line = json.dumps({"name": path.relative_to(self.folder).as_posix(), **asdict(result)})
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         descriptor = os.open(self.folder / RECORD_NAME, flags, 0o666)
@@ -424,12 +425,16 @@ class ResultRecord:
         path = self.folder / RECORD_NAME
         try:
             status = path.lstat()
-            if (status.st_size, status.st_mtime_ns) == self._seen:
+            state = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if state == self._seen:
                 return
-            content = read_bytes(path, MAX_RECORD_BYTES) if stat.S_ISREG(status.st_mode) else b""
+            # Lines are added only: of a million results, each would otherwise read those of all before.
+            is_longer = self._seen is not None and self._seen[0] == state[0] and self._seen[1] < state[1]
+            start = self._seen[1] if self._seen is not None and is_longer else 0
+            content = _read_from(path, start) if stat.S_ISREG(status.st_mode) else b""
         except OSError:
             return
-        self._seen, self._results = (status.st_size, status.st_mtime_ns), {}
+        self._seen, self._results = state, self._results if is_longer else {}
         for line in content.splitlines():
             with suppress(ValueError, TypeError, KeyError, AttributeError):
                 entry = parse_json(line)
@@ -437,6 +442,14 @@ class ResultRecord:
                 result = Result(**entry)
                 if type(result.size) is int and type(result.mtime_ns) is int:
                     self._results.setdefault(name, []).append(result)
+
+
+def _read_from(path: Path, start: int) -> bytes:
+    """A record from a position on; empty if it is too long."""
+    with open_file(path) as file:
+        file.seek(start)
+        content = file.read(MAX_RECORD_BYTES - start + 1)
+    return content if start + len(content) <= MAX_RECORD_BYTES else b""
 
 
 @contextmanager

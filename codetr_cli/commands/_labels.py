@@ -1,14 +1,34 @@
-"""Values of the options that decide which detections become labels: scores, bands of scores."""
+"""Values of the options that decide which detections become labels: scores, bands of scores, names of classes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from codetr_cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from codetr_cli.prediction.labels.options import LabelOptions
+
 DEFAULT_SCORE = 0.3
 _NUMBER = re.compile(r"\s*(\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*")
+
+
+def label_options(
+    class_map: str | None, review: str | None, *, outlines: bool = False, crops: bool = False
+) -> LabelOptions:
+    """The options of these names.
+
+    Raises:
+        ConfigError: a value that is none of its option.
+    """
+    from codetr_cli.prediction.labels.class_map import read_class_map
+    from codetr_cli.prediction.labels.options import LabelOptions
+
+    band = band_of(review, "--review")
+    names = {} if class_map is None else read_class_map(class_map)
+    return LabelOptions(class_map=names, review=band, outlines=outlines, crops=crops)
 
 
 def scores_of(texts: Sequence[str] | None) -> tuple[float, dict[str, float]]:

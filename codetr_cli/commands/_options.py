@@ -18,6 +18,7 @@ from codetr_cli.errors import ConfigError, listed
 
 INPUT = "Input"
 DETECTIONS = "Detections"
+LABELS = "Labels"
 PROTOCOL = "Protocol"
 OUTPUT = "Output"
 DRAWING = "Drawn images"
@@ -310,10 +311,21 @@ ResultFormatOption = Annotated[
     option(
         "--format",
         "FMT",
-        "coco (predictions.json, default), jsonl or parquet (files of --shard-size images). Several: coco,jsonl.",
+        "coco (predictions.json, default), yolo, voc, labelme, cvat or label-studio (folders of labels), csv, jsonl or "
+        "parquet (files of --shard-size images). Several: coco,yolo.",
         OUTPUT,
     ),
 ]
+ClassMapOption = Annotated[
+    str | None,
+    option("--class-map", "MAP", "Other names of classes: car=vehicle,bus=vehicle,dog= (dropped), or a file.", LABELS),
+]
+ReviewOption = Annotated[
+    str | None,
+    option("--review", "LOW:HIGH", "List images with a detection whose score is in this band.", LABELS),
+]
+OutlinesOption = Annotated[bool, flag("--outlines", "Masks as polygons in files of labels, not boxes.", LABELS)]
+CropsOption = Annotated[bool, flag("--crops", "Write each detection's part of the image: crops/CLASS/.", LABELS)]
 ShardSizeOption = Annotated[
     int, option("--shard-size", "N", "Images in each file of jsonl and parquet.", ADVANCED, min=1)
 ]

@@ -12,7 +12,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._labels import scores_of
+from codetr_cli.commands._labels import label_options, scores_of
 from codetr_cli.commands._launch import requested, run_placed, worker_output
 from codetr_cli.commands._submit import submit_command
 from codetr_cli.commands._weights import resolve_weights
@@ -49,6 +49,10 @@ def predict(
     tta: opt.TtaOption = False,
     out: opt.PredictOutOption = Path("predictions"),
     result_formats: opt.ResultFormatOption = None,
+    class_map: opt.ClassMapOption = None,
+    review: opt.ReviewOption = None,
+    outlines: opt.OutlinesOption = False,
+    crops: opt.CropsOption = False,
     no_draw: opt.NoDrawOption = False,
     force: opt.ForceOption = False,
     labels: opt.LabelsOption = "score",
@@ -101,6 +105,7 @@ def predict(
         options=DetectOptions(score=lowest, class_scores=class_scores, max_dets=max_dets, nms=nms),
         draw=not no_draw,
         formats=formats,
+        labels=label_options(class_map, review, outlines=outlines, crops=crops),
         shard_size=shard_size,
         drawing=DrawOptions(
             labels=labels, thickness=thickness, font_size=font_size, image_format=image_format, quality=quality
@@ -189,6 +194,7 @@ def _summary(outcome: PredictOutcome, skipped: Skipped) -> dict[str, Any]:
         "images": None if outcome.is_large else outcome.tally.images,
         "detections": detections,
         "failed": [{"file": name, "error": error} for name, error in outcome.tally.failed.items()],
+        "notes": outcome.notes,
         "skipped": asdict(skipped),
         "summary": outcome.summary,
     }
@@ -204,6 +210,10 @@ def _show(outcome: PredictOutcome) -> None:
         console.table(f"Detections (on {outcome.device})", ["image", "objects", "time [ms]"], rows)
     if done > MAX_ROWS:
         console.result(f"... and {done - MAX_ROWS} more images.")
+    for note in outcome.notes:
+        console.info(f"{note}.")
+    if outcome.tally.reviews:
+        console.result(f"{outcome.tally.reviews} of {done} images are to be reviewed.")
     where = f": {listed(outcome.files)}" if outcome.files else ""
     console.result(f"{outcome.tally.detections} detections in {done} images{where}")
     if rate := outcome.summary["images_per_second"]:

@@ -26,8 +26,19 @@ from codetr_cli.inference.loading import find_checkpoint, load_detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.prediction.drawings import drawing_request, drawn_names, misplaced
 from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
 from codetr_cli.prediction.outcome import LISTED_IMAGES, SUMMARY_NAME, PredictOutcome, Tally, summarize, write_summary
-from codetr_cli.prediction.outputs import FAILURES_NAME, PARTIAL, OutputTarget, result_names, write_outputs
+from codetr_cli.prediction.outputs import (
+    CROPS,
+    FAILURES_NAME,
+    PARTIAL,
+    REVIEW,
+    OutputTarget,
+    result_files,
+    result_names,
+    taken,
+    write_outputs,
+)
 from codetr_cli.prediction.predictor import Predictor
 from codetr_cli.prediction.results import ImageResult, check_packed, merge_results, pack_results
 from codetr_cli.prediction.targets import SHARD_SIZE
@@ -54,6 +65,7 @@ class PredictJob:
         draw: whether images with their detections are drawn.
         drawing: how.
         formats: of the results, keys of `outputs.WRITERS`.
+        labels: which detections are labels, and in which form.
         shard_size: images in a file of the formats that divide their results.
         out: the output folder.
         force: replace own results in the output folder; otherwise the next free one is used.
@@ -68,6 +80,7 @@ class PredictJob:
     draw: bool = True
     drawing: DrawOptions = field(default_factory=DrawOptions)
     formats: tuple[str, ...] = ("coco",)
+    labels: LabelOptions = field(default_factory=LabelOptions)
     shard_size: int = SHARD_SIZE
     out: Path
     force: bool = False
@@ -81,17 +94,23 @@ class PredictJob:
             device=device_type,
             overrides=[text for text in self.overrides if not text.startswith("data.workers=")],
             options=options,
+            labels=asdict(self.labels),
             **{name: getattr(self, name) for name in ("tta", "draw", "precision", "formats", "shard_size")},
             drawing=asdict(self.drawing) if self.draw else None,
         )
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The formats, and what is written beside them."""
+        return self.formats if self.labels.review is None else (*self.formats, REVIEW)
+
     def result_names(self) -> list[str]:
         """Names in the output folder that the results have."""
-        return [*result_names(self.formats, len(self.images), self.shard_size), FAILURES_NAME, SUMMARY_NAME]
+        return [*result_names(self.written, len(self.images), self.shard_size), FAILURES_NAME, SUMMARY_NAME]
 
     def drawn_names(self, folder: Path, digest: str) -> list[Path]:
         """Names of the drawn images in an output folder, by the number of the image; empty if none are drawn."""
-        reserved = (*self.result_names(), part_files.FOLDER, slurm.FOLDER)
+        reserved = (*self.result_names(), CROPS, part_files.FOLDER, slurm.FOLDER)
         if not self.draw:
             return []
         image_format = self.drawing.image_format
@@ -101,15 +120,17 @@ class PredictJob:
         """The output folder: that of the same command before, or a free one.
 
         Raises:
-            ConfigError: links in it lead elsewhere.
+            ConfigError: links in it lead elsewhere, or there are files in the place of results.
         """
 
         def problem(folder: Path) -> str | None:
-            return misplaced(folder, self.drawn_names(folder, digest))
+            return misplaced(folder, self.drawn_names(folder, digest)) or taken(
+                folder, self.formats, self.labels, request=digest, force=self.force
+            )
 
         folder = output_folder(
             self.out,
-            *self.result_names(),
+            *result_files(self.result_names()),
             request=digest,
             force=self.force,
             taken=lambda path: problem(path) is not None,
@@ -155,7 +176,7 @@ def run_prediction(
         device = use_device(choose_device(str(device)))
         loaded = load_detector(job.weights, device, list(job.overrides))
         detector = Detector(loaded, device=device, precision=job.precision, tta=job.tta)
-        job.options.check_classes(detector.class_names)
+        selection = LabelSelection(detector, job.options, job.labels)
         agree_on_weights(digest, job.digest(device.type))
         parts = job.parts(job.out)
         work = SharedWork(parts, bytes([1]) * len(job.images), pack_results, work=PREDICTION, stop=stop, store=store)
@@ -163,7 +184,7 @@ def run_prediction(
         drawings = _Drawings(job, parts, digest)
         done = work.start(digest, lambda: job.choose_folder(digest), drawings.is_complete)
         drawn = process_group.from_main(drawings.names if process_group.is_main() else None)
-        writing = _Writing(job, detector, parts, digest)
+        writing = _Writing(job, detector, selection, parts, digest)
         if any(name in PARTIAL for name in job.formats) and len(job.images) <= LISTED_IMAGES:
             # The list of what was found is always there, complete or not, whatever ends this process.
             work.snapshot = writing.write_partial
@@ -180,6 +201,9 @@ def run_prediction(
             scratch=parts.path,
             request=digest,
             force=job.force,
+            selection=selection,
+            labels=job.labels,
+            images=job.images,
         )
         numbers = _numbers_here(job.images, done)
         warned = _Warnings(warn)
@@ -213,8 +237,17 @@ class _Warnings:
 class _Writing:
     """Writes the results from part files; for the process of rank 0."""
 
-    def __init__(self, job: PredictJob, detector: Detector, parts: PartFiles, digest: str) -> None:
-        self._job, self._detector, self._parts, self._digest = job, detector, parts, digest
+    def __init__(
+        self, job: PredictJob, detector: Detector, selection: LabelSelection, parts: PartFiles, digest: str
+    ) -> None:
+        self._job, self._detector, self._selection = job, detector, selection
+        self._parts, self._digest = parts, digest
+
+    @cached_property
+    def _model(self) -> str:
+        """The name of the network."""
+        loaded = self._detector.loaded
+        return f"{loaded.settings.name} {loaded.path.name if loaded.path else ''}".strip()
 
     @property
     def _target(self) -> OutputTarget:
@@ -223,10 +256,12 @@ class _Writing:
             scratch=self._parts.path,
             request=self._digest,
             force=self._job.force,
-            class_names=self._detector.class_names,
-            category_ids=self._detector.category_ids,
+            class_names=self._selection.class_names,
+            category_ids=self._selection.category_ids,
             images=self._job.images,
             shard_size=self._job.shard_size,
+            labels=self._job.labels,
+            model=self._model,
         )
 
     def write_partial(self) -> None:
@@ -237,20 +272,20 @@ class _Writing:
 
     def write_all(self, parts: Iterable[Part], work: SharedWork, device: torch.device) -> PredictOutcome:
         """Writes all files from the parts of all images."""
-        job, folder = self._job, self._parts.folder
+        job, folder, target = self._job, self._parts.folder, self._target
         facts = {
             "checkpoint": str(self._detector.loaded.path or job.weights),
             "device": device.type if process_group.world_size() > 1 else str(device),
         }
         tally, unwritten = Tally(len(job.images)), ""
         summary: dict[str, Any] = {}
-        names = result_names(job.formats, len(job.images), job.shard_size)
+        names = result_names(job.written, len(job.images), job.shard_size)
         with unpacking(self._parts):
             try:
-                write_outputs(tally.counting(merge_results(parts)), job.formats, self._target)
+                write_outputs(tally.counting(merge_results(parts)), job.written, target)
                 names += [FAILURES_NAME] if tally.failures else []
                 summary = summarize(tally, work, names, **facts)
-                write_summary(summary, self._target)
+                write_summary(summary, target)
             except ResourceError as error:
                 kept = "The results of all images are kept: the same command writes the file without predicting again."
                 unwritten = f"{error} {kept}"
@@ -263,6 +298,7 @@ class _Writing:
             files=[] if unwritten else [folder / name for name in names],
             summary=summary or summarize(tally, work, [], **facts),
             unwritten=unwritten,
+            notes=[f"{name}: {sentence}" for name, found in target.notes.items() for sentence in found],
         )
 
 

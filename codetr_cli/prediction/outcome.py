@@ -32,6 +32,7 @@ class Tally:
         failures: images that were not.
         detections: their number.
         objects: detections by the name of their class.
+        reviews: images that are to be reviewed.
     """
 
     total: int
@@ -41,17 +42,19 @@ class Tally:
     failures: int = 0
     detections: int = 0
     objects: Counter[str] = field(default_factory=Counter)
+    reviews: int = 0
 
     def counting(self, results: Iterable[ImageResult]) -> Iterator[ImageResult]:
         """The results as they are, counted from zero."""
         kept = LISTED_IMAGES if self.total <= LISTED_IMAGES else LISTED_IMAGES // 100
         self.images, self.failed, self.objects = [], {}, Counter()
-        self.done = self.failures = self.detections = 0
+        self.done = self.failures = self.detections = self.reviews = 0
         for result in results:
             if result.image is not None:
                 self.done += 1
                 self.detections += len(result.records)
                 self.objects.update(result.image["objects"])
+                self.reviews += "review" in result.image
                 if len(self.images) < kept:
                     self.images.append(result.image)
             elif result.error is not None:
@@ -73,6 +76,7 @@ class PredictOutcome:
         files: with the results, except drawn images; empty if they could not be written.
         summary: counts and rates, as in `summary.json`.
         unwritten: why they could not be written, a sentence; empty if they are.
+        notes: what formats cannot hold, phrases.
     """
 
     folder: Path
@@ -82,6 +86,7 @@ class PredictOutcome:
     files: list[Path]
     summary: dict[str, Any]
     unwritten: str
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_large(self) -> bool:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO
 
+from codetr_cli.data.writers.folder import RECEIPT
+from codetr_cli.distributed.part_files import has_parts
 from codetr_cli.errors import ConfigError, nearest
 from codetr_cli.files import write_result
+from codetr_cli.prediction.labels.crops import FOLDER as CROPS
+from codetr_cli.prediction.labels.layouts import CSV_NAME, FOLDERS, LAYOUT_WRITERS, taken_folder
+from codetr_cli.prediction.labels.options import LabelOptions
+from codetr_cli.prediction.labels.review import LIST_NAME, REASONS_NAME, open_review
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.shards import (
     image_row,
@@ -21,7 +29,7 @@ from codetr_cli.prediction.shards import (
 )
 from codetr_cli.prediction.targets import SHARD_SIZE, OpenWriter, OutputTarget, OutputWriter
 
-__all__ = ["OutputTarget", "OutputWriter", "check_formats", "result_names", "write_outputs"]
+__all__ = ["CROPS", "OutputTarget", "OutputWriter", "check_formats", "result_names", "write_outputs"]
 
 PREDICTIONS_NAME = "predictions.json"
 FAILURES_NAME = "failed.jsonl"
@@ -89,13 +97,23 @@ def _open_failures(target: OutputTarget) -> Iterator[OutputWriter]:
         yield _FailureWriter(target, stack)
 
 
-WRITERS: dict[str, OpenWriter] = {"coco": open_coco, "jsonl": open_jsonl, "parquet": open_parquet}
+REVIEW = "review"
+"""The list of images to be reviewed, which is written beside the formats."""
+
+WRITERS: dict[str, OpenWriter] = {
+    **{"coco": open_coco, "jsonl": open_jsonl, "parquet": open_parquet},
+    **LAYOUT_WRITERS,
+    REVIEW: open_review,
+}
 """The formats of results by name."""
 
 RESULT_NAMES = {
     "coco": PREDICTIONS_NAME,
     "jsonl": shard_name("jsonl", 0),
     "parquet": shard_name("parquet", 0),
+    **{layout: layout for layout in FOLDERS},
+    "csv": CSV_NAME,
+    REVIEW: LIST_NAME,
 }
 """What each format writes into the output folder, or the first of it: a folder that has it is not free."""
 
@@ -115,19 +133,41 @@ def check_formats(names: Iterable[str]) -> tuple[str, ...]:
     """
     found = tuple(dict.fromkeys(names))
     for name in found:
-        if name not in WRITERS:
-            raise ConfigError(f"--format {name}: there is no such format of results; {nearest(name, sorted(WRITERS))}")
+        if name not in WRITERS or name == REVIEW:
+            known = sorted(WRITERS.keys() - {REVIEW})
+            raise ConfigError(f"--format {name}: there is no such format of results; {nearest(name, known)}")
     if "parquet" in found:
         import_pyarrow()
     return found
 
 
-def result_names(formats: Iterable[str], images: int, shard_size: int = SHARD_SIZE) -> list[str]:
+def result_names(formats: Collection[str], images: int, shard_size: int = SHARD_SIZE) -> list[str]:
     """Names in the output folder that the results of so many images have."""
     names: list[str] = []
     for name in formats:
         names += shard_names(name, images, shard_size) if name in SHARDED else [RESULT_NAMES[name]]
-    return names
+    return [*names, REASONS_NAME] if REVIEW in formats else names
+
+
+def result_files(names: Iterable[str]) -> list[str]:
+    """A file of each result, in the place of a folder: the one that codetr has listed in the output folder."""
+    return [f"{name}/{RECEIPT}" if name in FOLDERS else name for name in names]
+
+
+def taken(folder: Path, formats: Collection[str], labels: LabelOptions, *, request: str, force: bool) -> str | None:
+    """Why results must not be written into a folder, since something of their name is there; None if they may.
+
+    Args:
+        folder: the output folder.
+        formats: of the results.
+        labels: of the request.
+        request: its name.
+        force: own results are replaced.
+    """
+    is_new = labels.crops and not force and not has_parts(folder, request)
+    if is_new and os.path.lexists(folder / CROPS):
+        return f"{folder / CROPS} already exists: give another --out"
+    return taken_folder(folder, formats, request=request, force=force)
 
 
 def write_outputs(

@@ -21,6 +21,8 @@ from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
 from codetr_cli.prediction.drawings import drawing_request
 from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.prediction.labels.crops import CropWriter
+from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
 from codetr_cli.prediction.picture_files import write_picture
 from codetr_cli.prediction.results import ImageResult
 
@@ -41,6 +43,9 @@ class Predictor:
         scratch: a folder for drawn images that are not complete yet, on the same disk.
         request: name of the request.
         force: drawings of other requests are replaced.
+        selection: which detections are kept, and as which classes; None: all, as they are.
+        labels: whether crops are written, too.
+        images: all inputs, whose names decide those of the crops.
     """
 
     detector: Detector
@@ -51,17 +56,25 @@ class Predictor:
     scratch: Path
     request: str
     force: bool = False
+    selection: LabelSelection | None = None
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    images: Sequence[InputImage] = ()
 
     @cached_property
     def record(self) -> ResultRecord:
         """Of the folder of the drawn images."""
         return ResultRecord(self.folder)
 
+    @cached_property
+    def _crops(self) -> CropWriter:
+        names = self.detector.class_names if self.selection is None else self.selection.class_names
+        how: dict[str, Any] = {"scratch": self.scratch, "request": self.request, "force": self.force}
+        return CropWriter(self.folder, self.images, names, **how)
+
     def predict(self, images: Iterable[Numbered]) -> Iterator[ImageResult]:
         """The results of numbered images, in their order; a file that cannot be read gives a result with an error."""
-        return detect_stream(
-            self.detector, images, self.options, read=self._read, finish=self._finish, failed=self._failed
-        )
+        options = self.options if self.selection is None else self.selection.options
+        return detect_stream(self.detector, images, options, read=self._read, finish=self._finish, failed=self._failed)
 
     def _read(self, item: Numbered) -> Pixels:
         return read_image(item[1].path, max_pixels=self.detector.loaded.settings.data.max_pixels)
@@ -72,7 +85,12 @@ class Predictor:
 
     def _finish(self, item: Numbered, pixels: Pixels, prediction: Prediction, seconds: float) -> ImageResult:
         number, image = item
+        review = None
+        if self.selection is not None:
+            prediction, review = self.selection.select(prediction)
         drawn = self._draw(number, pixels, prediction)
+        if self.labels.crops:
+            self._crops.write(number, pixels, prediction)
         height, width = prediction.image_size
         facts = {
             "file": str(image.path),
@@ -83,6 +101,7 @@ class Predictor:
             "objects": dict(Counter(prediction.class_names).most_common()),
             "seconds": round(seconds, 4),
             "drawn": None if drawn is None else str(drawn),
+            **({} if review is None else {"review": review}),
         }
         return ImageResult(number, str(image.path), image=facts, records=_records(image, prediction))
 

@@ -16,6 +16,8 @@ IMAGE_TYPES = {
     **{"file": (str,), "file_name": (str,), "image_id": (int,), "height": (int,), "width": (int,)},
     **{"objects": (dict,), "seconds": (int, float), "drawn": (str, NOTHING)},
 }
+REVIEW_TYPES = {"count": (int,), "detections": (list,)}
+REASON_TYPES = {"class": (str,), "score": (int, float), "bbox": (list,), "is_label": (bool,)}
 RECORD_TYPES = {
     **{"image_id": (int,), "category_id": (int,), "bbox": (list,), "score": (int, float)},
     **{"file_name": (str,), "category_name": (str,)},
@@ -96,9 +98,15 @@ def _is_result(table: object) -> bool:
         return image is None and not records
     return (
         _has_types(image, IMAGE_TYPES)
+        and ("review" not in image or _is_review(image["review"]))
         and all(type(count) is int for count in image["objects"].values())
         and all(_has_types(record, RECORD_TYPES) for record in records)
     )
+
+
+def _is_review(value: object) -> bool:
+    """Whether a value of JSON says why an image is to be reviewed."""
+    return _has_types(value, REVIEW_TYPES) and all(_has_types(each, REASON_TYPES) for each in value["detections"])
 
 
 def _has_types(value: Any, types: Mapping[str, tuple[type, ...]]) -> TypeGuard[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.prediction.labels.options import LabelOptions
 from codetr_cli.prediction.results import ImageResult
 
 SHARD_SIZE = 10_000
@@ -28,6 +29,9 @@ class OutputTarget:
         category_ids: by label.
         images: all inputs, by the number of the image.
         shard_size: images in a file of a format that divides its results.
+        labels: which detections are labels, and in which form.
+        model: the name of the network, for formats that have a place for it.
+        notes: sentences on what a format cannot hold, by format; writers add them.
     """
 
     folder: Path
@@ -38,6 +42,9 @@ class OutputTarget:
     category_ids: Sequence[int]
     images: Sequence[InputImage] = ()
     shard_size: int = SHARD_SIZE
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    model: str = "codetr"
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 class OutputWriter(Protocol):

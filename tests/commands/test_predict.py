@@ -479,3 +479,39 @@ def test_drawing_arguments_are_checked(run):
     with pytest.raises(ValueError, match="thickness=0"):
         detections.draw(Image.new("RGB", (60, 40)), thickness=0)
     assert detections.draw(Image.new("RGB", (60, 40)), labels="none", font_size=9).size == (60, 40)
+
+
+def test_labels_class_map_review_and_crops(codetr, run, tiny_coco):
+    photos = tiny_coco / "val2017"
+    options = ("--class-map", "disc=round,ring=round,bar=", "--review", "0:0.999", "--crops", "--no-draw", "--json")
+    ran = codetr("predict", photos, "--score", 0.01, "--format", "coco,yolo,csv,label-studio", *options)
+    assert ran.code == 0, ran.err
+    records = json.loads(Path(ran.json["predictions"]).read_text())
+    assert records
+    assert {(record["category_name"], record["category_id"]) for record in records} == {("round", 2)}
+    out = Path(ran.json["out"])
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    files = {"predictions.json", "yolo", "predictions.csv", "label-studio", "review.txt", "review.json"}
+    assert names == files | {"crops", "summary.json"}
+    assert {Path(file).name for file in ran.json["files"]} == files
+    assert len(list((out / "crops" / "round").iterdir())) == len(records)
+    listed = (out / "review.txt").read_text().splitlines()
+    assert listed == [image["file"] for image in ran.json["images"] if "review" in image]
+    assert listed
+    rows = [row for path in (out / "yolo" / "labels").iterdir() for row in path.read_text().splitlines()]
+    assert len(rows) == len(records)
+    again = codetr("predict", photos, "--score", 0.01, "--format", "yolo", "--no-draw", "--json")
+    assert Path(again.json["out"]).name == "predictions_2"
+    forced = codetr("predict", photos, "--score", 0.5, "--format", "yolo", "--no-draw", "--json", "--force")
+    assert Path(forced.json["out"]).name == "predictions"
+
+
+def test_a_folder_of_the_user_is_not_mixed_with_labels(codetr, run, tiny_coco):
+    Path("predictions/yolo").mkdir(parents=True)
+    Path("predictions/yolo/mine.txt").touch()
+    ran = codetr("predict", tiny_coco / "val2017", "--format", "yolo", "--no-draw", "--json")
+    assert Path(ran.json["out"]).name == "predictions_2"
+    ran = codetr("predict", tiny_coco / "val2017", "--class-map", "discs=a", "--no-draw")
+    assert ran.code == 2
+    assert "did you mean 'disc'" in ran.err
+    assert codetr("predict", tiny_coco / "val2017", "--format", "yolov8").code == 2

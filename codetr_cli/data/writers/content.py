@@ -82,7 +82,7 @@ class WrittenImage:
     """One image.
 
     Args:
-        split: train, val or test.
+        split: train, val or test; empty: there are no parts, and no folders of parts.
         name: within the folder of the split.
         width: in pixels.
         height: in pixels.
@@ -176,6 +176,11 @@ def one_polygon(item: WrittenObject, image: WrittenImage, counts: Counter[str], 
         return polygon
     sides = (image.width, image.height) * (len(polygon) // 2)
     return [min(max(float(value), 0.0), float(side)) for value, side in zip(polygon, sides, strict=True)]
+
+
+def place(*parts: str) -> str:
+    """A path of names, without those that are empty."""
+    return "/".join(part for part in parts if part)
 
 
 def number(value: float, digits: int = 6) -> str:

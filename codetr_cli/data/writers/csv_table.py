@@ -21,6 +21,7 @@ from codetr_cli.data.writers.content import (
     clipped_objects,
     number,
     one_polygon,
+    place,
 )
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
@@ -37,18 +38,18 @@ class CsvWriter(LayoutWriter):
 
     def image_path(self, split: str, name: str) -> str:
         """Where the file of an image is."""
-        return f"{split}/{name}"
+        return place(split, name)
 
     def add(self, image: WrittenImage) -> int:
         """Writes the rows of an image."""
-        place = self.image_path(image.split, image.name)
+        name = self.image_path(image.split, image.name)
         count = 0
-        for item, cells in table_rows(image, place, self.classes.names, self.counts):
+        for item, cells in table_rows(image, name, self.classes.names, self.counts):
             one_polygon(item, image, self.counts, wanted=False)
             self._rows.writerow((*cells, int(item.crowd), image.split))
             count += 1
         if not count:
-            self._rows.writerow((*empty_row(image, place), "", image.split))
+            self._rows.writerow((*empty_row(image, name), "", image.split))
         return count
 
     def finish(self) -> None:
@@ -65,14 +66,14 @@ class CsvWriter(LayoutWriter):
 
 
 def table_rows(
-    image: WrittenImage, place: str, names: Sequence[str], counts: Counter[str]
+    image: WrittenImage, file_name: str, names: Sequence[str], counts: Counter[str]
 ) -> Iterator[tuple[WrittenObject, list[Any]]]:
     """The objects of an image that have a box in it, each with its cells of `COLUMNS`."""
     for item, corners in clipped_objects(image, counts):
-        cells = [place, image.width, image.height, names[item.label], *(number(value) for value in corners)]
+        cells = [file_name, image.width, image.height, names[item.label], *(number(value) for value in corners)]
         yield item, cells
 
 
-def empty_row(image: WrittenImage, place: str) -> list[Any]:
+def empty_row(image: WrittenImage, file_name: str) -> list[Any]:
     """The cells of `COLUMNS` of an image without objects."""
-    return [place, image.width, image.height, "", "", "", "", ""]
+    return [file_name, image.width, image.height, "", "", "", "", ""]

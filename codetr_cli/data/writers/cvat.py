@@ -16,6 +16,7 @@ from codetr_cli.data.writers.content import (
     clipped_objects,
     number,
     one_polygon,
+    place,
     xml_text,
 )
 from codetr_cli.formats.cvat_xml import CROWD
@@ -33,28 +34,30 @@ class CvatWriter(LayoutWriter):
 
     def image_path(self, split: str, name: str) -> str:
         """Where the file of an image is."""
-        return f"images/{split}/{name}"
+        return place("images", split, name)
 
     def add(self, image: WrittenImage) -> int:
         """Writes the element of an image."""
         self._splits.setdefault(image.split)
         shapes = []
+        source = "file" if not image.is_suggestion else "auto"
         for item, (x1, y1, x2, y2) in clipped_objects(image, self.counts):
             polygon = one_polygon(item, image, self.counts, wanted=self.outlines)
             if polygon:
                 points = zip(polygon[::2], polygon[1::2], strict=True)
-                place = f'points="{";".join(f"{number(x)},{number(y)}" for x, y in points)}"'
+                where = f'points="{";".join(f"{number(x)},{number(y)}" for x, y in points)}"'
             else:
                 corners = zip(("xtl", "ytl", "xbr", "ybr"), (x1, y1, x2, y2), strict=True)
-                place = " ".join(f'{key}="{number(value)}"' for key, value in corners)
+                where = " ".join(f'{key}="{number(value)}"' for key, value in corners)
             tag = "polygon" if polygon else "box"
             attribute = f'<attribute name="{CROWD}">true</attribute>' if item.crowd else ""
             shapes.append(
-                f'    <{tag} label="{self._names[item.label]}" source="file" occluded="0" {place} z_order="0">'
+                f'    <{tag} label="{self._names[item.label]}" source="{source}" occluded="0" {where} z_order="0">'
                 f"{attribute}</{tag}>\n"
             )
+        subset = f'subset="{image.split}" ' if image.split else ""
         self._body.write(
-            f'  <image id="{self._images}" name="{xml_text(f"{image.split}/{image.name}")}" subset="{image.split}" '
+            f'  <image id="{self._images}" name="{xml_text(place(image.split, image.name))}" {subset}'
             f'width="{image.width}" height="{image.height}">\n{"".join(shapes)}  </image>\n'
         )
         self._images += 1

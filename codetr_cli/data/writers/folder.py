@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,13 @@ def check_outside(out: Path, source: Path) -> None:
         )
 
 
-def check_replaceable(out: Path, *, force: bool) -> None:
+def check_replaceable(out: Path, *, force: bool, besides: Collection[str] = ()) -> None:
     """Checks that a folder does not exist, is empty or, with `force`, is as it was written.
+
+    Args:
+        out: the folder.
+        force: replace what was written.
+        besides: folders in it that do not matter.
 
     Raises:
         ConfigError: it is something else.
@@ -44,8 +49,8 @@ def check_replaceable(out: Path, *, force: bool) -> None:
         return
     if not out.is_dir():
         raise ConfigError(f"{out} is there and is no folder: choose another path")
-    names = list(_names(out))
-    if not names and not any(out.iterdir()):
+    names = [name for name in _names(out) if name.partition("/")[0] not in besides]
+    if not names and all(path.name in besides for path in out.iterdir()):
         return
     if not os.path.lexists(out / RECEIPT):
         raise ConfigError(f"{out} has other files in it: choose a folder that is empty or does not exist")
@@ -60,8 +65,17 @@ def check_replaceable(out: Path, *, force: bool) -> None:
         )
 
 
-def record_folder(folder: Path, made: Mapping[str, Any]) -> None:
+def record_folder(
+    folder: Path, made: Mapping[str, Any], *, by: str = VERB, request: str = "", digests: bool = True
+) -> None:
     """Lists everything in a new folder, with what made it.
+
+    Args:
+        folder: the folder.
+        made: what made it, for the receipt.
+        by: the verb.
+        request: see `files.Result`.
+        digests: see `files.ResultRecord.add`.
 
     Raises:
         OSError: it cannot be written.
@@ -69,11 +83,11 @@ def record_folder(folder: Path, made: Mapping[str, Any]) -> None:
     names = sorted(_names(folder))
     links = {name: str((folder / name).readlink()) for name in names if (folder / name).is_symlink()}
     receipt = folder / RECEIPT
-    receipt.write_text(json.dumps({"made_by": VERB, **made, "links": links}, indent=1), encoding="utf-8")
+    receipt.write_text(json.dumps({"made_by": by, **made, "links": links}, indent=1), encoding="utf-8")
     record = ResultRecord(folder)
     for name in (*names, RECEIPT):
         if name not in links:
-            record.add(folder / name, folder / name, by=VERB)
+            record.add(folder / name, folder / name, by=by, request=request, digest=digests)
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -92,9 +106,14 @@ def _is_own(path: Path, name: str, record: ResultRecord, links: Mapping[str, Any
 
 def _links(out: Path) -> Mapping[str, Any]:
     """The links of a receipt; none if it cannot be read."""
+    links = receipt_of(out).get("links")
+    return links if isinstance(links, dict) else {}
+
+
+def receipt_of(out: Path) -> Mapping[str, Any]:
+    """What made a folder; empty if nothing says so."""
     try:
         table = parse_json(read_bytes(out / RECEIPT, MAX_RECEIPT_BYTES))
     except (OSError, ValueError):
         return {}
-    links = table.get("links") if isinstance(table, dict) else None
-    return links if isinstance(links, dict) else {}
+    return table if isinstance(table, dict) else {}

@@ -21,6 +21,7 @@ from codetr_cli.data.writers.content import (
     WrittenObject,
     clipped_objects,
     one_polygon,
+    place,
     xml_text,
 )
 from codetr_cli.data.writers.polygons import Corners
@@ -49,12 +50,12 @@ class LabelStudioWriter(LayoutWriter):
 
     def image_path(self, split: str, name: str) -> str:
         """Where the file of an image is."""
-        return f"{split}/{name}"
+        return place(split, name)
 
     def add(self, image: WrittenImage) -> int:
         """Writes the task of an image."""
         if image.split not in self._files:
-            self._files[image.split] = (self.folder / f"{image.split}.json").open("w", encoding="utf-8")
+            self._files[image.split] = (self.folder / f"{image.split or 'tasks'}.json").open("w", encoding="utf-8")
         file = self._files[image.split]
         file.write(",\n" if file.tell() else "[\n")
         self._tasks += 1

@@ -1,7 +1,7 @@
 """labelme: a JSON file beside each image, in a folder a split.
 
 Boxes are rectangles of two points, in pixels; with outlines, those of one polygon are polygons. Crowd regions are
-marked `difficult`, as X-AnyLabeling does. There is no list of classes.
+marked `difficult`, and detections have their `score`, as X-AnyLabeling does. There is no list of classes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.data.writers.content import LayoutWriter, WrittenClasses, WrittenImage, clipped_objects, one_polygon
+from codetr_cli.data.writers.content import (
+    LayoutWriter,
+    WrittenClasses,
+    WrittenImage,
+    clipped_objects,
+    one_polygon,
+    place,
+)
 
 VERSION = "5.5.0"
 """Of labelme, whose form this is."""
+SCORE_DIGITS = 8
 
 
 class LabelmeWriter(LayoutWriter):
@@ -26,7 +34,7 @@ class LabelmeWriter(LayoutWriter):
 
     def image_path(self, split: str, name: str) -> str:
         """Where the file of an image is."""
-        return f"{split}/{name}"
+        return place(split, name)
 
     def add(self, image: WrittenImage) -> int:
         """Writes the file of an image."""
@@ -46,6 +54,7 @@ class LabelmeWriter(LayoutWriter):
                     "shape_type": "polygon" if polygon else "rectangle",
                     "flags": {},
                     **({"difficult": True} if item.crowd else {}),
+                    **({} if item.score is None else {"score": round(item.score, SCORE_DIGITS)}),
                 }
             )
         table: dict[str, Any] = {

@@ -65,5 +65,5 @@ class VocWriter(LayoutWriter):
         folder = self.folder / "ImageSets" / "Main"
         folder.mkdir(parents=True)
         for split, names in self._lists.items():
-            (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            (folder / f"{split or 'train'}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         self.counts["unused_classes"] += len(self._names) - len(self._used)

@@ -20,6 +20,7 @@ from codetr_cli.data.writers.content import (
     clipped_objects,
     number,
     one_polygon,
+    place,
 )
 
 DIGITS = 10
@@ -35,7 +36,7 @@ class YoloWriter(LayoutWriter):
 
     def image_path(self, split: str, name: str) -> str:
         """Where the file of an image is."""
-        return f"images/{split}/{name}"
+        return place("images", split, name)
 
     def add(self, image: WrittenImage) -> int:
         """Writes the labels of an image; an empty file for one without objects."""
@@ -61,8 +62,8 @@ class YoloWriter(LayoutWriter):
 
     def finish(self) -> None:
         """Writes data.yaml."""
-        lines = [f"{split}: images/{split}" for split in self._splits]
-        if "val" not in self._splits and "train" not in self._splits:  # readers need either
+        lines = [f"{split or 'train'}: {place('images', split)}" for split in self._splits]
+        if not {"", "train", "val"} & set(self._splits):  # readers need either
             lines += [f"val: images/{split}" for split in self._splits]
         if self.outlines and self._has_rows:
             lines.append("task: segment")  # rows of outlines may have the numbers of columns of keypoints

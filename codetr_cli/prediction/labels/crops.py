@@ -1,0 +1,108 @@
+"""Crops: the part of the image in each box as a file, crops/CLASS/IMAGE_1.jpg, a folder a class.
+
+Boxes are clipped to the image and enlarged to whole pixels. Files are JPEG of quality 95 without subsampled colours.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from codetr_cli.data.writers.names import NamePlan
+from codetr_cli.files import ResultRecord, write_result
+from codetr_cli.inference.prediction import Prediction
+from codetr_cli.prediction.drawings import drawing_request
+from codetr_cli.prediction.inputs import InputImage
+
+FOLDER = "crops"
+QUALITY = (
+    *(cv2.IMWRITE_JPEG_QUALITY, 95),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
+
+
+class CropWriter:
+    """Writes crops; any thread may.
+
+    Args:
+        folder: the output folder.
+        images: all inputs: their names decide those of the crops.
+        class_names: by label.
+        scratch: a folder for files that are not complete yet, on the same disk.
+        request: name of the request.
+        force: own files of other requests are replaced.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        images: Sequence[InputImage],
+        class_names: Sequence[str],
+        *,
+        scratch: Path,
+        request: str,
+        force: bool,
+    ) -> None:
+        self._folder, self._images = folder, images
+        self._scratch, self._request, self._force = scratch, request, force
+        plan = NamePlan(by_stem=False)
+        self._folders = [plan.assign("", name.replace("/", "_")) for name in class_names]
+        self._record = ResultRecord(folder)
+
+    def write(self, number: int, pixels: NDArray[np.uint8], prediction: Prediction) -> int:
+        """Writes the crops of an image (H, W, 3) uint8 RGB; returns how many.
+
+        Args:
+            number: of the image.
+            pixels: its own.
+            prediction: its detections.
+
+        Raises:
+            ConfigError: a file that codetr did not make is in the place of one.
+            ResourceError: no space left, or the folder cannot be written.
+        """
+        count = 0
+        for position, one in enumerate(prediction, 1):
+            part = _part(pixels, one.box)
+            if part is None:
+                continue
+            path = self._folder / FOLDER / self._folders[one.label] / f"{self._stems[number]}_{position}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not synced, as drawn images are not.
+            with write_result(
+                path,
+                by="predict",
+                force=self._force,
+                request=f"{drawing_request(self._request, number)}/{position}",
+                record=self._record,
+                scratch=self._scratch,
+                sync=False,
+            ) as temporary:
+                done, content = cv2.imencode(".jpg", cv2.cvtColor(part, cv2.COLOR_RGB2BGR), QUALITY)
+                if not done:
+                    raise OSError(errno.EIO, "the crop cannot be encoded", str(path))
+                temporary.write_bytes(content.tobytes())
+            count += 1
+        return count
+
+    @cached_property
+    def _stems(self) -> list[str]:
+        """The start of the names of each image's crops."""
+        plan = NamePlan(by_stem=True)
+        names = (plan.assign("", image.name.replace("/", "_"), "jpeg") for image in self._images)
+        return [name.rpartition(".")[0] or name for name in names]
+
+
+def _part(pixels: NDArray[np.uint8], box: tuple[float, float, float, float]) -> NDArray[np.uint8] | None:
+    """The pixels in a box; None if it is outside of the image."""
+    height, width = pixels.shape[:2]
+    left, top = max(math.floor(box[0]), 0), max(math.floor(box[1]), 0)
+    right, bottom = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
+    return pixels[top:bottom, left:right] if right > left and bottom > top else None
