@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -23,7 +20,8 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.runs.folder import read_state
 from codetr_cli.training.reporter import StepProgress
 from codetr_cli.weights.checkpoint import load_checkpoint
-from tests.conftest import REPOSITORY, Ran
+from tests.conftest import Ran
+from tests.forked import ForkedPython, Program, Python, new_python
 from tests.run_folders import assert_same_weights, losses, metrics
 
 
@@ -291,16 +289,12 @@ def test_a_broken_image_names_the_file_and_keeps_the_run(train: Callable[..., Ra
 # ---------------------------------------------------------------------------------------------- stopping and processes
 
 
-def start(preset: Path, tiny_coco: Path, run: Path, *words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "codetr_cli", "train", "--preset", preset, "--data", tiny_coco, "--run", run,
-               "--device", "cpu", *words]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        [str(word) for word in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(preset: Path, tiny_coco: Path, run: Path, *words: object, python: Python = ForkedPython) -> Program:
+    command = ("train", "--preset", preset, "--data", tiny_coco, "--run", run, "--device", "cpu", *words)
+    return python("-m", "codetr_cli", *command)
 
 
-def wait_for_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
+def wait_for_steps(process: Program, run: Path, steps: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) >= steps:
@@ -346,9 +340,10 @@ def test_a_signal_saves_the_newest_step(
     assert state["step"] == metrics(run)[-1]["step"]
 
 
-def test_two_processes_train_one_model(preset: Path, tiny_coco: Path, tmp_path: Path):
+@pytest.mark.parametrize("python", [ForkedPython, pytest.param(new_python, marks=pytest.mark.slow)])
+def test_two_processes_train_one_model(preset: Path, tiny_coco: Path, tmp_path: Path, python: Python):
     run = tmp_path / "run"
-    process = start(preset, tiny_coco, run, "--procs", 2, "--json")
+    process = start(preset, tiny_coco, run, "--procs", 2, "--json", python=python)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert json.loads(out)["steps"] == 3
@@ -370,7 +365,7 @@ def test_two_processes_train_one_model(preset: Path, tiny_coco: Path, tmp_path: 
 def test_two_processes_stop_together(preset: Path, tiny_coco: Path, tmp_path: Path, number: int, code: int):
     run = tmp_path / "run"
     words = ("--procs", 2, "--no-eval", "--set", "train.max_steps=500")
-    process = start(preset, tiny_coco, run, *words)
+    process = start(preset, tiny_coco, run, *words, python=new_python)
     wait_for_steps(process, run, 2)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -385,7 +380,8 @@ def test_two_processes_stop_together(preset: Path, tiny_coco: Path, tmp_path: Pa
 def test_an_error_in_one_process_is_told_once(preset: Path, tiny_coco: Path, tmp_path: Path):
     image = sorted((tiny_coco / "train2017").iterdir())[0]
     image.write_bytes(b"")
-    process = start(preset, tiny_coco, tmp_path / "run", "--procs", 2, "--no-eval")
+    words = ("--procs", 2, "--no-eval")
+    process = start(preset, tiny_coco, tmp_path / "run", *words, python=new_python)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 3, err
     assert image.name in err
@@ -396,7 +392,7 @@ def test_an_error_in_one_process_is_told_once(preset: Path, tiny_coco: Path, tmp
 def test_the_processes_of_a_killed_launcher_save_and_leave(preset: Path, tiny_coco: Path, tmp_path: Path):
     run = tmp_path / "run"
     words = ("--procs", 2, "--no-eval", "--set", "train.max_steps=500")
-    process = start(preset, tiny_coco, run, *words)
+    process = start(preset, tiny_coco, run, *words, python=new_python)
     wait_for_steps(process, run, 2)
     process.kill()
     process.communicate(timeout=60)  # both streams end only when every process has left

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,9 @@ from codetr_cli.models.build import build_model
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.training import preview
 from codetr_cli.weights.checkpoint import load_checkpoint
-from tests.conftest import REPOSITORY, write_tiny_coco
+from tests.conftest import write_tiny_coco
 from tests.distributed import sharded_training, world_size_cases
+from tests.distributed.pairs import run_pair
 from tests.distributed.rounding import without_rounding
 
 CPU = torch.device("cpu")
@@ -48,12 +46,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Done:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("sharded")
     write_tiny_coco(folder / "coco")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-               REPOSITORY / "tests/distributed/sharded_training.py", folder]  # fmt: skip
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert "Traceback" not in ran.stderr
+    run_pair("-m", "tests.distributed.sharded_training", folder)
     return Done(folder, [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)])  # noqa: TID251
 
 

@@ -7,10 +7,10 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from codetr_cli.config.overrides import parse_settings, to_toml
 from codetr_cli.distributed.launcher import split_endpoint
 from codetr_cli.errors import ConfigError
-from tests.conftest import REPOSITORY, TINY_TABLE, write_tiny_coco
+from tests.conftest import TINY_TABLE, write_tiny_coco
 from tests.distributed.ports import free_port
 from tests.distributed.run_files import lines_of
+from tests.forked import ForkedPython, Program, Python, new_python
 
 STEPS = 12
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Program]
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +41,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def start(place: Path) -> Iterator[Start]:
     """Starts `codetr train` of the tiny network on the CPU; whatever is left in the end is killed."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Program] = []
 
-    def run(folder: str, *words: object, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "codetr_cli", "train", "--preset", place / "tiny.toml", "--data",
-                   place / "coco", "--run", place / folder, "--device", "cpu", "--no-eval",
-                   "--set", f"train.max_steps={STEPS}", "--set", "train.checkpoint_every=2", *words]  # fmt: skip
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def run(folder: str, *words: object, python: Python = ForkedPython) -> Program:
+        process = python("-m", "codetr_cli", "train", "--preset", place / "tiny.toml", "--data",
+                         place / "coco", "--run", place / folder, "--device", "cpu", "--no-eval",
+                         "--set", f"train.max_steps={STEPS}", "--set", "train.checkpoint_every=2", *words)  # fmt: skip
         started.append(process)
         return process
 
@@ -74,13 +68,13 @@ def undisturbed(start: Start, place: Path) -> Path:
     return place / "undisturbed"
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
+def workers_of(process: Program) -> list[int]:
     """The training processes of a launcher, in the order they were started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in children if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def wait_for_steps(run: Path, steps: int, *processes: subprocess.Popen[str]) -> None:
+def wait_for_steps(run: Path, steps: int, *processes: Program) -> None:
     deadline = time.monotonic() + 120
     while len(lines_of(run)) < steps:
         assert time.monotonic() < deadline
@@ -102,8 +96,11 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_a_killed_process_is_replaced_and_changes_no_number(start: Start, place: Path, undisturbed: Path):
-    process = start("killed", "--procs", 2, "--fresh")
+@pytest.mark.parametrize("python", [ForkedPython, pytest.param(new_python, marks=pytest.mark.slow)])
+def test_a_killed_process_is_replaced_and_changes_no_number(
+    start: Start, place: Path, undisturbed: Path, python: Python
+):
+    process = start("killed", "--procs", 2, "--fresh", python=python)
     wait_for_steps(place / "killed", 4, process)
     os.kill(workers_of(process)[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=240)
@@ -119,7 +116,7 @@ def test_a_killed_process_is_replaced_and_changes_no_number(start: Start, place:
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_two_machines_train_one_model_also_after_a_death(start: Start, place: Path, undisturbed: Path):
     words = ("--procs", 1, "--nodes", 2, "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--json")
-    machines = [start("machines", *words) for _ in range(2)]
+    machines = [start("machines", *words, python=new_python) for _ in range(2)]
     wait_for_steps(place / "machines", 4, *machines)
     os.kill(workers_of(machines[1])[0], signal.SIGKILL)
     answers = [machine.communicate(timeout=240) for machine in machines]
@@ -134,12 +131,12 @@ def test_two_machines_train_one_model_also_after_a_death(start: Start, place: Pa
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_machine_that_is_lost_can_be_replaced(start: Start, place: Path, undisturbed: Path):
     words = ("--procs", 1, "--nodes", 2, "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
-    first, second = (start("replaced", *words, "--node-rank", node) for node in range(2))
+    first, second = (start("replaced", *words, "--node-rank", node, python=new_python) for node in range(2))
     wait_for_steps(place / "replaced", 4, first, second)
     for process in (*workers_of(second), second.pid):
         os.kill(process, signal.SIGKILL)
     second.communicate(timeout=60)
-    third = start("replaced", *words, "--node-rank", 1)
+    third = start("replaced", *words, "--node-rank", 1, python=new_python)
     ended = [machine.communicate(timeout=240) for machine in (first, third)]
     assert [machine.returncode for machine in (first, third)] == [0, 0], ended
     assert_same_run(place / "replaced", undisturbed)
@@ -169,17 +166,11 @@ def test_a_frozen_process_is_named(start: Start, place: Path, frozen: int):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_torchrun_restarts_a_training_too(place: Path, undisturbed: Path):
     run = place / "torchrun"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
-               "--max-restarts", 1, "-m", "--", "codetr_cli", "train", "--preset", place / "tiny.toml", "--data",
-               place / "coco", "--run", run, "--device", "cpu", "--no-eval",
-               "--set", f"train.max_steps={STEPS}", "--set", "train.checkpoint_every=2"]  # fmt: skip
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = new_python(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", 1,
+        "-m", "--", "codetr_cli", "train", "--preset", place / "tiny.toml", "--data", place / "coco", "--run", run,
+        "--device", "cpu", "--no-eval", "--set", f"train.max_steps={STEPS}", "--set", "train.checkpoint_every=2",
+    )  # fmt: skip
     wait_for_steps(run, 4, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
@@ -233,24 +224,14 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def light(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+def light(tmp_path: Path) -> Callable[..., Program]:
     """Starts the script of light processes."""
     script = tmp_path / "light.py"
     script.write_text(SCRIPT)
-
-    def run(*words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-W", "error", script, *words],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return run
+    return partial(ForkedPython, "-W", "error", script)
 
 
-def test_a_user_error_is_reported_once_and_a_bug_restarts(light: Callable[..., subprocess.Popen[str]]):
+def test_a_user_error_is_reported_once_and_a_bug_restarts(light: Callable[..., Program]):
     process = light()
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
@@ -267,9 +248,9 @@ def test_a_user_error_is_reported_once_and_a_bug_restarts(light: Callable[..., s
     assert err == ""
 
 
-def test_a_user_error_on_one_node_ends_all(light: Callable[..., subprocess.Popen[str]]):
-    machines = [light(f"127.0.0.1:{free_port()}")]
-    machines.append(light(str(machines[0].args[-1])))
+def test_a_user_error_on_one_node_ends_all(light: Callable[..., Program]):
+    endpoint = f"127.0.0.1:{free_port()}"
+    machines = [light(endpoint) for _ in range(2)]
     ended = [machine.communicate(timeout=240) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], ended
     answers = [json.loads(out)["mistaken"] for out, _ in ended]

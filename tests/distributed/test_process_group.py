@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from torch import nn
 
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.launcher import share_threads
-from tests.conftest import REPOSITORY
+from tests.forked import run_forked
 
 CPU = torch.device("cpu")
 
@@ -72,15 +70,7 @@ if __name__ == "__main__":
 def test_two_processes_agree_and_report(tmp_path: Path):
     script = tmp_path / "talk.py"
     script.write_text(SCRIPT)
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(REPOSITORY)}
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ran = run_forked("-W", "error", script)
     assert ran.returncode == 0, ran.stderr
     answers = json.loads(ran.stdout)
     talk = answers["talk"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.torch_compile import compile_static_parts
 from codetr_cli.training import plots
-from tests.conftest import REPOSITORY, Ran
-from tests.distributed.ports import free_port
+from tests.conftest import Ran
+from tests.distributed.pairs import run_pair
 from tests.distributed.rounding import norm_of, without_rounding
 from tests.distributed.world_size_cases import CASES, run_case, sample
 
@@ -48,21 +45,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
 
 def in_two_processes(folder: Path, *names: str) -> list[Results]:
     """What each of them computed."""
-    port = str(free_port())
-    common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-              "MASTER_ADDR": "localhost", "MASTER_PORT": port}  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.world_size_cases", folder, *names],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        _, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
+    run_pair("-m", "tests.distributed.world_size_cases", folder, *names)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]  # noqa: TID251
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,13 @@ class Case:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Published name -> shape of every floating entry."""
         return {name: shape for name, shape, dtype in self.manifest if dtype.startswith("float")}
+
+    def of_first_steps(self, count: int) -> Case:
+        """The same case with its first optimizer steps only, each compared as in the whole."""
+        ours = {f"step/{index}/" for index in range(count)}
+        facts = {**self.facts, "steps": self.facts["steps"][:count]}
+        tensors = {key: entry for key, entry in self.tensors.items() if any(key.startswith(step) for step in ours)}
+        return replace(self, description={**self.description, "facts": facts, "tensors": tensors})
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """An array as a tensor on the case's device."""

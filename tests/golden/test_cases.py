@@ -15,14 +15,19 @@ from tests.golden.run import run_case
 from tests.golden.shared_cases import QUICK_CASES, SLOW_CASES
 
 HERE = Path(__file__).resolve().parent / "cases"
+SLOW_SMALL_CASES = ("co_dino_r50_sensex_eval", "co_dino_r50_steps")
 SMALL_CASES = [
-    pytest.param(folder.name, marks=[pytest.mark.slow] if folder.name == "co_dino_r50_sensex_eval" else [])
+    pytest.param(folder.name, marks=[pytest.mark.slow] if folder.name in SLOW_SMALL_CASES else [])
     for folder in sorted(HERE.iterdir())
 ]
 
 
 def check(folder: Path) -> None:
-    report = run_case(Case.load(folder))
+    check_case(Case.load(folder))
+
+
+def check_case(case: Case) -> None:
+    report = run_case(case)
     assert report.ok, failing_lines(report)
 
 
@@ -30,6 +35,14 @@ def check(folder: Path) -> None:
 @pytest.mark.parametrize("name", SMALL_CASES)
 def test_small_case(name: str) -> None:
     check(HERE / name)
+
+
+@pytest.mark.parity
+def test_the_first_of_the_recorded_steps() -> None:
+    case = Case.load(HERE / "co_dino_r50_steps").of_first_steps(1)
+    assert len(case.facts["steps"]) == 1
+    assert list(case.tensors) == ["step/0/delta_norm", "step/0/delta_probe"]
+    check_case(case)
 
 
 @pytest.mark.parity

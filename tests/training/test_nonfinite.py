@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,7 @@ from torch import Tensor
 from codetr_cli.config.schema import Settings
 from codetr_cli.training.nonfinite import SCALE_FLOOR
 from codetr_cli.training.repro import read_micro_batches
-from tests.conftest import REPOSITORY
-from tests.distributed.ports import free_port
+from tests.distributed.pairs import run_pair
 from tests.training.fakes import begin, losses_of, train
 from tests.training.nonfinite_losses import lines, spoil, weights
 
@@ -204,20 +200,7 @@ Path(root, f"answers{rank}.json").write_text(json.dumps(answers))
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """What two processes that train together did, of which only the second one sees numbers that are not finite."""
     root = tmp_path_factory.mktemp("together")
-    common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER, root],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        _, err = process.communicate(timeout=180)
-        assert process.returncode == 0, err
+    run_pair("-c", TOGETHER, root)
     return root, [json.loads((root / f"answers{rank}.json").read_text()) for rank in (0, 1)]
 
 
