@@ -326,6 +326,9 @@ ReviewOption = Annotated[
 ]
 OutlinesOption = Annotated[bool, flag("--outlines", "Masks as polygons in files of labels, not boxes.", LABELS)]
 CropsOption = Annotated[bool, flag("--crops", "Write each detection's part of the image: crops/CLASS/.", LABELS)]
+ColumnOption = Annotated[
+    str | None, option("--column", "NAME", "Of a CSV or Parquet list: names the images. Default: path, url, ...", INPUT)
+]
 ShardSizeOption = Annotated[
     int, option("--shard-size", "N", "Images in each file of jsonl and parquet.", ADVANCED, min=1)
 ]

@@ -39,9 +39,15 @@ MAX_ROWS = 40
 def predict(
     context: typer.Context,
     sources: Annotated[
-        list[str], typer.Argument(metavar="SRC", help="Images, folders, or quoted patterns such as 'a/*.jpg'.")
+        list[str],
+        typer.Argument(
+            metavar="SRC",
+            help="Images, folders, quoted patterns such as 'a/*.jpg', lists (.txt, .csv, .parquet), .tar archives, "
+            "addresses (s3://, https://).",
+        ),
     ],
     checkpoint: opt.CheckpointOption = None,
+    column: opt.ColumnOption = None,
     score: opt.ScoreOption = None,
     max_dets: opt.MaxDetsOption = None,
     nms: opt.NmsOption = None,
@@ -92,7 +98,7 @@ def predict(
 
     formats = check_formats(opt.separated(result_formats, "coco"))
     skipped = Skipped()
-    images = find_images(sources, skipped=skipped)
+    images = find_images(sources, column=column, skipped=skipped)
     for sentence in skipped.sentences():
         console.warn(f"{sentence}.")
     weights = resolve_weights(checkpoint) or str(_newest())

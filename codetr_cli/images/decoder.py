@@ -62,17 +62,19 @@ class BrokenImageError(DatasetError):
         super().__init__(message)
         self.path, self.reason, self.limit_needed, self.in_parts = path, reason, limit_needed, in_parts
 
-    def advise(self, setting: str) -> str:
+    def advise(self, setting: str, name: str | None = None) -> str:
         """The message for an image that is in no data set.
 
         Args:
             setting: how the caller changes the limit, `{}` in place of its value.
+            name: of the image; None: its path.
         """
+        name = str(self.path) if name is None else name
         if self.limit_needed is None:
-            return f"cannot read image {self.path}: {self.reason}"
+            return f"cannot read image {name}: {self.reason}"
         tiles = ", predict it with tiles, which are read one by one" if self.in_parts else ""
         return (
-            f"cannot read image {self.path}: it has {self.reason}. Use a smaller one{tiles}, or allow it with "
+            f"cannot read image {name}: it has {self.reason}. Use a smaller one{tiles}, or allow it with "
             f"{setting.format(self.limit_needed)}"
         )
 

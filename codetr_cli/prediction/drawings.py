@@ -9,7 +9,8 @@ from pathlib import Path
 
 from codetr_cli.files import ResultRecord, folded, real_path
 from codetr_cli.inference.draw_options import ImageFormat
-from codetr_cli.prediction.inputs import InputImage, numbered_name
+from codetr_cli.prediction.inputs import numbered_name
+from codetr_cli.prediction.sources.input_list import InputImage
 
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMAT_SUFFIXES = {"jpg": ((".jpg", ".jpeg"), ".jpg"), "png": ((".png",), ".png"), "webp": ((".webp",), ".webp")}
@@ -73,7 +74,7 @@ class _InputFiles:
 
     @cached_property
     def _paths(self) -> set[Path]:
-        return {real_path(image.path) for image in self._images}
+        return {real_path(path) for image in self._images for path in image.local_files}
 
 
 class _Names:

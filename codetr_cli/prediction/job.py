@@ -25,7 +25,6 @@ from codetr_cli.inference.fonts import missing_fonts
 from codetr_cli.inference.loading import find_checkpoint, load_detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.prediction.drawings import drawing_request, drawn_names, misplaced
-from codetr_cli.prediction.inputs import InputImage
 from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
 from codetr_cli.prediction.outcome import LISTED_IMAGES, SUMMARY_NAME, PredictOutcome, Tally, summarize, write_summary
 from codetr_cli.prediction.outputs import (
@@ -41,6 +40,7 @@ from codetr_cli.prediction.outputs import (
 )
 from codetr_cli.prediction.predictor import Predictor
 from codetr_cli.prediction.results import ImageResult, check_packed, merge_results, pack_results
+from codetr_cli.prediction.sources.input_list import InputImage, digest_of
 from codetr_cli.prediction.targets import SHARD_SIZE
 from codetr_cli.runtime.devices import choose_device, use_device
 
@@ -90,7 +90,7 @@ class PredictJob:
         options = {name: value for name, value in asdict(self.options).items() if name != "workers"}
         return request_digest(
             weights=find_checkpoint(self.weights) or self.weights,
-            images=[(str(image.path.absolute()), image.name, image.image_id) for image in self.images],
+            images=digest_of(self.images),
             device=device_type,
             overrides=[text for text in self.overrides if not text.startswith("data.workers=")],
             options=options,
@@ -143,7 +143,7 @@ class PredictJob:
     def parts(self, folder: Path) -> PartFiles:
         """The results so far."""
         return PartFiles(
-            folder, lambda number: [self.images[number].path], lambda part: check_packed(part.content, part.units)
+            folder, lambda number: self.images[number].local_files, lambda part: check_packed(part.content, part.units)
         )
 
 
@@ -321,7 +321,7 @@ def _file_sizes(images: Sequence[InputImage]) -> list[float]:
     sizes = [0.0] * len(images)
     for number, image in enumerate(images):
         with suppress(OSError):
-            sizes[number] = float(image.path.stat().st_size)
+            sizes[number] = float(image.size if image.member else 0 if image.url else image.path.stat().st_size)
     return sizes
 
 

@@ -17,10 +17,10 @@ from codetr_cli.prediction.labels.crops import FOLDER as CROPS
 from codetr_cli.prediction.labels.layouts import CSV_NAME, FOLDERS, LAYOUT_WRITERS, taken_folder
 from codetr_cli.prediction.labels.options import LabelOptions
 from codetr_cli.prediction.labels.review import LIST_NAME, REASONS_NAME, open_review
+from codetr_cli.prediction.parquet import import_pyarrow
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.shards import (
     image_row,
-    import_pyarrow,
     open_jsonl,
     open_parquet,
     remove_earlier,

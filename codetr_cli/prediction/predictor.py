@@ -20,11 +20,12 @@ from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
 from codetr_cli.prediction.drawings import drawing_request
-from codetr_cli.prediction.inputs import InputImage
 from codetr_cli.prediction.labels.crops import CropWriter
 from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
 from codetr_cli.prediction.picture_files import write_picture
 from codetr_cli.prediction.results import ImageResult
+from codetr_cli.prediction.sources.content import read_pixels
+from codetr_cli.prediction.sources.input_list import InputImage
 
 Pixels = NDArray[np.uint8]
 Numbered = tuple[int, InputImage]
@@ -77,11 +78,14 @@ class Predictor:
         return detect_stream(self.detector, images, options, read=self._read, finish=self._finish, failed=self._failed)
 
     def _read(self, item: Numbered) -> Pixels:
-        return read_image(item[1].path, max_pixels=self.detector.loaded.settings.data.max_pixels)
+        image, max_pixels = item[1], self.detector.loaded.settings.data.max_pixels
+        if not image.is_file:
+            return read_pixels(image, max_pixels=max_pixels)
+        return read_image(image.path, max_pixels=max_pixels)
 
     def _failed(self, item: Numbered, error: BrokenImageError) -> ImageResult:
         number, image = item
-        return ImageResult(number, str(image.path), error=error.advise("--set data.max_pixels={}"))
+        return ImageResult(number, image.file, error=error.advise("--set data.max_pixels={}", image.file))
 
     def _finish(self, item: Numbered, pixels: Pixels, prediction: Prediction, seconds: float) -> ImageResult:
         number, image = item
@@ -93,7 +97,7 @@ class Predictor:
             self._crops.write(number, pixels, prediction)
         height, width = prediction.image_size
         facts = {
-            "file": str(image.path),
+            "file": image.file,
             "file_name": image.name,
             "image_id": image.image_id,
             "height": height,
@@ -103,7 +107,7 @@ class Predictor:
             "drawn": None if drawn is None else str(drawn),
             **({} if review is None else {"review": review}),
         }
-        return ImageResult(number, str(image.path), image=facts, records=_records(image, prediction))
+        return ImageResult(number, image.file, image=facts, records=_records(image, prediction))
 
     def _draw(self, number: int, pixels: Pixels, prediction: Prediction) -> Path | None:
         if self.drawn_names is None:

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from codetr_cli.errors import ResourceError
 from codetr_cli.files import ResultRecord, write_result
+from codetr_cli.prediction.parquet import import_pyarrow
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget, OutputWriter
 
@@ -126,20 +126,6 @@ def _schema(arrow: Any) -> Any:
             ("error", arrow.string()),
         ]
     )
-
-
-def import_pyarrow() -> Any:
-    """The package pyarrow.
-
-    Raises:
-        ResourceError: it is not installed.
-    """
-    try:
-        return importlib.import_module("pyarrow")
-    except ImportError as error:
-        raise ResourceError(
-            f"Parquet needs the package pyarrow ({error}): pip install 'codetr-cli[parquet]' (or pip install pyarrow)"
-        ) from error
 
 
 class _Shards:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from codetr_cli.prediction.inputs import InputImage
 from codetr_cli.prediction.labels.options import LabelOptions
 from codetr_cli.prediction.results import ImageResult
+from codetr_cli.prediction.sources.input_list import InputImage
 
 SHARD_SIZE = 10_000
 """Images in a file of a format that divides its results."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -515,3 +516,28 @@ def test_a_folder_of_the_user_is_not_mixed_with_labels(codetr, run, tiny_coco):
     assert ran.code == 2
     assert "did you mean 'disc'" in ran.err
     assert codetr("predict", tiny_coco / "val2017", "--format", "yolov8").code == 2
+
+
+def test_lists_archives_and_addresses_give_the_detections_of_files(codetr, run, tiny_coco, tmp_path, monkeypatch):
+    files = pytest.importorskip("fsspec", reason="fsspec is not installed").filesystem("memory")
+    photos = sorted((tiny_coco / "train2017").glob("*.jpg"))
+    with tarfile.open("s.tar", "w") as archive:
+        for photo in photos:
+            archive.add(photo, photo.name)
+            files.pipe(f"/b/{photo.name}", photo.read_bytes())
+    Path("list.txt").write_text("".join(f"{photo}\n" for photo in photos) + "gone.jpg\n")
+    Path("urls.csv").write_text("url\n" + "".join(f"memory://b/{photo.name}\n" for photo in photos))
+    words = ("--no-draw", "--score", "0", "--json", "--force")
+    expected = codetr("predict", tiny_coco / "train2017", *words).json["detections"]
+    assert codetr("predict", "urls.csv", *words).json["detections"] == expected
+    found = codetr("predict", "s.tar", *words).json
+    names = {photo.name: f"s.tar/{photo.name}" for photo in photos}
+    assert found["detections"] == [{**each, "file_name": names[each["file_name"]]} for each in expected]
+    ran = codetr("predict", "list.txt", *words, "--format", "coco,jsonl")
+    assert ran.code == 3
+    assert [entry["file"] for entry in ran.json["failed"]] == ["gone.jpg"]
+    assert json.loads(Path("predictions/failed.jsonl").read_text())["error"].endswith("gone.jpg: no such file")
+    assert [len(ran.json["detections"]), ran.json["summary"]["failed"]] == [len(expected), 1]
+    assert ran.json["summary"]["processes"][0]["images"] == len(photos) + 1
+    assert codetr("predict", "urls.csv", "--column", "ulr").code == 2
+    files.store.clear()

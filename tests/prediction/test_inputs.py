@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import time
 
 import pytest
 
-from codetr_cli.errors import DatasetError
+from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.image_files import Skipped
 from codetr_cli.prediction.inputs import find_images, unique_names
@@ -170,3 +171,66 @@ def test_a_file_that_is_named_in_several_ways_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ways = ["f", str(tmp_path / "f"), "f/../f/a.png", "./f/b.png", "g/a.png", "f/*.png"]
     assert [image.name for image in find_images(ways)] == ["a.png", "b.png", "link.png"]
+
+
+def names(*inputs: str, column: str | None = None) -> list[tuple[str, str, int]]:
+    return [(image.file, image.name, image.image_id) for image in find_images(inputs, column=column)]
+
+
+def test_a_list_names_images_relative_to_its_folder_that_need_not_exist(folder):
+    (folder / "lists").mkdir()
+    (folder / "lists/images.txt").write_text("x/7.jpg\n./y/8.jpg\n../c/9.jpg\n/abs/10.jpg\nx/7.jpg\n")
+    assert names("lists/images.txt") == [
+        *(("lists/x/7.jpg", "x/7.jpg", 7), ("lists/y/8.jpg", "8.jpg", 8)),
+        *(("c/9.jpg", "9.jpg", 9), ("/abs/10.jpg", "10.jpg", 10)),
+    ]
+    (folder / "here.csv").write_text("label,url\ncat,a/000000000139.jpg\ndog,file:///abs/a%20b.jpg\n")
+    assert names("here.csv") == [("a/000000000139.jpg", "a/000000000139.jpg", 1), ("/abs/a b.jpg", "a b.jpg", 2)]
+    (folder / "empty.txt").write_text("\n")
+    with pytest.raises(DatasetError, match=r"empty\.txt names no images"):
+        names("empty.txt")
+    with pytest.raises(ConfigError, match="--column x is of no use here"):
+        names("a", column="x")
+
+
+def test_archives_by_name_pattern_and_braces(folder):
+    for number in range(2):
+        with tarfile.open(folder / f"s-{number:02}.tar", "w") as archive:
+            for name in ("0.jpg", "0.txt", f"{number + 1}.png"):
+                archive.addfile(tarfile.TarInfo(name))
+    expected = [
+        *(("s-00.tar/0.jpg", "s-00.tar/0.jpg", 1), ("s-00.tar/1.png", "s-00.tar/1.png", 2)),
+        *(("s-01.tar/0.jpg", "s-01.tar/0.jpg", 3), ("s-01.tar/2.png", "s-01.tar/2.png", 4)),
+    ]
+    assert names("s-{00..01}.tar") == names("s-*.tar") == names("s-00.tar", "s-01.tar", "s-00.tar") == expected
+    with pytest.raises(DatasetError, match=r"there is no image or folder s-02\.tar"):
+        names("s-{00..02}.tar")
+    (folder / "x.tar.gz").touch()
+    with pytest.raises(DatasetError, match="is compressed"):
+        names("x.tar.gz")
+    with tarfile.open(folder / "none.tar", "w"):
+        pass
+    with pytest.raises(DatasetError, match=r"none\.tar has no images"):
+        names("none.tar")
+
+
+def test_addresses_lists_of_them_and_archives_at_them(folder):
+    files = pytest.importorskip("fsspec", reason="fsspec is not installed").filesystem("memory")
+    files.store.clear()
+    (folder / "s.tar").write_bytes(b"")
+    with tarfile.open(folder / "s.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("m.jpg"))
+    files.pipe("/b/s.tar", (folder / "s.tar").read_bytes())
+    files.pipe("/b/list.txt", b"deep/3.jpg\nmemory://other/4.jpg\n")
+    files.pipe("/b/c/5.jpg", b"x")
+    assert names("memory://b/list.txt") == [
+        *(("memory://b/deep/3.jpg", "3.jpg", 3), ("memory://other/4.jpg", "4.jpg", 4))
+    ]
+    assert names("memory://b/s.tar", "memory://b/") == [
+        *(("memory://b/s.tar/m.jpg", "s.tar/m.jpg", 1), ("memory://b/c/5.jpg", "c/5.jpg", 2))
+    ]
+    (folder / "list.txt").write_text("memory://u:secret@b/6.jpg?key=secret\na.jpg\n")
+    assert names("list.txt") == [("memory://***@b/6.jpg?key=***", "6.jpg", 1), ("a.jpg", "a.jpg", 2)]
+    with pytest.raises(ConfigError, match="did you mean 's3'"):
+        names("s33://b/a.jpg")
+    files.store.clear()

@@ -1,0 +1,133 @@
+"""Tar archives of images, as WebDataset divides data into: which members are images, and where their bytes are.
+
+Nothing is extracted. A member is a name and a range of bytes; links, devices and sparse files are no images.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import PurePosixPath
+from typing import IO, Any, cast
+
+from codetr_cli.errors import DatasetError
+from codetr_cli.images.image_files import IMAGE_SUFFIXES, is_debris, suffix_of
+from codetr_cli.reading import stays_inside
+
+ARCHIVE_SUFFIXES = (".tar",)
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+MAX_MEMBERS = 10_000_000
+MAX_HEADER_BYTES = 1 << 20
+"""Of a long name, or of further attributes of a member."""
+MAX_EXPANDED = 100_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image in an archive.
+
+    Attributes:
+        name: as the archive has it.
+        shown: name without parts that lead out of a folder.
+        start: of its bytes.
+        size: their number.
+    """
+
+    name: str
+    shown: str
+    start: int
+    size: int
+
+
+class _ShortReads:
+    """A file whose headers are read and whose content is not: a header that claims to be large is refused."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
+def members(file: IO[bytes], name: str) -> Iterator[Member]:
+    """The images in an archive, in its order.
+
+    Args:
+        file: open for reading, at its start; one that can be searched.
+        name: of the archive, for messages.
+
+    Raises:
+        DatasetError: it is not a tar archive, is damaged, or has too many members.
+    """
+    try:
+        with tarfile.open(fileobj=cast(Any, _ShortReads(file)), mode="r:", errorlevel=1) as archive:
+            count = 0
+            while (found := archive.next()) is not None:
+                cast(Any, archive).members.clear()  # or it would keep all
+                count += 1
+                if count > MAX_MEMBERS:
+                    raise DatasetError(f"{name} has more than {MAX_MEMBERS:,} members: divide it into several archives")
+                if found.isreg() and not found.issparse() and _is_image(found.name):
+                    yield Member(found.name, shown_name(found.name), found.offset_data, found.size)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise DatasetError(
+            f"{name} is not a whole tar archive: {error}. Replace it, or remove it from the inputs"
+        ) from error
+
+
+def _is_image(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return suffix_of(last) in IMAGE_SUFFIXES and not is_debris(last)
+
+
+def shown_name(name: str) -> str:
+    """A name that is below any folder that it is joined to: the last part of one that is not."""
+    clean = PurePosixPath(name).as_posix()
+    return clean if stays_inside(name) and ".." not in clean.split("/") else PurePosixPath(name).name
+
+
+def expand_braces(text: str) -> list[str]:
+    """The texts that `{000..099}` and `{a,b}` stand for, as shells and WebDataset understand them.
+
+    Raises:
+        DatasetError: they are too many.
+    """
+    parts = _BRACES.split(text)
+    choices: list[list[str] | _Numbers] = [
+        _choices(part) if number % 2 else [part] for number, part in enumerate(parts)
+    ]
+    total = 1
+    for choice in choices:
+        total *= len(choice)
+    if total > MAX_EXPANDED:
+        raise DatasetError(f"{text} stands for {total:,} names, and the limit is {MAX_EXPANDED:,}")
+    return ["".join(words) for words in product(*choices)]
+
+
+def _choices(inside: str) -> list[str] | _Numbers:
+    found = _RANGE.fullmatch(inside)
+    if found:
+        return _Numbers(found[1], found[2])
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+
+
+class _Numbers:
+    """The numbers of a range, as wide as its first one."""
+
+    def __init__(self, first: str, last: str) -> None:
+        self._first, self._last, self._width = int(first), int(last), len(first)
+
+    def __len__(self) -> int:
+        return abs(self._last - self._first) + 1
+
+    def __iter__(self) -> Iterator[str]:
+        step = 1 if self._last >= self._first else -1
+        return (f"{number:0{self._width}}" for number in range(self._first, self._last + step, step))
