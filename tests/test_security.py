@@ -31,6 +31,7 @@ MODULES = (
     "runpy", "code", "codeop", "imp", "pkgutil", "zipimport", "importlib.machinery", "importlib.abc", "xmlrpc",
     "socketserver", "urllib.request", "http", "ssl", "ftplib", "requests", "torch.hub", "torch.package", "torch.jit",
     "torch.utils.cpp_extension", "torch.distributed.checkpoint", "triton", "numba", "tarfile", "zipfile", "sqlite3",
+    "av",
 )  # fmt: skip
 # Names that are reported wherever they are used, by their last parts; `*` stands for the rest of a name.
 NAMES = (
@@ -235,6 +236,7 @@ def test_every_place_is_explained_in_the_documentation():
         ("import numpy as np\nnp.lib.format.read_array(y)", "numpy.lib.format"),
         ("import types\ntypes.FunctionType(y, z)", "types.FunctionType"),
         ("from types import CodeType", "types.CodeType"),
+        ("import av", "av"),
         ("import timeit", "timeit"),
         ("import cv2\ncv2.dnn.readNet(y)", "cv2.dnn"),
         ("from cv2 import dnn", "cv2.dnn"),

@@ -19,6 +19,7 @@ from codetr_cli.errors import ConfigError, listed
 INPUT = "Input"
 DETECTIONS = "Detections"
 LABELS = "Labels"
+VIDEOS = "Videos"
 PROTOCOL = "Protocol"
 OUTPUT = "Output"
 DRAWING = "Drawn images"
@@ -347,6 +348,14 @@ ImageFormatOption = Annotated[
     option("--image-format", "TYPE", "same as the image (else png), jpg, png or webp.", DRAWING, show_default=False),
 ]
 QualityOption = Annotated[int, option("--quality", "Q", "Of JPEG and WebP, up to 100.", DRAWING, min=1, max=100)]
+
+StrideOption = Annotated[int, option("--stride", "N", "Use every N-th frame of a video.", VIDEOS, min=1)]
+StartOption = Annotated[str | None, option("--start", "TIME", "Begin there: seconds, m:ss or h:mm:ss.", VIDEOS)]
+EndOption = Annotated[str | None, option("--end", "TIME", "End there.", VIDEOS)]
+TrackOption = Annotated[bool, flag("--track", "Follow objects through a video: each gets an id.", VIDEOS)]
+FpsOption = Annotated[
+    str | None, option("--fps", "RATE", "Frames per second of an image sequence. Default: 25.", VIDEOS)
+]
 
 # ---------------------------------------------------------------------------------------------------------------- bench
 

@@ -14,6 +14,7 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._labels import label_options, scores_of
 from codetr_cli.commands._launch import requested, run_placed, worker_output
+from codetr_cli.commands._predict_video import predict_videos
 from codetr_cli.commands._submit import submit_command
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
@@ -32,6 +33,7 @@ EXAMPLES = (
     "codetr predict photo.jpg",
     "codetr predict images/ --checkpoint co_dino_r50.safetensors --score 0.5",
     "codetr predict images/ --checkpoint runs/co_dino_r50/1 --gpus 8 --format jsonl",
+    "codetr predict street.mp4 --stride 2 --track",
 )
 MAX_ROWS = 40
 
@@ -43,7 +45,7 @@ def predict(
         typer.Argument(
             metavar="SRC",
             help="Images, folders, quoted patterns such as 'a/*.jpg', lists (.txt, .csv, .parquet), .tar archives, "
-            "addresses (s3://, https://).",
+            "addresses (s3://, https://), or videos.",
         ),
     ],
     checkpoint: opt.CheckpointOption = None,
@@ -53,6 +55,11 @@ def predict(
     nms: opt.NmsOption = None,
     head: opt.HeadOption = None,
     tta: opt.TtaOption = False,
+    stride: opt.StrideOption = 1,
+    start: opt.StartOption = None,
+    end: opt.EndOption = None,
+    track: opt.TrackOption = False,
+    fps: opt.FpsOption = None,
     out: opt.PredictOutOption = Path("predictions"),
     result_formats: opt.ResultFormatOption = None,
     class_map: opt.ClassMapOption = None,
@@ -96,6 +103,9 @@ def predict(
     from codetr_cli.prediction.job import PredictJob
     from codetr_cli.prediction.outputs import check_formats
 
+    options = DetectOptions(score=lowest, class_scores=class_scores, max_dets=max_dets, nms=nms)
+    if predict_videos(context, options, weights=lambda: resolve_weights(checkpoint) or str(_newest())):
+        return
     formats = check_formats(opt.separated(result_formats, "coco"))
     skipped = Skipped()
     images = find_images(sources, column=column, skipped=skipped)
@@ -108,7 +118,7 @@ def predict(
         overrides=[*([f"test.head={head}"] if head else []), *(overrides or [])],
         precision=precision,
         tta=tta,
-        options=DetectOptions(score=lowest, class_scores=class_scores, max_dets=max_dets, nms=nms),
+        options=options,
         draw=not no_draw,
         formats=formats,
         labels=label_options(class_map, review, outlines=outlines, crops=crops),
