@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from codetr_cli.errors import ConfigError, listed
+
+if TYPE_CHECKING:
+    from codetr_cli.inference.options import TileOptions
 
 INPUT = "Input"
 DETECTIONS = "Detections"
@@ -140,6 +143,23 @@ def refuse_both(annotations: str | None, data: object) -> None:
         )
 
 
+def tile_options(tiles: str | None, overlap: float | None, *, tta: bool) -> TileOptions | None:
+    """The tiles of a command; None without `--tiles`.
+
+    Raises:
+        ConfigError: a size or overlap that is not allowed, an overlap without tiles, or test-time augmentation.
+    """
+    from codetr_cli.inference.options import TILES_OR_TTA, TileOptions
+
+    if tiles is None:
+        if overlap is not None:
+            raise ConfigError("--overlap is of tiles: give --tiles, too, e.g. --tiles auto")
+        return None
+    if tta:
+        raise ConfigError(f"--tiles and --tta: {TILES_OR_TTA}")
+    return TileOptions.parse(tiles, 0.2 if overlap is None else overlap)
+
+
 # ------------------------------------------------------------------------------------------------------------ all verbs
 
 CheckpointOption = Annotated[
@@ -217,6 +237,13 @@ HeadOption = Annotated[
     option("--head", "NAME", "decoder (default), or auxiliary: roi, atss.", DETECTIONS),
 ]
 TtaOption = Annotated[bool, flag("--tta", "Test-time augmentation: several sizes and flips.", DETECTIONS)]
+TilesOption = Annotated[
+    str | None,
+    option("--tiles", "WxH", "Cut large images into tiles of this size, in pixels, or auto.", DETECTIONS),
+]
+OverlapOption = Annotated[
+    float | None, option("--overlap", "SHARE", "Of a tile, repeated in the next one. Default: 0.2.", DETECTIONS)
+]
 
 # -------------------------------------------------------------------------------------------------------------- prepare
 

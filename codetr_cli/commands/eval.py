@@ -58,6 +58,8 @@ def eval(
     detections: opt.DetectionsOption = None,
     head: opt.HeadOption = None,
     tta: opt.TtaOption = False,
+    tiles: opt.TilesOption = None,
+    overlap: opt.OverlapOption = None,
     boxes_only: opt.BoxesOnlyOption = False,
     scorer: opt.ScorerOption = None,
     protocol: opt.ProtocolOption = True,
@@ -88,6 +90,7 @@ def eval(
     console.set_mode(json=json_output, quiet=quiet)
     check_folder(out, "--out")
     opt.refuse_both(annotations, data)
+    tile_options = opt.tile_options(tiles, overlap, tta=tta)
     overrides = opt.data_settings(
         format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
     )
@@ -98,6 +101,8 @@ def eval(
             + ("; not both" if checkpoint else ": codetr eval CHECKPOINT")
         )
     request = requested(context)
+    if checkpoint is None and tiles is not None:
+        raise ConfigError("--tiles is for a checkpoint: the detections of a file are there already")
     if checkpoint is None:
         refuse_launch_options(context, "scoring a file")
     else:
@@ -132,6 +137,7 @@ def eval(
         max_images=max_images,
         masks=not boxes_only,
         tta=tta,
+        tiles=tile_options,
         scorer=scorer,
         out=out,
         force=force,

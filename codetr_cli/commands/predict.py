@@ -55,6 +55,8 @@ def predict(
     nms: opt.NmsOption = None,
     head: opt.HeadOption = None,
     tta: opt.TtaOption = False,
+    tiles: opt.TilesOption = None,
+    overlap: opt.OverlapOption = None,
     stride: opt.StrideOption = 1,
     start: opt.StartOption = None,
     end: opt.EndOption = None,
@@ -95,6 +97,7 @@ def predict(
     console.set_mode(json=json_output, quiet=quiet)
     check_folder(out, "--out")
     lowest, class_scores = scores_of(score)
+    tile_options = opt.tile_options(tiles, overlap, tta=tta)
 
     from codetr_cli.images.image_files import Skipped
     from codetr_cli.inference.draw_options import DrawOptions
@@ -103,7 +106,7 @@ def predict(
     from codetr_cli.prediction.job import PredictJob
     from codetr_cli.prediction.outputs import check_formats
 
-    options = DetectOptions(score=lowest, class_scores=class_scores, max_dets=max_dets, nms=nms)
+    options = DetectOptions(score=lowest, class_scores=class_scores, max_dets=max_dets, nms=nms, tiles=tile_options)
     if predict_videos(context, options, weights=lambda: resolve_weights(checkpoint) or str(_newest())):
         return
     formats = check_formats(opt.separated(result_formats, "coco"))

@@ -18,7 +18,7 @@ from codetr_cli.evaluation.backends import choose_backend, scorer_version
 from codetr_cli.evaluation.protocol import Protocol, describe_protocol
 from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.evaluation.results import Collector, LocalCollector, RankResults, merge_results
-from codetr_cli.evaluation.scoring import Scores, score_detections
+from codetr_cli.evaluation.scoring import CROWDED_MAX_DETS, Scores, score_detections
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.detections import DetectionTable
 from codetr_cli.inference.pipeline import TimedPostProcess, inference
@@ -102,7 +102,14 @@ def evaluate(
     check_share(merged.skipped, len(merged.image_ids) + len(merged.skipped), source_of(path).name)
     scorer = choose_backend(request.scorer, len(merged.detections))
     started = time.perf_counter()
-    scores = score_detections(request.ground_truth, merged.detections, merged.image_ids, where=str(path), scorer=scorer)
+    scores = score_detections(
+        request.ground_truth,
+        merged.detections,
+        merged.image_ids,
+        where=str(path),
+        scorer=scorer,
+        max_dets=CROWDED_MAX_DETS if request.has_tiles else (),
+    )
     return EvalResult(
         **vars(scores),
         detections=merged.detections,

@@ -31,6 +31,7 @@ from codetr_cli.evaluation.scoring import ClassScore
 from codetr_cli.files import cache_dir, free_folder, real_path, write_result
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.inference.loading import Classes, LoadedModel, check_image_size, find_checkpoint, load_detector
+from codetr_cli.inference.options import TileOptions
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class EvalJob:
         max_images: evaluate only the first ones.
         masks: whether masks are scored, if the network predicts them.
         tta: test-time augmentation.
+        tiles: how large images are cut, and `batch` is of tiles then; None: every image is seen as a whole.
         scorer: the scoring backend; None: the fastest.
         out: the output folder; None: a default one.
         force: replace own results in the output folder; otherwise the next free one is used.
@@ -72,6 +74,7 @@ class EvalJob:
     max_images: int | None = None
     masks: bool = True
     tta: bool = False
+    tiles: TileOptions | None = None
     scorer: Scorer | None = None
     out: Path | None = None
     force: bool = False
@@ -133,7 +136,7 @@ def run_evaluation(
         check_image_size(loaded.settings, training=False)
         request = _resolve(job, loaded, ground_truth)
         dataset = _dataset(job, loaded, request.ground_truth)
-        batch_size = job.batch or loaded.settings.test.batch_size
+        batch_size = 1 if job.tiles else job.batch or loaded.settings.test.batch_size
         batches = batches_of(len(dataset), batch_size)
         digest = _digest(job, loaded, device, batch_size)
         parts = PartFiles(
@@ -155,7 +158,7 @@ def run_evaluation(
             workers=loaded.settings.data.workers,
             rank=process_group.rank(),
             world_size=process_group.world_size(),
-            pin_memory=device.type == "cuda" and not job.tta,
+            pin_memory=device.type == "cuda" and not job.tta and not job.tiles,
             done=done,
         )
         if process_group.is_main():
@@ -210,6 +213,8 @@ def _resolve(job: EvalJob, loaded: LoadedModel, ground_truth: Annotations) -> Ev
         category_ids=loaded.category_ids,
         masks=job.masks,
         tta=job.tta,
+        tiles=job.tiles,
+        batch=job.batch or loaded.settings.test.batch_size,
         precision=job.precision,
         scorer=job.scorer,
         split=job.split,
@@ -217,12 +222,12 @@ def _resolve(job: EvalJob, loaded: LoadedModel, ground_truth: Annotations) -> Ev
 
 
 def _dataset(job: EvalJob, loaded: LoadedModel, ground_truth: Annotations) -> CocoDataset:
-    """The images of one split, at the test size, or as decoded for test-time augmentation."""
+    """The images of one split, at the test size, or as decoded for test-time augmentation and for tiles."""
     settings = loaded.settings
     return CocoDataset(
         images_dir=job.paths.images_dir,
         annotations_path=job.paths.annotations_path,
-        transform=Keep() if job.tta else build_transforms(settings.data, settings.test, train=False),
+        transform=Keep() if job.tta or job.tiles else build_transforms(settings.data, settings.test, train=False),
         training=False,
         max_pixels=settings.data.max_pixels,
         pad_divisor=settings.data.pad_divisor,
@@ -249,6 +254,7 @@ def _digest(job: EvalJob, loaded: LoadedModel, device: torch.device, batch_size:
         precision=job.precision,
         masks=job.masks,
         tta=job.tta,
+        **({"tiles": asdict(job.tiles), "tile_batch": job.batch} if job.tiles else {}),
         device=device.type,
     )
 
@@ -330,6 +336,7 @@ def _outcome(
     published = find_published(
         loaded.settings,
         tta=job.tta,
+        tiles=job.tiles,
         precision=protocol.precision,
         split=protocol.split,
         images=result.images,

@@ -10,6 +10,8 @@ from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.evaluation.scoring import COCO_CONVENTION, LVIS_CONVENTION, MASK_PREFIX
+from codetr_cli.inference.options import TileOptions
+from codetr_cli.inference.tiling import Tiling
 from codetr_cli.inference.tta import Augmentation, size_text
 
 PUBLISHED_IMAGES = {"coco": ("COCO val2017", 5000), "lvis": ("LVIS v1 val", 19809)}
@@ -30,7 +32,7 @@ class Protocol:
     """How detections were made and scored.
 
     Attributes:
-        views: "single scale 800x1333", or the views of test-time augmentation.
+        views: "single scale 800x1333", or the views of test-time augmentation, or tiles.
         suppression: which NMS, in words.
         max_detections: kept per image; None where an auxiliary head decides.
         head: the head that detects.
@@ -87,15 +89,21 @@ def describe_protocol(request: EvalRequest, *, scorer: str, images: int, skipped
     views = f"single scale {size_text(request.settings.test)}"
     if own_nms:
         suppression = "with that head's own NMS"
-    if augmentation is not None:
+    max_detections = None if own_nms and augmentation is None else postprocess.max_detections
+    if isinstance(augmentation, Tiling):
+        views, max_detections = describe_tiles(augmentation), augmentation.max_detections
+        suppression = f"fragments at borders of tiles dropped or stitched, repeats matched, {suppression}"
+    elif augmentation is not None:
         views = describe_views(augmentation)
         merged = f"merged by soft-NMS at IoU {postprocess.nms_iou:g}"
         suppression = f"{suppression}, {merged}" if own_nms else merged
     metrics, convention = metric_names(lvis=request.ground_truth.is_lvis, masks=request.masks)
+    if request.has_tiles and not request.ground_truth.is_lvis:
+        convention += "; AP@N at N"
     return Protocol(
         views=views,
         suppression=suppression,
-        max_detections=None if own_nms and augmentation is None else postprocess.max_detections,
+        max_detections=max_detections,
         head=postprocess.head,
         precision=request.precision,
         split=request.split,
@@ -105,6 +113,15 @@ def describe_protocol(request: EvalRequest, *, scorer: str, images: int, skipped
         convention=convention,
         skipped=skipped,
     )
+
+
+def describe_tiles(tiling: Tiling) -> str:
+    """Tiles in words."""
+    height, width = tiling.tile_size((1, 1))
+    upright = f" ({height}x{width} in upright images)" if tiling.options.size is None and height != width else ""
+    whole = " and of the whole image" if tiling.options.whole else ""
+    size = size_text(tiling.test)
+    return f"tiles of {width}x{height}{upright}, overlap {tiling.options.overlap:g}{whole}, each at {size}"
 
 
 def describe_views(augmentation: Augmentation) -> str:
@@ -151,6 +168,7 @@ def find_published(
     settings: Settings,
     *,
     tta: bool,
+    tiles: TileOptions | None = None,
     precision: str,
     split: str,
     images: int,
@@ -161,6 +179,7 @@ def find_published(
     Args:
         settings: of the evaluation.
         tta: with test-time augmentation.
+        tiles: that images were cut into; None: they were seen as a whole.
         precision: of the network's arithmetic.
         split: "val", or the name of an annotation file.
         images: number of scored images.
@@ -180,6 +199,8 @@ def find_published(
         ap = source.box_ap_tta
         with_tta = "" if ap is None else f" (with TTA, box AP {ap:.1f} by views that were not published)"
         differences.append(f"test-time augmentation instead of a single scale{with_tta}")
+    if tiles is not None:
+        differences.append(f"{tiles} instead of a single scale")
     for name in DECISIVE:
         ours, theirs = getattr(settings.test, name), getattr(preset.test, name)
         if ours != theirs:

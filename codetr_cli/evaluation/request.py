@@ -9,14 +9,19 @@ from pathlib import Path
 from codetr_cli.annotations.objects import Annotations, check_kind
 from codetr_cli.class_names import storable_class_name
 from codetr_cli.config.schema import Settings
-from codetr_cli.errors import CheckpointError, listed
+from codetr_cli.errors import CheckpointError, ConfigError, listed
 from codetr_cli.evaluation.backends import Scorer
 from codetr_cli.evaluation.scoring import check_outlines
+from codetr_cli.inference.options import TILES_OR_TTA, TileOptions
+from codetr_cli.inference.tiling import Tiling, build_tiling
 from codetr_cli.inference.tta import Augmentation, build_augmentation
 from codetr_cli.models.build import build_postprocess
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.runtime.precision import resolve_precision
 from codetr_cli.weights.classes import same_numbered_classes
+
+MAX_DETECTIONS_IN_TILES = 500
+"""Kept of an image that is cut, if the settings keep fewer: as AP is measured of crowded images."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +34,7 @@ class EvalRequest:
         annotations_path: their file, for messages and the protocol.
         category_ids: the annotations' category id of each label of the network.
         postprocess: as the settings describe it.
-        augmentation: views of test-time augmentation; None: a single view.
+        augmentation: views of test-time augmentation, or tiles; None: a single view.
         masks: whether masks are scored.
         precision: "fp32", "tf32", "bf16" or "fp16".
         scorer: the scoring backend; None: hotcoco, or pycocotools where that cannot be imported.
@@ -41,11 +46,16 @@ class EvalRequest:
     annotations_path: Path
     category_ids: list[int]
     postprocess: PostProcess
-    augmentation: Augmentation | None = None
+    augmentation: Augmentation | Tiling | None = None
     masks: bool = False
     precision: str = "fp32"
     scorer: Scorer | None = None
     split: str = "val"
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether large images are cut."""
+        return isinstance(self.augmentation, Tiling)
 
     @classmethod
     def resolve(
@@ -58,6 +68,8 @@ class EvalRequest:
         category_ids: Sequence[int],
         masks: bool = True,
         tta: bool = False,
+        tiles: TileOptions | None = None,
+        batch: int = 1,
         precision: str = "auto",
         scorer: Scorer | None = None,
         split: str = "val",
@@ -72,14 +84,19 @@ class EvalRequest:
             category_ids: original category id of each label.
             masks: score masks too if the network predicts them.
             tta: evaluate the views of `test.tta_scales` and `test.tta_flip`.
+            tiles: how large images are cut.
+            batch: tiles that the network sees at once.
             precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
             scorer: as for the attribute.
             split: as for the attribute.
 
         Raises:
+            ConfigError: tiles together with test-time augmentation.
             CheckpointError: the classes are not those of the annotations.
             DatasetError: the annotations are of another data set, or lack the outlines that mask AP needs.
         """
+        if tta and tiles is not None:
+            raise ConfigError(TILES_OR_TTA)
         masks = masks and expects_masks(settings)
         check_kind(ground_truth, settings.data.dataset, annotations_path)
         if masks:
@@ -92,12 +109,19 @@ class EvalRequest:
                 class_names, category_ids, ground_truth.class_names, ground_truth.category_ids, str(annotations_path)
             ),
             postprocess=build_postprocess(settings.test),
-            augmentation=build_augmentation(settings) if tta else None,
+            augmentation=_views(settings, tta=tta, tiles=tiles, batch=batch),
             masks=masks,
             precision=resolve_precision(precision),
             scorer=scorer,
             split=split,
         )
+
+
+def _views(settings: Settings, *, tta: bool, tiles: TileOptions | None, batch: int) -> Augmentation | Tiling | None:
+    if tiles is None:
+        return build_augmentation(settings) if tta else None
+    limit = max(MAX_DETECTIONS_IN_TILES, settings.test.max_detections)
+    return replace(build_tiling(settings, tiles, batch=batch), max_detections=limit)
 
 
 def expects_masks(settings: Settings) -> bool:

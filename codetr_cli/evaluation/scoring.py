@@ -7,7 +7,7 @@ columns beside it. LVIS counts the 300 best detections of an image over all clas
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ from codetr_cli.inference.detections import DetectionTable
 
 COCO_MAX_DETS = (1, 10, 100, 300, 1000)
 LVIS_MAX_DETS = 300
+CROWDED_MAX_DETS = (100, 300, 500)
+"""Of images with many objects, such as those that are detected in tiles: further APs under the names of `ap_at`."""
 
 COCO_CONVENTION = (
     "AP and per-class AP over IoU 0.50:0.95 at 100 detections per image; AP50, AP75 and AP and AR by size at 1000; "
@@ -50,6 +52,11 @@ METRICS = (
 LVIS_METRICS = (*("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"), *("AR300", "ARs", "ARm", "ARl"))
 MASK_PREFIX = "mask_"
 """Prefix of mask metrics: mask_AP, mask_AP50, ..."""
+
+
+def ap_at(max_dets: int) -> str:
+    """Name of the AP over IoU 0.50:0.95 at a number of detections per image."""
+    return f"AP@{max_dets}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ class Scores:
     """Metrics in [0, 1] by name, -1 where there is no object to find, and what they were computed over.
 
     Attributes:
-        metrics: of boxes under `METRICS` (or `LVIS_METRICS`), of masks under the same names with the prefix "mask_".
+        metrics: of boxes under `METRICS` (or `LVIS_METRICS`) and `ap_at`, of masks under the same names with the prefix
+            "mask_".
         per_class: in the order of the category ids.
         images: number of scored images.
         objects: number of scored annotations, crowds included.
@@ -105,6 +113,7 @@ def score_detections(
     *,
     where: str,
     scorer: Scorer = "hotcoco",
+    max_dets: Sequence[int] = (),
 ) -> Scores:
     """Metrics of boxes and, where both sides have them, of masks.
 
@@ -115,6 +124,8 @@ def score_detections(
         image_ids: the evaluated images; None: all images of the annotations.
         where: the annotation file, for error messages.
         scorer: the scoring backend; the numbers do not depend on it.
+        max_dets: numbers of detections per image, at most 1000, at which AP is computed, too, see `ap_at`; LVIS's rules
+            have one number and ignore them.
 
     Raises:
         DatasetError: detections of images or categories that the annotations do not have, an object without a usable
@@ -126,15 +137,22 @@ def score_detections(
     images = np.sort(ground_truth.image_ids[np.isin(ground_truth.image_ids, evaluated)])
     rows = np.flatnonzero(np.isin(ground_truth.image_ids[ground_truth.image_rows], images))
     detections = detections.of_images(images.tolist())
-    tables = compute_tables(scorer, _scoring_inputs(ground_truth, images, rows, detections))
-    scores = Scores(_summarize(ground_truth, tables), _per_class(ground_truth, rows, tables), len(images), len(rows))
+    limits = [LVIS_MAX_DETS] if ground_truth.is_lvis else sorted({*COCO_MAX_DETS, *max_dets})
+    named = () if ground_truth.is_lvis else max_dets
+    tables = compute_tables(scorer, _scoring_inputs(ground_truth, images, rows, detections, limits))
+    scores = Scores(
+        _summarize(ground_truth, tables, limits, named),
+        _per_class(ground_truth, rows, tables, limits),
+        len(images),
+        len(rows),
+    )
     if ground_truth.outlines is None or (detections.masks is None and len(detections)):
         return scores
     check_outlines(ground_truth, where)
     _check_mask_sizes(ground_truth, detections, where)
     outlines = _parsed_outlines(ground_truth, rows, where)
-    inputs = _scoring_inputs(ground_truth, images, rows, detections, outlines)
-    return _with_masks(scores, ground_truth, compute_tables(scorer, inputs))
+    tables = compute_tables(scorer, _scoring_inputs(ground_truth, images, rows, detections, limits, outlines))
+    return _with_masks(scores, ground_truth, tables, limits, named)
 
 
 def check_outlines(ground_truth: Annotations, where: str) -> None:
@@ -196,6 +214,7 @@ def _scoring_inputs(
     images: NDArray[np.int64],
     rows: NDArray[np.int64],
     detections: DetectionTable,
+    limits: Sequence[int],
     outlines: list[Any] | None = None,
 ) -> ScoringInputs:
     """What a backend scores on ascending ids of images: masks if outlines of their objects are given, else boxes."""
@@ -219,7 +238,7 @@ def _scoring_inputs(
             segmentations=masks,
         ),
         iou_type="bbox" if outlines is None else "segm",
-        max_dets=[LVIS_MAX_DETS] if ground_truth.is_lvis else COCO_MAX_DETS,
+        max_dets=limits,
         federation=_federation(ground_truth),
     )
 
@@ -265,17 +284,18 @@ def _mean(table: NDArray[np.float64]) -> float:
     return round(float(known.mean()), 12) if known.size else -1.0
 
 
-def _ap_limit(ground_truth: Annotations) -> int:
+def _ap_limit(ground_truth: Annotations, limits: Sequence[int]) -> int:
     """Index of the limit on detections that AP over all IoUs is computed at."""
-    return 0 if ground_truth.is_lvis else COCO_MAX_DETS.index(100)
+    return 0 if ground_truth.is_lvis else limits.index(100)
 
 
-def _summarize(ground_truth: Annotations, tables: PrecisionRecall) -> dict[str, float]:
-    """The named metrics of the tables."""
+def _summarize(
+    ground_truth: Annotations, tables: PrecisionRecall, limits: Sequence[int], named: Sequence[int]
+) -> dict[str, float]:
+    """The named metrics of the tables of some limits, with the AP at some of these."""
     precision, recall = tables.precision, tables.recall
-    limits = [LVIS_MAX_DETS] if ground_truth.is_lvis else COCO_MAX_DETS
     values = {
-        "AP": _mean(precision[:, :, :, 0, _ap_limit(ground_truth)]),
+        "AP": _mean(precision[:, :, :, 0, _ap_limit(ground_truth, limits)]),
         "AP50": _mean(precision[0, :, :, 0, -1]),
         "AP75": _mean(precision[5, :, :, 0, -1]),
     }
@@ -283,25 +303,28 @@ def _summarize(ground_truth: Annotations, tables: PrecisionRecall) -> dict[str, 
     for area, size in enumerate("sml", start=1):
         values |= {f"AP{size}": _mean(precision[:, :, :, area, -1]), f"AR{size}": _mean(recall[:, :, area, -1])}
     if not ground_truth.is_lvis:
-        return {name: values[name] for name in METRICS}
+        at = {ap_at(limit): _mean(precision[:, :, :, 0, limits.index(limit)]) for limit in named}
+        return {**{name: values[name] for name in METRICS}, **at}
     groups = np.array(ground_truth.frequencies)
     values |= {f"AP{group}": _mean(precision[:, :, groups == group, 0, -1]) for group in FREQUENCIES}
     return {name: values[name] for name in LVIS_METRICS}
 
 
-def _class_ap(ground_truth: Annotations, tables: PrecisionRecall) -> list[tuple[float, float]]:
+def _class_ap(ground_truth: Annotations, tables: PrecisionRecall, limits: Sequence[int]) -> list[tuple[float, float]]:
     """AP and AP50 of each class."""
-    limit = _ap_limit(ground_truth)
+    limit = _ap_limit(ground_truth, limits)
     return [
         (_mean(tables.precision[:, :, index, 0, limit]), _mean(tables.precision[0, :, index, 0, limit]))
         for index in range(len(ground_truth.category_ids))
     ]
 
 
-def _per_class(ground_truth: Annotations, rows: NDArray[np.int64], tables: PrecisionRecall) -> list[ClassScore]:
+def _per_class(
+    ground_truth: Annotations, rows: NDArray[np.int64], tables: PrecisionRecall, limits: Sequence[int]
+) -> list[ClassScore]:
     single = ground_truth.labels[rows][ground_truth.iscrowd[rows] == 0]
     counts = np.bincount(single, minlength=len(ground_truth.category_ids)).tolist()
-    columns = (ground_truth.class_names, ground_truth.category_ids, counts, _class_ap(ground_truth, tables))
+    columns = (ground_truth.class_names, ground_truth.category_ids, counts, _class_ap(ground_truth, tables, limits))
     frequencies = ground_truth.frequencies if ground_truth.is_lvis else [None] * len(counts)
     return [
         ClassScore(name, category_id, count, ap, ap50, frequency=frequency)
@@ -309,10 +332,17 @@ def _per_class(ground_truth: Annotations, rows: NDArray[np.int64], tables: Preci
     ]
 
 
-def _with_masks(scores: Scores, ground_truth: Annotations, tables: PrecisionRecall) -> Scores:
-    metrics = {f"{MASK_PREFIX}{name}": value for name, value in _summarize(ground_truth, tables).items()}
+def _with_masks(
+    scores: Scores,
+    ground_truth: Annotations,
+    tables: PrecisionRecall,
+    limits: Sequence[int],
+    named: Sequence[int],
+) -> Scores:
+    summary = _summarize(ground_truth, tables, limits, named)
+    metrics = {f"{MASK_PREFIX}{name}": value for name, value in summary.items()}
     per_class = [
         replace(score, mask_AP=ap, mask_AP50=ap50)
-        for score, (ap, ap50) in zip(scores.per_class, _class_ap(ground_truth, tables), strict=True)
+        for score, (ap, ap50) in zip(scores.per_class, _class_ap(ground_truth, tables, limits), strict=True)
     ]
     return replace(scores, metrics={**scores.metrics, **metrics}, per_class=per_class)

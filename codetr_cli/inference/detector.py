@@ -35,7 +35,7 @@ from codetr_cli.inference.arguments import (
 )
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.loading import LoadedModel, load_detector
-from codetr_cli.inference.options import DetectOptions, Nms, TileOptions
+from codetr_cli.inference.options import TILES_OR_TTA, DetectOptions, Nms, TileOptions
 from codetr_cli.inference.pipeline import inference
 from codetr_cli.inference.prediction import ImageInput, Prediction
 from codetr_cli.inference.rle import encode_masks
@@ -47,9 +47,6 @@ from codetr_cli.runtime.devices import choose_device, use_device
 
 GPU_TILES = 4
 """Tiles that a GPU sees at once by default."""
-TILES_OR_TTA = (
-    "tiles and test-time augmentation are two ways to see an image several times, and do not work together: choose one"
-)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from codetr_cli.errors import ConfigError, nearest, shown
 
 Nms = Literal["none", "hard", "soft"]
 
+TILES_OR_TTA = "tiles and test-time augmentation both show an image several times and do not work together: choose one"
 MIN_TILE = 32
 """Pixels of a tile's side, at least."""
 MAX_OVERLAP = 0.9

@@ -56,6 +56,8 @@ EXPLAINING_SHARE = 0.1
 STITCHED_SHARE = 0.25
 """The same for fragments that are stitched."""
 PAIRS_AT_ONCE = 1 << 21
+COLUMNS = ("boxes", "scores", "labels", "views", "frames", "cut")
+"""Of `_Rows`, as arrays."""
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -149,8 +151,7 @@ class _Rows:
     def select(self, keep: NDArray[np.bool_]) -> _Rows:
         """The rows where `keep` (N,) is true."""
         members = [self.members[row] for row in np.flatnonzero(keep).tolist()]
-        names = ("boxes", "scores", "labels", "views", "frames", "cut")
-        return _Rows(**{name: getattr(self, name)[keep] for name in names}, members=members)
+        return _Rows(**{name: getattr(self, name)[keep] for name in COLUMNS}, members=members)
 
     def pairs(self) -> tuple[Indices, Indices]:
         """Rows of one class and of different views whose boxes overlap or nearly touch; each pair once."""
@@ -238,12 +239,9 @@ def _stitched(rows: _Rows) -> _Rows:
     low, high = np.sort(rows.scores[np.stack([first, second])], axis=0)
     matched = (agreement >= SAME_IOU) & (low >= STITCHED_SHARE * high)
     groups = _grouped(rows, first[matched], second[matched], (agreement * low)[matched])
-    several = [group for group in groups if len(group) > 1]
-    if not several:
-        return rows
     keep = np.ones(len(rows), bool)
-    keep[[row for group in several for row in group]] = False
-    return _joined(rows.select(keep), [_stitch(rows, group, -1 - number) for number, group in enumerate(several)])
+    keep[[row for group in groups for row in group]] = False
+    return _joined([rows.select(keep), *(_stitch(rows, group, -1 - number) for number, group in enumerate(groups))])
 
 
 def _continuation(rows: _Rows, before: Indices, after: Indices, axis: int) -> Floats:
@@ -281,11 +279,9 @@ def _stitch(rows: _Rows, group: list[int], view: int) -> _Rows:
     )
 
 
-def _joined(*parts: _Rows | list[_Rows]) -> _Rows:
-    flat = [rows for part in parts for rows in (part if isinstance(part, list) else [part])]
-    names = ("boxes", "scores", "labels", "views", "frames", "cut")
-    columns = {name: np.concatenate([getattr(rows, name) for rows in flat]) for name in names}
-    return _Rows(**columns, members=[member for rows in flat for member in rows.members])
+def _joined(parts: Sequence[_Rows]) -> _Rows:
+    columns = {name: np.concatenate([getattr(rows, name) for rows in parts]) for name in COLUMNS}
+    return _Rows(**columns, members=[member for rows in parts for member in rows.members])
 
 
 def _without_repeats(rows: _Rows) -> _Rows:
@@ -296,17 +292,18 @@ def _without_repeats(rows: _Rows) -> _Rows:
     first, second = first[same], second[same]
     scores = rows.scores.copy()
     groups = _grouped(rows, first, second, iou[same] * np.sqrt(scores[first] * scores[second]))
-    keep = np.zeros(len(rows), bool)
+    keep = np.ones(len(rows), bool)
     is_cut, areas = rows.cut.max(1).tolist(), _area(rows.frames).tolist()
     for group in groups:
         best = min(group, key=lambda row: (is_cut[row], -rows.scores[row], areas[row], row))
         scores[best] = rows.scores[group].max()
+        keep[group] = False
         keep[best] = True
     return replace(rows, scores=scores).select(keep)
 
 
 def _grouped(rows: _Rows, first: Indices, second: Indices, weights: Floats) -> list[list[int]]:
-    """All rows in groups: pairs are joined, heaviest first, unless a group would have two rows of one view."""
+    """Groups of two rows or more: pairs are joined, heaviest first, unless a group would have two rows of one view."""
     group_of = {row: [row] for row in np.unique(np.concatenate([first, second])).tolist()}
     views_of = {row: {view for _, view in rows.members[row]} for row in group_of}
     order = np.argsort(-weights, kind="stable")
@@ -318,8 +315,7 @@ def _grouped(rows: _Rows, first: Indices, second: Indices, weights: Floats) -> l
         one.extend(other)
         for row in other:
             group_of[row] = one
-    alone = [[row] for row in range(len(rows)) if row not in group_of]
-    return alone + list({id(group): group for group in group_of.values()}.values())
+    return [group for group in {id(each): each for each in group_of.values()}.values() if len(group) > 1]
 
 
 def _suppressed(rows: _Rows, union: Detections, postprocess: PostProcess) -> Detections:

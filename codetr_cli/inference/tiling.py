@@ -204,4 +204,5 @@ def build_tiling(settings: Settings, options: TileOptions, *, batch: int = 1) ->
         # A mask for every query of every tile would take gigabytes.
         candidates=None if settings.learns_masks else settings.model.num_queries,
         batch=batch,
+        min_score=settings.test.nms_min_score if settings.test.nms == "soft" else 0.0,
     )

@@ -281,6 +281,48 @@ def test_test_time_augmentation(codetr, run, tiny_coco):
     check(codetr("eval", run, "--data", tiny_coco, "--tta", "--set", "test.tta_scales=[10]"), 2, "tta_scales", "10")
 
 
+def test_tiles(codetr, run, tiny_coco):
+    plain = codetr("eval", run, "--data", tiny_coco, "--json").json
+    ran = codetr("eval", run, "--data", tiny_coco, "--json", "--tiles", "64x48", "--overlap", 0.25, "--batch", 3)
+    assert ran.code == 0, ran.err
+    facts = ran.json
+    assert "tiles of 64x48, overlap 0.25 and of the whole image, each at 96x160" in facts["protocol"]
+    assert "up to 500 detections per image" in facts["protocol"]
+    written = json.loads((Path(facts["detections"]).parent / "metrics.json").read_text())
+    for name in ("AP@100", "AP@300", "AP@500"):
+        assert 0 <= facts[name] <= 1
+        assert written[name] == facts[name]
+        assert name not in plain
+    assert facts["AP@100"] == facts["AP"]
+    counts = Counter(record["image_id"] for record in json.loads(Path(facts["detections"]).read_text()))
+    assert 20 < max(counts.values()) <= 500
+    shown = codetr("eval", run, "--data", tiny_coco, "--tiles", "64x48", "--overlap", 0.25, "--batch", 3)
+    assert "AP@500" in shown.out
+    # Larger than the images: as without tiles, but for the metrics.
+    uncut = codetr("eval", run, "--data", tiny_coco, "--json", "--tiles", "500").json
+    assert json.loads(Path(uncut["detections"]).read_text()) == json.loads(Path(plain["detections"]).read_text())
+    assert uncut["AP"] == plain["AP"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--tiles", "auto", "--tta"), ("--tiles and --tta", "choose one")),
+        (("--overlap", 0.5), ("--overlap", "--tiles auto")),
+        (("--tiles", "many"), ("many", "1024x1024")),
+        (("--tiles", "64", "--overlap", 1.5), ("1.5", "from 0 to 0.9")),
+    ],
+)
+def test_tiles_that_are_not_allowed(codetr, run, tiny_coco, words, parts):
+    check(codetr("eval", run, "--data", tiny_coco, *words), 2, *parts)
+    check(codetr("predict", tiny_coco, "--checkpoint", run, *words), 2, *parts)
+
+
+def test_tiles_do_not_change_a_file_of_detections(codetr, run, tiny_coco):
+    Path("d.json").write_text(json.dumps(perfect(tiny_coco)))
+    check(codetr("eval", "--detections", "d.json", "--data", tiny_coco, "--tiles", "auto"), 2, "--tiles")
+
+
 @pytest.mark.parametrize("name", ["detections.json", "metrics.json", "speed.json"])
 def test_the_numbers_are_shown_before_files_are_written(codetr, run, tiny_coco, monkeypatch, name):
     words = ("eval", run, "--data", tiny_coco, "--out", "out")

@@ -183,6 +183,16 @@ def test_test_time_augmentation(codetr, run, tiny_coco):
     assert codetr(*options, "--tta", *one).json["detections"] == plain.json["detections"]
 
 
+def test_tiles(codetr, run, tiny_coco):
+    options = ("predict", tiny_coco / "val2017", "--json", "--score", 0, "--no-draw", "--force")
+    plain = codetr(*options)
+    tiled = codetr(*options, "--tiles", "64x48", "--overlap", 0.3)
+    assert tiled.code == 0, tiled.err
+    assert len(tiled.json["detections"]) > len(plain.json["detections"])
+    assert len(codetr(*options, "--tiles", "64x48", "--max-dets", 7).json["detections"]) == 14
+    assert codetr(*options, "--tiles", "500").json["detections"] == plain.json["detections"]
+
+
 def test_masks_are_written_and_scored_like_those_of_an_evaluation(
     codetr, tiny_settings, tiny_coco, tmp_path, monkeypatch
 ):

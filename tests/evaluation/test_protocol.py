@@ -9,19 +9,23 @@ from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.evaluation.protocol import Protocol, Published, describe_protocol, find_published
 from codetr_cli.evaluation.request import EvalRequest
+from codetr_cli.inference.options import TileOptions
+from codetr_cli.inference.tiling import Tiling, build_tiling
 from codetr_cli.inference.tta import build_augmentation
 from codetr_cli.models.build import build_postprocess
 from tests.evaluation.annotation_samples import without_objects
 
 
-def describe(settings: Settings, *, tta: bool = False, lvis: bool = False, masks: bool = False) -> Protocol:
+def describe(
+    settings: Settings, *, tta: bool = False, tiling: Tiling | None = None, lvis: bool = False, masks: bool = False
+) -> Protocol:
     request = EvalRequest(
         settings=settings,
         ground_truth=without_objects(lvis=lvis),
         annotations_path=Path("a.json"),
         category_ids=[1],
         postprocess=build_postprocess(settings.test),
-        augmentation=build_augmentation(settings) if tta else None,
+        augmentation=build_augmentation(settings) if tta else tiling,
         masks=masks,
     )
     return describe_protocol(request, scorer="hotcoco 1.3.0", images=5000)
@@ -64,6 +68,23 @@ def test_views_are_named_and_how_they_are_merged():
     assert "TTA of 1 view (640x1066), with that head's own NMS, merged by" in str(describe(one, tta=True))
 
 
+def test_tiles_are_named():
+    def tiled(tiles: str, *overrides: str, **options) -> str:
+        settings = load_preset("co_dino_r50", overrides)
+        return str(describe(settings, tiling=replace(build_tiling(settings, TileOptions.parse(tiles)), **options)))
+
+    text = tiled("640x512", max_detections=500)
+    assert text.startswith(
+        "tiles of 640x512, overlap 0.2 and of the whole image, each at 800x1333, fragments at borders"
+    )
+    assert "soft-NMS at IoU 0.8 over num_queries, up to 500 detections per image" in text
+    assert "AP@N at N" in text
+    assert "tiles of 1333x800 (800x1333 in upright images), overlap" in tiled("auto")
+    assert "tiles of 1024x1024, overlap" in tiled("auto", "test.canvas=1024")
+    alone = tiled("640", options=TileOptions(size=(640, 640), whole=False))
+    assert "tiles of 640x640, overlap 0.2, each at" in alone
+
+
 def test_json_keys_stay_as_documented():
     protocol = replace(describe(load_preset("co_dino_r50")), skipped=3)
     assert "5000 images (3 of 5003 skipped: their files cannot be read)" in str(protocol)
@@ -104,6 +125,7 @@ def test_the_same_protocol_is_compared():
         ([], {"split": "train"}, "5000 images of train"),
         ([], {"precision": "bf16"}, "bf16 instead of fp32"),
         ([], {"tta": True}, "test-time augmentation instead of a single scale"),
+        ([], {"tiles": TileOptions(size=(640, 512))}, "tiles of 640x512, overlap 0.2, and the whole image instead of"),
         ([], {"trained": False}, "random weights"),
     ],
 )

@@ -8,8 +8,9 @@ import pytest
 from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
-from codetr_cli.errors import CheckpointError, DatasetError
+from codetr_cli.errors import CheckpointError, ConfigError, DatasetError
 from codetr_cli.evaluation.request import EvalRequest, expects_masks, match_classes
+from codetr_cli.inference.options import TileOptions
 from tests.evaluation.annotation_samples import without_objects
 from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES
 
@@ -32,6 +33,12 @@ def test_classes_masks_and_views_are_resolved(tiny_settings, tiny_coco):
         assert not plain.masks
         assert plain.ground_truth.outlines is None  # or masks would be scored
         assert len(plain.augmentation.views) == 6
+        assert not plain.has_tiles
+    tiled = EvalRequest.resolve(settings, ground_truth, path, tiles=TileOptions(size=(64, 64)), batch=3, **classes)
+    assert tiled.has_tiles
+    assert (tiled.augmentation.batch, tiled.augmentation.max_detections) == (3, 500)
+    with pytest.raises(ConfigError, match="choose one"):
+        EvalRequest.resolve(settings, ground_truth, path, tta=True, tiles=TileOptions(), **classes)
 
 
 def test_annotations_without_outlines_are_refused_where_masks_are_scored(tiny_settings):
