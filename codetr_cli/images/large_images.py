@@ -32,7 +32,7 @@ MAX_PIXELS_IN_PARTS = 4_000_000_000
 """Limit of height times width of an image that is read in parts: 63,000 x 63,000."""
 MAX_PIXELS_PER_BYTE = 400
 """Of the file: more than a TIFF of one colour has. A file can name the same bytes for all of its tiles."""
-MAX_BLOCK_BYTES = 256 << 20
+MAX_BLOCK_BYTES = 64 << 20
 """Of the pixels that a file can only decode together, such as a strip or a tile."""
 CACHE_BYTES = 128 << 20
 """Of decoded blocks, for all images of the process."""
@@ -54,7 +54,7 @@ _OPENING = threading.Lock()
 
 
 def open_regions(
-    path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | None = None, whole_pixels: int = WHOLE_PIXELS
+    path: str | Path, *, max_pixels: int = MAX_PIXELS, check: str | None = None, whole_pixels: int | None = None
 ) -> ImageRegions:
     """An image file, of which parts are read: from the file if it is large and its format allows it.
 
@@ -63,7 +63,7 @@ def open_regions(
         max_pixels: larger images are not decoded whole. Those that are read in parts have the limits
             `MAX_PIXELS_IN_PARTS` and `MAX_PIXELS_PER_BYTE`, or this one if it is larger.
         check: as of `decoder.read_image`.
-        whole_pixels: images up to here are decoded whole.
+        whole_pixels: images up to here are decoded whole; None: `WHOLE_PIXELS`.
 
     Raises:
         BrokenImageError: as of `decoder.read_image`; of an image that is too large it says what else could help.
@@ -74,6 +74,7 @@ def open_regions(
         header, size, _ = read_header_and_start(path)
     except ImageFileError:
         return ArrayRegions(read_image(path, max_pixels=max_pixels, check=check))  # which raises its own error
+    whole_pixels = WHOLE_PIXELS if whole_pixels is None else whole_pixels
     if header.in_parts and header.stored_size[0] * header.stored_size[1] > whole_pixels:
         limit = max(max_pixels, min(MAX_PIXELS_IN_PARTS, MAX_PIXELS_PER_BYTE * size))
         if header.limit_needed > limit:

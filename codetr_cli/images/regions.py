@@ -37,6 +37,11 @@ class ArrayRegions:
     pixels: NDArray[np.uint8]
 
     @property
+    def nbytes(self) -> int:
+        """Of its pixels in memory."""
+        return self.pixels.nbytes
+
+    @property
     def size(self) -> Size:
         """(height, width) in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]

@@ -23,7 +23,9 @@ from PIL import Image, ImageFile, ImageOps
 from codetr_cli.annotations.annotation_json import ID
 from codetr_cli.errors import ArgumentError, CodetrError, ConfigError, nearest, shown
 from codetr_cli.images.decoder import MAX_PIXELS, BrokenImageError, decode_image, read_image
+from codetr_cli.images.large_images import open_regions
 from codetr_cli.images.pixels import PixelError, rgb_of_inks, to_rgb
+from codetr_cli.images.regions import ArrayRegions, ImageRegions
 from codetr_cli.inference.options import TileOptions
 
 NMS_KINDS = ("none", "hard", "soft")
@@ -234,11 +236,8 @@ def to_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     if isinstance(image, str | os.PathLike):
         if not os.fspath(image):
             raise ArgumentError("image is an empty text: it is the path of an image file")
-        try:
+        with worded_images():
             return read_image(Path(os.fsdecode(image)), max_pixels=max_pixels)
-        except BrokenImageError as error:
-            message = error.advise('overrides=["data.max_pixels={}"]')
-            raise ImageError(message, error.path, error.reason, error.limit_needed) from error
     try:
         if isinstance(image, Image.Image):
             pixels = _of_pillow(image, max_pixels)
@@ -258,6 +257,24 @@ def to_pixels(image: Any, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     except PixelError as error:
         kind = f"{type(image).__module__.partition('.')[0]}.{type(image).__name__}"
         raise ArgumentError(f"image ({kind}): {error}") from error
+
+
+def to_regions(image: Any, *, max_pixels: int = MAX_PIXELS) -> ImageRegions:
+    """An image of any kind, of which parts are read; arguments and errors as of `to_pixels`."""
+    if not isinstance(image, str | os.PathLike) or not os.fspath(image):
+        return ArrayRegions(to_pixels(image, max_pixels=max_pixels))
+    with worded_images():
+        return open_regions(Path(os.fsdecode(image)), max_pixels=max_pixels)
+
+
+@contextmanager
+def worded_images() -> Iterator[None]:
+    """Errors of image files as those of an argument, with advice for Python."""
+    try:
+        yield
+    except BrokenImageError as error:
+        message = error.advise('overrides=["data.max_pixels={}"]')
+        raise ImageError(message, error.path, error.reason, error.limit_needed) from error
 
 
 def _check_count(size: tuple[int, ...], max_pixels: int) -> None:

@@ -31,7 +31,9 @@ from codetr_cli.inference.arguments import (
     check_tiles,
     check_word,
     to_pixels,
+    to_regions,
     worded_for_python,
+    worded_images,
 )
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.loading import LoadedModel, load_detector
@@ -202,8 +204,11 @@ class Detector:
         return self._predict_one(image, options)
 
     def _predict_one(self, image: Any, options: DetectOptions) -> Prediction:
-        prepared = self.prepare(to_pixels(image, max_pixels=self.loaded.settings.data.max_pixels), options)
-        (detections,) = self.detect([prepared], options)
+        max_pixels = self.loaded.settings.data.max_pixels
+        read = to_pixels if options.tiles is None else to_regions
+        prepared = self.prepare(read(image, max_pixels=max_pixels), options)
+        with worded_images():  # tiles are read here
+            (detections,) = self.detect([prepared], options)
         return self.to_prediction(detections, prepared.orig_size, options)
 
     def prepare(

@@ -1,4 +1,4 @@
-"""Pictures as files: JPEG, PNG or WebP, encoded without Python's global lock."""
+"""Pictures of detections, and pictures as files: JPEG, PNG or WebP, encoded without Python's global lock."""
 
 from __future__ import annotations
 
@@ -9,9 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.errors import ResourceError
+from codetr_cli.images.regions import ArrayRegions, ImageRegions
+from codetr_cli.inference.draw_options import DrawOptions
+from codetr_cli.inference.prediction import Prediction
 
+MAX_DRAWN_SIDE = 4000
+"""Pixels of the longer side of a picture whose image is read in parts."""
 SIDE_LIMITS = {".jpg": 65_500, ".jpeg": 65_500, ".png": 1_000_000, ".webp": 16_383}
 """Pixels of the longer side by the file's suffix; larger pictures are reduced."""
+
+
+def drawn_on(image: ImageRegions, prediction: Prediction, options: DrawOptions) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) uint8 RGB of the detections in an image: of its size, smaller if it is read in parts.
+
+    Raises:
+        BrokenImageError: the image's file is damaged.
+    """
+    if isinstance(image, ArrayRegions):
+        return prediction.drawn_on(image.pixels, options)
+    height, width = image.size
+    factor = min(1.0, MAX_DRAWN_SIDE / max(height, width))
+    size = (max(round(height * factor), 1), max(round(width * factor), 1))
+    return prediction.resized(size).drawn_on(image.reduced(*size), options)
 
 
 def write_picture(path: Path, pixels: NDArray[np.uint8], suffix: str, quality: int) -> None:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.decoder import BrokenImageError, read_image
+from codetr_cli.images.large_images import open_regions
+from codetr_cli.images.regions import ArrayRegions, ImageRegions
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.draw_options import DrawOptions
 from codetr_cli.inference.options import DetectOptions
@@ -22,7 +24,7 @@ from codetr_cli.inference.stream import detect_stream
 from codetr_cli.prediction.drawings import drawing_request
 from codetr_cli.prediction.labels.crops import CropWriter
 from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
-from codetr_cli.prediction.picture_files import write_picture
+from codetr_cli.prediction.picture_files import drawn_on, write_picture
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.sources.content import read_pixels
 from codetr_cli.prediction.sources.input_list import InputImage
@@ -77,24 +79,28 @@ class Predictor:
         options = self.options if self.selection is None else self.selection.options
         return detect_stream(self.detector, images, options, read=self._read, finish=self._finish, failed=self._failed)
 
-    def _read(self, item: Numbered) -> Pixels:
+    def _read(self, item: Numbered) -> Any:
+        """The pixels of an image; with tiles the regions of a file, which need not be in memory."""
         image, max_pixels = item[1], self.detector.loaded.settings.data.max_pixels
         if not image.is_file:
             return read_pixels(image, max_pixels=max_pixels)
-        return read_image(image.path, max_pixels=max_pixels)
+        return (read_image if self.options.tiles is None else open_regions)(image.path, max_pixels=max_pixels)
 
     def _failed(self, item: Numbered, error: BrokenImageError) -> ImageResult:
         number, image = item
         return ImageResult(number, image.file, error=error.advise("--set data.max_pixels={}", image.file))
 
-    def _finish(self, item: Numbered, pixels: Pixels, prediction: Prediction, seconds: float) -> ImageResult:
+    def _finish(
+        self, item: Numbered, picture: Pixels | ImageRegions, prediction: Prediction, seconds: float
+    ) -> ImageResult:
         number, image = item
+        regions = ArrayRegions(picture) if isinstance(picture, np.ndarray) else picture
         review = None
         if self.selection is not None:
             prediction, review = self.selection.select(prediction)
-        drawn = self._draw(number, pixels, prediction)
+        drawn = self._draw(number, regions, prediction)
         if self.labels.crops:
-            self._crops.write(number, pixels, prediction)
+            self._crops.write(number, regions, prediction)
         height, width = prediction.image_size
         facts = {
             "file": image.file,
@@ -109,7 +115,7 @@ class Predictor:
         }
         return ImageResult(number, image.file, image=facts, records=_records(image, prediction))
 
-    def _draw(self, number: int, pixels: Pixels, prediction: Prediction) -> Path | None:
+    def _draw(self, number: int, image: ImageRegions, prediction: Prediction) -> Path | None:
         if self.drawn_names is None:
             return None
         drawn = self.folder / self.drawn_names[number]
@@ -124,7 +130,7 @@ class Predictor:
             scratch=self.scratch,
             sync=False,
         ) as temporary:
-            drawing = prediction.drawn_on(pixels, self.drawing)
+            drawing = drawn_on(image, prediction, self.drawing)
             write_picture(temporary, drawing, drawn.suffix, self.drawing.quality)
         return drawn
 

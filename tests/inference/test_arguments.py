@@ -15,7 +15,7 @@ from PIL import Image
 
 from codetr_cli.errors import ArgumentError, ConfigError, DatasetError
 from codetr_cli.images.decoder import BrokenImageError
-from codetr_cli.inference.arguments import check_device, check_max_dets, check_score, for_python, to_pixels
+from codetr_cli.inference.arguments import check_device, check_max_dets, check_score, for_python, to_pixels, to_regions
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.prediction import Detection
 from tests.inference.fakes import write_checkpoint
@@ -407,3 +407,19 @@ def test_detections_by_tensors(detector):
     for wrong in (True, np.True_, torch.tensor(True)):
         with pytest.raises(TypeError, match="numbers or booleans"):
             found[wrong]
+
+
+def test_regions_of_an_image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), pixels, Image.fromarray(pixels)):
+        regions = to_regions(image)
+        assert regions.size == (30, 40)
+        assert np.array_equal(regions.read(5, 7, 20, 10), pixels[7:17, 5:25])
+    for wrong in (tmp_path / "b.png", tmp_path):
+        with pytest.raises(DatasetError, match="cannot read image"):
+            to_regions(wrong)
+    with pytest.raises(ArgumentError, match="empty text"):
+        to_regions("")
+    with pytest.raises(DatasetError, match=r'overrides=\["data.max_pixels=1200"\]'):
+        to_regions(tmp_path / "a.png", max_pixels=100)

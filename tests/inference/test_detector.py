@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import codetr_cli
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, ResourceError
+from codetr_cli.images import large_images
 from codetr_cli.images.decoder import read_image
 from codetr_cli.inference.arguments import to_pixels
 from codetr_cli.inference.detector import Detector
@@ -64,6 +66,27 @@ def test_detections_of_the_image_at_another_size(detector, photo):
     assert half.draw(np.zeros((height // 2, width * 2, 3), np.uint8)).size == (width * 2, height // 2)
     with pytest.raises(ValueError, match="at least one pixel"):
         found.resized((0, 5))
+
+
+def test_tiles_of_a_large_file_are_read_one_by_one(detector, tmp_path, monkeypatch):
+    rasterio = pytest.importorskip("rasterio")
+    monkeypatch.setattr(large_images, "WHOLE_PIXELS", 1000)
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 260, 3)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    layout = {"height": 150, "width": 260, "count": 3, "dtype": "uint8", "blockxsize": 32, "blockysize": 32}
+    with warnings.catch_warnings(action="ignore"), rasterio.open(path, "w", tiled=True, compress="lzw", **layout) as f:
+        f.write(np.moveaxis(pixels, -1, 0))
+    whole = detector.predict(pixels, tiles="100x80", score=0.0)
+    monkeypatch.setattr(large_images, "read_image", None)
+    found = detector.predict(path, tiles="100x80", score=0.0)
+    assert found.image_size == (150, 260)
+    assert len(found) > 20
+    assert found.boxes[:20] == pytest.approx(whole.boxes[:20], abs=0.5)  # the whole image is resized by rows
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"cannot read image .*a\.tif: the file is damaged"):
+        detector.predict(path, tiles="100x80")
 
 
 def test_classes_may_have_scores_of_their_own(detector, photo):

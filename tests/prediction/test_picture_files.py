@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from codetr_cli.images.regions import ArrayRegions
+from codetr_cli.inference.draw_options import DrawOptions
+from codetr_cli.inference.prediction import Prediction
 from codetr_cli.prediction import picture_files
-from codetr_cli.prediction.picture_files import encode_picture, write_picture
+from codetr_cli.prediction.picture_files import drawn_on, encode_picture, write_picture
 
 
 @pytest.fixture
@@ -38,3 +41,34 @@ def test_pictures_too_large_for_their_format_are_reduced():
         assert image.size == (picture_files.SIDE_LIMITS[".webp"], 3)
     with Image.open(io.BytesIO(encode_picture(wide, ".png", 80))) as image:
         assert image.size == (20_000, 4)
+
+
+class InParts:
+    """An image that is not in memory."""
+
+    def __init__(self, pixels):
+        self.image, self.size, self.sizes = ArrayRegions(pixels), pixels.shape[:2], []
+
+    def read(self, left, top, width, height):
+        raise AssertionError("not needed")
+
+    def reduced(self, height, width):
+        self.sizes.append((height, width))
+        return self.image.reduced(height, width)
+
+
+def test_an_image_that_is_read_in_parts_is_drawn_smaller(picture, monkeypatch):
+    monkeypatch.setattr(picture_files, "MAX_DRAWN_SIDE", 60)
+    found = Prediction(
+        boxes=np.array([[20, 10, 100, 70]], np.float32),
+        scores=np.array([0.9], np.float32),
+        labels=np.zeros(1, np.int64),
+        category_ids=np.ones(1, np.int64),
+        class_names=["ship"],
+        image_size=(80, 120),
+    )
+    options, image = DrawOptions(labels="none"), InParts(picture)
+    drawn = drawn_on(image, found, options)
+    assert image.sizes == [(40, 60)]
+    np.testing.assert_array_equal(drawn, found.resized((40, 60)).drawn_on(image.image.reduced(40, 60), options))
+    assert drawn_on(ArrayRegions(picture), found, options).shape == (80, 120, 3)

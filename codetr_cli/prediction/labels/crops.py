@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from codetr_cli.data.writers.names import NamePlan
 from codetr_cli.files import ResultRecord, write_result
+from codetr_cli.images.regions import ImageRegions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.prediction.drawings import drawing_request
 from codetr_cli.prediction.inputs import InputImage
@@ -56,21 +57,22 @@ class CropWriter:
         self._folders = [plan.assign("", name.replace("/", "_")) for name in class_names]
         self._record = ResultRecord(folder)
 
-    def write(self, number: int, pixels: NDArray[np.uint8], prediction: Prediction) -> int:
-        """Writes the crops of an image (H, W, 3) uint8 RGB; returns how many.
+    def write(self, number: int, image: ImageRegions, prediction: Prediction) -> int:
+        """Writes the crops of an image; returns how many.
 
         Args:
             number: of the image.
-            pixels: its own.
+            image: its parts are read one by one.
             prediction: its detections.
 
         Raises:
+            BrokenImageError: its file is damaged.
             ConfigError: a file that codetr did not make is in the place of one.
             ResourceError: no space left, or the folder cannot be written.
         """
         count = 0
         for position, one in enumerate(prediction, 1):
-            part = _part(pixels, one.box)
+            part = _part(image, one.box)
             if part is None:
                 continue
             path = self._folder / FOLDER / self._folders[one.label] / f"{self._stems[number]}_{position}.jpg"
@@ -100,9 +102,9 @@ class CropWriter:
         return [name.rpartition(".")[0] or name for name in names]
 
 
-def _part(pixels: NDArray[np.uint8], box: tuple[float, float, float, float]) -> NDArray[np.uint8] | None:
+def _part(image: ImageRegions, box: tuple[float, float, float, float]) -> NDArray[np.uint8] | None:
     """The pixels in a box; None if it is outside of the image."""
-    height, width = pixels.shape[:2]
+    height, width = image.size
     left, top = max(math.floor(box[0]), 0), max(math.floor(box[1]), 0)
     right, bottom = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
-    return pixels[top:bottom, left:right] if right > left and bottom > top else None
+    return image.read(left, top, right - left, bottom - top) if right > left and bottom > top else None
