@@ -23,7 +23,7 @@ def test_what_is_no_size_of_tiles(text: str):
 
 @pytest.mark.parametrize("overlap", [-0.1, 0.91, float("nan"), float("inf")])
 def test_overlaps_that_are_not_allowed(overlap: float):
-    with pytest.raises(ConfigError, match="from 0 to 0.9"):
+    with pytest.raises(ConfigError, match=r"from 0 to 0\.9"):
         TileOptions(overlap=overlap)
 
 
