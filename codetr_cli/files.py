@@ -25,6 +25,7 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import time
 import unicodedata
 import zlib
@@ -121,7 +122,9 @@ def replace_file(
     Raises:
         ResourceError: no space left, or the file cannot be written.
     """
-    temporary = (scratch or path.parent) / _temporary_name(path.name)
+    # Threads write files of one name in different folders through one scratch folder.
+    name = path.name if scratch is None else f"{zlib.crc32(os.fsencode(path.parent)):08x}-{path.name}"
+    temporary = (scratch or path.parent) / _temporary_name(name)
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -349,7 +352,7 @@ class Result:
 
 
 class ResultRecord:
-    """What codetr has written into a folder. Several processes may add to it.
+    """What codetr has written into a folder. Several processes and threads may add to it.
 
     Args:
         folder: need not exist yet.
@@ -359,11 +362,13 @@ class ResultRecord:
         self.folder = folder
         self._results: dict[str, list[Result]] = {}
         self._seen: tuple[int, int, int] | None = None
+        self._lock = threading.Lock()  # of threads that read the record at once
 
     def of(self, name: str) -> list[Result]:
         """The results that were written under a name relative to the folder, the newest last."""
-        self._read()
-        return self._results.get(name, [])
+        with self._lock:
+            self._read()
+            return list(self._results.get(name, ()))
 
     def is_own(self, path: Path, *, request: str | None = None, quick: bool = False) -> bool:
         """Whether a file is as codetr has written it. Links are not, nor is a file that cannot be read.

@@ -384,6 +384,38 @@ FpsOption = Annotated[
     str | None, option("--fps", "RATE", "Frames per second of an image sequence. Default: 25.", VIDEOS)
 ]
 
+PredictBatchOption = Annotated[
+    str,
+    option(
+        "--batch",
+        "N",
+        "Images at once: a number, or auto: 1 on a CPU, by memory on a GPU. Batches round differently: in float32 "
+        "boxes are within 1e-3 pixels of those of each image alone.",
+        DEVICE,
+    ),
+]
+ExactOption = Annotated[
+    bool, flag("--exact", "Each image alone: its detections are the same whatever the other images are.", DEVICE)
+]
+PredictWorkersOption = Annotated[
+    int | None,
+    option("--workers", "N", "Threads that read, and as many that draw. Default: one a core, up to 8.", DEVICE, min=1),
+]
+
+
+def batch_of(text: str) -> int | None:
+    """Images at once, None for `auto`.
+
+    Raises:
+        ConfigError: it is neither a number from 1 nor `auto`.
+    """
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6 and int(text) > 0):
+        raise ConfigError(f"--batch {text}: give the number of images at once, from 1, or auto")
+    return int(text)
+
+
 # ---------------------------------------------------------------------------------------------------------------- bench
 
 SizeOption = Annotated[str | None, option("--size", "HxW", "Input in pixels. Default: the preset's.", INPUT)]

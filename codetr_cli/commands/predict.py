@@ -80,6 +80,9 @@ def predict(
     gpus: opt.GpusOption = None,
     device: opt.DeviceOption = "auto",
     procs: opt.ProcsOption = None,
+    batch: opt.PredictBatchOption = "auto",
+    exact: opt.ExactOption = False,
+    workers: opt.PredictWorkersOption = None,
     precision: opt.InferencePrecisionOption = "auto",
     nodes: opt.NodesOption = None,
     rdzv_endpoint: opt.EndpointOption = None,
@@ -106,7 +109,16 @@ def predict(
     from codetr_cli.prediction.job import PredictJob
     from codetr_cli.prediction.outputs import check_formats
 
-    options = DetectOptions(score=lowest, class_scores=class_scores, max_dets=max_dets, nms=nms, tiles=tile_options)
+    options = DetectOptions(
+        score=lowest,
+        class_scores=class_scores,
+        max_dets=max_dets,
+        nms=nms,
+        tiles=tile_options,
+        batch=opt.batch_of(batch),
+        exact=exact,
+        workers=workers,
+    )
     if predict_videos(context, options, weights=lambda: resolve_weights(checkpoint) or str(_newest())):
         return
     formats = check_formats(opt.separated(result_formats, "coco"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -35,6 +35,7 @@ from codetr_cli.inference.arguments import (
     worded_for_python,
     worded_images,
 )
+from codetr_cli.inference.batching import BatchSize
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.loading import LoadedModel, load_detector
 from codetr_cli.inference.options import TILES_OR_TTA, DetectOptions, Nms, TileOptions
@@ -99,6 +100,7 @@ class Detector:
         self.loaded = loaded
         self.device = device
         self.precision = precision
+        self.batch_size = BatchSize(device)
         self._network = with_cuda_graphs(loaded.model, loaded.settings.test, device)
         self.class_names = loaded.class_names
         self.category_ids = loaded.category_ids
@@ -234,6 +236,10 @@ class Detector:
         sample = self._transform(Sample.from_image(pixels), np.random.default_rng(0))
         target = sample.to_target(image_id=0, orig_size=size, pad_divisor=self.loaded.settings.data.pad_divisor)
         return PreparedImage(np.require(sample.image, requirements=["C", "W"]), target)
+
+    def shape_of(self, image: PreparedImage | TiledImage) -> Hashable:
+        """What images of one batch have in common, so that none is padded because of the others; None: it is alone."""
+        return image.target["pad_size"] if isinstance(image, PreparedImage) else None
 
     def detect(self, images: Sequence[PreparedImage | TiledImage], options: DetectOptions) -> list[Detections]:
         """The detections of a batch, each in the pixels of its original image.

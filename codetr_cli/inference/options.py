@@ -81,6 +81,12 @@ class DetectOptions:
     workers: int | None = None
     tiles: TileOptions | None = None
 
+    def images_at_once(self, device_type: str) -> int | None:
+        """Images that the network sees at once, as far as results depend on it; None: by the memory of the device."""
+        if self.exact:
+            return 1
+        return 1 if self.batch is None and device_type != "cuda" else self.batch
+
     @property
     def lowest_score(self) -> float:
         """The lowest score that a detection of any class needs."""

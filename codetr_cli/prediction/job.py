@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +87,8 @@ class PredictJob:
 
     def digest(self, device_type: str) -> str:
         """A name of everything that the results depend on, except the images' content."""
-        options = {name: value for name, value in asdict(self.options).items() if name != "workers"}
+        options = {name: value for name, value in asdict(self.options).items() if name not in ("workers", "exact")}
+        options["batch"] = self.options.images_at_once(device_type)
         return request_digest(
             weights=find_checkpoint(self.weights) or self.weights,
             images=digest_of(self.images),
@@ -207,9 +208,10 @@ def run_prediction(
         )
         numbers = _numbers_here(job.images, done)
         warned = _Warnings(warn)
-        for result in predictor.predict((number, job.images[number]) for number in numbers):
-            warned.see(result)
-            work.add(result.number, result, failed=result.error is not None)
+        with closing(predictor.predict((number, job.images[number]) for number in numbers)) as found_here:
+            for result in found_here:
+                warned.see(result)
+                work.add(result.number, result, failed=result.error is not None)
         found = work.finish()
         shown.close()
         if not process_group.is_main():

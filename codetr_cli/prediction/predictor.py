@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +16,15 @@ from numpy.typing import NDArray
 
 from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.decoder import BrokenImageError, read_image
+from codetr_cli.images.headers import ImageFileError, read_header
 from codetr_cli.images.large_images import open_regions
 from codetr_cli.images.regions import ArrayRegions, ImageRegions
+from codetr_cli.inference.cores import cores_shared
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.draw_options import DrawOptions
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
-from codetr_cli.inference.stream import detect_stream
+from codetr_cli.inference.stream import StageSeconds, detect_stream
 from codetr_cli.prediction.drawings import drawing_request
 from codetr_cli.prediction.labels.crops import CropWriter
 from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
@@ -46,6 +50,7 @@ class Predictor:
         scratch: a folder for drawn images that are not complete yet, on the same disk.
         request: name of the request.
         force: drawings of other requests are replaced.
+        stages: adds up what the stages take.
         selection: which detections are kept, and as which classes; None: all, as they are.
         labels: whether crops are written, too.
         images: all inputs, whose names decide those of the crops.
@@ -59,6 +64,7 @@ class Predictor:
     scratch: Path
     request: str
     force: bool = False
+    stages: StageSeconds = field(default_factory=StageSeconds)
     selection: LabelSelection | None = None
     labels: LabelOptions = field(default_factory=LabelOptions)
     images: Sequence[InputImage] = ()
@@ -74,10 +80,27 @@ class Predictor:
         how: dict[str, Any] = {"scratch": self.scratch, "request": self.request, "force": self.force}
         return CropWriter(self.folder, self.images, names, **how)
 
-    def predict(self, images: Iterable[Numbered]) -> Iterator[ImageResult]:
+    def predict(self, images: Iterable[Numbered]) -> Generator[ImageResult, None, None]:
         """The results of numbered images, in their order; a file that cannot be read gives a result with an error."""
         options = self.options if self.selection is None else self.selection.options
-        return detect_stream(self.detector, images, options, read=self._read, finish=self._finish, failed=self._failed)
+        with cores_shared(self.detector.loaded, self.detector.device):
+            yield from detect_stream(
+                self.detector,
+                images,
+                options,
+                read=self._read,
+                finish=self._finish,
+                failed=self._failed,
+                weigh=self._weigh,
+                stages=self.stages,
+            )
+
+    def _weigh(self, item: Numbered) -> int:
+        """Bytes of the pixels of an image, as far as they are known before it is decoded."""
+        if item[1].is_file:
+            with suppress(ImageFileError):  # `_read` explains it
+                return 3 * math.prod(read_header(item[1].path).size)
+        return 0
 
     def _read(self, item: Numbered) -> Any:
         """The pixels of an image; with tiles the regions of a file, which need not be in memory."""
