@@ -1,4 +1,4 @@
-"""The package that reads and writes Parquet, which is optional."""
+"""Detections as Parquet and Arrow have them; the package for it is optional."""
 
 from __future__ import annotations
 
@@ -20,3 +20,20 @@ def import_pyarrow() -> Any:
         raise ResourceError(
             f"Parquet needs the package pyarrow ({error}): pip install 'codetr-cli[parquet]' (or pip install pyarrow)"
         ) from error
+
+
+def detections_type(arrow: Any) -> Any:
+    """The type of a column of detections: a list of structures for each image, with boxes as x, y, width, height."""
+    mask = arrow.struct([("size", arrow.list_(arrow.int32())), ("counts", arrow.string())])
+    return arrow.list_(
+        arrow.struct(
+            [
+                ("bbox", arrow.list_(arrow.float64())),
+                ("score", arrow.float64()),
+                ("category_id", arrow.int64()),
+                ("category_name", arrow.string()),
+                ("segmentation", mask),
+                ("mask_score", arrow.float64()),
+            ]
+        )
+    )

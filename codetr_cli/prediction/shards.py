@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from codetr_cli.files import ResultRecord, write_result
-from codetr_cli.prediction.parquet import import_pyarrow
+from codetr_cli.prediction.parquet import detections_type, import_pyarrow
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget, OutputWriter
 
@@ -106,23 +106,12 @@ def _utf_8(value: Any) -> Any:
 
 
 def _schema(arrow: Any) -> Any:
-    mask = arrow.struct([("size", arrow.list_(arrow.int32())), ("counts", arrow.string())])
-    detection = arrow.struct(
-        [
-            ("bbox", arrow.list_(arrow.float64())),
-            ("score", arrow.float64()),
-            ("category_id", arrow.int64()),
-            ("category_name", arrow.string()),
-            ("segmentation", mask),
-            ("mask_score", arrow.float64()),
-        ]
-    )
     return arrow.schema(
         [
             *((name, arrow.string()) for name in ("file", "file_name")),
             ("image_id", arrow.int64()),
             *((name, arrow.int32()) for name in ("height", "width")),
-            ("detections", arrow.list_(detection)),
+            ("detections", detections_type(arrow)),
             ("error", arrow.string()),
         ]
     )
