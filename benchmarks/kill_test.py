@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.compare_runs import compare  # noqa: E402 - needs the path
-from benchmarks.killed_job import Kill, KilledJob, Moment, PlannedKill, Victim  # noqa: E402
+from benchmarks.killed_job import Kill, KilledJob, Moment, PlannedKill, Process, Victim, start_python  # noqa: E402
 
 IMAGES, VAL_IMAGES, IMAGE_SIDE = 24, 4, 96
 STEPS_PER_EPOCH = 12
@@ -122,13 +122,19 @@ def plan_kills(count: int, steps: int, seed: int) -> list[PlannedKill]:
     return planned
 
 
-def run(work: Path, planned: Sequence[PlannedKill], steps: int) -> tuple[list[Kill], int]:
+def run(
+    work: Path,
+    planned: Sequence[PlannedKill],
+    steps: int,
+    start: Callable[[list[str], Path], Process] = start_python,
+) -> tuple[list[Kill], int]:
     """Trains twice, once killed as planned, and compares.
 
     Args:
         work: folder for everything; files of an earlier test there are deleted.
         planned: kills in the order of their steps.
         steps: of the training.
+        start: starts Python with the given words; its streams are appended to the file.
 
     Returns:
         the effect of each kill, and the number of compared values.
@@ -140,7 +146,7 @@ def run(work: Path, planned: Sequence[PlannedKill], steps: int) -> tuple[list[Ki
     for name in ("undisturbed", "killed", "copy"):
         shutil.rmtree(work / name, ignore_errors=True)
     prepare(work)
-    undisturbed, killed = KilledJob(work, "undisturbed", steps), KilledJob(work, "killed", steps)
+    undisturbed, killed = (KilledJob(work, name, steps, start) for name in ("undisturbed", "killed"))
     kills = []
     try:
         undisturbed.start()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from benchmarks.compare_runs import metric_lines
 
@@ -70,6 +70,31 @@ class BrokenRunError(Exception):
     """The training did not survive a kill."""
 
 
+class Process(Protocol):
+    """What is used of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, if known."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+
+    def wait(self) -> int:
+        """Waits for its end."""
+
+
+def start_python(words: list[str], output: Path) -> Process:
+    """Starts a new interpreter whose streams are appended to a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with output.open("ab") as file:
+        return subprocess.Popen([sys.executable, *words], env=environment, stdout=file, stderr=file)
+
+
 class KilledJob:
     """A training that is started again with the same command after each kill.
 
@@ -77,16 +102,20 @@ class KilledJob:
         work: folder of the data set and the settings.
         name: of the run folder.
         steps: of the training.
+        start: starts Python with the given words; its streams are appended to the file.
     """
 
-    def __init__(self, work: Path, name: str, steps: int) -> None:
+    def __init__(
+        self, work: Path, name: str, steps: int, start: Callable[[list[str], Path], Process] = start_python
+    ) -> None:
         self.run = work / name
         self.output = work / f"{name}.txt"
         self.output.write_bytes(b"")
-        self.command = [sys.executable, "-m", "codetr_cli", "train", "--preset", str(work / "tiny.toml"),
+        self._start = start
+        self.command = ["-m", "codetr_cli", "train", "--preset", str(work / "tiny.toml"),
                         "--data", str(work / "data"), "--run", str(self.run), "--device", "cpu", "--procs", "2",
                         "--max-restarts", "1000", "--set", f"train.max_steps={steps}"]  # fmt: skip
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.since = 0.0
         self.starts = 0  # that had reached the training before the last kill
         self.start_seconds = [6.0]
@@ -94,9 +123,7 @@ class KilledJob:
 
     def start(self) -> None:
         """Runs the command."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with self.output.open("ab") as output:
-            self.process = subprocess.Popen(self.command, env=environment, stdout=output, stderr=output)
+        self.process = self._start(self.command, self.output)
         self.since = time.monotonic()
 
     def wait_until_done(self) -> None:
@@ -184,7 +211,7 @@ class KilledJob:
 
     def _training_processes(self) -> list[int]:
         process = self._living(None)
-        return [pid for pid in children(process.pid) if b"spawn_main" in _read(f"/proc/{pid}/cmdline")]
+        return [pid for pid in children(process.pid) if b"resource_tracker" not in _read(f"/proc/{pid}/cmdline")]
 
     def _load_copy(self, planned: PlannedKill) -> int:
         """The step that a restart continues from; a copy is loaded, so that the run folder stays unchanged."""
@@ -206,7 +233,7 @@ class KilledJob:
             raise self._broken(f"{planned}: a checkpoint is damaged")
         return int(saved.state["step"]) if saved else 0
 
-    def _living(self, planned: PlannedKill | None) -> subprocess.Popen[bytes]:
+    def _living(self, planned: PlannedKill | None) -> Process:
         assert self.process is not None
         if planned is not None and self.process.poll() is not None:
             raise self._broken(f"{planned}: it ended before, with exit code {self.process.returncode}")

@@ -55,9 +55,15 @@ def new_python(*words: object, **environment: str) -> subprocess.Popen[str]:
 
 
 class ForkedPython:
-    """A program that runs as `new_python` would run it, in the working folder and the environment of this process."""
+    """A program that runs as `new_python` would run it, in the working folder and the environment of this process.
 
-    def __init__(self, *words: object, **environment: str) -> None:
+    Args:
+        words: of the program.
+        output: a file that both streams are appended to; `communicate` has them otherwise.
+        environment: changes of this process's variables.
+    """
+
+    def __init__(self, *words: object, output: Path | None = None, **environment: str) -> None:
         folder = tempfile.mkdtemp(prefix="codetr-tests-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._streams = [Path(folder, name) for name in ("stdout", "stderr")]
@@ -66,7 +72,8 @@ class ForkedPython:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.preloaded"])
         known = {**os.environ, **ONE_THREAD, **environment}
-        arguments = ([str(word) for word in words], known, Path.cwd(), self._streams)
+        streams = self._streams if output is None else [output, output]
+        arguments = ([str(word) for word in words], known, Path.cwd(), streams)
         self._process = context.Process(target=_run, args=arguments)
         before = {name: os.environ.get(name) for name in ONE_THREAD}
         os.environ.update(ONE_THREAD)  # of the first process, which imports
@@ -86,6 +93,11 @@ class ForkedPython:
         return self._process.exitcode
 
     def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        self._process.join()
+        assert self._process.exitcode is not None
         return self._process.exitcode
 
     def kill(self) -> None:

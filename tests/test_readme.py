@@ -6,11 +6,15 @@ Only the amount of work is cut: two training steps, few and small images.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import socketserver
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -21,6 +25,7 @@ from codetr_cli.cli import VERBS
 from codetr_cli.commands.bench import COMMANDS, with_command
 from tests.conftest import REPOSITORY
 from tests.document_blocks import blocks, commands
+from tests.forked import run_forked
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
 # `codetr` as README's reader has it, but quick: these words are added to the verb.
@@ -32,34 +37,62 @@ QUICK = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder with a photo, and a `codetr` on PATH that cuts the work short."""
+CLIENT = """
+import json, socket, sys
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect({address!r})
+    client.sendall(json.dumps(sys.argv[1:]).encode() + b"\\n")
+    code, out, err = json.loads(client.makefile().read())
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(code)
+"""
+
+
+class Commands(socketserver.UnixStreamServer):
+    """Answers the `codetr` of a folder: runs commands in forked processes, with less work."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder / "socket"), _Command)
+        (folder / "bin").mkdir()
+        shim = folder / "bin" / "codetr"
+        shim.write_text(f"#!{sys.executable} -IS\n{CLIENT.format(address=self.server_address)}")
+        shim.chmod(0o755)
+
+
+class _Command(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        words = json.loads(self.rfile.readline())
+        done = run_forked("-m", "codetr_cli", *words, *shlex.split(QUICK.get(words[0], "")))
+        self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode())
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder, the current one, with a photo, and a `codetr` on PATH that cuts the work short."""
     root = tmp_path_factory.mktemp("readme")
-    (root / "bin").mkdir()
-    quick = "\n".join(f'  {verb}) set -- "$@" {words};;' for verb, words in QUICK.items())
-    shim = root / "bin" / "codetr"
-    shim.write_text(f'#!/bin/sh\ncase "$1" in\n{quick}\nesac\nexec {shlex.quote(sys.executable)} -m codetr_cli "$@"\n')
-    shim.chmod(0o755)
     photo = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     cv2.imwrite(str(root / "photo.jpg"), photo)
-    return root
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    with Commands(root) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield root
+        server.shutdown()
+        thread.join()
 
 
 def test_marked_blocks_run(folder: Path):
-    environment = {
-        **os.environ,
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-    }
     marked = [block for block in blocks("README.md") if block.tested]
     assert {block.language for block in marked} == {"bash", "python"}
     for block in marked:
-        runner = [sys.executable, "-"] if block.language == "python" else ["bash", "-euo", "pipefail"]
-        done = subprocess.run(
-            runner, input=block.text, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+        if block.language == "python":
+            done = run_forked("-c", block.text)
+        else:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail"], input=block.text, capture_output=True, text=True, check=False
+            )
         assert done.returncode == 0, f"README.md:{block.line}\n{done.stdout}\n{done.stderr}"
     assert list((folder / "demo" / "pictures").glob("*.*"))
     assert (folder / "photo_found.jpg").is_file()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from codetr_cli.cli import main
-from codetr_cli.distributed import shared_work
+from codetr_cli.distributed import elastic_agent, shared_work
 from codetr_cli.distributed.process_group import RESTARTS
 from tests import forked
 
@@ -37,5 +37,6 @@ def run_forked(*commands: Sequence[object], **environment: str) -> subprocess.Co
 if __name__ == "__main__":
     if os.environ.get("DYING"):
         shared_work.FLUSH_S = -1.0
+        elastic_agent.ERROR_DELAY_S = 0.1  # the other process waits for the dead one, and has no error to write
         shared_work.SharedWork.add = _add_and_die  # type: ignore[method-assign]
     sys.exit(max(main(words) for words in json.loads(sys.argv[1])))

@@ -42,7 +42,13 @@ def interpret(marker: str) -> None:
 
 @needs_triton
 def test_kernels_equal_the_reference_in_the_interpreter():
-    interpret("not parity")
+    interpret("not parity and not slow")
+
+
+@needs_triton
+@pytest.mark.slow
+def test_all_kernels_equal_the_reference_in_the_interpreter_in_both_orders():
+    interpret("not parity and slow")
 
 
 @needs_triton
