@@ -2,6 +2,8 @@
 
 # ruff: noqa: F401
 
+import gc
+
 import matplotlib.pyplot
 import torch._dynamo
 
@@ -17,3 +19,6 @@ import codetr_cli.training.preview
 import codetr_cli.training.setup
 import tests.conftest
 import tests.training.fakes
+
+gc.collect()
+gc.freeze()
