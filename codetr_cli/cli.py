@@ -29,13 +29,13 @@ from codetr_cli.escaping import visible, without_credentials
 VERB_GROUPS = {
     "Data": ("prepare", "convert-data", "cache"),
     "Train and evaluate": ("train", "eval", "bench", "runs"),
-    "Use": ("predict",),
+    "Use": ("predict", "label"),
     "Weights": ("presets", "download", "convert"),
     "This machine": ("doctor",),
 }
 """Panel of `codetr --help` -> its verbs."""
 VERBS = tuple(verb for verbs in VERB_GROUPS.values() for verb in verbs)
-NEEDS_WORDS = ("convert", "convert-data", "download", "eval", "predict")
+NEEDS_WORDS = ("convert", "convert-data", "download", "eval", "label", "predict")
 """Verbs that print their help when nothing follows them."""
 
 EXIT_UNEXPECTED = 1

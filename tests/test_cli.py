@@ -37,6 +37,7 @@ OPTIONS = {
     "eval": {"--checkpoint", "--data", "--set", "--device", "--detections", "--scorer", "--json"},
     "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
     "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},
+    "label": {"--score", "--format", "--out", "--save-images", "--class-map", "--review", "--device", "--json"},
     "convert": {"--checkpoint", "--json"},
     "convert-data": {"--data", "--out", "--split", "--force", "--json"},
     "download": {"--url", "--force", "--dry-run", "--json"},

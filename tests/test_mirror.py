@@ -19,6 +19,7 @@ TESTED_ELSEWHERE = {
         f"data/writers/{name}.py": "data/writers/test_write.py"
         for name in ("coco", "content", "csv_table", "cvat", "label_studio", "labelme", "options", "voc", "yolo")
     },
+    "prediction/labels/interface.py": "prediction/labels/test_dataset.py",  # only names
     "prediction/labels/options.py": "prediction/labels/test_selection.py",  # only data
     "data/writers/source.py": "data/writers/test_selection.py",
     "data/loading/worker_process.py": "data/loading/test_workers.py",

@@ -34,6 +34,7 @@ MEASUREMENT = "Measurement"
 SYNONYMS = {
     "train": {"--fresh": "--restart", "--checkpoint": "--weights"},
     "eval": {"--engine": "--scorer", "--from": "--detections"},
+    "label": {"--images": "--save-images"},
 }
 """Verb -> other spellings of its options, e.g. those of former versions -> the spelling that the help shows."""
 

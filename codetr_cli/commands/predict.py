@@ -119,14 +119,14 @@ def predict(
         exact=exact,
         workers=workers,
     )
-    if predict_videos(context, options, weights=lambda: resolve_weights(checkpoint) or str(_newest())):
+    if predict_videos(context, options, weights=lambda: resolve_weights(checkpoint) or str(newest_run())):
         return
     formats = check_formats(opt.separated(result_formats, "coco"))
     skipped = Skipped()
     images = find_images(sources, column=column, skipped=skipped)
     for sentence in skipped.sentences():
         console.warn(f"{sentence}.")
-    weights = resolve_weights(checkpoint) or str(_newest())
+    weights = resolve_weights(checkpoint) or str(newest_run())
     job = PredictJob(
         images=images,
         weights=weights,
@@ -150,7 +150,7 @@ def predict(
         device_type = "cuda" if request.device == "auto" else request.device.partition(":")[0]  # of the job
         submit_command(invocation.words, job.choose_folder(job.digest(device_type)), request, name="predict")
         return
-    outcome = _run(job, context)
+    outcome = run_job(job, context)
     if outcome is None:
         return
     _show(outcome)
@@ -169,7 +169,12 @@ def predict(
         raise typer.Exit(DatasetError.exit_code)
 
 
-def _newest() -> Path:
+def newest_run() -> Path:
+    """The checkpoint of the newest run in runs/.
+
+    Raises:
+        ConfigError: there is none.
+    """
     from codetr_cli.inference.loading import newest_checkpoint
 
     found = newest_checkpoint(Path("runs"))
@@ -182,7 +187,7 @@ def _newest() -> Path:
     return found
 
 
-def _run(job: PredictJob, context: typer.Context) -> PredictOutcome | None:
+def run_job(job: PredictJob, context: typer.Context) -> PredictOutcome | None:
     """Predicts in as many processes as requested; None where another process has the outcome."""
     from codetr_cli.distributed.topology import place
     from codetr_cli.distributed.worker_errors import PREDICTION

@@ -25,7 +25,13 @@ from codetr_cli.inference.fonts import missing_fonts
 from codetr_cli.inference.loading import find_checkpoint, load_detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.prediction.drawings import drawing_request, drawn_names, misplaced
-from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
+from codetr_cli.prediction.labels.interface import (
+    DatasetOptions,
+    LabelOptions,
+    LabelSelection,
+    dataset_folder,
+    describe_model,
+)
 from codetr_cli.prediction.outcome import LISTED_IMAGES, SUMMARY_NAME, PredictOutcome, Tally, summarize, write_summary
 from codetr_cli.prediction.outputs import (
     CROPS,
@@ -66,6 +72,8 @@ class PredictJob:
         drawing: how.
         formats: of the results, keys of `outputs.WRITERS`.
         labels: which detections are labels, and in which form.
+        dataset: makes a data set of the labels, as whose folder `out` is refused instead of numbered where it is taken;
+            the only format is then `outputs.DATASET`.
         shard_size: images in a file of the formats that divide their results.
         out: the output folder.
         force: replace own results in the output folder; otherwise the next free one is used.
@@ -81,6 +89,7 @@ class PredictJob:
     drawing: DrawOptions = field(default_factory=DrawOptions)
     formats: tuple[str, ...] = ("coco",)
     labels: LabelOptions = field(default_factory=LabelOptions)
+    dataset: DatasetOptions | None = None
     shard_size: int = SHARD_SIZE
     out: Path
     force: bool = False
@@ -96,6 +105,7 @@ class PredictJob:
             overrides=[text for text in self.overrides if not text.startswith("data.workers=")],
             options=options,
             labels=asdict(self.labels),
+            dataset=asdict(self.dataset) if self.dataset else None,
             **{name: getattr(self, name) for name in ("tta", "draw", "precision", "formats", "shard_size")},
             drawing=asdict(self.drawing) if self.draw else None,
         )
@@ -103,7 +113,8 @@ class PredictJob:
     @property
     def written(self) -> tuple[str, ...]:
         """The formats, and what is written beside them."""
-        return self.formats if self.labels.review is None else (*self.formats, REVIEW)
+        has_list = self.labels.review is not None and self.dataset is None
+        return (*self.formats, REVIEW) if has_list else self.formats
 
     def result_names(self) -> list[str]:
         """Names in the output folder that the results have."""
@@ -123,6 +134,8 @@ class PredictJob:
         Raises:
             ConfigError: links in it lead elsewhere, or there are files in the place of results.
         """
+        if self.dataset is not None:
+            return dataset_folder(self.out, digest, force=self.force)
 
         def problem(folder: Path) -> str | None:
             return misplaced(folder, self.drawn_names(folder, digest)) or taken(
@@ -251,6 +264,12 @@ class _Writing:
         loaded = self._detector.loaded
         return f"{loaded.settings.name} {loaded.path.name if loaded.path else ''}".strip()
 
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """What makes the labels."""
+        job = self._job
+        return describe_model(self._detector, job.options, job.labels, job.overrides, tta=job.tta)
+
     @property
     def _target(self) -> OutputTarget:
         return OutputTarget(
@@ -264,6 +283,8 @@ class _Writing:
             shard_size=self._job.shard_size,
             labels=self._job.labels,
             model=self._model,
+            dataset=self._job.dataset,
+            facts=self._facts if self._job.dataset else {},
         )
 
     def write_partial(self) -> None:

@@ -13,7 +13,9 @@ from codetr_cli.data.writers.folder import RECEIPT
 from codetr_cli.distributed.part_files import has_parts
 from codetr_cli.errors import ConfigError, nearest
 from codetr_cli.files import write_result
+from codetr_cli.prediction.labels.card import NAME as CARD_NAME
 from codetr_cli.prediction.labels.crops import FOLDER as CROPS
+from codetr_cli.prediction.labels.dataset import open_dataset
 from codetr_cli.prediction.labels.layouts import CSV_NAME, FOLDERS, LAYOUT_WRITERS, taken_folder
 from codetr_cli.prediction.labels.options import LabelOptions
 from codetr_cli.prediction.labels.review import LIST_NAME, REASONS_NAME, open_review
@@ -99,11 +101,14 @@ def _open_failures(target: OutputTarget) -> Iterator[OutputWriter]:
 
 REVIEW = "review"
 """The list of images to be reviewed, which is written beside the formats."""
+DATASET = "dataset"
+"""A data set in place of formats, see `labels.dataset`."""
 
 WRITERS: dict[str, OpenWriter] = {
     **{"coco": open_coco, "jsonl": open_jsonl, "parquet": open_parquet},
     **LAYOUT_WRITERS,
     REVIEW: open_review,
+    DATASET: open_dataset,
 }
 """The formats of results by name."""
 
@@ -114,6 +119,7 @@ RESULT_NAMES = {
     **{layout: layout for layout in FOLDERS},
     "csv": CSV_NAME,
     REVIEW: LIST_NAME,
+    DATASET: CARD_NAME,
 }
 """What each format writes into the output folder, or the first of it: a folder that has it is not free."""
 
@@ -132,9 +138,9 @@ def check_formats(names: Iterable[str]) -> tuple[str, ...]:
         ResourceError: a format needs a package that is not installed.
     """
     found = tuple(dict.fromkeys(names))
+    known = sorted(WRITERS.keys() - {REVIEW, DATASET})
     for name in found:
-        if name not in WRITERS or name == REVIEW:
-            known = sorted(WRITERS.keys() - {REVIEW})
+        if name not in known:
             raise ConfigError(f"--format {name}: there is no such format of results; {nearest(name, known)}")
     if "parquet" in found:
         import_pyarrow()

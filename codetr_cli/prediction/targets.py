@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from codetr_cli.prediction.labels.options import LabelOptions
+from codetr_cli.prediction.labels.options import DatasetOptions, LabelOptions
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.sources.input_list import InputImage
 
@@ -31,6 +31,8 @@ class OutputTarget:
         shard_size: images in a file of a format that divides its results.
         labels: which detections are labels, and in which form.
         model: the name of the network, for formats that have a place for it.
+        dataset: the data set that is made of the labels; None: none is.
+        facts: what made the labels, for the card of the data set.
         notes: sentences on what a format cannot hold, by format; writers add them.
     """
 
@@ -44,6 +46,8 @@ class OutputTarget:
     shard_size: int = SHARD_SIZE
     labels: LabelOptions = field(default_factory=LabelOptions)
     model: str = "codetr"
+    dataset: DatasetOptions | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
 
 

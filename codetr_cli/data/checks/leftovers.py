@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codetr_cli.annotations.findings import Findings
+from codetr_cli.data.writers.folder import RECEIPT
 from codetr_cli.errors import DatasetError
-from codetr_cli.files import real_path
+from codetr_cli.files import RECORD_NAME, real_path
 from codetr_cli.images.image_files import IMAGE_SUFFIXES, Skipped, is_debris, list_images
+
+OWN_NAMES = (RECORD_NAME, RECEIPT)
+"""Hidden files that codetr has written beside data."""
 
 
 @dataclass
@@ -74,7 +78,8 @@ class Leftovers:
                 for name in () if kind in reported else sorted(names):
                     findings.add(kind, known.where, name.rstrip("/"))
             for name in sorted(skipped.debris):
-                findings.add("debris", known.where, name)
+                if name.rpartition("/")[2] not in OWN_NAMES:
+                    findings.add("debris", known.where, name)
 
 
 def _is_entered(link: str, folders: set[str]) -> bool:

@@ -34,6 +34,7 @@ NOTES = {
     "outside": "box[|es] outside of [its|their] image [is|are] skipped",
     "no_extent": "box[|es] without width or height [is|are] skipped",
     "under_one_pixel": "box[|es] narrower than one pixel [is|are] skipped: the layout counts whole pixels",
+    "thin": "box[|es] narrower than one pixel [is|are] skipped",
     "clipped": "box[|es] [is|are] clipped to [its|their] image",
     "outlines": "outline[|s] [is|are] not written, only the box[|es]",
     "cut_outlines": "outline[|s] [is|are] cut at the edges of [its|their] image",

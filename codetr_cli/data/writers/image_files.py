@@ -21,7 +21,7 @@ import numpy as np
 
 from codetr_cli.data.writers.content import LayoutWriter, WrittenImage, WrittenObject
 from codetr_cli.data.writers.names import NamePlan
-from codetr_cli.data.writers.options import WriteOptions
+from codetr_cli.data.writers.options import ImagesMode, WriteOptions
 from codetr_cli.data.writers.slicing import ObjectCutter, SliceRule
 from codetr_cli.data.writers.source import OutlineForm, SourceSplit
 from codetr_cli.errors import ConfigError, DatasetError, listed
@@ -73,7 +73,7 @@ class ImageWriter:
     def add(self, split: SourceSplit, rows: Sequence[int]) -> None:
         """Writes some images of a split."""
         paths = [split.files.images_dir / split.annotations.file_names[row] for row in rows]
-        headers = [None] * len(paths) if self._options.images == "none" else list(self._pool.map(_header, paths))
+        headers = [None] * len(paths) if self._options.images == "none" else list(self._pool.map(header_of, paths))
         jobs = []
         for row, path, header in zip(rows, paths, headers, strict=True):
             if isinstance(header, str):
@@ -125,28 +125,8 @@ class ImageWriter:
         return target
 
     def _place(self, job: tuple[Path, Path]) -> None:
-        """Copies or links a file.
-
-        Raises:
-            ConfigError: no link is possible.
-            OSError: the file cannot be read or written.
-        """
-        source, target = job
-        if self._options.images == "copy":
-            copy_file(source, target)
-            return
-        try:
-            if self._options.images == "symlink":
-                target.symlink_to(real_path(source))
-            else:
-                os.link(real_path(source), target)
-        except OSError as error:
-            if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-                raise ConfigError(
-                    f"{source} cannot be linked into {target.parent}: {error.strerror}. Use --save-images copy, or, on "
-                    "another disk, --save-images symlink"
-                ) from error
-            raise
+        """Copies or links a file."""
+        place_file(*job, self._options.images)
 
     def _add_tiles(
         self,
@@ -238,6 +218,30 @@ def write_images(
     return images.renamed
 
 
+def place_file(source: Path, target: Path, how: ImagesMode) -> None:
+    """Copies or links a file; there must be none at the target.
+
+    Raises:
+        ConfigError: no link is possible.
+        OSError: the file cannot be read or written.
+    """
+    if how == "copy":
+        copy_file(source, target)
+        return
+    try:
+        if how == "symlink":
+            target.symlink_to(real_path(source))
+        else:
+            os.link(real_path(source), target)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise ConfigError(
+                f"{source} cannot be linked into {target.parent}: {error.strerror}. Use --save-images copy, or, on "
+                "another disk, --save-images symlink"
+            ) from error
+        raise
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copies the bytes of a regular file; there must be none at the target.
 
@@ -248,7 +252,7 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, copy, 1 << 20)
 
 
-def _header(path: Path) -> ImageHeader | str:
+def header_of(path: Path) -> ImageHeader | str:
     """The header of an image, or why it cannot be used."""
     try:
         return read_header(path)

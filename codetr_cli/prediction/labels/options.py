@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 Band = tuple[float, float]
 """Scores from the first up to, but without, the second."""
@@ -24,3 +25,22 @@ class LabelOptions:
     review: Band | None = None
     outlines: bool = False
     crops: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """A data set that is made of images and their labels.
+
+    Attributes:
+        layout: of `codetr convert-data`.
+        source: the folder of the images.
+        images: how their files get into the data set.
+        val_fraction: share of the images reserved for validation, where folders do not divide them.
+        keep_empty: whether images without labels are in it.
+    """
+
+    layout: str
+    source: str
+    images: Literal["copy", "link", "symlink"] = "copy"
+    val_fraction: float = 0.2
+    keep_empty: bool = True
