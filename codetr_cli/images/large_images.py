@@ -108,6 +108,11 @@ class FileRegions:
         self._lock = threading.Lock()
 
     @property
+    def nbytes(self) -> int:
+        """Of pixels in memory, about: those of a tile or of a stripe."""
+        return STRIPE_BYTES
+
+    @property
     def size(self) -> Size:
         """(height, width) in pixels, upright."""
         return self._header.size

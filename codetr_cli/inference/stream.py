@@ -105,8 +105,8 @@ def detect_stream(
 ) -> Generator[Result, None, None]:
     """Detects the objects of images, one result an item, in the order of the items.
 
-    An error of any stage is raised in place of its item's result and ends the stream. Closing the generator ends its
-    threads, after the work that they are in; an item whose iterator blocks is not waited for.
+    Any other error of a stage is raised in place of its item's result and ends the stream. Closing the generator ends
+    its threads, after the work that they are in; an item whose iterator blocks is not waited for.
 
     Args:
         detector: finds the objects.
@@ -115,7 +115,8 @@ def detect_stream(
         read: the pixels (H, W, 3) uint8 RGB of an item; called by several threads at once.
         finish: makes the result of an item from its pixels, its detections and the seconds of work on it; called by
             several threads at once.
-        failed: makes the result of an item that `read` raised an error for; called by the calling thread.
+        failed: makes the result of an item that any stage raised a `BrokenImageError` for, `read` or one that reads
+            tiles; called by the calling thread.
         weigh: bytes of the pixels that `read` will return, as far as they are known before.
         stages: adds up what the stages take.
     """
@@ -308,8 +309,12 @@ class _Stream(Generic[Item, Result]):
         with self._changed:
             slot.release()
             self._behind, self._behind_bytes = self._behind - 1, self._behind_bytes - slot.weight
-            slot.error, slot.is_done = error, True
-            self._ended = self._ended or error is not None
+            if isinstance(error, BrokenImageError):  # found when a tile of a large file was read
+                slot.unreadable = error
+            else:
+                slot.error = error
+                self._ended = self._ended or error is not None
+            slot.is_done = True
             self._changed.notify_all()
 
     # ------------------------------------------------------------------------------------------------ reader threads

@@ -204,6 +204,21 @@ def test_items_that_cannot_be_read_have_their_place(batch):
     assert found == [(item, f"no image {item}") if item % 3 == 1 else item for item in range(10)]
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_items_whose_tiles_cannot_be_read_have_their_place(batch):
+    detector, source = FakeDetector(), Source(10)
+    detector.broken = {2: BrokenImageError("no tile of 2"), 3: BrokenImageError("no tile of 3")}
+
+    def finish(item, *rest):
+        if item == 5:
+            raise BrokenImageError("no row of 5")
+        return item
+
+    found = list(run(detector, source, batch=batch, finish=finish))
+    reasons = {2: "no tile of 2", 3: "no tile of 3", 5: "no row of 5"}
+    assert found == [(item, reasons[item]) if item in reasons else item for item in range(10)]
+
+
 def boom(item, *rest):
     if item == 7:
         raise RuntimeError(f"item {item}")
