@@ -10,8 +10,8 @@ edges are no borders, and the whole image has none. In this order, always within
 2. Fragments of one object that no view has whole are stitched: those of neighbouring tiles that continue into one
    another and agree where the tiles overlap, or, without overlap, along the border. The box is the one around all of
    them, the score the best one, and the mask the union. What nothing continues stays as it is.
-3. A thin fragment, whose box says little of the object's width, is dropped if it is inside the visible part of an
-   object that crosses the same borders and no others, and as deep.
+3. A thin fragment, whose box says little of the object's width, is dropped if it is inside an object that crosses the
+   same borders and no others, and as deep in the tile.
 4. Of the same object in several views, an IoU of 0.5, one is kept: a whole one before a fragment, then the best score.
    Each takes at most one of every view, its best match: neighbours in a crowd stay apart.
 5. NMS as in the settings, once.
@@ -55,6 +55,8 @@ EXPLAINING_SHARE = 0.1
 """Share of a fragment's score that a whole object needs: the many weak boxes of a network explain nothing."""
 STITCHED_SHARE = 0.25
 """The same for fragments that are stitched."""
+OUTWARD = np.array([-1.0, -1.0, 1.0, 1.0])
+"""Direction of each side of a box."""
 PAIRS_AT_ONCE = 1 << 21
 COLUMNS = ("boxes", "scores", "labels", "views", "frames", "cut")
 """Of `_Rows`, as arrays."""
@@ -171,7 +173,7 @@ def near_pairs(boxes: Floats, labels: Indices, margins: Floats) -> tuple[Indices
     Returns:
         (P,) and (P,) rows of the pairs.
     """
-    grown = boxes + margins[:, None] * np.array([-1.0, -1.0, 1.0, 1.0])
+    grown = boxes + margins[:, None] * OUTWARD
     # Along one line, class after class, from left to right: those that overlap there follow one another.
     line = labels * (grown[:, 2].max() - grown[:, 0].min() + 1)
     order = np.lexsort((grown[:, 0], labels))
@@ -193,28 +195,11 @@ def _without_fragments(rows: _Rows, *, thin: bool = False) -> _Rows:
     """Drops fragments of objects that other views have whole, or more of; thin ones by the rule for them."""
     first, second = rows.pairs()
     part, whole = np.concatenate([first, second]), np.concatenate([second, first])
-    is_part = rows.cut[part].any(1)
+    is_part = rows.cut[part].any(1) & (rows.scores[whole] >= EXPLAINING_SHARE * rows.scores[part])
     part, whole = part[is_part], whole[is_part]
-    boxes, frames, cut, tolerance = rows.boxes[part], rows.frames[part], rows.cut[part], _tolerance(rows.boxes[part])
-    seen = _common(rows.boxes[whole], frames)
-    inside = _area(_common(seen, boxes)) / np.maximum(_area(boxes), 1e-9)
-    similarity = _iou(seen, boxes)
-    reaches = (~cut | (_beyond(seen, frames) >= -2 * tolerance)).all(1)
-    larger = rows.boxes[whole]
-    has_more = (_area(_common(larger, boxes)) >= CONTAINED * _area(boxes)) & (_area(larger) > LARGER * _area(boxes))
-    # Where only the larger fragment is cut, its object continues and the other's ends.
-    apart = _beyond(boxes, larger)
-    has_more &= (~rows.cut[whole] | ((apart <= CUT_PX) & (cut | (apart >= -CUT_PX)))).all(1)
-    explained = reaches & (~rows.cut[whole].any(1) | has_more)
-    explained &= rows.scores[whole] >= EXPLAINING_SHARE * rows.scores[part]
-    if thin:
-        crosses = ((_beyond(larger, frames) > tolerance) == cut).all(1)
-        crosses &= (~cut | (_beyond(boxes, frames) >= -THIN_PX)).all(1)
-        is_thin = seen[:, 2:] - seen[:, :2] <= THIN_SHARE * (larger[:, 2:] - larger[:, :2])
-        as_deep = is_thin & (_iou_along_axes(seen, boxes) >= SAME_IOU)
-        explained &= crosses & (inside >= INSIDE) & (as_deep | ~(cut[:, :2] | cut[:, 2:])).all(1)
-    else:
-        explained &= similarity >= SAME_IOU
+    similarity = _iou(_common(rows.boxes[whole], rows.frames[part]), rows.boxes[part])
+    explained = _has_more(rows, whole, part)
+    explained &= _is_thin_part(rows, part, whole) if thin else similarity >= SAME_IOU
     part, whole, similarity = part[explained], whole[explained], similarity[explained]
     best = np.lexsort((-similarity * rows.scores[whole], part))
     part, chosen = np.unique(part[best], return_index=True)
@@ -226,6 +211,36 @@ def _without_fragments(rows: _Rows, *, thin: bool = False) -> _Rows:
         for row in np.argsort(_area(rows.boxes[part]), kind="stable").tolist():
             scores[whole[row]] = max(scores[whole[row]], scores[part[row]])
     return replace(rows, scores=scores).select(keep)
+
+
+def _has_more(rows: _Rows, whole: Indices, part: Indices) -> NDArray[np.bool_]:
+    """Whether boxes may have all of an object, or more of it, of which fragments are a part: they reach its borders."""
+    boxes, larger, cut = rows.boxes[part], rows.boxes[whole], rows.cut[part]
+    seen = _common(larger, rows.frames[part])
+    reaches = (~cut | (_beyond(seen, rows.frames[part]) >= -2 * _tolerance(boxes))).all(1)
+    contains = _area(_common(larger, boxes)) >= CONTAINED * _area(boxes)
+    # Where only the larger fragment is cut, its object continues and the other's ends.
+    apart = _beyond(boxes, larger)
+    agrees = (~rows.cut[whole] | ((apart <= CUT_PX) & (cut | (apart >= -CUT_PX)))).all(1)
+    is_larger = contains & agrees & (_area(larger) > LARGER * _area(boxes))
+    fits: NDArray[np.bool_] = reaches & (is_larger | ~rows.cut[whole].any(1))
+    return fits
+
+
+def _is_thin_part(rows: _Rows, part: Indices, whole: Indices) -> NDArray[np.bool_]:
+    """Whether fragments may be the thin ends of whole objects."""
+    boxes, larger, frames, cut = rows.boxes[part], rows.boxes[whole], rows.frames[part], rows.cut[part]
+    crosses = ((_beyond(larger, frames) > _tolerance(boxes)) == cut).all(1)
+    crosses &= (~cut | (_beyond(boxes, frames) >= -THIN_PX)).all(1)
+    seen, noise = _common(larger, frames), _tolerance(larger)
+    grown = larger + noise * OUTWARD
+    inside = _area(_common(grown, boxes)) >= INSIDE * _area(boxes)
+    # Each column is an axis, x and y.
+    is_cut, depth = cut[:, :2] | cut[:, 2:], _sides(seen)
+    is_thin = depth <= np.maximum(THIN_SHARE * _sides(larger), noise[:, 2:])
+    as_deep = (_iou_along_axes(seen, boxes) >= SAME_IOU) | (np.abs(depth - _sides(boxes)) <= noise[:, 2:])
+    fits: NDArray[np.bool_] = crosses & inside & (as_deep | ~is_cut).all(1) & (is_thin & is_cut).any(1)
+    return fits
 
 
 def _stitched(rows: _Rows) -> _Rows:
@@ -357,12 +372,12 @@ def _suppressed(rows: _Rows, union: Detections, postprocess: PostProcess) -> Det
 
 def _tolerance(boxes: Floats) -> Floats:
     """(N, 4) pixels within which each side of a box touches a border."""
-    return EDGE_PX + EDGE_SHARE * np.tile(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), 2)
+    return EDGE_PX + EDGE_SHARE * np.tile(np.maximum(_sides(boxes), 0), 2)
 
 
 def _beyond(boxes: Floats, frames: Floats) -> Floats:
     """(N, 4) pixels by which each side of a box is outside of a frame; negative inside."""
-    return (boxes - frames) * np.array([-1.0, -1.0, 1.0, 1.0])
+    return (boxes - frames) * OUTWARD
 
 
 def _common(a: Floats, b: Floats) -> Floats:
@@ -374,8 +389,13 @@ def _around(boxes: Floats) -> Floats:
     return np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
 
 
+def _sides(boxes: Floats) -> Floats:
+    """(N, 2) width and height; negative where a box ends before it begins."""
+    return boxes[:, 2:] - boxes[:, :2]
+
+
 def _area(boxes: Floats) -> Floats:
-    area: Floats = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(1)
+    area: Floats = np.maximum(_sides(boxes), 0).prod(1)
     return area
 
 
