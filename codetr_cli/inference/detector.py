@@ -277,9 +277,9 @@ class Detector:
     def _tiling(self, tiles: TileOptions, options: DetectOptions) -> Tiling:
         if self._augmentation is not None:
             raise ArgumentError(TILES_OR_TTA)
-        batch = options.batch or (1 if self.device.type == "cpu" else GPU_TILES)
+        batch = options.images_at_once(self.device.type) or (GPU_TILES if self.device.type == "cuda" else 1)
         return replace(
-            build_tiling(self.loaded.settings, tiles, batch=1 if options.exact else batch),
+            build_tiling(self.loaded.settings, tiles, batch=batch),
             min_score=EXPLAINING_SHARE * options.lowest_score,
             max_detections=options.max_dets,
         )

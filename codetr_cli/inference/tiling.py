@@ -7,6 +7,7 @@ to the last bit.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ from codetr_cli.inference.pipeline import detect
 from codetr_cli.inference.tile_merging import Frame, merge_views
 from codetr_cli.inference.tta import without_nms
 from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.runtime.memory import free_unused, is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 AUTO_FACTOR = 1.25
 """With tiles of automatic size, an image whose sides are up to this many times the tile's is not cut."""
@@ -154,10 +158,24 @@ class Tiling:
     def _detect_batch(
         self, network: Network, postprocess: PostProcess, samples: list[tuple[np.ndarray, Target]], device: torch.device
     ) -> list[Detections]:
+        """The detections of views of one shape; those that the memory cannot hold together are divided."""
         batch = collate(samples)
         batch = batch.pin_memory() if device.type == "cuda" else batch
-        found = detect(network, postprocess, batch.to(device), mean=self.data.mean, std=self.data.std)
-        return [item.cpu() for item in found]
+        try:
+            found = detect(network, postprocess, batch.to(device), mean=self.data.mean, std=self.data.std)
+            return [item.cpu() for item in found]
+        except Exception as error:
+            if len(samples) == 1 or not is_out_of_memory(error):
+                raise
+        del batch
+        free_unused(device)
+        half = len(samples) // 2
+        logger.info("out of memory with %d tiles at once: these are detected in two parts", len(samples))
+        return [
+            item
+            for part in (samples[:half], samples[half:])
+            for item in self._detect_batch(network, postprocess, part, device)
+        ]
 
     def _batches(
         self, regions: ImageRegions, views: Sequence[Tile | None]

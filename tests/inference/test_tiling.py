@@ -104,6 +104,28 @@ def test_a_read_error_ends_the_detection(tiny_settings) -> None:
         tiling(settings).detect_image(SceneNetwork(of), build_postprocess(settings.test), broken, device=CPU)
 
 
+def test_tiles_that_the_memory_cannot_hold_together_are_divided(tiny_settings) -> None:
+    of = scene((170, 260), (70, 60, 130, 100), (5, 5, 20, 20, 1))
+
+    class Small(SceneNetwork):
+        def detect(self, images, padding_mask, metas, postprocess):
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().detect(images, padding_mask, metas, postprocess)
+
+    network = Small(of)
+    found = detect(of, tiny_settings, network, batch=9)
+    assert [shape[0] for shape in network.batches] == [2, 2, 2, 1, 2, 1]
+    assert sorted(found.boxes.round().tolist()) == sorted(of.boxes.tolist())
+
+    class Full(SceneNetwork):
+        def detect(self, images, padding_mask, metas, postprocess):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        detect(of, tiny_settings, Full(of), batch=9)
+
+
 def test_memory_does_not_grow_with_the_image(tiny_settings) -> None:
     """Tiles are read as they are needed."""
     waiting, most = set(), [0]
