@@ -11,6 +11,7 @@ PACKAGE, TESTS = REPOSITORY / "codetr_cli", REPOSITORY / "tests"
 # Modules that another test file covers, and test files of several modules. Paths below the two folders.
 TESTED_ELSEWHERE = {
     "commands/_launch.py": "distributed/test_shared_work.py",
+    "commands/_pictures.py": "commands/test_predict.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint
     "commands/runs.py": "runs/test_listing.py",
     "formats/converted.py": "formats/test_voc.py",  # also test_yolo.py: both formats are converted
@@ -50,6 +51,7 @@ TESTED_ELSEWHERE = {
     "prediction/job.py": "commands/test_predict.py",
     "prediction/outcome.py": "commands/test_predict.py",
     "prediction/parquet.py": "prediction/test_shards.py",
+    "prediction/pictures.py": "commands/test_predict.py",
     "prediction/outputs.py": "prediction/test_shards.py",
     "prediction/results.py": "prediction/test_predictor.py",
     "prediction/targets.py": "prediction/test_shards.py",  # only data

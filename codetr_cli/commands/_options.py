@@ -375,6 +375,17 @@ ImageFormatOption = Annotated[
     Literal["same", "jpg", "png", "webp"],
     option("--image-format", "TYPE", "same as the image (else png), jpg, png or webp.", DRAWING, show_default=False),
 ]
+GridOption = Annotated[
+    str | None, option("--grid", "N", "Also a montage of the first N images, or RxC: rows and columns.", DRAWING)
+]
+AgainstOption = Annotated[
+    Path | None,
+    option("--against", "PATH", "Compare with annotations, a file or data set: hits, misses, false alarms.", DRAWING),
+]
+AgainstViewOption = Annotated[
+    Literal["side", "overlay"],
+    option("--against-view", "HOW", "side by side with the annotations, or overlay.", DRAWING, show_default=False),
+]
 QualityOption = Annotated[int, option("--quality", "Q", "Of JPEG and WebP, up to 100.", DRAWING, min=1, max=100)]
 
 StrideOption = Annotated[int, option("--stride", "N", "Use every N-th frame of a video.", VIDEOS, min=1)]

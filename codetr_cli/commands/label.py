@@ -97,6 +97,7 @@ def label(
     from codetr_cli.prediction.job import PredictJob
     from codetr_cli.prediction.labels.options import DatasetOptions
     from codetr_cli.prediction.outputs import DATASET
+    from codetr_cli.prediction.pictures import PictureOptions
 
     labels = label_options(class_map, review, outlines=outlines)
     if not folder.is_dir():
@@ -113,7 +114,7 @@ def label(
         precision=precision,
         tta=tta,
         options=DetectOptions(score=lowest, class_scores=class_scores, max_dets=max_dets, nms=nms, tiles=tile_options),
-        draw=False,
+        pictures=PictureOptions(draw=False),
         formats=(DATASET,),
         labels=labels,
         dataset=DatasetOptions(

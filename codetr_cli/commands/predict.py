@@ -14,6 +14,7 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._labels import label_options, scores_of
 from codetr_cli.commands._launch import requested, run_placed, worker_output
+from codetr_cli.commands._pictures import comparison_columns, picture_options, show_comparison
 from codetr_cli.commands._predict_video import predict_videos
 from codetr_cli.commands._submit import submit_command
 from codetr_cli.commands._weights import resolve_weights
@@ -75,6 +76,9 @@ def predict(
     font_size: opt.FontSizeOption = None,
     image_format: opt.ImageFormatOption = "same",
     quality: opt.QualityOption = 92,
+    grid: opt.GridOption = None,
+    against: opt.AgainstOption = None,
+    against_view: opt.AgainstViewOption = "side",
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     gpus: opt.GpusOption = None,
@@ -103,7 +107,6 @@ def predict(
     tile_options = opt.tile_options(tiles, overlap, tta=tta)
 
     from codetr_cli.images.image_files import Skipped
-    from codetr_cli.inference.draw_options import DrawOptions
     from codetr_cli.inference.options import DetectOptions
     from codetr_cli.prediction.inputs import find_images
     from codetr_cli.prediction.job import PredictJob
@@ -134,13 +137,17 @@ def predict(
         precision=precision,
         tta=tta,
         options=options,
-        draw=not no_draw,
+        pictures=picture_options(
+            draw=not no_draw,
+            look={"labels": labels, "thickness": thickness, "font_size": font_size},
+            file={"image_format": image_format, "quality": quality},
+            grid=grid,
+            against=against,
+            view=against_view,
+        ),
         formats=formats,
         labels=label_options(class_map, review, outlines=outlines, crops=crops),
         shard_size=shard_size,
-        drawing=DrawOptions(
-            labels=labels, thickness=thickness, font_size=font_size, image_format=image_format, quality=quality
-        ),
         out=out,
         force=force,
     )
@@ -239,11 +246,12 @@ def _summary(outcome: PredictOutcome, skipped: Skipped) -> dict[str, Any]:
 def _show(outcome: PredictOutcome) -> None:
     images, done = outcome.tally.images, outcome.tally.done
     rows: list[Sequence[object]] = []
+    columns, compared = comparison_columns(outcome)
     for image in images[:MAX_ROWS]:
         objects = ", ".join(f"{name} {count}" for name, count in image["objects"].items()) or "nothing"
-        rows.append([image["file_name"], objects, round(image["seconds"] * 1000, 1)])
+        rows.append([image["file_name"], objects, *compared(image), round(image["seconds"] * 1000, 1)])
     if rows:
-        console.table(f"Detections (on {outcome.device})", ["image", "objects", "time [ms]"], rows)
+        console.table(f"Detections (on {outcome.device})", ["image", "objects", *columns, "time [ms]"], rows)
     if done > MAX_ROWS:
         console.result(f"... and {done - MAX_ROWS} more images.")
     for note in outcome.notes:
@@ -252,5 +260,6 @@ def _show(outcome: PredictOutcome) -> None:
         console.result(f"{outcome.tally.reviews} of {done} images are to be reviewed.")
     where = f": {listed(outcome.files)}" if outcome.files else ""
     console.result(f"{outcome.tally.detections} detections in {done} images{where}")
+    show_comparison(outcome)
     if rate := outcome.summary["images_per_second"]:
         console.info(f"{rate:.3g} images/s, {len(outcome.summary['processes'])} processes")

@@ -13,11 +13,12 @@ from pycocotools import mask as mask_utils
 from codetr_cli.annotations.annotation_json import ID, MAX_BOX, SCORE, as_floats, is_box, json_type
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.annotations.outlines import check_outline, merged_polygons, run_lengths
+from codetr_cli.annotations.row_finders import NONE
 from codetr_cli.annotations.run_length_codes import OutlineError, check_compressed
 from codetr_cli.errors import DatasetError, shown
 from codetr_cli.evaluation.detection_files import DetectionFile
 from codetr_cli.evaluation.hints import hints, unknown_categories, unknown_images
-from codetr_cli.evaluation.matching import NONE, Matched, match_categories, match_images
+from codetr_cli.evaluation.matching import Matched, match_categories, match_images
 from codetr_cli.inference.detections import DetectionTable, Rle, is_rle
 
 _BOX_TOLERANCE_PX = 0.02

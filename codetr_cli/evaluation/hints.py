@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from codetr_cli.annotations.annotation_json import ID
 from codetr_cli.annotations.objects import Annotations
+from codetr_cli.annotations.row_finders import number_rows
 from codetr_cli.errors import listed, shown
-from codetr_cli.evaluation.matching import number_rows, several, several_classes
+from codetr_cli.evaluation.matching import several, several_classes
 from codetr_cli.inference.detections import DetectionTable
 
 SAMPLE = 1000
@@ -290,7 +291,7 @@ def _numberings(ids: Ids, ground_truth: Annotations) -> Iterator[tuple[Ids, str]
     """Other readings of image ids, as rows of the annotations, negative where there is none."""
     yield _rows(ground_truth.image_ids, ids + 1), "numbered from 0 instead of 1: add 1 to each image_id"
     yield _rows(ground_truth.image_ids, ids - 1), "numbered from 1 instead of 0: subtract 1 from each image_id"
-    by_file = number_rows(ground_truth)
+    by_file = number_rows(ground_truth.file_names)
     yield np.array([by_file.get(number, -1) for number in ids.tolist()], np.int64), "the number in the file name"
     yield from _positions(ids, len(ground_truth.image_ids), "images")
 

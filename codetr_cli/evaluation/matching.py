@@ -8,7 +8,6 @@ Shape letters: N records, I images or categories of the annotations.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.annotations.annotation_json import ID, MAX_FILE_NAME
-from codetr_cli.annotations.image_names import ImageNames
 from codetr_cli.annotations.objects import Annotations
+from codetr_cli.annotations.row_finders import (
+    DIGITS,
+    NONE,
+    OTHER_SUFFIXES,
+    class_finder,
+    image_finder,
+    number_rows,
+    unique_rows,
+)
 from codetr_cli.class_names import plain_class_name
 from codetr_cli.errors import DatasetError, listed, shown
 from codetr_cli.evaluation.detection_files import DetectionFile
 from codetr_cli.images.image_files import IMAGE_SUFFIXES
 
-MAX_PARTS = 64
-"""Folders in the name of an image."""
 MAX_MISSES = 1000
 """Unknown names after which names have to be spelled as in the annotations: other spellings take time."""
-NONE = -1
-_DIGITS = re.compile(r"(-?[0-9]{1,18})(?:\.0{1,6})?")  # tables turn 12 into 12.0
-_OTHER_SUFFIXES = (".txt", ".json", ".xml")
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,9 @@ def match_images(file: DetectionFile, ground_truth: Annotations, where: str) -> 
     Raises:
         DatasetError: a name means no or several images, or names and numbers contradict each other.
     """
-    exact = _unique(ground_truth.file_names)
-    side = _Side("images", "image_id", "file_name", ground_truth.image_ids, exact, _image_finder(exact))
-    return _matched(file, side, where, lambda: number_rows(ground_truth))
+    exact = unique_rows(ground_truth.file_names)
+    side = _Side("images", "image_id", "file_name", ground_truth.image_ids, exact, image_finder(exact))
+    return _matched(file, side, where, lambda: number_rows(ground_truth.file_names))
 
 
 def match_categories(file: DetectionFile, ground_truth: Annotations, where: str) -> Matched:
@@ -106,53 +108,9 @@ def match_categories(file: DetectionFile, ground_truth: Annotations, where: str)
         DatasetError: as `match_images`.
     """
     ids = np.array(ground_truth.category_ids, np.int64)
-    exact = _unique(ground_truth.class_names)
-    side = _Side("categories", "category_id", "category_name", ids, exact, _category_finder(exact))
+    exact = unique_rows(ground_truth.class_names)
+    side = _Side("categories", "category_id", "category_name", ids, exact, class_finder(exact))
     return _matched(file, side, where, dict)
-
-
-# -------------------------------------------------------------------------------------------------------------- names
-
-
-def _unique(names: Sequence[str]) -> dict[str, int]:
-    """The rows by name, `NONE` where several have it."""
-    rows: dict[str, int] = {}
-    for row, name in enumerate(names):
-        rows[name] = NONE if name in rows else row
-    return rows
-
-
-def _image_finder(rows: dict[str, int]) -> Callable[[str], int]:
-    """A function that finds the row of an image by any spelling of its file name, with or without suffix or folder."""
-    names = ImageNames(rows)
-
-    def find(text: str) -> int:
-        if len(text) > MAX_FILE_NAME or text.count("/") + text.count("\\") > MAX_PARTS:
-            return NONE
-        stem, dot, suffix = text.replace("\\", "/").strip().rpartition(".")
-        found = names.find(text) or names.find_stem(text.replace("\\", "/").strip())
-        if found is None and (dot + suffix.lower()) in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES):
-            found = names.find_stem(stem)
-        return NONE if found is None else rows[found]
-
-    return find
-
-
-def number_rows(ground_truth: Annotations) -> dict[int, int]:
-    """The rows of the images whose file names are numbers, by number; those that only one image has."""
-    rows: dict[int, int] = {}
-    for row, name in enumerate(ground_truth.file_names):
-        stem = name.rpartition("/")[2].partition(".")[0]
-        if _DIGITS.fullmatch(stem):
-            rows[int(stem)] = NONE if int(stem) in rows else row
-    return {number: row for number, row in rows.items() if row != NONE}
-
-
-def _category_finder(exact: dict[str, int]) -> Callable[[str], int]:
-    plain: dict[str, int] = {}
-    for name, label in exact.items():
-        plain[plain_class_name(name)] = NONE if plain_class_name(name) in plain else label
-    return lambda name: exact.get(name, plain.get(plain_class_name(name[:MAX_FILE_NAME]), NONE))
 
 
 # ----------------------------------------------------------------------------------------------------------- matching
@@ -227,7 +185,7 @@ def _by_text(values: list[Any], side: _Side, where: str, numbered: Callable[[], 
     digits = {
         value: found[1]
         for value in dict.fromkeys(values)
-        if type(value) is str and (found := _DIGITS.fullmatch(value)) is not None
+        if type(value) is str and (found := DIGITS.fullmatch(value)) is not None
     }
     texts = {value: int(number) for value, number in digits.items()}
     numbers = [int(value) if isinstance(value, int | float) else texts.get(value) for value in values]
@@ -280,7 +238,7 @@ def several(text: str, ground_truth: Annotations) -> bool:
     """Whether a name that means no single image may mean several of the annotations, by its last part."""
     last = text.replace("\\", "/").strip().rpartition("/")[2].casefold()
     stem, dot, suffix = last.rpartition(".")
-    ends = {last, stem} if dot + suffix in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES) else {last}
+    ends = {last, stem} if dot + suffix in (*IMAGE_SUFFIXES, *OTHER_SUFFIXES) else {last}
     names = (name.rpartition("/")[2].casefold() for name in ground_truth.file_names)
     return sum(not ends.isdisjoint((name, name.rpartition(".")[0])) for name in names) > 1
 

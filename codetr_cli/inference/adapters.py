@@ -5,9 +5,8 @@ None of them is a dependency of codetr: each is imported when it is asked for.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -65,7 +64,8 @@ class Columns(Protocol):
 
 def to_supervision(found: Columns) -> supervision.Detections:
     """See `Prediction.to_supervision`."""
-    sv = _imported("supervision", "to_supervision")
+    with _installed("supervision", "to_supervision"):
+        import supervision as sv
     return sv.Detections(
         xyxy=found.boxes.astype(np.float32).reshape(-1, 4),
         confidence=found.scores.astype(np.float32),
@@ -80,7 +80,8 @@ def to_supervision(found: Columns) -> supervision.Detections:
 
 def to_fiftyone(found: Columns) -> fiftyone.Detections:
     """See `Prediction.to_fiftyone`."""
-    fo = _imported("fiftyone", "to_fiftyone")
+    with _installed("fiftyone", "to_fiftyone"):
+        import fiftyone as fo
     height, width = found.image_size
     scale = np.array([width, height, width, height], np.float64)
     boxes = (found.boxes.astype(np.float64) / scale).clip(0, 1)
@@ -130,25 +131,28 @@ def to_torchvision(found: Columns, labels: TorchvisionLabels) -> dict[str, torch
 
 def to_pandas(found: Columns) -> pd.DataFrame:
     """See `Prediction.to_pandas`."""
-    pandas = _imported("pandas", "to_pandas")
+    with _installed("pandas", "to_pandas"):
+        import pandas as pd
     boxes = found.boxes.astype(np.float32).reshape(-1, 4)
     columns: dict[str, Any] = {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
     columns |= {
         "score": found.scores,
         "label": found.labels,
         "category_id": found.category_ids,
-        "class_name": pandas.Series(list(found.class_names), dtype="object"),
+        "class_name": pd.Series(list(found.class_names), dtype="object"),
     }
     if found.masks is not None:
-        columns["mask"] = pandas.Series(list(found.masks), dtype="object")
+        columns["mask"] = pd.Series(list(found.masks), dtype="object")
     if found.mask_scores is not None:
         columns["mask_score"] = found.mask_scores
-    return pandas.DataFrame(columns)
+    return pd.DataFrame(columns)
 
 
-def _imported(package: str, method: str) -> ModuleType:
+@contextmanager
+def _installed(package: str, method: str) -> Iterator[None]:
+    """Inside, the package is imported; that it is missing is an error that names it."""
     try:
-        return importlib.import_module(package)
+        yield
     except ModuleNotFoundError as error:
         if error.name != package:
             raise

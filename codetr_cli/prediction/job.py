@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,10 @@ from codetr_cli.distributed.part_frames import Part
 from codetr_cli.distributed.shared_work import SharedWork, agree_on_weights, stop_request
 from codetr_cli.distributed.worker_errors import PREDICTION
 from codetr_cli.errors import ConfigError, ResourceError
-from codetr_cli.files import ResultRecord
 from codetr_cli.inference.detector import Detector
-from codetr_cli.inference.draw_options import DrawOptions
-from codetr_cli.inference.fonts import missing_fonts
 from codetr_cli.inference.loading import find_checkpoint, load_detector
 from codetr_cli.inference.options import DetectOptions
-from codetr_cli.prediction.drawings import drawing_request, drawn_names, misplaced
+from codetr_cli.prediction.drawings import misplaced
 from codetr_cli.prediction.labels.interface import (
     DatasetOptions,
     LabelOptions,
@@ -44,6 +41,7 @@ from codetr_cli.prediction.outputs import (
     taken,
     write_outputs,
 )
+from codetr_cli.prediction.pictures import PictureOptions, Pictures
 from codetr_cli.prediction.predictor import Predictor
 from codetr_cli.prediction.results import ImageResult, check_packed, merge_results, pack_results
 from codetr_cli.prediction.sources.input_list import InputImage, digest_of
@@ -68,8 +66,7 @@ class PredictJob:
         precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
         tta: test-time augmentation.
         options: how images are detected.
-        draw: whether images with their detections are drawn.
-        drawing: how.
+        pictures: which pictures are made.
         formats: of the results, keys of `outputs.WRITERS`.
         labels: which detections are labels, and in which form.
         dataset: makes a data set of the labels, as whose folder `out` is refused instead of numbered where it is taken;
@@ -85,8 +82,7 @@ class PredictJob:
     precision: str = "auto"
     tta: bool = False
     options: DetectOptions = field(default_factory=DetectOptions)
-    draw: bool = True
-    drawing: DrawOptions = field(default_factory=DrawOptions)
+    pictures: PictureOptions = field(default_factory=PictureOptions)
     formats: tuple[str, ...] = ("coco",)
     labels: LabelOptions = field(default_factory=LabelOptions)
     dataset: DatasetOptions | None = None
@@ -106,8 +102,8 @@ class PredictJob:
             options=options,
             labels=asdict(self.labels),
             dataset=asdict(self.dataset) if self.dataset else None,
-            **{name: getattr(self, name) for name in ("tta", "draw", "precision", "formats", "shard_size")},
-            drawing=asdict(self.drawing) if self.draw else None,
+            **{name: getattr(self, name) for name in ("tta", "precision", "formats", "shard_size")},
+            pictures=self.pictures.request(),
         )
 
     @property
@@ -118,15 +114,13 @@ class PredictJob:
 
     def result_names(self) -> list[str]:
         """Names in the output folder that the results have."""
-        return [*result_names(self.written, len(self.images), self.shard_size), FAILURES_NAME, SUMMARY_NAME]
+        names = result_names(self.written, len(self.images), self.shard_size)
+        return [*names, *self.pictures.result_names(), FAILURES_NAME, SUMMARY_NAME]
 
     def drawn_names(self, folder: Path, digest: str) -> list[Path]:
         """Names of the drawn images in an output folder, by the number of the image; empty if none are drawn."""
         reserved = (*self.result_names(), CROPS, part_files.FOLDER, slurm.FOLDER)
-        if not self.draw:
-            return []
-        image_format = self.drawing.image_format
-        return drawn_names(self.images, reserved, folder, request=digest, force=self.force, image_format=image_format)
+        return self.pictures.drawn_names(self.images, reserved, folder, request=digest, force=self.force)
 
     def choose_folder(self, digest: str) -> Path:
         """The output folder: that of the same command before, or a free one.
@@ -191,27 +185,29 @@ def run_prediction(
         loaded = load_detector(job.weights, device, list(job.overrides))
         detector = Detector(loaded, device=device, precision=job.precision, tta=job.tta)
         selection = LabelSelection(detector, job.options, job.labels)
+        truth = job.pictures.ground_truth(selection.class_names)
         agree_on_weights(digest, job.digest(device.type))
         parts = job.parts(job.out)
         work = SharedWork(parts, bytes([1]) * len(job.images), pack_results, work=PREDICTION, stop=stop, store=store)
         stack.callback(work.close, complete=False)
-        drawings = _Drawings(job, parts, digest)
-        done = work.start(digest, lambda: job.choose_folder(digest), drawings.is_complete)
-        drawn = process_group.from_main(drawings.names if process_group.is_main() else None)
-        writing = _Writing(job, detector, selection, parts, digest)
+        make = partial(Pictures, options=job.pictures, truth=truth, class_names=selection.class_names, force=job.force)
+        planned = cache(lambda: make(place=parts, names=job.drawn_names(parts.folder, digest), request=digest))
+        done = work.start(digest, lambda: job.choose_folder(digest), lambda number: planned().is_complete(number))
+        names = process_group.from_main(planned().names if process_group.is_main() else None)
+        pictures = make(place=parts, names=names, request=digest)
+        writing = _Writing(job, detector, selection, pictures, parts, digest)
         if any(name in PARTIAL for name in job.formats) and len(job.images) <= LISTED_IMAGES:
             # The list of what was found is always there, complete or not, whatever ends this process.
             work.snapshot = writing.write_partial
         if process_group.is_main():
-            if job.draw and job.drawing.labels != "none" and (sentence := missing_fonts(detector.class_names)):
-                warn(f"{sentence}.")
+            for sentence in pictures.warnings():
+                warn(sentence)
             work.progress = shown.enter_context(show(len(job.images), work.images_before))
         predictor = Predictor(
             detector=detector,
             options=job.options,
             folder=parts.folder,
-            drawn_names=drawn if job.draw else None,
-            drawing=job.drawing,
+            pictures=pictures,
             scratch=parts.path,
             request=digest,
             force=job.force,
@@ -253,9 +249,15 @@ class _Writing:
     """Writes the results from part files; for the process of rank 0."""
 
     def __init__(
-        self, job: PredictJob, detector: Detector, selection: LabelSelection, parts: PartFiles, digest: str
+        self,
+        job: PredictJob,
+        detector: Detector,
+        selection: LabelSelection,
+        pictures: Pictures,
+        parts: PartFiles,
+        digest: str,
     ) -> None:
-        self._job, self._detector, self._selection = job, detector, selection
+        self._job, self._detector, self._selection, self._pictures = job, detector, selection, pictures
         self._parts, self._digest = parts, digest
 
     @cached_property
@@ -307,6 +309,7 @@ class _Writing:
             try:
                 write_outputs(tally.counting(merge_results(parts)), job.written, target)
                 names += [FAILURES_NAME] if tally.failures else []
+                names += self._pictures.write_montage(job.images)
                 summary = summarize(tally, work, names, **facts)
                 write_summary(summary, target)
             except ResourceError as error:
@@ -346,25 +349,3 @@ def _file_sizes(images: Sequence[InputImage]) -> list[float]:
         with suppress(OSError):
             sizes[number] = float(image.size if image.member else 0 if image.url else image.path.stat().st_size)
     return sizes
-
-
-class _Drawings:
-    """The drawings of a job in the output folder of its parts, once that is chosen; for the process of rank 0."""
-
-    def __init__(self, job: PredictJob, parts: PartFiles, digest: str) -> None:
-        self._job, self._parts, self._digest = job, parts, digest
-
-    @cached_property
-    def names(self) -> list[Path]:
-        return self._job.drawn_names(self._parts.folder, self._digest)
-
-    @cached_property
-    def record(self) -> ResultRecord:
-        return ResultRecord(self._parts.folder)
-
-    def is_complete(self, number: int) -> bool:
-        """Whether an image that is in a part has its drawing, too, and it has survived a power failure."""
-        if not self.names:
-            return True
-        path, request = self._parts.folder / self.names[number], drawing_request(self._digest, number)
-        return self.record.is_own(path, request=request, quick=True) and path.stat().st_size > 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from codetr_cli.distributed.shared_work import SharedWork
 from codetr_cli.files import write_result
+from codetr_cli.prediction.comparison import ComparisonTotals
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget
 
@@ -33,6 +34,7 @@ class Tally:
         detections: their number.
         objects: detections by the name of their class.
         reviews: images that are to be reviewed.
+        comparisons: of detections with annotations.
     """
 
     total: int
@@ -43,17 +45,20 @@ class Tally:
     detections: int = 0
     objects: Counter[str] = field(default_factory=Counter)
     reviews: int = 0
+    comparisons: ComparisonTotals = field(default_factory=ComparisonTotals)
 
     def counting(self, results: Iterable[ImageResult]) -> Iterator[ImageResult]:
         """The results as they are, counted from zero."""
         kept = LISTED_IMAGES if self.total <= LISTED_IMAGES else LISTED_IMAGES // 100
         self.images, self.failed, self.objects = [], {}, Counter()
         self.done = self.failures = self.detections = self.reviews = 0
+        self.comparisons = ComparisonTotals()
         for result in results:
             if result.image is not None:
                 self.done += 1
                 self.detections += len(result.records)
                 self.objects.update(result.image["objects"])
+                self.comparisons.add(result.image)
                 self.reviews += "review" in result.image
                 if len(self.images) < kept:
                     self.images.append(result.image)
@@ -127,6 +132,7 @@ def summarize(tally: Tally, work: SharedWork, files: Sequence[str], **facts: str
         "detections": tally.detections,
         "objects": dict(sorted(tally.objects.items(), key=lambda item: (-item[1], item[0]))),
         "files": list(files),
+        **({"against": tally.comparisons.summary()} if tally.comparisons.is_used else {}),
         **rates(work),
     }
 

@@ -25,12 +25,24 @@ def drawn_on(image: ImageRegions, prediction: Prediction, options: DrawOptions) 
     Raises:
         BrokenImageError: the image's file is damaged.
     """
-    if isinstance(image, ArrayRegions):
-        return prediction.drawn_on(image.pixels, options)
-    height, width = image.size
-    factor = min(1.0, MAX_DRAWN_SIDE / max(height, width))
-    size = (max(round(height * factor), 1), max(round(width * factor), 1))
-    return prediction.resized(size).drawn_on(image.reduced(*size), options)
+    pixels = drawable(image)
+    size = (pixels.shape[0], pixels.shape[1])
+    return (prediction if size == prediction.image_size else prediction.resized(size)).drawn_on(pixels, options)
+
+
+def drawable(image: ImageRegions) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3) uint8 RGB that are drawn on: of the image, or of a smaller one if it is read in parts.
+
+    Raises:
+        BrokenImageError: the image's file is damaged.
+    """
+    return image.pixels if isinstance(image, ArrayRegions) else image.reduced(*fitted(image.size, MAX_DRAWN_SIDE))
+
+
+def fitted(size: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """The largest (height, width) of the same shape with no side above a number of pixels; at most the given one."""
+    factor = min(1.0, side_px / max(size))
+    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
 
 
 def write_picture(path: Path, pixels: NDArray[np.uint8], suffix: str, quality: int) -> None:

@@ -14,21 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.decoder import BrokenImageError, read_image
 from codetr_cli.images.headers import ImageFileError, read_header
 from codetr_cli.images.large_images import open_regions
 from codetr_cli.images.regions import ArrayRegions, ImageRegions
 from codetr_cli.inference.cores import cores_shared
 from codetr_cli.inference.detector import Detector
-from codetr_cli.inference.draw_options import DrawOptions
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import StageSeconds, detect_stream
-from codetr_cli.prediction.drawings import drawing_request
 from codetr_cli.prediction.labels.crops import CropWriter
 from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
-from codetr_cli.prediction.picture_files import drawn_on, write_picture
+from codetr_cli.prediction.pictures import Pictures
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.sources.content import read_pixels
 from codetr_cli.prediction.sources.input_list import InputImage
@@ -44,12 +41,11 @@ class Predictor:
     Attributes:
         detector: runs on each image.
         options: how.
-        folder: of the drawn images.
-        drawn_names: see `drawings.drawn_names`, by the number of the image; None: nothing is drawn.
-        drawing: how detections are drawn.
-        scratch: a folder for drawn images that are not complete yet, on the same disk.
+        folder: the output folder.
+        pictures: makes the pictures of each image; None: there are none.
+        scratch: a folder for files that are not complete yet, on the same disk.
         request: name of the request.
-        force: drawings of other requests are replaced.
+        force: files of other requests are replaced.
         stages: adds up what the stages take.
         selection: which detections are kept, and as which classes; None: all, as they are.
         labels: whether crops are written, too.
@@ -59,8 +55,7 @@ class Predictor:
     detector: Detector
     options: DetectOptions
     folder: Path
-    drawn_names: Sequence[Path] | None = None
-    drawing: DrawOptions = field(default_factory=DrawOptions)
+    pictures: Pictures | None = None
     scratch: Path
     request: str
     force: bool = False
@@ -68,11 +63,6 @@ class Predictor:
     selection: LabelSelection | None = None
     labels: LabelOptions = field(default_factory=LabelOptions)
     images: Sequence[InputImage] = ()
-
-    @cached_property
-    def record(self) -> ResultRecord:
-        """Of the folder of the drawn images."""
-        return ResultRecord(self.folder)
 
     @cached_property
     def _crops(self) -> CropWriter:
@@ -121,7 +111,7 @@ class Predictor:
         review = None
         if self.selection is not None:
             prediction, review = self.selection.select(prediction)
-        drawn = self._draw(number, regions, prediction)
+        pictures = {"drawn": None} if self.pictures is None else self.pictures.make(number, image, regions, prediction)
         if self.labels.crops:
             self._crops.write(number, regions, prediction)
         height, width = prediction.image_size
@@ -133,29 +123,10 @@ class Predictor:
             "width": width,
             "objects": dict(Counter(prediction.class_names).most_common()),
             "seconds": round(seconds, 4),
-            "drawn": None if drawn is None else str(drawn),
+            **pictures,
             **({} if review is None else {"review": review}),
         }
         return ImageResult(number, image.file, image=facts, records=_records(image, prediction))
-
-    def _draw(self, number: int, image: ImageRegions, prediction: Prediction) -> Path | None:
-        if self.drawn_names is None:
-            return None
-        drawn = self.folder / self.drawn_names[number]
-        drawn.parent.mkdir(parents=True, exist_ok=True)
-        # Not synced, which would take longer than the drawing; a power failure leaves empty files, drawn again.
-        with write_result(
-            drawn,
-            by="predict",
-            force=self.force,
-            request=drawing_request(self.request, number),
-            record=self.record,
-            scratch=self.scratch,
-            sync=False,
-        ) as temporary:
-            drawing = drawn_on(image, prediction, self.drawing)
-            write_picture(temporary, drawing, drawn.suffix, self.drawing.quality)
-        return drawn
 
 
 def _records(image: InputImage, prediction: Prediction) -> list[dict[str, Any]]:

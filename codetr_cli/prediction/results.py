@@ -18,6 +18,7 @@ IMAGE_TYPES = {
 }
 REVIEW_TYPES = {"count": (int,), "detections": (list,)}
 REASON_TYPES = {"class": (str,), "score": (int, float), "bbox": (list,), "is_label": (bool,)}
+COMPARISON_TYPES = {"hits": (int,), "misses": (int,), "false_alarms": (int,)}
 RECORD_TYPES = {
     **{"image_id": (int,), "category_id": (int,), "bbox": (list,), "score": (int, float)},
     **{"file_name": (str,), "category_name": (str,)},
@@ -100,6 +101,7 @@ def _is_result(table: object) -> bool:
         _has_types(image, IMAGE_TYPES)
         and ("review" not in image or _is_review(image["review"]))
         and all(type(count) is int for count in image["objects"].values())
+        and (image.get("against") is None or _has_types(image["against"], COMPARISON_TYPES))
         and all(_has_types(record, RECORD_TYPES) for record in records)
     )
 

@@ -15,7 +15,7 @@ from codetr_cli.distributed.shared_work import SharedWork
 from codetr_cli.errors import ResourceError, StoppedError
 from codetr_cli.files import RECORD_NAME
 from codetr_cli.inference.detector import Detector
-from codetr_cli.prediction import job
+from codetr_cli.prediction import job, pictures
 from codetr_cli.prediction.inputs import InputImage
 from tests.distributed.fake_slurm import stand_in
 from tests.inference.fakes import write_run
@@ -550,3 +550,80 @@ def test_lists_archives_and_addresses_give_the_detections_of_files(codetr, run, 
     assert ran.json["summary"]["processes"][0]["images"] == len(photos) + 1
     assert codetr("predict", "urls.csv", "--column", "ulr").code == 2
     files.store.clear()
+
+
+def test_detections_are_compared_with_annotations(codetr, run, tiny_coco):
+    folder = tiny_coco / "val2017"
+    truth = tiny_coco / "annotations/instances_val2017.json"
+    objects = sum(not entry["iscrowd"] for entry in json.loads(truth.read_text())["annotations"])
+    words = ("predict", folder, "--score", 0.01, "--max-dets", 3)
+    ran = codetr(*words, "--against", truth, "--json")
+    assert ran.code == 0, ran.err
+    facts = ran.json["summary"]["against"]
+    assert facts["hits"] + facts["misses"] == objects
+    assert facts["hits"] + facts["false_alarms"] == 3 * len(ran.json["images"])
+    assert facts["images"] == len(ran.json["images"])
+    for name in ("hits", "misses", "false_alarms"):
+        assert sum(image["against"][name] for image in ran.json["images"]) == facts[name]
+    assert {image["file_name"] for image in facts["worst"]} == {image["file_name"] for image in ran.json["images"]}
+    with Image.open(ran.json["images"][0]["drawn"]) as drawn:
+        assert drawn.width > 2 * ran.json["images"][0]["width"]
+    ran = codetr(*words, "--against", tiny_coco, "--against-view", "overlay")
+    assert ran.code == 0, ran.err
+    assert "misses" in ran.out
+    assert f"{facts['hits']} hits, {facts['misses']} misses, {facts['false_alarms']} false alarms" in ran.out
+
+
+def test_images_without_annotations_are_counted(codetr, run, tiny_coco):
+    ran = codetr("predict", tiny_coco / "train2017", "--against", tiny_coco / "annotations/instances_val2017.json")
+    assert ran.code == 0, ran.err
+    assert "4 images have no annotations of their name" in " ".join(ran.err.split())
+
+
+def test_annotations_that_cannot_be_compared_stop_before_the_first_image(codetr, run, tiny_coco):
+    words = ("predict", tiny_coco / "val2017", "--against")
+    ran = codetr(*words, "absent.json")
+    assert ran.code == 3
+    assert "absent.json" in ran.err
+    image = {"id": 1, "file_name": "1.jpg", "width": 9, "height": 9}
+    table = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    Path("other.json").write_text(json.dumps(table))
+    ran = codetr(*words, "other.json")
+    assert ran.code == 3
+    assert "no class in common" in ran.err
+    assert not list(Path("predictions").glob("*.jpg"))
+
+
+def test_a_montage_of_the_first_images(codetr, run, tiny_coco, monkeypatch):
+    words = ("predict", tiny_coco / "train2017", "--grid", 3, "--no-draw")
+    ran = codetr(*words, "--json", "--image-format", "png")
+    assert ran.code == 0, ran.err
+    with Image.open("predictions/grid.png") as grid:
+        assert grid.width > 100
+    assert "predictions/grid.png" in ran.json["files"]
+    assert sorted(path.name for path in Path("predictions").iterdir()) == [
+        RECORD_NAME,
+        "grid.png",
+        "predictions.json",
+        "summary.json",
+    ]
+    assert codetr("predict", "predictions", "--no-draw").code == 3, "it is no input"
+    assert codetr("predict", tiny_coco / "train2017", "--grid", "0x4").code == 2
+
+
+def test_a_continued_prediction_has_the_montage_of_an_undisturbed_one(codetr, run, tiny_coco, monkeypatch):
+    words = ("predict", tiny_coco / "train2017", "--grid", "2x2", "--no-draw")
+    assert codetr(*words, "--out", "whole").code == 0
+
+    def stop(self, number, *rest):
+        if number == 2:
+            raise StoppedError("stopped", 2)
+        return original(self, number, *rest)
+
+    original = pictures.Pictures.make
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures.Pictures, "make", stop)
+        assert codetr(*words, "--out", "parts").code == 130
+    assert codetr(*words, "--out", "parts").code == 0
+    assert Path("parts/grid.jpg").read_bytes() == Path("whole/grid.jpg").read_bytes()
+    assert not Path("parts/.parts").exists()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -130,22 +130,14 @@ def test_fiftyone():
 
 @pytest.mark.parametrize("package", ["supervision", "fiftyone", "pandas"])
 def test_a_missing_package_is_named(monkeypatch, package):
-    original = importlib.import_module
-
-    def imported(name, *rest):
-        if name == package:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return original(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", imported)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ResourceError, match=f"to_{package} needs the package {package}: pip install {package}"):
         getattr(prediction(), f"to_{package}")()
 
 
-def test_a_package_that_is_broken_shows_its_own_error(monkeypatch):
-    def imported(name, *rest):
-        raise ModuleNotFoundError("No module named 'pytz'", name="pytz")
-
-    monkeypatch.setattr(importlib, "import_module", imported)
-    with pytest.raises(ModuleNotFoundError, match="pytz"):
-        prediction().to_pandas()
+def test_a_package_that_is_broken_shows_its_own_error(monkeypatch, tmp_path):
+    (tmp_path / "fiftyone.py").write_text("import a_module_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fiftyone", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        prediction().to_fiftyone()
