@@ -72,6 +72,12 @@ class Scene:
         )
 
 
+def coded_picture(size: tuple[int, int]) -> np.ndarray:
+    """An image of (height, width) whose pixels say where they are, as the colour of a tile does."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    return np.stack(_colour(x << 12 | y), -1).astype(np.uint8)
+
+
 def scene(size: tuple[int, int], *objects: tuple[float, ...]) -> Scene:
     """A scene of objects (x1, y1, x2, y2[, label]) in an image of (height, width)."""
     boxes = np.array([each[:4] for each in objects], np.float64).reshape(-1, 4)
@@ -114,9 +120,10 @@ def merged(
 
 
 class SceneNetwork(nn.Module):
-    """Detects what a tile shows of a scene: the colour of its input says which tile it is.
+    """Detects what a tile shows of a scene: the first pixel of its input says which tile it is.
 
-    The mean of the input must be 0 and its standard deviation 1.
+    An input that is as large as the scene is the whole image. Tiles must be enlarged, so that the pixel is exact. The
+    mean of the input must be 0 and its standard deviation 1.
     """
 
     def __init__(self, of: Scene, *, whole: float = 1.0) -> None:
@@ -131,10 +138,11 @@ class SceneNetwork(nn.Module):
     def _one(self, image, meta):
         red, green, blue = (int(value) for value in image[:, 0, 0])
         code = red << 16 | green << 8 | blue
-        left, top = (0, 0) if code == WHOLE else (code >> 12, code & 0xFFF)
         height, width = meta["orig_size"]
-        return self.of.seen((left, top, left + width, top + height), smallest=self.whole if code == WHOLE else 1.0)
+        is_whole = (height, width) == self.of.size
+        left, top = (0, 0) if is_whole else (code >> 12, code & 0xFFF)
+        return self.of.seen((left, top, left + width, top + height), smallest=self.whole if is_whole else 1.0)
 
 
-def _colour(code: int) -> tuple[int, int, int]:
+def _colour(code: int | np.ndarray) -> tuple[int | np.ndarray, ...]:
     return code >> 16, code >> 8 & 0xFF, code & 0xFF

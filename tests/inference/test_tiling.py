@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from codetr_cli.config.overrides import apply_overrides
+from codetr_cli.data.batch import collate
+from codetr_cli.data.sample import Sample
 from codetr_cli.errors import ArgumentError, ConfigError
 from codetr_cli.images.regions import ArrayRegions
 from codetr_cli.images.tile_grid import tile_grid
@@ -16,7 +18,7 @@ from codetr_cli.inference.tiling import Tiling, build_tiling
 from codetr_cli.models.build import build_postprocess
 from codetr_cli.models.postprocess import Detections
 from tests.inference.fakes import write_checkpoint
-from tests.inference.scenes import Scene, SceneNetwork, scene
+from tests.inference.scenes import Scene, SceneNetwork, coded_picture, scene
 
 CPU = torch.device("cpu")
 RAW = ["data.mean=[0,0,0]", "data.std=[1,1,1]"]
@@ -51,6 +53,26 @@ def test_every_object_is_found_once(tiny_settings, canvas) -> None:
     for whole in (1, 60):
         found = detect(of, settings, SceneNetwork(of, whole=whole))
         assert sorted(found.boxes.round().tolist()) == sorted(of.boxes.tolist())
+
+
+def test_a_batch_of_decoded_images(tiny_settings) -> None:
+    """As an evaluation has them: padded to the largest of the batch, pixels and all."""
+    settings = apply_overrides(tiny_settings, RAW)
+    scenes = [scene((170, 260), (70, 60, 130, 100), (240, 150, 260, 170)), scene((90, 300), (95, 5, 105, 88))]
+    samples = []
+    for of in scenes:
+        sample = Sample.from_image(coded_picture(of.size))
+        samples.append((sample.image, sample.to_target(image_id=0, orig_size=of.size, pad_divisor=32)))
+    for number, of in enumerate(scenes):
+        found = tiling(settings).detect(
+            SceneNetwork(of),
+            build_postprocess(settings.test),
+            collate(samples),
+            device=CPU,
+            mean=(0,) * 3,
+            std=(1,) * 3,
+        )
+        assert sorted(found[number].boxes.round().tolist()) == sorted(of.boxes.tolist())
 
 
 def test_without_the_whole_image(tiny_settings) -> None:
