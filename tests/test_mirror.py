@@ -99,6 +99,7 @@ OF_SEVERAL_MODULES = {
     "golden/test_runner.py": "the runner of recorded cases",
     "losses/test_full_precision.py": "the dtype of all costs and losses",
     "models/test_precision.py": "float32 against float64 of whole detections",
+    "prediction/video/test_video_kills.py": "videos whose command is killed at random instants",
     "runs/test_former_runs.py": "a run folder of an earlier version",
     "test_count_presets.py": "the script that counts parameters and costs of presets",
     "test_docs.py": "documentation",

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from codetr_cli.prediction.video import container, frames, live
+from codetr_cli.prediction.video.inputs import VideoInput
+from codetr_cli.runtime.signals import StopRequest
+from tests.conftest import REPOSITORY
 from tests.inference.fakes import write_run
 from tests.prediction.video.videos import TIME_BASE, lines_of, read_video, variable_pts, write_video
 
@@ -105,3 +114,44 @@ def test_ids(codetr, video):
     rows = [row for line in lines_of(Path("predictions/a.jsonl")) for row in line["detections"]]
     assert all("track_id" in row for row in rows)
     assert json.loads(ran.out)["videos"][0]["tracks"] == len({row["track_id"] for row in rows} - {None})
+
+
+def test_documented_commands(codetr, video, monkeypatch):
+    """Those with files run; the streams are files that end in a stop."""
+    pytest.importorskip("edgefirst.tracker")
+    page = (REPOSITORY / "docs" / "predict.md").read_text(encoding="utf-8")
+    section = page.partition("## Videos and streams")[2].partition("\n## ")[0]
+    written = re.findall(r"^codetr (predict [^#\n]+)", section, flags=re.MULTILINE)
+    assert len(written) == 6
+    long = [12_800 * number for number in range(0, 131, 10)]  # of more than two minutes
+    write_video(Path("street.mp4"), long)
+    Path("frames").mkdir()
+    Image.new("RGB", (64, 48)).save("frames/000000.jpg")
+    requests: list[StopRequest] = []
+    monkeypatch.setattr(StopRequest, "__enter__", lambda self: requests.append(self) or self)
+    monkeypatch.setattr(live, "FIRST_PAUSE_S", 0.001)
+
+    @contextmanager
+    def open_stream(source: VideoInput, *, max_pixels: int):
+        opened.append(source.text)
+        if len(opened) % 3 == 0:  # the first is for the header
+            deadline = time.monotonic() + 60
+            while not any(Path().rglob("*.jsonl.tmp")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            requests[-1].number = 2
+        file = VideoInput("a.mp4", "file", "a", (Path("a.mp4"),))
+        with container.open_video(file, max_pixels=max_pixels) as (source_, stream, info):
+            yield source_, stream, replace(info, live=True)
+
+    opened: list[str] = []
+    for command in written:
+        is_stream = "://" in command or "camera:" in command
+        with monkeypatch.context() as patch:
+            if is_stream:
+                patch.setattr(frames, "open_video", open_stream)
+                patch.setattr(live, "open_video", open_stream)
+                opened.clear()
+            ran = codetr(*shlex.split(command))
+        assert ran.code == (130 if is_stream else 0), f"{command}: {ran.err}"
+    assert lines_of(Path("street/example.org_live_stream.jsonl"))
+    assert "password" not in "".join(path.name for path in Path().rglob("*"))

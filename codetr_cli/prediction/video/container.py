@@ -194,7 +194,6 @@ def _info(container: Any, stream: Any, video: VideoInput) -> StreamInfo:
         seconds = stream.duration * time_base
     elif container.duration is not None and container.duration > 0 and len(container.streams) == 1:
         seconds = Fraction(container.duration, 1_000_000)
-    endless = container.duration is None or container.duration <= 0
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     return StreamInfo(
         size=(context.height, context.width),
@@ -204,5 +203,13 @@ def _info(container: Any, stream: Any, video: VideoInput) -> StreamInfo:
         seconds=seconds,
         aspect=Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or Fraction(1),
         codec=context.name,
-        live=video.kind == "camera" or (video.kind == "url" and endless),
+        live=video.kind == "camera" or (video.kind == "url" and _is_endless(container)),
     )
+
+
+def _is_endless(container: Any) -> bool:
+    """Whether a stream has no end: a file may have no duration in its header, but has a size."""
+    if container.duration is not None and container.duration > 0:
+        return False
+    names = container.format.name.split(",")
+    return bool({"hls", "rtsp", "rtp", "sdp"} & set(names)) or container.size <= 0

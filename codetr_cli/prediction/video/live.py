@@ -29,6 +29,7 @@ class LiveFrames:
 
     Args:
         video: the camera or URL.
+        info: of its header.
         max_pixels: of a frame.
         stopped: whether to end; asked several times a second.
         warn: shows a sentence about a connection.
@@ -41,6 +42,7 @@ class LiveFrames:
     def __init__(
         self,
         video: VideoInput,
+        info: StreamInfo,
         *,
         max_pixels: int,
         stopped: Callable[[], bool],
@@ -59,8 +61,7 @@ class LiveFrames:
         self._ended = self._closed = False
         self._error: CodetrError | None = None
         self._arrived: float | None = None  # when the last frame came
-        with open_video(video, max_pixels=max_pixels) as (_, _, info):
-            self.info = info if time_base is None else replace(info, time_base=time_base)
+        self.info = info if time_base is None else replace(info, time_base=time_base)
 
     def frames(self) -> Iterator[VideoFrame]:
         """The frames as they come, until the stream ends or a stop is requested.

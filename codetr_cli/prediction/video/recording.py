@@ -36,8 +36,6 @@ from codetr_cli.runtime.signals import StopRequest
 Pixels = NDArray[np.uint8]
 SEGMENT_FRAMES, SEGMENT_S = 300, 10.0
 """A segment ends after so many frames or seconds of work."""
-BATCHED = 16
-"""Segments on a GPU end after a multiple of so many frames, so that the same frames are in a batch after a restart."""
 MAX_LEAD_S = 10
 """A drawn video that would begin later begins at 0."""
 KEYS = ("bbox", "score", "segmentation", "mask_score")
@@ -139,9 +137,10 @@ class VideoRun:
             read=lambda frame: frame.decode(),
             finish=self._finish,
             failed=lambda frame, error: FrameResult(frame, error=str(error)),
+            weigh=lambda frame: 3 * info.size[0] * info.size[1],
         )
         try:
-            with closing(results):  # type: ignore[type-var]
+            with closing(results):
                 for result in results:
                     self._add(result)
                     advance(1)
@@ -165,6 +164,7 @@ class VideoRun:
         more = {"number": totals.last_number + 1, "pts": totals.last_pts + 1, "time_base": Fraction(*totals.time_base)}
         return LiveFrames(
             video,
+            source.info,
             max_pixels=limit,
             stopped=lambda: self._stop.number is not None,
             warn=self._warn,
@@ -188,10 +188,8 @@ class VideoRun:
         return max(1, math.ceil(seconds * info.rate / self._job.stride))
 
     def _frames_of_a_batch(self) -> int:
-        options = self._job.options
-        if options.exact:
-            return 1
-        return options.batch or (1 if self._detector.device.type == "cpu" else BATCHED)
+        """A segment ends with a batch, so that a restart has the same batches; an automatic size changes anyway."""
+        return self._job.options.images_at_once(self._detector.device.type) or 1
 
     def _finish(self, frame: VideoFrame, pixels: Pixels, prediction: Prediction, seconds: float) -> FrameResult:
         """The result of a frame; any thread may call it."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from codetr_cli.images.decoder import BrokenImageError
-from codetr_cli.prediction.video.frames import FileFrames, SequenceFrames, VideoFrame, chosen
+from codetr_cli.prediction.video.frames import FileFrames, SequenceFrames, VideoFrame, chosen, pixels_of
 from codetr_cli.prediction.video.inputs import VideoInput, split_inputs
-from tests.prediction.video.videos import TIME_BASE, grey, number_of, variable_pts, write_video
+from tests.prediction.video.videos import TIME_BASE, av, grey, number_of, variable_pts, write_video
 
 
 def frames_of(path: Path, max_pixels: int = 100_000) -> tuple[list[VideoFrame], FileFrames]:
@@ -29,6 +30,16 @@ def test_every_frame_has_its_number_and_its_timestamp(tmp_path: Path, suffix: st
     assert all(abs(frame.time - at * TIME_BASE) <= exact for frame, at in zip(frames, pts, strict=True))
     assert source.problems.bad_count == source.problems.untimed == 0
     assert source.problems.early_end == ""
+
+
+def test_frames_without_timestamps_have_the_rate_of_the_video(tmp_path: Path):
+    path = write_video(tmp_path / "a.h264", [500 * number for number in range(10)], options={"bf": "0"})
+    frames, source = frames_of(path)
+    assert [number_of(frame.decode()) for frame in frames] == list(range(10))
+    steps = {b.time - a.time for a, b in pairwise(frames)}
+    assert len(steps) == 1
+    assert steps.pop() > 0
+    assert source.problems.untimed in (0, 10)
 
 
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (180, 2), (-90, 3)])
@@ -56,7 +67,6 @@ def test_a_truncated_video_is_read_to_its_end(tmp_path: Path):
 
 def _write_header_first(path: Path, target: Path) -> None:
     from codetr_cli.prediction.video.encoder import join_pieces
-    from tests.prediction.video.videos import av
 
     piece = target.with_suffix(".nut")
     with av.open(str(path)) as source, av.open(str(piece), "w", format="nut") as copy:
@@ -83,14 +93,14 @@ def test_bad_frames_are_counted_and_named(tmp_path: Path):
     assert "cannot be" in why
 
 
-def test_frames_that_grow_are_refused(tmp_path: Path):
+def test_a_frame_that_is_too_large_is_no_pixels(tmp_path: Path):
+    """The size of a stream may change on its way; the decoder refuses larger ones, too."""
     path = write_video(tmp_path / "a.mp4", [0])
-    frames, _ = frames_of(path)
-    source = FileFrames(VideoInput(str(path), "file", "x", (path,)), max_pixels=100_000)
-    source._max_pixels = 100_000
-    assert frames[0].decode().shape == (48, 64, 3)
-    frame = next(iter(source.frames()))
-    assert frame.decode().shape == (48, 64, 3)
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    decode = pixels_of(frame, VideoInput("a.mp4", "file", "a"), max_pixels=3071)
+    with pytest.raises(BrokenImageError, match="64 x 48 pixels"):
+        decode()
 
 
 def test_a_sequence_has_the_rate_that_is_given(tmp_path: Path):

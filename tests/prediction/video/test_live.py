@@ -38,11 +38,20 @@ CAMERA = VideoInput("camera:0", "camera", "camera_0")
 PTS = variable_pts(20)
 
 
+def opened_info(path: Path) -> Any:
+    with open_video(VideoInput(str(path), "file", "x", (path,)), max_pixels=10_000) as (_, _, info):
+        return replace(info, live=True)
+
+
 class Connections:
     """Stands for a camera: each connection gives the frames of a video, or an error."""
 
     def __init__(self, *connections: Path | Exception) -> None:
         self._connections = list(connections)
+
+    def info(self) -> Any:
+        """Of the first connection."""
+        return next(opened_info(each) for each in self._connections if isinstance(each, Path))
 
     @contextmanager
     def open(self, video: VideoInput, *, max_pixels: int) -> Iterator[tuple[Any, Any, Any]]:
@@ -65,7 +74,9 @@ def frames_of(
     said: list[str] = []
     monkeypatch.setattr(live, "open_video", connections.open)
     monkeypatch.setattr(live, "WAITING", waiting)
-    source = live.LiveFrames(CAMERA, max_pixels=10_000, stopped=stopped, warn=said.append, pause_s=0.001, **more)
+    source = live.LiveFrames(
+        CAMERA, connections.info(), max_pixels=10_000, stopped=stopped, warn=said.append, pause_s=0.001, **more
+    )
     return source, said
 
 
@@ -79,7 +90,7 @@ def until_the_end(source: live.LiveFrames) -> list[VideoFrame]:
 def test_a_lost_connection_is_made_again_and_time_continues(tmp_path: Path, monkeypatch):
     path = write_video(tmp_path / "a.mkv", [5000 + at for at in PTS])
     lost = ResourceError("the network is down.")
-    source, said = frames_of(monkeypatch, Connections(path, path, lost, path, DatasetError("the end")))
+    source, said = frames_of(monkeypatch, Connections(path, lost, path, DatasetError("the end")))
     frames = until_the_end(source)
     assert [frame.number for frame in frames] == list(range(40))
     assert [number_of(frame.decode()) for frame in frames] == [*range(20), *range(20)]
@@ -93,7 +104,7 @@ def test_a_lost_connection_is_made_again_and_time_continues(tmp_path: Path, monk
 
 def test_a_stream_that_stays_away_is_given_up(tmp_path: Path, monkeypatch):
     path = write_video(tmp_path / "a.mkv", PTS)
-    source, said = frames_of(monkeypatch, Connections(path, path, *[ResourceError("no route to host")] * 20))
+    source, said = frames_of(monkeypatch, Connections(path, *[ResourceError("no route to host")] * 20))
     monkeypatch.setattr(live, "LONGEST_PAUSE_S", 0.002)
     with pytest.raises(ResourceError, match="given up after 6 attempts: no route to host"):
         list(source.frames())
@@ -102,7 +113,7 @@ def test_a_stream_that_stays_away_is_given_up(tmp_path: Path, monkeypatch):
 
 def test_frames_are_dropped_rather_than_collected(tmp_path: Path, monkeypatch):
     path = write_video(tmp_path / "a.mkv", PTS)
-    source, _ = frames_of(monkeypatch, Connections(path, path, DatasetError("the end")), waiting=4)
+    source, _ = frames_of(monkeypatch, Connections(path, DatasetError("the end")), waiting=4)
     frames = source.frames()
     first = next(frames)
     for thread in threading.enumerate():
@@ -119,7 +130,7 @@ def test_frames_are_dropped_rather_than_collected(tmp_path: Path, monkeypatch):
 def test_a_stop_ends_the_frames(tmp_path: Path, monkeypatch):
     path = write_video(tmp_path / "a.mkv", PTS)
     stopped: list[bool] = []
-    source, _ = frames_of(monkeypatch, Connections(path, *[path] * 1000), stopped=lambda: bool(stopped))
+    source, _ = frames_of(monkeypatch, Connections(*[path] * 1000), stopped=lambda: bool(stopped))
     for frame in source.frames():
         if frame.number == 30:
             stopped.append(True)
@@ -129,7 +140,7 @@ def test_a_stop_ends_the_frames(tmp_path: Path, monkeypatch):
 def test_a_stream_that_continues_after_a_kill(tmp_path: Path, monkeypatch):
     path = write_video(tmp_path / "a.mkv", PTS)
     source, _ = frames_of(
-        monkeypatch, Connections(path, path, DatasetError("the end")), number=7, pts=900, time_base=Fraction(1, 100)
+        monkeypatch, Connections(path, DatasetError("the end")), number=7, pts=900, time_base=Fraction(1, 100)
     )
     frames = until_the_end(source)
     assert (frames[0].number, frames[0].pts, frames[0].time) == (7, 900, 9)
@@ -164,11 +175,6 @@ def test_a_stop_of_a_stream_gives_files_that_play(tmp_path: Path, monkeypatch):
     assert not (outcome.folder / ".parts").exists()
 
 
-def opened_info(path: Path) -> Any:
-    with open_video(VideoInput(str(path), "file", "x", (path,)), max_pixels=10_000) as (_, _, info):
-        return replace(info, live=True)
-
-
 def test_a_stop_before_the_first_frame(tmp_path: Path, monkeypatch):
     path = write_video(tmp_path / "a.mkv", PTS)
     monkeypatch.setattr(live, "open_video", Connections(*[path] * 9).open)
@@ -183,6 +189,11 @@ def test_a_stop_before_the_first_frame(tmp_path: Path, monkeypatch):
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    def end_headers(self) -> None:
+        if self.path == "/stream":  # does not say how long it is
+            self._headers_buffer = [line for line in self._headers_buffer if b"Content-Length" not in line]
+        super().end_headers()
+
     def log_message(self, *arguments: object) -> None:
         pass
 
@@ -211,6 +222,22 @@ def test_a_file_over_http_is_no_live_stream(tmp_path: Path, server: str, monkeyp
     assert result.frames == 20
     assert result.lines.name == "127.0.0.1_a.jsonl"
     assert read_video(result.video)[0] == [at * TIME_BASE for at in PTS]
+
+
+def test_a_file_over_http_that_does_not_say_its_duration_is_no_live_stream(tmp_path: Path, server: str):
+    path = write_video(tmp_path / "a.mkv", PTS)
+    content = path.read_bytes()
+    duration = content.index(b"\x44\x89\x88")  # as programs write it that record
+    path.write_bytes(content[:duration] + b"\xec\x89" + content[duration + 2 :])
+    source = FileFrames(VideoInput(f"{server}/a.mkv", "url", "x"), max_pixels=10_000)
+    assert not source.info.live
+    assert len(list(source.frames())) == 20
+
+
+def test_a_stream_over_http_without_an_end_is_live(tmp_path: Path, server: str):
+    (tmp_path / "stream").write_bytes(write_video(tmp_path / "a.ts", PTS).read_bytes())
+    source = FileFrames(VideoInput(f"{server}/stream", "url", "x"), max_pixels=10_000)
+    assert source.info.live
 
 
 def test_a_playlist_with_an_end(tmp_path: Path, server: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -182,12 +183,14 @@ def test_a_stop_keeps_every_frame_that_is_done(video: Path, tmp_path: Path, monk
     detector.before = lambda number: stop(requests[0]) if number == 13 else None
     requests: list[StopRequest] = []
     monkeypatch.setattr(StopRequest, "__enter__", lambda self: requests.append(self) or self)
-    with pytest.raises(StoppedError, match="14 frames are done") as caught:
+    with pytest.raises(StoppedError, match="frames are done") as caught:
         predict(monkeypatch, detector, [video], tmp_path / "out")
     assert caught.value.exit_code == 143
+    done = int(re.search(r"(\d+) frames are done", str(caught.value))[1])
+    assert 5 <= done <= 14  # those that were on their way are not
     again = SceneDetector(one_disc)
     (result,) = predict(monkeypatch, again, [video], tmp_path / "out").videos
-    assert again.seen == list(range(14, COUNT))
+    assert again.seen == list(range(done, COUNT))
     assert [line["frame"] for line in lines_of(result.lines)] == list(range(COUNT))
 
 
