@@ -77,6 +77,7 @@ OF_SEVERAL_MODULES = {
     "data/test_datasets.py": "LVIS and Objects365 from reading to training",
     "data/test_golden.py": "recorded images and targets of the published pipeline",
     "data/test_lsj.py": "transforms, copy-paste and datasets of large-scale jitter",
+    "prediction/test_million.py": 'docs/predict.md, "A million images"',
     "prediction/test_kills.py": "predictions that are killed and started again",
     "ops/test_aarch64.py": "ops/deform_attn.c and ops/compile_kernel.py, on another processor",
     "data/test_one_reader.py": "prepare beside the readers of training and evaluation",

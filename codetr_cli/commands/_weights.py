@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from codetr_cli import console
+from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from codetr_cli.config.schema import Settings
@@ -40,6 +41,22 @@ def hide_credentials(words: Sequence[str]) -> list[str]:
         return word.replace(url[0], str(resolve_weights(url[0]))) if url and has_secrets(url[0]) else word
 
     return [replacement(word) for word in words]
+
+
+def refuse_secrets(addresses: Sequence[str]) -> None:
+    """Refuses addresses of inputs with credentials, which would be written to the script of a job.
+
+    Raises:
+        ConfigError: one has some.
+    """
+    from codetr_cli.weights.urls import has_secrets, shown_url
+
+    for address in addresses:
+        if has_secrets(address):
+            raise ConfigError(
+                f"{shown_url(address)} contains credentials, which --slurm would write to a file: give them in the "
+                "environment, or the address in a list that only you can read"
+            )
 
 
 def hide_backbone_url(settings: Settings, *, unused: bool) -> Settings:

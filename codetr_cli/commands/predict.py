@@ -17,7 +17,7 @@ from codetr_cli.commands._launch import requested, run_placed, worker_output
 from codetr_cli.commands._pictures import comparison_columns, picture_options, show_comparison
 from codetr_cli.commands._predict_video import predict_videos
 from codetr_cli.commands._submit import submit_command
-from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands._weights import refuse_secrets, resolve_weights
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
 from codetr_cli.files import check_folder
 
@@ -152,6 +152,7 @@ def predict(
         force=force,
     )
     if slurm:
+        refuse_secrets(sources)
         invocation: Invocation = context.obj
         request = requested(context)
         device_type = "cuda" if request.device == "auto" else request.device.partition(":")[0]  # of the job
