@@ -50,3 +50,37 @@ def test_a_file_that_is_no_font_is_skipped(tmp_path):
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     assert fonts._characters(str(tmp_path / "broken.ttf")) == frozenset()
     assert fonts._characters(str(tmp_path / "absent.ttf")) == frozenset()
+
+
+def test_a_font_of_the_machine_is_found_by_its_characters(tmp_path, monkeypatch):
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+
+    pen = TTGlyphPen(None)
+    for x, y in ((0, 0), (0, 800), (800, 800), (800, 0)):
+        (pen.lineTo if x or y else pen.moveTo)((x, y))
+    pen.closePath()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "cat"])
+    builder.setupCharacterMap({0x732B: "cat"})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "cat": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "cat": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Cat", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "cat.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    files = [str(tmp_path / name) for name in ("broken.ttf", "cat.ttf")]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
+    cached = (fonts._fonts, fonts._font_for, fonts.text_size)
+    for each in cached:
+        each.cache_clear()
+    try:
+        assert missing_fonts(["\u732b"]) == ""
+        assert text_patch("\u732b", 20).max() == 255
+        assert missing_fonts(["\u732b\u72ac"]), "no font has both"
+    finally:
+        for each in cached:
+            each.cache_clear()
