@@ -201,6 +201,9 @@ def _without_fragments(rows: _Rows, *, thin: bool = False) -> _Rows:
     explained = _has_more(rows, whole, part)
     explained &= _is_thin_part(rows, part, whole) if thin else similarity >= SAME_IOU
     part, whole, similarity = part[explained], whole[explained], similarity[explained]
+    cut = rows.cut.copy()
+    if not thin:  # where only the larger one is cut, the fragment shows the object's own side
+        np.logical_and.at(cut, whole, rows.cut[part])
     best = np.lexsort((-similarity * rows.scores[whole], part))
     part, chosen = np.unique(part[best], return_index=True)
     whole = whole[best][chosen]
@@ -210,7 +213,7 @@ def _without_fragments(rows: _Rows, *, thin: bool = False) -> _Rows:
         # From small to large: a fragment that has more of an object may be dropped itself.
         for row in np.argsort(_area(rows.boxes[part]), kind="stable").tolist():
             scores[whole[row]] = max(scores[whole[row]], scores[part[row]])
-    return replace(rows, scores=scores).select(keep)
+    return replace(rows, scores=scores, cut=cut).select(keep)
 
 
 def _has_more(rows: _Rows, whole: Indices, part: Indices) -> NDArray[np.bool_]:
