@@ -84,6 +84,47 @@ def scene(size: tuple[int, int], *objects: tuple[float, ...]) -> Scene:
     return Scene(size, boxes, np.array([each[4] if len(each) > 4 else 0 for each in objects], np.int64))
 
 
+def random_scene(rng: np.random.Generator) -> Scene:
+    """Objects of all sizes, also nested and overlapping, but no two of a class that could be one (IoU over 0.4)."""
+    height, width = (int(rng.integers(60, 700)) for _ in range(2))
+    boxes, labels = np.zeros((0, 4)), np.zeros(0, np.int64)
+    for _ in range(int(rng.integers(30))):
+        low, high = ((3, 25), (5, 60), (30, 500))[rng.integers(3)]
+        w, h = np.minimum(rng.integers(low, high, 2), (width, height))
+        x, y = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+        box, label = np.array([x, y, x + w, y + h], np.float64), int(rng.integers(3))
+        own = boxes[labels == label]
+        sides = np.minimum(own[:, 2:], box[2:]) - np.maximum(own[:, :2], box[:2])
+        common = np.maximum(sides, 0).prod(1)
+        if (common > 0.4 * ((own[:, 2:] - own[:, :2]).prod(1) + w * h - common)).any():
+            continue
+        boxes, labels = np.concatenate([boxes, box[None]]), np.append(labels, label)
+    return Scene((height, width), boxes, labels)
+
+
+def view_detections(
+    of: Scene,
+    tile: tuple[int, int],
+    overlap: float,
+    *,
+    whole: float | None = 1.0,
+    rng: np.random.Generator | None = None,
+    jitter: float = 0.0,
+    with_masks: bool = False,
+) -> tuple[list[Detections], list[Frame]]:
+    """The detections of each view in pixels of the image, and what the views show; arguments as for `merged`."""
+    frames = [Frame.of_tile(each, of.size) for each in tile_grid(of.size, tile, overlap)]
+    smallest = [1.0] * len(frames)
+    if whole is not None:
+        frames, smallest = [*frames, Frame.of_image(of.size)], [*smallest, whole]
+    found = []
+    for frame, side in zip(frames, smallest, strict=True):
+        seen = of.seen(frame.corners, smallest=side, rng=rng, jitter=jitter, with_masks=with_masks)
+        boxes = seen.boxes + torch.tensor(frame.corners[:2] * 2, dtype=torch.float64)
+        found.append(Detections(boxes, seen.scores, seen.labels, seen.masks))
+    return found, frames
+
+
 def merged(
     of: Scene,
     tile: tuple[int, int],
@@ -107,15 +148,7 @@ def merged(
         with_masks: as for `Scene.seen`.
         options: of the post-processing.
     """
-    frames = [Frame.of_tile(each, of.size) for each in tile_grid(of.size, tile, overlap)]
-    smallest = [1.0] * len(frames)
-    if whole is not None:
-        frames, smallest = [*frames, Frame.of_image(of.size)], [*smallest, whole]
-    found = []
-    for frame, side in zip(frames, smallest, strict=True):
-        seen = of.seen(frame.corners, smallest=side, rng=rng, jitter=jitter, with_masks=with_masks)
-        boxes = seen.boxes + torch.tensor(frame.corners[:2] * 2, dtype=torch.float64)
-        found.append(Detections(boxes, seen.scores, seen.labels, seen.masks))
+    found, frames = view_detections(of, tile, overlap, whole=whole, rng=rng, jitter=jitter, with_masks=with_masks)
     return merge_views(found, frames, post_process(**{"max_detections": 1000, **options}))
 
 

@@ -10,7 +10,7 @@ from codetr_cli.images.tile_grid import tile_grid
 from codetr_cli.inference.rle import decode_masks, encode_masks
 from codetr_cli.inference.tile_merging import Frame, merge_views, near_pairs
 from codetr_cli.models.postprocess import Detections
-from tests.inference.scenes import Scene, merged, scene
+from tests.inference.scenes import Scene, merged, random_scene, scene
 from tests.postprocessing import post_process
 
 TILE = (100, 100)
@@ -158,24 +158,6 @@ def test_nms_is_that_of_the_settings_within_a_view() -> None:
     assert merged_by["soft"].scores.tolist() == pytest.approx([0.9, 0.7, 0.08])
     assert len(merge_views([found], frames, post_process(max_detections=1))) == 1
     assert len(merge_views([found[:0], found[:0]], frames * 2, post_process())) == 0
-
-
-def random_scene(rng: np.random.Generator) -> Scene:
-    """Objects of all sizes, also nested and overlapping, but no two of a class that could be one (IoU over 0.4)."""
-    height, width = (int(rng.integers(60, 700)) for _ in range(2))
-    boxes, labels = np.zeros((0, 4)), np.zeros(0, np.int64)
-    for _ in range(int(rng.integers(30))):
-        low, high = ((3, 25), (5, 60), (30, 500))[rng.integers(3)]
-        w, h = np.minimum(rng.integers(low, high, 2), (width, height))
-        x, y = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-        box, label = np.array([x, y, x + w, y + h], np.float64), int(rng.integers(3))
-        own = boxes[labels == label]
-        sides = np.minimum(own[:, 2:], box[2:]) - np.maximum(own[:, :2], box[:2])
-        common = np.maximum(sides, 0).prod(1)
-        if (common > 0.4 * ((own[:, 2:] - own[:, :2]).prod(1) + w * h - common)).any():
-            continue
-        boxes, labels = np.concatenate([boxes, box[None]]), np.append(labels, label)
-    return Scene((height, width), boxes, labels)
 
 
 @pytest.mark.parametrize("seed", range(8))
