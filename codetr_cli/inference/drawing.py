@@ -26,7 +26,8 @@ from codetr_cli.inference.palette import Colour, class_colour, ink_on
 Pixels = NDArray[np.uint8]
 Area = tuple[int, int, int, int]
 
-HALO: Colour = (20, 20, 20)
+DARK_HALO: Colour = (20, 20, 20)
+LIGHT_HALO: Colour = (235, 235, 235)
 MIN_FONT_PX = 10
 SMALL_FONT_PX, SMALL_LINE_PX = 22, 3
 """Text and lines of small objects are not smaller, where those of the image are larger."""
@@ -187,16 +188,22 @@ def _fill(canvas: Pixels, block: Block, colour: Colour, line: int) -> None:
 
 
 def _outline(canvas: Pixels, box: Area, colour: Colour, line: int, *, dashed: bool = False) -> None:
-    """A rectangle in the class's colour between two thin dark ones, visible on any background."""
+    """A rectangle in the class's colour between two thin ones that contrast with it, visible on any background."""
     left, top, right, bottom = box
+    contrast = halo_of(colour)
     halo = max(1, round(line / 5)) if line > 1 else 0
     if halo:
-        _frame(canvas, (left - halo, top - halo, right + halo, bottom + halo), HALO, halo)
+        _frame(canvas, (left - halo, top - halo, right + halo, bottom + halo), contrast, halo)
         if right - left > 4 * line and bottom - top > 4 * line:
-            _frame(canvas, (left + line, top + line, right - line, bottom - line), HALO, halo)
-    _frame(canvas, box, HALO if dashed else colour, line)
+            _frame(canvas, (left + line, top + line, right - line, bottom - line), contrast, halo)
+    _frame(canvas, box, contrast if dashed else colour, line)
     if dashed:
         _dashes(canvas, box, colour, line)
+
+
+def halo_of(colour: Colour) -> Colour:
+    """The colour around lines of another one: dark around light ones, light around dark ones."""
+    return DARK_HALO if ink_on(colour) == (0, 0, 0) else LIGHT_HALO
 
 
 def _frame(canvas: Pixels, box: Area, colour: Colour, line: int) -> None:

@@ -147,7 +147,7 @@ def test_dashed_boxes_have_gaps():
     image = np.full((200, 300, 3), 128, np.uint8)
     shape = Shape((50, 60, 250, 150), (255, 0, 0), is_dashed=True)
     drawn = draw_shapes(image, [shape], DrawOptions())
-    assert {tuple(pixel) for pixel in drawn[60, 50:250].tolist()} == {(255, 0, 0), drawing.HALO}
+    assert {tuple(pixel) for pixel in drawn[60, 50:250].tolist()} == {(255, 0, 0), drawing.halo_of((255, 0, 0))}
 
 
 def test_a_long_list_of_long_names_takes_no_time(placed):
