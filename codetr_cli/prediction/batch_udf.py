@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from codetr_cli.errors import ArgumentError, CodetrError, listed
 from codetr_cli.images.decoder import BrokenImageError, decode_image, read_image
-from codetr_cli.inference.arguments import to_pixels
+from codetr_cli.inference.arguments import check_tiles, to_pixels
 from codetr_cli.inference.detector import Detector
-from codetr_cli.inference.options import DetectOptions, Nms
+from codetr_cli.inference.options import DetectOptions, Nms, TileOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
 from codetr_cli.prediction.parquet import detections_type, import_pyarrow
@@ -63,6 +63,7 @@ class DetectorUDF:
         score: minimum score.
         max_dets: most detections per image; None: as in the settings.
         nms: another NMS than the settings'.
+        tiles: as of `Detector.predict`.
         keep_images: whether pixels and bytes of images come back, too; paths and addresses always do.
         device: as of `Detector.load`.
         precision: as of `Detector.load`.
@@ -80,13 +81,14 @@ class DetectorUDF:
         score: float = 0.3,
         max_dets: int | None = None,
         nms: Nms | None = None,
+        tiles: TileOptions | str | None = None,
         keep_images: bool = False,
         device: str = "auto",
         precision: str = "auto",
         overrides: Sequence[str] = (),
     ) -> None:
         self.detector = Detector.load(checkpoint, device, precision, overrides=overrides)
-        self._options = DetectOptions(score=score, max_dets=max_dets, nms=nms)
+        self._options = DetectOptions(score=score, max_dets=max_dets, nms=nms, tiles=check_tiles(tiles))
         self._column, self._keep_images = column, keep_images
 
     def __call__(self, batch: Mapping[str, Any] | pd.DataFrame | pyarrow.Table) -> pyarrow.Table:

@@ -51,6 +51,14 @@ def test_rows_have_the_detections_of_a_detector(udf: DetectorUDF, checkpoint: Pa
         assert [found["score"] for found in row["detections"]] == [record["score"] for record in records]
 
 
+def test_large_images_in_tiles(checkpoint: Path, photos: list[Path]):
+    udf = DetectorUDF(checkpoint, score=0.0, tiles="64x48", device="cpu")
+    rows = udf({"path": [str(photo) for photo in photos]}).to_pylist()
+    for row, photo in zip(rows, photos, strict=True):
+        expected = udf.detector.predict(photo, score=0.0, tiles="64x48")
+        assert [found["score"] for found in row["detections"]] == [each["score"] for each in expected.to_coco(0)]
+
+
 def test_images_of_all_kinds_in_batches_of_all_kinds(udf: DetectorUDF, photos: list[Path]):
     import pyarrow
 
