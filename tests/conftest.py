@@ -18,6 +18,7 @@ import torch
 from codetr_cli.cli import main
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import Settings
+from tests import quick_plots
 from tests.data_fixtures import lvis, mixed_coco, rewrite  # noqa: F401 (fixtures of several folders)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -91,6 +92,18 @@ def _repeatable() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _quick_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are written, not drawn; a file whose tests look at them has a fixture of this name."""
+    monkeypatch.setattr("codetr_cli.training.plots._save", quick_plots.save)
+
+
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here survives a power failure, so nothing waits for the disk; `tests/forked.py` leaves it as it is."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture(autouse=True)

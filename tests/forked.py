@@ -22,6 +22,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from codetr_cli.distributed import elastic_agent
+from codetr_cli.training import plots
+from tests import quick_plots
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
@@ -135,6 +139,7 @@ def _run(words: list[str], environment: Mapping[str, str], folder: Path, streams
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type] # that of a new interpreter
     fork_the_processes_of_launchers()
+    plots._save = quick_plots.save
     kind, *rest = words
     if kind == "-W":
         warnings.simplefilter(rest.pop(0))  # type: ignore[arg-type]
@@ -154,8 +159,6 @@ def _run(words: list[str], environment: Mapping[str, str], folder: Path, streams
 
 def fork_the_processes_of_launchers() -> None:
     """The processes that a launcher in this process starts are forked."""
-    from codetr_cli.distributed import elastic_agent
-
     init = elastic_agent.Agent.__init__
 
     def forking(agent: elastic_agent.Agent, spec: Any, **named: Any) -> None:

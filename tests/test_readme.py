@@ -39,8 +39,7 @@ QUICK = {
 
 CLIENT = """
 import json, socket, sys
-with socket.socket(socket.AF_UNIX) as client:
-    client.connect({address!r})
+with socket.create_connection({address!r}) as client:
     client.sendall(json.dumps(sys.argv[1:]).encode() + b"\\n")
     code, out, err = json.loads(client.makefile().read())
 sys.stdout.write(out)
@@ -49,11 +48,11 @@ sys.exit(code)
 """
 
 
-class Commands(socketserver.UnixStreamServer):
+class Commands(socketserver.TCPServer):
     """Answers the `codetr` of a folder: runs commands in forked processes, with less work."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder / "socket"), _Command)
+        super().__init__(("127.0.0.1", 0), _Command)
         (folder / "bin").mkdir()
         shim = folder / "bin" / "codetr"
         shim.write_text(f"#!{sys.executable} -IS\n{CLIENT.format(address=self.server_address)}")

@@ -162,7 +162,7 @@ def coco_images(shared_dir: Path, count: int) -> list[Path]:
 
 @pytest.mark.parity
 def test_float32_detections_equal_float64_ones(models: tuple[CoDETR, CoDETR], shared_dir: Path) -> None:
-    for difference in compare(models, load(coco_images(shared_dir, 1), 256, 427)):
+    for difference in compare(models, load(coco_images(shared_dir, 1), 160, 267)):
         check(difference)
 
 

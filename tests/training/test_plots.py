@@ -10,6 +10,11 @@ from codetr_cli.training import plots
 from codetr_cli.training.plots import draw_plots, thinned
 
 
+@pytest.fixture(autouse=True)
+def _quick_plots() -> None:
+    """They are drawn here."""
+
+
 def line(step: int, loss: float = 3.0, **groups: float) -> dict[str, Any]:
     return {"kind": "train", "step": step, "lr": 1e-4 / step, "loss": loss, "groups": groups or {"decoder": loss}}
 

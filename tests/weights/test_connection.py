@@ -32,6 +32,9 @@ def _no_proxy(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+PATIENCE_S = 20.0  # of a busy machine; without a limit, what these servers send has no end
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     """A window of 0.2 seconds instead of a minute."""
@@ -83,7 +86,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(target, impatient, 
         pytest.raises(ResourceError, match=r"sends less than 2 kB per second"),
     ):
         fetched(url, target)
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < PATIENCE_S
     assert not target.exists()
 
 
@@ -271,7 +274,7 @@ def test_answers_that_are_no_file(target, head):
     with serve_raw(answer(head)) as (url, _), pytest.raises(ResourceError) as caught:
         fetched(url, target)
     assert str(caught.value).isprintable()
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < PATIENCE_S
     assert leftovers(target) == []
 
 

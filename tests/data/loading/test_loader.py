@@ -3,7 +3,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from codetr_cli.data.loading.loader import (
     build_train_loader,
 )
 from codetr_cli.errors import DatasetError
+from tests.forked import run_forked
 
 FLAGS = np.array([1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1])
 
@@ -252,8 +252,8 @@ batches = iter(loader)
 next(batches)
 sys.exit(7)
 """
-    finished = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True)
-    assert (finished.returncode, finished.stderr) == (7, b"")
+    finished = run_forked("-c", script, timeout=60)
+    assert (finished.returncode, finished.stderr) == (7, "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are started as the system has it")
@@ -286,10 +286,10 @@ next(iter(loader))
 print(*(worker.pid for worker in loader.reader.processes), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    finished = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, capture_output=True, text=True)
+    finished = run_forked("-c", script, timeout=60)
     workers = finished.stdout.split()
     assert len(workers) == 2
-    deadline = time.monotonic() + 2.0  # without more ado DataLoader's workers look for their parent every five seconds
+    deadline = time.monotonic() + 4.0  # without more ado DataLoader's workers look for their parent every five seconds
     while any(runs(worker) for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -17,8 +17,8 @@ from codetr_cli.data.loading import worker_process, workers
 from codetr_cli.data.loading.transport import SharedBatch, pack
 from codetr_cli.data.loading.workers import MAX_REPLACEMENTS, BatchReader
 from codetr_cli.errors import ResourceError
-from tests.conftest import REPOSITORY
 from tests.data.loading.fakes import ORDER, Images, same
+from tests.forked import run_forked
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="injects what only Linux has")
 
@@ -156,10 +156,11 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 def run_script(folder: Path, *, limit: tuple[int, int] | None = None, count: int = 2, before: str = "") -> list[str]:
     root = str(Path(__file__).parents[2])
     script = SCRIPT.format(root=root, folder=str(folder), limit=limit, workers=count)
-    command = [sys.executable, "-c", script]
     if before:
-        command = ["unshare", "-m", "sh", "-c", f'{before} && exec "$@"', "sh", *command]
-    done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+        command = ["unshare", "-m", "sh", "-c", f'{before} && exec "$@"', "sh", sys.executable, "-c", script]
+        done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    else:
+        done = run_forked("-c", script, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -212,5 +213,5 @@ with interrupts_held():
 os.write(writer, b"x")
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 """
-    ran = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    ran = run_forked("-c", script)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "7 set()\n", "")
