@@ -37,6 +37,14 @@ QUICK = {
 }
 
 
+PROGRAM = """
+import sys
+from functools import partial
+from codetr_cli import cli
+from codetr_cli.data import demo
+demo.write_demo = partial(demo.write_demo, train=16, val=4, size=128)
+sys.exit(cli.main(sys.argv[1:]))
+"""
 CLIENT = """
 import json, socket, sys
 with socket.create_connection({address!r}) as client:
@@ -62,7 +70,7 @@ class Commands(socketserver.TCPServer):
 class _Command(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         words = json.loads(self.rfile.readline())
-        done = run_forked("-m", "codetr_cli", *words, *shlex.split(QUICK.get(words[0], "")))
+        done = run_forked("-c", PROGRAM, *words, *shlex.split(QUICK.get(words[0], "")))
         self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode())
 
 

@@ -154,7 +154,7 @@ def test_a_frozen_process_is_named(start: Start, place: Path, frozen: int):
     stopped = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 5, err
-    assert time.monotonic() - stopped < 30
+    assert time.monotonic() - stopped < 50  # the processes' own connection would wait for longer
     assert re.search(rf"error: training process {frozen} on \S+ stopped responding: no progress for \d+ seconds", err)
     assert re.search(r"last seen (waiting for data|in the forward pass|in the backward pass|in the optimizer's step|"
                      r"writing a checkpoint) of step \d+", err)  # fmt: skip
