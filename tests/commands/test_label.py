@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from codetr_cli.prediction.labels import dataset
+from tests.conftest import REPOSITORY
 from tests.inference.fakes import write_run
 from tests.prediction.labels.random_labels import read_labels
 
@@ -105,3 +109,20 @@ def test_wrong_words(codetr, run, tiny_coco, words, code, part):
     assert ran.code == code, ran.err
     assert part in " ".join(ran.err.split())
     assert not Path("new").exists() or list(Path("new").iterdir()) == []
+
+
+def test_the_commands_of_the_documentation_run(codetr, run, tiny_coco, tiny_settings):
+    text = (REPOSITORY / "docs" / "predict.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Labels\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```bash\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    commands = "".join(blocks).replace("\\\n", " ").splitlines()
+    assert len(commands) == 5
+    write_run(Path("runs/co_dino_r50/1"), tiny_settings, "last")
+    shutil.copytree(tiny_coco / "train2017", "photos")
+    Path("map.txt").write_text("disc=person\n")
+    for command in commands:
+        words = shlex.split(command.replace("person=", "disc="))[1:]
+        quick = [] if words[0] == "prepare" else ["--score", "ring=0.02", "--max-dets", 3]
+        ran = codetr(*words, *quick)
+        # The classes of a network that was not trained are not all found.
+        assert ran.code == (3 if words[0] == "prepare" and "would stop training" in ran.err else 0), ran.err

@@ -3,7 +3,8 @@
 The upper left pixel is (1, 1), and xmax, ymax are inside the box, as in the published development kit: xmin = x1 + 1,
 ymin = y1 + 1, xmax = x2, ymax = y2. Values that are not whole are written with decimals, so that reading them back
 gives the same boxes; boxes narrower than a pixel cannot be written. Crowd regions are marked difficult.
-There is no list of classes, and there are no outlines.
+There is no list of classes but labelmap.txt, which CVAT and Datumaro need for classes other than Pascal VOC's, and
+there are no outlines.
 """
 
 from __future__ import annotations
@@ -66,4 +67,8 @@ class VocWriter(LayoutWriter):
         folder.mkdir(parents=True)
         for split, names in self._lists.items():
             (folder / f"{split or 'train'}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        names = [name for name in self.classes.names if name != "background"]
+        if not any(":" in name or name.splitlines() != [name] for name in names):  # the form has no way to write them
+            lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", *(f"{name}:::" for name in names)]
+            (self.folder / "labelmap.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.counts["unused_classes"] += len(self._names) - len(self._used)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,32 @@ def test_images_that_have_gone_are_an_error_and_nothing_is_left(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
     assert list((tmp_path / "out" / FOLDER).iterdir()) == []
     assert dataset.LAYOUTS[0] == "coco"
+
+
+def test_other_tools_read_it(tmp_path: Path) -> None:
+    """Boxes of Pascal VOC in whole pixels, as the tool reads them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        supervision = pytest.importorskip("supervision", reason="supervision is not installed")
+        sizes = write_images(tmp_path / "source", 7, tuple(f"i{number}.jpg" for number in range(8)))
+        results = random_results(tmp_path / "source", sizes, 7)
+        for layout in ("coco", "yolo", "voc"):
+            labelled(tmp_path / layout, tmp_path / "source", results, layout, val_fraction=0.0)
+        coco, yolo, voc = tmp_path / "coco", tmp_path / "yolo", tmp_path / "voc"
+        dataset_class = supervision.DetectionDataset
+        read = {
+            "coco": dataset_class.from_coco(str(coco), str(coco / "instances_train.json")),
+            "yolo": dataset_class.from_yolo(
+                str(yolo / "images" / "train"), str(yolo / "labels" / "train"), str(yolo / "data.yaml")
+            ),
+            "voc": dataset_class.from_pascal_voc(str(voc / "JPEGImages"), str(voc / "Annotations")),
+        }
+        for layout, found in read.items():
+            labels = {
+                Path(path).read_bytes(): [
+                    (found.classes[label], tuple(box))
+                    for label, box in zip(detections.class_id, detections.xyxy.tolist(), strict=True)
+                ]
+                for path, _, detections in found
+            }
+            assert close(labels, results, 1.01 if layout == "voc" else 0.01), layout
