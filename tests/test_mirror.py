@@ -51,7 +51,6 @@ TESTED_ELSEWHERE = {
     "prediction/job.py": "commands/test_predict.py",
     "prediction/outcome.py": "commands/test_predict.py",
     "prediction/parquet.py": "prediction/test_shards.py",
-    "prediction/pictures.py": "commands/test_predict.py",
     "prediction/outputs.py": "prediction/test_shards.py",
     "prediction/results.py": "prediction/test_predictor.py",
     "prediction/targets.py": "prediction/test_shards.py",  # only data

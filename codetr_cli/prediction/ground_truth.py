@@ -196,13 +196,16 @@ def _read(path: Path) -> list[tuple[Annotations, Path]]:
     options = ReadOptions(val_fraction=0.0)
     try:
         found = open_dataset(path, options)
-    except DatasetError:
+    except DatasetError as error:
         if not path.is_file():
             raise
-        return [(read_annotations(path), path.absolute().parent)]  # its images may be on another computer
+        try:  # its images may be on another computer
+            return [(read_annotations(path), path.absolute().parent)]
+        except DatasetError:
+            raise error from None
     if found is None:
         if path.is_dir():
             raise DatasetError(why_unknown(path))
-        raise DatasetError(f"there is no {path}: --against is an annotation file or the folder of a data set")
+        raise DatasetError(f"{path} is no file or folder: --against is an annotation file or the folder of a data set")
     files = {split.annotations_path: split.images_dir for split in found.splits.values()}
     return [(read_annotations(file), folder) for file, folder in files.items() if file.is_file()]
