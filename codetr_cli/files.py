@@ -122,8 +122,8 @@ def replace_file(
     Raises:
         ResourceError: no space left, or the file cannot be written.
     """
-    # Threads write files of one name in different folders through one scratch folder.
-    name = path.name if scratch is None else f"{zlib.crc32(os.fsencode(path.parent)):08x}-{path.name}"
+    # Threads write files of one name, or one start of a long name, through one scratch folder.
+    name = path.name if scratch is None else f"{zlib.crc32(os.fsencode(path)):08x}-{path.name}"
     temporary = (scratch or path.parent) / _temporary_name(name)
     try:
         if parents:

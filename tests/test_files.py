@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -256,6 +257,29 @@ def test_a_request_continues_with_its_own_results_only(tmp_path: Path):
     with pytest.raises(ConfigError, match="never replaced"):
         written(path, request="r")
     refuse_taken([tmp_path / "free.json"], force=False)
+
+
+def test_threads_write_results_through_one_scratch_folder(tmp_path: Path):
+    """Files of one name in several folders, replaced by another request while the record grows."""
+    (tmp_path / "scratch").mkdir()
+    record = ResultRecord(tmp_path)
+    paths = [tmp_path / f"{folder}" / f"{'x' * 240}{name}.bin" for folder in range(8) for name in range(6)]
+
+    def write(task: tuple[Path, str]) -> None:
+        path, request = task
+        path.parent.mkdir(exist_ok=True)
+        how = {"scratch": tmp_path / "scratch", "record": record, "sync": False, "force": True}
+        with write_result(path, by="predict", request=request, **how) as temporary:
+            temporary.write_bytes(f"{path}{request}".encode() * 50)
+
+    for request in ("first", "second"):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, [(path, request) for path in paths]))
+        for path in paths:
+            assert path.read_bytes() == f"{path}{request}".encode() * 50
+            assert record.is_own(path, request=request)
+    assert not list((tmp_path / "scratch").iterdir())
+    assert {len(record.of(path.relative_to(tmp_path).as_posix())) for path in paths} == {2}
 
 
 def test_a_record_that_cannot_be_trusted(tmp_path: Path):

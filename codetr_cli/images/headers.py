@@ -32,6 +32,15 @@ def read_header(path: str | Path) -> ImageHeader:
     return _read(path)[0]
 
 
+def decoded_bytes(path: str | Path) -> int:
+    """Bytes of an image's 8-bit RGB pixels by its header, before it is decoded; 0 if it cannot be read."""
+    try:
+        height, width = read_header(path).size
+    except (ImageFileError, OSError, ValueError):
+        return 0
+    return 3 * height * width
+
+
 def read_header_and_start(path: str | Path) -> tuple[ImageHeader, int, int]:
     """As `read_header`, with the size of the file in bytes and a checksum of its start, by which files differ.
 

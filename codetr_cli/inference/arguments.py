@@ -9,7 +9,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral, Real
 from pathlib import Path
@@ -111,17 +111,33 @@ def check_class_scores(scores: Any, class_names: Sequence[str]) -> dict[str, flo
     return {name: check_score(score) for name, score in scores.items()}
 
 
-def check_max_dets(max_dets: Any) -> int | None:
-    """The most detections of an image.
+def check_count(name: str, count: Any, otherwise: str) -> int | None:
+    """A number of things, or None.
+
+    Args:
+        name: of the argument.
+        count: its value.
+        otherwise: what None stands for, a phrase.
 
     Raises:
         ArgumentError: it is neither None nor a whole number from 1.
     """
-    if max_dets is None:
+    if count is None:
         return None
-    if isinstance(max_dets, bool | np.bool_) or not isinstance(max_dets, Integral) or max_dets < 1:
-        raise ArgumentError(f"max_dets={shown(max_dets)}: it is a whole number from 1, or None as in the settings")
-    return int(max_dets)
+    if isinstance(count, bool | np.bool_) or not isinstance(count, Integral) or count < 1:
+        raise ArgumentError(f"{name}={shown(count)}: it is a whole number from 1, or None: {otherwise}")
+    return int(count)
+
+
+def check_images(images: Any) -> None:
+    """Checks that an argument is several images.
+
+    Raises:
+        ArgumentError: it is one image, or nothing that can be iterated over.
+    """
+    is_one = isinstance(images, str | bytes | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
+    if is_one or not isinstance(images, Iterable):
+        raise ArgumentError(f"images={shown(images)}: it is a list or iterator of images; `predict` takes a single one")
 
 
 def check_tiles(tiles: Any) -> TileOptions | None:

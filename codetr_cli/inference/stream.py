@@ -272,7 +272,9 @@ class _Stream(Generic[Item, Result]):
             if error is None:
                 self._hand_over(part)
             elif len(part) == 1:
-                self._leave(part[0], error)
+                # The tiles of a large file are read here.
+                part[0].unreadable = error if isinstance(error, BrokenImageError) else None
+                self._leave(part[0], None if part[0].unreadable else error)
             else:
                 rest, size = sum(parts, part), 1
                 is_memory = is_out_of_memory(error)
@@ -413,6 +415,7 @@ class _Stream(Generic[Item, Result]):
                 slot.prepared = slot.detections = None
                 slot.seconds += time.perf_counter() - started
                 slot.result = self._finish(slot.item, slot.pixels, prediction, slot.seconds)
+                slot.item = None
             except BaseException as error:
                 failure = error
             with self._changed:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.images.decoder import BrokenImageError, read_image
-from codetr_cli.images.headers import ImageFileError, read_header
+from codetr_cli.images.headers import decoded_bytes
 from codetr_cli.images.large_images import open_regions
 from codetr_cli.images.regions import ArrayRegions, ImageRegions
 from codetr_cli.inference.cores import cores_shared
@@ -87,10 +85,7 @@ class Predictor:
 
     def _weigh(self, item: Numbered) -> int:
         """Bytes of the pixels of an image, as far as they are known before it is decoded."""
-        if item[1].is_file:
-            with suppress(ImageFileError):  # `_read` explains it
-                return 3 * math.prod(read_header(item[1].path).size)
-        return 0
+        return decoded_bytes(item[1].path) if item[1].is_file else 0
 
     def _read(self, item: Numbered) -> Any:
         """The pixels of an image; with tiles the regions of a file, which need not be in memory."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from codetr_cli.errors import ArgumentError, ConfigError, DatasetError
 from codetr_cli.images.decoder import BrokenImageError
-from codetr_cli.inference.arguments import check_device, check_max_dets, check_score, for_python, to_pixels, to_regions
+from codetr_cli.inference.arguments import check_count, check_device, check_score, for_python, to_pixels, to_regions
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.prediction import Detection
 from tests.inference.fakes import write_checkpoint
@@ -202,7 +202,7 @@ def test_scores(score):
 
 @pytest.mark.parametrize("number", [None, 1, 10**9, np.int64(3)])
 def test_numbers_of_detections(number):
-    assert check_max_dets(number) == number
+    assert check_count("max_dets", number, "as in the settings") == number
 
 
 @pytest.mark.parametrize(
