@@ -10,6 +10,7 @@ PACKAGE, TESTS = REPOSITORY / "codetr_cli", REPOSITORY / "tests"
 
 # Modules that another test file covers, and test files of several modules. Paths below the two folders.
 TESTED_ELSEWHERE = {
+    "commands/bench/_end_to_end.py": "commands/bench/test_infer.py",
     "commands/_launch.py": "distributed/test_shared_work.py",
     "commands/_pictures.py": "commands/test_predict.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint
@@ -24,6 +25,7 @@ TESTED_ELSEWHERE = {
     "prediction/labels/options.py": "prediction/labels/test_selection.py",  # only data
     "data/writers/source.py": "data/writers/test_selection.py",
     "data/loading/worker_process.py": "data/loading/test_workers.py",
+    "inference/stage_seconds.py": "inference/test_stream.py",
     "images/image_header.py": "images/test_headers.py",
     "data/sample.py": "data/test_transforms.py",
     "data/targets.py": "data/test_batch.py",  # only types

@@ -54,7 +54,7 @@ def refuse_launch_options(context: typer.Context, what: str) -> None:
     Raises:
         ConfigError: one of them is given for something, a phrase, that one process does.
     """
-    given = [name for name in LAUNCH_OPTIONS if context.params[name]]
+    given = [name for name in LAUNCH_OPTIONS if context.params.get(name)]  # a benchmark has no max_restarts
     if given:
         raise ConfigError(f"--{given[0].replace('_', '-')} is of no use here: {what} takes one process")
 

@@ -25,6 +25,7 @@ from codetr_cli.images.decoder import BrokenImageError
 from codetr_cli.inference.batching import BATCHES_AHEAD, BatchSize, LikeShapes
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
+from codetr_cli.inference.stage_seconds import StageSeconds
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.runtime.devices import cpu_count, use_device
 from codetr_cli.runtime.memory import free_unused, is_out_of_memory, local_processes
@@ -67,29 +68,6 @@ class BatchDetector(Protocol):
 
     def to_prediction(self, detections: Detections, size: tuple[int, int], options: DetectOptions) -> Prediction:
         """What is kept of them."""
-
-
-@dataclass
-class StageSeconds:
-    """Seconds that all threads together have worked in each stage, and of the calling thread without work.
-
-    Attributes:
-        read: reading and decoding.
-        prepare: resizing.
-        detect: the network, with its post-processing on the device.
-        finish: everything after it.
-        wait: the calling thread had no images for the network.
-        images: that went through the network.
-        batches: in which they did.
-    """
-
-    read: float = 0.0
-    prepare: float = 0.0
-    detect: float = 0.0
-    finish: float = 0.0
-    wait: float = 0.0
-    images: int = 0
-    batches: int = 0
 
 
 def detect_stream(
@@ -235,7 +213,7 @@ class _Stream(Generic[Item, Result]):
                 is_waiting = has_room and bool(self._shapes) and not self._reading
                 started = time.perf_counter()
                 stalled = not self._changed.wait(STALL_S if is_waiting else None)
-                self._stages.wait += time.perf_counter() - started
+                self._stages.add("wait", time.perf_counter() - started)
 
     def _next_batch(self, stalled: bool) -> list[_Slot] | None:
         """The images that the network sees next; what they are depends on the images alone unless items stall."""
@@ -296,9 +274,7 @@ class _Stream(Generic[Item, Result]):
         for slot, detections in zip(part, found, strict=True):
             slot.detections = detections
             slot.seconds += seconds / len(part)
-        self._stages.detect += seconds
-        self._stages.images += len(part)
-        self._stages.batches += 1
+        self._stages.add_batch(len(part), seconds)
         return None
 
     def _hand_over(self, part: list[_Slot]) -> None:
@@ -334,9 +310,9 @@ class _Stream(Generic[Item, Result]):
                 slot.error = error
             ended = time.perf_counter()
             slot.seconds = ended - started
+            self._stages.add("read", prepared - started)
+            self._stages.add("prepare", ended - prepared)
             with self._changed:
-                self._stages.read += prepared - started
-                self._stages.prepare += ended - prepared
                 self._come(slot)
 
     def _take(self) -> _Slot | None:
@@ -416,10 +392,11 @@ class _Stream(Generic[Item, Result]):
                 slot.seconds += time.perf_counter() - started
                 slot.result = self._finish(slot.item, slot.pixels, prediction, slot.seconds)
                 slot.item = None
+            except BrokenImageError as error:  # a large file whose parts are read again
+                slot.unreadable = error
             except BaseException as error:
                 failure = error
-            with self._changed:
-                self._stages.finish += time.perf_counter() - started
+            self._stages.add("finish", time.perf_counter() - started)
             self._leave(slot, failure)
 
     def _take_detected(self) -> _Slot | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from codetr_cli.inference.cores import cores_shared
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
-from codetr_cli.inference.stream import StageSeconds, detect_stream
+from codetr_cli.inference.stage_seconds import StageSeconds
+from codetr_cli.inference.stream import detect_stream
 from codetr_cli.prediction.labels.crops import CropWriter
 from codetr_cli.prediction.labels.selection import LabelOptions, LabelSelection
 from codetr_cli.prediction.pictures import Pictures
@@ -106,9 +108,11 @@ class Predictor:
         review = None
         if self.selection is not None:
             prediction, review = self.selection.select(prediction)
+        started = time.perf_counter()
         pictures = {"drawn": None} if self.pictures is None else self.pictures.make(number, image, regions, prediction)
         if self.labels.crops:
             self._crops.write(number, regions, prediction)
+        self.stages.add("write", time.perf_counter() - started)
         height, width = prediction.image_size
         facts = {
             "file": image.file,

@@ -57,6 +57,17 @@ def synthetic_batch(
     return collate(samples)
 
 
+def write_photograph(path: Path, size: tuple[int, int], *, seed: int = 0) -> None:
+    """Writes a JPEG file of (height, width) pixels that is as expensive to decode as a photograph.
+
+    Raises:
+        ResourceError: no space left, or the folder cannot be written.
+    """
+    pixels = _image(*size, np.random.default_rng(seed))
+    with replace_file(path, sync=False) as temporary:  # whose error names the file
+        temporary.write_bytes(cv2.imencode(".jpg", pixels)[1].tobytes())
+
+
 def data_seconds(
     settings: Settings, transform: AnyTransform, size: tuple[int, int], images: int, device: torch.device
 ) -> float:
@@ -74,8 +85,7 @@ def data_seconds(
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="codetr-") as folder:
         path = Path(folder) / "photograph.jpg"
-        with replace_file(path, sync=False) as temporary:  # whose error names the file
-            temporary.write_bytes(cv2.imencode(".jpg", _image(height, width, generator))[1].tobytes())
+        write_photograph(path, (height, width))
 
         def prepare() -> None:
             samples = []

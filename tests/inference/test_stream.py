@@ -15,7 +15,8 @@ from codetr_cli.images.decoder import BrokenImageError
 from codetr_cli.inference import stream
 from codetr_cli.inference.batching import BATCHES_AHEAD, BatchSize
 from codetr_cli.inference.options import DetectOptions
-from codetr_cli.inference.stream import StageSeconds, detect_stream
+from codetr_cli.inference.stage_seconds import StageSeconds
+from codetr_cli.inference.stream import detect_stream
 
 WAIT_S = 20.0  # for what comes at once unless a test fails
 
@@ -343,7 +344,7 @@ def test_seconds_of_all_stages_are_added_up():
     stages = StageSeconds()
     list(run(FakeDetector(), Source(20), batch=4, stages=stages))
     assert (stages.images, stages.batches) == (20, 5)
-    assert min(stages.read, stages.prepare, stages.detect, stages.finish) > 0
+    assert min(stages[name] for name in ("read", "prepare", "detect", "finish")) > 0
 
 
 def test_exact_means_each_image_alone():

@@ -146,6 +146,42 @@ def show_limits(limits: MachineLimits) -> None:
     )
 
 
+def show_end_to_end(numbers: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    """Shows the stages of a prediction from files to results, its rate and its bottleneck."""
+    of_threads = {
+        **{"read": "reading", "prepare": "reading"},
+        **{"network": "network", "finish": "finishing", "write": "finishing"},
+    }
+    words = {
+        "write": "draw and write",
+        "wait": "wait (network without images)",
+        "finish": "finish",
+        "network": "network",
+    }
+    counts = {"network": 1, "reading": numbers["workers"], "finishing": numbers["workers"]}
+    rows = []
+    for stage, value in numbers["stages_ms"].items():
+        threads = of_threads.get(stage)
+        rows.append(
+            [
+                words.get(stage, stage),
+                round(value, 2),
+                "" if threads is None else counts[threads],
+                "" if threads is None else f"{numbers['busy'][threads]:.0%}",
+            ]
+        )
+    console.table(
+        f"From files to results: {numbers['name']}, {numbers['images']} images, {numbers['images_per_batch']:.1f} at "
+        f"once, {machine['device']}",
+        ["stage", "per image [ms]", "threads", "they work"],
+        rows,
+    )
+    console.result(
+        f"{numbers['images_per_second']:.2f} images/s, peak memory of the process "
+        f"{size_text(numbers['peak_memory_bytes'])}. {numbers['sentence']}"
+    )
+
+
 def show_data(numbers: Mapping[str, Any]) -> None:
     """Shows the stages of a worker, the rates of the loader, and the bottleneck."""
     from codetr_cli.benchmark.data_report import MAIN_STAGES, WORKER_STAGES

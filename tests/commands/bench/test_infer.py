@@ -76,6 +76,21 @@ def test_comparison_with_plain_pytorch(codetr, checkpoint, monkeypatch):
     assert optimized == [True, False, True]  # only the plain network is not optimized
 
 
+def test_from_files_to_results(codetr, checkpoint, tiny_coco):
+    words = ("bench", "infer", "--end-to-end", "--checkpoint", checkpoint, "--device", "cpu")
+    ran = codetr(*words, "--images", tiny_coco / "train2017", "--json", "--workers", 1, "--batch", 2)
+    assert ran.code == 0, ran.err
+    found = ran.json["end_to_end"]
+    assert (found["images"], found["unreadable"], found["workers"], found["synthetic"]) == (4, 0, 1, False)
+    assert set(found["stages_ms"]) == {"wait", "read", "prepare", "network", "finish", "write"}
+    assert found["sentence"].startswith("Bottleneck: ")
+    ran = codetr(*words, "--images", 2, "--no-draw", "--out", "r.json")
+    assert ran.code == 0, ran.err
+    for part in ("From files to results: tiny, 2 images", "draw and write", "Bottleneck: ", "images/s, peak memory"):
+        assert part in ran.out
+    assert json.loads(Path("r.json").read_text())["end_to_end"]["drawn"] is False
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
@@ -90,7 +105,13 @@ def test_comparison_with_plain_pytorch(codetr, checkpoint, monkeypatch):
         (["--objects", "5"], 2, "--objects"),
         (["--backend", "cpu"], 2, "--backend"),
         (["--unfused"], 2, "--unfused"),
-        (["--workers", "2"], 2, "--workers"),
+        (["--workers", "2"], 2, "--workers needs --end-to-end"),
+        (["--images", "2"], 2, "--images needs --end-to-end"),
+        (["--no-draw"], 2, "--no-draw needs --end-to-end"),
+        (["--end-to-end", "--size", "64x64"], 2, "--size is of no use"),
+        (["--end-to-end", "--compare", "torch"], 2, "--compare is of no use"),
+        (["--end-to-end", "--procs", "2"], 2, "--procs"),
+        (["--end-to-end", "--images", "nowhere"], 3, "nowhere"),
         (["set"], 2, "set"),
     ],
 )
