@@ -86,6 +86,7 @@ def measure(count: int) -> dict[str, Any]:
 
     from codetr_cli.prediction.inputs import find_images
     from codetr_cli.prediction.job import PredictJob, run_prediction
+    from codetr_cli.prediction.pictures import PictureOptions
 
     with tempfile.TemporaryDirectory() as folder:
         weights = stub(Path(folder, "stub"))
@@ -96,7 +97,13 @@ def measure(count: int) -> dict[str, Any]:
         started = time.monotonic()
         images = find_images([str(listed)])
         seconds_listing, after_listing = time.monotonic() - started, resident() - before
-        job = PredictJob(images=images, weights=weights, draw=False, formats=FORMATS, out=Path(folder, "out"))
+        job = PredictJob(
+            images=images,
+            weights=weights,
+            pictures=PictureOptions(draw=False),
+            formats=FORMATS,
+            out=Path(folder, "out"),
+        )
         samples: list[tuple[float, float]] = []
         progress = [0]
 
@@ -136,10 +143,10 @@ def list_bytes(images: Any, count: int) -> float:
 
     tracemalloc.start()
     copied = InputList()
-    for image in images[:count]:
-        folder, _, name = str(image.path).rpartition("/")
+    for index in range(count):
+        folder, _, name = str(images[index].path).rpartition("/")
         copied.append("file", folder + "/", name)
-    copied.number([image.image_id for image in images[:count]])
+    copied.number(range(1, count + 1))
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     return round(size / count, 1)

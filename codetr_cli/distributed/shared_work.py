@@ -28,6 +28,7 @@ from codetr_cli.runtime.signals import NAMES, StopRequest
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 5.0  # between two parts of a process
+FLUSH_UNITS = 500  # in a part at most: a fast GPU would collect gigabytes of masks in that time
 SNAPSHOT_S = 0.5  # between results that can be used before all are there, at first
 SNAPSHOT_SHARE = 0.02  # of the time, at most, for them
 STOP_S = 10.0  # for the last parts of the other processes when all stop
@@ -140,7 +141,7 @@ class SharedWork:
         self._advance(self._sizes[unit])
         now = time.monotonic()
         snapshot = self.snapshot is not None and process_group.is_main() and now >= self._next_snapshot
-        if snapshot or now - self._flushed > FLUSH_S:
+        if snapshot or now - self._flushed > FLUSH_S or len(self._pending) + len(self._failed) >= FLUSH_UNITS:
             self.flush()
         if snapshot:
             self._write_snapshot()

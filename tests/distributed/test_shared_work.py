@@ -192,6 +192,28 @@ def test_the_results_and_the_progress_of_other_processes_count(main_of_two):
     assert work.images == 5
 
 
+def test_results_are_written_from_a_number_on_those_that_failed_apart(main_of_two, monkeypatch: pytest.MonkeyPatch):
+    work, parts, *_ = main_of_two
+    monkeypatch.setattr(shared_work, "FLUSH_UNITS", 2)
+    work.add(0, "a")
+    assert list(parts.read()) == []
+    work.add(2, "b", failed=True)
+    assert [(part.units, part.failed) for part in parts.read()] == [([0], False), ([2], True)]
+
+
+def test_a_part_that_is_lost_while_parts_are_read_is_an_error(main_of_two):
+    work, parts, store, _ = main_of_two
+    for unit in range(3):
+        work.add(unit, "a")
+        work.flush()
+    store.add("finished/1", 1)
+    found = work.finish()
+    assert len(list(found)) == len(list(found)) == 3  # as often as they are asked for
+    next(parts.path.glob("*.part")).unlink()
+    with pytest.raises(ResourceError, match=r"1 results in .* can no longer be read"):
+        list(found)
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_other_processes_stay_until_the_results_are_written(
     main_of_two, monkeypatch: pytest.MonkeyPatch, stopped: bool
