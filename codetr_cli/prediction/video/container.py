@@ -113,7 +113,7 @@ def _opened(av: Any, video: VideoInput) -> Iterator[Any]:
         if video.kind == "file":
             file = _open_file(video)
             options = {"format_whitelist": SELF_CONTAINED, "protocol_whitelist": "none"}
-            opener: Callable[[], Any] = lambda: av.open(file, options=options)  # noqa: E731
+            opener: Callable[[], Any] = lambda: av.open(file, options=options, metadata_errors="replace")  # noqa: E731
         elif video.kind == "camera":
             file = None
             opener = lambda: _open_camera(av, video)  # noqa: E731
@@ -148,7 +148,7 @@ def _open_url(av: Any, video: VideoInput) -> Any:
         options |= {"rtsp_transport": "tcp"}  # no frames with missing packets
     else:
         options |= {"reconnect": "1", "reconnect_streamed": "1", "reconnect_delay_max": "5"}
-    return av.open(video.text, options=options, timeout=TIMEOUT_S)
+    return av.open(video.text, options=options, timeout=TIMEOUT_S, metadata_errors="replace")
 
 
 def _open_camera(av: Any, video: VideoInput) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -13,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.errors import ResourceError
-from codetr_cli.images.decoder import BrokenImageError, read_image
+from codetr_cli.images.decoder import NOT_THE_FILE, BrokenImageError, read_image
 from codetr_cli.prediction.video.container import StreamInfo, import_av, open_video, reason
 from codetr_cli.prediction.video.inputs import VideoInput
 
 Pixels = NDArray[np.uint8]
 MAX_NAMED = 100
 """Bad frames of a video that are named; all are counted."""
+# A damaged header asks for more memory than there is.
+_NOT_THE_FILE = {errno.EIO, *NOT_THE_FILE} - {errno.ENOMEM}
 
 
 @dataclass(frozen=True)
@@ -182,13 +185,14 @@ def decoded(container: Any, stream: Any, video: VideoInput, bad: Callable[[str],
     while True:
         try:
             packet = next(packets, None)
-        except (av.error.InvalidDataError, av.error.EOFError) as error:
+        except (av.error.FFmpegError, OSError) as error:
+            is_damage = isinstance(error, av.error.InvalidDataError | av.error.EOFError) or video.kind == "file"
+            if not is_damage or error.errno in _NOT_THE_FILE:
+                raise ResourceError(
+                    f"cannot read {video.label} any further: {reason(error)}. The same command continues there"
+                ) from error
             bad(f"the rest of the file cannot be read: {reason(error)}")
             packet = None
-        except (av.error.FFmpegError, OSError) as error:
-            raise ResourceError(
-                f"cannot read {video.label} any further: {reason(error)}. The same command continues there"
-            ) from error
         try:
             yield from stream.codec_context.decode(packet)
         except av.error.EOFError:

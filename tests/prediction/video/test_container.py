@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,11 @@ import pytest
 from codetr_cli.errors import DatasetError, ResourceError
 from codetr_cli.prediction.video import container
 from codetr_cli.prediction.video.container import open_video
+from codetr_cli.prediction.video.frames import FileFrames
 from codetr_cli.prediction.video.inputs import VideoInput
 from tests.prediction.video.videos import TIME_BASE, av, write_video
+
+MPEG4 = Fraction(1, 10_000)
 
 
 def opened(path: Path, max_pixels: int = 10_000):
@@ -102,3 +107,32 @@ def test_a_camera_that_is_not_there():
         open_video(VideoInput("camera:987", "camera", "x"), max_pixels=1),
     ):
         pass
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".nut"])
+def test_damaged_files_give_frames_or_one_of_our_errors(tmp_path: Path, suffix: str):
+    """Headers, indexes, names that are not text, frames."""
+    content = write_video(
+        tmp_path / f"a{suffix}", list(range(0, 10_000, 500)), codec="mpeg4", time_base=MPEG4
+    ).read_bytes()
+    noise = random.Random(suffix)
+    path = tmp_path / f"b{suffix}"
+    results = set()
+    for _ in range(100):
+        damaged = bytearray(content)
+        for _ in range(noise.choice((1, 5, 50))):
+            damaged[noise.randrange(len(damaged))] = noise.randrange(256)
+        path.write_bytes(damaged[: noise.randrange(len(damaged))] if noise.random() < 0.3 else damaged)
+        results.add(outcome(path))
+    assert results == {"read", "refused"}
+
+
+def outcome(path: Path) -> str:
+    """What becomes of a damaged file; any error but ours fails the test."""
+    try:
+        frames = FileFrames(VideoInput(str(path), "file", "b", (path,)), max_pixels=9000).frames()
+        for frame in islice(frames, 100):
+            frame.decode()
+    except DatasetError:
+        return "refused"
+    return "read"
