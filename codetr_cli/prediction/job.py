@@ -36,6 +36,7 @@ from codetr_cli.prediction.outputs import (
     PARTIAL,
     REVIEW,
     OutputTarget,
+    remove_crops,
     result_files,
     result_names,
     taken,
@@ -193,6 +194,8 @@ def run_prediction(
         make = partial(Pictures, options=job.pictures, truth=truth, class_names=selection.class_names, force=job.force)
         planned = cache(lambda: make(place=parts, names=job.drawn_names(parts.folder, digest), request=digest))
         done = work.start(digest, lambda: job.choose_folder(digest), lambda number: planned().is_complete(number))
+        if process_group.is_main() and job.labels.crops and job.force and not done:
+            remove_crops(parts.folder)
         names = process_group.from_main(planned().names if process_group.is_main() else None)
         pictures = make(place=parts, names=names, request=digest)
         writing = _Writing(job, detector, selection, pictures, parts, digest)

@@ -15,6 +15,7 @@ from codetr_cli.errors import ConfigError, nearest
 from codetr_cli.files import write_result
 from codetr_cli.prediction.labels.card import NAME as CARD_NAME
 from codetr_cli.prediction.labels.crops import FOLDER as CROPS
+from codetr_cli.prediction.labels.crops import remove_crops
 from codetr_cli.prediction.labels.dataset import open_dataset
 from codetr_cli.prediction.labels.layouts import CSV_NAME, FOLDERS, LAYOUT_WRITERS, taken_folder
 from codetr_cli.prediction.labels.options import LabelOptions
@@ -31,7 +32,15 @@ from codetr_cli.prediction.shards import (
 )
 from codetr_cli.prediction.targets import SHARD_SIZE, OpenWriter, OutputTarget, OutputWriter
 
-__all__ = ["CROPS", "OutputTarget", "OutputWriter", "check_formats", "result_names", "write_outputs"]
+__all__ = [
+    "CROPS",
+    "OutputTarget",
+    "OutputWriter",
+    "check_formats",
+    "remove_crops",
+    "result_names",
+    "write_outputs",
+]
 
 PREDICTIONS_NAME = "predictions.json"
 FAILURES_NAME = "failed.jsonl"

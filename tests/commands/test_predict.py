@@ -512,8 +512,11 @@ def test_labels_class_map_review_and_crops(codetr, run, tiny_coco):
     assert len(rows) == len(records)
     again = codetr("predict", photos, "--score", 0.01, "--format", "yolo", "--no-draw", "--json")
     assert Path(again.json["out"]).name == "predictions_2"
-    forced = codetr("predict", photos, "--score", 0.5, "--format", "yolo", "--no-draw", "--json", "--force")
+    (out / "crops" / "round" / "mine.jpg").write_bytes(b"mine")
+    forced = codetr("predict", photos, "--score", 0.99, "--format", "yolo", "--crops", "--no-draw", "--json", "--force")
     assert Path(forced.json["out"]).name == "predictions"
+    assert forced.json["summary"]["detections"] == 0
+    assert [path.name for path in (out / "crops").rglob("*.jpg")] == ["mine.jpg"]
 
 
 def test_a_folder_of_the_user_is_not_mixed_with_labels(codetr, run, tiny_coco):

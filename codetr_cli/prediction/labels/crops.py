@@ -29,6 +29,18 @@ QUALITY = (
 )
 
 
+def remove_crops(folder: Path) -> None:
+    """Removes the crops of an earlier prediction that are as codetr has written them: the new ones have other numbers.
+
+    Args:
+        folder: the output folder.
+    """
+    record = ResultRecord(folder)
+    for path in sorted((folder / FOLDER).rglob("*.jpg")):
+        if record.is_own(path, quick=True):
+            path.unlink()
+
+
 class CropWriter:
     """Writes crops; any thread may.
 
