@@ -36,6 +36,7 @@ from codetr_cli.prediction.outputs import (
     PARTIAL,
     REVIEW,
     OutputTarget,
+    check_class_names,
     remove_crops,
     result_files,
     result_names,
@@ -186,6 +187,7 @@ def run_prediction(
         loaded = load_detector(job.weights, device, list(job.overrides))
         detector = Detector(loaded, device=device, precision=job.precision, tta=job.tta)
         selection = LabelSelection(detector, job.options, job.labels)
+        check_class_names([job.dataset.layout] if job.dataset else job.formats, selection.class_names)
         truth = job.pictures.ground_truth(selection.class_names)
         agree_on_weights(digest, job.digest(device.type))
         parts = job.parts(job.out)

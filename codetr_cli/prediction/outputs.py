@@ -17,7 +17,7 @@ from codetr_cli.prediction.labels.card import NAME as CARD_NAME
 from codetr_cli.prediction.labels.crops import FOLDER as CROPS
 from codetr_cli.prediction.labels.crops import remove_crops
 from codetr_cli.prediction.labels.dataset import open_dataset
-from codetr_cli.prediction.labels.layouts import CSV_NAME, FOLDERS, LAYOUT_WRITERS, taken_folder
+from codetr_cli.prediction.labels.layouts import CSV_NAME, FOLDERS, LAYOUT_WRITERS, check_class_names, taken_folder
 from codetr_cli.prediction.labels.options import LabelOptions
 from codetr_cli.prediction.labels.review import LIST_NAME, REASONS_NAME, open_review
 from codetr_cli.prediction.parquet import import_pyarrow
@@ -36,6 +36,7 @@ __all__ = [
     "CROPS",
     "OutputTarget",
     "OutputWriter",
+    "check_class_names",
     "check_formats",
     "remove_crops",
     "result_names",

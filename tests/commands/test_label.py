@@ -102,6 +102,7 @@ def test_images_that_cannot_be_read_are_listed(codetr, run, tiny_coco):
         (["coco/train2017", "--out", "new", "--format", "parquet"], 2, "--format"),
         (["coco/train2017", "--out", "new", "--review", "0.5"], 2, "--review 0.2:0.5"),
         (["coco/train2017", "--out", "new", "--class-map", "dics=a"], 2, "did you mean 'disc'"),
+        (["coco/train2017", "--out", "new", "--class-map", "disc=a\x07", "--format", "voc"], 3, "XML cannot have"),
     ],
 )
 def test_wrong_words(codetr, run, tiny_coco, words, code, part):

@@ -199,6 +199,6 @@ def xml_text(text: str) -> str:
     if found := _NOT_XML.search(text):
         raise DatasetError(
             f"the name {shown(text)} has the character {found[0]!r}, which XML cannot have: rename it, or write "
-            "another layout with --to coco"
+            "another layout, e.g. coco"
         )
     return escape(text, {'"': "&quot;", "\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})

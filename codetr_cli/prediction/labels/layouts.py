@@ -14,7 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.data.writers.content import LayoutWriter, WrittenClasses, WrittenImage, WrittenObject, counted
+from codetr_cli.data.writers.content import (
+    LayoutWriter,
+    WrittenClasses,
+    WrittenImage,
+    WrittenObject,
+    counted,
+    xml_text,
+)
 from codetr_cli.data.writers.csv_table import COLUMNS, empty_row, table_rows
 from codetr_cli.data.writers.folder import RECEIPT, check_replaceable, receipt_of, record_folder
 from codetr_cli.data.writers.image_files import BY_STEM
@@ -33,6 +40,7 @@ BY = "label"
 """The verb in records of label files: they are data, which results of `predict` are not."""
 FOLDERS = tuple(layout for layout in WRITERS if layout != "csv")
 """Layouts that are a folder in the output folder, of their name."""
+IN_XML = {"voc", "cvat", "label-studio"}
 CSV_NAME = "predictions.csv"
 NOTED = ("renamed", "outlines", "complex_outlines", "outlines_outside", "under_one_pixel", "no_extent", "outside")
 """What is reported of what a layout cannot hold. That boxes are clipped is none: detections end a little outside."""
@@ -129,6 +137,17 @@ def open_layout(layout: str, target: OutputTarget) -> Iterator[OutputWriter]:
         made = {"layout": layout, "request": target.request, "renamed": output.renamed}
         record_folder(temporary, made, by=BY, request=target.request, digests=False)
     ResultRecord(target.folder).add(folder / RECEIPT, folder / RECEIPT, by=BY, request=target.request)
+
+
+def check_class_names(layouts: Collection[str], class_names: Collection[str]) -> None:
+    """Ensures that some layouts can have the names of all classes.
+
+    Raises:
+        DatasetError: one has a character that XML cannot have.
+    """
+    if IN_XML & set(layouts):
+        for name in class_names:
+            xml_text(name)
 
 
 def taken_folder(folder: Path, formats: Collection[str], *, request: str, force: bool) -> str | None:
