@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.fake_slurm import stand_in
 from tests.document_blocks import blocks
 from tests.forked import run_forked
 from tests.inference.fakes import write_run
@@ -81,6 +82,27 @@ def test_two_processes_read_all_sources(codetr, place: list[Path]):
         assert b"secret" not in content
         if name not in ("summary.json", ".codetr_results"):
             assert Path("shared", name).read_bytes() == content, name
+
+
+def test_a_job_of_slurm_has_the_sources_and_formats(codetr, place: list[Path], tmp_path: Path, monkeypatch):
+    stand_in(monkeypatch, tmp_path, "sbatch", "echo 7")
+    words = (
+        "shards/{000..003}.tar",
+        "--format",
+        "jsonl",
+        "--shard-size",
+        "2",
+        "--no-draw",
+        "--gpus",
+        "8",
+        "--nodes",
+        "4",
+    )
+    ran = codetr("predict", *words, "--slurm", "--json")
+    assert ran.code == 0, ran.err
+    script = Path(ran.json["script"]).read_text()
+    assert "'shards/{000..003}.tar' --format jsonl --shard-size 2 --no-draw" in script
+    assert "--nodes=4" in script
 
 
 def test_a_job_of_slurm_gets_no_credentials(codetr, place: list[Path]):
