@@ -166,11 +166,12 @@ class FileRegions:
 
     def _read_stored(self, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
         """A part of the image before its rotation, (height, width, 3) uint8 RGB."""
+        from rasterio import Env
         from rasterio.errors import RasterioError
         from rasterio.windows import Window
 
         try:
-            with self._lock:
+            with self._lock, Env(**_OPTIONS):  # a thread's own; the first block that is read sets the size of the cache
                 numbers = self._dataset.read(self._bands, window=Window(left, top, width, height))
             return to_rgb(np.moveaxis(numbers, 0, -1)) if not len(self._colours) else self._colours[numbers[0]]
         except PixelError as error:

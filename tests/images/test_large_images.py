@@ -149,6 +149,23 @@ def test_no_more_than_some_rows_are_decoded_at_once(tmp_path, monkeypatch):
     assert len(areas) == math.ceil(500 / 64) + 1
 
 
+def test_the_cache_of_gdal_is_limited_where_its_size_is_decided(tmp_path, monkeypatch):
+    """By the first block that is read, in whatever thread."""
+    regions = open_regions(write(tmp_path / "a.tif", COLOURS, **TILES), whole_pixels=0)
+    dataset, sizes = regions._dataset, []
+
+    class Spy:
+        def read(self, *arguments, **options):
+            sizes.append(int(rasterio.env.getenv()["GDAL_CACHEMAX"]))
+            return dataset.read(*arguments, **options)
+
+    monkeypatch.setattr(regions, "_dataset", Spy())
+    thread = threading.Thread(target=regions.read, args=(0, 0, 8, 8))
+    thread.start()
+    thread.join()
+    assert sizes == [large_images.CACHE_BYTES]
+
+
 def test_several_threads_read_one_image(tmp_path):
     regions = open_regions(write(tmp_path / "a.tif", COLOURS, **TILES), whole_pixels=0)
     found: list[bool] = []
