@@ -30,7 +30,6 @@ TESTED_ELSEWHERE = {
     "data/sample.py": "data/test_transforms.py",
     "data/targets.py": "data/test_batch.py",  # only types
     "distributed/part_frames.py": "distributed/test_part_files.py",
-    "distributed/unit_set.py": "distributed/test_shared_work.py",
     "distributed/elastic_agent.py": "distributed/test_launcher.py",  # it runs inside the launcher
     "distributed/sharded_state.py": "distributed/test_fsdp.py",
     "evaluation/job.py": "commands/test_eval.py",

@@ -218,8 +218,11 @@ def _images_in(folder: Path, skipped: Skipped) -> list[str]:
     """The names of the images in a folder and those below it."""
     names = sorted(list_images(folder, skipped=skipped))
     if not names:
+        hint = _but(skipped)
+        if archive := next(folder.glob("*.tar"), None):
+            hint += f". It has archives, such as {archive.name}: give them as '{folder / '*.tar'}'"
         raise DatasetError(
-            f"the folder {folder} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth{_but(skipped)}"
+            f"the folder {folder} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth{hint}"
         )
     return names
 

@@ -212,6 +212,10 @@ def test_archives_by_name_pattern_and_braces(folder):
         pass
     with pytest.raises(DatasetError, match=r"none\.tar has no images"):
         names("none.tar")
+    (folder / "shards").mkdir()
+    (folder / "none.tar").rename(folder / "shards/none.tar")
+    with pytest.raises(DatasetError, match=r"It has archives, such as none\.tar: give them as 'shards/\*\.tar'"):
+        names("shards")
 
 
 def test_addresses_lists_of_them_and_archives_at_them(folder):
