@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from codetr_cli.inference.cores import cores_shared
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.loading import load_detector
 from codetr_cli.inference.options import DetectOptions
@@ -145,7 +146,8 @@ def measure_end_to_end(
         reset_peak_memory(_MAIN_MEMORY)
         seconds, stages, unreadable = run(images, "measured", tick)
         peak = peak_memory(_MAIN_MEMORY)
-    workers = options.workers or default_workers()
+    with cores_shared(detector.loaded, detector.device):
+        workers = options.workers or default_workers(detector.device)
     of_workers = {"reading": stages["read"] + stages["prepare"], "finishing": stages["finish"]}
     stages_ms = {
         "wait": stages["wait"],

@@ -203,7 +203,7 @@ class Detector:
             batch: images of a list that the network sees at once; None: 1 on a CPU, by memory on a GPU. Batches round
                 differently: in float32 boxes are within 1e-3 pixels of those of each image alone.
             exact: each image alone, so that a list gives the same as its images, to the last bit.
-            workers: threads that read the images of a list; None: one a core, up to 8.
+            workers: threads that read the images of a list; None: by the number of cores.
 
         Raises:
             DatasetError: a file that is missing, damaged or not an image; it is a ValueError, too.
@@ -274,7 +274,7 @@ class Detector:
             tiles=check_tiles(tiles),
             batch=check_count("batch", batch, "chosen for the device"),
             exact=bool(exact),
-            workers=check_count("workers", workers, "one a core, up to 8"),
+            workers=check_count("workers", workers, "by the number of cores"),
         )
 
     def _predict_many(

@@ -110,9 +110,16 @@ def detect_stream(
                 yield slot.result
 
 
-def default_workers() -> int:
-    """Threads that read, and as many that finish: on a CPU they share its cores with the network."""
-    return max(1, min(MOST_WORKERS, cpu_count() // local_processes(1)))
+def default_workers(device: torch.device) -> int:
+    """Threads that read, and as many that finish; on a CPU they use the cores that the network does not use.
+
+    More would take the network's cores from it: with two cores, two threads of each kind instead of one make a small
+    network, and all with it, a third slower (measured).
+    """
+    cores = max(1, cpu_count() // local_processes(1))
+    if device.type == "cpu":
+        cores = (cores - torch.get_num_threads() + 1) // 2
+    return max(1, min(MOST_WORKERS, cores))
 
 
 @dataclass(eq=False)
@@ -155,7 +162,7 @@ class _Stream(Generic[Item, Result]):
     ) -> None:
         self._detector, self._items, self._options = detector, items, options
         self._read, self._finish, self._weigh, self._stages = read, finish, weigh, stages
-        self._workers = options.workers or default_workers()
+        self._workers = options.workers or default_workers(detector.device)
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()
         self._slots: deque[_Slot] = deque()  # in order, until their results are taken

@@ -355,6 +355,19 @@ def test_exact_means_each_image_alone():
     assert {len(values) for values in detector.batches} == {1}
 
 
+@pytest.mark.parametrize(
+    ("device", "cores", "threads", "workers"),
+    [
+        *(("cpu", 2, 1, 1), ("cpu", 2, 2, 1), ("cpu", 16, 8, 4), ("cpu", 16, 16, 1), ("cpu", 64, 8, 8)),
+        *(("cuda", 2, 2, 2), ("cuda", 16, 16, 8)),
+    ],
+)
+def test_workers_leave_the_network_its_cores(monkeypatch, device, cores, threads, workers):
+    monkeypatch.setattr(stream, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert stream.default_workers(torch.device(device)) == workers
+
+
 @pytest.mark.slow
 def test_many_items_do_not_take_memory():
     detector, source = FakeDetector(), Source(60_000, sides=(1, 2))
