@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from codetr_cli.errors import ArgumentError, DatasetError
 from codetr_cli.images.decoder import read_image
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.prediction import Prediction
-from tests.inference.fakes import write_checkpoint
+from tests.conftest import REPOSITORY
+from tests.inference.fakes import write_checkpoint, write_run
 
 COLUMNS = ("boxes", "scores", "labels", "category_ids")
 
@@ -158,6 +160,20 @@ def test_an_image_that_cannot_be_used_is_named(detector, photos, tmp_path):
 def test_wrong_arguments_are_errors_at_once(detector, given, words):
     with pytest.raises(ArgumentError, match=words):
         detector.stream(**given)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, tiny_settings, photos, monkeypatch, capsys):
+    text = (REPOSITORY / "docs/predict.md").read_text(encoding="utf-8")
+    (example,) = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "on_error" in part]
+    write_run(tmp_path / "runs/co_dino_r50/1", tiny_settings, "best")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/bad.jpg").write_text("no image")
+    Image.fromarray(read_image(photos[0], max_pixels=10**6)).save(tmp_path / "photos/good.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("detector.predict(paths)", "detector.predict(paths[1:])"))
+    printed = capsys.readouterr().out
+    assert "photos/bad.jpg cannot read image" in printed
+    assert "photos/good.jpg 0" in printed
 
 
 def test_no_thread_stays(detector, photos):
