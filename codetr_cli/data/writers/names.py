@@ -31,7 +31,7 @@ class NamePlan:
 
     def __init__(self, *, by_stem: bool, for_lists: bool = False) -> None:
         self._by_stem, self._for_lists = by_stem, for_lists
-        self._taken: set[tuple[str, str]] = set()
+        self._taken: set[int] = set()  # of a million images, their names would need hundreds of megabytes
 
     def assign(self, scope: str, name: str, file_format: str = "") -> str:
         """A name that no other image of a scope has.
@@ -49,11 +49,17 @@ class NamePlan:
         if self._for_lists:
             stem = _SUFFIX.sub(r"_\1", _FLAG.sub("_", stem.rstrip()))
         for candidate in _numbered(stem):
-            key = (scope, folded(candidate if self._by_stem else candidate + suffix))
+            key = _key(scope, folded(candidate if self._by_stem else candidate + suffix))
             if key not in self._taken:
                 self._taken.add(key)
                 return candidate + suffix
         raise AssertionError("numbers do not end")
+
+
+def _key(scope: str, name: str) -> int:
+    """A number for a name in a scope; should two names have the same one, the second gets a number, too."""
+    content = f"{scope}/{name}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def _numbered(stem: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
 from codetr_cli.data.writers.content import (
     LayoutWriter,
@@ -30,7 +31,7 @@ class VocWriter(LayoutWriter):
         super().__init__(folder, classes, counts, outlines=outlines)
         self._names = [xml_text(name) for name in classes.names]
         self._used: set[int] = set()
-        self._lists: dict[str, list[str]] = {}
+        self._lists: dict[str, IO[str]] = {}
 
     def image_path(self, split: str, name: str) -> str:
         """Where the file of an image is; all splits share a folder."""
@@ -58,17 +59,24 @@ class VocWriter(LayoutWriter):
                 f"{''.join(f'<{key}>{number(value)}</{key}>' for key, value in corners)}</bndbox>\n  </object>\n"
             )
         path.write_text("".join((*text, "</annotation>\n")), encoding="utf-8")
-        self._lists.setdefault(image.split, []).append(image.name.rpartition(".")[0] or image.name)
+        if image.split not in self._lists:
+            lists = self.folder / "ImageSets" / "Main"
+            lists.mkdir(parents=True, exist_ok=True)
+            self._lists[image.split] = (lists / f"{image.split or 'train'}.txt").open("w", encoding="utf-8")
+        self._lists[image.split].write(f"{image.name.rpartition('.')[0] or image.name}\n")
         return len(text) - 1
 
     def finish(self) -> None:
-        """Writes the lists."""
-        folder = self.folder / "ImageSets" / "Main"
-        folder.mkdir(parents=True)
-        for split, names in self._lists.items():
-            (folder / f"{split or 'train'}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        """Completes the lists and writes the names of the classes."""
+        self.close()
+        (self.folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
         names = [name for name in self.classes.names if name != "background"]
         if not any(":" in name or name.splitlines() != [name] for name in names):  # the form has no way to write them
             lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", *(f"{name}:::" for name in names)]
             (self.folder / "labelmap.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.counts["unused_classes"] += len(self._names) - len(self._used)
+
+    def close(self) -> None:
+        """Closes the lists."""
+        for file in self._lists.values():
+            file.close()
