@@ -72,6 +72,7 @@ TESTED_ELSEWHERE = {
 OF_SEVERAL_MODULES = {
     "commands/bench/test_bench.py": "the words of all four commands",
     "commands/test_output_faults.py": "kills and full disks at every write of a command",
+    "commands/test_predict_large.py": "predictions of large files, read in parts",
     "commands/test_one_annotation_file.py": "--ann and --images in every verb",
     "commands/test_several_sets.py": "training and evaluation on merged datasets",
     "data/test_datasets.py": "LVIS and Objects365 from reading to training",
@@ -108,8 +109,10 @@ OF_SEVERAL_MODULES = {
     "test_gpu_session.py": "the script of the first minutes on a GPU",
     "test_house.py": "imports and sizes of modules",
     "test_mirror.py": "this file",
+    "test_predict_page.py": "docs/predict.md",
     "test_readme.py": "commands of the README and the documentation",
     "test_security.py": "the list of places in docs/security.md",
+    "test_small_objects.py": "the benchmark of small objects",
     "test_startup.py": "import times and layers",
     "test_strict_commands.py": "commands from beginning to end on the emulated GPU",
     "test_strict_counts.py": "limits of kernels and waits on the emulated GPU",

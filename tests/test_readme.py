@@ -27,7 +27,7 @@ from tests.conftest import REPOSITORY
 from tests.document_blocks import blocks, commands
 from tests.forked import run_forked
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/predict.md")
 # `codetr` as README's reader has it, but quick: these words are added to the verb.
 SMALL = "--device cpu --set test.short_side=96 --set test.long_side=96"
 QUICK = {
