@@ -71,6 +71,7 @@ TESTED_ELSEWHERE = {
 }
 OF_SEVERAL_MODULES = {
     "commands/bench/test_bench.py": "the words of all four commands",
+    "commands/test_predict_large.py": "images that are too large to be decoded whole",
     "commands/test_output_faults.py": "kills and full disks at every write of a command",
     "commands/test_predict_large.py": "predictions of large files, read in parts",
     "commands/test_one_annotation_file.py": "--ann and --images in every verb",
@@ -114,6 +115,7 @@ OF_SEVERAL_MODULES = {
     "test_security.py": "the list of places in docs/security.md",
     "test_small_objects.py": "the benchmark of small objects",
     "test_startup.py": "import times and layers",
+    "test_small_objects.py": "benchmarks/small_objects.py",
     "test_strict_commands.py": "commands from beginning to end on the emulated GPU",
     "test_strict_counts.py": "limits of kernels and waits on the emulated GPU",
     "test_strict_device.py": "an emulated GPU, and the package on it",
