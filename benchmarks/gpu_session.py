@@ -76,6 +76,7 @@ def stages(arguments: argparse.Namespace, scratch: Path) -> list[Stage]:
     def train(*options: str, chosen: Sequence[str] = network) -> tuple[str, ...]:
         return bench("train", *chosen, *runs, *options)
 
+    files = ("--end-to-end", "--images", "4" if quick else "200", "--preset", network[1])
     operators = ("--size", "64x96" if quick else "800x1333", "--iterations", "1" if quick else "5")
     low = "bf16"
     found = [
@@ -90,6 +91,7 @@ def stages(arguments: argparse.Namespace, scratch: Path) -> list[Stage]:
         Stage("profile", 60, own("profile")),
         Stage("host waits", 60, own("waits")),
         Stage("commands", 150, own("commands", "--folder", str(scratch / "commands"))),
+        Stage("files to results", 90, bench("infer", *files, "--precision", low)),
         Stage("inference graph", 60, infer("--precision", low, "--set", "test.cuda_graph=true")),
         Stage("inference compiled", 120, infer("--precision", low, "--set", "test.compile=true")),
         Stage("memory", 90, own("memory")),
