@@ -55,6 +55,7 @@ TESTED_ELSEWHERE = {
     "prediction/outputs.py": "prediction/test_shards.py",
     "prediction/results.py": "prediction/test_predictor.py",
     "prediction/targets.py": "prediction/test_shards.py",  # only data
+    "prediction/video/joining.py": "prediction/video/test_recording.py",
     "prediction/video/job.py": "prediction/video/test_recording.py",
     "prediction/video/outcome.py": "prediction/video/test_recording.py",  # with broken frames
     "prediction/video/run.py": "commands/test_predict_video.py",

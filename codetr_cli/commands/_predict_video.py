@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -54,8 +54,17 @@ def predict_videos(context: typer.Context, options: DetectOptions, *, weights: C
     refuse_launch_options(context, "a video, whose frames come in order,")
     if wrong := [name for name in used if name not in (*SHARED, *VIDEO_ONLY)]:
         raise ConfigError(f"{_option(wrong[0])} is for images: videos give a JSON Lines file and a drawn video")
+    _refuse_endless(videos, given)
     _run(context, videos, options, weights)
     return True
+
+
+def _refuse_endless(videos: Sequence[VideoInput], given: Mapping[str, Any]) -> None:
+    cameras = [video.label for video in videos if video.kind == "camera"]
+    if cameras and len(videos) > 1 and given["end"] is None:
+        raise ConfigError(f"{cameras[0]} has no end, and the next video would wait for it: start a command for each")
+    if given["fps"] is not None and (timed := [video.label for video in videos if video.kind != "sequence"]):
+        raise ConfigError(f"--fps is for numbered image sequences: {listed(timed)} has timestamps of its own")
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

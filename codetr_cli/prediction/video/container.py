@@ -41,6 +41,7 @@ class StreamInfo:
         aspect: width of a pixel by its height.
         codec: name of the codec.
         live: whether it is a camera or a stream without an end, which does not wait for its reader.
+        of_several: number of video streams that it is the best of.
     """
 
     size: tuple[int, int]
@@ -51,6 +52,7 @@ class StreamInfo:
     aspect: Fraction
     codec: str
     live: bool
+    of_several: int = 1
 
 
 def import_av() -> Any:
@@ -94,16 +96,27 @@ def open_video(video: VideoInput, *, max_pixels: int) -> Iterator[tuple[Any, Any
             raise DatasetError(f"{video.label} has a video stream without pixels: it is damaged, or has no frames")
         context.options = {"max_pixels": str(max_pixels)}  # also of frames that change their size
         stream.thread_type = "SLICE" if video.kind == "camera" else "AUTO"
-        yield container, stream, _info(container, stream, video)
+        yield container, stream, _info(av, container, stream, video)
 
 
 def _video_stream(av: Any, container: Any, video: VideoInput) -> Any:
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:  # a cover picture
-            if stream.codec_context is None:
-                raise DatasetError(f"{video.label} has a video stream of a codec that PyAV {av.__version__} lacks")
-            return stream
-    raise DatasetError(f"{video.label} has no video stream")
+    """The stream of a video that players would show."""
+    streams = _video_streams(av, container)
+    if not streams:
+        raise DatasetError(f"{video.label} has no video stream")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise DatasetError(f"{video.label} has a video stream of a codec that PyAV {av.__version__} lacks")
+    for other in streams:
+        if other is not stream:
+            other.discard = av.stream.Discard.all  # a playlist has one for each speed of the network
+    return stream
+
+
+def _video_streams(av: Any, container: Any) -> list[Any]:
+    pictures = av.stream.Disposition.attached_pic  # of a cover
+    return [stream for stream in container.streams.video if not stream.disposition & pictures]
 
 
 @contextmanager
@@ -182,11 +195,13 @@ def _errors(av: Any, video: VideoInput) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """Why PyAV could not do something, without the name of a file or address."""
+    if type(error).__name__ == "ExitError":
+        return f"no data came for {TIMEOUT_S[1]:g} s"
     text = getattr(error, "strerror", None) or type(error).__name__
     return text[:1].lower() + text[1:200]
 
 
-def _info(container: Any, stream: Any, video: VideoInput) -> StreamInfo:
+def _info(av: Any, container: Any, stream: Any, video: VideoInput) -> StreamInfo:
     context = stream.codec_context
     time_base = stream.time_base or Fraction(1, 90_000)
     seconds = None
@@ -204,6 +219,7 @@ def _info(container: Any, stream: Any, video: VideoInput) -> StreamInfo:
         aspect=Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or Fraction(1),
         codec=context.name,
         live=video.kind == "camera" or (video.kind == "url" and _is_endless(container)),
+        of_several=len(_video_streams(av, container)),
     )
 
 

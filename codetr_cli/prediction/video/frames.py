@@ -34,12 +34,14 @@ class VideoFrame:
         pts: its timestamp.
         time_base: seconds of the timestamp's unit.
         decode: gives its upright pixels (H, W, 3) uint8 RGB; any thread may call it. Raises `BrokenImageError`.
+        is_turned: whether they are stored with their sides exchanged.
     """
 
     number: int
     pts: int
     time_base: Fraction
     decode: Callable[[], Pixels]
+    is_turned: bool = False
 
     @property
     def time(self) -> Fraction:
@@ -114,30 +116,62 @@ class FileFrames:
             ResourceError: the disk or the network failed.
         """
         problems = self.problems = Problems()
-        self._number, pts = 0, 0
+        self._number = end = 0
         with self._open() as (container, stream, info):
-            step = max(1, round(1 / (info.rate * info.time_base)))
+            times = _Timestamps(stream, info, in_order_of_coding=container.format.name == "avi")
             for frame in decoded(container, stream, self._video, lambda why: problems.add_bad(self._number, why)):
                 problems.damaged += bool(frame.is_corrupt)
-                if frame.pts is None:
-                    problems.untimed += 1
-                    frame.pts = pts + step if self._number else 0
-                pts = frame.pts
-                yield VideoFrame(self._number, pts, info.time_base, pixels_of(frame, self._video, self._max_pixels))
+                pts = times.next(frame, problems)
+                end = max(end, pts + max(frame.duration or 0, times.step))
+                yield video_frame(self._number, pts, info.time_base, frame, self._video, self._max_pixels)
                 self._number += 1
-            problems.early_end = self._early_end(info, pts * info.time_base if self._number else None)
+            problems.early_end = self._early_end(info, end * info.time_base if self._number else None)
 
-    def _early_end(self, info: StreamInfo, last: Fraction | None) -> str:
+    def _early_end(self, info: StreamInfo, end: Fraction | None) -> str:
         """A sentence about a video that is shorter than its header says; empty for others."""
-        if last is None or info.seconds is None:
+        if end is None or info.seconds is None:
             return ""
         expected = (info.start or 0) + info.seconds
-        if last + 3 / info.rate + Fraction(1, 2) >= expected:
+        if end + 2 / info.rate + Fraction(1, 2) >= expected:
             return ""
         return (
-            f"{self._video.label} ends at {float(last):.2f} s, and its header says {float(expected):.2f} s: it is "
+            f"{self._video.label} ends at {float(end):.2f} s, and its header says {float(expected):.2f} s: it is "
             "truncated"
         )
+
+
+class _Timestamps:
+    """The timestamps of the frames of a file, one after the other.
+
+    Args:
+        stream: PyAV's.
+        info: of its header.
+        in_order_of_coding: whether the file has timestamps of packets only, as AVI does: FFmpeg numbers the packets,
+            and frames that are coded after later ones would have the wrong numbers.
+
+    Attributes:
+        step: from one frame to the next, on average.
+    """
+
+    def __init__(self, stream: Any, info: StreamInfo, *, in_order_of_coding: bool) -> None:
+        self._context, self._in_order_of_coding = stream.codec_context, in_order_of_coding
+        self.step = max(1, round(1 / (info.rate * info.time_base)))
+        self._last: int | None = None
+
+    def next(self, frame: Any, problems: Problems) -> int:
+        """The timestamp of the next frame of PyAV."""
+        pts, last = frame.pts, self._last
+        if self._in_order_of_coding:
+            # A frame is shown when the packet comes that lets it out, less the packets that the decoder waits for.
+            # Those that come out at the end have no such packet.
+            step = frame.duration or self.step
+            pts = None if frame.dts is None else frame.dts - self._context.reorder_depth * step
+            pts = last + step if last is not None and (pts is None or pts <= last) else max(0, pts or 0)
+        if pts is None:
+            problems.untimed += 1
+            pts = 0 if last is None else last + self.step
+        self._last = pts
+        return int(pts)
 
 
 class SequenceFrames:
@@ -201,6 +235,14 @@ def decoded(container: Any, stream: Any, video: VideoInput, bad: Callable[[str],
             bad(f"it cannot be decoded: {reason(error)}")
         if packet is None:
             return
+
+
+def video_frame(
+    number: int, pts: int, time_base: Fraction, frame: Any, video: VideoInput, max_pixels: int
+) -> VideoFrame:
+    """A frame of PyAV with its number and timestamp."""
+    is_turned = round(frame.rotation / 90) % 2 == 1
+    return VideoFrame(number, pts, time_base, pixels_of(frame, video, max_pixels), is_turned)
 
 
 def pixels_of(frame: Any, video: VideoInput, max_pixels: int) -> Callable[[], Pixels]:

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from codetr_cli.errors import CodetrError, DatasetError, ResourceError
 from codetr_cli.prediction.video.container import StreamInfo, open_video
-from codetr_cli.prediction.video.frames import Problems, VideoFrame, decoded, pixels_of
+from codetr_cli.prediction.video.frames import Problems, VideoFrame, decoded, video_frame
 from codetr_cli.prediction.video.inputs import VideoInput
 
 WAITING = 4
@@ -36,7 +36,8 @@ class LiveFrames:
         number: of the first frame: those before were received by an earlier start of the command.
         pts: its timestamp.
         time_base: of the timestamps; None: that of the stream.
-        pause_s: before the first attempt to connect again; it doubles.
+        problems: of that earlier start.
+        pause_s: before the first attempt to connect again; it doubles. None: `FIRST_PAUSE_S`.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class LiveFrames:
         number: int = 0,
         pts: int = 0,
         time_base: Fraction | None = None,
-        pause_s: float = FIRST_PAUSE_S,
+        problems: Problems | None = None,
+        pause_s: float | None = None,
     ) -> None:
-        self._video, self._max_pixels, self._pause_s = video, max_pixels, pause_s
+        self._video, self._max_pixels = video, max_pixels
+        self._pause_s = FIRST_PAUSE_S if pause_s is None else pause_s
         self._stopped, self._warn = stopped, warn
         self._number, self._pts = number, pts
-        self.problems = Problems()
+        self.problems = problems or Problems()
         self._waiting: deque[VideoFrame] = deque()
         self._changed = threading.Condition()
         self._ended = self._closed = False
@@ -64,10 +67,10 @@ class LiveFrames:
         self.info = info if time_base is None else replace(info, time_base=time_base)
 
     def frames(self) -> Iterator[VideoFrame]:
-        """The frames as they come, until the stream ends or a stop is requested.
+        """The frames as they come, until the stream is lost for good or a stop is requested.
 
         Raises:
-            ResourceError: the connection was lost for good.
+            CodetrError: it is lost before its first frame. Later it is one of the problems: the frames stay.
         """
         thread = threading.Thread(target=self._receive, name="live-frames", daemon=True)
         thread.start()
@@ -94,11 +97,11 @@ class LiveFrames:
             try:
                 self._receive_once()
                 lost = "the stream ended"
-            except DatasetError as error:
-                self._end(error)
-                return
-            except ResourceError as error:
-                lost = str(error).rstrip(".")
+            except CodetrError as error:
+                if isinstance(error, DatasetError) and not self._number:
+                    self._end(error)
+                    return
+                lost = str(error).rstrip(".")  # also a page of a server that starts again
             except Exception as error:  # of a decoder, in a thread that nobody waits for
                 lost = f"{type(error).__name__}: {error}"
             if self._number > before:
@@ -107,7 +110,10 @@ class LiveFrames:
             if self._closed or self._stopped():
                 break
             if failures > ATTEMPTS:
-                self._end(ResourceError(f"{self._video.label} was given up after {ATTEMPTS} attempts: {lost}"))
+                given_up = f"{self._video.label} was given up after {ATTEMPTS} attempts: {lost}"
+                if self._number:
+                    self.problems.early_end = given_up
+                self._end(None if self._number else ResourceError(given_up))
                 return
             self._warn(f"{self._video.label}: {lost}. Connecting again in {pause:g} s (attempt {failures}).")
             self.problems.reconnects += 1
@@ -138,8 +144,9 @@ class LiveFrames:
                 pts = self._timestamp(frame.pts, info, opened)
                 first = pts if first is None else first
                 self._pts = max(self._pts if self._arrived is None else self._pts + 1, base + pts - first)
-                decode = pixels_of(frame, self._video, self._max_pixels)
-                self._put(VideoFrame(self._number, self._pts, self.info.time_base, decode))
+                self._put(
+                    video_frame(self._number, self._pts, self.info.time_base, frame, self._video, self._max_pixels)
+                )
                 self._number += 1
                 self._arrived = time.monotonic()
 

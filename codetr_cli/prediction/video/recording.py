@@ -18,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.distributed.part_files import PartFiles
-from codetr_cli.errors import CodetrError, DatasetError, StoppedError, counted
+from codetr_cli.errors import DatasetError, ResourceError, StoppedError, counted
 from codetr_cli.files import write_result
+from codetr_cli.images.decoder import BrokenImageError, read_image
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
-from codetr_cli.prediction.video.container import open_video
-from codetr_cli.prediction.video.encoder import Sound, VideoFormat, can_hold, choose_codec, join_pieces
-from codetr_cli.prediction.video.frames import FileFrames, FrameSource, SequenceFrames, VideoFrame, chosen
+from codetr_cli.prediction.video.encoder import VideoFormat, choose_codec
+from codetr_cli.prediction.video.frames import FileFrames, FrameSource, Problems, SequenceFrames, VideoFrame, chosen
 from codetr_cli.prediction.video.job import VideoJob
+from codetr_cli.prediction.video.joining import join_with_sound
 from codetr_cli.prediction.video.live import LiveFrames
 from codetr_cli.prediction.video.outcome import VideoOutcome
 from codetr_cli.prediction.video.segments import LINES, PIECE, SegmentStore, SegmentWriter
@@ -36,6 +37,8 @@ from codetr_cli.runtime.signals import StopRequest
 Pixels = NDArray[np.uint8]
 SEGMENT_FRAMES, SEGMENT_S = 300, 10.0
 """A segment ends after so many frames or seconds of work."""
+LOWEST_RATE = Fraction(1, 1001)
+"""Of the encoder, in frames per second; timestamps do not depend on it."""
 MAX_LEAD_S = 10
 """A drawn video that would begin later begins at 0."""
 KEYS = ("bbox", "score", "segmentation", "mask_score")
@@ -94,6 +97,7 @@ class VideoRun:
         self._began = 0.0
         self._problems: Callable[[], dict[str, Any]] = dict
         self._batch = self._frames_of_a_batch()
+        self._stored_size = (0, 0)
         self.is_live = False
 
     def run(self, show: Callable[[str, int | None, int], Callable[[int], object]]) -> VideoOutcome:
@@ -120,15 +124,20 @@ class VideoRun:
     # ------------------------------------------------------------------------------------------------------- detection
 
     def _detect(self, show: Callable[[str, int | None, int], Callable[[int], object]]) -> None:
-        source = self._source()
+        source = self._source_to_continue()
         self._problems = lambda: source.problems.as_dict()
         info, totals = source.info, self.totals
-        self.is_live = info.live
+        self.is_live, self._stored_size = info.live, info.size
         if totals.frames == 0:
             totals.time_base = [info.time_base.numerator, info.time_base.denominator]
             totals.rate = [info.rate.numerator, info.rate.denominator]
             totals.aspect = [info.aspect.numerator, info.aspect.denominator]
         self._start_tracker()
+        if info.of_several > 1:
+            pixels = " x ".join(str(side) for side in reversed(info.size))
+            self._warn(
+                f"{self._video.label} has {info.of_several} video streams: that of {pixels} pixels is predicted."
+            )
         advance = show(self._video.name, self._expected(source), totals.frames)
         results = detect_stream(
             self._detector,
@@ -146,6 +155,8 @@ class VideoRun:
                     advance(1)
                     if self._stop.number is not None and not self.is_live:
                         self._end_early()
+            if self._stop.number is not None and not self.is_live:
+                self._end_early()
             totals.problems = self._problems()
             self._complete_segment()
         finally:
@@ -154,6 +165,18 @@ class VideoRun:
         if not totals.frames:
             self._no_frames()
 
+    def _source_to_continue(self) -> FrameSource:
+        """The source; what was done of it before is not given up with it."""
+        try:
+            return self._source()
+        except DatasetError as error:
+            if not self.totals.frames:
+                raise
+            done = counted(self.totals.frames, "frame", "are")
+            raise ResourceError(
+                f"{error}. {done} done and kept in {self._parts.folder}: the same command continues with the others"
+            ) from error
+
     def _source(self) -> FrameSource:
         limit, video, totals = self._detector.loaded.settings.data.max_pixels, self._video, self.totals
         if video.kind == "sequence":
@@ -161,7 +184,12 @@ class VideoRun:
         source = FileFrames(video, max_pixels=limit)
         if not source.info.live:
             return source
-        more = {"number": totals.last_number + 1, "pts": totals.last_pts + 1, "time_base": Fraction(*totals.time_base)}
+        more = {
+            "number": totals.last_number + 1,
+            "pts": totals.last_pts + 1,
+            "time_base": Fraction(*totals.time_base),
+            "problems": Problems(**totals.problems),
+        }
         return LiveFrames(
             video,
             source.info,
@@ -175,8 +203,15 @@ class VideoRun:
         """The chosen frames that are not done yet."""
         job, first = self._job, Fraction(0) if source.info.live else None
         done = self.totals.last_number
-        frames = chosen(source.frames(), stride=job.stride, start=job.start, end=job.end, first=first)
+        frames = chosen(self._until_stopped(source), stride=job.stride, start=job.start, end=job.end, first=first)
         return (frame for frame in frames if frame.number > done)
+
+    def _until_stopped(self, source: FrameSource) -> Iterator[VideoFrame]:
+        """All frames; those before the first one to detect can take minutes, which a stop does not wait for."""
+        for frame in source.frames():
+            if self._stop.number is not None and not source.info.live:
+                return
+            yield frame
 
     def _expected(self, source: FrameSource) -> int | None:
         """The number of chosen frames by the header; it may be wrong."""
@@ -251,9 +286,11 @@ class VideoRun:
             ]
             pixels = replace(prediction, class_names=names).drawn_on(pixels, self._job.drawing)
         if pixels is None:  # a frame that cannot be read is black
-            pixels = np.zeros((*(totals.size or (64, 64)), 3), np.uint8)
+            pixels = np.zeros((*(totals.size or self._size_of_a_frame()), 3), np.uint8)
         if totals.size is None:
             totals.size = list(pixels.shape[:2])
+            if result.frame.is_turned:
+                totals.aspect.reverse()
         base, pts = Fraction(*totals.time_base), result.frame.pts
         if not totals.frames:
             late = pts * base > MAX_LEAD_S or pts < 0
@@ -263,8 +300,18 @@ class VideoRun:
             totals.moved += pts - totals.shift <= totals.drawn_pts
             totals.drawn_pts = max(pts - totals.shift, totals.drawn_pts + 1)
         size = (totals.size[0], totals.size[1])
-        format_ = VideoFormat(size, base, Fraction(*totals.rate).limit_denominator(1001), Fraction(*totals.aspect))
+        rate = max(Fraction(*totals.rate).limit_denominator(1001), LOWEST_RATE)
+        format_ = VideoFormat(size, base, rate, Fraction(*totals.aspect))
         writer.draw(pixels, totals.drawn_pts, format_)
+
+    def _size_of_a_frame(self) -> tuple[int, int]:
+        """The size of the drawn video if its first frame cannot be read: that of the first one that can be."""
+        limit = self._detector.loaded.settings.data.max_pixels
+        for path in self._video.files if self._video.kind == "sequence" else ():
+            with suppress(BrokenImageError):
+                height, width = read_image(path, max_pixels=limit).shape[:2]
+                return height, width
+        return self._stored_size if min(self._stored_size) else (64, 64)
 
     def _complete_segment(self) -> None:
         if self._writer is not None:
@@ -318,39 +365,20 @@ class VideoRun:
         notes: list[str] = []
         if self._job.draw:
             with write_result(self._results()[1], **how) as temporary:
-                notes += self._join_pieces(temporary)
+                notes += join_with_sound(
+                    self._store.paths(PIECE),
+                    temporary,
+                    self._video,
+                    self.totals,
+                    stride=self._job.stride,
+                    max_pixels=self._detector.loaded.settings.data.max_pixels,
+                )
         with write_result(self._results()[0], **how) as temporary, temporary.open("wb") as target:
             for path in self._store.paths(LINES):
                 with path.open("rb") as source:
                     shutil.copyfileobj(source, target)
         self.totals.problems["notes"] = notes
         self._store.finish(self.totals)
-
-    def _join_pieces(self, path: Path) -> list[str]:
-        pieces, base = self._store.paths(PIECE), Fraction(*self.totals.time_base)
-        if self._video.kind != "file":
-            join_pieces(pieces, path, base)
-            return []
-        lost = ""
-        with suppress(CodetrError):
-            limit = self._detector.loaded.settings.data.max_pixels
-            with open_video(self._video, max_pixels=limit) as (container, _, _):
-                if not container.streams.audio:
-                    join_pieces(pieces, path, base)
-                    return []
-                stream = container.streams.audio[0]
-                lost = stream.codec_context.name if stream.codec_context else "of an unknown codec"
-                if can_hold(lost):
-                    first, last = self.totals.first_pts * base, self.totals.last_pts * base
-                    end = last + self._job.stride / Fraction(*self.totals.rate)
-                    join_pieces(pieces, path, base, Sound(container, stream, first, end, self.totals.shift * base))
-                    return []
-        join_pieces(pieces, path, base)
-        return (
-            [f"The sound of {self._video.label} ({lost}) is not in the drawn video: it cannot be copied"]
-            if lost
-            else []
-        )
 
     def _outcome(self) -> VideoOutcome:
         totals, base = self.totals, Fraction(*self.totals.time_base)

@@ -6,6 +6,7 @@ leaves only whole segments, and the same command continues after the last one.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -20,7 +21,7 @@ from codetr_cli.distributed.part_files import PartFiles
 from codetr_cli.distributed.part_frames import Part
 from codetr_cli.files import make_way, rename_synced
 from codetr_cli.prediction.video.encoder import PieceWriter, VideoFormat, open_piece
-from codetr_cli.reading import open_file
+from codetr_cli.reading import open_file, parse_json
 
 ATTEMPTS = 1 << 10
 """Unit numbers of a segment among the parts: it has one for each time that it was written."""
@@ -87,6 +88,19 @@ class Manifest(BaseModel):
     lines_checksum: int
     piece_size: int = Field(ge=0)
 
+    def pack(self) -> bytes:
+        """As the content of a part; names of files in it may have bytes that are not text."""
+        return json.dumps(self.model_dump()).encode("ascii")
+
+    @classmethod
+    def unpack(cls, content: bytes) -> Manifest:
+        """The manifest of a part.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return cls.model_validate(parse_json(content))
+
 
 def check_manifest(part: Part) -> None:
     """Ensures that a part is a manifest, of the segment that its unit says.
@@ -94,7 +108,7 @@ def check_manifest(part: Part) -> None:
     Raises:
         ValueError: it is not.
     """
-    manifest = Manifest.model_validate_json(part.content)
+    manifest = Manifest.unpack(part.content)
     if len(part.units) != 1 or part.units[0] % UNITS // ATTEMPTS != manifest.segment:
         raise ValueError("it is of another segment")
 
@@ -138,7 +152,7 @@ class SegmentStore:
                 segment, attempt = divmod(part.units[0] % UNITS, ATTEMPTS)
                 self._attempts[segment] = max(attempt, self._attempts.get(segment, 0))
                 with suppress(ValueError):
-                    manifest = Manifest.model_validate_json(part.content)
+                    manifest = Manifest.unpack(part.content)
                     found.setdefault(manifest.segment, []).append(manifest)
         if restart:
             found = {}
@@ -195,7 +209,7 @@ class SegmentStore:
         attempt = self._attempts.get(manifest.segment, -1) + 1
         self._attempts[manifest.segment] = attempt
         unit = self._video * UNITS + manifest.segment * ATTEMPTS + attempt % ATTEMPTS
-        self._parts.add(Part([unit], manifest.model_dump_json().encode()))
+        self._parts.add(Part([unit], manifest.pack()))
 
     def clear(self) -> None:
         """Deletes the files of all segments."""

@@ -14,6 +14,8 @@ from codetr_cli.prediction.video.frames import FileFrames, SequenceFrames, Video
 from codetr_cli.prediction.video.inputs import VideoInput, split_inputs
 from tests.prediction.video.videos import TIME_BASE, av, grey, number_of, variable_pts, write_video
 
+PTS_OF_SLIDES = [0, 12_800, 25_600]
+
 
 def frames_of(path: Path, max_pixels: int = 100_000) -> tuple[list[VideoFrame], FileFrames]:
     source = FileFrames(VideoInput(str(path), "file", "x", (path,)), max_pixels=max_pixels)
@@ -40,6 +42,31 @@ def test_frames_without_timestamps_have_the_rate_of_the_video(tmp_path: Path):
     assert len(steps) == 1
     assert steps.pop() > 0
     assert source.problems.untimed in (0, 10)
+
+
+def test_frames_of_a_file_with_timestamps_in_order_of_coding(tmp_path: Path):
+    """AVI files number their packets; those of frames between two others come later."""
+    path = tmp_path / "a.avi"
+    write_video(path, range(30), options={"bf": "3"}, time_base=Fraction(1, 30))
+    frames, source = frames_of(path)
+    assert [number_of(frame.decode()) for frame in frames] == list(range(30))
+    assert [frame.time for frame in frames] == [Fraction(number, 30) for number in range(30)]
+    assert source.problems.early_end == ""
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_last_frame_that_stays_for_long_is_no_truncation(tmp_path: Path, suffix: str):
+    """As recorders of screens write it."""
+    path, long = write_video(tmp_path / f"a{suffix}", PTS_OF_SLIDES, options={"bf": "0"}), tmp_path / f"b{suffix}"
+    with av.open(str(path)) as source, av.open(str(long), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream, packet.duration = stream, round(60 / packet.time_base)
+                copy.mux(packet)
+    frames, source = frames_of(long)
+    assert (len(frames), source.problems.early_end) == (3, "")
+    assert source.info.seconds > 60
 
 
 @pytest.mark.parametrize(("rotation", "turns"), [(90, 1), (180, 2), (-90, 3)])

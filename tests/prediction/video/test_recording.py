@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import pytest
 from codetr_cli.distributed.part_files import FOLDER, PartFiles
 from codetr_cli.errors import StoppedError
 from codetr_cli.prediction.video import recording, segments
+from codetr_cli.prediction.video.frames import FileFrames, VideoFrame
 from codetr_cli.prediction.video.segments import SegmentWriter
 from codetr_cli.runtime.signals import StopRequest
 from tests.prediction.video.videos import (
     TIME_BASE,
     SceneDetector,
+    av,
     grey,
     lines_of,
     one_disc,
@@ -111,6 +115,64 @@ def test_a_video_that_begins_late_is_drawn_from_zero(tmp_path: Path, monkeypatch
     assert read_video(result.video)[0][0] == 0
 
 
+def test_frames_that_are_hours_apart(tmp_path: Path, monkeypatch):
+    video = write_video(tmp_path / "a.mp4", [0, 7000 * 12_800], options={"bf": "0"})
+    (result,) = predict(monkeypatch, SceneDetector(one_disc), [video], tmp_path / "out").videos
+    assert read_video(result.video)[0] == [0, 7000]
+
+
+def test_pixels_that_are_not_square_are_turned_with_the_video(tmp_path: Path, monkeypatch):
+    video = tmp_path / "a.mp4"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        stream.set_display_rotation(90)
+        for packets in (stream.encode(av.VideoFrame.from_ndarray(grey(0), format="rgb24")), stream.encode(None)):
+            container.mux(packets)
+    (result,) = predict(monkeypatch, SceneDetector(one_disc), [video], tmp_path / "out").videos
+    with av.open(str(result.video)) as drawn:
+        stream = drawn.streams.video[0]
+        assert (stream.height, stream.width, stream.sample_aspect_ratio) == (64, 48, Fraction(1, 2))
+
+
+def test_a_sequence_whose_first_image_is_broken_has_the_size_of_the_others(tmp_path: Path, monkeypatch):
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), grey(number))
+    (tmp_path / "0.png").write_bytes(b"broken")
+    (result,) = predict(monkeypatch, SceneDetector(lambda number: []), [tmp_path / "%d.png"], tmp_path / "out").videos
+    _, numbers, (_, size, _) = read_video(result.video)
+    assert (numbers[1:], size) == ([1, 2], (48, 64))
+
+
+def test_a_truncated_video_whose_name_is_not_utf_8(tmp_path: Path, monkeypatch):
+    video = tmp_path / os.fsdecode(b"\xff.mp4")
+    write_video(tmp_path / "a.mp4", PTS, options={"movflags": "frag_keyframe", "g": "4"}).rename(video)
+    monkeypatch.setattr(FileFrames, "_early_end", lambda self, info, end: f"{self._video.label} is truncated")
+    (result,) = predict(monkeypatch, SceneDetector(one_disc), [video], tmp_path / "out").videos
+    assert result.problems["early_end"] == f"{video} is truncated"
+    assert result.frames == COUNT
+
+
+def test_a_file_with_several_videos(tmp_path: Path, monkeypatch):
+    video = tmp_path / "a.mkv"
+    with av.open(str(video), "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(5):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(grey(number), format="rgb24")
+                frame.pts = number
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    said: list[str] = []
+    outcome = predict(monkeypatch, SceneDetector(one_disc), [video], tmp_path / "out", warn=said.append)
+    assert [result.frames for result in outcome.videos] == [5]
+    assert said == [f"{video} has 2 video streams: that of 64 x 48 pixels is predicted."]
+
+
 class Killed(BaseException):
     """Stands for a kill."""
 
@@ -192,6 +254,34 @@ def test_a_stop_keeps_every_frame_that_is_done(video: Path, tmp_path: Path, monk
     (result,) = predict(monkeypatch, again, [video], tmp_path / "out").videos
     assert again.seen == list(range(done, COUNT))
     assert [line["frame"] for line in lines_of(result.lines)] == list(range(COUNT))
+
+
+@pytest.mark.parametrize("start", [PTS[30] * TIME_BASE, None])
+def test_a_stop_before_the_first_chosen_frame_does_not_wait_for_it(
+    video: Path, tmp_path: Path, monkeypatch, start: Fraction | None
+):
+    """Frames before --start, or those that are done already, can take minutes."""
+    monkeypatch.setattr(StopRequest, "__enter__", lambda self: requests.append(self) or self)
+    requests: list[StopRequest] = []
+    seen: list[int] = []
+    original = FileFrames.frames
+
+    def frames(self: FileFrames) -> Iterator[VideoFrame]:
+        for frame in original(self):
+            seen.append(frame.number)
+            if frame.number == 3:
+                requests[0].number = 2
+            yield frame
+
+    monkeypatch.setattr(FileFrames, "frames", frames)
+    detector = SceneDetector(one_disc)
+    with pytest.raises(StoppedError) as caught:
+        predict(monkeypatch, detector, [video], tmp_path / "out", start=start)
+    assert caught.value.exit_code == 130
+    assert seen == [0, 1, 2, 3]
+    monkeypatch.setattr(FileFrames, "frames", original)
+    (result,) = predict(monkeypatch, detector, [video], tmp_path / "out", start=start).videos
+    assert result.frames == (COUNT if start is None else COUNT - 30)
 
 
 def test_ids_are_in_the_lines_and_stay_with_objects_that_cross(tmp_path: Path, monkeypatch):

@@ -169,7 +169,13 @@ def one_disc(number: int) -> list[tuple[tuple[float, float, float, float], float
 
 
 def predict(
-    monkeypatch: pytest.MonkeyPatch, detector: SceneDetector, texts: Sequence[object], out: Path, **options: Any
+    monkeypatch: pytest.MonkeyPatch,
+    detector: SceneDetector,
+    texts: Sequence[object],
+    out: Path,
+    *,
+    warn: Callable[[str], object] = lambda text: None,
+    **options: Any,
 ) -> VideosOutcome:
     """Runs a job with a detector of a scene, without a checkpoint."""
     monkeypatch.setattr(job_module, "find_checkpoint", lambda weights: None)
@@ -178,7 +184,7 @@ def predict(
     videos, others = split_inputs([str(text) for text in texts])
     assert others == []
     job = VideoJob(videos=videos, weights="x", out=out, **options)
-    return run.run_videos(job, device=torch.device("cpu"), show=_no_progress, warn=lambda text: None)
+    return run.run_videos(job, device=torch.device("cpu"), show=_no_progress, warn=warn)
 
 
 @contextmanager
