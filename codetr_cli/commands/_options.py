@@ -411,7 +411,9 @@ ExactOption = Annotated[
 ]
 PredictWorkersOption = Annotated[
     int | None,
-    option("--workers", "N", "Threads that read, and as many that draw. Default: by the cores.", DEVICE, min=1),
+    option(
+        "--workers", "N", "Threads that read, and as many that draw. Default: by the cores.", DEVICE, min=1, max=256
+    ),
 ]
 
 

@@ -25,7 +25,7 @@ from codetr_cli.prediction.sources.archives import (
 )
 from codetr_cli.prediction.sources.input_list import InputImage, InputList, Kind
 from codetr_cli.prediction.sources.lists import LIST_SUFFIXES, TEXT_SUFFIXES, entries
-from codetr_cli.prediction.sources.remote import file_name_of, filesystem, images_below, opened
+from codetr_cli.prediction.sources.remote import check_package, file_name_of, filesystem, images_below, opened
 from codetr_cli.reading import check_regular, open_file
 from codetr_cli.weights.urls import is_url, shown_url
 
@@ -85,6 +85,7 @@ class _Inputs:
         self._column, self.has_table = column, False
         self.images = InputList()
         self._seen: set[str] = set()
+        self._protocols: set[str] = set()  # of addresses so far
 
     def expand(self, text: str, skipped: Skipped) -> None:
         """Adds the images of one input."""
@@ -135,14 +136,15 @@ class _Inputs:
             for each in images_below(url):
                 self._add_url(each, each.removeprefix(url) if url.endswith("/") and each.startswith(url) else None)
         else:
-            filesystem(url)  # a package that is missing is an error now
+            filesystem(url)  # an address of an unknown kind is an error now
             self._add_url(url)
 
     def _add_list(self, file: IO[bytes], name: str, shown: str, folder: str) -> None:
         """Adds the images of a list, whose relative names are below a folder or an address."""
         self.has_table = self.has_table or suffix_of(name) not in TEXT_SUFFIXES
-        before = len(self.images), len(self._seen)
+        count = 0
         for entry in entries(file, shown, self._column):
+            count += 1
             if len(self.images) >= MAX_LISTED:
                 raise DatasetError(f"{shown} has more than {MAX_LISTED:,} images: divide it into several lists")
             if entry.startswith("file://"):
@@ -155,7 +157,7 @@ class _Inputs:
                 self._add_file("" if folder == "./" else folder, entry)
             else:
                 self._add_file(*_divided(os.path.normpath(folder + entry)))
-        if not before[1] and not len(self.images):
+        if not count:
             raise DatasetError(f"{shown} names no images: it needs one a line")
 
     def _add_archive(self, file: IO[bytes], kind: Kind, place: str, shown: str) -> None:
@@ -175,6 +177,10 @@ class _Inputs:
             self.images.append("file", folder, name)
 
     def _add_url(self, url: str, name: str | None = None) -> None:
+        protocol = url.partition("://")[0].lower()
+        if protocol not in self._protocols:
+            check_package(protocol)  # now, and not for each of a million images
+            self._protocols.add(protocol)
         if self._is_new(url):
             root, slash, rest = url.rpartition("/")
             self.images.append("url", root + slash, rest, name=shown_name(name or file_name_of(url)) or "image")

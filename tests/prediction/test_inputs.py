@@ -189,6 +189,8 @@ def test_a_list_names_images_relative_to_its_folder_that_need_not_exist(folder):
     (folder / "empty.txt").write_text("\n")
     with pytest.raises(DatasetError, match=r"empty\.txt names no images"):
         names("empty.txt")
+    with pytest.raises(DatasetError, match=r"empty\.txt names no images"):
+        names("a", "empty.txt")
     with pytest.raises(ConfigError, match="--column x is of no use here"):
         names("a", column="x")
 
@@ -221,6 +223,8 @@ def test_archives_by_name_pattern_and_braces(folder):
 def test_addresses_lists_of_them_and_archives_at_them(folder):
     files = pytest.importorskip("fsspec", reason="fsspec is not installed").filesystem("memory")
     files.store.clear()
+    (folder / "names.txt").write_text("memory://b/%2e%2e\nmemory://b/a%00.jpg\n")
+    assert [name for _, name, _ in names("names.txt")] == ["image", "a_.jpg"]
     (folder / "s.tar").write_bytes(b"")
     with tarfile.open(folder / "s.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("m.jpg"))

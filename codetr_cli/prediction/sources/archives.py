@@ -22,7 +22,15 @@ COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".z
 MAX_MEMBERS = 10_000_000
 MAX_HEADER_BYTES = 1 << 20
 """Of a long name, or of further attributes of a member."""
+MAX_SIZE = 1 << 62
+"""Bytes of a member."""
+MAX_EMPTY_READS = 10
+MAX_PADDING = 1 << 16
+"""Bytes behind the end of an archive in which the begin of another one is looked for."""
+MAGIC_START = 257
+"""Of the word that each header has."""
 MAX_EXPANDED = 100_000
+_DIGITS = re.compile(rb"\d{300}")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 
@@ -45,16 +53,24 @@ class Member:
 
 
 class _ShortReads:
-    """A file whose headers are read and whose content is not: a header that claims to be large is refused."""
+    """A file whose headers are read and whose content is not: a header that claims to be large is refused.
+
+    So is one that goes on behind the end of the file, where `tarfile` would read for ever, and one of so many digits in
+    a row that its search for attributes, which is quadratic in them, would take hours.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self._file, self._empty = file, 0
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self._file.read(size)
+        content = self._file.read(size)
+        self._empty = 0 if content else self._empty + 1
+        if self._empty > MAX_EMPTY_READS or _DIGITS.search(content):
+            raise tarfile.ReadError("a header without end")
+        return content
 
 
 def members(file: IO[bytes], name: str) -> Iterator[Member]:
@@ -69,18 +85,38 @@ def members(file: IO[bytes], name: str) -> Iterator[Member]:
     """
     try:
         with tarfile.open(fileobj=cast(Any, _ShortReads(file)), mode="r:", errorlevel=1) as archive:
-            count = 0
+            count, end = 0, -1
             while (found := archive.next()) is not None:
                 cast(Any, archive).members.clear()  # or it would keep all
-                count += 1
+                count, before, end = count + 1, end, archive.offset
                 if count > MAX_MEMBERS:
                     raise DatasetError(f"{name} has more than {MAX_MEMBERS:,} members: divide it into several archives")
+                if not 0 <= found.size <= MAX_SIZE or end <= before:
+                    raise tarfile.ReadError(f"a member of {found.size:,} bytes")
                 if found.isreg() and not found.issparse() and _is_image(found.name):
                     yield Member(found.name, shown_name(found.name), found.offset_data, found.size)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            _check_end(file, archive.offset)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise DatasetError(
             f"{name} is not a whole tar archive: {error}. Replace it, or remove it from the inputs"
         ) from error
+
+
+def _check_end(file: IO[bytes], offset: int) -> None:
+    """Ensures that an archive ends where no more members were found: `tarfile` stops at a damaged header, too.
+
+    Raises:
+        tarfile.ReadError: members may be missing.
+    """
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"a damaged header at byte {offset:,}")
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it was cut off at byte {offset:,}, without the empty blocks at its end")
+    rest = file.read(MAX_PADDING)
+    if any(rest[start : start + 5] == b"ustar" for start in range(MAGIC_START, len(rest), tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError("another one follows its end")
 
 
 def _is_image(name: str) -> bool:
@@ -90,8 +126,10 @@ def _is_image(name: str) -> bool:
 
 def shown_name(name: str) -> str:
     """A name that is below any folder that it is joined to: the last part of one that is not."""
-    clean = PurePosixPath(name).as_posix()
-    return clean if stays_inside(name) and ".." not in clean.split("/") else PurePosixPath(name).name
+    clean = PurePosixPath(name.replace("\0", "_")).as_posix()
+    if stays_inside(name) and ".." not in clean.split("/") and clean != ".":
+        return clean
+    return PurePosixPath(clean).name.removeprefix("..") or "image"
 
 
 def expand_braces(text: str) -> list[str]:

@@ -73,12 +73,29 @@ def filesystem(url: str) -> tuple[Any, str]:
         core = importlib.import_module("fsspec.core")
         return core.url_to_fs(url)
     except ImportError as error:
-        more = f" {PACKAGES[protocol]}" if protocol in PACKAGES else ""
-        raise ResourceError(
-            f"{protocol}:// needs a package that is not installed ({error}): pip install 'codetr-cli[fs]'{more}"
-        ) from error
+        raise _missing(protocol, error) from error
     except Exception as error:
         raise ConfigError(f"{shown_url(url)} is not a valid address: {_reason(url, error)}") from None
+
+
+def _missing(protocol: str, error: ImportError) -> ResourceError:
+    more = f" {PACKAGES[protocol]}" if protocol in PACKAGES else ""
+    return ResourceError(
+        f"{protocol}:// needs a package that is not installed ({error}): pip install 'codetr-cli[fs]'{more}"
+    )
+
+
+def check_package(protocol: str) -> None:
+    """Ensures that a kind of addresses can be read here, without a connection; unknown kinds are errors later.
+
+    Raises:
+        ResourceError: a package is missing.
+    """
+    if protocol in PROTOCOLS:
+        try:
+            importlib.import_module("fsspec").get_filesystem_class(protocol)
+        except ImportError as error:
+            raise _missing(protocol, error) from error
 
 
 def file_name_of(url: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.errors import DatasetError
-from codetr_cli.prediction.sources.archives import expand_braces, members
+from codetr_cli.prediction.sources.archives import expand_braces, members, shown_name
 
 
 def tar(path: Path, *names: str, form: int = tarfile.PAX_FORMAT) -> Path:
@@ -60,6 +60,79 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes):
     path.write_bytes(content)
     with pytest.raises(DatasetError, match="is not a whole tar archive"):
         found(path)
+
+
+def damaged(path: Path, kind: str) -> bytes:
+    """An archive of a.jpg, b.jpg and c.jpg that is not whole."""
+    content = tar(path, "a.jpg", "b.jpg", "c.jpg", form=tarfile.GNU_FORMAT).read_bytes()
+    if kind == "header":  # of b.jpg
+        return content[:1024] + b"Z" + content[1025:]
+    return {"cut between": content[:2048], "cut in a header": content[:1100], "joined": content * 2}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("header", "a damaged header at byte 1,024"),
+        ("cut between", "cut off at byte 2,048"),
+        ("cut in a header", "at byte 1,024"),
+        ("joined", "another one follows its end"),
+    ],
+)
+def test_no_member_is_lost_in_silence(tmp_path: Path, kind: str, words: str):
+    path = tmp_path / "a.tar"
+    path.write_bytes(damaged(path, kind))
+    with pytest.raises(DatasetError, match=words):
+        found(path)
+
+
+@pytest.mark.parametrize("size", ["-5", "-512", "-1024", str(1 << 63), "abc"])
+def test_members_of_impossible_sizes(tmp_path: Path, size: str):
+    member = tarfile.TarInfo("a.jpg")
+    member.pax_headers = {"size": size}
+    path = tmp_path / "a.tar"
+    path.write_bytes(member.tobuf(tarfile.PAX_FORMAT) + b"x" * 512 + bytes(1024))
+    with pytest.raises(DatasetError, match="is not a whole tar archive"):
+        found(path)
+
+
+def hostile_header(kind: str) -> bytes:
+    """A header that takes for ever, or the interpreter's stack."""
+    member = tarfile.TarInfo("x")
+    if kind == "names of names":
+        member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1
+        return (member.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 3000
+    content = b"1" * (1 << 19) if kind == "digits" else b"9" * 20
+    if kind == "sparse":
+        member = tarfile.TarInfo("a.jpg")
+        member.size = len(content)
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        return member.tobuf(tarfile.PAX_FORMAT) + content
+    member.type, member.size = tarfile.XHDTYPE, len(content)
+    return member.tobuf(tarfile.GNU_FORMAT) + content + bytes(1024)
+
+
+@pytest.mark.parametrize("kind", ["names of names", "digits", "sparse"])
+def test_a_header_costs_little(tmp_path: Path, kind: str):
+    path = tmp_path / "a.tar"
+    path.write_bytes(hostile_header(kind))
+    with pytest.raises(DatasetError, match="is not a whole tar archive"):
+        found(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("..", "image"),
+        (".", "image"),
+        ("", "image"),
+        ("a/..", "image"),
+        ("..\0.jpg", ".._.jpg"),
+        ("a/./b.jpg", "a/b.jpg"),
+    ],
+)
+def test_every_name_can_be_that_of_a_file(name: str, expected: str):
+    assert shown_name(name) == expected
 
 
 def test_many_members_take_no_memory(tmp_path: Path):

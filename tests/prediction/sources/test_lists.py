@@ -44,6 +44,11 @@ def test_columns_that_are_not_there(name: str, text: str, column: str | None, wo
         ("a.txt", b"\x89PNG\r\n\0\0"),
         ("a.txt", b"x" * (MAX_LINE + 1)),
         ("a.csv", b'path\n"' + b"x\n" * 200_000),
+        ("a.csv", b'path,x\n"a.jpg,1\nb.jpg,2\n'),  # images would be lost in a quote that is not closed
+        ("a.csv", b'path,x\n"a.jpg,1\nb.jpg,"2"\nc.jpg,"3\n'),
+        ("a.txt", "a.jpg\n".encode("utf-16")),
+        ("a.txt", b"a.jpg\n..\n"),
+        ("a.txt", b"sub/\n"),
         ("a.parquet", b"PAR1" + b"x" * 100 + b"PAR1"),
         ("a.parquet", b""),
     ],
@@ -53,6 +58,30 @@ def test_what_is_no_list_is_refused(name: str, content: bytes):
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     with pytest.raises(DatasetError, match=name):
         read(content, name)
+
+
+def test_columns_of_parquet_that_are_text_and_not():
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+
+    def of(table) -> bytes:
+        file = io.BytesIO()
+        parquet.write_table(table, file)
+        return file.getvalue()
+
+    categories = arrow.array(["a.jpg", None, "a.jpg"]).dictionary_encode()
+    assert read(of(arrow.table({"path": categories})), "a.parquet") == ["a.jpg", "a.jpg"]
+    assert read(of(arrow.table({"path": arrow.array(["a.jpg"], arrow.string_view())})), "a.parquet") == ["a.jpg"]
+    twice = arrow.Table.from_arrays([arrow.array(["a"]), arrow.array(["b"])], names=["path", "path"])
+    for table, words in (
+        (twice, "several columns 'path'"),
+        (arrow.table({"path": ["a\0.jpg"]}), "that no name can be"),
+        (arrow.table({"path": ["x" * (MAX_LINE + 1)]}), "that no name can be"),
+    ):
+        with pytest.raises(DatasetError, match=words):
+            read(of(table), "a.parquet")
+    with pytest.raises(ConfigError, match="is of type list"):
+        read(of(arrow.table({"path": [["a.jpg"]]})), "a.parquet")
 
 
 def test_a_column_of_parquet():

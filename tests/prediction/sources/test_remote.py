@@ -6,7 +6,15 @@ import pytest
 
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError
 from codetr_cli.prediction.sources import remote
-from codetr_cli.prediction.sources.remote import RemoteError, file_name_of, filesystem, images_below, opened, read_url
+from codetr_cli.prediction.sources.remote import (
+    RemoteError,
+    check_package,
+    file_name_of,
+    filesystem,
+    images_below,
+    opened,
+    read_url,
+)
 from tests.prediction.sources.image_server import serving
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
@@ -90,6 +98,10 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(ResourceError, match=r"pip install 'codetr-cli\[fs\]' s3fs"):
         filesystem("s3://b/a.jpg")
+    with pytest.raises(ResourceError, match=r"pip install 'codetr-cli\[fs\]' s3fs"):
+        check_package("s3")
+    for protocol in ("memory", "unknown"):
+        check_package(protocol)
 
 
 def test_names_of_addresses():
