@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the images and the predictions")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a network of benchmarks/small_objects.py")
-    parser.add_argument("--tiles", default="640x640,2000x2000", help="size of the tiles in each image")
+    parser.add_argument("--tiles", default="400x400,2000x2000", help="size of the tiles in each image")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "large_image.json")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
