@@ -55,8 +55,8 @@ class Member:
 class _ShortReads:
     """A file whose headers are read and whose content is not: a header that claims to be large is refused.
 
-    So is one that goes on behind the end of the file, where `tarfile` would read for ever, and one of so many digits in
-    a row that its search for attributes, which is quadratic in them, would take hours.
+    So is one that continues after the end of the file, where `tarfile` would read for ever, and one of so many digits
+    in a row that its search for attributes, which is quadratic in them, would take hours.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
