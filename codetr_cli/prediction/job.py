@@ -188,7 +188,7 @@ def run_prediction(
         detector = Detector(loaded, device=device, precision=job.precision, tta=job.tta)
         selection = LabelSelection(detector, job.options, job.labels)
         check_class_names([job.dataset.layout] if job.dataset else job.formats, selection.class_names)
-        truth = job.pictures.ground_truth(selection.class_names)
+        truth = job.pictures.ground_truth(selection.class_names, job.images)
         agree_on_weights(digest, job.digest(device.type))
         parts = job.parts(job.out)
         work = SharedWork(parts, bytes([1]) * len(job.images), pack_results, work=PREDICTION, stop=stop, store=store)

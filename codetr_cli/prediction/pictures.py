@@ -19,7 +19,7 @@ from codetr_cli.inference.prediction import Prediction
 from codetr_cli.prediction.comparison import Comparison, compare
 from codetr_cli.prediction.comparison_drawing import View, draw_comparison
 from codetr_cli.prediction.drawings import FORMAT_SUFFIXES, drawing_request, drawn_names
-from codetr_cli.prediction.ground_truth import GroundTruth
+from codetr_cli.prediction.ground_truth import GroundTruth, annotation_state
 from codetr_cli.prediction.montage import GridShape, draw_montage, draw_thumbnail, read_thumbnail
 from codetr_cli.prediction.picture_files import drawable, drawn_on, encode_picture, write_picture
 from codetr_cli.prediction.sources.input_list import InputImage
@@ -47,15 +47,11 @@ class PictureOptions:
     view: View = "side"
 
     def request(self) -> dict[str, Any]:
-        """What pictures and counts depend on, of plain values; the annotation file by its size and time."""
+        """What pictures and counts depend on, of plain values; annotations by the state of their files."""
         drawing = asdict(self.drawing) if self.draw or self.grid else None
         if self.against is None:
             return {"draw": self.draw, "drawing": drawing, "grid": self.grid and asdict(self.grid)}
-        state = []
-        if self.against.is_file():
-            found = self.against.stat()
-            state = [found.st_size, found.st_mtime_ns]
-        against = [os.path.realpath(self.against), self.view, *state]
+        against = [os.path.realpath(self.against), self.view, annotation_state(self.against)]
         return {"draw": self.draw, "drawing": drawing, "grid": self.grid and asdict(self.grid), "against": against}
 
     def result_names(self) -> list[str]:
@@ -74,13 +70,13 @@ class PictureOptions:
         image_format = self.drawing.image_format
         return drawn_names(images, reserved, folder, request=request, force=force, image_format=image_format)
 
-    def ground_truth(self, class_names: Sequence[str]) -> GroundTruth | None:
-        """The annotations that detections of some classes are compared with; None if they are not.
+    def ground_truth(self, class_names: Sequence[str], images: Sequence[InputImage]) -> GroundTruth | None:
+        """The annotations that detections of some classes in these images are compared with; None if they are not.
 
         Raises:
             DatasetError: they cannot be read, or have none of the classes.
         """
-        return None if self.against is None else GroundTruth(self.against, class_names)
+        return None if self.against is None else GroundTruth(self.against, class_names, images)
 
 
 class OutputPlace(Protocol):
@@ -145,7 +141,7 @@ class Pictures:
         return facts
 
     def _compared(self, image: InputImage, prediction: Prediction) -> Comparison | None:
-        truth = None if self.truth is None else self.truth.find(image.name, image.path if image.is_file else None)
+        truth = None if self.truth is None else self.truth.find(image)
         if truth is None or truth.size != prediction.image_size:
             return None
         labels = np.array([self._labels[name] for name in prediction.class_names], np.int64)

@@ -49,7 +49,7 @@ class Truth:
     def __init__(self, size):
         self.size = size
 
-    def find(self, name, path):
+    def find(self, image):
         everything = np.ones(1, bool)
         boxes = np.array([[0, 0, self.size[1] / 2, self.size[0] / 2]], float)
         return ImageTruth(boxes, np.zeros(1, np.int64), ["a"], ~everything, everything, everything, self.size)
