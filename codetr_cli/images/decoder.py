@@ -27,6 +27,7 @@ from codetr_cli.images.decoder_input import decoder_input
 from codetr_cli.images.headers import ImageFileError, ImageHeader, header_of, read_header
 from codetr_cli.images.image_header import MAX_EXTRA_BYTES
 from codetr_cli.images.pixels import PixelError, to_rgb
+from codetr_cli.images.tiff_header import plane
 from codetr_cli.reading import open_file
 
 OPENCV = tuple(int(part) for part in cv2.__version__.split(".")[:2])
@@ -164,7 +165,10 @@ def _decode(content: bytes, header: ImageHeader, path: Path) -> np.ndarray | Non
     flags = (cv2.IMREAD_COLOR_RGB if is_jpeg else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
     flags = cv2.IMREAD_UNCHANGED if header.as_stored else flags
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        if header.planes > 1:
+            image = _decode_planes(content, header.planes)
+        else:
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise ResourceError(f"not enough memory to decode {path}: lower data.workers or free memory") from error
@@ -177,6 +181,17 @@ def _decode(content: bytes, header: ImageHeader, path: Path) -> np.ndarray | Non
     elif image is not None and not is_jpeg:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return image if image is None else upright(image, header.orientation)
+
+
+def _decode_planes(content: bytes, planes: int) -> np.ndarray | None:
+    """The blue, green and red channels of a TIFF that has one after the other, or its grey one, as stored."""
+    channels = []
+    for number in (2, 1, 0) if planes > 2 else (0,):
+        channel = cv2.imdecode(np.frombuffer(plane(content, number, planes), np.uint8), cv2.IMREAD_UNCHANGED)
+        if channel is None or channel.ndim != 2:
+            return None
+        channels.append(channel)
+    return np.stack(channels, axis=-1)
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:

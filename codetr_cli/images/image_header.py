@@ -54,6 +54,7 @@ class ImageHeader:
         memory_factor: memory that decoding a pixel needs, in units of what it needs for other formats.
         as_stored: it is decoded as stored and converted here: what OpenCV makes of it differs from other formats.
         in_parts: its pixels can be read in parts, see `large_images`.
+        planes: it is decoded channel by channel, so many; 1: at once.
     """
 
     format: str
@@ -64,6 +65,7 @@ class ImageHeader:
     memory_factor: float = 1.0
     as_stored: bool = False
     in_parts: bool = False
+    planes: int = 1
 
     @property
     def size(self) -> Size:

@@ -14,17 +14,23 @@ from operator import add
 
 from codetr_cli.images.image_header import FileBytes, ImageFileError, ImageHeader
 
-WIDTH, HEIGHT, BITS, COLOUR, ORIENTATION, CHANNELS = 256, 257, 258, 262, 274, 277
-COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT = 320, 338, 339
+WIDTH, HEIGHT, BITS, COMPRESSION, COLOUR, ORIENTATION, CHANNELS = 256, 257, 258, 259, 262, 274, 277
+PLANES, COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT = 284, 320, 338, 339
 STRIP_OFFSETS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 273, 279, 322, 323, 324, 325
 _WANTED = frozenset(
-    {WIDTH, HEIGHT, BITS, COLOUR, ORIENTATION, CHANNELS, SAMPLE_FORMAT, STRIP_OFFSETS, STRIP_BYTES}
-    | {COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES}
+    {WIDTH, HEIGHT, BITS, COMPRESSION, COLOUR, ORIENTATION, CHANNELS, SAMPLE_FORMAT, STRIP_OFFSETS, STRIP_BYTES}
+    | {PLANES, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES}
 )
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, INKS, DIFFERENCES = 0, 1, 2, 5, 6
 """Of `COLOUR`."""
-COLOURS = {0: "grey", 1: "grey", 3: "palette", 5: "cmyk"}
-IN_PARTS = frozenset((WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, 3, 5, 6))
+JPEG = 7
+"""Of `COMPRESSION`."""
+SEPARATE = 2
+"""Of `PLANES`: channel after channel."""
+TARGET_PRINTER = 337
+"""A text that means nothing for pixels; decoders warn about tags that they do not know."""
+COLOURS = {0: "grey", 1: "grey", 3: "palette", INKS: "cmyk"}
+IN_PARTS = frozenset((WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, 3, INKS, DIFFERENCES))
 """Of `COLOUR`: grey, RGB, palettes, inks, and brightness with two colour differences."""
 UNSPECIFIED = 0
 """Of `EXTRA_SAMPLES`."""
@@ -38,6 +44,8 @@ MAX_STRIPS = 200_000
 SLACK_BYTES = 1 << 20
 """Tags may declare this much more than the file has: a few share their values."""
 
+_OF_PLANES = frozenset((STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES))
+"""Tags whose numbers are those of one plane after the other."""
 _LETTERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
@@ -149,7 +157,11 @@ def read_tiff(source: FileBytes) -> ImageHeader:
     memory = max(1.0, (channels * max(bits, 8) / 8 + 3) / 12)
     in_parts = photometric in IN_PARTS and channels <= 4 and tags.first(SAMPLE_FORMAT, 1) in (1, FLOATING)
     in_parts = in_parts and bits in ((1, 2, 4, 8) if photometric == WHITE_IS_ZERO else (1, 2, 4, 8, 16, 32))
-    return ImageHeader("tiff", (height, width), _orientation(tags), colour, bits, memory, as_stored, in_parts)
+    orientation = _orientation(tags)
+    if photometric in (INKS, DIFFERENCES) and tags.first(COMPRESSION, 1) != JPEG:
+        in_parts = in_parts and orientation == 1  # GDAL has libtiff convert these, which turns each strip or tile
+    planes = channels if as_stored and tags.first(PLANES, 1) == SEPARATE else 1
+    return ImageHeader("tiff", (height, width), orientation, colour, bits, memory, as_stored, in_parts, planes)
 
 
 def colour_table(source: FileBytes, header: ImageHeader) -> list[tuple[int, int, int]]:
@@ -161,7 +173,9 @@ def colour_table(source: FileBytes, header: ImageHeader) -> list[tuple[int, int,
     if header.colour == "palette":
         numbers = tags.numbers(COLOUR_MAP)
         third = len(numbers) // 3
-        return [(numbers[i] >> 8, numbers[i + third] >> 8, numbers[i + 2 * third] >> 8) for i in range(third)]
+        shift = 8 if max(numbers, default=0) > 255 else 0  # some writers give 8 bits, which libtiff takes as such
+        red, green, blue = (numbers[at : at + third] for at in (0, third, 2 * third))
+        return [(r >> shift, g >> shift, b >> shift) for r, g, b in zip(red, green, blue, strict=True)]
     inverted = tags.first(COLOUR, RGB) == WHITE_IS_ZERO
     if header.colour != "grey" or header.bits > 8 or (header.bits == 8 and not inverted):
         return []
@@ -183,15 +197,52 @@ def for_opencv(content: bytes, header: ImageHeader) -> bytes:
     return content
 
 
+def plane(content: bytes, number: int, planes: int) -> bytes:
+    """A TIFF file of one channel: one of the planes of a file that has channel after channel.
+
+    OpenCV reads 16 bits and floats as if the channels of a pixel followed one another, whatever the file says.
+    """
+    mark, big, entries = _entries(content)
+    word, inline, value_at = ("Q", 8, 12) if big else ("I", 4, 8)
+    changed = bytearray(content)
+    for entry in entries:
+        tag, kind = struct.unpack_from(mark + "HH", content, entry)
+        place = entry + value_at
+        if tag in (CHANNELS, COLOUR, PLANES):
+            struct.pack_into(mark + "H", changed, place, 1)  # `BLACK_IS_ZERO`, all channels together
+        elif tag == EXTRA_SAMPLES:
+            struct.pack_into(mark + "HH" + word, changed, entry, TARGET_PRINTER, 2, 1)
+            changed[place] = 0
+        elif tag in _OF_PLANES:
+            count, size = _number_at(content, mark, big, entry + 4), _BYTES.get(kind, 1)
+            own = count // planes * size
+            start = place if count * size <= inline else _number_at(content, mark, big, place)
+            start = min(start + number * own, len(content))
+            value = content[start : start + own] if own <= inline else struct.pack(mark + word, start)
+            changed[place : place + inline] = value.ljust(inline, b"\0")
+            struct.pack_into(mark + word, changed, entry + 4, count // planes)
+    return bytes(changed)
+
+
+def _number_at(content: bytes, mark: str, big: bool, place: int) -> int:
+    return int(struct.unpack_from(mark + ("Q" if big else "I"), content, place)[0])
+
+
+def _entries(content: bytes) -> tuple[str, bool, range]:
+    """The mark of the byte order of a TIFF file, whether it is a BigTIFF, and where entries of its directory are."""
+    mark, big = "<" if content[:2] == b"II" else ">", content[2:4] in (b"+\0", b"\0+")
+    start = _number_at(content, mark, big, 8 if big else 4)
+    number = int(struct.unpack_from(mark + ("Q" if big else "H"), content, start)[0])
+    first, size = (start + 8, 20) if big else (start + 2, 12)
+    return mark, big, range(first, first + min(number, (len(content) - first) // size) * size, size)
+
+
 def _with_number(content: bytes, wanted: int, value: int) -> bytes:
     """A TIFF file with another first number of a tag of 16-bit numbers, if it has this tag."""
-    mark, big = "<" if content[:2] == b"II" else ">", content[2:4] in (b"+\0", b"\0+")
-    start = int(struct.unpack_from(mark + ("Q" if big else "I"), content, 8 if big else 4)[0])
-    number = int(struct.unpack_from(mark + ("Q" if big else "H"), content, start)[0])
-    first, size, place = (start + 8, 20, 12) if big else (start + 2, 12, 8)
-    for entry in range(first, first + min(number, (len(content) - first) // size) * size, size):
+    mark, big, entries = _entries(content)
+    for entry in entries:
         tag, kind = struct.unpack_from(mark + "HH", content, entry)
-        at = entry + place
+        at = entry + (12 if big else 8)
         if tag == wanted and kind == 3 and struct.unpack_from(mark + "H", content, at)[0] != value:
             return content[:at] + struct.pack(mark + "H", value) + content[at + 2 :]
     return content

@@ -62,6 +62,9 @@ FILES = {
     "tiles": (COLOURS, {**TILES, "compress": "lzw", "predictor": 2}),
     "strips": (COLOURS, {"tiled": False, "blockysize": 16, "compress": "deflate"}),
     "planes": (COLOURS, {**TILES, "interleave": "band"}),
+    "planes_of_16_bits": (deep(COLOURS), {**TILES, "interleave": "band"}),
+    "planes_of_floats": ((COLOURS / 255).astype(np.float32), {"interleave": "band", "photometric": "rgb"}),
+    "inks": (ALPHA, {**TILES, "photometric": "cmyk"}),
     "big": (COLOURS, {**TILES, "BIGTIFF": "YES"}),
     "big_endian": (deep(COLOURS), {**TILES, "ENDIANNESS": "BIG", "photometric": "rgb"}),
     "sixteen_bits_marked_grey": (deep(COLOURS), TILES),
@@ -114,6 +117,28 @@ def test_images_are_turned(tmp_path, orientation):
     assert regions.size == whole.shape[:2]
     np.testing.assert_array_equal(regions.read(31, 3, 50, 60), whole[3:63, 31:81])
     assert close(regions.reduced(40, 30), cv2.resize(whole, (30, 40)))
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 8])
+def test_inks_that_are_turned_are_decoded_whole(tmp_path, orientation):
+    """GDAL would mirror each tile."""
+    path = write(tmp_path / "a.tif", ALPHA, **TILES, photometric="cmyk", orientation=orientation)
+    assert isinstance(open_regions(path, whole_pixels=0), ArrayRegions)
+
+
+def test_a_palette_of_8_bits(tmp_path):
+    """As some writers make it: libtiff takes colours that are all below 256 as such."""
+    path = write(tmp_path / "a.tif", GREY, **TILES, colormap={i: (i, 255 - i, 7 * i % 256, 255) for i in range(256)})
+    content = bytearray(path.read_bytes())
+    colours = struct.pack("<768H", *(i * 257 for i in range(256)), *((255 - i) * 257 for i in range(256)),
+                          *(7 * i % 256 * 257 for i in range(256)))  # fmt: skip
+    start = content.index(colours)
+    content[start : start + len(colours)] = struct.pack("<768H", *(v // 257 for v in struct.unpack("<768H", colours)))
+    path.write_bytes(content)
+    regions = open_regions(path, whole_pixels=0)
+    assert isinstance(regions, FileRegions)
+    np.testing.assert_array_equal(regions.read(0, 0, WIDTH, HEIGHT), read_image(path))
+    assert regions.read(0, 0, WIDTH, HEIGHT).max() > 200
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> bool:
