@@ -359,7 +359,8 @@ class Detector:
         return replace(
             build_tiling(self.loaded.settings, tiles, batch=batch),
             min_score=EXPLAINING_SHARE * options.lowest_score,
-            max_detections=options.max_dets,
+            # Scores of classes apply later, and the best detections may be of a class that needs more.
+            max_detections=None if options.class_scores else options.max_dets,
         )
 
     def to_prediction(self, detections: Detections, size: Size, options: DetectOptions) -> Prediction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal
 
 from codetr_cli.errors import ConfigError, nearest, shown
@@ -33,9 +34,13 @@ class TileOptions:
     whole: bool = True
 
     def __post_init__(self) -> None:
-        if self.size is not None and min(self.size) < MIN_TILE:
-            raise ConfigError(f"tiles of {self.size[0]}x{self.size[1]} pixels: a tile has at least {MIN_TILE} a side")
-        if not 0 <= self.overlap <= MAX_OVERLAP:
+        if self.size is not None:
+            is_pair = isinstance(self.size, tuple) and len(self.size) == 2
+            if not is_pair or not all(isinstance(side, int) and not isinstance(side, bool) for side in self.size):
+                raise ConfigError(f"tiles of size {shown(self.size)}: it is (width, height) in whole pixels, or None")
+            if min(self.size) < MIN_TILE:
+                raise ConfigError(f"tiles of {'x'.join(map(str, self.size))} pixels: a side has at least {MIN_TILE}")
+        if isinstance(self.overlap, bool) or not isinstance(self.overlap, Real) or not 0 <= self.overlap <= MAX_OVERLAP:
             raise ConfigError(f"tiles with an overlap of {shown(self.overlap)}: it is from 0 to {MAX_OVERLAP}")
 
     @classmethod

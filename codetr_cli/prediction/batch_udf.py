@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from codetr_cli.errors import ArgumentError, CodetrError, listed
 from codetr_cli.images.decoder import BrokenImageError, decode_image, read_image
+from codetr_cli.images.large_images import open_regions
 from codetr_cli.inference.arguments import check_tiles, to_pixels
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.options import DetectOptions, Nms, TileOptions
@@ -137,14 +137,15 @@ class DetectorUDF:
     def _keeps(self, values: Sequence[Any]) -> bool:
         return self._keep_images or all(value is None or isinstance(value, str) for value in values)
 
-    def _read(self, image: Any) -> NDArray[np.uint8]:
+    def _read(self, image: Any) -> Any:
+        """The pixels of an image; with tiles the regions of a file, which need not be in memory."""
         max_pixels = self.detector.loaded.settings.data.max_pixels
         if isinstance(image, bytes | bytearray | memoryview):
             return decode_image(bytes(image), "bytes", max_pixels=max_pixels, check="")
         if isinstance(image, str) and is_url(image):
             return read_pixels(InputImage(Path("image"), "image", 1, url=image), max_pixels=max_pixels)
         if isinstance(image, str):
-            return read_image(image, max_pixels=max_pixels)
+            return (read_image if self._options.tiles is None else open_regions)(image, max_pixels=max_pixels)
         try:
             return to_pixels(image, max_pixels=max_pixels)
         except CodetrError as error:
@@ -153,7 +154,7 @@ class DetectorUDF:
     def _failed(self, image: Any, error: BrokenImageError) -> dict[str, Any]:
         return {"height": None, "width": None, "detections": [], "error": error.reason}
 
-    def _finish(self, image: Any, pixels: NDArray[np.uint8], prediction: Prediction, seconds: float) -> dict[str, Any]:
+    def _finish(self, image: Any, pixels: Any, prediction: Prediction, seconds: float) -> dict[str, Any]:
         names = dict(zip(prediction.category_ids.tolist(), prediction.class_names, strict=True))
         detections = [
             {key: value for key, value in ({**record, "category_name": names[record["category_id"]]}).items()

@@ -266,6 +266,22 @@ def test_overlaps_that_are_not_allowed(overlap: float) -> None:
         TileOptions(overlap=overlap)
 
 
+@pytest.mark.parametrize("wrong", [{"size": (100,)}, {"size": (100.0, 100)}, {"size": 100}, {"overlap": "0.2"}])
+def test_options_of_other_types(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="tiles"):
+        TileOptions(**wrong)
+
+
+def test_the_number_of_detections_counts_those_that_the_scores_of_classes_keep(detector: Detector, picture) -> None:
+    """The best detections are of a class that needs more than they have."""
+    every = detector.predict(picture, score=0.0, tiles="100x80")
+    scores = {every.class_names[0]: 1.0}
+    kept = detector.predict(picture, score=0.0, class_scores=scores, tiles="100x80")
+    few = detector.predict(picture, score=0.0, class_scores=scores, tiles="100x80", max_dets=3)
+    assert len(kept) > 3
+    np.testing.assert_array_equal(few.boxes, kept.boxes[:3])
+
+
 def test_options_in_words() -> None:
     assert str(TileOptions.parse("1024x768", 0.25)) == "tiles of 1024x768, overlap 0.25, and the whole image"
     assert str(TileOptions.parse("auto")) == "tiles of automatic size, overlap 0.2, and the whole image"

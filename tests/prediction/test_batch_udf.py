@@ -11,6 +11,7 @@ from PIL import Image
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ArgumentError
+from codetr_cli.images import large_images
 from codetr_cli.inference.detector import Detector
 from codetr_cli.prediction.batch_udf import SPARK_RESULT, DetectorUDF, map_in_pandas
 from tests.inference.fakes import write_checkpoint
@@ -57,6 +58,17 @@ def test_large_images_in_tiles(checkpoint: Path, photos: list[Path]):
     for row, photo in zip(rows, photos, strict=True):
         expected = udf.detector.predict(photo, score=0.0, tiles="64x48")
         assert [found["score"] for found in row["detections"]] == [each["score"] for each in expected.to_coco(0)]
+
+
+def test_files_are_read_in_parts_with_tiles(checkpoint: Path, tmp_path: Path, monkeypatch):
+    """An image that is too large to be decoded whole."""
+    pytest.importorskip("rasterio")
+    monkeypatch.setattr(large_images, "WHOLE_PIXELS", 1000)
+    file = tmp_path / "a.tif"
+    Image.new("RGB", (110, 90)).save(file)
+    udf = DetectorUDF(checkpoint, tiles="64x48", device="cpu", overrides=["data.max_pixels=2000"])
+    (row,) = udf({"path": [str(file)]}).to_pylist()
+    assert (row["height"], row["width"], row["error"]) == (90, 110, None)
 
 
 def test_images_of_all_kinds_in_batches_of_all_kinds(udf: DetectorUDF, photos: list[Path]):
