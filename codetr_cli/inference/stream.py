@@ -38,8 +38,12 @@ MAX_BYTES = 512 * 2**20
 """Pixels that wait for the network, and as many that wait for what comes after it; a larger image is alone."""
 STALL_S = 0.05
 """After so long without a new item, a batch that is not complete goes to the network."""
+MAX_WAITING = 1000
+"""Results that wait for the one of an image before them that takes long."""
 CLOSE_S = 1.0
 """How long a stream that is closed waits for items that block."""
+READ_CLOSE_S = 10.0
+"""How long it waits for images that are being read, from a dead network disk for example."""
 MOST_WORKERS = 8
 
 
@@ -163,7 +167,8 @@ class _Stream(Generic[Item, Result]):
         self._detector, self._items, self._options = detector, items, options
         self._read, self._finish, self._weigh, self._stages = read, finish, weigh, stages
         self._workers = options.workers or default_workers(detector.device)
-        self._threads: list[threading.Thread] = []
+        self._readers: list[threading.Thread] = []
+        self._finishers: list[threading.Thread] = []
         self._changed = threading.Condition()
         self._slots: deque[_Slot] = deque()  # in order, until their results are taken
         self._coming: deque[_Slot] = deque()  # in order, until they and all before them are read
@@ -180,21 +185,25 @@ class _Stream(Generic[Item, Result]):
 
     def start(self) -> None:
         """Starts the threads."""
-        for kind, work in (("read", self._read_items), ("finish", self._finish_items)):
+        kinds = (("read", self._read_items, self._readers), ("finish", self._finish_items, self._finishers))
+        for kind, work, threads in kinds:
             for number in range(self._workers):
                 thread = threading.Thread(target=work, name=f"codetr-{kind}-{number}", daemon=True)
                 thread.start()
-                self._threads.append(thread)
+                threads.append(thread)
 
     def close(self) -> None:
-        """Ends the threads; what they have begun is completed."""
+        """Ends the threads; what they have begun is completed, unless it is a file that cannot be read for long."""
         with self._changed:
             self._closed = True
             self._to_finish.clear()
             self._changed.notify_all()
             taker = self._taker
-        for thread in self._threads:
-            thread.join(CLOSE_S if thread is taker else None)
+        deadline = time.monotonic() + READ_CLOSE_S
+        for thread in self._readers:
+            thread.join(CLOSE_S if thread is taker else max(0.0, deadline - time.monotonic()))
+        for thread in self._finishers:
+            thread.join()
 
     def next_done(self) -> _Slot | None:
         """The next slot in order, with its result or error, once it has one; None at the end."""
@@ -210,6 +219,7 @@ class _Stream(Generic[Item, Result]):
             stalled = False
             while True:
                 if self._slots and self._slots[0].is_done:
+                    self._changed.notify_all()
                     return self._slots.popleft()
                 if self._ended and not self._slots:
                     return None
@@ -325,7 +335,7 @@ class _Stream(Generic[Item, Result]):
     def _take(self) -> _Slot | None:
         """The next item as a slot to read; None if there is none. One thread at a time waits for items."""
         with self._changed:
-            while self._taker is not None or self._ahead >= self._most_ahead():
+            while self._taker is not None or not self._may_take():
                 if self._ended or self._closed:
                     return None
                 self._changed.wait()
@@ -342,8 +352,10 @@ class _Stream(Generic[Item, Result]):
             slot.error = error
         return self._add(slot)
 
-    def _most_ahead(self) -> int:
-        return self._workers + BATCHES_AHEAD * self._detector.batch_size.of(self._options)
+    def _may_take(self) -> bool:
+        """Whether so few images are on their way that another one may be read."""
+        most_ahead = self._workers + BATCHES_AHEAD * self._detector.batch_size.of(self._options)
+        return self._ahead < most_ahead and len(self._slots) < most_ahead + MAX_WAITING
 
     def _add(self, slot: _Slot | None) -> _Slot | None:
         """Adds the item to those on their way, once there is room; returns it if it is to be read."""

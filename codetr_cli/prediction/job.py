@@ -153,7 +153,9 @@ class PredictJob:
     def parts(self, folder: Path) -> PartFiles:
         """The results so far."""
         return PartFiles(
-            folder, lambda number: self.images[number].local_files, lambda part: check_packed(part.content, part.units)
+            folder,
+            lambda number: self.images[number].local_files,
+            lambda part: check_packed(part.content, part.units, self.images),
         )
 
 

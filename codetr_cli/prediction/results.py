@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
 from codetr_cli.distributed.part_frames import Part
+from codetr_cli.prediction.sources.input_list import InputImage
 from codetr_cli.reading import parse_json
 
 NOTHING = type(None)
@@ -23,6 +25,7 @@ RECORD_TYPES = {
     **{"image_id": (int,), "category_id": (int,), "bbox": (list,), "score": (int, float)},
     **{"file_name": (str,), "category_name": (str,)},
 }
+MASK_TYPES = {"size": (list,), "counts": (str,)}
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,28 @@ def merge_results(parts: Iterable[Part]) -> Iterator[ImageResult]:
         yield waiting[number]
 
 
-def check_packed(content: bytes, numbers: Sequence[int]) -> None:
+def check_packed(content: bytes, numbers: Sequence[int], images: Sequence[InputImage]) -> None:
     """Ensures that results are those of some images.
+
+    Args:
+        content: as `pack_results` made it.
+        numbers: of the images.
+        images: all inputs.
 
     Raises:
         ValueError: they are of other images, or no results.
     """
-    if [result.number for result in _unpacked(content)] != list(numbers):
+    results = _unpacked(content)
+    if [result.number for result in results] != list(numbers):
         raise ValueError("it has results of other images")
+    for result in results:
+        image = images[result.number]
+        facts = result.image or {"file": image.file, "file_name": image.name, "image_id": image.image_id}
+        found = (result.file, facts["file"], facts["file_name"], facts["image_id"])
+        if found != (image.file, image.file, image.name, image.image_id) or any(
+            (record["file_name"], record["image_id"]) != (image.name, image.image_id) for record in result.records
+        ):
+            raise ValueError("it has results of other images")
 
 
 def _unpacked(content: bytes) -> list[ImageResult]:
@@ -102,7 +119,20 @@ def _is_result(table: object) -> bool:
         and ("review" not in image or _is_review(image["review"]))
         and all(type(count) is int for count in image["objects"].values())
         and (image.get("against") is None or _has_types(image["against"], COMPARISON_TYPES))
-        and all(_has_types(record, RECORD_TYPES) for record in records)
+        and all(map(_is_record, records))
+    )
+
+
+def _is_record(value: object) -> bool:
+    """Whether a value of JSON is a detection."""
+    if not (_has_types(value, RECORD_TYPES) and math.isfinite(value["score"]) and len(value["bbox"]) == 4):
+        return False
+    mask = value.get("segmentation", {"size": [], "counts": ""})
+    return (
+        all(type(number) in (int, float) and math.isfinite(number) for number in value["bbox"])
+        and _has_types(mask, MASK_TYPES)
+        and all(type(number) is int for number in mask["size"])
+        and type(value.get("mask_score", 0.0)) in (int, float)
     )
 
 

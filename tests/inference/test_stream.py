@@ -296,6 +296,46 @@ def test_closing_does_not_wait_for_items_that_block(monkeypatch):
             thread.join(WAIT_S)
 
 
+def test_closing_does_not_wait_for_a_file_that_blocks(monkeypatch):
+    """On a network disk whose server is gone."""
+    monkeypatch.setattr(stream, "READ_CLOSE_S", 0.05)
+    begun, release, source = threading.Event(), threading.Event(), Source(10)
+
+    def read(item):
+        if item == 2:
+            begun.set()
+            release.wait(WAIT_S)
+        return source.read(item)
+
+    results = run(FakeDetector(), source, read=read)
+    assert [next(results), next(results)] == [0, 1]
+    assert begun.wait(WAIT_S)
+    results.close()
+    assert [thread.name[:11] for thread in threading.enumerate() if thread.name.startswith("codetr-")] == [
+        "codetr-read"
+    ]
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("codetr-"):
+            thread.join(WAIT_S)
+
+
+def test_results_behind_one_that_takes_long_are_bounded(monkeypatch):
+    monkeypatch.setattr(stream, "MAX_WAITING", 20)
+    stuck, source, finished = threading.Event(), Source(400), []
+
+    def finish(item, pixels, prediction, seconds):
+        if item == 0:
+            stuck.wait(0.1)
+            stuck.set()
+        if not stuck.is_set():
+            finished.append(item)
+        return item
+
+    assert list(run(FakeDetector(), source, finish=finish)) == list(range(400))
+    assert len(finished) <= 20 + 2 + BATCHES_AHEAD
+
+
 def test_what_has_begun_to_be_finished_is_completed():
     begun, completed = threading.Event(), []
 

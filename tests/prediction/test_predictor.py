@@ -45,6 +45,9 @@ def test_an_image_in_two_parts_counts_once():
     assert list(merge_results(parts)) == [result(0, "disc"), result(1, "bar")]
 
 
+INPUTS = [InputImage(Path(f"a/{number}.jpg"), f"{number}.jpg", number) for number in range(5)]
+
+
 def packed(**changes: object) -> bytes:
     """A packed result of image 0 with a detection, with other values; `_of_image` and `_of_record` are in these."""
     table: dict[str, Any] = asdict(result(0, "disc"))
@@ -56,11 +59,20 @@ def packed(**changes: object) -> bytes:
 
 
 def test_results_of_these_images_are_accepted():
-    check_packed(packed(), [0])
-    check_packed(pack_results([result(1), result(4, error="is gone")]), [1, 4])
+    check_packed(packed(), [0], INPUTS)
+    check_packed(pack_results([result(1), result(4, error="is gone")]), [1, 4], INPUTS)
+    check_packed(packed(segmentation_of_record={"size": [8, 8], "counts": "x"}, mask_score_of_record=1), [0], INPUTS)
     for numbers in ([], [1], [0, 1]):
         with pytest.raises(ValueError, match="of other images"):
-            check_packed(packed(), numbers)
+            check_packed(packed(), numbers, INPUTS)
+
+
+@pytest.mark.parametrize("key", ["file", "file_of_image", "file_name_of_image", "file_name_of_record", "id_of_image"])
+def test_results_that_name_another_file_are_refused(key: str):
+    """The file that they name is copied into a data set."""
+    changes = {"image_id_of_image": 9} if key == "id_of_image" else {key: "/etc/passwd"}
+    with pytest.raises(ValueError, match="of other images"):
+        check_packed(packed(**changes), [0], INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,13 @@ def test_results_of_these_images_are_accepted():
         packed(seconds_of_image="1"),
         packed(file_name_of_record=1),
         packed(category_name_of_record=["disc"]),
+        packed(bbox_of_record=[0, 0, 1]),
+        packed(bbox_of_record=[0, 0, 1, "1"]),
+        packed(bbox_of_record=[0, 0, 1, float("inf")]),
+        packed(score_of_record=float("nan")),
+        packed(segmentation_of_record=[[0, 0, 1, 1]]),
+        packed(segmentation_of_record={"size": ["8", 8], "counts": "x"}),
+        packed(mask_score_of_record="1"),
         b"{}",
         b"[1]",
         b"[" * 100_000,
@@ -88,7 +107,7 @@ def test_results_of_these_images_are_accepted():
 )
 def test_what_is_no_result_is_refused(content: bytes):
     with pytest.raises(ValueError, match=r"."):
-        check_packed(content, [0])
+        check_packed(content, [0], INPUTS)
 
 
 def drawn(*names: str, folder: Path = Path("nowhere"), request: str = "", force: bool = False) -> list[str]:

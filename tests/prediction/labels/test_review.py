@@ -10,6 +10,7 @@ from codetr_cli.files import ResultRecord
 from codetr_cli.prediction.labels.review import phrase
 from codetr_cli.prediction.outputs import REVIEW, result_names, write_outputs
 from codetr_cli.prediction.results import ImageResult, check_packed, merge_results, pack_results
+from codetr_cli.prediction.sources.input_list import InputImage
 from tests.prediction.labels.random_labels import random_results, target, write_images
 
 
@@ -23,7 +24,8 @@ def test_paths_and_reasons(tmp_path: Path) -> None:
     review = {"count": 7, "detections": [reason("cat", 0.4), reason("dog", 0.311)]}
     second.image["review"] = review  # type: ignore[index]
     (again,) = merge_results([Part([1], pack_results([second]))])
-    check_packed(pack_results([second]), [1])
+    name, number = second.image["file_name"], second.image["image_id"]  # type: ignore[index]
+    check_packed(pack_results([second]), [1], [InputImage(Path(second.file), name, number)] * 2)
     results = [first, again, ImageResult(2, "gone.jpg", error="gone")]
     write_outputs(results, (REVIEW,), target(tmp_path / "out", review=(0.2, 0.5)))
     assert (tmp_path / "out" / "review.txt").read_text() == f"{tmp_path / 'source' / 'ü b.jpg'}\n"
