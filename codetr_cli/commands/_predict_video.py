@@ -44,7 +44,7 @@ def predict_videos(context: typer.Context, options: DetectOptions, *, weights: C
     used = [name for name in given if _is_given(context, name)]
     if not videos:
         if wrong := [name for name in used if name in VIDEO_ONLY]:
-            raise ConfigError(f"{_option(wrong[0])} is for videos, and {listed(others)} is none")
+            raise ConfigError(f"{_option(context, wrong[0])} is for videos, and {listed(others)} is none")
         return False
     if others:
         raise ConfigError(
@@ -53,7 +53,9 @@ def predict_videos(context: typer.Context, options: DetectOptions, *, weights: C
         )
     refuse_launch_options(context, "a video, whose frames come in order,")
     if wrong := [name for name in used if name not in (*SHARED, *VIDEO_ONLY)]:
-        raise ConfigError(f"{_option(wrong[0])} is for images: videos give a JSON Lines file and a drawn video")
+        raise ConfigError(
+            f"{_option(context, wrong[0])} is for images: videos give a JSON Lines file and a drawn video"
+        )
     _refuse_endless(videos, given)
     _run(context, videos, options, weights)
     return True
@@ -72,8 +74,10 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _option(name: str) -> str:
-    return f"--{name.removesuffix('_option').replace('_', '-')}"
+def _option(context: typer.Context, name: str) -> str:
+    """As the user writes a parameter."""
+    (parameter,) = [each for each in context.command.params if each.name == name]
+    return max(parameter.opts, key=len)
 
 
 def _run(

@@ -37,6 +37,11 @@ MAX_ID = 2**53 - 1
 """Largest image id from a file name: many readers of JSON round larger numbers."""
 MAX_DIGITS = 16
 """Of the largest image id, leading zeros included."""
+VIDEO_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".asf",
+     ".ogv", ".3gp", ".3g2", ".mxf", ".nut", ".vob", ".h264", ".h265", ".hevc", ".ivf")
+)  # fmt: skip
+"""Of files that are predicted frame by frame, see `prediction.video`."""
 
 
 def find_images(inputs: Sequence[str], *, column: str | None = None, skipped: Skipped | None = None) -> InputList:
@@ -227,6 +232,8 @@ def _images_in(folder: Path, skipped: Skipped) -> list[str]:
         hint = _but(skipped)
         if archive := next(folder.glob("*.tar"), None):
             hint += f". It has archives, such as {archive.name}: give them as '{folder / '*.tar'}'"
+        if video := min((path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES), default=None):
+            hint += f". It has videos, such as {video.name}: give them as '{folder / ('*' + video.suffix)}'"
         raise DatasetError(
             f"the folder {folder} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))}) at any depth{hint}"
         )

@@ -71,6 +71,8 @@ def test_detections_are_those_of_the_frames_as_images(codetr, video):
         (["a.mp4", "--shard-size", "5"], 2, "--shard-size is for images"),
         (["a.mp4", "--fps", "5"], 2, "a.mp4 has timestamps of its own"),
         (["camera:0", "camera:1"], 2, "camera:0 has no end"),
+        (["a.mp4", "--format", "coco"], 2, "--format is for images"),
+        (["s3://bucket/a.mp4"], 3, "s3://bucket/a.mp4: videos are read from files"),
         (["b.jpg", "--stride", "2"], 2, "--stride is for videos"),
         (["b.jpg", "--track"], 2, "--track is for videos"),
         (["a.mp4", "--start", "x"], 2, "--start"),

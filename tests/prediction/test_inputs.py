@@ -218,6 +218,9 @@ def test_archives_by_name_pattern_and_braces(folder):
     (folder / "none.tar").rename(folder / "shards/none.tar")
     with pytest.raises(DatasetError, match=r"It has archives, such as none\.tar: give them as 'shards/\*\.tar'"):
         names("shards")
+    (folder / "shards" / "a.MP4").touch()
+    with pytest.raises(DatasetError, match=r"It has videos, such as a\.MP4: give them as 'shards/\*\.MP4'"):
+        names("shards")
 
 
 def test_addresses_lists_of_them_and_archives_at_them(folder):

@@ -254,7 +254,13 @@ def pixels_of(frame: Any, video: VideoInput, max_pixels: int) -> Callable[[], Pi
             raise BrokenImageError(
                 f"a frame of {video.label} has {text}", Path(video.label), text, frame.width * frame.height
             )
-        pixels = frame.to_ndarray(format="rgb24")
+        try:
+            pixels = frame.to_ndarray(format="rgb24")
+        except (ValueError, OSError, NotImplementedError) as error:  # PyAV's errors are of these types
+            text = f"its pixels cannot be converted: {reason(error)}"
+            raise BrokenImageError(
+                f"a frame of {video.label} cannot be read: {text}", Path(video.label), text
+            ) from error
         turns = round(frame.rotation / 90) % 4  # counterclockwise
         return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 

@@ -15,15 +15,11 @@ from typing import Literal
 from codetr_cli.errors import ConfigError, DatasetError, shown
 from codetr_cli.escaping import without_credentials
 from codetr_cli.files import OwnResults, folded
-from codetr_cli.prediction.inputs import numbered_name
+from codetr_cli.prediction.inputs import VIDEO_SUFFIXES, numbered_name
 from codetr_cli.reading import check_regular
 
 Kind = Literal["file", "url", "camera", "sequence"]
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".asf",
-     ".ogv", ".3gp", ".3g2", ".mxf", ".nut", ".vob", ".h264", ".h265", ".hevc", ".ivf")
-)  # fmt: skip
 PLAYLIST_SUFFIXES = frozenset((".m3u8",))
 """Of streams over HTTP; files of this kind are refused, since they name other files."""
 _NUMBER = re.compile(r"%(0\d{1,2})?d")
@@ -65,6 +61,11 @@ def split_inputs(texts: Sequence[str]) -> tuple[list[VideoInput], list[str]]:
         kind = _kind(text)
         if kind is None:
             others.append(text)
+        elif kind == "file" and "://" in text:
+            raise DatasetError(
+                f"{without_credentials(text)}: videos are read from files, cameras, rtsp://, http:// and https://: "
+                "copy it, or give such an address"
+            )
         elif kind == "sequence":
             found.append((text, kind, _sequence_name(text), _sequence(text)))
         elif kind == "file":

@@ -41,7 +41,7 @@ def join_with_sound(
         if container.streams.audio:
             stream = container.streams.audio[0]
             lost = stream.codec_context.name if stream.codec_context else "of an unknown codec"
-            if can_hold(lost):
+            if can_hold(lost) and not totals.jumps:
                 end = totals.last_pts * base + stride / Fraction(*totals.rate)
                 sound = Sound(container, stream, totals.first_pts * base, end, totals.shift * base)
                 join_pieces(pieces, path, base, sound)

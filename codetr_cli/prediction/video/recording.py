@@ -24,6 +24,7 @@ from codetr_cli.images.decoder import BrokenImageError, read_image
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
+from codetr_cli.prediction.shards import DETECTION_KEYS
 from codetr_cli.prediction.video.encoder import VideoFormat, choose_codec
 from codetr_cli.prediction.video.frames import FileFrames, FrameSource, Problems, SequenceFrames, VideoFrame, chosen
 from codetr_cli.prediction.video.job import VideoJob
@@ -39,9 +40,10 @@ SEGMENT_FRAMES, SEGMENT_S = 300, 10.0
 """A segment ends after so many frames or seconds of work."""
 LOWEST_RATE = Fraction(1, 1001)
 """Of the encoder, in frames per second; timestamps do not depend on it."""
+JUMP_S = 1
+"""A timestamp so much before the one before it begins another recording."""
 MAX_LEAD_S = 10
 """A drawn video that would begin later begins at 0."""
-KEYS = ("bbox", "score", "segmentation", "mask_score")
 
 
 @dataclass(frozen=True)
@@ -229,15 +231,8 @@ class VideoRun:
     def _finish(self, frame: VideoFrame, pixels: Pixels, prediction: Prediction, seconds: float) -> FrameResult:
         """The result of a frame; any thread may call it."""
         names = dict(zip(prediction.category_ids.tolist(), prediction.class_names, strict=True))
-        detections = [
-            {
-                **{key: record[key] for key in KEYS[:2]},
-                "category_id": record["category_id"],
-                "category_name": names[record["category_id"]],
-                **{key: record[key] for key in KEYS[2:] if key in record},
-            }
-            for record in prediction.to_coco(0)
-        ]
+        records = [{**record, "category_name": names[record["category_id"]]} for record in prediction.to_coco(0)]
+        detections = [{key: record[key] for key in DETECTION_KEYS if key in record} for record in records]
         if not self._job.draw:
             return FrameResult(frame, prediction.image_size, detections)
         if self._job.track:
@@ -297,7 +292,11 @@ class VideoRun:
             totals.shift = pts if late or self._job.start is not None or self.is_live else 0
             totals.drawn_pts = pts - totals.shift
         else:
-            totals.moved += pts - totals.shift <= totals.drawn_pts
+            back = totals.drawn_pts - (pts - totals.shift)
+            if back * base >= JUMP_S:  # joined files: what follows keeps its distances
+                totals.jumps += 1
+                totals.shift -= back + max(1, round(self._job.stride / (Fraction(*totals.rate) * base)))
+            totals.moved += back >= 0
             totals.drawn_pts = max(pts - totals.shift, totals.drawn_pts + 1)
         size = (totals.size[0], totals.size[1])
         rate = max(Fraction(*totals.rate).limit_denominator(1001), LOWEST_RATE)

@@ -44,6 +44,7 @@ class Totals(BaseModel):
         last_pts: of the last one.
         drawn_pts: of the last one in the drawn video.
         moved: frames of the drawn video with a later timestamp than that of the source.
+        jumps: timestamps that begin another recording.
         time_base: numerator and denominator.
         rate: frames per second, the same.
         aspect: width of a pixel by its height, the same.
@@ -65,6 +66,7 @@ class Totals(BaseModel):
     last_pts: int = 0
     drawn_pts: int = 0
     moved: int = Field(0, ge=0)
+    jumps: int = Field(0, ge=0)
     time_base: list[int] = Field([1, 1000], min_length=2, max_length=2)
     rate: list[int] = Field([25, 1], min_length=2, max_length=2)
     aspect: list[int] = Field([1, 1], min_length=2, max_length=2)

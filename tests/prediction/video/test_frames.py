@@ -4,6 +4,7 @@ import random
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -128,6 +129,15 @@ def test_a_frame_that_is_too_large_is_no_pixels(tmp_path: Path):
     decode = pixels_of(frame, VideoInput("a.mp4", "file", "a"), max_pixels=3071)
     with pytest.raises(BrokenImageError, match="64 x 48 pixels"):
         decode()
+
+
+def test_a_frame_that_cannot_be_converted_is_no_pixels():
+    def fail(format: str) -> None:
+        raise av.error.InvalidDataError(1, "Invalid data")
+
+    frame = SimpleNamespace(width=4, height=4, rotation=0, to_ndarray=fail)
+    with pytest.raises(BrokenImageError, match="cannot be converted: invalid data"):
+        pixels_of(frame, VideoInput("a.mp4", "file", "a"), max_pixels=100)()
 
 
 def test_a_sequence_has_the_rate_that_is_given(tmp_path: Path):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -171,6 +172,21 @@ def test_a_file_with_several_videos(tmp_path: Path, monkeypatch):
     outcome = predict(monkeypatch, SceneDetector(one_disc), [video], tmp_path / "out", warn=said.append)
     assert [result.frames for result in outcome.videos] == [5]
     assert said == [f"{video} has 2 video streams: that of 64 x 48 pixels is predicted."]
+
+
+def test_recordings_that_were_joined_keep_their_distances(tmp_path: Path, monkeypatch):
+    """Timestamps jump back where the second one begins."""
+    content = b""
+    for start in (128_000, 0):
+        part = write_video(tmp_path / "part.ts", [start + 512 * number for number in range(10)], options={"bf": "0"})
+        content += part.read_bytes()
+    video = tmp_path / "a.ts"
+    video.write_bytes(content)
+    (result,) = predict(monkeypatch, SceneDetector(one_disc), [video], tmp_path / "out").videos
+    lines, (times, _, _) = lines_of(result.lines), read_video(result.video)
+    assert lines[10]["time"] < 1 < 10 <= lines[0]["time"]
+    assert [round(float(b - a), 2) for a, b in pairwise(times)] == [0.04] * 19
+    assert "1 frame has a timestamp that is not after" in result.sentences()[0]
 
 
 class Killed(BaseException):
