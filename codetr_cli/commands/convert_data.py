@@ -13,6 +13,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.files import check_folder
+from codetr_cli.formats.layout_names import LISTED, LayoutName
 
 if TYPE_CHECKING:
     from codetr_cli.config.schema import DataConfig
@@ -28,7 +29,6 @@ EXAMPLES = (
     "codetr convert-data my_yolo --split val --out instances_val.json",
 )
 CHOICE = "What is written"
-To = Literal["coco", "yolo", "voc", "labelme", "cvat", "label-studio", "csv"]
 Images = Literal["copy", "link", "symlink", "none"]
 _SIZE = re.compile(r"\s*(\d{1,6})\s*(?:[xX*,]\s*(\d{1,6}))?\s*")
 
@@ -41,9 +41,7 @@ def convert_data(
     val_fraction: opt.ValFractionOption = None,
     annotations: opt.AnnotationsOption = None,
     images: opt.ImagesOption = None,
-    to: Annotated[
-        To, opt.option("--to", "LAYOUT", "coco, yolo, voc, labelme, cvat, label-studio or csv.", opt.OUTPUT)
-    ] = "coco",
+    to: Annotated[LayoutName, opt.option("--to", "LAYOUT", f"{LISTED}.", opt.OUTPUT)] = "coco",
     out: Annotated[
         Path | None, opt.option("--out", "PATH", "A new folder, or a .json file for one split of COCO.", opt.OUTPUT)
     ] = None,

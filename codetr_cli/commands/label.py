@@ -18,6 +18,7 @@ from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.commands.predict import newest_run, run_job
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
 from codetr_cli.files import check_folder
+from codetr_cli.formats.layout_names import LISTED, LayoutName
 
 if TYPE_CHECKING:
     from codetr_cli.images.image_files import Skipped
@@ -27,7 +28,6 @@ EXAMPLES = (
     "codetr label photos --checkpoint co_dino_r50.safetensors --format yolo --out photos_yolo",
     "codetr label photos --checkpoint runs/co_dino_r50/1 --score 0.4 --score person=0.6 --review 0.2:0.6 --out new",
 )
-Format = Literal["coco", "yolo", "voc", "labelme", "cvat", "label-studio", "csv"]
 SaveImages = Literal["copy", "link", "symlink"]
 
 
@@ -42,9 +42,7 @@ def label(
     tta: opt.TtaOption = False,
     tiles: opt.TilesOption = None,
     overlap: opt.OverlapOption = None,
-    layout: Annotated[
-        Format, opt.option("--format", "NAME", "coco, yolo, voc, labelme, cvat, label-studio or csv.", opt.OUTPUT)
-    ] = "coco",
+    layout: Annotated[LayoutName, opt.option("--format", "NAME", f"{LISTED}.", opt.OUTPUT)] = "coco",
     out: Annotated[Path | None, opt.option("--out", "DIR", "A new folder for the data set.", opt.OUTPUT)] = None,
     save_images: Annotated[
         SaveImages, opt.option("--save-images", "HOW", "copy, link or symlink. Also: --images.", opt.OUTPUT)
@@ -101,6 +99,8 @@ def label(
 
     labels = label_options(class_map, review, outlines=outlines)
     if not folder.is_dir():
+        if folder.exists():
+            raise DatasetError(f"{folder} is no folder: give the folder of the images; unpack an archive first")
         raise DatasetError(f"there is no folder {folder}: give the folder of the images")
     check_outside(out, folder)
     skipped = Skipped()

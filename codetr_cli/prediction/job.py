@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property, partial
@@ -191,7 +191,8 @@ def run_prediction(
         selection = LabelSelection(detector, job.options, job.labels)
         check_class_names([job.dataset.layout] if job.dataset else job.formats, selection.class_names)
         truth = job.pictures.ground_truth(selection.class_names, job.images)
-        agree_on_weights(digest, job.digest(device.type))
+        facts = _facts(job, detector)
+        agree_on_weights(digest, job.digest(device.type))  # the facts, too, are of the file that was loaded
         parts = job.parts(job.out)
         work = SharedWork(parts, bytes([1]) * len(job.images), pack_results, work=PREDICTION, stop=stop, store=store)
         stack.callback(work.close, complete=False)
@@ -202,7 +203,7 @@ def run_prediction(
             remove_crops(parts.folder)
         names = process_group.from_main(planned().names if process_group.is_main() else None)
         pictures = make(place=parts, names=names, request=digest)
-        writing = _Writing(job, detector, selection, pictures, parts, digest)
+        writing = _Writing(job, detector, selection, pictures, parts, digest, facts)
         if any(name in PARTIAL for name in job.formats) and len(job.images) <= LISTED_IMAGES:
             # The list of what was found is always there, complete or not, whatever ends this process.
             work.snapshot = writing.write_partial
@@ -237,6 +238,13 @@ def run_prediction(
         return outcome
 
 
+def _facts(job: PredictJob, detector: Detector) -> dict[str, Any]:
+    """What makes the labels of a data set; empty for other results, and in processes that do not write them."""
+    if job.dataset is None or not process_group.is_main():
+        return {}
+    return describe_model(detector, job.options, job.labels, job.overrides, tta=job.tta)
+
+
 class _Warnings:
     """Shows the first images that cannot be read, so that a wrong list of a million does not fill the log."""
 
@@ -263,21 +271,16 @@ class _Writing:
         pictures: Pictures,
         parts: PartFiles,
         digest: str,
+        facts: Mapping[str, Any],
     ) -> None:
         self._job, self._detector, self._selection, self._pictures = job, detector, selection, pictures
-        self._parts, self._digest = parts, digest
+        self._parts, self._digest, self._facts = parts, digest, facts
 
     @cached_property
     def _model(self) -> str:
         """The name of the network."""
         loaded = self._detector.loaded
         return f"{loaded.settings.name} {loaded.path.name if loaded.path else ''}".strip()
-
-    @cached_property
-    def _facts(self) -> dict[str, Any]:
-        """What makes the labels."""
-        job = self._job
-        return describe_model(self._detector, job.options, job.labels, job.overrides, tta=job.tta)
 
     @property
     def _target(self) -> OutputTarget:
@@ -293,7 +296,7 @@ class _Writing:
             labels=self._job.labels,
             model=self._model,
             dataset=self._job.dataset,
-            facts=self._facts if self._job.dataset else {},
+            facts=self._facts,
         )
 
     def write_partial(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.prediction.labels import dataset
+from codetr_cli.prediction.outputs import write_outputs
 from tests.conftest import REPOSITORY
 from tests.inference.fakes import write_run
 from tests.prediction.labels.random_labels import read_labels
@@ -80,6 +82,20 @@ def test_a_command_that_ended_while_writing_does_no_image_again(codetr, run, tin
     assert json.loads(Path("new/.codetr.json").read_text())["model"]["settings"]["nms"] == "none"
 
 
+def test_the_card_is_of_the_weights_that_were_loaded(codetr, run, tiny_coco, monkeypatch):
+    """A run in training replaces its checkpoint while images are labelled."""
+    weights = next(run.rglob("*.safetensors"))
+    expected = hashlib.sha256(weights.read_bytes()).hexdigest()
+
+    def replaced(*words, **options):
+        weights.write_bytes(b"others")
+        write_outputs(*words, **options)
+
+    monkeypatch.setattr("codetr_cli.prediction.job.write_outputs", replaced)
+    assert codetr("label", tiny_coco / "train2017", *OPTIONS, "--out", "new").code == 0
+    assert json.loads(Path("new/.codetr.json").read_text())["model"]["sha256"] == expected
+
+
 def test_images_that_cannot_be_read_are_listed(codetr, run, tiny_coco):
     (tiny_coco / "train2017" / "broken.jpg").write_bytes(b"no image")
     ran = codetr("label", tiny_coco / "train2017", "--score", 1, "--format", "csv", "--out", "new", "--images", "link")
@@ -97,6 +113,7 @@ def test_images_that_cannot_be_read_are_listed(codetr, run, tiny_coco):
     [
         (["."], 2, "--out"),
         (["nowhere", "--out", "new"], 3, "there is no folder nowhere"),
+        (["coco/train2017.txt", "--out", "new"], 3, "coco/train2017.txt is no folder"),
         (["coco/train2017", "--out", "coco/train2017/new"], 2, "beside it"),
         (["coco/train2017", "--out", "coco"], 2, "other files"),
         (["coco/train2017", "--out", "new", "--format", "parquet"], 2, "--format"),

@@ -11,7 +11,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from codetr_cli.data.writers.content import (
     LayoutWriter,
@@ -25,6 +25,22 @@ from codetr_cli.data.writers.content import (
 )
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
+_END = "\r\n"
+
+
+class _Lines:
+    """Ends rows of `csv.writer` with a line feed only."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(f"{row.removesuffix(_END)}\n")
+
+
+def row_writer(file: IO[str]) -> Any:
+    """A `csv.writer` that quotes carriage returns, too, which readers take for the end of a row."""
+    return csv.writer(_Lines(file), lineterminator=_END)  # quoted is what has a character of the end
 
 
 class CsvWriter(LayoutWriter):
@@ -33,7 +49,7 @@ class CsvWriter(LayoutWriter):
     def __init__(self, folder: Path, classes: WrittenClasses, counts: Counter[str], *, outlines: bool = False) -> None:
         super().__init__(folder, classes, counts, outlines=outlines)
         self._file = (folder / "annotations.csv").open("w", encoding="utf-8", newline="")
-        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows = row_writer(self._file)
         self._rows.writerow((*COLUMNS, "iscrowd", "split"))
 
     def image_path(self, split: str, name: str) -> str:
@@ -56,7 +72,7 @@ class CsvWriter(LayoutWriter):
         """Writes the list of classes, which keeps those without objects and their order."""
         self._file.close()
         with (self.folder / "classes.csv").open("w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
+            rows = row_writer(file)
             rows.writerow(("class", "id"))
             rows.writerows((name, label) for label, name in enumerate(self.classes.names))
 

@@ -19,6 +19,7 @@ from codetr_cli.data.writers.content import (
     one_polygon,
     place,
 )
+from codetr_cli.data.writers.names import without_suffix
 
 VERSION = "5.5.0"
 """Of labelme, whose form this is."""
@@ -38,7 +39,7 @@ class LabelmeWriter(LayoutWriter):
 
     def add(self, image: WrittenImage) -> int:
         """Writes the file of an image."""
-        path = (self.folder / image.split / image.name).with_suffix(".json")
+        path = self.folder / image.split / f"{without_suffix(image.name)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         shapes: list[dict[str, Any]] = []
         for item, (x1, y1, x2, y2) in clipped_objects(image, self.counts):

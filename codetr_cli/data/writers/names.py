@@ -18,6 +18,12 @@ _SUFFIX = re.compile(r"\.(jpe?g|png|xml)$", re.IGNORECASE)
 _SUFFIX_OF = {"jpeg": ".jpg", "tiff": ".tif", "jp2": ".jp2", "jpeg2000": ".jp2"}
 
 
+def without_suffix(name: str) -> str:
+    """The name of an image without its suffix, if it is one of images: `a.b` is that of no `a`."""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122 (a part of a path)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
 class NamePlan:
     """Gives each image its name.
 
@@ -43,9 +49,10 @@ class NamePlan:
         """
         parts = [part for part in re.split(r"^[A-Za-z]:|/", name) if part not in (None, "", ".", "..")] or ["image"]
         cleaned = "/".join(_cleaned(part) for part in parts)
-        stem, suffix = os.path.splitext(cleaned)  # noqa: PTH122 (a part of a path)
-        if suffix.lower() not in IMAGE_SUFFIXES:
-            stem, suffix = cleaned, _SUFFIX_OF.get(file_format, f".{file_format}") if file_format else ""
+        stem = without_suffix(cleaned)
+        suffix = cleaned[len(stem) :]
+        if not suffix and file_format:
+            suffix = _SUFFIX_OF.get(file_format, f".{file_format}")
         if self._for_lists:
             stem = _SUFFIX.sub(r"_\1", _FLAG.sub("_", stem.rstrip()))
         for candidate in _numbered(stem):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from codetr_cli.data.writers.slicing import SliceRule
+from codetr_cli.formats.layout_names import LayoutName
 from codetr_cli.images.decoder import MAX_PIXELS
 
-LayoutName = Literal["coco", "yolo", "voc", "labelme", "cvat", "label-studio", "csv"]
 ImagesMode = Literal["copy", "link", "symlink", "none"]
 
 

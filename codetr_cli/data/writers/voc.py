@@ -22,6 +22,7 @@ from codetr_cli.data.writers.content import (
     one_polygon,
     xml_text,
 )
+from codetr_cli.data.writers.names import without_suffix
 
 
 class VocWriter(LayoutWriter):
@@ -39,7 +40,7 @@ class VocWriter(LayoutWriter):
 
     def add(self, image: WrittenImage) -> int:
         """Writes the file of an image."""
-        path = (self.folder / "Annotations" / image.name).with_suffix(".xml")
+        path = self.folder / "Annotations" / f"{without_suffix(image.name)}.xml"
         path.parent.mkdir(parents=True, exist_ok=True)
         text = [
             f"<annotation>\n  <filename>{xml_text(image.name)}</filename>\n"
@@ -63,7 +64,7 @@ class VocWriter(LayoutWriter):
             lists = self.folder / "ImageSets" / "Main"
             lists.mkdir(parents=True, exist_ok=True)
             self._lists[image.split] = (lists / f"{image.split or 'train'}.txt").open("w", encoding="utf-8")
-        self._lists[image.split].write(f"{image.name.rpartition('.')[0] or image.name}\n")
+        self._lists[image.split].write(f"{without_suffix(image.name)}\n")
         return len(text) - 1
 
     def finish(self) -> None:

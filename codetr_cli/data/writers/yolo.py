@@ -22,6 +22,7 @@ from codetr_cli.data.writers.content import (
     one_polygon,
     place,
 )
+from codetr_cli.data.writers.names import without_suffix
 
 DIGITS = 10
 
@@ -54,7 +55,7 @@ class YoloWriter(LayoutWriter):
             sides = (image.width, image.height) * (len(values) // 2)
             relative = (min(max(value / side, 0.0), 1.0) for value, side in zip(values, sides, strict=True))
             lines.append(f"{item.label} {' '.join(number(value, DIGITS) for value in relative)}\n")
-        path = (self.folder / "labels" / image.split / image.name).with_suffix(".txt")
+        path = self.folder / "labels" / image.split / f"{without_suffix(image.name)}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines), encoding="utf-8")
         self._has_rows = self._has_rows or bool(lines)

@@ -59,7 +59,7 @@ def _of_file(path: Path) -> dict[str, str]:
         raise ConfigError(f"the class map {path} cannot be read as JSON: {error}") from error
     if not isinstance(table, dict) or not all(isinstance(new, str) for new in table.values()) or not table:
         raise ConfigError(f'the class map {path} is no table of texts: write {{"old": "new"}}, and "" to drop a class')
-    return {old.strip(): new.strip() for old, new in table.items()}
+    return {old: new.strip() for old, new in table.items()}  # also of names that are blank
 
 
 def _of_entries(entries: Sequence[str], where: str) -> dict[str, str]:
@@ -95,29 +95,30 @@ class ClassMap:
 
     @classmethod
     def of(cls, names: Sequence[str], ids: Sequence[int], mapping: Mapping[str, str]) -> ClassMap:
-        """The map for the classes of a model.
+        """The map for the classes of a model; an empty one changes nothing, not even classes of one name or of none.
 
         Raises:
             ConfigError: a class that the model does not have, a name that no class can have, or no class is kept.
         """
+        if not mapping:
+            return cls(list(names), list(ids), np.arange(len(names), dtype=np.int64))
         for old, new in mapping.items():
             if old != OTHERS and old not in names:
                 raise ConfigError(f"--class-map: there is no class {shown(old)}; {nearest(old, list(names))}")
             if new and (problem := class_name_problem(new)):
                 raise ConfigError(f"--class-map: {shown(old)} becomes {problem}")
-        others = mapping.get(OTHERS)
-        targets = [mapping.get(name, name if others is None else others) for name in names]
-        new_names = [name for name in dict.fromkeys(targets) if name]
+        targets = [mapping.get(name, mapping.get(OTHERS, name)) for name in names]
+        is_kept = [
+            bool(target) or not {name, OTHERS} & mapping.keys() for name, target in zip(names, targets, strict=True)
+        ]
+        new_names = list(dict.fromkeys(target for target, kept in zip(targets, is_kept, strict=True) if kept))
         if not new_names:
             raise ConfigError("--class-map drops every class of the model: keep one")
         label_of = {name: label for label, name in enumerate(new_names)}
-        new_ids: dict[str, int] = {}
-        for name, target, category_id in zip(names, targets, ids, strict=True):
-            new_ids.setdefault(target, category_id)
-            if name == target:
-                new_ids[target] = category_id
-        labels = np.array([label_of.get(target, -1) for target in targets], np.int64)
-        return cls(new_names, [new_ids[name] for name in new_names], labels)
+        own_ids = dict(zip(reversed(names), reversed(ids), strict=True))  # of two classes of one name, the first
+        new_ids = dict(zip(reversed(targets), reversed(ids), strict=True))
+        labels = [label_of[target] if kept else -1 for target, kept in zip(targets, is_kept, strict=True)]
+        return cls(new_names, [own_ids.get(name, new_ids[name]) for name in new_names], np.array(labels, np.int64))
 
     def apply(self, prediction: Prediction) -> Prediction:
         """The detections under their new classes."""

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.data.writers.names import NamePlan
+from codetr_cli.data.writers.names import NamePlan, without_suffix
 from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.regions import ImageRegions
 from codetr_cli.inference.prediction import Prediction
@@ -111,7 +111,7 @@ class CropWriter:
         """The start of the names of each image's crops."""
         plan = NamePlan(by_stem=True)
         names = (plan.assign("", image.name.replace("/", "_"), "jpeg") for image in self._images)
-        return [name.rpartition(".")[0] or name for name in names]
+        return list(map(without_suffix, names))
 
 
 def _part(image: ImageRegions, box: tuple[float, float, float, float]) -> NDArray[np.uint8] | None:

@@ -31,6 +31,7 @@ from codetr_cli.distributed import part_files, slurm
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError
 from codetr_cli.files import RECORD_NAME, ResultRecord, make_way, replace_folder, sync_folder
 from codetr_cli.formats.intermediate import THREADS
+from codetr_cli.formats.layout_names import TITLES
 from codetr_cli.formats.reserved import Candidate, choose_validation
 from codetr_cli.formats.split_names import split_in, splits_of_folders
 from codetr_cli.images.headers import ImageHeader
@@ -42,11 +43,6 @@ from codetr_cli.prediction.labels.review import LIST_NAME
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget, OutputWriter
 
-LAYOUTS = ("coco", *WRITERS)
-TITLES = {
-    **{"coco": "COCO", "yolo": "YOLO", "voc": "Pascal VOC", "labelme": "labelme", "cvat": "CVAT for images"},
-    **{"label-studio": "Label Studio", "csv": "CSV"},
-}
 BESIDES = (part_files.FOLDER, slurm.FOLDER, RECORD_NAME, RECEIPT)
 """What may be in the folder before the data set is there."""
 MIN_SIDE_PX = 1.0
@@ -202,8 +198,11 @@ class _Dataset:
         headers = pool.map(header_of, [Path(result.file) for _, result in chunk])
         jobs: list[tuple[Path, Path]] = []
         for (split, result), header in zip(chunk, headers, strict=True):
-            if not isinstance(header, ImageHeader):
-                raise DatasetError(f"{result.file} has changed since it was labelled ({header}): run the command again")
+            if problem := _change(result, header):
+                raise DatasetError(
+                    f"{result.file} has changed since it was labelled ({problem}): run the command again"
+                )
+            assert isinstance(header, ImageHeader)
             image = self._written(split, result, header)
             place = writer.image_path(split, image.name)
             if image.name != _without_split(result, split):
@@ -266,6 +265,15 @@ class _Dataset:
         record_folder(self._folder, made, by=BY, request=self._target.request, digests=False)
         if (self._folder / LIST_NAME).exists():  # no reader takes it for a list of images
             ResultRecord(self._folder).add(self._folder / LIST_NAME, self._folder / LIST_NAME, by="predict")
+
+
+def _change(result: ImageResult, header: ImageHeader | str) -> str:
+    """How an image differs from the one that was labelled; empty if it does not."""
+    if isinstance(header, str):
+        return header
+    image = result.image or {}
+    before, (height, width) = (image["height"], image["width"]), header.size
+    return "" if (height, width) == before else f"{width} x {height} pixels now, {before[1]} x {before[0]} then"
 
 
 def _without_split(result: ImageResult, split: str) -> str:

@@ -6,7 +6,6 @@ names of label files are those of the images, where the layout allows them.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -22,14 +21,14 @@ from codetr_cli.data.writers.content import (
     counted,
     xml_text,
 )
-from codetr_cli.data.writers.csv_table import COLUMNS, empty_row, table_rows
+from codetr_cli.data.writers.csv_table import COLUMNS, empty_row, row_writer, table_rows
 from codetr_cli.data.writers.folder import RECEIPT, check_replaceable, receipt_of, record_folder
 from codetr_cli.data.writers.image_files import BY_STEM
 from codetr_cli.data.writers.label_studio import LabelStudioWriter
 from codetr_cli.data.writers.names import NamePlan
 from codetr_cli.data.writers.source import PRESENT
 from codetr_cli.data.writers.write import WRITERS
-from codetr_cli.errors import ConfigError
+from codetr_cli.errors import ConfigError, DatasetError, shown
 from codetr_cli.files import ResultRecord, replace_folder, write_result
 from codetr_cli.prediction.labels.outlines import mask_polygons
 from codetr_cli.prediction.labels.review import phrase, review_of
@@ -41,6 +40,8 @@ BY = "label"
 FOLDERS = tuple(layout for layout in WRITERS if layout != "csv")
 """Layouts that are a folder in the output folder, of their name."""
 IN_XML = {"voc", "cvat", "label-studio"}
+BY_NAME = {*IN_XML, "labelme", "csv"}
+"""Layouts whose objects have the name of their class, not its number."""
 CSV_NAME = "predictions.csv"
 NOTED = ("renamed", "outlines", "complex_outlines", "outlines_outside", "under_one_pixel", "no_extent", "outside")
 """What is reported of what a layout cannot hold. That boxes are clipped is none: detections end a little outside."""
@@ -143,11 +144,17 @@ def check_class_names(layouts: Collection[str], class_names: Collection[str]) ->
     """Ensures that some layouts can have the names of all classes.
 
     Raises:
-        DatasetError: one has a character that XML cannot have.
+        DatasetError: one has a character that XML cannot have, or is blank where objects are named by their classes.
     """
     if IN_XML & set(layouts):
         for name in class_names:
             xml_text(name)
+    by_name = sorted(BY_NAME & set(layouts))
+    if by_name and (blank := [name for name in class_names if not name.strip()]):
+        raise DatasetError(
+            f"a class of the model has the blank name {shown(blank[0])}, with which {by_name[0]} cannot be read: give "
+            "it another one with --class-map FILE.json, or write another layout, e.g. coco"
+        )
 
 
 def taken_folder(folder: Path, formats: Collection[str], *, request: str, force: bool) -> str | None:
@@ -192,7 +199,7 @@ def open_csv(target: OutputTarget) -> Iterator[OutputWriter]:
         write_result(target.folder / CSV_NAME, scratch=target.scratch, **how) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
-        rows = csv.writer(file, lineterminator="\n")
+        rows = row_writer(file)
         rows.writerow((*COLUMNS, "score"))
         yield _CsvOutput(rows, target)
 

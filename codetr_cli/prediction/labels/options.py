@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from codetr_cli.formats.layout_names import LayoutName
+
 Band = tuple[float, float]
 """Scores from the first up to, but without, the second."""
 
@@ -39,7 +41,7 @@ class DatasetOptions:
         keep_empty: whether images without labels are in it.
     """
 
-    layout: str
+    layout: LayoutName
     source: str
     images: Literal["copy", "link", "symlink"] = "copy"
     val_fraction: float = 0.2

@@ -67,7 +67,7 @@ class LabelSelection:
         if self._band is None:
             return (self._mapped(prediction), None)
         strong = prediction.scores >= self._limits[prediction.labels]
-        kept = self._mapped(prediction[strong])[: self._wanted.max_dets]
+        kept = self._mapped(prediction[strong][: self._wanted.max_dets])  # as without a band: the map comes last
         return kept, _reasons(kept, self._mapped(prediction[~strong]), self._band)
 
     def _mapped(self, prediction: Prediction) -> Prediction:

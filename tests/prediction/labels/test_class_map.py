@@ -104,3 +104,18 @@ def test_overlaps():
     assert box_iou(boxes, boxes)[0].tolist() == pytest.approx([1, 1 / 3, 0])
     assert box_iou(boxes[:0], boxes).shape == (0, 3)
     assert box_iou(boxes, boxes)[2].tolist() == [0, 0, 0]
+
+
+def test_classes_of_one_name_or_none_stay_what_they_are():
+    names, ids = ["cat", "", "cat", "dog"], [5, 6, 7, 8]
+    whole = ClassMap.of(names, ids, {})
+    assert (whole.names, whole.ids, whole.labels.tolist()) == (names, ids, [0, 1, 2, 3])
+    mapped = ClassMap.of(names, ids, {"dog": "wolf"})  # named by their names from here on: cat is one class
+    assert (mapped.names, mapped.ids, mapped.labels.tolist()) == (["cat", "", "wolf"], [5, 6, 8], [0, 1, 0, 2])
+    assert ClassMap.of(names, ids, {"*": "", "cat": "cat"}).labels.tolist() == [0, -1, 0, -1]
+    assert ClassMap.of(names, ids, {"": "nameless"}).names == ["cat", "nameless", "dog"]
+
+
+def test_a_table_can_name_a_blank_class(tmp_path: Path):
+    (tmp_path / "map.json").write_text('{"": "nameless", " x": " y "}')
+    assert read_class_map(str(tmp_path / "map.json")) == {"": "nameless", " x": "y"}

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from codetr_cli.data.writers.folder import RECEIPT
 from codetr_cli.distributed.part_files import FOLDER, REQUEST_NAME
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.files import ResultRecord
 from codetr_cli.formats.found import ReadOptions
+from codetr_cli.formats.layout_names import LAYOUTS
 from codetr_cli.formats.open import open_dataset
 from codetr_cli.formats.reserved import Candidate
-from codetr_cli.prediction.labels import dataset
-from codetr_cli.prediction.labels.dataset import LAYOUTS, choose_splits, dataset_folder
+from codetr_cli.prediction.labels.dataset import choose_splits, dataset_folder
 from codetr_cli.prediction.labels.options import DatasetOptions
 from codetr_cli.prediction.outputs import DATASET, write_outputs
 from codetr_cli.prediction.results import ImageResult
@@ -201,7 +202,15 @@ def test_images_that_have_gone_are_an_error_and_nothing_is_left(tmp_path: Path) 
         labelled(tmp_path / "out", tmp_path / "source", results, "voc")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
     assert list((tmp_path / "out" / FOLDER).iterdir()) == []
-    assert dataset.LAYOUTS[0] == "coco"
+
+
+def test_images_of_another_size_than_was_labelled_are_an_error(tmp_path: Path) -> None:
+    sizes = write_images(tmp_path / "source", 3, ("a.jpg", "b.jpg"))
+    results = random_results(tmp_path / "source", sizes, 3)
+    width, height = sizes["a.jpg"]
+    Image.new("RGB", (width + 1, height)).save(tmp_path / "source" / "a.jpg")
+    with pytest.raises(DatasetError, match=rf"{width + 1} x {height} pixels now, {width} x {height} then"):
+        labelled(tmp_path / "out", tmp_path / "source", results, "yolo")
 
 
 def test_other_tools_read_it(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from codetr_cli.data.writers.folder import RECEIPT
-from codetr_cli.errors import ConfigError
+from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.files import ResultRecord
 from codetr_cli.formats.csv_columns import find_columns
 from codetr_cli.formats.csv_rows import TableReader
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.inference.rle import encode_crop
-from codetr_cli.prediction.labels.layouts import FOLDERS, taken_folder
+from codetr_cli.prediction.labels.layouts import FOLDERS, check_class_names, taken_folder
 from codetr_cli.prediction.outputs import write_outputs
 from codetr_cli.prediction.results import ImageResult
 from tests.prediction.labels.random_labels import (
@@ -65,6 +65,28 @@ def test_labels_are_read_back_as_the_detections(tmp_path: Path, seed: int) -> No
     assert not any("clipped" in note for note in notes.values())
 
 
+@pytest.mark.parametrize("layout", ["yolo", "voc", "labelme"])
+def test_dots_in_names_without_suffix_divide_nothing(tmp_path: Path, layout: str) -> None:
+    """Each frame has a file of labels, also where the numbers of frames look like suffixes."""
+    names = ("frame.0001", "frame.0002", "frame.jpg", "frame", "dot.", "a.b.png")
+    results = random_results(tmp_path, dict.fromkeys(names, (40, 30)), 3)
+    write_outputs(results, (layout,), target(tmp_path / "out"))
+    suffix = {"yolo": "txt", "voc": "xml", "labelme": "json"}[layout]
+    found = {path.name for path in (tmp_path / "out" / layout).rglob(f"*.{suffix}") if path.parent.name != "Main"}
+    labels = found - {RECEIPT, "labelmap.txt"}
+    assert labels == {f"{stem}.{suffix}" for stem in ("frame.0001", "frame.0002", "frame", "frame_2", "dot.", "a.b")}
+    if layout == "voc":
+        listed = (tmp_path / "out/voc/ImageSets/Main/train.txt").read_text().splitlines()
+        assert listed == ["frame.0001", "frame.0002", "frame", "frame_2", "dot.", "a.b"]
+
+
+def test_blank_names_of_classes_are_refused_where_they_name_objects() -> None:
+    for layout in ("voc", "cvat", "label-studio", "labelme", "csv"):
+        with pytest.raises(DatasetError, match=f"blank name.*{layout}"):
+            check_class_names(("yolo", layout), ["cat", "\x85"])
+    check_class_names(("coco", "yolo", "jsonl"), ["cat", ""])
+
+
 def test_the_table_has_scores_and_all_images(tmp_path: Path) -> None:
     sizes = write_images(tmp_path / "source", 5)
     results = random_results(tmp_path / "source", sizes, 5)
@@ -85,6 +107,16 @@ def test_the_table_has_scores_and_all_images(tmp_path: Path) -> None:
     with path.open(newline="") as file:
         scores = [float(row["score"]) for row in csv.DictReader(file) if row["score"]]
     assert scores == [record["score"] for result in results for record in result.records]
+
+
+def test_line_ends_in_names_end_no_row(tmp_path: Path) -> None:
+    names = ("a\rb.jpg", "a\nb.jpg", 'a"b,c.jpg', "a.jpg")
+    results = random_results(tmp_path, dict.fromkeys(names, (40, 30)), 5)
+    write_outputs(results, ("csv",), target(tmp_path / "out"))
+    content = (tmp_path / "out" / "predictions.csv").read_bytes()
+    assert b"\r\n" not in content
+    with (tmp_path / "out" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        assert list(dict.fromkeys(row["filename"] for row in csv.DictReader(file))) == list(names)
 
 
 def masked(tmp_path: Path) -> list[ImageResult]:

@@ -95,3 +95,15 @@ def test_classes_are_mapped_after_their_scores():
         LabelSelection(detector(), DetectOptions(class_scores={"dogs": 0.8}), LabelOptions())
     with pytest.raises(ConfigError, match="no class 'dogs'"):
         LabelSelection(detector(), DetectOptions(), LabelOptions(class_map={"dogs": ""}))
+
+
+def test_a_band_changes_no_label():
+    """Also with a limit and a map: the limit is of what the network finds, with a band and without one."""
+    rows = [(0, 0.9, FAR[0]), (1, 0.8, FAR[1]), (1, 0.7, FAR[2])]
+    for class_map in ({"cat": ""}, {"cat": "dog"}):
+        kept = []
+        for band in (None, (0.2, 0.5)):
+            options = DetectOptions(score=0.4, max_dets=2)
+            selection = LabelSelection(detector(), options, LabelOptions(class_map=class_map, review=band))
+            kept.append(selection.select(prediction(*rows)[: selection.options.max_dets])[0].scores.tolist())
+        assert kept[0] == kept[1]
