@@ -35,6 +35,7 @@ class VideoFrame:
         time_base: seconds of the timestamp's unit.
         decode: gives its upright pixels (H, W, 3) uint8 RGB; any thread may call it. Raises `BrokenImageError`.
         is_turned: whether they are stored with their sides exchanged.
+        file: of an image sequence.
     """
 
     number: int
@@ -42,6 +43,7 @@ class VideoFrame:
     time_base: Fraction
     decode: Callable[[], Pixels]
     is_turned: bool = False
+    file: Path | None = None
 
     @property
     def time(self) -> Fraction:
@@ -201,7 +203,7 @@ class SequenceFrames:
     def frames(self) -> Iterator[VideoFrame]:
         """All images, in the order of their numbers."""
         for number, path in enumerate(self._files):
-            yield VideoFrame(number, number, self.info.time_base, _reader(path, self._max_pixels))
+            yield VideoFrame(number, number, self.info.time_base, _reader(path, self._max_pixels), file=path)
 
 
 def _reader(path: Path, max_pixels: int) -> Callable[[], Pixels]:

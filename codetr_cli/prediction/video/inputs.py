@@ -7,7 +7,7 @@ import os
 import re
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -36,12 +36,14 @@ class VideoInput:
         kind: of it.
         name: of its results, without a suffix; unique among the videos of a command.
         files: of an image sequence, in order; of a file, itself.
+        missing: numbers between those of an image sequence that have no image.
     """
 
     text: str
     kind: Kind
     name: str
     files: tuple[Path, ...] = ()
+    missing: int = 0
 
     @property
     def label(self) -> str:
@@ -55,7 +57,7 @@ def split_inputs(texts: Sequence[str]) -> tuple[list[VideoInput], list[str]]:
     Raises:
         DatasetError: a video that does not exist or is not a regular file, a pattern without files.
     """
-    found: list[tuple[str, Kind, str, tuple[Path, ...]]] = []
+    found: list[VideoInput] = []
     others = []
     for text in texts:
         kind = _kind(text)
@@ -67,16 +69,15 @@ def split_inputs(texts: Sequence[str]) -> tuple[list[VideoInput], list[str]]:
                 "copy it, or give such an address"
             )
         elif kind == "sequence":
-            found.append((text, kind, _sequence_name(text), _sequence(text)))
+            files, missing = _sequence(text)
+            found.append(VideoInput(text, kind, _sequence_name(text), files, missing))
         elif kind == "file":
-            found += [(str(path), kind, path.stem, (path,)) for path in _files(text)]
+            found += [VideoInput(str(path), kind, path.stem, (path,)) for path in _files(text)]
         else:
-            found.append((text, kind, _address_name(text), ()))
-    unique = {(text, files): (text, kind, name, files) for text, kind, name, files in found}
-    names = _unique([name for _, _, name, _ in unique.values()])
-    return [
-        VideoInput(text, kind, name, files) for (text, kind, _, files), name in zip(unique.values(), names, strict=True)
-    ], others
+            found.append(VideoInput(text, kind, _address_name(text)))
+    unique = {(video.text, video.files): video for video in found}
+    names = _unique([video.name for video in unique.values()])
+    return [replace(video, name=name) for video, name in zip(unique.values(), names, strict=True)], others
 
 
 def _kind(text: str) -> Kind | None:
@@ -112,8 +113,8 @@ def _files(text: str) -> list[Path]:
     return [path]
 
 
-def _sequence(text: str) -> tuple[Path, ...]:
-    """The images of a pattern, in the order of their numbers."""
+def _sequence(text: str) -> tuple[tuple[Path, ...], int]:
+    """The images of a pattern, in the order of their numbers, and how many numbers between them have none."""
     path = Path(text)
     match = _NUMBER.search(path.name)
     assert match is not None
@@ -131,7 +132,8 @@ def _sequence(text: str) -> tuple[Path, ...]:
     )
     if not kept:
         raise DatasetError(f"there is no image {text}: check the folder and the number of digits")
-    return tuple(path.parent / entry for _, entry in kept)
+    missing = kept[-1][0] - kept[0][0] + 1 - len(kept)
+    return tuple(path.parent / entry for _, entry in kept), missing
 
 
 def _sequence_name(text: str) -> str:

@@ -135,6 +135,9 @@ class VideoRun:
             totals.rate = [info.rate.numerator, info.rate.denominator]
             totals.aspect = [info.aspect.numerator, info.aspect.denominator]
         self._start_tracker()
+        if self._video.missing:
+            numbers = counted(self._video.missing, "number", "have")
+            self._warn(f"{numbers} no image in {self._video.label}: times are as if there were no gap.")
         if info.of_several > 1:
             pixels = " x ".join(str(side) for side in reversed(info.size))
             self._warn(
@@ -257,6 +260,8 @@ class VideoRun:
             "height": height,
             "width": width,
         }
+        if frame.file is not None:
+            line["file"] = str(frame.file)
         line |= {"detections": detections, "error": result.error or None}
         self._writer.add(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         totals.first_pts = totals.first_pts if totals.frames else frame.pts

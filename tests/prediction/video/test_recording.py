@@ -97,8 +97,11 @@ def test_a_sequence_with_a_broken_image(tmp_path: Path, monkeypatch):
         cv2.imwrite(str(tmp_path / f"{number:04}.png"), grey(number))
     (tmp_path / "0004.png").write_bytes(b"broken")
     detector = SceneDetector(lambda number: [])
-    outcome = predict(monkeypatch, detector, [tmp_path / "%04d.png"], tmp_path / "out", rate=Fraction(10))
+    said: list[str] = []
+    options = {"rate": Fraction(10), "warn": said.append}
+    outcome = predict(monkeypatch, detector, [tmp_path / "%04d.png"], tmp_path / "out", **options)
     (result,) = outcome.videos
+    assert said == []
     lines = lines_of(result.lines)
     assert [line["frame"] for line in lines] == list(range(6))
     assert [bool(line["error"]) for line in lines] == [False, False, False, False, True, False]
@@ -106,6 +109,16 @@ def test_a_sequence_with_a_broken_image(tmp_path: Path, monkeypatch):
     times, numbers, _ = read_video(result.video)
     assert times == [Fraction(number, 10) for number in range(6)]
     assert [numbers[number] for number in (0, 1, 2, 3, 5)] == [0, 1, 2, 3, 5]
+
+
+def test_a_sequence_with_gaps_names_its_files(tmp_path: Path, monkeypatch):
+    for number in (7, 8, 12):
+        cv2.imwrite(str(tmp_path / f"{number:04}.png"), grey(number))
+    said: list[str] = []
+    pattern = tmp_path / "%04d.png"
+    (result,) = predict(monkeypatch, SceneDetector(one_disc), [pattern], tmp_path / "out", warn=said.append).videos
+    assert [line["file"] for line in lines_of(result.lines)] == [str(tmp_path / f"{n:04}.png") for n in (7, 8, 12)]
+    assert said == [f"3 numbers have no image in {pattern}: times are as if there were no gap."]
 
 
 def test_a_video_that_begins_late_is_drawn_from_zero(tmp_path: Path, monkeypatch):
