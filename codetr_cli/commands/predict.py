@@ -105,6 +105,8 @@ def predict(
     check_folder(out, "--out")
     lowest, class_scores = scores_of(score)
     tile_options = opt.tile_options(tiles, overlap, tta=tta)
+    if against is None and against_view != "side":
+        raise ConfigError(f"--against-view {against_view} is of comparisons: give --against PATH, too")
 
     from codetr_cli.images.image_files import Skipped
     from codetr_cli.inference.options import DetectOptions

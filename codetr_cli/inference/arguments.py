@@ -81,8 +81,12 @@ def worded_for_python() -> Iterator[None]:
         raise
 
 
-def check_score(score: Any) -> float:
+def check_score(score: Any, name: str = "score") -> float:
     """The lowest score to keep.
+
+    Args:
+        score: its value.
+        name: of the argument.
 
     Raises:
         ArgumentError: it is no number in [0, 1].
@@ -90,7 +94,7 @@ def check_score(score: Any) -> float:
     if isinstance(score, bool | np.bool_) or not isinstance(score, Real) or not 0 <= float(score) <= 1:
         percent = isinstance(score, Real) and not isinstance(score, bool) and 1 < float(score) <= 100
         hint = f"; {float(score):g} per cent are {float(score) / 100:g}" if percent else ""
-        raise ArgumentError(f"score={shown(score)}: it is a number from 0 to 1{hint}")
+        raise ArgumentError(f"{name}={shown(score)}: it is a number from 0 to 1{hint}")
     return float(score)
 
 
@@ -108,7 +112,7 @@ def check_class_scores(scores: Any, class_names: Sequence[str]) -> dict[str, flo
         if name not in class_names:
             hint = f"; {nearest(name, list(class_names))}" if isinstance(name, str) else ""
             raise ArgumentError(f"class_scores has {shown(name)}: there is no such class{hint}")
-    return {name: check_score(score) for name, score in scores.items()}
+    return {name: check_score(score, f"class_scores[{shown(name)}]") for name, score in scores.items()}
 
 
 def check_count(name: str, count: Any, otherwise: str) -> int | None:
@@ -178,6 +182,19 @@ def check_pixels(name: str, value: Any, limit: int) -> int | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or not 1 <= int(value) <= limit:
         raise ArgumentError(f"{name}={shown(value)}: it is a whole number of pixels from 1 to {limit:,}, or None")
     return int(value)
+
+
+def check_size(name: str, size: Any) -> tuple[int, int]:
+    """An argument that is the (height, width) of an image.
+
+    Raises:
+        ArgumentError: it is no pair of whole numbers from 1.
+    """
+    sides = list(size) if isinstance(size, Sequence | np.ndarray) and not isinstance(size, str) else []
+    numbers = [side for side in sides if isinstance(side, Integral) and not isinstance(side, bool | np.bool_)]
+    if len(numbers) != len(sides) or len(sides) != 2 or min(numbers) < 1:
+        raise ArgumentError(f"{name}={shown(size)}: it is (height, width) in whole pixels from 1")
+    return int(sides[0]), int(sides[1])
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -31,6 +31,8 @@ LIGHT_HALO: Colour = (235, 235, 235)
 MIN_FONT_PX = 10
 SMALL_FONT_PX, SMALL_LINE_PX = 22, 3
 """Text and lines of small objects are not smaller, where those of the image are larger."""
+MAX_HALO = 8
+"""Pixels of the lines beside the lines of a box."""
 SMALL_TEXT = 0.75
 """Factor of the text height for small objects of usual images."""
 MASK_OPACITY = 0.45
@@ -191,7 +193,7 @@ def _outline(canvas: Pixels, box: Area, colour: Colour, line: int, *, dashed: bo
     """A rectangle in the class's colour between two thin ones that contrast with it, visible on any background."""
     left, top, right, bottom = box
     contrast = halo_of(colour)
-    halo = max(1, round(line / 5)) if line > 1 else 0
+    halo = min(max(1, round(line / 5)), MAX_HALO) if line > 1 else 0
     if halo:
         _frame(canvas, (left - halo, top - halo, right + halo, bottom + halo), contrast, halo)
         if right - left > 4 * line and bottom - top > 4 * line:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codetr_cli.config.schema import DataConfig
-from codetr_cli.errors import ArgumentError, shown
+from codetr_cli.errors import ArgumentError
 from codetr_cli.inference import adapters
-from codetr_cli.inference.arguments import check_image_id, check_pixels, check_word, to_pixels
+from codetr_cli.inference.arguments import check_image_id, check_pixels, check_size, check_word, to_pixels
 from codetr_cli.inference.detections import DetectionTable, Rle
 from codetr_cli.inference.draw_options import LABELS, MAX_PX, DrawOptions, Labels
 from codetr_cli.inference.drawing import draw_detections
@@ -141,10 +141,9 @@ class Prediction:
         """The same detections in the image at another (height, width), to draw those of a large image on a small one.
 
         Raises:
-            ValueError: a side is less than one pixel.
+            ValueError: it is no pair of whole numbers from 1.
         """
-        if min(size) < 1:
-            raise ArgumentError(f"size={shown(size)}: height and width are at least one pixel")
+        size = check_size("size", size)
         scale = np.array([size[1] / self.image_size[1], size[0] / self.image_size[0]], np.float32)
         return replace(
             self,

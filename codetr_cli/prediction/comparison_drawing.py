@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr_cli.errors import counted
 from codetr_cli.inference.draw_options import DrawOptions
 from codetr_cli.inference.drawing import Shape, draw_shapes, draw_text, font_size, label_texts
 from codetr_cli.inference.fonts import text_size
@@ -75,7 +76,7 @@ def draw_comparison(
 
 def _counted(comparison: Comparison, shapes: Sequence[Shape]) -> str:
     crowds = int(comparison.truth.iscrowd.sum())
-    return f"{len(shapes) - crowds}" + (f" and {crowds} crowds" if crowds else "")
+    return f"{len(shapes) - crowds}" + (f" and {counted(crowds, 'crowd')}" if crowds else "")
 
 
 def _legend(comparison: Comparison) -> list[Entry]:

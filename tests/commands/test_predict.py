@@ -585,6 +585,9 @@ def test_images_without_annotations_are_counted(codetr, run, tiny_coco):
 
 def test_annotations_that_cannot_be_compared_stop_before_the_first_image(codetr, run, tiny_coco):
     words = ("predict", tiny_coco / "val2017", "--against")
+    ran = codetr("predict", tiny_coco / "val2017", "--against-view", "overlay")
+    assert ran.code == 2
+    assert "give --against PATH" in " ".join(ran.err.split())
     ran = codetr(*words, "absent.json")
     assert ran.code == 3
     assert "absent.json" in ran.err

@@ -178,6 +178,8 @@ def assert_python_words(text: str) -> None:
         ({"score": "0.5"}, "score='0.5'"),
         ({"score": None}, "score=None"),
         ({"score": True}, "score=True"),
+        ({"class_scores": {"ring": 2}}, r"class_scores\['ring'\]=2: it is a number from 0 to 1"),
+        ({"class_scores": {"rin": 0.2}}, "class_scores has 'rin': there is no such class; did you mean 'ring'"),
         ({"max_dets": -1}, "max_dets=-1: it is a whole number from 1"),
         ({"max_dets": 0}, "max_dets=0"),
         ({"max_dets": 2.0}, "max_dets=2.0"),

@@ -214,3 +214,9 @@ def test_empty_masks_draw_nothing():
     with_mask = draw_detections(image, box, np.ones(1), ["a"], [rle(np.zeros((50, 50), bool))])
     without = draw_detections(image, box, np.ones(1), ["a"])
     assert np.array_equal(np.asarray(with_mask), np.asarray(without))
+
+
+def test_very_thick_lines_do_not_cover_the_image_with_their_contrast():
+    drawn = draw(np.full((300, 400, 3), 128, np.uint8), [[150, 100, 250, 200]], thickness=1000)
+    assert tuple(drawn[150, 200]) == class_colour("thing")
+    assert (drawn == 128).all(axis=2).mean() > 0.8

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from codetr_cli.errors import ArgumentError
 from codetr_cli.inference.prediction import Detection, Prediction
 from codetr_cli.inference.rle import encode_crop
 
@@ -92,3 +93,17 @@ def test_records_in_the_format_of_coco(found):
 def test_another_image_is_not_drawn_on(found):
     with pytest.raises(ValueError, match="60 x 40"):
         found.draw(np.zeros((30, 60, 3), np.uint8))
+
+
+def test_detections_of_an_image_at_another_size(found):
+    smaller = found.resized((20, 30))
+    assert smaller.image_size == (20, 30)
+    assert smaller.boxes.tolist() == (found.boxes / 2).tolist()
+    assert smaller.bitmaps().shape == (3, 20, 30)
+    assert found.resized(np.array([80, 120])).image_size == (80, 120)
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10.5, 10), (10,), (10, 10, 3), 10, "ab", None, (True, 10)])
+def test_what_is_no_size_of_an_image(found, size):
+    with pytest.raises(ArgumentError, match=r"size=.*it is .height, width. in whole pixels from 1"):
+        found.resized(size)

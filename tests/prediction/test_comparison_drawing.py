@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from codetr_cli.inference.draw_options import DrawOptions
 from codetr_cli.inference.prediction import Prediction
+from codetr_cli.prediction import comparison_drawing
 from codetr_cli.prediction.comparison import compare
 from codetr_cli.prediction.comparison_drawing import FALSE_ALARM, HIT, MISS, draw_comparison
 from codetr_cli.prediction.ground_truth import ImageTruth
@@ -49,6 +52,17 @@ def test_an_overlay_has_all_of_them_in_one():
     assert colours(panel) == {HIT, MISS, FALSE_ALARM}
     assert tuple(panel[200, 64]) == HIT
     assert tuple(panel[300, 384]) == FALSE_ALARM
+
+
+@pytest.mark.parametrize(("crowds", "words"), [(0, "2"), (1, "1 and 1 crowd"), (2, "0 and 2 crowds")])
+def test_crowds_are_counted_apart(monkeypatch, crowds, words):
+    image, prediction, comparison = scene(640, 480)
+    truth = replace(comparison.truth, iscrowd=np.arange(2) < crowds)
+    texts = []
+    monkeypatch.setattr(comparison_drawing, "draw_text", lambda bar, text, *more: texts.append(text))
+    found = compare(prediction.boxes, prediction.scores, prediction.labels, truth)
+    draw_comparison(image, prediction, found, DrawOptions())
+    assert f"Annotated: {words}" in texts
 
 
 def test_a_comparison_of_nothing():

@@ -131,6 +131,7 @@ class ClassMap:
             labels=labels,
             category_ids=np.array(self.ids, np.int64)[labels],
             class_names=[self.names[label] for label in labels.tolist()],
+            classes=self.names,
         )
 
 

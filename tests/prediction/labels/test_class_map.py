@@ -72,6 +72,7 @@ def test_classes_are_renamed_merged_and_dropped():
         prediction((3, 0.9, (0, 0, 9, 9)), (2, 0.8, (0, 0, 9, 9)), (0, 0.7, (9, 9, 20, 20)), (1, 0.6, (30, 9, 50, 20)))
     )
     assert found.class_names == ["person", "vehicle", "vehicle"]
+    assert found.classes == ["vehicle", "person"], "colours are chosen among them"
     assert (found.labels.tolist(), found.category_ids.tolist()) == ([1, 0, 0], [1, 3, 3])
     assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
 
