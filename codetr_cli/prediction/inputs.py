@@ -19,6 +19,7 @@ from codetr_cli.images.image_files import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, S
 from codetr_cli.prediction.sources.archives import (
     ARCHIVE_SUFFIXES,
     COMPRESSED_SUFFIXES,
+    MAX_SUFFIX,
     expand_braces,
     members,
     shown_name,
@@ -326,9 +327,11 @@ def unique_names(names: Sequence[str]) -> list[str]:
 def numbered_name(name: str, number: int, suffix: str | None = None) -> str:
     """A name with a number before its suffix, or before another one; not longer than a file name may be."""
     path = Path(name)
-    suffix = path.suffix if suffix is None else suffix
-    end = (f"_{number}" if number > 1 else "") + suffix
-    stem = path.stem
+    stem, old = path.stem, path.suffix
+    if len(old) > MAX_SUFFIX:
+        stem, old = path.name, ""
+    end = (f"_{number}" if number > 1 else "") + (old if suffix is None else suffix)
+    stem = stem[:MAX_NAME_BYTES]
     while len(os.fsencode(stem + end)) > MAX_NAME_BYTES:
         stem = stem[:-1]
     return path.with_name(stem + end).as_posix()

@@ -127,6 +127,14 @@ def test_patterns_skip_what_is_hidden(folder):
     assert [image.name for image in find_images(["a/.hidden/**"])] == ["1.jpg"]
 
 
+def test_long_names_get_numbers_at_once():
+    for name in ("a." + "b" * 60_000, "ä" * 60_000 + ".jpg"):
+        first, second = unique_names([name, name])
+        assert first == name
+        assert second != name
+        assert len(second.encode()) <= 255
+
+
 def test_thousands_of_equal_names_take_no_time():
     started = time.process_time()
     names = unique_names(["a.jpg"] * 5000 + ["a_2.jpg"])

@@ -5,15 +5,17 @@ Nothing is extracted. A member is a name and a range of bytes; links, devices an
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 from codetr_cli.errors import DatasetError
+from codetr_cli.files import MAX_NAME_BYTES
 from codetr_cli.images.image_files import IMAGE_SUFFIXES, is_debris, suffix_of
 from codetr_cli.reading import stays_inside
 
@@ -30,6 +32,10 @@ MAX_PADDING = 1 << 16
 MAGIC_START = 257
 """Of the word that each header has."""
 MAX_EXPANDED = 100_000
+MAX_SUFFIX = 32
+"""Characters of an ending; what is longer is a part of the name."""
+MAX_PARTS, MAX_CHARACTERS = 64, 1000
+"""Of a name with folders: of a longer one only the last part is kept."""
 _DIGITS = re.compile(rb"\d{300}")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
@@ -125,11 +131,28 @@ def _is_image(name: str) -> bool:
 
 
 def shown_name(name: str) -> str:
-    """A name that is below any folder that it is joined to: the last part of one that is not."""
+    """A name that a file below any folder can have: the last part of one that leads elsewhere, or is too long."""
     clean = PurePosixPath(name.replace("\0", "_")).as_posix()
-    if stays_inside(name) and ".." not in clean.split("/") and clean != ".":
+    parts = clean.split("/")
+    is_short = len(parts) <= MAX_PARTS and len(clean) <= MAX_CHARACTERS
+    if stays_inside(name) and ".." not in parts and clean != "." and is_short and _longest(parts) <= MAX_NAME_BYTES:
         return clean
-    return PurePosixPath(clean).name.removeprefix("..") or "image"
+    return _shortened(PurePosixPath(parts[-1]).name.removeprefix("..")) or "image"
+
+
+def _longest(parts: Sequence[str]) -> int:
+    """The bytes of the longest of some names."""
+    return max(len(os.fsencode(part)) for part in parts)
+
+
+def _shortened(name: str) -> str:
+    """A name that is not too long, with the same ending."""
+    suffix = PurePosixPath(name).suffix
+    suffix = suffix if len(suffix) <= MAX_SUFFIX else ""
+    stem = name.removesuffix(suffix)[:MAX_NAME_BYTES]
+    while len(os.fsencode(stem + suffix)) > MAX_NAME_BYTES:
+        stem = stem[:-1]
+    return stem + suffix
 
 
 def expand_braces(text: str) -> list[str]:

@@ -147,7 +147,8 @@ def _with_tries(url: str, read: Any) -> Any:
             raise
         except Exception as error:  # each kind of address has its own
             final = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
-            if (final and _status(error) in (None, 404, 410)) or number + 1 == TRIES:
+            final = final and _status(error) in (None, 404, 410) and not _is_connection(error)
+            if final or number + 1 == TRIES:
                 raise RemoteError(_reason(url, error)) from None
             time.sleep(WAIT_S * 2**number)
     raise AssertionError
@@ -159,10 +160,20 @@ def _status(error: Exception) -> int | None:
     return status if isinstance(status, int) else None
 
 
+def _is_connection(error: Exception) -> bool:
+    """Whether a connection failed, which fsspec reports as a file that does not exist, too."""
+    cause = error.__cause__
+    if isinstance(cause, FileNotFoundError | PermissionError) or _status(error) is not None:
+        return False
+    return isinstance(cause, OSError | TimeoutError) or type(cause).__module__.partition(".")[0] == "aiohttp"
+
+
 def _reason(url: str, error: Exception) -> str:
     """What went wrong, without the credentials of an address, which messages of other packages may contain."""
     if (status := _status(error)) is not None and status != 404:
         return f"the server answers with status {status}"
+    if _is_connection(error):
+        return f"no connection to the server ({type(error.__cause__).__name__})"
     words = {FileNotFoundError: "no such file", PermissionError: "no permission", IsADirectoryError: "it is a folder"}
     for kind, text in words.items():
         if isinstance(error, kind):

@@ -135,6 +135,12 @@ def test_every_name_can_be_that_of_a_file(name: str, expected: str):
     assert shown_name(name) == expected
 
 
+@pytest.mark.parametrize("name", ["ä" * 5000 + ".jpg", "a/" + "x" * 300 + ".jpg", "a." + "b" * 300])
+def test_names_are_not_too_long(tmp_path: Path, name: str):
+    (tmp_path / shown_name(name)).touch()
+    assert shown_name(name).endswith(".jpg") == name.endswith(".jpg")
+
+
 def test_many_members_take_no_memory(tmp_path: Path):
     path = tar(tmp_path / "a.tar", *(f"{number:06}.jpg" for number in range(1000)))
     with path.open("rb") as file:
