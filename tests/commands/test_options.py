@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
+from codetr_cli import commands
 from codetr_cli.commands._options import SYNONYMS, use_shown_spelling
+
+COMMANDS = Path(commands.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -49,3 +54,39 @@ def test_one_data_set_where_several_cannot_be_read(codetr, words: tuple[str, ...
     ran = codetr(*words, "--data", "a", "--data", "b")
     assert ran.code == 2
     assert "--data is given 2 times (a, b), but this command reads one data set" in " ".join(ran.err.split())
+
+
+def verbs() -> dict[str, tuple[Path, ast.FunctionDef]]:
+    """The functions that typer calls: those with a context or an option in their signature."""
+    found = {}
+    for path in sorted(COMMANDS.rglob("[!_]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and "opt." in ast.unparse(node.args):
+                found[f"{path.relative_to(COMMANDS)}::{node.name}"] = (path, node)
+    return found
+
+
+def helpers(path: Path) -> set[Path]:
+    """A module of commands and those with an underscore that it imports, which read options by their names."""
+    found, new = {path}, [path]
+    while new:
+        names = re.findall(
+            r"\b_[a-z]\w+", " ".join(re.findall(r"^from codetr_cli\.commands.*", new.pop().read_text(), re.M))
+        )
+        more = {file for name in names for file in COMMANDS.rglob(f"{name}.py")} - found
+        found |= more
+        new += more
+    return found
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_option_is_used(verb: str):
+    """One that is accepted and has no effect would be a silent error."""
+    path, function = verbs()[verb]
+    used = {node.id for statement in function.body for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    for file in helpers(path):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value)
+    parameters = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
+    assert parameters - used == set()
