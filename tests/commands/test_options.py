@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_one_data_set_where_several_cannot_be_read(codetr, words: tuple[str, ...
     assert "--data is given 2 times (a, b), but this command reads one data set" in " ".join(ran.err.split())
 
 
+@cache
 def verbs() -> dict[str, tuple[Path, ast.FunctionDef]]:
     """The functions that typer calls: those with a context or an option in their signature."""
     found = {}
@@ -79,14 +81,19 @@ def helpers(path: Path) -> set[Path]:
     return found
 
 
+@cache
+def texts(path: Path) -> set[str]:
+    """The strings in a module."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
 @pytest.mark.parametrize("verb", verbs())
 def test_every_option_is_used(verb: str):
     """One that is accepted and has no effect would be a silent error."""
     path, function = verbs()[verb]
     used = {node.id for statement in function.body for node in ast.walk(statement) if isinstance(node, ast.Name)}
     for file in helpers(path):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                used.add(node.value)
+        used |= texts(file)
     parameters = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
     assert parameters - used == set()
