@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -208,6 +208,21 @@ class SequenceFrames:
 
 def _reader(path: Path, max_pixels: int) -> Callable[[], Pixels]:
     return lambda: read_image(path, max_pixels=max_pixels)
+
+
+def readable_size(video: VideoInput, stored: tuple[int, int], *, max_pixels: int) -> tuple[int, int]:
+    """The (height, width) that a frame has that cannot be read: that of the first image of a sequence that can be.
+
+    Args:
+        video: the video.
+        stored: by the header of a file.
+        max_pixels: of an image.
+    """
+    for path in video.files if video.kind == "sequence" else ():
+        with suppress(BrokenImageError):
+            height, width = read_image(path, max_pixels=max_pixels).shape[:2]
+            return height, width
+    return stored if min(stored) else (64, 64)
 
 
 def decoded(container: Any, stream: Any, video: VideoInput, bad: Callable[[str], object]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,13 +20,20 @@ from numpy.typing import NDArray
 from codetr_cli.distributed.part_files import PartFiles
 from codetr_cli.errors import DatasetError, ResourceError, StoppedError, counted
 from codetr_cli.files import write_result
-from codetr_cli.images.decoder import BrokenImageError, read_image
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
 from codetr_cli.prediction.shards import DETECTION_KEYS
 from codetr_cli.prediction.video.encoder import VideoFormat, choose_codec
-from codetr_cli.prediction.video.frames import FileFrames, FrameSource, Problems, SequenceFrames, VideoFrame, chosen
+from codetr_cli.prediction.video.frames import (
+    FileFrames,
+    FrameSource,
+    Problems,
+    SequenceFrames,
+    VideoFrame,
+    chosen,
+    readable_size,
+)
 from codetr_cli.prediction.video.job import VideoJob
 from codetr_cli.prediction.video.joining import join_with_sound
 from codetr_cli.prediction.video.live import LiveFrames
@@ -128,9 +135,12 @@ class VideoRun:
     def _detect(self, show: Callable[[str, int | None, int], Callable[[int], object]]) -> None:
         source = self._source_to_continue()
         self._problems = lambda: source.problems.as_dict()
-        info, totals = source.info, self.totals
+        info = source.info
         self.is_live, self._stored_size = info.live, info.size
+        self._drop_another_video(str(info))
+        totals = self.totals
         if totals.frames == 0:
+            totals.header = str(info)
             totals.time_base = [info.time_base.numerator, info.time_base.denominator]
             totals.rate = [info.rate.numerator, info.rate.denominator]
             totals.aspect = [info.aspect.numerator, info.aspect.denominator]
@@ -169,6 +179,13 @@ class VideoRun:
                 self._writer.abort()
         if not totals.frames:
             self._no_frames()
+
+    def _drop_another_video(self, header: str) -> None:
+        """Starts again if an address has another video than before; the parts know this of files."""
+        if self.totals.frames and not self.is_live and header != self.totals.header:
+            self._warn(f"{self._video.label} has changed: it is predicted from its beginning again.")
+            self._store.recover(restart=True)
+            self.totals = self._store.totals.model_copy(deep=True)
 
     def _source_to_continue(self) -> FrameSource:
         """The source; what was done of it before is not given up with it."""
@@ -286,7 +303,7 @@ class VideoRun:
             ]
             pixels = replace(prediction, class_names=names).drawn_on(pixels, self._job.drawing)
         if pixels is None:  # a frame that cannot be read is black
-            pixels = np.zeros((*(totals.size or self._size_of_a_frame()), 3), np.uint8)
+            pixels = np.zeros((*(totals.size or self._blank_size()), 3), np.uint8)
         if totals.size is None:
             totals.size = list(pixels.shape[:2])
             if result.frame.is_turned:
@@ -308,14 +325,8 @@ class VideoRun:
         format_ = VideoFormat(size, base, rate, Fraction(*totals.aspect))
         writer.draw(pixels, totals.drawn_pts, format_)
 
-    def _size_of_a_frame(self) -> tuple[int, int]:
-        """The size of the drawn video if its first frame cannot be read: that of the first one that can be."""
-        limit = self._detector.loaded.settings.data.max_pixels
-        for path in self._video.files if self._video.kind == "sequence" else ():
-            with suppress(BrokenImageError):
-                height, width = read_image(path, max_pixels=limit).shape[:2]
-                return height, width
-        return self._stored_size if min(self._stored_size) else (64, 64)
+    def _blank_size(self) -> tuple[int, int]:
+        return readable_size(self._video, self._stored_size, max_pixels=self._detector.loaded.settings.data.max_pixels)
 
     def _complete_segment(self) -> None:
         if self._writer is not None:

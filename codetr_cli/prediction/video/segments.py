@@ -45,6 +45,7 @@ class Totals(BaseModel):
         drawn_pts: of the last one in the drawn video.
         moved: frames of the drawn video with a later timestamp than that of the source.
         jumps: timestamps that begin another recording.
+        header: what the header of the video says.
         time_base: numerator and denominator.
         rate: frames per second, the same.
         aspect: width of a pixel by its height, the same.
@@ -67,6 +68,7 @@ class Totals(BaseModel):
     drawn_pts: int = 0
     moved: int = Field(0, ge=0)
     jumps: int = Field(0, ge=0)
+    header: str = ""
     time_base: list[int] = Field([1, 1000], min_length=2, max_length=2)
     rate: list[int] = Field([25, 1], min_length=2, max_length=2)
     aspect: list[int] = Field([1, 1], min_length=2, max_length=2)

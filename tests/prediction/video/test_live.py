@@ -268,6 +268,27 @@ def test_a_file_over_http_is_no_live_stream(tmp_path: Path, server: str, monkeyp
     assert read_video(result.video)[0] == [at * TIME_BASE for at in PTS]
 
 
+def test_a_file_over_http_that_is_replaced_is_predicted_again(tmp_path: Path, server: str, monkeypatch):
+    monkeypatch.setattr(recording, "SEGMENT_FRAMES", 5)
+    write_video(tmp_path / "a.mkv", PTS)
+
+    def fail(number: int) -> None:
+        if number == 12:
+            raise OSError(28, "No space left on device")
+
+    detector = SceneDetector(one_disc)
+    detector.before = fail
+    with pytest.raises(OSError, match="No space"):
+        predict(monkeypatch, detector, [f"{server}/a.mkv"], tmp_path / "out")
+    write_video(tmp_path / "a.mkv", variable_pts(30, seed=1))
+    said: list[str] = []
+    detector = SceneDetector(one_disc)
+    (result,) = predict(monkeypatch, detector, [f"{server}/a.mkv"], tmp_path / "out", warn=said.append).videos
+    assert detector.seen == list(range(30))
+    assert [line["frame"] for line in lines_of(result.lines)] == list(range(30))
+    assert said == [f"{server}/a.mkv has changed: it is predicted from its beginning again."]
+
+
 def test_a_file_over_http_that_does_not_say_its_duration_is_no_live_stream(tmp_path: Path, server: str):
     path = write_video(tmp_path / "a.mkv", PTS)
     content = path.read_bytes()
