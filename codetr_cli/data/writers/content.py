@@ -43,6 +43,7 @@ NOTES = {
     "unused_classes": "class[|es] [has|have] no object, and the layout has no list of classes: [it is|they are] lost",
     "renamed": "image[|s] [is|are] written under another name, since the layout, or another image, has [its|theirs]",
     "rotated": "image[|s] [is|are] rotated by EXIF: boxes are of the upright image, which some tools ignore",
+    "rare_format": "image[|s] [has|have] a suffix that some trainers skip: all read JPEG, PNG, BMP, WebP and TIFF",
     "size_differs": "image[|s] [has|have] another size than the annotations state: `codetr prepare` lists [it|them]",
     "cut": "object[|s] [is|are] cut by the edges of tiles",
     "small_parts": "part[|s] of objects [is|are] skipped: the tile shows too little of [it|them]",

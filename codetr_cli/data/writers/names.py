@@ -12,6 +12,7 @@ from codetr_cli.images.image_files import IMAGE_SUFFIXES, is_debris
 
 MAX_BYTES = 200
 """Of a part of a name: endings of label files and temporary files are added."""
+USUAL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\\\\\ud800-\udfff\u2028\u2029]")
 _FLAG = re.compile(r"\s(?=(-1|0|1)$)")
 _SUFFIX = re.compile(r"\.(jpe?g|png|xml)$", re.IGNORECASE)
@@ -22,6 +23,11 @@ def without_suffix(name: str) -> str:
     """The name of an image without its suffix, if it is one of images: `a.b` is that of no `a`."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122 (a part of a path)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def is_rare(name: str) -> bool:
+    """Whether a name of an image has a suffix that trainers for the layouts skip without a word, such as .gif."""
+    return not name.lower().endswith(USUAL_SUFFIXES)
 
 
 class NamePlan:

@@ -25,7 +25,7 @@ from codetr_cli.data.writers.coco import CocoWriter
 from codetr_cli.data.writers.content import LayoutWriter, WrittenImage, WrittenObject, clipped_objects, counted
 from codetr_cli.data.writers.folder import RECEIPT, check_replaceable, record_folder
 from codetr_cli.data.writers.image_files import BY_STEM, CHUNK, header_of, place_file
-from codetr_cli.data.writers.names import NamePlan
+from codetr_cli.data.writers.names import NamePlan, is_rare
 from codetr_cli.data.writers.write import WRITERS
 from codetr_cli.distributed import part_files, slurm
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError
@@ -47,7 +47,16 @@ BESIDES = (part_files.FOLDER, slurm.FOLDER, RECORD_NAME, RECEIPT)
 """What may be in the folder before the data set is there."""
 MIN_SIDE_PX = 1.0
 DIGITS = 4
-NOTED = ("thin", "renamed", "rotated", "outlines", "complex_outlines", "outlines_outside", "unused_classes")
+NOTED = (
+    "thin",
+    "renamed",
+    "rotated",
+    "rare_format",
+    "outlines",
+    "complex_outlines",
+    "outlines_outside",
+    "unused_classes",
+)
 
 
 def dataset_folder(out: Path, request: str, *, force: bool) -> Path:
@@ -208,6 +217,7 @@ class _Dataset:
             if image.name != _without_split(result, split):
                 self._renamed[place] = str((result.image or {})["file_name"])
             self._counts["rotated"] += header.orientation != 1
+            self._counts["rare_format"] += is_rare(image.name)
             writer.add(image)
             names = self._target.class_names
             self._contents.count(split, [(names[item.label], item.score or 0.0) for item in image.objects])

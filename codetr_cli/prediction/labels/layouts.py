@@ -40,8 +40,6 @@ BY = "label"
 FOLDERS = tuple(layout for layout in WRITERS if layout != "csv")
 """Layouts that are a folder in the output folder, of their name."""
 IN_XML = {"voc", "cvat", "label-studio"}
-BY_NAME = {*IN_XML, "labelme", "csv"}
-"""Layouts whose objects have the name of their class, not its number."""
 CSV_NAME = "predictions.csv"
 NOTED = ("renamed", "outlines", "complex_outlines", "outlines_outside", "under_one_pixel", "no_extent", "outside")
 """What is reported of what a layout cannot hold. That boxes are clipped is none: detections end a little outside."""
@@ -144,12 +142,12 @@ def check_class_names(layouts: Collection[str], class_names: Collection[str]) ->
     """Ensures that some layouts can have the names of all classes.
 
     Raises:
-        DatasetError: one has a character that XML cannot have, or is blank where objects are named by their classes.
+        DatasetError: one has a character that XML cannot have, or is blank, which only COCO's records can be.
     """
     if IN_XML & set(layouts):
         for name in class_names:
             xml_text(name)
-    by_name = sorted(BY_NAME & set(layouts))
+    by_name = sorted(LAYOUT_WRITERS.keys() & set(layouts))
     if by_name and (blank := [name for name in class_names if not name.strip()]):
         raise DatasetError(
             f"a class of the model has the blank name {shown(blank[0])}, with which {by_name[0]} cannot be read: give "

@@ -126,6 +126,17 @@ def test_empty_images_and_thin_boxes(tmp_path: Path) -> None:
         labelled(tmp_path / "none", tmp_path / "source", results[1:], "yolo", keep_empty=False)
 
 
+def test_formats_that_trainers_skip_are_counted(tmp_path: Path) -> None:
+    sizes = write_images(tmp_path / "source", 3, ("a.jpg", "b.jpg", "c.JPG"))
+    results = random_results(tmp_path / "source", sizes, 3)
+    (tmp_path / "source" / "b.jpg").rename(tmp_path / "source" / "b.gif")
+    facts = {**(results[1].image or {}), "file_name": "b.gif"}
+    results[1] = ImageResult(1, str(tmp_path / "source" / "b.gif"), facts, results[1].records)
+    notes = labelled(tmp_path / "out", tmp_path / "source", results, "yolo", val_fraction=0.0).notes["yolo"]
+    assert [note for note in notes if note.startswith("1 image has a suffix that some trainers skip")]
+    assert "some trainers skip" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_review_list_is_of_the_data_set(tmp_path: Path) -> None:
     sizes = write_images(tmp_path / "source", 3, ("a.jpg", "b.jpg"))
     results = random_results(tmp_path / "source", sizes, 3)

@@ -80,11 +80,12 @@ def test_dots_in_names_without_suffix_divide_nothing(tmp_path: Path, layout: str
         assert listed == ["frame.0001", "frame.0002", "frame", "frame_2", "dot.", "a.b"]
 
 
-def test_blank_names_of_classes_are_refused_where_they_name_objects() -> None:
-    for layout in ("voc", "cvat", "label-studio", "labelme", "csv"):
+@pytest.mark.parametrize("layout", [*FOLDERS, "csv"])
+def test_blank_names_of_classes_are_refused_where_readers_do(layout: str) -> None:
+    for name in ("", "\x85"):
         with pytest.raises(DatasetError, match=f"blank name.*{layout}"):
-            check_class_names(("yolo", layout), ["cat", "\x85"])
-    check_class_names(("coco", "yolo", "jsonl"), ["cat", ""])
+            check_class_names(("coco", layout), ["cat", name])
+        check_class_names(("coco", "jsonl"), ["cat", name])
 
 
 def test_the_table_has_scores_and_all_images(tmp_path: Path) -> None:
