@@ -265,4 +265,5 @@ def _show(outcome: PredictOutcome) -> None:
     console.result(f"{outcome.tally.detections} detections in {done} images{where}")
     show_comparison(outcome)
     if rate := outcome.summary["images_per_second"]:
-        console.info(f"{rate:.3g} images/s, {len(outcome.summary['processes'])} processes")
+        processes = len(outcome.summary["processes"])
+        console.info(f"{rate:.3g} images/s" + (f" by {processes} processes" if processes > 1 else ""))
