@@ -234,6 +234,9 @@ def test_archives_by_name_pattern_and_braces(folder):
 def test_addresses_lists_of_them_and_archives_at_them(folder):
     files = pytest.importorskip("fsspec", reason="fsspec is not installed").filesystem("memory")
     files.store.clear()
+    files.pipe("/b/local.txt", b"/etc/a.jpg\nfile:///etc/b.jpg\n../c.jpg\n")
+    assert [file.partition("://")[0] for file, _, _ in names("memory://b/local.txt")] == ["memory"] * 3
+    files.rm("/b/local.txt")
     (folder / "names.txt").write_text("memory://b/%2e%2e\nmemory://b/a%00.jpg\n")
     assert [name for _, name, _ in names("names.txt")] == ["image", "a_.jpg"]
     (folder / "s.tar").write_bytes(b"")
