@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
@@ -10,6 +11,7 @@ from typing import IO, Any
 from codetr_cli.files import write_result
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget, OutputWriter
+from codetr_cli.weights.urls import is_url
 
 LIST_NAME = "review.txt"
 REASONS_NAME = "review.json"
@@ -31,6 +33,11 @@ def phrase(review: Mapping[str, Any] | None) -> str:
     return ", ".join(rows) + (f" and {more} more" if more > 0 else "")
 
 
+def _place(file: str) -> str:
+    """A path from the root, since readers of lists, codetr's among them, take others as relative to the list."""
+    return file if is_url(file) else os.path.join(os.getcwd(), file)  # noqa: PTH109, PTH118 (keeps links and ..)
+
+
 class _ReviewWriter:
     def __init__(self, names: IO[str], reasons: IO[str]) -> None:
         self._names, self._reasons, self._separator = names, reasons, ""
@@ -39,7 +46,7 @@ class _ReviewWriter:
         review = review_of(result)
         if review is None or result.image is None:
             return
-        self._names.write(result.file.replace("\n", " ") + "\n")
+        self._names.write(_place(result.file).replace("\n", " ") + "\n")
         record = {"file": result.file, "file_name": result.image["file_name"], **review}
         self._reasons.write(f"{self._separator}\n{json.dumps(record, ensure_ascii=False)}")
         self._separator = ","
