@@ -162,7 +162,7 @@ def _report(outcome: PredictOutcome, skipped: Skipped) -> None:
         "out": str(outcome.folder),
         **contents,
         "notes": outcome.notes,
-        "failed": [{"file": name, "error": error} for name, error in outcome.tally.failed.items()],
+        "failed": [{"file": name, "error": error} for name, error in outcome.tally.failed],
         "skipped": asdict(skipped),
         "summary": outcome.summary,
     }
@@ -183,6 +183,6 @@ def _report(outcome: PredictOutcome, skipped: Skipped) -> None:
     if outcome.tally.failures:
         console.error(
             f"{outcome.tally.failures} images cannot be read and are not in the data set: "
-            f"{listed(list(outcome.tally.failed), 5)}. Replace or remove them"
+            f"{listed([name for name, _ in outcome.tally.failed], 5)}. Replace or remove them"
         )
         raise typer.Exit(DatasetError.exit_code)

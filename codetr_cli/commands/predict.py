@@ -171,7 +171,7 @@ def predict(
     if json_output:
         console.result_json(_summary(outcome, skipped))
     if outcome.tally.failures:
-        names = listed(list(outcome.tally.failed), 5, count=outcome.tally.failures)
+        names = listed([name for name, _ in outcome.tally.failed], 5, count=outcome.tally.failures)
         console.error(
             f"{outcome.tally.failures} of {len(images)} images cannot be read: {names}. Replace or remove them; the "
             f"results of the others are in {outcome.folder}"
@@ -239,7 +239,7 @@ def _summary(outcome: PredictOutcome, skipped: Skipped) -> dict[str, Any]:
         "files": [str(path) for path in outcome.files],
         "images": None if outcome.is_large else outcome.tally.images,
         "detections": detections,
-        "failed": [{"file": name, "error": error} for name, error in outcome.tally.failed.items()],
+        "failed": [{"file": name, "error": error} for name, error in outcome.tally.failed],
         "notes": outcome.notes,
         "skipped": asdict(skipped),
         "summary": outcome.summary,

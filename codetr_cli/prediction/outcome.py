@@ -28,7 +28,8 @@ class Tally:
     Attributes:
         total: images of the whole prediction.
         images: what `--json` says of each image that was read; of a large prediction only the first ones.
-        failed: the first images that cannot be read: file -> reason.
+        failed: the first images that cannot be read: (file, reason). Several can have one file: members of an archive
+            with one name, or addresses that differ in what is hidden of them.
         done: images that were read.
         failures: images that were not.
         detections: their number.
@@ -39,7 +40,7 @@ class Tally:
 
     total: int
     images: list[dict[str, Any]] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: list[tuple[str, str]] = field(default_factory=list)
     done: int = 0
     failures: int = 0
     detections: int = 0
@@ -50,7 +51,7 @@ class Tally:
     def counting(self, results: Iterable[ImageResult]) -> Iterator[ImageResult]:
         """The results as they are, counted from zero."""
         kept = LISTED_IMAGES if self.total <= LISTED_IMAGES else LISTED_IMAGES // 100
-        self.images, self.failed, self.objects = [], {}, Counter()
+        self.images, self.failed, self.objects = [], [], Counter()
         self.done = self.failures = self.detections = self.reviews = 0
         self.comparisons = ComparisonTotals()
         for result in results:
@@ -65,7 +66,7 @@ class Tally:
             elif result.error is not None:
                 self.failures += 1
                 if len(self.failed) < LISTED_FAILURES:
-                    self.failed[result.file] = result.error
+                    self.failed.append((result.file, result.error))
             yield result
 
 

@@ -17,6 +17,8 @@ from codetr_cli.files import RECORD_NAME
 from codetr_cli.inference.detector import Detector
 from codetr_cli.prediction import job, pictures
 from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.prediction.outcome import Tally
+from codetr_cli.prediction.results import ImageResult
 from tests.distributed.fake_slurm import stand_in
 from tests.inference.fakes import write_run
 
@@ -633,3 +635,11 @@ def test_a_continued_prediction_has_the_montage_of_an_undisturbed_one(codetr, ru
     assert codetr(*words, "--out", "parts").code == 0
     assert Path("parts/grid.jpg").read_bytes() == Path("whole/grid.jpg").read_bytes()
     assert not Path("parts/.parts").exists()
+
+
+def test_images_that_fail_are_listed_one_by_one_also_with_one_file():
+    """Two members of an archive with one name."""
+    tally = Tally(2)
+    results = [ImageResult(number, "a.tar/a.jpg", error=f"reason {number}") for number in range(2)]
+    assert list(tally.counting(results)) == results
+    assert tally.failed == [("a.tar/a.jpg", "reason 0"), ("a.tar/a.jpg", "reason 1")]
