@@ -436,7 +436,7 @@ class ResultRecord:
             # Lines are added only: of a million results, each would otherwise read those of all before.
             is_longer = self._seen is not None and self._seen[0] == state[0] and self._seen[1] < state[1]
             start = self._seen[1] if self._seen is not None and is_longer else 0
-            content = _read_from(path, start) if stat.S_ISREG(status.st_mode) else b""
+            content = _read_from(path, start, status.st_size) if stat.S_ISREG(status.st_mode) else b""
         except OSError:
             return
         self._seen, self._results = state, self._results if is_longer else {}
@@ -449,12 +449,13 @@ class ResultRecord:
                     self._results.setdefault(name, []).append(result)
 
 
-def _read_from(path: Path, start: int) -> bytes:
-    """A record from a position on; empty if it is too long."""
+def _read_from(path: Path, start: int, end: int) -> bytes:
+    """A part of a record; empty if the record is too long. What is added while it is read belongs to the next part."""
+    if end > MAX_RECORD_BYTES:
+        return b""
     with open_file(path) as file:
         file.seek(start)
-        content = file.read(MAX_RECORD_BYTES - start + 1)
-    return content if start + len(content) <= MAX_RECORD_BYTES else b""
+        return file.read(end - start)
 
 
 @contextmanager
