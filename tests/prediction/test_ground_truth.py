@@ -12,6 +12,15 @@ from codetr_cli.prediction.ground_truth import NONE, GroundTruth, annotation_sta
 from codetr_cli.prediction.inputs import find_images
 from codetr_cli.prediction.sources.input_list import InputImage
 
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """Two folders deep: images are searched for beside the folder of annotations, too, and other tests have some."""
+    folder = tmp_path / "data" / "set"
+    folder.mkdir(parents=True)
+    return folder
+
+
 CLASSES = ["ring", "Disc", "bar", "cube"]  # of the network, in its own order
 
 
