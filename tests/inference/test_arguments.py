@@ -310,7 +310,7 @@ RARE = {
     "pgm": lambda path: cv2.imwrite(str(path), DEEP[..., 0]),
     "ppm": lambda path: cv2.imwrite(str(path), DEEP[..., ::-1]),
     "tif": lambda path: Image.fromarray(RGB).convert("LAB").save(path),
-    "tiff": lambda path: Image.fromarray(RGB).convert("YCbCr").save(path),
+    "tiff": lambda path: Image.fromarray(RGB).convert("YCbCr").save(path, compression="tiff_lzw"),
 }
 """Files that Pillow decodes in another way."""
 

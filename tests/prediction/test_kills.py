@@ -23,6 +23,7 @@ def start(words: Sequence[str]) -> ForkedPython:
 @pytest.fixture
 def undisturbed(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """The folder of an undisturbed prediction."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed, and Parquet files are among the results")
     kills.prepare(tmp_path, request.param)
     kills.finish(start, kills.words_of(tmp_path, tmp_path / "alone"))
     return tmp_path / "alone"
