@@ -10,10 +10,8 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._labels import label_options, scores_of
-from codetr_cli.commands._launch import requested
-from codetr_cli.commands._submit import submit_command
+from codetr_cli.commands._detection import detect_options, submit_job
+from codetr_cli.commands._labels import label_options
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.commands.predict import newest_run, run_job
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
@@ -85,12 +83,10 @@ def label(
     if out is None:
         raise ConfigError("where to? Give a new folder: codetr label DIR --out NEW")
     check_folder(out, "--out")
-    lowest, class_scores = scores_of(score)
-    tile_options = opt.tile_options(tiles, overlap, tta=tta)
+    options = detect_options(context)
 
     from codetr_cli.data.writers.folder import check_outside
     from codetr_cli.images.image_files import Skipped
-    from codetr_cli.inference.options import DetectOptions
     from codetr_cli.prediction.inputs import find_images
     from codetr_cli.prediction.job import PredictJob
     from codetr_cli.prediction.labels.options import DatasetOptions
@@ -113,16 +109,7 @@ def label(
         overrides=[*([f"test.head={head}"] if head else []), *(overrides or [])],
         precision=precision,
         tta=tta,
-        options=DetectOptions(
-            score=lowest,
-            class_scores=class_scores,
-            max_dets=max_dets,
-            nms=nms,
-            tiles=tile_options,
-            batch=opt.batch_of(batch),
-            exact=exact,
-            workers=workers,
-        ),
+        options=options,
         pictures=PictureOptions(draw=False),
         formats=(DATASET,),
         labels=labels,
@@ -137,10 +124,7 @@ def label(
         force=force,
     )
     if slurm:
-        invocation: Invocation = context.obj
-        request = requested(context)
-        device_type = "cuda" if request.device == "auto" else request.device.partition(":")[0]  # of the job
-        submit_command(invocation.words, job.choose_folder(job.digest(device_type)), request, name="label")
+        submit_job(job, context, name="label")
         return
     outcome = run_job(job, context)
     if outcome is not None:

@@ -11,12 +11,11 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._labels import label_options, scores_of
+from codetr_cli.commands._detection import detect_options, submit_job
+from codetr_cli.commands._labels import label_options
 from codetr_cli.commands._launch import requested, run_placed, worker_output
 from codetr_cli.commands._pictures import comparison_columns, picture_options, show_comparison
 from codetr_cli.commands._predict_video import predict_videos
-from codetr_cli.commands._submit import submit_command
 from codetr_cli.commands._weights import refuse_secrets, resolve_weights
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
 from codetr_cli.files import check_folder
@@ -103,27 +102,15 @@ def predict(
     """
     console.set_mode(json=json_output, quiet=quiet)
     check_folder(out, "--out")
-    lowest, class_scores = scores_of(score)
-    tile_options = opt.tile_options(tiles, overlap, tta=tta)
+    options = detect_options(context)
     if against is None and against_view != "side":
         raise ConfigError(f"--against-view {against_view} is of comparisons: give --against PATH, too")
 
     from codetr_cli.images.image_files import Skipped
-    from codetr_cli.inference.options import DetectOptions
     from codetr_cli.prediction.inputs import find_images
     from codetr_cli.prediction.job import PredictJob
     from codetr_cli.prediction.outputs import check_formats
 
-    options = DetectOptions(
-        score=lowest,
-        class_scores=class_scores,
-        max_dets=max_dets,
-        nms=nms,
-        tiles=tile_options,
-        batch=opt.batch_of(batch),
-        exact=exact,
-        workers=workers,
-    )
     if predict_videos(context, options, weights=lambda: resolve_weights(checkpoint) or str(newest_run())):
         return
     formats = check_formats(opt.separated(result_formats, "coco"))
@@ -155,10 +142,7 @@ def predict(
     )
     if slurm:
         refuse_secrets(sources)
-        invocation: Invocation = context.obj
-        request = requested(context)
-        device_type = "cuda" if request.device == "auto" else request.device.partition(":")[0]  # of the job
-        submit_command(invocation.words, job.choose_folder(job.digest(device_type)), request, name="predict")
+        submit_job(job, context, name="predict")
         return
     outcome = run_job(job, context)
     if outcome is None:
