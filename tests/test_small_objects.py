@@ -1,4 +1,4 @@
-"""The scenes and the scoring of benchmarks/small_objects.py, and the order of its figures."""
+"""The scenes and the scoring of benchmarks/small_objects.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 
 import numpy as np
 import pytest
-
-from tests.conftest import REPOSITORY
 
 small_objects = pytest.importorskip("benchmarks.small_objects", reason="a source distribution has no benchmarks")
 
@@ -42,14 +40,3 @@ def test_average_precision_counts_as_many_detections_as_it_says(tmp_path):
     found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9} for box in boxes]
     result = small_objects.average_precision(tmp_path / "a.json", found)
     assert result["AP"] == pytest.approx({100: 0.25, 300: 0.75, 500: 1.0}, abs=0.01)
-
-
-def test_tiles_raise_ap_and_training_on_tiles_raises_it_further():
-    """As SAHI's paper says: 5 points or more by tiles, 13 or more with training on tiles."""
-    report = json.loads((REPOSITORY / "benchmarks/results/small_objects.json").read_text(encoding="utf-8"))
-    cells = {(cell["trained_on"], cell["tiles"], cell["overlap"]): cell["AP"] for cell in report["cells"]}
-    for count in map(str, small_objects.DETECTIONS):
-        plain = cells["whole images", None, None][count]
-        assert cells["whole images", "320x320", 0.2][count] > plain + 0.05
-        assert cells["tiles", "320x320", 0.2][count] > plain + 0.13
-        assert cells["tiles", "320x320", 0.2][count] > cells["whole images", "320x320", 0.2][count]
