@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,9 @@ def _revision(tree: Path) -> str:
 
 
 def _conditions(argv: list[str] | None, note: str) -> dict[str, Any]:
-    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != note and word != "--note"]
+    given = [word for word in (sys.argv[1:] if argv is None else argv) if word != note and word != "--note"]
+    folders = ("--before", "--work", "--out")  # of this machine: shown as their names
+    words = [before[2:].upper() if before in folders else word for before, word in pairwise(["", *given])]
     return {
         "command": " ".join(["python -m benchmarks.predict_end_to_end", *words]),
         "date": time.strftime("%Y-%m-%d"),
