@@ -61,8 +61,8 @@ class BatchDetector(Protocol):
     device: torch.device
     batch_size: BatchSize
 
-    def prepare(self, pixels: Pixels, options: DetectOptions) -> Any:
-        """An image at the size of the network, or in tiles, see `Prepared`."""
+    def prepare(self, pixels: Pixels, options: DetectOptions) -> Prepared:
+        """An image at the size of the network, or in tiles."""
 
     def shape_of(self, image: Any) -> Hashable:
         """Images of one shape need no padding in a batch; None: the image is a batch of its own."""
