@@ -58,6 +58,17 @@ def host_values(values: Sequence[Any] | np.ndarray, like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype).pin_memory().to(like.device, non_blocking=True)
 
 
+def level_sizes(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """Sizes (L, 2) as (w, h) of levels (H, W), with the dtype and device of `like`.
+
+    In a program that is exported for images of any size they are computed from the sizes of its input.
+    """
+    if not torch.compiler.is_exporting():
+        return host_values([(width, height) for height, width in spatial_shapes], like)
+    sides = [torch.stack([like.new_full((), side) for side in (width, height)]) for height, width in spatial_shapes]
+    return torch.stack(sides)
+
+
 def host_numbers(*tensors: Tensor) -> list[list[int]]:
     """The integers of several tensors of one device as one list each; waits for the device, once for all of them."""
     numbers = torch.cat([tensor.flatten() for tensor in tensors]).tolist()

@@ -30,12 +30,12 @@ VERB_GROUPS = {
     "Data": ("prepare", "convert-data", "cache"),
     "Train and evaluate": ("train", "eval", "bench", "runs"),
     "Use": ("predict", "label"),
-    "Weights": ("presets", "download", "convert"),
+    "Weights": ("presets", "download", "convert", "export"),
     "This machine": ("doctor",),
 }
 """Panel of `codetr --help` -> its verbs."""
 VERBS = tuple(verb for verbs in VERB_GROUPS.values() for verb in verbs)
-NEEDS_WORDS = ("convert", "convert-data", "download", "eval", "label", "predict")
+NEEDS_WORDS = ("convert", "convert-data", "download", "eval", "export", "label", "predict")
 """Verbs that print their help when nothing follows them."""
 
 EXIT_UNEXPECTED = 1

@@ -41,6 +41,7 @@ OPTIONS = {
     "convert": {"--checkpoint", "--json"},
     "convert-data": {"--data", "--out", "--split", "--force", "--json"},
     "download": {"--url", "--force", "--dry-run", "--json"},
+    "export": {"--format", "--size", "--batch", "--out", "--force", "--json"},
     "presets": {"--set", "--json"},
     "runs": {"--json"},
     "cache": {"--downloads", "--yes", "--json"},

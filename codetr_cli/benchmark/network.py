@@ -17,7 +17,9 @@ from codetr_cli.benchmark.model import (
     Workload,
     measure,
 )
+from codetr_cli.errors import ConfigError
 from codetr_cli.inference.loading import LoadedModel, load_detector
+from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import disable_optimizations
 from codetr_cli.runtime.synthetic import randomize_weights
 from codetr_cli.runtime.timing import Tick
@@ -108,6 +110,7 @@ class BenchmarkedNetwork:
         """The network without optimizations, except for the operator: `compare` chooses its backend."""
         # A backend named in the settings would override the choice of `compare`.
         loaded = self._load([*self.overrides, "model.attention_backend=auto"], optimize=False)
+        assert isinstance(loaded.model, CoDETR)  # exported files were refused
         disable_optimizations(loaded.model)
         return self._workload(loaded, spec)
 
@@ -122,11 +125,14 @@ class BenchmarkedNetwork:
             optimize=optimize,
             random_weights=self.random_weights,
         )
+        if not isinstance(loaded.model, CoDETR):
+            raise ConfigError(f"{self.target} is an exported file, whose stages cannot be measured")
         if loaded.path is None:
             randomize_weights(loaded.model)
         return loaded
 
     def _workload(self, loaded: LoadedModel, spec: BenchmarkSpec) -> Workload:
+        assert isinstance(loaded.model, CoDETR)
         if self.training:
             return TrainingWorkload(loaded.model, loaded.settings, spec)
         return InferenceWorkload(loaded.model, loaded.postprocess, loaded.settings, spec)

@@ -41,7 +41,7 @@ NOTED = (
 )
 """What a user may miss: a note names those that a checkpoint sets."""
 
-SIZES = ("test.short_side", "test.long_side", "test.canvas")
+SIZES = ("test.short_side", "test.long_side", "test.canvas", "test.fixed_size")
 """What decides the pixels of an image; not more than `MAX_PIXELS`, unless the user sets one of them."""
 
 MAX_PIXELS = 1 << 23

@@ -569,6 +569,11 @@ class TestConfig(Section):
     canvas: Side | None = Field(
         None, description="Side of a square canvas to resize and pad images to; replaces short_side and long_side."
     )
+    fixed_size: tuple[Side, Side] | None = Field(
+        None,
+        description="Height and width of the input of every image: an image that is larger after short_side and "
+        "long_side is reduced until it fits, and all are padded.",
+    )
     batch_size: Count = Field(1, description="Images per batch.")
     max_detections: Kept = Field(300, description="Maximum detections per image.")
     candidates: Literal["max_detections", "num_queries"] = Field(
@@ -600,7 +605,9 @@ class TestConfig(Section):
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the largest landscape image, without padding to `data.pad_divisor`."""
-        return (self.short_side, self.long_side) if self.canvas is None else (self.canvas, self.canvas)
+        if self.canvas is not None:
+            return self.canvas, self.canvas
+        return self.fixed_size or (self.short_side, self.long_side)
 
 
 class SourceConfig(Section):
@@ -646,11 +653,19 @@ class Settings(Section):
         return self.model.mask.kind != "none"
 
     @model_validator(mode="after")
-    def _canvas_fits_the_divisor(self) -> Settings:
+    def _fixed_sizes_fit_the_divisor(self) -> Settings:
         for name, canvas in (("data", self.data.canvas), ("test", self.test.canvas)):
             if canvas is not None and canvas % self.data.pad_divisor:
                 raise ValueError(
                     f"{name}.canvas {canvas} is not a multiple of data.pad_divisor {self.data.pad_divisor}: "
                     "a canvas is the padded size"
                 )
+        fixed = self.test.fixed_size
+        if fixed is not None and self.test.canvas is not None:
+            raise ValueError("test.fixed_size and test.canvas both set the size of the input: set one of them")
+        if fixed is not None and any(side % self.data.pad_divisor for side in fixed):
+            raise ValueError(
+                f"test.fixed_size {fixed[0]} x {fixed[1]} is no multiple of data.pad_divisor {self.data.pad_divisor}: "
+                "it is the padded size"
+            )
         return self

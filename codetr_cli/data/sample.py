@@ -27,6 +27,7 @@ class Sample:
         area: (G,) float32 as annotated, in square pixels of the original image; no transform changes it.
         scale_factor: (w, h) of the last resize, new / old side.
         masks: bitmaps of the objects; None when they are not needed.
+        pad_size: (height, width) that the image counts as padded to; None: to multiples of a divisor.
     """
 
     image: np.ndarray
@@ -36,6 +37,7 @@ class Sample:
     area: np.ndarray
     scale_factor: tuple[float, float] = (1.0, 1.0)
     masks: Masks | None = None
+    pad_size: Size | None = None
 
     @classmethod
     def from_image(cls, image: np.ndarray) -> Sample:
@@ -67,10 +69,11 @@ class Sample:
     def to_target(self, *, image_id: int, orig_size: Size, pad_divisor: int) -> Target:
         """The target of this image, see `codetr_cli.data.targets`.
 
-        The image, of `orig_size` as decoded, counts as padded to multiples of `pad_divisor`.
+        The image, of `orig_size` as decoded, counts as padded to `pad_size`, or to multiples of `pad_divisor`.
         """
         height, width = self.size
-        pad_size = (-(-height // pad_divisor) * pad_divisor, -(-width // pad_divisor) * pad_divisor)
+        multiples = (-(-height // pad_divisor) * pad_divisor, -(-width // pad_divisor) * pad_divisor)
+        pad_size = self.pad_size or multiples
         masks = {} if self.masks is None else {"masks": torch.from_numpy(self.masks.array(pad_size))}
         return {
             "boxes": torch.from_numpy(self.boxes),

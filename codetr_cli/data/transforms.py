@@ -132,6 +132,39 @@ class ResizeToCanvas(Transform[None]):
         return _padded(_resized(sample, _kept_ratio(sample.size, (self.canvas, self.canvas))), self.canvas)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResizeToFit(Transform[None]):
+    """Resizes, keeping the ratio, within limits of both sides and of the input, and counts as padded to the input.
+
+    Args:
+        short_side: limit of the short side.
+        long_side: limit of the long side.
+        frame: (height, width) of the input. Only an image that would not fit becomes smaller than without it.
+    """
+
+    short_side: int
+    long_side: int
+    frame: Size
+
+    def make_params(self, rng: np.random.Generator, size: Size) -> None:
+        """Uses no random number."""
+
+    def apply(self, sample: Sample, params: None) -> Sample:
+        """Resizes image, boxes and masks."""
+        return replace(_resized(sample, self.new_size(sample.size)), pad_size=self.frame)
+
+    def new_size(self, size: Size) -> Size:
+        """The new size of an image of `size`, without the padding."""
+        new = _kept_ratio(size, (self.short_side, self.long_side))
+        if new[0] <= self.frame[0] and new[1] <= self.frame[1]:
+            return new
+        factor = min(self.frame[0] / size[0], self.frame[1] / size[1])
+        height, width = (
+            min(most, max(1, int(side * factor + 0.5))) for side, most in zip(size, self.frame, strict=True)
+        )
+        return height, width
+
+
 def _kept_ratio(size: Size, limits: tuple[int, int]) -> Size:
     """The largest size of this shape within the limits.
 
@@ -342,7 +375,7 @@ class LsjAugmentation(Transform[LsjParams]):
         return sample.select(keep)
 
 
-AnyTransform = DetrAugmentation | LsjAugmentation | ResizeShortLong | ResizeToCanvas | Keep
+AnyTransform = DetrAugmentation | LsjAugmentation | ResizeShortLong | ResizeToCanvas | ResizeToFit | Keep
 
 
 def build_transforms(data: DataConfig, test: TestConfig, *, train: bool) -> AnyTransform:
@@ -363,9 +396,16 @@ def build_transforms(data: DataConfig, test: TestConfig, *, train: bool) -> AnyT
         )
     if test.canvas is not None:
         return ResizeToCanvas(canvas=test.canvas)
+    if test.fixed_size is not None:
+        return ResizeToFit(short_side=test.short_side, long_side=test.long_side, frame=test.fixed_size)
     return ResizeShortLong(short_sides=(test.short_side,), long_side=test.long_side)
 
 
 def resized_size(size: Size, test: TestConfig) -> Size:
     """The (height, width) that the transform of test images resizes an image of `size` to, without padding."""
-    return _kept_ratio(size, (test.short_side, test.long_side) if test.canvas is None else (test.canvas, test.canvas))
+    if test.canvas is not None:
+        return _kept_ratio(size, (test.canvas, test.canvas))
+    if test.fixed_size is not None:
+        fit = ResizeToFit(short_side=test.short_side, long_side=test.long_side, frame=test.fixed_size)
+        return fit.new_size(size)
+    return _kept_ratio(size, (test.short_side, test.long_side))

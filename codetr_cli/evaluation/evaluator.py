@@ -21,6 +21,7 @@ from codetr_cli.evaluation.results import Collector, LocalCollector, RankResults
 from codetr_cli.evaluation.scoring import CROWDED_MAX_DETS, Scores, score_detections
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.detections import DetectionTable
+from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.inference.pipeline import TimedPostProcess, inference
 from codetr_cli.inference.rle import encode_masks
 from codetr_cli.inference.tta import detect_images
@@ -69,7 +70,7 @@ class EvalResult(Scores):
 
 
 def evaluate(
-    model: CoDETR,
+    model: CoDETR | ExportedNetwork,
     loader: Iterable[Batch],
     request: EvalRequest,
     *,
@@ -123,7 +124,7 @@ def evaluate(
 
 
 def run_detector(
-    model: CoDETR,
+    model: CoDETR | ExportedNetwork,
     loader: Iterable[Batch],
     request: EvalRequest,
     collector: Collector,

@@ -18,7 +18,7 @@ PUBLISHED_IMAGES = {"coco": ("COCO val2017", 5000), "lvis": ("LVIS v1 val", 1980
 """The images of the published numbers, by `data.dataset`; for Objects365 none were published."""
 
 DECISIVE = (
-    *("short_side", "long_side", "canvas"),
+    *("short_side", "long_side", "canvas", "fixed_size"),
     *("max_detections", "candidates", "nms", "nms_iou", "nms_min_score", "head"),
 )
 """Test settings that change numbers."""
@@ -118,7 +118,7 @@ def describe_protocol(request: EvalRequest, *, scorer: str, images: int, skipped
 def describe_tiles(tiling: Tiling) -> str:
     """Tiles in words."""
     height, width = tiling.tile_size((1, 1))
-    upright = f" ({height}x{width} in upright images)" if tiling.options.size is None and height != width else ""
+    upright = f" ({height}x{width} in upright images)" if tiling.rotates_tiles and height != width else ""
     whole = " and of the whole image" if tiling.options.whole else ""
     size = size_text(tiling.test)
     return f"tiles of {width}x{height}{upright}, overlap {tiling.options.overlap:g}{whole}, each at {size}"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from codetr_cli.boxes import Targets
 from codetr_cli.config.schema import TestConfig
+from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.models.build import build_postprocess
 from codetr_cli.models.codetr import CoDETR, Encoded
 from codetr_cli.models.constants import used_constants
@@ -41,7 +42,7 @@ SCORE_TOLERANCE = 0.01
 
 
 class Network(Protocol):
-    """What detects objects: `CoDETR`, or one whose batches are replayed."""
+    """What detects objects: `CoDETR`, one whose batches are replayed, or an exported file."""
 
     def detect(
         self, images: Tensor, padding_mask: Tensor | None, targets: Targets, postprocess: PostProcess
@@ -263,7 +264,7 @@ def static_part(
     return Outputs(rows, logits, boxes, None if model.mask_branch is None else encoded)
 
 
-def with_cuda_graphs(model: CoDETR, test: TestConfig, device: torch.device) -> Network:
+def with_cuda_graphs(model: CoDETR | ExportedNetwork, test: TestConfig, device: torch.device) -> Network:
     """The network as `test.cuda_graph` asks for it; logs why it stays as it is where graphs were requested.
 
     Args:
@@ -279,7 +280,7 @@ def with_cuda_graphs(model: CoDETR, test: TestConfig, device: torch.device) -> N
         if requested is True:
             logger.warning("test.cuda_graph=true has no effect: CUDA graphs need a GPU, the device is %s", device)
         return model
-    if not model.optimized_for_inference:
+    if isinstance(model, ExportedNetwork) or not model.optimized_for_inference:
         return model
     if requested is True and not can_be_recorded(build_postprocess(test)):
         logger.warning("test.cuda_graph=true has no effect: auxiliary heads and hard NMS cannot be recorded")

@@ -17,6 +17,9 @@ from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, nearest
 from codetr_cli.files import WEIGHTS_NAME
+from codetr_cli.inference.exported.engine import is_exported
+from codetr_cli.inference.exported.load import load_network
+from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.inference.model_size import check_size
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
@@ -45,7 +48,7 @@ class LoadedModel:
     """A network with everything needed to use it.
 
     Attributes:
-        model: on its device, in evaluation mode.
+        model: on its device, in evaluation mode, or an exported file in its place.
         postprocess: as the settings describe it.
         settings: of the checkpoint or preset, with overrides applied.
         class_names: by label.
@@ -53,7 +56,7 @@ class LoadedModel:
         path: the file of the weights; None for the random weights of a preset.
     """
 
-    model: CoDETR
+    model: CoDETR | ExportedNetwork
     postprocess: PostProcess
     settings: Settings
     class_names: list[str]
@@ -82,8 +85,8 @@ def load_detector(
     """Loads a checkpoint, or builds a preset with random weights; logs what the user should know of the weights.
 
     Args:
-        path_or_preset: a .safetensors file, a published .pth file, the URL of one, a run folder, or a preset, which
-            refers to its published weights if there are any.
+        path_or_preset: a .safetensors file, a published .pth file, the URL of one, a run folder, an exported file, or a
+            preset, which refers to its published weights if there are any.
         device: where the network runs.
         overrides: `key=value` settings; those under `model.` must fit the checkpoint.
         classes: of a preset, COCO's by default; a checkpoint has its own.
@@ -101,6 +104,8 @@ def load_detector(
     if training:
         return_large_blocks()
     path = find_checkpoint(path_or_preset, random_weights=random_weights)
+    if path is not None and is_exported(path):
+        return _load_exported(path, device, overrides, training=training)
     if path is None:
         checkpoint = None
         settings = load_preset(str(path_or_preset), list(overrides))
@@ -132,6 +137,25 @@ def load_detector(
         settings=settings,
         class_names=classes.names,
         category_ids=classes.category_ids,
+        path=path,
+    )
+
+
+def _load_exported(path: Path, device: torch.device, overrides: Sequence[str], *, training: bool) -> LoadedModel:
+    """An exported file with its settings."""
+    if training:
+        raise CheckpointError(
+            f"{path} is an exported file, which cannot be trained: give the checkpoint it was made from"
+        )
+    network, settings = load_network(path, device, overrides)
+    metadata = network.engine.metadata
+    logger.info("%s: %s", path, network.engine.info)
+    return LoadedModel(
+        model=network,
+        postprocess=build_postprocess(settings.test),
+        settings=settings,
+        class_names=metadata.class_names,
+        category_ids=metadata.category_ids,
         path=path,
     )
 

@@ -7,25 +7,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codetr_cli.boxes import Targets
 from codetr_cli.data.batch import Batch, normalize
 from codetr_cli.inference.cuda_graph import Network
-from codetr_cli.models.codetr import CoDETR
+from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.runtime.precision import autocast_dtype, float32_arithmetic, resolve_precision
 from codetr_cli.runtime.timing import Stopwatch
 
 
 @contextlib.contextmanager
-def inference(model: CoDETR, device: torch.device, precision: str) -> Iterator[None]:
+def inference(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
     """Evaluation mode, inference mode and the arithmetic of a precision; the model's mode is restored afterwards.
 
     Tensors that a module keeps must be made under `torch.inference_mode(mode=False)`, or training cannot use them.
 
     Args:
-        model: on `device`.
+        model: the network, or an exported one, which has the arithmetic of its file.
         device: where the network runs.
         precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
 
@@ -59,7 +59,8 @@ def detect(
         mean: of each RGB channel, 0..255.
         std: standard deviation of each RGB channel, 0..255.
     """
-    images = normalize(batch.images, batch.padding_mask, mean, std)
+    takes_pixels = isinstance(network, ExportedNetwork) and network.takes_pixels
+    images = batch.images if takes_pixels else normalize(batch.images, batch.padding_mask, mean, std)
     return network.detect(images, batch.padding_mask, batch.targets, postprocess)
 
 

@@ -78,11 +78,18 @@ class Tiling:
     min_score: float = 0.0
     max_detections: int | None = None
 
+    @property
+    def rotates_tiles(self) -> bool:
+        """Whether the tiles of upright images are upright."""
+        return self.options.size is None and self.test.fixed_size is None
+
     def tile_size(self, size: Size) -> Size:
-        """(height, width) of the tiles of an image of `size`; automatic ones are upright in upright images."""
+        """(height, width) of the tiles of an image of `size`; automatic ones turn with it unless the input is fixed."""
         if self.options.size is not None:
             width, height = self.options.size
             return height, width
+        if self.test.fixed_size is not None:
+            return self.test.fixed_size
         height, width = sorted(self.test.input_size)
         return (height, width) if size[1] >= size[0] else (width, height)
 

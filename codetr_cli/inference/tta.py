@@ -168,13 +168,17 @@ def _at_scale(test: TestConfig, scale: float, divisor: int) -> TestConfig:
     base = test.short_side if test.canvas is None else test.canvas
     factor = scale if scale <= LARGEST_FACTOR else scale / base
     canvas = None if test.canvas is None else max(1, round(test.canvas * factor / divisor)) * divisor
+    fixed = test.fixed_size and tuple(max(1, round(side * factor / divisor)) * divisor for side in test.fixed_size)
     sides = {name: max(1, round(getattr(test, name) * factor)) for name in ("short_side", "long_side")}
-    return test.model_copy(update={**sides, "canvas": canvas})
+    return test.model_copy(update={**sides, "canvas": canvas, "fixed_size": fixed})
 
 
 def size_text(test: TestConfig) -> str:
     """The size of test images in words."""
-    return f"{test.short_side}x{test.long_side}" if test.canvas is None else f"{test.canvas}x{test.canvas} padded"
+    if test.canvas is not None:
+        return f"{test.canvas}x{test.canvas} padded"
+    frame = f" in {test.fixed_size[0]}x{test.fixed_size[1]} padded" if test.fixed_size else ""
+    return f"{test.short_side}x{test.long_side}{frame}"
 
 
 def flip_detections(detections: Detections, width: float) -> Detections:

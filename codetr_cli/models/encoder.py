@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from codetr_cli.boxes import host_values
+from codetr_cli.boxes import level_sizes
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.constants import cached_constant
 from codetr_cli.models.feed_forward import FeedForward
@@ -75,10 +75,10 @@ def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor | None) -> Toke
     """
     # The geometry stays in float32 (or float64) even if autocast gives the maps another dtype.
     dtype = maps[0].dtype if maps[0].dtype == torch.float64 else torch.float32
-    shapes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
+    shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
     cells = token_cells(tuple(shapes), dtype, maps[0].device)
     if padding_mask is None:
-        sizes = cells.sizes.expand(len(maps[0]), -1, -1)
+        sizes = cells.sizes.expand(maps[0].shape[0], -1, -1)
         return TokenLayout(shapes, cells, [], None, sizes, torch.ones_like(sizes))
     # Parity: the mask is resized to each level with nearest interpolation, not by a ceiling division.
     full = padding_mask[:, None].to(dtype)
@@ -102,8 +102,7 @@ def token_cells(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype,
         grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1)
         centres.append(grid.flatten(0, 1))
         levels.append(torch.full((height * width,), level, device=device))
-    sizes = host_values([(width, height) for height, width in spatial_shapes], centres[0])
-    return TokenCells(torch.cat(centres), torch.cat(levels), sizes)
+    return TokenCells(torch.cat(centres), torch.cat(levels), level_sizes(spatial_shapes, centres[0]))
 
 
 def cell_centres(layout: TokenLayout) -> Tensor:
@@ -116,7 +115,7 @@ def cell_centres(layout: TokenLayout) -> Tensor:
     ratios = layout.valid_ratios
     if layout.padding_mask is None:
         centres = _unpadded_centres(tuple(layout.spatial_shapes), ratios.dtype, ratios.device)
-        return centres.expand(len(ratios), -1, ratios.shape[1], -1)
+        return centres.expand(ratios.shape[0], -1, ratios.shape[1], -1)
     return _centres(layout.cells, ratios)[:, :, None] * ratios[:, None]
 
 
@@ -238,7 +237,7 @@ class DeformableEncoder(nn.Module):
     def token_positions(self, layout: TokenLayout) -> Tensor:
         """Sine encoding plus level embedding of every token, (B, S, C); (1, S, C) without padding."""
         if layout.padding_mask is not None:
-            batch, areas = len(layout.padding_mask), [height * width for height, width in layout.spatial_shapes]
+            batch, areas = layout.padding_mask.shape[0], [height * width for height, width in layout.spatial_shapes]
             embeds = [e.expand(batch, area, -1) for e, area in zip(self.level_embed, areas, strict=True)]
             return self.encode_positions(layout) + torch.cat(embeds, 1)
         half, dtype, device = self.dim // 2, layout.valid_ratios.dtype, layout.valid_ratios.device

@@ -62,7 +62,7 @@ def encode_cells(
     count, total = (torch.cat([part.flatten(1) for part in parts], 1).to(dtype) for parts in (counts, totals))
     eps, scale = 1e-6, 2 * math.pi
     positions = (count + offset) / (total + eps) * scale  # (B, 2 * S)
-    return _sin_cos(positions.view(len(positions), 2, -1).transpose(1, 2), dim // 2, temperature).flatten(2)
+    return _sin_cos(positions.view(positions.shape[0], 2, -1).transpose(1, 2), dim // 2, temperature).flatten(2)
 
 
 @cached_constant(maxsize=64)

@@ -160,7 +160,7 @@ class PostProcess:
         scores, flat = probabilities.flatten().topk(self._count(probabilities))
         size = target["norm_size"]
         corners = clip_boxes(cxcywh_to_xyxy(boxes[flat // classes]) * size_scale(size, boxes), size)
-        return self._suppress(self.to_original(Detections(corners, scores, flat % classes), target))
+        return self.suppress(self.to_original(Detections(corners, scores, flat % classes), target))
 
     def to_original(self, detections: Detections, target: Target) -> Detections:
         """Divides boxes by the resize factor (w, h). Parity: they are not clipped to the original size."""
@@ -168,7 +168,8 @@ class PostProcess:
         factor = host_values([width_scale, height_scale, width_scale, height_scale], detections.boxes)
         return replace(detections, boxes=detections.boxes / factor)
 
-    def _suppress(self, detections: Detections) -> Detections:
+    def suppress(self, detections: Detections) -> Detections:
+        """NMS of the candidates of one image, best first, whose boxes are in pixels of the original image."""
         if self.nms == "soft":
             keep, scores = batched_soft_nms(
                 detections.boxes,
@@ -178,12 +179,12 @@ class PostProcess:
                 min_score=self.nms_min_score,
                 max_detections=self.max_detections,
             )
-            return Detections(detections.boxes[keep], scores, detections.labels[keep])
+            return replace(detections[keep], scores=scores)
         if self.nms == "hard":
             return detections[
                 batched_nms(detections.boxes, detections.scores, detections.labels, self.nms_iou)[: self.max_detections]
             ]
-        return detections
+        return detections[: self.max_detections]
 
 
 def image_geometry(targets: Targets, like: Tensor) -> Tensor:

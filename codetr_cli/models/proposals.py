@@ -47,7 +47,7 @@ def propose_boxes(layout: TokenLayout) -> Tensor:
     """
     shapes, dtype, device = tuple(layout.spatial_shapes), layout.valid_sizes.dtype, layout.valid_sizes.device
     if layout.padding_mask is None:
-        return _propose_unpadded(shapes, dtype, device).expand(len(layout.valid_sizes), -1, -1)
+        return _propose_unpadded(shapes, dtype, device).expand(layout.valid_sizes.shape[0], -1, -1)
     logits = _propose(layout.cells, _sides(shapes, dtype, device), layout.valid_sizes)
     return logits.masked_fill(layout.padding_mask[..., None], float("inf"))
 
@@ -55,7 +55,7 @@ def propose_boxes(layout: TokenLayout) -> Tensor:
 def _propose(cells: TokenCells, sides: Tensor, valid_sizes: Tensor) -> Tensor:
     """Box logits (B, S, 4) of levels with valid sizes (B, L, 2), +inf where not inside (0.01, 0.99)."""
     centres = cells.centres / valid_sizes[:, cells.level]  # (B, S, 2)
-    proposals = torch.cat([centres, sides.expand(len(centres), -1, -1)], -1)
+    proposals = torch.cat([centres, sides.expand(centres.shape[0], -1, -1)], -1)
     inside = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
     return torch.log(proposals / (1 - proposals)).masked_fill(~inside[..., None], float("inf"))
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from codetr_cli.boxes import level_sizes
+
 
 def reference_multi_scale_deformable_attention(
     value: Tensor,
@@ -68,7 +70,7 @@ def place_samples(
     weights = F.softmax(logits.flatten(3), -1).view(logits.shape)
     offsets = sampling_offsets.to(reference_points.dtype)
     if reference_points.shape[-1] == 2:
-        sizes = reference_points.new_tensor([(width, height) for height, width in spatial_shapes])  # (L, 2)
+        sizes = level_sizes(spatial_shapes, reference_points)  # (L, 2)
         return reference_points[:, :, None, :, None] + offsets / sizes[:, None], weights
     centres, sides = torch.split(reference_points[:, :, None, :, None], 2, dim=-1)
     return centres + offsets / offsets.shape[4] * sides * 0.5, weights

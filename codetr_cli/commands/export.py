@@ -1,0 +1,103 @@
+"""`codetr export`: a checkpoint becomes a file that other runtimes run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from codetr_cli import console
+from codetr_cli.commands import _options as opt
+from codetr_cli.errors import ConfigError
+
+EXAMPLES = (
+    "codetr export runs/co_dino_r50/1 --format onnx",
+    "codetr export co_dino_r50 --format openvino --size 800x1344 --out r50.xml",
+)
+
+FILE = "Exported file"
+
+
+def export(
+    context: typer.Context,
+    source: Annotated[
+        str | None, typer.Argument(metavar="CKPT", help="A file, run folder, URL, or downloaded preset.")
+    ] = None,
+    checkpoint: opt.SameCheckpointOption = None,
+    format: Annotated[
+        Literal["onnx", "openvino", "tensorrt", "torch"],
+        opt.option("--format", "NAME", "onnx, openvino, tensorrt or torch (torch.export).", FILE),
+    ] = "onnx",
+    size: Annotated[
+        str | None, opt.option("--size", "HxW", "Size of the input. Default: the checkpoint's.", FILE)
+    ] = None,
+    dynamic_size: Annotated[bool, opt.flag("--dynamic-size", "Allow images of any size.", FILE)] = False,
+    batch: Annotated[str, opt.option("--batch", "N", "Images of an input, or dynamic.", FILE)] = "dynamic",
+    preprocess: Annotated[
+        bool, opt.flag("--preprocess", "Take uint8 pixels and normalise them in the graph.", FILE)
+    ] = False,
+    postprocess: Annotated[
+        bool, opt.flag("--postprocess", "Give the best boxes, scores and labels instead of logits.", FILE)
+    ] = False,
+    out: Annotated[
+        Path | None, opt.option("--out", "FILE", "Default: NAME.onnx etc. beside the checkpoint.", opt.OUTPUT)
+    ] = None,
+    force: opt.ReplaceOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    overrides: opt.SetOption = None,
+) -> None:
+    """Export a checkpoint to ONNX, OpenVINO, TensorRT or torch.export.
+
+    The file has the classes, the preprocessing and the protocol in it, and stands for the checkpoint: `codetr predict`
+    and `codetr eval` take it.
+    """
+    console.set_mode(json=json_output, quiet=quiet)
+    given = opt.argument_or_option(context, "source", "checkpoint")
+    if given is None:
+        raise ConfigError("give the checkpoint: codetr export CKPT --format onnx")
+
+    from codetr_cli.export.job import export as export_checkpoint
+    from codetr_cli.export.options import SUFFIXES, ExportOptions
+    from codetr_cli.files import ResultRecord, refuse_taken
+
+    options = ExportOptions(
+        format=format,
+        size=_size(size),
+        dynamic_size=dynamic_size,
+        batch=_batch(batch),
+        preprocess=preprocess,
+        postprocess=postprocess,
+    )
+    target = out or _default_target(given, SUFFIXES[format])
+    refuse_taken([target], force=force)
+    result = export_checkpoint(given, options, target, overrides=overrides or [])
+    ResultRecord(target.parent).add(target, target, by="export")
+    console.result(f"wrote {result.path}: {console.bytes_text(result.path.stat().st_size)}.")
+    console.result_json({"output": result.path, "metadata": result.metadata.model_dump(mode="json")})
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    if found is None:
+        raise ConfigError(f"--size {text}: give height and width in pixels as in 800x1344")
+    return int(found[1]), int(found[2])
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise ConfigError(f"--batch {text}: give a number of images, or dynamic")
+    return int(text)
+
+
+def _default_target(given: str, suffix: str) -> Path:
+    from codetr_cli.inference.loading import find_checkpoint
+
+    found = find_checkpoint(given)
+    return Path(f"{given}{suffix}") if found is None else found.with_suffix(suffix)

@@ -1,0 +1,90 @@
+"""The network as one program from input tensors to output tensors, traced by torch.export.
+
+Shape letters: B batch, H W size of the input, K classes, Q queries, N candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from codetr_cli.data.batch import normalize
+from codetr_cli.inference.exported.metadata import ExportMetadata
+from codetr_cli.models.codetr import CoDETR
+
+MAX_BATCH = 128
+"""Most images of an input with any number of images."""
+TRACED_BATCH = 2  # torch.export takes a dimension of size one for a fixed one
+
+
+def padding_mask(image_sizes: Tensor, height: int, width: int) -> Tensor:
+    """Bool (B, H, W), True where an input of this size is padding; `image_sizes` (B, 2) are the valid (h, w)."""
+    rows, columns = (torch.arange(side, device=image_sizes.device) for side in (height, width))
+    below = rows[None, :, None] >= image_sizes[:, 0, None, None]
+    return below | (columns[None, None] >= image_sizes[:, 1, None, None])
+
+
+class DetectionGraph(nn.Module):
+    """What is exported: `images` and `image_sizes` to the outputs of `metadata.output_names`.
+
+    Args:
+        model: in evaluation mode.
+        metadata: says what inputs and outputs are.
+    """
+
+    def __init__(self, model: CoDETR, metadata: ExportMetadata) -> None:
+        super().__init__()
+        self.model = model
+        self.input, self.output = metadata.input, metadata.output
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        """See `metadata.InputRule` and `metadata.OutputRule`."""
+        if self.input.pixels:
+            images = images.permute(0, 3, 1, 2)
+        mask = padding_mask(image_sizes, images.shape[2], images.shape[3])
+        if self.input.pixels:
+            images = normalize(images, mask, self.input.mean, self.input.std)
+        outputs = self.model(images, mask)
+        return outputs["pred_logits"], outputs["pred_boxes"]
+
+
+@dataclass(frozen=True)
+class ExampleInput:
+    """Inputs to trace with, and which of their sizes may vary."""
+
+    images: Tensor
+    image_sizes: Tensor
+    dynamic_shapes: dict[str, Any]
+
+
+def example_input(metadata: ExportMetadata, model: CoDETR) -> ExampleInput:
+    """Inputs as the metadata describe them, with padding."""
+    rule = metadata.input
+    batch = rule.batch or TRACED_BATCH
+    side = 4 * rule.divisor
+    height, width = rule.height or side, rule.width or side + rule.divisor
+    shape = (batch, height, width, 3) if rule.pixels else (batch, 3, height, width)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    images = pixels if rule.pixels else (pixels.float() - 128) / 64
+    sizes = torch.tensor([[height, width]] * batch)
+    sizes[-1] = torch.tensor([max(1, height - 7), max(1, width - 9)])
+    of_batch = {0: Dim("batch", min=1, max=MAX_BATCH)} if rule.batch is None else {}
+    first = 1 if rule.pixels else 2
+    of_size = {first: Dim.DYNAMIC, first + 1: Dim.DYNAMIC} if rule.height is None else {}
+    shapes = {"images": {**of_batch, **of_size}, "image_sizes": of_batch}
+    return ExampleInput(images, sizes, shapes)
+
+
+def trace(model: CoDETR, metadata: ExportMetadata) -> ExportedProgram:
+    """The program of a network, in evaluation mode and without gradients."""
+    graph = DetectionGraph(model, metadata).eval()
+    example = example_input(metadata, model)
+    with torch.no_grad():
+        return torch.export.export(
+            graph, (example.images, example.image_sizes), dynamic_shapes=example.dynamic_shapes, strict=False
+        )

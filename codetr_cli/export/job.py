@@ -1,0 +1,138 @@
+"""From a checkpoint to an exported file."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from codetr_cli.config.overrides import replace_settings
+from codetr_cli.config.schema import Settings
+from codetr_cli.errors import CheckpointError, ConfigError
+from codetr_cli.export.graph import trace
+from codetr_cli.export.onnx_file import write_onnx
+from codetr_cli.export.options import ExportOptions
+from codetr_cli.inference.exported.metadata import (
+    VERSION,
+    Attention,
+    ExportMetadata,
+    InputRule,
+    OutputRule,
+    TilesRule,
+    WeightsSource,
+    rgb,
+)
+from codetr_cli.inference.loading import LoadedModel, load_detector
+from codetr_cli.models.codetr import CoDETR
+from codetr_cli.weights.checkpoint import file_sha256
+
+DEFAULT_ATTENTION: dict[str, Attention] = {
+    "onnx": "gridsample",
+    "openvino": "gridsample",
+    "tensorrt": "gather",
+    "torch": "gridsample",
+}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    path: Path
+    metadata: ExportMetadata
+
+
+def export_settings(settings: Settings, options: ExportOptions) -> Settings:
+    """The settings that detections are made with from the file: `test.fixed_size` unless images may have any size.
+
+    Raises:
+        ConfigError: a size that the network cannot take, or an auxiliary head.
+    """
+    if settings.test.head != "decoder":
+        raise ConfigError(f"test.head={settings.test.head}: only the decoder's head is exported")
+    fixed_size = settings.test.fixed_size
+    if options.dynamic_size:
+        return replace_settings(settings, {"test.fixed_size": None})
+    if settings.test.canvas is not None:
+        if options.size not in (None, (settings.test.canvas,) * 2):
+            raise ConfigError(
+                f"this network sees images on a canvas of {settings.test.canvas} pixels: for another size, use "
+                "--set test.canvas=SIDE instead of --size"
+            )
+        return settings
+    size = options.size or fixed_size or settings.test.input_size
+    divisor = settings.data.pad_divisor
+    padded = tuple(-(-side // divisor) * divisor for side in size)
+    return replace_settings(settings, {"test.fixed_size": padded})
+
+
+def describe(loaded: LoadedModel, options: ExportOptions) -> ExportMetadata:
+    """The metadata of the file that `options` ask for."""
+    settings = export_settings(loaded.settings, options)
+    data, test = settings.data, settings.test
+    size = None if options.dynamic_size else test.fixed_size or test.input_size
+    tiles = options.tiles
+    return ExportMetadata(
+        settings=settings.model_dump(mode="json"),
+        class_names=list(loaded.class_names),
+        category_ids=list(loaded.category_ids),
+        input=InputRule(
+            height=size and size[0],
+            width=size and size[1],
+            batch=options.batch,
+            pixels=options.preprocess,
+            divisor=data.pad_divisor,
+            short_side=test.short_side,
+            long_side=test.long_side,
+            canvas=test.canvas,
+            mean=rgb(data.mean),
+            std=rgb(data.std),
+        ),
+        output=OutputRule(
+            detections=options.postprocess or settings.learns_masks,
+            masks=settings.learns_masks,
+            candidates=test.max_detections if test.candidates == "max_detections" else settings.model.num_queries,
+            nms=test.nms,
+            nms_iou=test.nms_iou,
+            nms_min_score=test.nms_min_score,
+            max_detections=test.max_detections,
+        ),
+        export_format=options.format,
+        precision=options.precision,
+        attention=options.attention or DEFAULT_ATTENTION[options.format],
+        tiles=None if tiles is None else TilesRule(size=tiles.size, overlap=tiles.overlap, whole=tiles.whole),
+        weights=WeightsSource(
+            file=loaded.path.name if loaded.path else settings.name,
+            sha256=file_sha256(loaded.path) if loaded.path else None,
+            licence=settings.source.licence,
+        ),
+        versions={"codetr": VERSION, "torch": torch.__version__, "python": platform.python_version()},
+    )
+
+
+def export(
+    path_or_preset: str | Path, options: ExportOptions, output: Path, *, overrides: Sequence[str] = ()
+) -> ExportResult:
+    """Writes the exported file of a checkpoint.
+
+    Args:
+        path_or_preset: as `load_detector` takes it.
+        options: what to write.
+        output: the file.
+        overrides: settings as `key=value`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is an exported file itself.
+        ConfigError: options that do not fit the network.
+        ResourceError: a package is not installed.
+    """
+    loaded = load_detector(path_or_preset, torch.device("cpu"), overrides)
+    if not isinstance(loaded.model, CoDETR):
+        raise CheckpointError(f"{path_or_preset} is an exported file: export the checkpoint it was made from")
+    metadata = describe(loaded, options)
+    program = trace(loaded.model, metadata)
+    write_onnx(program, metadata, output)
+    return ExportResult(output, metadata)

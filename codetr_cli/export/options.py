@@ -1,0 +1,44 @@
+"""What `codetr export` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from codetr_cli.errors import ConfigError
+from codetr_cli.inference.exported.metadata import Attention, ExportFormat, Precision
+from codetr_cli.inference.options import TileOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint is exported.
+
+    Attributes:
+        format: of the file.
+        size: (height, width) of the input; None: of the settings, see `graph.input_size`.
+        dynamic_size: images of any size, padded to the settings' divisor.
+        batch: images of every input; None: any number.
+        precision: of the weights and most of the arithmetic.
+        attention: how deformable attention is expressed: "gridsample", "gather" or "plugin"; None: what suits the
+            format.
+        preprocess: the input is uint8, and the graph normalises it.
+        postprocess: the outputs are the best boxes, scores and labels instead of logits. Networks with masks need it.
+        tiles: default tiles of large images, for programs that use the file.
+    """
+
+    format: ExportFormat = "onnx"
+    size: tuple[int, int] | None = None
+    dynamic_size: bool = False
+    batch: int | None = None
+    precision: Precision = "fp32"
+    attention: Attention | None = None
+    preprocess: bool = False
+    postprocess: bool = False
+    tiles: TileOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.dynamic_size:
+            raise ConfigError("--size sets one size and --dynamic-size allows any: use one of them")
+
+
+SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "torch": ".pt2"}

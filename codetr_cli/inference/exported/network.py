@@ -1,0 +1,103 @@
+"""An exported file in the place of a network: batches of pixels in, detections out, by the same post-processing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codetr_cli.boxes import Target, Targets
+from codetr_cli.errors import ConfigError
+from codetr_cli.inference.exported.engine import Engine
+from codetr_cli.models.postprocess import Detections, PostProcess
+
+
+class ExportedNetwork(nn.Module):
+    """Detects as `CoDETR.detect` does.
+
+    Args:
+        engine: runs the file.
+
+    Attributes:
+        takes_pixels: the input is uint8; the graph normalises it.
+    """
+
+    optimized_for_inference = False
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
+        self.takes_pixels = engine.metadata.input.pixels
+
+    def detect(
+        self, images: Tensor, padding_mask: Tensor | None, targets: Targets, postprocess: PostProcess
+    ) -> list[Detections]:
+        """Detections in the pixels of the original images; arguments as for `CoDETR.detect`.
+
+        Args:
+            images: (B, 3, H, W), normalised, or uint8 if `takes_pixels`.
+            padding_mask: not used, the targets have the sizes.
+            targets: per image `size`, `norm_size` (h, w) and `scale_factor` (w, h).
+            postprocess: of the settings.
+
+        Raises:
+            ConfigError: the input has another size than the file.
+        """
+        sizes = torch.tensor([target["size"] for target in targets], dtype=torch.int64)
+        found: list[Detections] = []
+        for first, part, part_sizes in self._parts(images, sizes):
+            outputs = self.engine.run(part.to(self.engine.device), part_sizes.to(self.engine.device))
+            of_part = targets[first : first + len(part)]
+            outputs = {name: value[: len(of_part)] for name, value in outputs.items()}
+            found += self._read(outputs, of_part, postprocess)
+        return found
+
+    def _parts(self, images: Tensor, sizes: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Inputs of the file's size and batch; what is missing in the last one is filled with its last image."""
+        rule = self.engine.metadata.input
+        height, width = images.shape[2:]
+        wanted = (rule.height or height, rule.width or width)
+        if height > wanted[0] or width > wanted[1]:
+            raise ConfigError(
+                f"this file takes images of {wanted[0]} x {wanted[1]} pixels, not of {height} x {width}: "
+                "leave the size of the input as it was exported, or export with --dynamic-size"
+            )
+        images = F.pad(images, (0, wanted[1] - width, 0, wanted[0] - height))
+        if rule.pixels:
+            images = images.permute(0, 2, 3, 1)
+        step = rule.batch or len(images)
+        for first in range(0, len(images), step):
+            part, part_sizes = images[first : first + step], sizes[first : first + step]
+            missing = step - len(part)
+            if missing:
+                part = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)])
+                part_sizes = torch.cat([part_sizes, part_sizes[-1:].expand(missing, -1)])
+            yield first, part.contiguous(), part_sizes.contiguous()
+
+    def _read(self, outputs: dict[str, Tensor], targets: Targets, postprocess: PostProcess) -> list[Detections]:
+        if not self.engine.metadata.output.detections:
+            return postprocess(outputs["logits"], outputs["boxes"], targets)
+        found = []
+        for index, target in enumerate(targets):
+            of_image = {name: value[index] for name, value in outputs.items()}
+            candidates = Detections(
+                of_image["boxes"].float(),
+                of_image["scores"].float(),
+                of_image["labels"].long(),
+                of_image.get("masks"),
+                of_image.get("mask_ious"),
+            )
+            found.append(_finish(candidates, target, postprocess))
+        return found
+
+
+def _finish(candidates: Detections, target: Target, postprocess: PostProcess) -> Detections:
+    """NMS of the candidates of an image; the `mask_scores` of candidates are the IoUs of their masks."""
+    kept = postprocess.suppress(postprocess.to_original(candidates, target))
+    if kept.mask_scores is None:
+        return kept
+    chosen = kept.scores >= postprocess.mask_min_score
+    return replace(kept[chosen], mask_scores=(kept.scores * kept.mask_scores)[chosen])
