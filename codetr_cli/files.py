@@ -483,6 +483,44 @@ def write_result(
         record.add(path, temporary, by=by, request=request)
 
 
+@contextmanager
+def write_results(path: Path, *, by: str, force: bool = False) -> Iterator[Path]:
+    """`write_result` for a file and others that belong to it: none gets its name before all are written.
+
+    Yields a temporary path with the final name, in a folder of its own. All files of that folder are results.
+
+    Args:
+        path: the final path of the file; the others get theirs beside it.
+        by: the verb.
+        force: replace own results.
+
+    Raises:
+        ConfigError: there is a file that may not be replaced.
+        ResourceError: as of `replace_file`.
+    """
+    record = ResultRecord(path.parent)
+    refuse_taken([path], force=force, record=record)
+    scratch = path.with_name(_temporary_name(path.name))
+    try:
+        _remove_abandoned(path)
+        make_way(scratch)
+        scratch.mkdir()
+        yield scratch / path.name
+        written = sorted(scratch.iterdir(), key=lambda file: file.name == path.name)  # the file itself comes last
+        refuse_taken([path.with_name(file.name) for file in written], force=force, record=record)
+        for file in written:
+            record.add(path.with_name(file.name), file, by=by)
+        for file in written:
+            rename_synced(file, path.with_name(file.name))
+    except Exception as error:
+        cause = system_error(error)
+        if cause is None or isinstance(error, CodetrError):
+            raise
+        raise ResourceError(_write_error(path, cause, None)) from error
+    finally:
+        make_way(scratch, ignore_errors=True)
+
+
 def refuse_taken(paths: Iterable[Path], *, force: bool, request: str = "", record: ResultRecord | None = None) -> None:
     """Refuses to write results where the rule of this module forbids it; arguments are those of `write_result`.
 

@@ -16,6 +16,7 @@ TESTED_ELSEWHERE = {
     "commands/_pictures.py": "commands/test_predict.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint
     "commands/runs.py": "runs/test_listing.py",
+    "export/request.py": "export/test_job.py",  # only data
     "formats/converted.py": "formats/test_voc.py",  # also test_yolo.py: both formats are converted
     "formats/merged_table.py": "formats/test_merged.py",
     **{  # round trips through all layouts

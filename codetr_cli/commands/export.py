@@ -41,6 +41,19 @@ def export(
     postprocess: Annotated[
         bool, opt.flag("--postprocess", "Give the best boxes, scores and labels instead of logits.", FILE)
     ] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        opt.option("--precision", "TYPE", "fp32, fp16 or bf16: of the weights and most of the arithmetic.", FILE),
+    ] = "fp32",
+    attention: Annotated[
+        Literal["gridsample", "gather", "plugin"] | None,
+        opt.option(
+            "--attention",
+            "NAME",
+            "Deformable attention as gridsample, gather or plugin (of TensorRT). Default: what suits the format.",
+            FILE,
+        ),
+    ] = None,
     out: Annotated[
         Path | None, opt.option("--out", "FILE", "Default: NAME.onnx etc. beside the checkpoint.", opt.OUTPUT)
     ] = None,
@@ -61,7 +74,6 @@ def export(
 
     from codetr_cli.export.job import export as export_checkpoint
     from codetr_cli.export.options import SUFFIXES, ExportOptions
-    from codetr_cli.files import ResultRecord, refuse_taken
 
     options = ExportOptions(
         format=format,
@@ -70,13 +82,20 @@ def export(
         batch=_batch(batch),
         preprocess=preprocess,
         postprocess=postprocess,
+        precision=precision,
+        attention=attention,
     )
     target = out or _default_target(given, SUFFIXES[format])
-    refuse_taken([target], force=force)
-    result = export_checkpoint(given, options, target, overrides=overrides or [])
-    ResultRecord(target.parent).add(target, target, by="export")
-    console.result(f"wrote {result.path}: {console.bytes_text(result.path.stat().st_size)}.")
-    console.result_json({"output": result.path, "metadata": result.metadata.model_dump(mode="json")})
+    result = export_checkpoint(given, options, target, overrides=overrides or [], force=force, step=_step)
+    for path in result.files:
+        console.result(f"wrote {path}: {console.bytes_text(path.stat().st_size)}.")
+    console.result_json(
+        {"output": result.path, "files": result.files, "metadata": result.metadata.model_dump(mode="json")}
+    )
+
+
+def _step(text: str) -> None:
+    console.info(f"{text} ...")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -12,12 +12,14 @@ import torch
 from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
-from codetr_cli.export.graph import trace
 from codetr_cli.export.onnx_file import write_onnx
 from codetr_cli.export.options import ExportOptions
+from codetr_cli.export.request import Step, Writer, WriteRequest, no_report
+from codetr_cli.files import refuse_taken, write_results
 from codetr_cli.inference.exported.metadata import (
     VERSION,
     Attention,
+    ExportFormat,
     ExportMetadata,
     InputRule,
     OutputRule,
@@ -29,7 +31,10 @@ from codetr_cli.inference.loading import LoadedModel, load_detector
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.weights.checkpoint import file_sha256
 
-DEFAULT_ATTENTION: dict[str, Attention] = {
+WRITERS: dict[ExportFormat, Writer] = {"onnx": write_onnx}
+"""What writes each format."""
+
+DEFAULT_ATTENTION: dict[ExportFormat, Attention] = {
     "onnx": "gridsample",
     "openvino": "gridsample",
     "tensorrt": "gather",
@@ -39,9 +44,16 @@ DEFAULT_ATTENTION: dict[str, Attention] = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """What was written.
+
+    Attributes:
+        path: the exported file.
+        files: it, and those that belong to it.
+        metadata: in it.
+    """
 
     path: Path
+    files: list[Path]
     metadata: ExportMetadata
 
 
@@ -114,25 +126,39 @@ def describe(loaded: LoadedModel, options: ExportOptions) -> ExportMetadata:
 
 
 def export(
-    path_or_preset: str | Path, options: ExportOptions, output: Path, *, overrides: Sequence[str] = ()
+    path_or_preset: str | Path,
+    options: ExportOptions,
+    output: Path,
+    *,
+    overrides: Sequence[str] = (),
+    force: bool = False,
+    step: Step = no_report,
 ) -> ExportResult:
     """Writes the exported file of a checkpoint.
 
     Args:
         path_or_preset: as `load_detector` takes it.
         options: what to write.
-        output: the file.
+        output: the file; its folder exists.
         overrides: settings as `key=value`.
+        force: replace files that codetr has made.
+        step: is called when a slow step starts.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is an exported file itself.
-        ConfigError: options that do not fit the network.
-        ResourceError: a package is not installed.
+        ConfigError: options that do not fit the network, or a file that may not be replaced.
+        ResourceError: a package is not installed, or the disk is full.
     """
+    writer = WRITERS.get(options.format)
+    if writer is None:
+        raise ConfigError(f"--format {options.format}: this version of codetr cannot write it")
+    refuse_taken([output], force=force)
+    step("loading the checkpoint")
     loaded = load_detector(path_or_preset, torch.device("cpu"), overrides)
     if not isinstance(loaded.model, CoDETR):
         raise CheckpointError(f"{path_or_preset} is an exported file: export the checkpoint it was made from")
     metadata = describe(loaded, options)
-    program = trace(loaded.model, metadata)
-    write_onnx(program, metadata, output)
-    return ExportResult(output, metadata)
+    with write_results(output, by="export", force=force) as temporary:
+        writer(WriteRequest(loaded.model, metadata, temporary, step))
+        files = sorted(output.with_name(path.name) for path in temporary.parent.iterdir())
+    return ExportResult(output, files, metadata)

@@ -10,13 +10,14 @@ import contextlib
 import io
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from codetr_cli.errors import ResourceError
+from codetr_cli.errors import ConfigError, ResourceError
+from codetr_cli.export.graph import trace
+from codetr_cli.export.request import WriteRequest
 from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata, input_names, output_names
 
 OPSET = 18
@@ -24,24 +25,38 @@ MAX_INLINE_BYTES = 2**31 - 2**24
 """A file that would be larger keeps its weights in a second file, as protobuf holds less than 2 GiB."""
 
 
-def write_onnx(program: ExportedProgram, metadata: ExportMetadata, path: Path) -> None:
-    """Writes the file.
-
-    Args:
-        program: of `graph.trace`.
-        metadata: becomes part of the file.
-        path: to write; weights of more than 2 GiB are written to `path` + ".data".
+def write_onnx(request: WriteRequest) -> None:
+    """Writes an ONNX file, and one of weights beside it if they are larger than `MAX_INLINE_BYTES`.
 
     Raises:
         ResourceError: the packages onnx and onnxscript are not installed.
     """
     onnx = _import_onnx()
-    exported = _convert(program, metadata)
-    model = exported.model_proto
+    onnx.save_model(build_onnx(request), str(request.path))
+
+
+def build_onnx(request: WriteRequest) -> Any:
+    """The graph with its metadata, an `onnx.ModelProto`; formats that are made from ONNX start from it.
+
+    Raises:
+        ResourceError: the packages onnx and onnxscript are not installed.
+    """
+    onnx = _import_onnx()
+    metadata = request.metadata
+    if metadata.precision != "fp32" or metadata.attention != "gridsample":
+        raise ConfigError(
+            f"--precision {metadata.precision} --attention {metadata.attention}: this version of codetr writes fp32 "
+            "and gridsample"
+        )
+    request.step("tracing the network")
+    program = trace(request.model, metadata)
+    request.step("converting it to ONNX")
+    model = _convert(program, metadata).model_proto
     model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=metadata.to_json()))
     model.producer_name, model.producer_version = "codetr", metadata.versions.get("codetr", "")
+    request.step("checking the graph")
     onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, str(path))
+    return model
 
 
 def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:

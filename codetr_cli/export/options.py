@@ -15,7 +15,7 @@ class ExportOptions:
 
     Attributes:
         format: of the file.
-        size: (height, width) of the input; None: of the settings, see `graph.input_size`.
+        size: (height, width) of the input; None: of the settings, see `job.export_settings`.
         dynamic_size: images of any size, padded to the settings' divisor.
         batch: images of every input; None: any number.
         precision: of the weights and most of the arithmetic.
