@@ -29,13 +29,13 @@ from codetr_cli.escaping import visible, without_credentials
 VERB_GROUPS = {
     "Data": ("prepare", "convert-data", "cache"),
     "Train and evaluate": ("train", "eval", "bench", "runs"),
-    "Use": ("predict", "label"),
+    "Use": ("predict", "label", "demo"),
     "Weights": ("presets", "download", "convert", "export"),
     "This machine": ("doctor",),
 }
 """Panel of `codetr --help` -> its verbs."""
 VERBS = tuple(verb for verbs in VERB_GROUPS.values() for verb in verbs)
-NEEDS_WORDS = ("convert", "convert-data", "download", "eval", "export", "label", "predict")
+NEEDS_WORDS = ("convert", "convert-data", "demo", "download", "eval", "export", "label", "predict")
 """Verbs that print their help when nothing follows them."""
 
 EXIT_UNEXPECTED = 1

@@ -30,6 +30,7 @@ DEVICE = "Device"
 MACHINES = "Several machines"
 ADVANCED = "Advanced"
 MEASUREMENT = "Measurement"
+SERVER = "Server"
 
 SYNONYMS = {
     "train": {"--fresh": "--restart", "--checkpoint": "--weights"},
@@ -429,6 +430,21 @@ def batch_of(text: str) -> int | None:
         raise ConfigError(f"--batch {text}: give the number of images at once, from 1, or auto")
     return int(text)
 
+
+# ----------------------------------------------------------------------------------------------------------------- demo
+
+ExamplesOption = Annotated[
+    Path | None, option("--examples", "DIR", "Pictures and videos to click on, the first 24.", INPUT)
+]
+HostOption = Annotated[
+    str, option("--host", "ADDRESS", "To listen on; 0.0.0.0: reachable from other machines.", SERVER)
+]
+DemoPortOption = Annotated[
+    int | None,
+    option("--port", "N", "Default: 7860, or the next free one. 0: any free one.", SERVER, min=0, max=65535),
+]
+ShareOption = Annotated[bool, flag("--share", "Also at a public address, through a tunnel of Gradio's makers.", SERVER)]
+MaxUploadOption = Annotated[int, option("--max-upload", "MB", "Largest file that is taken.", SERVER, min=1)]
 
 # ---------------------------------------------------------------------------------------------------------------- bench
 
