@@ -13,6 +13,7 @@ from typing import Any
 from codetr_cli import __version__
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.options import DetectOptions
+from codetr_cli.markdown import plain, table
 from codetr_cli.prediction.labels.options import DatasetOptions, LabelOptions
 from codetr_cli.reading import open_file
 
@@ -136,18 +137,18 @@ def card(name: str, title: str, facts: Mapping[str, Any], options: DatasetOption
     """
     total = sum(contents.images.values())
     lines = [
-        f"# {_line(name)}",
+        f"# {plain(name)}",
         "",
-        f"{total:,} images from `{_line(options.source)}` with {sum(contents.objects.values()):,} objects, labelled "
+        f"{total:,} images from `{plain(options.source)}` with {sum(contents.objects.values()):,} objects, labelled "
         "by a model. Nobody has checked the labels.",
         "",
         "## The model",
         "",
-        *_table(("", ""), _facts(facts)),
+        *table(("", ""), _facts(facts)),
         "",
         "## Contents",
         "",
-        *_table(
+        *table(
             ("part", "images", "objects"),
             [(split, f"{images:,}", f"{contents.objects[split]:,}") for split, images in contents.images.items()],
         ),
@@ -155,7 +156,7 @@ def card(name: str, title: str, facts: Mapping[str, Any], options: DatasetOption
         f"Layout: {title}. {contents.empty:,} images have no objects.",
         *(f"{sentence}." for sentence in contents.notes),
         "",
-        *_table(("class", "objects"), [(name, f"{count:,}") for name, count in contents.classes.items()]),
+        *table(("class", "objects"), [(name, f"{count:,}") for name, count in contents.classes.items()]),
         "",
         "## Scores",
         "",
@@ -169,7 +170,7 @@ def card(name: str, title: str, facts: Mapping[str, Any], options: DatasetOption
         lines += [
             f"{contents.review_count:,} images have a detection with a score from {low:g} to {high:g}, see review.txt."
         ]
-        lines += ["", *(f"- `{_line(place)}`: {_line(reason)}" for place, reason in contents.reviews)]
+        lines += ["", *(f"- `{plain(place)}`: {plain(reason)}" for place, reason in contents.reviews)]
         if contents.review_count > len(contents.reviews):
             lines.append(f"- and {contents.review_count - len(contents.reviews):,} more")
     lines += ["", "## Use", "", "```bash", "codetr prepare .", "codetr train --data .", "```", ""]
@@ -191,19 +192,9 @@ def _value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    marked = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(_line(cell).replace("|", "\\|") for cell in row) + " |" for row in marked]
-
-
 def _histogram(counts: Sequence[int]) -> list[str]:
     largest = max(*counts, 1)
     return [
         f"{index / BINS:.1f}-{(index + 1) / BINS:.1f} {count:>9,} {'#' * round(BAR * count / largest)}".rstrip()
         for index, count in enumerate(counts)
     ]
-
-
-def _line(text: str) -> str:
-    """Text of any origin in one line that Markdown does not take for markup."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split()).replace("`", "'").replace("<", "&lt;")
