@@ -32,6 +32,7 @@ from codetr_cli.files import cache_dir, free_folder, real_path, write_result
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.inference.loading import Classes, LoadedModel, check_image_size, find_checkpoint, load_detector
 from codetr_cli.inference.options import TileOptions
+from codetr_cli.weights.checkpoint import content_id
 
 logger = logging.getLogger(__name__)
 
@@ -345,6 +346,7 @@ def _outcome(
     summary = {
         **result.metrics,
         "checkpoint": str(loaded.path or job.checkpoint),
+        "weights": loaded.path and content_id(loaded.path),
         "annotations": str(job.paths.annotations_path),
         "images": result.images,
         "left_out": [bad._asdict() for bad in result.skipped],

@@ -179,6 +179,32 @@ def read_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+def content_id(path: Path) -> str | None:
+    """The hash that a checkpoint of codetr records of its content, which is not verified here; None of other files.
+
+    Raises:
+        CheckpointError: missing, truncated, or not readable.
+    """
+    return read_metadata(path).get("content_sha256") if is_safetensors(path) else None
+
+
+def read_extra(path: Path) -> dict[str, str] | None:
+    """`Checkpoint.extra` of a checkpoint of codetr, of which nothing else is read; None of other files.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has metadata that codetr does not write.
+    """
+    if not is_safetensors(path) or "format" not in (metadata := read_metadata(path)):
+        return None
+    try:
+        extra = parse_json(metadata.get("extra", "{}"), unique_keys=True)
+    except ValueError as error:
+        raise CheckpointError(f"{path} has metadata that codetr does not write: {error}") from error
+    if not isinstance(extra, dict) or not all(isinstance(value, str) for value in extra.values()):
+        raise CheckpointError(f"{path} has metadata that codetr does not write: extra is no table of texts")
+    return extra
+
+
 def stored_settings(path: Path) -> Settings | None:
     """The settings in the metadata of a checkpoint of codetr; its tensors are not read. None if there are none.
 
