@@ -23,6 +23,11 @@ def blocks(document: str) -> list[Block]:
     return [Block(text[: m.start()].count("\n") + 1, m[1], bool(m[2]), m[3]) for m in found]
 
 
+def fenced(text: str, language: str) -> list[str]:
+    """The texts of the fenced blocks of a language in any Markdown text."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def commands(document: str) -> list[str]:
     """Every `codetr ...` of a document's shell blocks and of its inline code."""
     lines = [

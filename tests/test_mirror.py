@@ -49,6 +49,8 @@ TESTED_ELSEWHERE = {
     "ops/deform_attn_triton_kernels.py": "ops/test_deform_attn_triton.py",  # run by an interpreter where no GPU is
     "ops/deform_attn_triton_ordered.py": "ops/test_deform_attn_triton.py",
     "ops/deform_attn_triton_tuning.py": "ops/test_deform_attn_triton.py",  # with launches
+    "inference/hub/pretrained.py": "inference/hub/test_publication.py",  # by the methods of Detector
+    "inference/hub/tables.py": "inference/hub/test_folder.py",  # also by transformers
     "inference/draw_options.py": "inference/test_drawing.py",  # only data
     "prediction/drawings.py": "prediction/test_predictor.py",
     "prediction/job.py": "commands/test_predict.py",

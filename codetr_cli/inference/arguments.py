@@ -45,6 +45,8 @@ _WORDS = (
     (re.compile(r"--precision (\w+)"), r'precision="\1"'),
     (re.compile(r"(?:,? with|: choose one with)? --preset(?: [\w.]+)?"), ""),
     (re.compile(r" with --url"), ""),
+    (re.compile(r"--license ([\w.-]+)"), r'license="\1"'),
+    (re.compile(r"(?:with )?--force"), "with force=True"),
     (re.compile(r"--set"), "overrides"),
 )
 

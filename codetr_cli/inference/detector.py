@@ -143,6 +143,139 @@ class Detector:
             chosen = use_device(_chosen_device(device))
             return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision, tta=tta)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        repository: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        overrides: Sequence[str] = (),
+        tta: bool = False,
+    ) -> Detector:
+        """Loads a detector from the Hub, or from a folder of `save_pretrained`.
+
+        Only the weights are downloaded, once, into the cache of huggingface_hub; nothing in a repository is executed.
+
+        Args:
+            repository: `org/name`, or the path of a folder, which comes first where both exist.
+            revision: a branch, tag or commit of the repository; None: its main branch.
+            token: of an account, for private repositories; None: the one of `hf auth login`; False: none.
+            cache_dir: another cache than that of huggingface_hub.
+            local_files_only: use the cache only, as with HF_HUB_OFFLINE=1.
+            device: as for `load`; so are the others.
+            precision: of the arithmetic.
+            overrides: settings as `key=value`.
+            tta: test-time augmentation.
+
+        Raises:
+            CheckpointError: there is no such repository or revision, or it has no weights of codetr.
+            ValueError: an argument that is not allowed.
+            ResourceError: no connection, no access, or huggingface_hub is not installed (extra `hub`).
+        """
+        from codetr_cli.inference.hub.pretrained import find_weights
+
+        with worded_for_python():
+            path = find_weights(
+                check_path(repository),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        return cls.load(path, device, precision, overrides=overrides, tta=tta)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        license: str | None = None,
+        evaluation: str | Path | None = None,
+        force: bool = False,
+    ) -> list[Path]:
+        """Writes the detector as a folder: weights, settings for transformers, and a model card.
+
+        `from_pretrained`, `load` and all commands that take a checkpoint take the folder.
+
+        Args:
+            folder: is created; files of others in it are never replaced.
+            license: of the weights, an SPDX identifier; None: the one that is known of them, possibly none.
+            evaluation: the folder or metrics.json that `codetr eval` wrote, or a run folder, for the card; None: an
+                evaluation of these weights that is found beside the checkpoint.
+            force: replace the files that codetr has written there.
+
+        Returns:
+            the files.
+
+        Raises:
+            ValueError: an argument that is not allowed, random weights, or files in the way.
+            ResourceError: the folder cannot be written.
+        """
+        from codetr_cli.inference.hub.pretrained import save_model
+
+        check_flag("force", force)
+        with worded_for_python():
+            return save_model(
+                self._weights_path(),
+                Path(check_path(folder)),
+                licence=license,
+                evaluation=None if evaluation is None else Path(evaluation),
+                test=self.loaded.settings.test,
+                force=force,
+            )
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        license: str | None = None,
+        evaluation: str | Path | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Uploads the detector to the Hub, in one commit with the files of `save_pretrained` and nothing else.
+
+        A detector that was loaded from such a folder, without overrides, is uploaded with the files as they are there.
+
+        Args:
+            repository: `org/name`; created if it does not exist.
+            private: whether a new repository is private; None: as the organisation's default.
+            token: of an account; None: the one of `hf auth login`.
+            license: of the weights, an SPDX identifier; needed where none is known of them.
+            evaluation: as for `save_pretrained`.
+            message: of the commit.
+
+        Returns:
+            the address of the model's page.
+
+        Raises:
+            ValueError: an argument that is not allowed, random weights, or weights whose licence is unknown.
+            ResourceError: no connection, not logged in, no right to write there, or huggingface_hub is not installed.
+        """
+        from codetr_cli.inference.hub.pretrained import push_model
+
+        with worded_for_python():
+            return push_model(
+                self._weights_path(),
+                repository,
+                licence=license,
+                evaluation=None if evaluation is None else Path(evaluation),
+                test=self.loaded.settings.test,
+                private=private,
+                token=token,
+                message=message,
+            ).url
+
+    def _weights_path(self) -> Path:
+        if self.loaded.path is None:
+            raise ArgumentError("this detector has random weights: there is nothing to save")
+        return self.loaded.path
+
     @overload
     def predict(
         self,

@@ -1,0 +1,1 @@
+"""How do other libraries use it? One module for each, imported by their users."""
