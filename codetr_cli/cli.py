@@ -30,12 +30,12 @@ VERB_GROUPS = {
     "Data": ("prepare", "convert-data", "cache"),
     "Train and evaluate": ("train", "eval", "bench", "runs"),
     "Use": ("predict", "label", "demo"),
-    "Weights": ("presets", "download", "convert", "export"),
+    "Weights": ("presets", "download", "convert", "export", "push"),
     "This machine": ("doctor",),
 }
 """Panel of `codetr --help` -> its verbs."""
 VERBS = tuple(verb for verbs in VERB_GROUPS.values() for verb in verbs)
-NEEDS_WORDS = ("convert", "convert-data", "demo", "download", "eval", "export", "label", "predict")
+NEEDS_WORDS = ("convert", "convert-data", "demo", "download", "eval", "export", "label", "predict", "push")
 """Verbs that print their help when nothing follows them."""
 
 EXIT_UNEXPECTED = 1

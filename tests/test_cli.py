@@ -44,6 +44,7 @@ OPTIONS = {
     "download": {"--url", "--force", "--dry-run", "--json"},
     "export": {"--format", "--size", "--batch", "--out", "--force", "--json"},
     "presets": {"--set", "--json"},
+    "push": {"--license", "--evaluation", "--private", "--out", "--dry-run", "--force", "--json"},
     "runs": {"--json"},
     "cache": {"--downloads", "--yes", "--json"},
     "doctor": {"--json"},
