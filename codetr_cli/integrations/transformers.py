@@ -74,6 +74,7 @@ class CodetrConfig(PreTrainedConfig):  # type: ignore[misc]
         category_ids: original category id of each label.
         preset: name of the settings.
         pad_divisor: images count as padded to multiples of it, in pixels.
+        fixed_size: (height, width) that all images are padded to, instead; None: none.
         model_settings: the settings of the network, as in a preset's table `[model]`; empty: the defaults.
         kwargs: of transformers, e.g. `id2label`.
     """
@@ -85,12 +86,14 @@ class CodetrConfig(PreTrainedConfig):  # type: ignore[misc]
         category_ids: Sequence[int] = (),
         preset: str = MODEL_TYPE,
         pad_divisor: int = 1,
+        fixed_size: Sequence[int] | None = None,
         model_settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.category_ids = list(category_ids)
         self.preset = preset
         self.pad_divisor = pad_divisor
+        self.fixed_size = None if fixed_size is None else list(fixed_size)
         self.model_settings = dict(model_settings or {})
         super().__init__(**kwargs)
 
@@ -182,6 +185,7 @@ class CodetrForObjectDetection(PreTrainedModel):  # type: ignore[misc]
             local_files_only=local_files_only,
         )
         loaded = load_detector(path, torch.device("cpu"), optimize=False)
+        assert isinstance(loaded.model, CoDETR)  # the file is named model.safetensors
         if loaded.settings.test.head != "decoder":
             raise ConfigError(
                 f"{path} detects with the head {loaded.settings.test.head}, and transformers can use the decoder only: "
@@ -228,12 +232,21 @@ class CodetrForObjectDetection(PreTrainedModel):  # type: ignore[misc]
         images = _without_padding(pixel_values, pixel_mask)
         rows: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(images)
         with inference(self.network, self.device, "auto"):
-            for numbers in _alike(images, self.config.pad_divisor):
-                outputs = self.network(*_padded([images[number] for number in numbers], self.config.pad_divisor))
+            for size, numbers in self._batches(images).items():
+                outputs = self.network(*_padded([images[number] for number in numbers], size))
                 for number, *row in zip(numbers, outputs["pred_logits"], outputs["pred_boxes"], strict=True):
                     rows[number] = (row[0], row[1])
         found = CodetrOutput(*(torch.stack(column) for column in zip(*rows, strict=True)))
         return found.to_tuple() if return_dict is False else found
+
+    def _batches(self, images: Sequence[Tensor]) -> dict[tuple[int, int], list[int]]:
+        """Size -> the numbers of the images of each batch: no detection depends on the other images."""
+        batches: dict[tuple[int, int], list[int]] = {}
+        divisor, fixed = self.config.pad_divisor, self.config.fixed_size
+        for number, image in enumerate(images):
+            height, width = fixed or (-(-side // divisor) * divisor for side in image.shape[1:])
+            batches.setdefault((height, width), []).append(number)
+        return batches
 
 
 class CodetrImagesKwargs(TypedDict, total=False):
@@ -242,6 +255,7 @@ class CodetrImagesKwargs(TypedDict, total=False):
     short_side: int
     long_side: int
     canvas: int | None
+    fixed_size: Sequence[int] | None
     pad_divisor: int
     do_pad: bool
     image_mean: Sequence[float]
@@ -261,6 +275,7 @@ class CodetrImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         short_side: that images are resized to, in pixels.
         long_side: maximum long side.
         canvas: side of a square that images are resized and padded to, instead; None: none.
+        fixed_size: (height, width) that images fit in and are padded to; None: none. The model has its own.
         pad_divisor: images count as padded to multiples of it.
         do_pad: pad the images of a call to one tensor; otherwise they are a list.
         image_mean: of each RGB channel, 0..255.
@@ -282,6 +297,7 @@ class CodetrImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         short_side: int = TestConfig().short_side,
         long_side: int = TestConfig().long_side,
         canvas: int | None = None,
+        fixed_size: Sequence[int] | None = None,
         pad_divisor: int = 1,
         do_pad: bool = True,
         image_mean: Sequence[float] = DataConfig().mean,
@@ -296,6 +312,7 @@ class CodetrImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     ) -> None:
         super().__init__(**kwargs)
         self.short_side, self.long_side, self.canvas = short_side, long_side, canvas
+        self.fixed_size = None if fixed_size is None else list(fixed_size)
         self.pad_divisor, self.do_pad = pad_divisor, do_pad
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.max_detections, self.candidates = max_detections, candidates
@@ -432,27 +449,13 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.dim() == 4)
 
 
-def _alike(images: Sequence[Tensor], divisor: int) -> list[list[int]]:
-    """The numbers of the images of each batch: those of one size, so that no detection depends on other images."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for number, image in enumerate(images):
-        groups.setdefault(_padded_size([image], divisor), []).append(number)
-    return list(groups.values())
-
-
-def _padded_size(images: Sequence[Tensor], divisor: int) -> tuple[int, int]:
-    height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2))
-    return height, width
-
-
-def _padded(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tensor | None]:
-    """Images (3, h, w) as one tensor and its padding mask, True = padding; None: there is no padding."""
-    height, width = _padded_size(images, divisor)
-    padding = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
+def _padded(images: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Images (3, h, w) as one tensor of a size, and its padding mask, True = padding; None: there is no padding."""
+    padding = [(0, size[1] - image.shape[2], 0, size[0] - image.shape[1]) for image in images]
     values = torch.stack([F.pad(image, sides) for image, sides in zip(images, padding, strict=True)])
     if not any(map(any, padding)):
         return values, None
-    mask = torch.ones(len(images), height, width, dtype=torch.bool, device=values.device)
+    mask = torch.ones(len(images), *size, dtype=torch.bool, device=values.device)
     for number, image in enumerate(images):
         mask[number, : image.shape[1], : image.shape[2]] = False
     return values, mask

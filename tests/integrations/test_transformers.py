@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "co_deformable": ("model.family=co_deformable",),
     "canvas": ("test.canvas=128", "data.canvas=128"),
     "divisor": ("data.pad_divisor=32",),
+    "fixed size": ("test.fixed_size=[96,128]",),
     "no NMS": ("test.nms=none", "test.max_detections=7"),
     "hard NMS": ("test.nms=hard", "test.nms_iou=0.3"),
     "masks": ("model.mask.kind=refine", *SMALL_MASKS),
@@ -88,7 +89,7 @@ def test_the_threshold_is_the_lowest_score(folder: Path):
     assert pipeline_rows(detect(image, threshold=middle)) == expected
 
 
-@pytest.mark.parametrize("folder", [VARIANTS[name] for name in ("co_dino", "divisor")], indirect=True)
+@pytest.mark.parametrize("folder", [VARIANTS[name] for name in ("co_dino", "divisor", "fixed size")], indirect=True)
 def test_batches_of_different_sizes(folder: Path):
     """A batch rounds differently: as `Detector.predict` with a batch."""
     detector = Detector.load(folder, device="cpu")

@@ -16,7 +16,8 @@ from typing import Any
 from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings, TestConfig
-from codetr_cli.errors import CodetrError
+from codetr_cli.errors import CodetrError, ConfigError
+from codetr_cli.inference.exported.engine import is_exported
 from codetr_cli.inference.hub.evaluations import Evaluation, find_evaluation, read_evaluation, run_of
 from codetr_cli.inference.hub.tables import POSTPROCESSING, PREPROCESSING
 from codetr_cli.runs.folder import RunFolder, RunInputs
@@ -105,8 +106,10 @@ def describe_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ConfigError: the evaluation is none, or of other weights.
+        ConfigError: the evaluation is none, or of other weights; or the file is an exported one.
     """
+    if is_exported(path):
+        raise ConfigError(f"{path} is an exported file: save or push the checkpoint that it was made from")
     checkpoint = open_weights(path)
     content, step = content_id(path), _step(checkpoint)
     inputs = _inputs(path)

@@ -12,7 +12,7 @@ MODEL_TYPE = "codetr"
 ARCHITECTURE = "CodetrForObjectDetection"
 IMAGE_PROCESSOR = "CodetrImageProcessor"
 
-PREPROCESSING = ("short_side", "long_side", "canvas")
+PREPROCESSING = ("short_side", "long_side", "canvas", "fixed_size")
 POSTPROCESSING = ("max_detections", "candidates", "nms", "nms_iou", "nms_min_score", "head")
 """Test settings of an image processor."""
 
@@ -34,6 +34,7 @@ def model_table(settings: Settings, class_names: Sequence[str], category_ids: Se
         "category_ids": list(category_ids),
         "preset": settings.name,
         "pad_divisor": settings.data.pad_divisor,
+        "fixed_size": settings.test.fixed_size,
         "model_settings": settings.model.model_dump(mode="json", exclude_none=True),
     }
 

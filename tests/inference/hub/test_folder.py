@@ -122,6 +122,11 @@ def test_random_weights_are_not_saved(tiny_settings, tmp_path: Path):
         Detector(loaded, device="cpu").save_pretrained(tmp_path / "cells")
 
 
+def test_exported_files_are_no_checkpoints(tmp_path: Path):
+    with pytest.raises(ConfigError, match="exported file"):
+        describe_checkpoint(tmp_path / "model.onnx")
+
+
 def test_folders_without_a_model(tmp_path: Path, tiny_settings):
     assert not is_model_folder(tmp_path / "none")
     (tmp_path / "config.json").write_text("{}")
