@@ -39,6 +39,15 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.size is not None and self.dynamic_size:
             raise ConfigError("--size sets one size and --dynamic-size allows any: use one of them")
+        if self.attention == "plugin" and self.format not in PLUGIN_FORMATS:
+            raise ConfigError(
+                f"--attention plugin is a node that TensorRT alone computes, and --format {self.format} runs without "
+                "TensorRT: use --attention gridsample or gather, or --format tensorrt or onnx"
+            )
+
+
+PLUGIN_FORMATS: tuple[ExportFormat, ...] = ("onnx", "tensorrt")
+"""Formats of `attention="plugin"`: TensorRT's files, and those that it reads."""
 
 
 SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "torch": ".pt2"}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codetr_cli.ops import deform_attn_torch
+from codetr_cli.ops import deform_attn_export, deform_attn_torch
 from codetr_cli.ops.deform_attn_backends import (
     BACKENDS,
     COMPILED,
@@ -127,6 +127,8 @@ def _dispatch(
     if name in COMPILED:
         flat_shapes = [side for shape in spatial_shapes for side in shape]
         return _forward_operator(value, flat_shapes, reference_points, sampling, scores, name)
+    if torch.compiler.is_exporting() and backend == "auto":
+        return deform_attn_export.forward(value, spatial_shapes, reference_points, sampling, scores)
     gather = name == "torch"
     return deform_attn_torch.forward(value, spatial_shapes, reference_points, sampling, scores, gather=gather)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.inference.exported.engine import EngineInfo
 from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata, input_names, parse_metadata
+from codetr_cli.ops.deform_attn_export import PLUGIN_NAME
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 """Execution provider of each device type."""
@@ -37,7 +38,7 @@ class OnnxRuntimeEngine:
         try:
             session = runtime.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's errors have no common class
-            raise CheckpointError(f"ONNX Runtime cannot load {path}: {error}") from error
+            raise CheckpointError(f"ONNX Runtime cannot load {path}: {_explained(str(error))}") from error
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         metadata = parse_metadata(text, str(path))
         info = EngineInfo(f"ONNX Runtime {runtime.__version__}", session.get_providers()[0], metadata.precision)
@@ -50,6 +51,18 @@ class OnnxRuntimeEngine:
         outputs = self._session.run(None, feeds)
         named = [output.name for output in self._session.get_outputs()]
         return {name: torch.from_numpy(value) for name, value in zip(named, outputs, strict=True)}
+
+
+def _explained(message: str) -> str:
+    """An error of ONNX Runtime, in words where codetr has written what it cannot run."""
+    if PLUGIN_NAME in message:
+        return (
+            f"its attention is TensorRT's plugin {PLUGIN_NAME}, which only TensorRT has. Build an engine from it with "
+            "`trtexec --onnx=FILE`, or export the checkpoint again with --attention gridsample."
+        )
+    if "NOT_IMPLEMENTED" in message:
+        return f"it has no kernel for a node of this file here; bf16 needs a GPU, fp32 runs everywhere. {message}"
+    return message
 
 
 def _import_runtime() -> Any:
