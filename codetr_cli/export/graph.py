@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from codetr_cli.data.batch import normalize
+from codetr_cli.export.precision import cast_network, input_dtype
 from codetr_cli.inference.exported.metadata import ExportMetadata
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.ops.deform_attn_export import use_formulation
 
 MAX_BATCH = 128
 """Most images of an input with any number of images."""
@@ -48,7 +50,7 @@ class DetectionGraph(nn.Module):
         mask = padding_mask(image_sizes, images.shape[2], images.shape[3])
         if self.input.pixels:
             images = normalize(images, mask, self.input.mean, self.input.std)
-        outputs = self.model(images, mask)
+        outputs = self.model(images.to(input_dtype(self.model)), mask)
         return outputs["pred_logits"], outputs["pred_boxes"]
 
 
@@ -82,9 +84,9 @@ def example_input(metadata: ExportMetadata, model: CoDETR) -> ExampleInput:
 
 def trace(model: CoDETR, metadata: ExportMetadata) -> ExportedProgram:
     """The program of a network, in evaluation mode and without gradients."""
-    graph = DetectionGraph(model, metadata).eval()
+    graph = DetectionGraph(cast_network(model, metadata.precision), metadata).eval()
     example = example_input(metadata, model)
-    with torch.no_grad():
+    with torch.no_grad(), use_formulation(metadata.attention):
         return torch.export.export(
             graph, (example.images, example.image_sizes), dynamic_shapes=example.dynamic_shapes, strict=False
         )

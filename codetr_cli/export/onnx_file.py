@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from codetr_cli.errors import ConfigError, ResourceError
+from codetr_cli.errors import ResourceError
+from codetr_cli.export.attention import onnx_translations
 from codetr_cli.export.graph import trace
+from codetr_cli.export.precision import DTYPES, keep_softmax_in_float32
 from codetr_cli.export.request import WriteRequest
 from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata, input_names, output_names
 
@@ -43,15 +45,12 @@ def build_onnx(request: WriteRequest) -> Any:
     """
     onnx = _import_onnx()
     metadata = request.metadata
-    if metadata.precision != "fp32" or metadata.attention != "gridsample":
-        raise ConfigError(
-            f"--precision {metadata.precision} --attention {metadata.attention}: this version of codetr writes fp32 "
-            "and gridsample"
-        )
     request.step("tracing the network")
     program = trace(request.model, metadata)
     request.step("converting it to ONNX")
     model = _convert(program, metadata).model_proto
+    if metadata.precision in DTYPES:
+        keep_softmax_in_float32(model)
     model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=metadata.to_json()))
     model.producer_name, model.producer_version = "codetr", metadata.versions.get("codetr", "")
     request.step("checking the graph")
@@ -73,6 +72,7 @@ def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
                 opset_version=OPSET,
                 input_names=input_names(metadata),
                 output_names=output_names(metadata),
+                custom_translation_table=onnx_translations(),
                 external_data=False,
                 verbose=False,
             )
