@@ -146,7 +146,7 @@ def plugin_operator(
     """
     shapes = [(height, width) for height, width in spatial_shapes.tolist()]
     output = reference_multi_scale_deformable_attention(value, shapes, sampling_locations, attention_weights)
-    return output.reshape(*output.shape[:2], *value.shape[2:])
+    return output.contiguous().view(*output.shape[:2], *value.shape[2:])
 
 
 @plugin_operator.register_fake
