@@ -502,6 +502,7 @@ def write_results(path: Path, *, by: str, force: bool = False) -> Iterator[Path]
     refuse_taken([path], force=force, record=record)
     scratch = path.with_name(_temporary_name(path.name))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
         make_way(scratch)
         scratch.mkdir()

@@ -27,7 +27,7 @@ def detect_options(context: typer.Context) -> DetectOptions:
     lowest, class_scores = scores_of(given["score"])
     tiles = opt.tile_options(given["tiles"], given["overlap"], tta=given["tta"])
 
-    from codetr_cli.inference.options import DetectOptions
+    from codetr_cli.inference.options import NO_TILES, DetectOptions
 
     return DetectOptions(
         score=lowest,
@@ -35,6 +35,7 @@ def detect_options(context: typer.Context) -> DetectOptions:
         max_dets=given["max_dets"],
         nms=given["nms"],
         tiles=tiles,
+        whole_images=given["tiles"] == NO_TILES,
         batch=opt.batch_of(given["batch"]),
         exact=given["exact"],
         workers=given["workers"],

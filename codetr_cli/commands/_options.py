@@ -146,17 +146,18 @@ def refuse_both(annotations: str | None, data: object) -> None:
 
 
 def tile_options(tiles: str | None, overlap: float | None, *, tta: bool) -> TileOptions | None:
-    """The tiles of a command; None without `--tiles`.
+    """The tiles of a command; None without `--tiles`, and for "none".
 
     Raises:
         ConfigError: a size or overlap that is not allowed, an overlap without tiles, or test-time augmentation.
     """
-    from codetr_cli.inference.options import TILES_OR_TTA, TileOptions
+    from codetr_cli.inference.options import NO_TILES, TILES_OR_TTA, TileOptions
 
-    if tiles is None:
+    if tiles in (None, NO_TILES):
         if overlap is not None:
             raise ConfigError("--overlap is of tiles: give --tiles, too, e.g. --tiles auto")
         return None
+    assert tiles is not None
     if tta:
         raise ConfigError(f"--tiles and --tta: {TILES_OR_TTA}")
     return TileOptions.parse(tiles, 0.2 if overlap is None else overlap)
@@ -241,7 +242,7 @@ HeadOption = Annotated[
 TtaOption = Annotated[bool, flag("--tta", "Test-time augmentation: several sizes and flips.", DETECTIONS)]
 TilesOption = Annotated[
     str | None,
-    option("--tiles", "WxH", "Cut large images into tiles of this size, in pixels, or auto.", DETECTIONS),
+    option("--tiles", "WxH", "Cut large images into tiles of this size, in pixels, auto, or none.", DETECTIONS),
 ]
 OverlapOption = Annotated[
     float | None, option("--overlap", "SHARE", "Of a tile, repeated in the next one. Default: 0.2.", DETECTIONS)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from codetr_cli.export.job import ExportResult
 
 EXAMPLES = (
     "codetr export runs/co_dino_r50/1 --format onnx",
@@ -54,6 +59,15 @@ def export(
             FILE,
         ),
     ] = None,
+    tiles: Annotated[
+        str | None,
+        opt.option(
+            "--tiles", "WxH", "Cut large images into such tiles by default, or auto, when the file is used.", FILE
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None, opt.option("--overlap", "SHARE", "Of a tile, repeated in the next one. Default: 0.2.", FILE)
+    ] = None,
     out: Annotated[
         Path | None, opt.option("--out", "FILE", "Default: NAME.onnx etc. beside the checkpoint.", opt.OUTPUT)
     ] = None,
@@ -71,31 +85,52 @@ def export(
     given = opt.argument_or_option(context, "source", "checkpoint")
     if given is None:
         raise ConfigError("give the checkpoint: codetr export CKPT --format onnx")
+    target_size, images = _size(size), _batch(batch)
+    tile_options = opt.tile_options(tiles, overlap, tta=False)
 
     from codetr_cli.export.job import export as export_checkpoint
     from codetr_cli.export.options import SUFFIXES, ExportOptions
 
     options = ExportOptions(
         format=format,
-        size=_size(size),
+        size=target_size,
         dynamic_size=dynamic_size,
-        batch=_batch(batch),
-        preprocess=preprocess,
-        postprocess=postprocess,
+        batch=images,
         precision=precision,
         attention=attention,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        tiles=tile_options,
     )
     target = out or _default_target(given, SUFFIXES[format])
     result = export_checkpoint(given, options, target, overrides=overrides or [], force=force, step=_step)
-    for path in result.files:
-        console.result(f"wrote {path}: {console.bytes_text(path.stat().st_size)}.")
+    _show(result)
     console.result_json(
-        {"output": result.path, "files": result.files, "metadata": result.metadata.model_dump(mode="json")}
+        {
+            "output": result.path,
+            "files": result.files,
+            "bytes": sum(path.stat().st_size for path in result.files),
+            "notes": result.notes,
+            "metadata": result.metadata.model_dump(mode="json"),
+        }
     )
 
 
 def _step(text: str) -> None:
     console.info(f"{text} ...")
+
+
+def _show(result: ExportResult) -> None:
+    from codetr_cli.inference.exported.metadata import describe_inputs, describe_outputs
+
+    for note in result.notes:
+        console.info(f"{note}.")
+    for title, lines in (("input", describe_inputs(result.metadata)), ("output", describe_outputs(result.metadata))):
+        for line in lines:
+            console.info(f"{title} {line}")
+    for path in result.files:
+        console.result(f"wrote {path}: {console.bytes_text(path.stat().st_size)}.")
+    console.info(f"It takes the place of the checkpoint: codetr predict IMAGES --checkpoint {quote(str(result.path))}")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -116,7 +151,14 @@ def _batch(text: str) -> int | None:
 
 
 def _default_target(given: str, suffix: str) -> Path:
+    """Beside a checkpoint; of a preset or a URL, whose files are in the cache, in the current folder."""
+    from codetr_cli.config.presets import preset_names
     from codetr_cli.inference.loading import find_checkpoint
+    from codetr_cli.weights.urls import is_url
 
-    found = find_checkpoint(given)
-    return Path(f"{given}{suffix}") if found is None else found.with_suffix(suffix)
+    if is_url(given):
+        return Path(Path(urlsplit(given).path).with_suffix(suffix).name)
+    if given in preset_names():
+        return Path(f"{given}{suffix}")
+    found = find_checkpoint(given) or Path(given)
+    return found.with_suffix(suffix)

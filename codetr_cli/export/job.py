@@ -13,7 +13,7 @@ from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.export.onnx_file import write_onnx
-from codetr_cli.export.options import ExportOptions
+from codetr_cli.export.options import SUFFIXES, ExportOptions
 from codetr_cli.export.request import Step, Writer, WriteRequest, no_report
 from codetr_cli.files import refuse_taken, write_results
 from codetr_cli.inference.exported.metadata import (
@@ -27,7 +27,7 @@ from codetr_cli.inference.exported.metadata import (
     WeightsSource,
     rgb,
 )
-from codetr_cli.inference.loading import LoadedModel, load_detector
+from codetr_cli.inference.loading import LoadedModel, check_image_size, load_detector
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.weights.checkpoint import file_sha256
 
@@ -50,11 +50,13 @@ class ExportResult:
         path: the exported file.
         files: it, and those that belong to it.
         metadata: in it.
+        notes: sentences about what was decided.
     """
 
     path: Path
     files: list[Path]
     metadata: ExportMetadata
+    notes: list[str]
 
 
 def export_settings(settings: Settings, options: ExportOptions) -> Settings:
@@ -65,20 +67,20 @@ def export_settings(settings: Settings, options: ExportOptions) -> Settings:
     """
     if settings.test.head != "decoder":
         raise ConfigError(f"test.head={settings.test.head}: only the decoder's head is exported")
-    fixed_size = settings.test.fixed_size
-    if options.dynamic_size:
-        return replace_settings(settings, {"test.fixed_size": None})
-    if settings.test.canvas is not None:
-        if options.size not in (None, (settings.test.canvas,) * 2):
+    check_image_size(settings, training=False)
+    canvas = settings.test.canvas
+    if canvas is not None:
+        if options.dynamic_size or options.size not in (None, (canvas, canvas)):
             raise ConfigError(
-                f"this network sees images on a canvas of {settings.test.canvas} pixels: for another size, use "
-                "--set test.canvas=SIDE instead of --size"
+                f"this network sees every image on a canvas of {canvas} x {canvas} pixels (test.canvas): for another "
+                "size, give --set test.canvas=SIDE instead of --size or --dynamic-size"
             )
         return settings
-    size = options.size or fixed_size or settings.test.input_size
+    if options.dynamic_size:
+        return replace_settings(settings, {"test.fixed_size": None})
     divisor = settings.data.pad_divisor
-    padded = tuple(-(-side // divisor) * divisor for side in size)
-    return replace_settings(settings, {"test.fixed_size": padded})
+    size = options.size or settings.test.input_size
+    return replace_settings(settings, {"test.fixed_size": [-(-side // divisor) * divisor for side in size]})
 
 
 def describe(loaded: LoadedModel, options: ExportOptions) -> ExportMetadata:
@@ -87,6 +89,7 @@ def describe(loaded: LoadedModel, options: ExportOptions) -> ExportMetadata:
     data, test = settings.data, settings.test
     size = None if options.dynamic_size else test.fixed_size or test.input_size
     tiles = options.tiles
+    has_masks = isinstance(loaded.model, CoDETR) and loaded.model.mask_branch is not None
     return ExportMetadata(
         settings=settings.model_dump(mode="json"),
         class_names=list(loaded.class_names),
@@ -104,9 +107,9 @@ def describe(loaded: LoadedModel, options: ExportOptions) -> ExportMetadata:
             std=rgb(data.std),
         ),
         output=OutputRule(
-            detections=options.postprocess or settings.learns_masks,
-            masks=settings.learns_masks,
-            candidates=test.max_detections if test.candidates == "max_detections" else settings.model.num_queries,
+            detections=options.postprocess or has_masks,
+            masks=has_masks,
+            candidates=loaded.postprocess.count(settings.model.num_queries, settings.model.num_classes),
             nms=test.nms,
             nms_iou=test.nms_iou,
             nms_min_score=test.nms_min_score,
@@ -139,7 +142,7 @@ def export(
     Args:
         path_or_preset: as `load_detector` takes it.
         options: what to write.
-        output: the file; its folder exists.
+        output: the file.
         overrides: settings as `key=value`.
         force: replace files that codetr has made.
         step: is called when a slow step starts.
@@ -152,6 +155,11 @@ def export(
     writer = WRITERS.get(options.format)
     if writer is None:
         raise ConfigError(f"--format {options.format}: this version of codetr cannot write it")
+    if output.suffix != SUFFIXES[options.format]:
+        raise ConfigError(
+            f"{output}: a file of --format {options.format} ends in {SUFFIXES[options.format]}, by which it is "
+            f"recognised, e.g. {output.with_suffix(SUFFIXES[options.format])}"
+        )
     refuse_taken([output], force=force)
     step("loading the checkpoint")
     loaded = load_detector(path_or_preset, torch.device("cpu"), overrides)
@@ -161,4 +169,25 @@ def export(
     with write_results(output, by="export", force=force) as temporary:
         writer(WriteRequest(loaded.model, metadata, temporary, step))
         files = sorted(output.with_name(path.name) for path in temporary.parent.iterdir())
-    return ExportResult(output, files, metadata)
+    return ExportResult(output, files, metadata, size_notes(loaded, options, metadata))
+
+
+def size_notes(loaded: LoadedModel, options: ExportOptions, metadata: ExportMetadata) -> list[str]:
+    """What the size of the input means for images, in sentences without the full stop."""
+    rule = metadata.input
+    if rule.height is None or rule.width is None:
+        return []
+    notes = []
+    test = loaded.settings.test
+    asked = options.size or test.input_size
+    if asked != (rule.height, rule.width):
+        notes.append(
+            f"the input is {rule.height}x{rule.width} (height x width): {asked[0]}x{asked[1]} rounded up to multiples "
+            f"of {rule.divisor}"
+        )
+    if rule.canvas is None and rule.height < rule.width:
+        notes.append(
+            f"upright images are reduced to a height of {rule.height} pixels: --size {rule.width}x{rule.width} or "
+            "--dynamic-size keeps their size"
+        )
+    return notes

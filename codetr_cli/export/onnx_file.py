@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ MAX_INLINE_BYTES = 2**31 - 2**24
 """A file that would be larger keeps its weights in a second file, as protobuf holds less than 2 GiB."""
 
 
+DATA_SUFFIX = ".data"
+
+
 def write_onnx(request: WriteRequest) -> None:
     """Writes an ONNX file, and one of weights beside it if they are larger than `MAX_INLINE_BYTES`.
 
@@ -34,7 +38,13 @@ def write_onnx(request: WriteRequest) -> None:
         ResourceError: the packages onnx and onnxscript are not installed.
     """
     onnx = _import_onnx()
-    onnx.save_model(build_onnx(request), str(request.path))
+    model = build_onnx(request)
+    if _weight_bytes(model) <= MAX_INLINE_BYTES:
+        onnx.save_model(model, str(request.path))
+        return
+    data = f"{request.path.name}{DATA_SUFFIX}"
+    onnx.save_model(model, str(request.path), save_as_external_data=True, location=data)
+    onnx.checker.check_model(str(request.path), full_check=True)
 
 
 def build_onnx(request: WriteRequest) -> Any:
@@ -48,36 +58,58 @@ def build_onnx(request: WriteRequest) -> Any:
     request.step("tracing the network")
     program = trace(request.model, metadata)
     request.step("converting it to ONNX")
-    model = _convert(program, metadata).model_proto
+    model = _convert(program, metadata)
     if metadata.precision in DTYPES:
         keep_softmax_in_float32(model)
     model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=metadata.to_json()))
     model.producer_name, model.producer_version = "codetr", metadata.versions.get("codetr", "")
     request.step("checking the graph")
-    onnx.checker.check_model(model, full_check=True)
+    if _weight_bytes(model) <= MAX_INLINE_BYTES:  # else it cannot be checked before it is written
+        onnx.checker.check_model(model, full_check=True)
     return model
 
 
+def _weight_bytes(model: Any) -> int:
+    return sum(len(initializer.raw_data) for initializer in model.graph.initializer)
+
+
 def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """The program as an `onnx.ModelProto` without stack traces and file names of this machine."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    with _without_log("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=input_names(metadata),
+            output_names=output_names(metadata),
+            custom_translation_table=onnx_translations(),
+            external_data=False,
+            verbose=False,
+        )
+        assert exported is not None
+        ClearMetadataAndDocStringPass()(exported.model)
+        exported.model.metadata_props.clear()
+        exported.model.graph.metadata_props.clear()
+        return exported.model_proto
+
+
+@contextlib.contextmanager
+def _without_log(*names: str) -> Iterator[None]:
+    """Without warnings of libraries, which are about their own insides."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=input_names(metadata),
-                output_names=output_names(metadata),
-                custom_translation_table=onnx_translations(),
-                external_data=False,
-                verbose=False,
-            )
+            yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _import_onnx() -> Any:

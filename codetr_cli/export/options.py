@@ -8,6 +8,9 @@ from codetr_cli.errors import ConfigError
 from codetr_cli.inference.exported.metadata import Attention, ExportFormat, Precision
 from codetr_cli.inference.options import TileOptions
 
+MAX_SIDE = 2**14
+"""Pixels of a side of the input or of a tile, at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -39,6 +42,9 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.size is not None and self.dynamic_size:
             raise ConfigError("--size sets one size and --dynamic-size allows any: use one of them")
+        for name, sides in (("--size", self.size), ("--tiles", self.tiles and self.tiles.size)):
+            if sides is not None and not all(1 <= side <= MAX_SIDE for side in sides):
+                raise ConfigError(f"{name} {sides[0]}x{sides[1]}: sides are from 1 to {MAX_SIDE} pixels")
         if self.attention == "plugin" and self.format not in PLUGIN_FORMATS:
             raise ConfigError(
                 f"--attention plugin is a node that TensorRT alone computes, and --format {self.format} runs without "

@@ -26,7 +26,7 @@ from codetr_cli.images.decoder import MAX_PIXELS, BrokenImageError, decode_image
 from codetr_cli.images.large_images import open_regions
 from codetr_cli.images.pixels import PixelError, rgb_of_inks, to_rgb
 from codetr_cli.images.regions import ArrayRegions, ImageRegions
-from codetr_cli.inference.options import TileOptions
+from codetr_cli.inference.options import NO_TILES, TileOptions
 
 NMS_KINDS = ("none", "hard", "soft")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
@@ -154,8 +154,12 @@ def check_tiles(tiles: Any) -> TileOptions | None:
     """
     if tiles is None or isinstance(tiles, TileOptions):
         return tiles
+    if tiles == NO_TILES:
+        return None
     if not isinstance(tiles, str):
-        raise ArgumentError(f'tiles={shown(tiles)}: it is a text such as "1024x1024" or "auto", TileOptions, or None')
+        raise ArgumentError(
+            f'tiles={shown(tiles)}: it is a text such as "1024x1024", "auto" or "none", TileOptions, or None'
+        )
     with worded_for_python():
         return TileOptions.parse(tiles)
 

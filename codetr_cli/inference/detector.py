@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from codetr_cli.inference.batching import BatchSize
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
 from codetr_cli.inference.given_images import predict_images
 from codetr_cli.inference.loading import LoadedModel, load_detector
-from codetr_cli.inference.options import TILES_OR_TTA, DetectOptions, Nms, TileOptions
+from codetr_cli.inference.options import NO_TILES, TILES_OR_TTA, DetectOptions, Nms, TileOptions
 from codetr_cli.inference.pipeline import inference
 from codetr_cli.inference.prediction import ImageInput, Prediction
 from codetr_cli.inference.rle import encode_masks
@@ -49,6 +50,8 @@ from codetr_cli.inference.tiling import TiledImage, Tiling, build_tiling
 from codetr_cli.inference.tta import build_augmentation, detect_images
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.runtime.devices import choose_device, use_device
+
+logger = logging.getLogger(__name__)
 
 GPU_TILES = 4
 """Tiles that a GPU sees at once by default."""
@@ -332,7 +335,8 @@ class Detector:
             class_scores: minimum scores of some classes, by name: `{"person": 0.5}`; the others need `score`.
             max_dets: maximum number of detections; None: as in the settings, for each tile of an image in tiles.
             nms: "none", "hard" or "soft"; None: as in the settings. The auxiliary heads keep their own NMS.
-            tiles: how large images are cut: "1024x1024" (width x height), "auto", or `TileOptions`; None: they are not.
+            tiles: how large images are cut: "1024x1024" (width x height), "auto", or `TileOptions`; None: they are not,
+                unless an exported file says how; "none": they are not.
             batch: images of a list that the network sees at once; None: 1 on a CPU, by memory on a GPU. Batches round
                 differently: in float32 boxes are within 1e-3 pixels of those of each image alone.
             exact: each image alone, so that a list gives the same as its images, to the last bit.
@@ -405,6 +409,7 @@ class Detector:
             max_dets=check_count("max_dets", max_dets, "as in the settings"),
             nms=None if nms is None else check_word("nms", nms, NMS_KINDS),
             tiles=check_tiles(tiles),
+            whole_images=isinstance(tiles, str) and tiles == NO_TILES,
             batch=check_count("batch", batch, "chosen for the device"),
             exact=bool(exact),
             workers=check_count("workers", workers, "by the number of cores"),
@@ -418,7 +423,7 @@ class Detector:
 
     def _predict_one(self, image: Any, options: DetectOptions) -> Prediction:
         max_pixels = self.loaded.settings.data.max_pixels
-        read = to_pixels if options.tiles is None else to_regions
+        read = to_pixels if self.tiles_of(options) is None else to_regions
         prepared = self.prepare(read(image, max_pixels=max_pixels), options)
         with worded_images():  # tiles are read here
             (detections,) = self.detect([prepared], options)
@@ -437,9 +442,10 @@ class Detector:
             ArgumentError: too many tiles, or tiles with test-time augmentation.
         """
         regions = ArrayRegions(image) if isinstance(image, np.ndarray) else image
-        if options is not None and options.tiles is not None:
+        tiles = self.tiles_of(options or DetectOptions())
+        if options is not None and tiles is not None:
             with worded_for_python():
-                if self._tiling(options.tiles, options).tiles(regions.size):
+                if self._tiling(tiles, options).tiles(regions.size):
                     return TiledImage(regions)
         height, width = regions.size
         pixels = regions.read(0, 0, width, height)
@@ -479,11 +485,24 @@ class Detector:
             )
 
     def _detect_tiles(self, image: TiledImage, options: DetectOptions) -> Detections:
-        assert options.tiles is not None
-        tiling = self._tiling(options.tiles, options)
+        tiles = self.tiles_of(options)
+        assert tiles is not None
+        tiling = self._tiling(tiles, options)
         postprocess = replace(self._postprocess(options), mask_min_score=tiling.min_score)
         with worded_for_python(), inference(self.loaded.model, self.device, self.precision):
             return tiling.detect_image(self._network, postprocess, image.regions, device=self.device)
+
+    def tiles_of(self, options: DetectOptions) -> TileOptions | None:
+        """How large images are cut: as requested, else as an exported file says; None: not at all."""
+        if options.tiles is not None or options.whole_images or self._augmentation is not None:
+            return options.tiles
+        return self.loaded.tiles
+
+    def log_tiles(self, options: DetectOptions) -> None:
+        """Says that images are cut into the tiles of an exported file, which nobody has asked for here."""
+        tiles = self.tiles_of(options)
+        if options.tiles is None and tiles is not None:
+            logger.info("large images are cut as %s says: %s (--tiles none: not cut)", self.loaded.path, tiles)
 
     def _tiling(self, tiles: TileOptions, options: DetectOptions) -> Tiling:
         if self._augmentation is not None:

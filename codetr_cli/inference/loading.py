@@ -18,9 +18,10 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, nearest
 from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.inference.exported.engine import is_exported
-from codetr_cli.inference.exported.load import load_network
+from codetr_cli.inference.exported.load import default_tiles, load_network
 from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.inference.model_size import check_size
+from codetr_cli.inference.options import TileOptions
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
@@ -54,6 +55,7 @@ class LoadedModel:
         class_names: by label.
         category_ids: original category id of each label.
         path: the file of the weights; None for the random weights of a preset.
+        tiles: that an exported file cuts large images into by default.
     """
 
     model: CoDETR | ExportedNetwork
@@ -62,6 +64,7 @@ class LoadedModel:
     class_names: list[str]
     category_ids: list[int]
     path: Path | None = None
+    tiles: TileOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ def _load_exported(path: Path, device: torch.device, overrides: Sequence[str], *
         class_names=metadata.class_names,
         category_ids=metadata.category_ids,
         path=path,
+        tiles=default_tiles(metadata),
     )
 
 

@@ -13,6 +13,8 @@ from codetr_cli.errors import ConfigError, nearest, shown
 Nms = Literal["none", "hard", "soft"]
 
 TILES_OR_TTA = "tiles and test-time augmentation both show an image several times and do not work together: choose one"
+NO_TILES = "none"
+"""In the place of tiles: every image is seen as a whole, whatever an exported file says."""
 MIN_TILE = 32
 """Pixels of a tile's side, at least."""
 MAX_OVERLAP = 0.9
@@ -54,7 +56,7 @@ class TileOptions:
             return cls(overlap=overlap)
         found = _SIZE.fullmatch(text)
         if found is None:
-            raise ConfigError(f"tiles {shown(text)}: give width and height in pixels as in 1024x1024, or auto")
+            raise ConfigError(f"tiles {shown(text)}: give width and height in pixels as in 1024x1024, auto, or none")
         return cls(size=(int(found[1]), int(found[2] or found[1])), overlap=overlap)
 
     def __str__(self) -> str:
@@ -74,7 +76,8 @@ class DetectOptions:
         batch: images, or tiles, that the network sees at once; None: chosen for the device.
         exact: each image alone, so that its detections do not depend on the others; overrides `batch`.
         workers: threads that read images, and as many that finish results; None: chosen for the machine.
-        tiles: how large images are cut; None: every image is seen as a whole.
+        tiles: how large images are cut; None: as an exported file says, or every image is seen as a whole.
+        whole_images: images are seen as a whole, whatever an exported file says.
     """
 
     score: float = 0.3
@@ -85,6 +88,7 @@ class DetectOptions:
     exact: bool = False
     workers: int | None = None
     tiles: TileOptions | None = None
+    whole_images: bool = False
 
     def images_at_once(self, device_type: str) -> int | None:
         """Images that the network sees at once, as far as results depend on it; None: by the memory of the device."""

@@ -34,6 +34,13 @@ def autocast_dtype_of(x: Tensor) -> torch.dtype | None:
     return None if x.dtype == torch.float64 else torch.get_autocast_dtype(kind)
 
 
+def smaller(a: int, b: int) -> int:
+    """The smaller of two sizes; in a program that is exported for images of any size, it is computed from theirs."""
+    if torch.compiler.is_exporting():
+        return torch.sym_min(a, b)  # type: ignore[no-any-return]
+    return min(a, b)
+
+
 def runs_in_chunks(chunk_tokens: int) -> bool:
     """Whether work is split into chunks of this size: only eagerly and without gradients."""
     return chunk_tokens > 0 and not torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -34,9 +34,9 @@ def boundary(masks: Tensor, width: int) -> Tensor:
     """
     side = 2 * width + 1
     cells = masks[:, None].to(torch.get_default_dtype())
-    foreground = F.avg_pool2d(cells, side, stride=1, padding=width, divisor_override=1)[:, 0]
-    other = torch.where(masks, side**2 - foreground, foreground)
-    return other > BOUNDARY_SHARE * side**2
+    foreground = F.avg_pool2d(cells, side, stride=1, padding=width)[:, 0]  # the conversion to ONNX ignores divisors
+    other = torch.where(masks, 1 - foreground, foreground)
+    return other > BOUNDARY_SHARE
 
 
 def enlarge(values: Tensor, size: int) -> Tensor:

@@ -76,6 +76,8 @@ class RegionPooling(nn.Module):
         Returns:
             (R, C, output_size, output_size).
         """
+        if torch.compiler.is_exporting():
+            return self._pool_each_map(maps, regions)
         if counts is None:
             whole = torch.ones_like(regions[:, 0], dtype=torch.bool)
             (counts,) = host_numbers(self.count_levels(regions[:, 1:], whole))
@@ -83,3 +85,15 @@ class RegionPooling(nn.Module):
         of_levels = zip(maps, torch.split(regions[order], list(counts)), self.strides, strict=False)
         pooled = torch.cat([pool_map(m, own, size=self.output_size, stride=stride) for m, own, stride in of_levels])
         return torch.empty_like(pooled).index_copy(0, order, pooled)
+
+    def _pool_each_map(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
+        """Pools every region from every map, and selects; no shape depends on a value. Arguments as for `forward`."""
+        levels = self.levels(regions[:, 1:])
+        pooled = None
+        for level, (feature_map, stride) in enumerate(zip(maps, self.strides, strict=False)):
+            chosen = levels == level
+            own = torch.where(chosen[:, None], regions, 0.0)  # an empty region costs nothing
+            of_map = pool_map(feature_map, own, size=self.output_size, stride=stride)
+            pooled = of_map if pooled is None else torch.where(chosen[:, None, None, None], of_map, pooled)
+        assert pooled is not None
+        return pooled

@@ -112,7 +112,7 @@ class PostProcess:
             enough for the image, else 0.
         """
         probabilities, boxes = at_least_float32(logits).sigmoid(), at_least_float32(boxes)
-        scores, flat = probabilities.flatten(1).topk(self._count(probabilities), dim=1)  # (B, N)
+        scores, flat = probabilities.flatten(1).topk(self.count(*probabilities.shape[1:]), dim=1)  # (B, N)
         labels, query = flat % probabilities.shape[2], flat // probabilities.shape[2]
         limits, factors = geometry.to(boxes.dtype)[:, :, None]  # (B, 1, 4) each
         corners = cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4))) * limits
@@ -149,15 +149,14 @@ class PostProcess:
         kept = [image[image[:, 4] >= 0] for image in host]
         return [Detections(image[:, :4], image[:, 4], image[:, 5].long()) for image in kept]
 
-    def _count(self, probabilities: Tensor) -> int:
-        """How many scores of an image (..., Q, K) enter NMS."""
-        queries, classes = probabilities.shape[-2:]
+    def count(self, queries: int, classes: int) -> int:
+        """How many scores of an image, out of Q x K, enter NMS."""
         count = self.max_detections if self.nms == "none" or self.candidates == "max_detections" else queries
         return min(count, queries * classes)
 
     def _single(self, probabilities: Tensor, boxes: Tensor, target: Target) -> Detections:
         classes = probabilities.shape[1]
-        scores, flat = probabilities.flatten().topk(self._count(probabilities))
+        scores, flat = probabilities.flatten().topk(self.count(*probabilities.shape))
         size = target["norm_size"]
         corners = clip_boxes(cxcywh_to_xyxy(boxes[flat // classes]) * size_scale(size, boxes), size)
         return self.suppress(self.to_original(Detections(corners, scores, flat % classes), target))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from codetr_cli.models.constants import cached_constant
 from codetr_cli.models.encoder import TokenCells, TokenLayout, token_cells
-from codetr_cli.models.layers import at_least_float32, chunks_of, full_precision, runs_in_chunks
+from codetr_cli.models.layers import at_least_float32, chunks_of, full_precision, runs_in_chunks, smaller
 
 FINEST_SIDE = 0.05
 """Share of the image that the side of a proposal is long at the finest level; it doubles from level to level."""
@@ -127,7 +127,7 @@ class QuerySelection(nn.Module):
             box_head: (..., C) to box logits (..., 4).
             all_tokens: also return logits and boxes of every token.
         """
-        count = min(self.num_queries, memory.shape[1])
+        count = smaller(self.num_queries, memory.shape[1])
         # In half precision most of the compared scores would be tied.
         with full_precision(memory):
             proposals = propose_boxes(layout)

@@ -18,7 +18,7 @@ from codetr_cli.images.decoder import BrokenImageError, decode_image, read_image
 from codetr_cli.images.large_images import open_regions
 from codetr_cli.inference.arguments import check_tiles, to_pixels
 from codetr_cli.inference.detector import Detector
-from codetr_cli.inference.options import DetectOptions, Nms, TileOptions
+from codetr_cli.inference.options import NO_TILES, DetectOptions, Nms, TileOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
 from codetr_cli.prediction.parquet import detections_type, import_pyarrow
@@ -88,7 +88,9 @@ class DetectorUDF:
         overrides: Sequence[str] = (),
     ) -> None:
         self.detector = Detector.load(checkpoint, device, precision, overrides=overrides)
-        self._options = DetectOptions(score=score, max_dets=max_dets, nms=nms, tiles=check_tiles(tiles))
+        self._options = DetectOptions(
+            score=score, max_dets=max_dets, nms=nms, tiles=check_tiles(tiles), whole_images=tiles == NO_TILES
+        )
         self._column, self._keep_images = column, keep_images
 
     def __call__(self, batch: Mapping[str, Any] | pd.DataFrame | pyarrow.Table) -> pyarrow.Table:
@@ -145,7 +147,8 @@ class DetectorUDF:
         if isinstance(image, str) and is_url(image):
             return read_pixels(InputImage(Path("image"), "image", 1, url=image), max_pixels=max_pixels)
         if isinstance(image, str):
-            return (read_image if self._options.tiles is None else open_regions)(image, max_pixels=max_pixels)
+            read = read_image if self.detector.tiles_of(self._options) is None else open_regions
+            return read(image, max_pixels=max_pixels)
         try:
             return to_pixels(image, max_pixels=max_pixels)
         except CodetrError as error:

@@ -188,6 +188,7 @@ def run_prediction(
         device = use_device(choose_device(str(device)))
         loaded = load_detector(job.weights, device, list(job.overrides))
         detector = Detector(loaded, device=device, precision=job.precision, tta=job.tta)
+        detector.log_tiles(job.options)
         selection = LabelSelection(detector, job.options, job.labels)
         check_class_names([job.dataset.layout] if job.dataset else job.formats, selection.class_names)
         truth = job.pictures.ground_truth(selection.class_names, job.images)

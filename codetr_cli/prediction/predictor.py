@@ -94,7 +94,8 @@ class Predictor:
         image, max_pixels = item[1], self.detector.loaded.settings.data.max_pixels
         if not image.is_file:
             return read_pixels(image, max_pixels=max_pixels)
-        return (read_image if self.options.tiles is None else open_regions)(image.path, max_pixels=max_pixels)
+        read = read_image if self.detector.tiles_of(self.options) is None else open_regions
+        return read(image.path, max_pixels=max_pixels)
 
     def _failed(self, item: Numbered, error: BrokenImageError) -> ImageResult:
         number, image = item

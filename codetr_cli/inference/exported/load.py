@@ -13,6 +13,7 @@ from codetr_cli.errors import ConfigError
 from codetr_cli.inference.exported.engine import open_engine
 from codetr_cli.inference.exported.metadata import ExportMetadata
 from codetr_cli.inference.exported.network import ExportedNetwork
+from codetr_cli.inference.options import TileOptions
 
 FIXED = ("data.pad_divisor", "data.mean", "data.std", "test.head")
 """Settings, besides those of the model, that are part of an exported file."""
@@ -32,6 +33,12 @@ def load_network(path: Path, device: torch.device, overrides: Sequence[str]) -> 
     stored = metadata.parsed_settings(str(path))
     check_overrides(metadata, overrides, path)
     return network, settings_of_checkpoint(stored, overrides, source=str(path))
+
+
+def default_tiles(metadata: ExportMetadata) -> TileOptions | None:
+    """The tiles that large images are cut into unless others are asked for."""
+    rule = metadata.tiles
+    return None if rule is None else TileOptions(size=rule.size, overlap=rule.overlap, whole=rule.whole)
 
 
 def check_overrides(metadata: ExportMetadata, overrides: Sequence[str], path: Path) -> None:

@@ -24,6 +24,7 @@ MAX_METADATA = 8 * 2**20  # characters
 VERSION: str = importlib.import_module("codetr_cli").__version__
 
 Side = Annotated[int, Field(gt=0, le=2**14)]
+TileSide = Annotated[int, Field(ge=32, le=2**14)]
 Count = Annotated[int, Field(gt=0, le=2**16)]
 Text = Annotated[str, Field(max_length=1000)]
 
@@ -71,10 +72,10 @@ class OutputRule(_Part):
 
     Attributes:
         detections: the outputs are `boxes` (B, N, 4) xyxy in pixels of the valid input, clipped to it, `scores` (B, N),
-            best first, and `labels` (B, N) int64; otherwise `logits` (B, Q, K) and `boxes` (B, Q, 4) as cxcywh in
-            [0, 1] of the valid input.
+            best first, and `labels` (B, N) int64, with N at least `candidates`; otherwise `logits` (B, Q, K) and
+            `boxes` (B, Q, 4) as cxcywh in [0, 1] of the valid input.
         masks: `masks` (B, N, M, M), probabilities on a grid over each box, and `mask_ious` (B, N) are outputs, too.
-        candidates: N; without `detections` the number of best scores, over queries and classes, that enter NMS.
+        candidates: number of best scores, over queries and classes, that enter NMS: the first ones of `detections`.
         nms: "soft", "hard" or "none", within each class.
         nms_iou: its IoU threshold.
         nms_min_score: soft-NMS drops boxes with a lower decayed score.
@@ -89,11 +90,18 @@ class OutputRule(_Part):
     nms_min_score: Annotated[float, Field(ge=0, le=1)]
     max_detections: Count
 
+    def kept(self, queries: int) -> int:
+        """N of an image with at least as many tokens as queries: tiles, or another NMS, may need all queries' boxes.
+
+        Masks of that many would be large.
+        """
+        return self.candidates if self.masks else max(self.candidates, queries)
+
 
 class TilesRule(_Part):
     """The tiles that large images are cut into unless others are asked for; see `inference.options.TileOptions`."""
 
-    size: tuple[Side, Side] | None
+    size: tuple[TileSide, TileSide] | None
     overlap: Annotated[float, Field(ge=0, le=0.9)]
     whole: bool = True
 
@@ -166,6 +174,43 @@ def output_names(metadata: ExportMetadata) -> list[str]:
     if not metadata.output.detections:
         return ["logits", "boxes"]
     return ["boxes", "scores", "labels", *(("masks", "mask_ious") if metadata.output.masks else ())]
+
+
+def describe_inputs(metadata: ExportMetadata) -> list[str]:
+    """The inputs, one line each: name, type, shape and meaning."""
+    rule = metadata.input
+    batch = "B" if rule.batch is None else rule.batch
+    sides = f"{rule.height or 'H'}, {rule.width or 'W'}"
+    images = f"uint8 ({batch}, {sides}, 3), RGB" if rule.pixels else f"float32 ({batch}, 3, {sides}), normalised RGB"
+    multiple = f", multiples of {rule.divisor}" if rule.height is None and rule.divisor > 1 else ""
+    return [
+        f"images: {images}, 0 where padded{multiple}",
+        f"image_sizes: int64 ({batch}, 2), height and width without the padding",
+    ]
+
+
+def describe_outputs(metadata: ExportMetadata) -> list[str]:
+    """The outputs, one line each."""
+    batch = "B" if metadata.input.batch is None else metadata.input.batch
+    rule, model = metadata.output, metadata.settings["model"]
+    queries, classes = model["num_queries"], model["num_classes"]
+    if not rule.detections:
+        return [
+            f"logits: float32 ({batch}, {queries}, {classes}), before the sigmoid",
+            f"boxes: float32 ({batch}, {queries}, 4), centre x, centre y, width, height, as shares of the valid image",
+        ]
+    count = rule.kept(queries)
+    lines = [
+        f"boxes: float32 ({batch}, {count}, 4), x1, y1, x2, y2 in pixels of the input, before NMS",
+        f"scores: float32 ({batch}, {count}), best first",
+        f"labels: int64 ({batch}, {count})",
+    ]
+    if rule.masks:
+        lines += [
+            f"masks: float32 ({batch}, {count}, M, M), probabilities on a grid over each box",
+            f"mask_ious: float32 ({batch}, {count}), estimated quality of each mask",
+        ]
+    return lines
 
 
 def parse_metadata(text: str | None, where: str) -> ExportMetadata:

@@ -31,6 +31,9 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.engine = engine
         self.takes_pixels = engine.metadata.input.pixels
+        model, output = engine.metadata.parsed_settings("the exported file").model, engine.metadata.output
+        self._scores = model.num_queries, model.num_classes
+        self._kept = output.kept(model.num_queries)
 
     def detect(
         self, images: Tensor, padding_mask: Tensor | None, targets: Targets, postprocess: PostProcess
@@ -90,8 +93,22 @@ class ExportedNetwork(nn.Module):
                 of_image.get("masks"),
                 of_image.get("mask_ious"),
             )
-            found.append(_finish(candidates, target, postprocess))
+            found.append(_finish(candidates[: self._count(postprocess)], target, postprocess))
         return found
+
+    def _count(self, postprocess: PostProcess) -> int:
+        """How many candidates enter NMS.
+
+        Raises:
+            ConfigError: the file does not have as many.
+        """
+        count = postprocess.count(*self._scores)
+        if count > self._kept:
+            raise ConfigError(
+                f"{count} candidates of an image are asked for, and this file keeps {self._kept}: export the "
+                f"checkpoint again with --set test.max_detections={count}"
+            )
+        return count
 
 
 def _finish(candidates: Detections, target: Target, postprocess: PostProcess) -> Detections:

@@ -33,6 +33,11 @@ class RegionMasks:
     logits: list[Tensor]
     iou: Tensor
 
+    @property
+    def probabilities(self) -> Tensor:
+        """(R, 8 s, 8 s) of the final masks."""
+        return keep_fine_boundaries(self.logits)[:, 0].sigmoid()
+
 
 class MaskBranch(nn.Module):
     """Predicts masks in boxes.
@@ -86,7 +91,7 @@ class MaskBranch(nn.Module):
         count = self.regions_per_chunk
         for chunk, chunk_labels in zip(torch.split(regions, count), torch.split(labels, count), strict=True):
             chunk_masks = self.forward(maps, semantic_maps, chunk, chunk_labels)
-            masks.append(keep_fine_boundaries(chunk_masks.logits)[:, 0].sigmoid())
+            masks.append(chunk_masks.probabilities)
             ious.append(chunk_masks.iou)
         counts = [len(of_image) for of_image in detections]
         split = torch.split(torch.cat(masks), counts), torch.split(torch.cat(ious), counts)

@@ -55,4 +55,4 @@ class MaskIouHead(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
         x = self.iou(F.relu(self.fc(x.flatten(1))))
-        return x[torch.arange(len(labels), device=labels.device), labels].sigmoid()
+        return x.gather(1, labels[:, None])[:, 0].sigmoid()

@@ -154,7 +154,7 @@ def logits_of_class(conv: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     assert conv.bias is not None
     weight, bias = conv.weight[:, :, 0, 0][labels], conv.bias[labels]  # (R, C), (R,)
     flat = torch.baddbmm(bias[:, None, None], weight[:, None], x.flatten(2))  # (R, 1, s * s)
-    return flat.view(len(x), 1, *x.shape[2:])
+    return flat.view(-1, 1, *x.shape[2:])
 
 
 def keep_fine_boundaries(masks: Sequence[Tensor]) -> Tensor:

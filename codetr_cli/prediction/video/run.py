@@ -79,6 +79,7 @@ def run_videos(job: VideoJob, *, device: torch.device, show: Show, warn: Callabl
             raise CheckpointError("the checkpoint was replaced while it was being loaded: run the same command again")
         job.options.check_classes(loaded.class_names)
         detector = Detector(loaded, device=device, precision=job.precision, tta=job.tta)
+        detector.log_tiles(job.options)
         parts = PartFiles(job.out, job.inputs, check_manifest)
         parts.open(digest, lambda: job.choose_folder(digest))
         stack.callback(lambda: parts.close(remove=False))

@@ -1,0 +1,137 @@
+"""The ONNX file: its operators, its weights, and what must not be in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import site
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from codetr_cli.errors import ResourceError
+from codetr_cli.export import onnx_file
+from codetr_cli.export.request import WriteRequest
+from codetr_cli.inference.exported.engine import open_engine
+from codetr_cli.inference.exported.metadata import METADATA_KEY
+from tests.conftest import REPOSITORY
+from tests.export import networks
+from tests.export.networks import Exported
+
+onnx = pytest.importorskip("onnx", reason="the optional package onnx reads the files")
+
+EXPORTED = ("any_size", "swin", "vit_masks")
+
+
+@pytest.fixture(params=EXPORTED)
+def exported(request: pytest.FixtureRequest) -> Exported:
+    found: Exported = request.getfixturevalue(request.param)
+    return found
+
+
+def test_the_graph_is_valid_and_of_an_opset_that_every_runtime_has(exported: Exported):
+    onnx.checker.check_model(str(exported.path), full_check=True)
+    model = onnx.load(str(exported.path))
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert not model.functions
+    assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_operators(exported: Exported):
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(exported.path)))
+    count = Counter(node.op_type for node in model.graph.node)
+    norms = [module for module in exported.loaded.model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert count["LayerNormalization"] >= len(norms) - 1, "a norm is several nodes: half precision would break it"
+    levels = exported.loaded.settings.model.num_levels
+    layers = exported.loaded.settings.model.encoder_layers + exported.loaded.settings.model.decoder_layers
+    assert count["GridSample"] == levels * layers
+    grids = {node.input[1] for node in model.graph.node if node.op_type == "GridSample"}
+    ranks = [len(info.type.tensor_type.shape.dim) for info in model.graph.value_info if info.name in grids]
+    assert set(ranks) == {4}
+    assert not {"Loop", "If", "Scan", "NonZero", "ScatterND", "SequenceAt"} & set(count), "shapes depend on values"
+    assert count["RoiAlign"] == (7 if exported.metadata.output.masks else 0)
+
+
+def test_the_number_of_best_scores_is_a_constant_where_the_size_is_fixed(swin: Exported):
+    graph = onnx.load(str(swin.path)).graph
+    initializers = {initializer.name for initializer in graph.initializer}
+    assert all(node.input[1] in initializers for node in graph.node if node.op_type == "TopK")
+
+
+def test_names_of_inputs_and_outputs(any_size: Exported, swin: Exported, vit_masks: Exported):
+    def names(exported: Exported) -> tuple[list[str], list[str]]:
+        graph = onnx.load(str(exported.path)).graph
+        return [value.name for value in graph.input], [value.name for value in graph.output]
+
+    assert names(any_size) == (["images", "image_sizes"], ["logits", "boxes"])
+    assert names(swin) == (["images", "image_sizes"], ["boxes", "scores", "labels"])
+    assert names(vit_masks) == (["images", "image_sizes"], ["boxes", "scores", "labels", "masks", "mask_ious"])
+
+
+def test_weights_are_there_once(exported: Exported):
+    initializers = onnx.load(str(exported.path)).graph.initializer
+    stored = sum(len(initializer.raw_data) for initializer in initializers)
+    network = sum(value.nbytes for value in exported.loaded.model.state_dict().values())
+    assert stored < 1.1 * network + 400_000, "a constant that was computed, or a weight that is there twice"
+    large = [initializer.raw_data for initializer in initializers if len(initializer.raw_data) > 1000]
+    assert len(set(large)) == len(large)
+
+
+def test_nothing_of_this_machine_is_in_the_file(exported: Exported):
+    content = exported.path.read_bytes()
+    for text in (str(REPOSITORY), site.getsitepackages()[0], "site-packages", ".py", str(exported.path.parent)):
+        assert text.encode() not in content, text
+
+
+def test_metadata(exported: Exported):
+    model = onnx.load(str(exported.path), load_external_data=False)
+    (entry,) = model.metadata_props
+    assert entry.key == METADATA_KEY
+    assert json.loads(entry.value)["format"] == "codetr-export-1"
+    assert exported.engine.metadata == exported.metadata
+    assert model.producer_name == "codetr"
+
+
+@pytest.mark.slow
+def test_the_same_checkpoint_gives_the_same_bytes(any_size: Exported, tmp_path: Path):
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom codetr_cli.export.job import export\n"
+        "from codetr_cli.export.options import ExportOptions\n"
+        "export(sys.argv[1], ExportOptions(dynamic_size=True), Path(sys.argv[2]))"
+    )
+    for seed in ("1", "2"):
+        path = tmp_path / seed / "network.onnx"
+        command = [sys.executable, "-c", program, str(any_size.checkpoint), str(path)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        assert path.read_bytes() == any_size.path.read_bytes()
+
+
+def test_large_weights_have_a_file_of_their_own(any_size: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1000)
+    model = onnx.load(str(any_size.path))
+    monkeypatch.setattr(onnx_file, "build_onnx", lambda request: model)
+    path = tmp_path / "large.onnx"
+    onnx_file.write_onnx(WriteRequest(any_size.loaded.model, any_size.metadata, path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
+    assert path.stat().st_size < (tmp_path / "large.onnx.data").stat().st_size
+    images, sizes = networks.make_input(any_size.metadata, (96, 128), 1)
+    found = open_engine(path, torch.device("cpu")).run(images, sizes)
+    expected = any_size.engine.run(images, sizes)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_no_library_writes_to_the_terminal(any_size: Exported, capfd: pytest.CaptureFixture[str]):
+    with onnx_file._without_log("onnxscript"):
+        logging.getLogger("onnxscript.optimizer").warning("Skipping constant folding")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ResourceError, match=r"pip install 'codetr-cli\[onnx\]'"):
+        onnx_file._import_onnx()
