@@ -16,6 +16,11 @@ from tests.models.networks import SWIN, VIT
         (["data.augmentation=lsj"], "needs a canvas: set data.canvas"),
         (["data.copy_paste=boxes"], "needs augmentation 'lsj'"),
         (["data.lsj_ratio=[2.0, 0.1]"], r"must be \(smaller, larger\)"),
+        (
+            ["test.fixed_size=[96, 100]", "data.pad_divisor=32"],
+            "test.fixed_size 96 x 100 is no multiple of data.pad_divisor 32",
+        ),
+        (["test.fixed_size=[96, 96]", "test.canvas=96"], "test.fixed_size and test.canvas both set the size"),
         (["test.canvas=100", "data.pad_divisor=32"], "test.canvas 100 is not a multiple of data.pad_divisor 32"),
         (["data.oversample_threshold=0"], "oversample_threshold"),
     ],

@@ -14,8 +14,10 @@ from codetr_cli.data.transforms import (
     RandomCrop,
     ResizeParams,
     ResizeShortLong,
+    ResizeToFit,
     Sample,
     build_transforms,
+    resized_size,
 )
 
 BOXES = np.float32([[2, 3, 10, 12], [0, 0, 5, 5], [30, 20, 60, 40]])
@@ -150,3 +152,32 @@ def test_build_transforms_reads_the_settings() -> None:
     ):
         assert isinstance(transform, ResizeShortLong)
         assert transform(make_sample(), np.random.default_rng(0)).size == (96, 144)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((40, 60), (80, 120)),  # as without a frame
+        ((40, 200), (32, 160)),  # the long side decides
+        ((60, 40), (96, 64)),  # upright: its height would be 120
+        ((50, 50), (80, 80)),
+        ((1000, 1), (96, 1)),
+    ],
+)
+def test_fitting_reduces_only_what_does_not_fit(size: tuple[int, int], expected: tuple[int, int]):
+    test = schema.TestConfig(short_side=80, long_side=160, fixed_size=(96, 160))
+    transform = build_transforms(schema.DataConfig(), test, train=False)
+    assert isinstance(transform, ResizeToFit)
+    assert transform.new_size(size) == resized_size(size, test) == expected
+    sample = transform(make_sample(*size), np.random.default_rng(0))
+    assert sample.size == expected
+    assert sample.scale_factor == pytest.approx((expected[1] / size[1], expected[0] / size[0]))
+    target = sample.to_target(image_id=1, orig_size=size, pad_divisor=1)
+    assert (target["size"], target["norm_size"], target["pad_size"]) == (expected, expected, (96, 160))
+
+
+def test_without_a_frame_images_count_as_padded_to_multiples():
+    sample = build_transforms(schema.DataConfig(), schema.TestConfig(short_side=80, long_side=160), train=False)(
+        make_sample(40, 60), np.random.default_rng(0)
+    )
+    assert sample.to_target(image_id=1, orig_size=(40, 60), pad_divisor=32)["pad_size"] == (96, 128)

@@ -53,6 +53,7 @@ def test_one_line_contains_everything():
         (['test.nms="none"', "test.short_side=640"], "640x1333, no NMS"),
         (['test.nms="hard"', "test.nms_iou=0.7"], ", NMS at IoU 0.7"),
         (["test.canvas=1024"], "single scale 1024x1024 padded"),
+        (["test.fixed_size=[608, 800]"], "single scale 800x1333 in 608x800 padded"),
         (["test.head=atss"], "with that head's own NMS, atss head"),
     ],
 )
@@ -81,6 +82,7 @@ def test_tiles_are_named():
     assert "AP@N at N" in text
     assert "tiles of 1333x800 (800x1333 in upright images), overlap" in tiled("auto")
     assert "tiles of 1024x1024, overlap" in tiled("auto", "test.canvas=1024")
+    assert "tiles of 800x608, overlap" in tiled("auto", "test.fixed_size=[608, 800]"), "upright images, too"
     alone = tiled("640", options=TileOptions(size=(640, 640), whole=False))
     assert "tiles of 640x640, overlap 0.2, each at" in alone
 
@@ -121,6 +123,7 @@ def test_the_same_protocol_is_compared():
         (["test.short_side=640"], {}, "test.short_side is 640 instead of 800"),
         (["test.nms=none"], {}, "test.nms is none instead of soft"),
         (["test.canvas=1024"], {}, "test.canvas is 1024 instead of unset"),
+        (["test.fixed_size=[608, 800]"], {}, "test.fixed_size is"),
         ([], {"images": 79}, "79 images of val instead of the 5,000 of COCO val2017"),
         ([], {"split": "train"}, "5000 images of train"),
         ([], {"precision": "bf16"}, "bf16 instead of fp32"),

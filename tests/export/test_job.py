@@ -78,7 +78,7 @@ def test_masks(vit_masks: Exported):
 
 
 def test_more_candidates_than_the_file_keeps(vit_masks: Exported):
-    with pytest.raises(ValueError, match="90 candidates .* this file keeps 30: export the checkpoint again with --set"):
+    with pytest.raises(ValueError, match=r"90 candidates .* this file keeps 30: export the checkpoint again with --set"):
         Detector.load(vit_masks.path, "cpu").predict(IMAGES[0], max_dets=100, nms="none")
 
 

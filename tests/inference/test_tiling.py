@@ -100,6 +100,9 @@ def test_automatic_tiles_have_the_size_of_the_network(tiny_settings) -> None:
     assert auto.tiles((200, 120)) == []
     canvas = tiling(apply_overrides(tiny_settings, ["test.canvas=128"]), "auto")
     assert canvas.tile_size((900, 500)) == (128, 128)
+    one_size = tiling(apply_overrides(tiny_settings, ["test.fixed_size=[128, 160]"]), "auto")
+    assert one_size.tile_size((900, 500)) == one_size.tile_size((500, 900)) == (128, 160), "the input does not turn"
+    assert not one_size.rotates_tiles
     fixed = tiling(tiny_settings, "100x80")
     assert fixed.tile_size((900, 500)) == (80, 100)
     assert fixed.tiles((80, 100)) == []

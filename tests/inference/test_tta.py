@@ -214,6 +214,11 @@ def test_scales_are_factors_or_short_sides(tiny_settings):
     assert sizes("test.tta_scales=[1.0,48]", "test.tta_flip=false") == (["48x80", "96x160"], 2)
     assert sizes("test.canvas=128") == (["96x96 padded", "128x128 padded", "160x160 padded"], 6)
     assert sizes("test.canvas=128", "data.pad_divisor=32", "test.tta_scales=[0.7,0.8]") == (["96x96 padded"], 2)
+    framed = ["test.fixed_size=[96, 128]", "data.pad_divisor=32", "test.tta_flip=false"]
+    assert sizes(*framed, "test.tta_scales=[1.0,1.4]") == (
+        ["96x160 in 96x128 padded", "134x224 in 128x192 padded"],
+        2,
+    )
     assert size_text(tiny_settings.test) == "96x160"
 
 
