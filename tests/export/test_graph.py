@@ -34,6 +34,7 @@ def test_swin_candidates(swin: Exported, batch: int):
     assert differences["boxes"] < 1e-3, differences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_vit_masks(vit_masks: Exported, batch: int):
     differences = largest_differences(vit_masks, (96, 160), batch)
