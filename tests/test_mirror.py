@@ -113,6 +113,7 @@ OF_SEVERAL_MODULES = {
     "test_docs.py": "documentation",
     "test_families.py": "two training steps of every family",
     "test_gpu_session.py": "the script of the first minutes on a GPU",
+    "test_hub_page.py": "docs/hub.md",
     "test_house.py": "imports and sizes of modules",
     "test_mirror.py": "this file",
     "test_predict_page.py": "docs/predict.md",

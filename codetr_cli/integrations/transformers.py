@@ -55,7 +55,7 @@ try:
     from transformers.utils import ModelOutput
 except ImportError as error:
     raise ResourceError(
-        f"this module needs the package transformers, from 5.0 on ({error}): pip install 'codetr-cli[transformers]' "
+        f"this module needs the package transformers, from 5.4 on ({error}): pip install 'codetr-cli[transformers]' "
         "(or pip install transformers)"
     ) from error
 

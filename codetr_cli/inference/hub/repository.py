@@ -196,16 +196,27 @@ def _worded(repository: str, revision: str | None, *, writing: bool = False) -> 
         raise ResourceError(f"{repository} cannot be reached, because HF_HUB_OFFLINE is set: unset it") from error
     except errors.HfHubHTTPError as error:
         raise _http_error(repository, error) from error
-    except (errors.HTTPError, RuntimeError) as error:  # RuntimeError: of a file's upload
-        if isinstance(error.__cause__, errors.HfHubHTTPError):
-            raise _http_error(repository, error.__cause__) from error
-        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, errors.HTTPError):
+    except (errors.HTTPError, RuntimeError) as error:  # RuntimeError: of a file's upload, or of a closed connection
+        chain = list(_causes(error))
+        if refused := next((each for each in chain if isinstance(each, errors.HfHubHTTPError)), None):
+            raise _http_error(repository, refused) from error
+        cause = next((each for each in chain if isinstance(each, errors.HTTPError)), None)
+        if cause is None and "client has been closed" in str(error):  # huggingface_hub 1.5, without a connection
+            cause = error
+        if cause is None:
             raise
-        raise ResourceError(f"the Hub cannot be reached ({_first_line(error)}): check the connection") from error
+        raise ResourceError(f"the Hub cannot be reached ({_first_line(cause)}): check the connection") from error
     except ValueError as error:  # the Hub refuses the metadata of a card
         if not writing:
             raise
         raise ConfigError(f"the Hub refuses the model of {repository}: {' '.join(str(error).split())}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _http_error(repository: str, error: Any) -> ResourceError:
