@@ -122,8 +122,8 @@ def _launch(gr: Any, blocks: Any, place: PagePlace, port: int, max_upload_bytes:
     if place.share and public is None:
         _close(blocks)
         raise ResourceError(
-            f"there is no public address: {' '.join(printed.getvalue().split()) or 'no reason is known'}. Check the "
-            "network, or use the page on this machine without --share"
+            f"there is no public address: {' '.join(printed.getvalue().split()).rstrip('.') or 'no reason is known'}. "
+            "Check the network, or use the page on this machine without --share"
         )
     return page_address(place.host, port), public
 

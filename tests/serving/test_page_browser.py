@@ -153,6 +153,17 @@ def test_a_picture(tab, served, tmp_path):
     tab.wait_for("in tiles")
 
 
+def test_two_tabs_are_apart(tab, served):
+    other = Tab(tab.page.context.browser.new_page(), served.address)
+    for each, name in ((tab, "photo0.png"), (other, "photo2.png")):
+        each.page.set_input_files("input[type=file]", str(served.photos / name))
+    for each in (tab, other):
+        each.wait_for("160 x 120 pixels")
+    other.set_score(0.01)
+    other.wait_for(f"^{len(served.detector.predict(served.photos / 'photo2.png', score=0.01))} detections")
+    assert tab.status.startswith("0 detections")
+
+
 def test_an_example(tab):
     tab.page.locator("button.thumbnail-item").nth(2).click()
     tab.wait_for("160 x 120 pixels")

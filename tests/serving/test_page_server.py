@@ -11,6 +11,8 @@ import sys
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,54 @@ def test_without_gradio_nothing_is_loaded(monkeypatch):
             ready=lambda *addresses: None,
         )
     assert dict(os.environ) == before
+
+
+class FakeBlocks:
+    """Gradio's components, whose launch ends as requested."""
+
+    def __init__(self, *, public: str | None = None, error: OSError | None = None) -> None:
+        self.public, self.error = public, error
+        self.options: dict[str, Any] = {}
+        self.server = SimpleNamespace(force_exit=False)
+        self.is_closed = False
+
+    def launch(self, **options: Any) -> tuple[None, str, str | None]:
+        self.options = options
+        sys.stdout.write("Could not create share link.\n")
+        if self.error is not None:
+            raise self.error
+        return None, "http://127.0.0.1:1/", self.public
+
+    def close(self, **options: Any) -> None:
+        self.is_closed = True
+
+
+GRADIO = SimpleNamespace(themes=SimpleNamespace(Default=lambda **fonts: fonts))
+
+
+def test_the_page_is_for_this_machine_and_loads_nothing(capsys):
+    blocks = FakeBlocks()
+    assert page_server._launch(GRADIO, blocks, PagePlace(), 1, 5) == ("http://127.0.0.1:1", None)
+    options = blocks.options
+    assert (options["server_name"], options["server_port"], options["max_file_size"]) == ("127.0.0.1", 1, 5)
+    assert not any(options[name] for name in ("share", "inbrowser", "show_error", "ssr_mode", "mcp_server", "pwa"))
+    assert options["theme"] == {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+    assert capsys.readouterr().out == ""
+
+
+def test_a_public_address():
+    place = PagePlace(share=True)
+    shared = page_server._launch(GRADIO, FakeBlocks(public="https://public"), place, 1, 5)
+    assert shared == ("http://127.0.0.1:1", "https://public")
+    blocks = FakeBlocks()
+    with pytest.raises(ResourceError, match=r"no public address: Could not create share link\. Check the network"):
+        page_server._launch(GRADIO, blocks, place, 1, 5)
+    assert blocks.is_closed
+
+
+def test_a_port_that_was_taken_meanwhile():
+    with pytest.raises(ResourceError, match=r"cannot listen on port 1 .* --port"):
+        page_server._launch(GRADIO, FakeBlocks(error=OSError("Cannot find empty port")), PagePlace(), 1, 5)
 
 
 @pytest.mark.slow
