@@ -38,6 +38,7 @@ OPTIONS = {
     "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
     "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},
     "label": {"--score", "--format", "--out", "--save-images", "--class-map", "--review", "--device", "--json"},
+    "serve": {"--host", "--port", "--api-key", "--queue", "--timeout", "--batch", "--gpus", "--device", "--json"},
     "demo": {"--examples", "--host", "--port", "--share", "--max-upload", "--device", "--json"},
     "convert": {"--checkpoint", "--json"},
     "convert-data": {"--data", "--out", "--split", "--force", "--json"},

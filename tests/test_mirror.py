@@ -63,6 +63,13 @@ TESTED_ELSEWHERE = {
     "prediction/video/job.py": "prediction/video/test_recording.py",
     "prediction/video/outcome.py": "prediction/video/test_recording.py",  # with broken frames
     "prediction/video/run.py": "commands/test_predict_video.py",
+    "serving/api_errors.py": "serving/test_engine.py",
+    "serving/api_schema.py": "serving/test_app.py",
+    "serving/guard.py": "serving/test_app.py",  # also test_connections.py and test_hostile.py
+    "serving/image_job.py": "serving/test_engine.py",
+    "serving/model_info.py": "serving/test_app.py",
+    "serving/requests.py": "serving/test_hostile.py",
+    "serving/requirements.py": "commands/test_serve.py",
     "training/build.py": "commands/test_train.py",
     "training/preview.py": "commands/test_train.py",  # --dry-run
     "training/reporter.py": "training/test_faults.py",  # only an interface
@@ -103,6 +110,8 @@ OF_SEVERAL_MODULES = {
     "fuzz/test_pickles.py": "random damage to pickles, training states and sharded states",
     "fuzz/test_images.py": "headers and decoding of broken images",
     "fuzz/test_json.py": "annotation and detections files that cost little",
+    "serving/test_hostile.py": "requests from strangers",
+    "test_serving_page.py": "docs/serving.md",
     "golden/test_cases.py": "recorded cases of the published code",
     "golden/test_runner.py": "the runner of recorded cases",
     "losses/test_full_precision.py": "the dtype of all costs and losses",

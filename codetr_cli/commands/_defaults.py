@@ -17,7 +17,7 @@ from codetr_cli.reading import MAX_TOML_BYTES, parse_toml, read_bytes
 
 KEYS = ("data", "device", "loggers")
 WITH_DATA = ("train", "eval")
-WITH_DEVICE = ("train", "eval", "predict", "label")
+WITH_DEVICE = ("train", "eval", "predict", "label", "serve")
 BENCHMARKS = ("infer", "train", "ops", "data")  # of `codetr bench`, all with a device
 EXCLUDES = {"device": ("--gpus", "--procs"), "data": ("--ann", "--images", "--demo")}
 """Default -> options beside which it is not used."""

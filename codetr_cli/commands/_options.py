@@ -26,11 +26,12 @@ VIDEOS = "Videos"
 PROTOCOL = "Protocol"
 OUTPUT = "Output"
 DRAWING = "Drawn images"
+SERVER = "Server"
+LIMITS = "Limits"
 DEVICE = "Device"
 MACHINES = "Several machines"
 ADVANCED = "Advanced"
 MEASUREMENT = "Measurement"
-SERVER = "Server"
 
 SYNONYMS = {
     "train": {"--fresh": "--restart", "--checkpoint": "--weights"},
@@ -446,6 +447,53 @@ DemoPortOption = Annotated[
 ]
 ShareOption = Annotated[bool, flag("--share", "Also at a public address, through a tunnel of Gradio's makers.", SERVER)]
 MaxUploadOption = Annotated[int, option("--max-upload", "MB", "Largest file that is taken.", SERVER, min=1)]
+
+# ---------------------------------------------------------------------------------------------------------------- serve
+
+PortOption = Annotated[int, option("--port", "N", "Port to listen on; 0: one that is free.", SERVER, min=0, max=65535)]
+ApiKeyOption = Annotated[
+    str | None,
+    option(
+        "--api-key",
+        "KEY",
+        "Key that requests must have. Better in the environment, where other users do not see it.",
+        SERVER,
+        envvar="CODETR_API_KEY",
+    ),
+]
+CorsOption = Annotated[
+    list[str] | None,
+    option("--cors-origin", "URL", "Let web pages of this origin ask, e.g. https://example.org. Repeatable.", SERVER),
+]
+ServeBatchOption = Annotated[
+    str, option("--batch", "N", "Images at once: a number, or auto: 1 on a CPU, by memory on a GPU.", DEVICE)
+]
+MaxWaitOption = Annotated[
+    float, option("--max-wait-ms", "MS", "How long an image waits for others of its batch.", DEVICE, min=0, max=10_000)
+]
+QueueOption = Annotated[
+    int,
+    option("--queue", "N", "Images that are accepted and not answered yet; more get 429.", LIMITS, min=1, max=100_000),
+]
+TimeoutOption = Annotated[
+    float, option("--timeout", "S", "Seconds from the end of a request to its answer.", LIMITS, min=0.1, max=86_400)
+]
+ReadTimeoutOption = Annotated[
+    float, option("--read-timeout", "S", "Seconds for a client to send a request.", LIMITS, min=0.1, max=86_400)
+]
+MaxRequestImagesOption = Annotated[
+    int, option("--max-images", "N", "Images of one request.", LIMITS, min=1, max=10_000)
+]
+MaxPixelsOption = Annotated[
+    int, option("--max-pixels", "N", "Pixels of one image, width times height.", LIMITS, min=1, max=10_000_000_000)
+]
+MaxBodyOption = Annotated[int, option("--max-body", "MB", "Megabytes of one request.", LIMITS, min=1, max=10_000)]
+MaxTilesOption = Annotated[int, option("--max-tiles", "N", "Tiles of one image.", LIMITS, min=1, max=100_000)]
+ServeWorkersOption = Annotated[
+    int | None,
+    option("--workers", "N", "Processes on the port, each with the model. Default: one for each GPU.", DEVICE, min=1),
+]
+LogRequestsOption = Annotated[bool, flag("--log-requests", "Log a line for each request.", OUTPUT)]
 
 # ---------------------------------------------------------------------------------------------------------------- bench
 

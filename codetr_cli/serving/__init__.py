@@ -1,1 +1,1 @@
-"""How a detector is offered to others: over HTTP and on a page in the browser."""
+"""How is it served? A detector behind HTTP (`codetr serve`), and on a page in the browser (`codetr demo`)."""
