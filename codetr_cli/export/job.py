@@ -15,6 +15,7 @@ from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.export.onnx_file import write_onnx
 from codetr_cli.export.options import SUFFIXES, ExportOptions
 from codetr_cli.export.request import Step, Writer, WriteRequest, no_report
+from codetr_cli.export.tensorrt_engine import write_tensorrt
 from codetr_cli.files import refuse_taken, write_results
 from codetr_cli.inference.exported.metadata import (
     VERSION,
@@ -31,7 +32,7 @@ from codetr_cli.inference.loading import LoadedModel, check_image_size, load_det
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.weights.checkpoint import file_sha256
 
-WRITERS: dict[ExportFormat, Writer] = {"onnx": write_onnx}
+WRITERS: dict[ExportFormat, Writer] = {"onnx": write_onnx, "tensorrt": write_tensorrt}
 """What writes each format."""
 
 DEFAULT_ATTENTION: dict[ExportFormat, Attention] = {
@@ -47,7 +48,7 @@ class ExportResult:
     """What was written.
 
     Attributes:
-        path: the exported file.
+        path: the exported file; without TensorRT the ONNX file that an engine is built from.
         files: it, and those that belong to it.
         metadata: in it.
         notes: sentences about what was decided.
@@ -169,7 +170,8 @@ def export(
     with write_results(output, by="export", force=force) as temporary:
         writer(WriteRequest(loaded.model, metadata, temporary, step))
         files = sorted(output.with_name(path.name) for path in temporary.parent.iterdir())
-    return ExportResult(output, files, metadata, size_notes(loaded, options, metadata))
+    written = output if output in files else next(path for path in files if path.suffix == ".onnx")
+    return ExportResult(written, files, metadata, size_notes(loaded, options, metadata))
 
 
 def size_notes(loaded: LoadedModel, options: ExportOptions, metadata: ExportMetadata) -> list[str]:

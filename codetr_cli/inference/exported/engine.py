@@ -89,4 +89,10 @@ def _open_onnx(path: Path, device: torch.device) -> Engine:
     return OnnxRuntimeEngine.open(path, device)
 
 
-_OPENERS: dict[str, Callable[[Path, torch.device], Engine]] = {".onnx": _open_onnx}
+def _open_tensorrt(path: Path, device: torch.device) -> Engine:
+    from codetr_cli.inference.exported.tensorrt import TensorRTEngine
+
+    return TensorRTEngine.open(path, device)
+
+
+_OPENERS: dict[str, Callable[[Path, torch.device], Engine]] = {".onnx": _open_onnx, ".engine": _open_tensorrt}
