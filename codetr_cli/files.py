@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
 """File name of the weights in every checkpoint folder and in the cache."""
+EXPORTED_SUFFIXES = (".onnx", ".xml", ".engine", ".pt2")
+"""Suffixes of exported files: of ONNX, OpenVINO, TensorRT and PyTorch."""
 COMPILED_FOLDER = "compiled"
 """Folder in the cache of what torch.compile makes."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -83,6 +83,8 @@ TESTED_ELSEWHERE = {
 }
 OF_SEVERAL_MODULES = {
     "commands/bench/test_bench.py": "the words of all four commands",
+    "inference/exported/test_network_batches.py": "batches that an exported file gets, and what is said of it",
+    "commands/test_exported_files.py": "exported files in every verb that takes a checkpoint",
     "commands/test_predict_large.py": "images that are too large to be decoded whole",
     "commands/test_output_faults.py": "kills and full disks at every write of a command",
     "commands/test_one_annotation_file.py": "--ann and --images in every verb",

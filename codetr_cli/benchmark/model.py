@@ -17,6 +17,7 @@ from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import normalize
 from codetr_cli.data.transforms import ResizeShortLong, ResizeToCanvas, build_transforms
 from codetr_cli.inference.cuda_graph import GraphedNetwork, Network, with_cuda_graphs
+from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.inference.pipeline import TimedPostProcess, inference
 from codetr_cli.losses.build import build_objective
 from codetr_cli.models.codetr import CoDETR
@@ -123,9 +124,11 @@ class InferenceWorkload:
         settling_runs: after which memory no longer grows; the second of a graphed network records a graph.
     """
 
-    STAGES = (*STAGES, "heads and query selection", "post-processing")
+    STAGES: tuple[str, ...] = (*STAGES, "heads and query selection", "post-processing")
 
-    def __init__(self, model: CoDETR, postprocess: PostProcess, settings: Settings, spec: BenchmarkSpec) -> None:
+    def __init__(
+        self, model: CoDETR | ExportedNetwork, postprocess: PostProcess, settings: Settings, spec: BenchmarkSpec
+    ) -> None:
         self.model, self.postprocess, self.settings, self.spec = model, postprocess, settings, spec
         self.batch = synthetic_batch(spec.size, spec.batch, objects=0).to(spec.device)
         self.images = normalize(self.batch.images, self.batch.padding_mask, settings.data.mean, settings.data.std)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from codetr_cli.benchmark.compare import compare
+from codetr_cli.benchmark.exported import ExportedWorkload
 from codetr_cli.benchmark.model import (
     TRAINING_OBJECTS,
     BenchmarkSpec,
@@ -18,8 +19,8 @@ from codetr_cli.benchmark.model import (
     measure,
 )
 from codetr_cli.errors import ConfigError
+from codetr_cli.inference.exported.network import ExportedNetwork, check_precision, parameter_count, runtime_facts
 from codetr_cli.inference.loading import LoadedModel, load_detector
-from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import disable_optimizations
 from codetr_cli.runtime.synthetic import randomize_weights
 from codetr_cli.runtime.timing import Tick
@@ -43,7 +44,8 @@ class BenchmarkedNetwork:
         self.training, self.random_weights = training, random_weights
         loaded = self._load(overrides, optimize=True)
         self.settings = loaded.settings
-        self.parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+        self.parameters = parameter_count(loaded.model)
+        self.runtime = runtime_facts(loaded.model)
         self._loaded: LoadedModel | None = loaded
 
     def spec(
@@ -60,6 +62,8 @@ class BenchmarkedNetwork:
         None stands for the settings' input size, one image or in training the settings' micro batch, and
         `TRAINING_OBJECTS`.
         """
+        if self._loaded is not None:
+            check_precision(self._loaded.model, precision)
         warmup, iterations, split_iterations = runs
         return BenchmarkSpec(
             size=size or self.settings.test.input_size,
@@ -110,7 +114,11 @@ class BenchmarkedNetwork:
         """The network without optimizations, except for the operator: `compare` chooses its backend."""
         # A backend named in the settings would override the choice of `compare`.
         loaded = self._load([*self.overrides, "model.attention_backend=auto"], optimize=False)
-        assert isinstance(loaded.model, CoDETR)  # exported files were refused
+        if isinstance(loaded.model, ExportedNetwork):
+            raise ConfigError(
+                f"--compare measures the optimizations of a network in PyTorch, and {self.target} is an exported file: "
+                "measure it, and the checkpoint that it was made from, by two commands"
+            )
         disable_optimizations(loaded.model)
         return self._workload(loaded, spec)
 
@@ -125,14 +133,13 @@ class BenchmarkedNetwork:
             optimize=optimize,
             random_weights=self.random_weights,
         )
-        if not isinstance(loaded.model, CoDETR):
-            raise ConfigError(f"{self.target} is an exported file, whose stages cannot be measured")
         if loaded.path is None:
             randomize_weights(loaded.model)
         return loaded
 
     def _workload(self, loaded: LoadedModel, spec: BenchmarkSpec) -> Workload:
-        assert isinstance(loaded.model, CoDETR)
+        if isinstance(loaded.model, ExportedNetwork):
+            return ExportedWorkload(loaded.model, loaded.postprocess, loaded.settings, spec)
         if self.training:
             return TrainingWorkload(loaded.model, loaded.settings, spec)
         return InferenceWorkload(loaded.model, loaded.postprocess, loaded.settings, spec)
@@ -142,12 +149,14 @@ class BenchmarkedNetwork:
             "name": self.settings.name,
             "size": list(spec.size),
             "batch": spec.batch,
-            "precision": spec.resolved_precision(training=self.training),
+            "precision": self.runtime.get("runtime", {}).get("precision")
+            or spec.resolved_precision(training=self.training),
             "warmup": spec.warmup,
             "iterations": spec.iterations,
             "split_iterations": spec.split_iterations,
             **({"objects": spec.objects} if self.training else {}),
             "parameters": self.parameters,
+            **self.runtime,
         }
 
 

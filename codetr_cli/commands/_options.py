@@ -167,7 +167,7 @@ def tile_options(tiles: str | None, overlap: float | None, *, tta: bool) -> Tile
 # ------------------------------------------------------------------------------------------------------------ all verbs
 
 CheckpointOption = Annotated[
-    str | None, option("--checkpoint", "FILE", "A file, run folder, URL, or downloaded preset.", INPUT)
+    str | None, option("--checkpoint", "FILE", "A file, run folder, URL, exported file, or downloaded preset.", INPUT)
 ]
 SameCheckpointOption = Annotated[str | None, option("--checkpoint", "FILE", "Same as the argument.", INPUT)]
 PresetOption = Annotated[
@@ -285,7 +285,8 @@ AutoFitOption = Annotated[bool, flag("--auto-fit", "Reduce memory use if it does
 CheckpointArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="CHECKPOINT", help="A .safetensors or published .pth file, URL, run folder, or downloaded preset."
+        metavar="CHECKPOINT",
+        help="A .safetensors, published .pth or exported file, URL, run folder, or downloaded preset.",
     ),
 ]
 Split = Literal["val", "train", "test"]

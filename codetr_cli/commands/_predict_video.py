@@ -9,6 +9,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands._launch import refuse_launch_options, requested, worker_output
+from codetr_cli.commands._weights import place_exported
 from codetr_cli.errors import ConfigError, DatasetError, StoppedError, listed
 
 if TYPE_CHECKING:
@@ -94,10 +95,15 @@ def _run(
     start, end = (given[name] and parse_time(given[name], f"--{name}") for name in ("start", "end"))
     if end is not None and end <= (start or 0):
         raise ConfigError(f"--end {given['end']} is not after --start {given['start'] or 0}")
+    checkpoint = weights()
     job = VideoJob(
         videos=videos,
-        weights=weights(),
-        overrides=[*([f"test.head={given['head']}"] if given["head"] else []), *(given["overrides"] or [])],
+        weights=checkpoint,
+        overrides=[
+            *([f"test.head={given['head']}"] if given["head"] else []),
+            *place_exported(context, checkpoint),
+            *(given["overrides"] or []),
+        ],
         precision=given["precision"],
         tta=given["tta"],
         options=options,

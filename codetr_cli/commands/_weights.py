@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from codetr_cli import console
 from codetr_cli.errors import ConfigError
@@ -26,6 +29,24 @@ def resolve_weights(weights: str | None) -> str | None:
 
     with byte_progress(f"downloading {shown_url(weights)}") as progress:
         return str(resolve.resolve_weights(weights, progress=progress))
+
+
+def place_exported(context: typer.Context, weights: str) -> list[str]:
+    """Changes the device of a command to one that the library of an exported file has.
+
+    Args:
+        context: of a command with the option --device.
+        weights: as resolved; nothing changes for a checkpoint.
+
+    Returns:
+        the settings that the device stands for, as `key=value`.
+    """
+    if Path(weights).suffix not in (".onnx", ".xml") or context.params["gpus"] is not None:
+        return []
+    from codetr_cli.inference.exported.engine import choose_for_file
+
+    context.params["device"], overrides = choose_for_file(weights, context.params["device"])
+    return overrides
 
 
 def hide_credentials(words: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._launch import refuse_launch_options, requested, run_placed, worker_output
 from codetr_cli.commands._submit import submit_command
-from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.errors import ConfigError
 from codetr_cli.files import check_folder
 
@@ -106,7 +106,10 @@ def eval(
     if checkpoint is None:
         refuse_launch_options(context, "scoring a file")
     else:
-        checkpoint = _check_early(checkpoint, device)
+        checkpoint = resolve_weights(checkpoint) or checkpoint
+        overrides = [*place_exported(context, checkpoint), *overrides]
+        request = requested(context)
+        _check_early(checkpoint, request.device)
     source = context.get_parameter_source("split")
     is_chosen = source is not None and source.name != "DEFAULT"
     paths, name = _find_data(data, split if is_chosen else None, overrides or [], checkpoint)
@@ -152,15 +155,13 @@ def eval(
         _finish(outcome)
 
 
-def _check_early(checkpoint: str, device: str) -> str:
-    """The checkpoint's file; a missing GPU or checkpoint is reported before any data is read."""
+def _check_early(checkpoint: str, device: str) -> None:
+    """Reports a missing GPU or checkpoint before any data is read."""
     from codetr_cli.inference.loading import find_checkpoint
     from codetr_cli.runtime.devices import choose_device
 
     choose_device(device)
-    checkpoint = resolve_weights(checkpoint) or checkpoint
     find_checkpoint(checkpoint)
-    return checkpoint
 
 
 def _show_notes(paths: DataPaths) -> None:

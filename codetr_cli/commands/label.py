@@ -12,7 +12,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._detection import detect_options, submit_job
 from codetr_cli.commands._labels import label_options
-from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.commands.predict import newest_run, run_job
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
 from codetr_cli.files import check_folder
@@ -103,10 +103,11 @@ def label(
     images = find_images([str(folder)], skipped=skipped)
     for sentence in skipped.sentences():
         console.warn(f"{sentence}.")
+    weights = resolve_weights(checkpoint) or str(newest_run())
     job = PredictJob(
         images=images,
-        weights=resolve_weights(checkpoint) or str(newest_run()),
-        overrides=[*([f"test.head={head}"] if head else []), *(overrides or [])],
+        weights=weights,
+        overrides=[*([f"test.head={head}"] if head else []), *place_exported(context, weights), *(overrides or [])],
         precision=precision,
         tta=tta,
         options=options,

@@ -16,7 +16,7 @@ from codetr_cli.commands._labels import label_options
 from codetr_cli.commands._launch import requested, run_placed, worker_output
 from codetr_cli.commands._pictures import comparison_columns, picture_options, show_comparison
 from codetr_cli.commands._predict_video import predict_videos
-from codetr_cli.commands._weights import refuse_secrets, resolve_weights
+from codetr_cli.commands._weights import place_exported, refuse_secrets, resolve_weights
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
 from codetr_cli.files import check_folder
 
@@ -122,7 +122,7 @@ def predict(
     job = PredictJob(
         images=images,
         weights=weights,
-        overrides=[*([f"test.head={head}"] if head else []), *(overrides or [])],
+        overrides=[*([f"test.head={head}"] if head else []), *place_exported(context, weights), *(overrides or [])],
         precision=precision,
         tta=tta,
         options=options,

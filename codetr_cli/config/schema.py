@@ -597,6 +597,11 @@ class TestConfig(Section):
     compile: bool = Field(
         False, description="Compile backbone and layers with torch.compile; needs a compiler on this machine."
     )
+    openvino_device: Annotated[str, Field(pattern=r"^(CPU|GPU|NPU)(\.[0-9]{1,2})?$")] = Field(
+        "CPU",
+        description="What OpenVINO files run on: CPU, GPU, GPU.1 or NPU; --device gpu and npu set it. Checkpoints and "
+        "other exported files ignore it.",
+    )
     allow_nonfinite_weights: bool = Field(
         False,
         description="Load weights with NaN or infinite values, by any command, instead of refusing the file.",

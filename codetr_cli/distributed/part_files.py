@@ -363,4 +363,6 @@ def _file_state(path: Path) -> list[Any]:
         found = path.stat()
     except OSError:
         return [str(path.absolute())]
-    return [str(path.absolute()), found.st_size, found.st_mtime_ns]
+    beside = {".xml": path.with_suffix(".bin"), ".onnx": path.with_name(f"{path.name}.data")}.get(path.suffix)
+    weights = _file_state(beside)[1:] if beside is not None else []  # of an exported file
+    return [str(path.absolute()), found.st_size, found.st_mtime_ns, *weights]

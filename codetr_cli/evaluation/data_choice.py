@@ -19,6 +19,8 @@ from codetr_cli.files import real_path
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.open import open_dataset
 from codetr_cli.formats.resolve import DataPaths, Split, data_root, find_data, is_single_file
+from codetr_cli.inference.exported.engine import is_exported
+from codetr_cli.inference.exported.read import settings_of_file
 from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.weights.checkpoint import stored_settings
 
@@ -85,7 +87,9 @@ def choose_data(
 def _trained_on(checkpoint: str | None) -> DataConfig | None:
     """The data settings of a checkpoint's training; None for weights of others, and for presets."""
     path = find_checkpoint(checkpoint) if checkpoint is not None else None
-    settings = stored_settings(path) if path is not None else None
+    if path is None:
+        return None
+    settings = settings_of_file(path) if is_exported(path) else stored_settings(path)
     return None if settings is None else settings.data
 
 

@@ -30,6 +30,7 @@ from codetr_cli.evaluation.results import RankResults, check_packed, pack_result
 from codetr_cli.evaluation.scoring import ClassScore
 from codetr_cli.files import cache_dir, free_folder, real_path, write_result
 from codetr_cli.formats.resolve import DataPaths
+from codetr_cli.inference.exported.network import ExportedNetwork, check_views, precision_of, runtime_facts
 from codetr_cli.inference.loading import Classes, LoadedModel, check_image_size, find_checkpoint, load_detector
 from codetr_cli.inference.options import TileOptions
 from codetr_cli.weights.checkpoint import content_id
@@ -206,6 +207,8 @@ def _resolve(job: EvalJob, loaded: LoadedModel, ground_truth: Annotations) -> Ev
     settings = loaded.settings
     if job.masks and settings.model.mask.kind == "fcn" and settings.test.head != "roi":
         logger.info("This network predicts masks in its RoI head: --head roi scores them, too.")
+    if job.tta:
+        check_views(loaded.model, settings)
     return EvalRequest.resolve(
         settings,
         ground_truth,
@@ -216,7 +219,8 @@ def _resolve(job: EvalJob, loaded: LoadedModel, ground_truth: Annotations) -> Ev
         tta=job.tta,
         tiles=job.tiles,
         batch=job.batch or loaded.settings.test.batch_size,
-        precision=job.precision,
+        precision=precision_of(loaded.model, job.precision),
+        runtime=str(loaded.model.engine.info) if isinstance(loaded.model, ExportedNetwork) else None,
         scorer=job.scorer,
         split=job.split,
     )
@@ -357,6 +361,7 @@ def _outcome(
         "per_class": [score.as_dict() for score in result.per_class],
         "detections": str(folder / DETECTIONS_NAME),
         "speed": speed,
+        **runtime_facts(loaded.model),
     }
     warning = ""
     if result.skipped:

@@ -43,6 +43,7 @@ class Protocol:
         scorer: the scoring backend with its version.
         convention: what each column counts.
         skipped: number of images that are not scored, because their files cannot be read.
+        runtime: the library that ran an exported file, with its provider and precision; None: a checkpoint in PyTorch.
     """
 
     views: str
@@ -56,13 +57,14 @@ class Protocol:
     scorer: str
     convention: str
     skipped: int = 0
+    runtime: str | None = None
 
     def __str__(self) -> str:
         kept = "" if self.max_detections is None else f", up to {self.max_detections} detections per image"
         total = self.images + self.skipped
         without = f" ({self.skipped} of {total} skipped: their files cannot be read)" if self.skipped else ""
         return (
-            f"{self.views}, {self.suppression}{kept}, {self.head} head, {self.precision}; "
+            f"{self.views}, {self.suppression}{kept}, {self.head} head, {self.runtime or self.precision}; "
             f"{self.split}, {self.images} images{without}; {self.metrics} metrics by {self.scorer}: {self.convention}"
         )
 
@@ -112,6 +114,7 @@ def describe_protocol(request: EvalRequest, *, scorer: str, images: int, skipped
         scorer=scorer,
         convention=convention,
         skipped=skipped,
+        runtime=request.runtime,
     )
 
 

@@ -36,7 +36,8 @@ class EvalRequest:
         postprocess: as the settings describe it.
         augmentation: views of test-time augmentation, or tiles; None: a single view.
         masks: whether masks are scored.
-        precision: "fp32", "tf32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16", or that of an exported file.
+        runtime: the library that runs an exported file, in words; None for a checkpoint.
         scorer: the scoring backend; None: hotcoco, or pycocotools where that cannot be imported.
         split: which images these are, for the protocol.
     """
@@ -49,6 +50,7 @@ class EvalRequest:
     augmentation: Augmentation | Tiling | None = None
     masks: bool = False
     precision: str = "fp32"
+    runtime: str | None = None
     scorer: Scorer | None = None
     split: str = "val"
 
@@ -71,6 +73,7 @@ class EvalRequest:
         tiles: TileOptions | None = None,
         batch: int = 1,
         precision: str = "auto",
+        runtime: str | None = None,
         scorer: Scorer | None = None,
         split: str = "val",
     ) -> EvalRequest:
@@ -86,7 +89,8 @@ class EvalRequest:
             tta: evaluate the views of `test.tta_scales` and `test.tta_flip`.
             tiles: how large images are cut.
             batch: tiles that the network sees at once.
-            precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
+            precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16", or that of an exported file.
+            runtime: as for the attribute.
             scorer: as for the attribute.
             split: as for the attribute.
 
@@ -112,6 +116,7 @@ class EvalRequest:
             augmentation=_views(settings, tta=tta, tiles=tiles, batch=batch),
             masks=masks,
             precision=resolve_precision(precision),
+            runtime=runtime,
             scorer=scorer,
             split=split,
         )

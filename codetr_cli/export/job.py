@@ -13,6 +13,7 @@ from codetr_cli.config.overrides import replace_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.export.onnx_file import write_onnx
+from codetr_cli.export.openvino_model import write_openvino
 from codetr_cli.export.options import SUFFIXES, ExportOptions
 from codetr_cli.export.request import Step, Writer, WriteRequest, no_report
 from codetr_cli.export.tensorrt_engine import write_tensorrt
@@ -32,7 +33,7 @@ from codetr_cli.inference.loading import LoadedModel, check_image_size, load_det
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.weights.checkpoint import file_sha256
 
-WRITERS: dict[ExportFormat, Writer] = {"onnx": write_onnx, "tensorrt": write_tensorrt}
+WRITERS: dict[ExportFormat, Writer] = {"onnx": write_onnx, "openvino": write_openvino, "tensorrt": write_tensorrt}
 """What writes each format."""
 
 DEFAULT_ATTENTION: dict[ExportFormat, Attention] = {

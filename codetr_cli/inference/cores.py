@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from codetr_cli.inference.exported.network import parameter_count
 from codetr_cli.inference.loading import LoadedModel
 
 CORE_SPEED = 4e12
@@ -41,6 +42,5 @@ def cores_shared(loaded: LoadedModel, device: torch.device) -> Iterator[None]:
 def network_threads(loaded: LoadedModel, threads: int) -> int:
     """How many of some threads a network uses, so that it takes as long as the rest of the work on an image."""
     height, width = loaded.settings.test.input_size
-    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    seconds = parameters * height * width / CORE_SPEED
+    seconds = parameter_count(loaded.model) * height * width / CORE_SPEED
     return max(1, round(threads * seconds / (seconds + IMAGE_SECONDS)))

@@ -39,6 +39,8 @@ from codetr_cli.inference.arguments import (
 )
 from codetr_cli.inference.batching import BatchSize
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
+from codetr_cli.inference.exported.engine import choose_for_file
+from codetr_cli.inference.exported.network import check_precision, check_views
 from codetr_cli.inference.given_images import predict_images
 from codetr_cli.inference.loading import LoadedModel, load_detector
 from codetr_cli.inference.options import NO_TILES, TILES_OR_TTA, DetectOptions, Nms, TileOptions
@@ -102,6 +104,10 @@ class Detector:
             device = device if isinstance(device, torch.device) else _chosen_device(check_device(device))
         check_word("precision", precision, PRECISIONS)
         check_flag("tta", tta)
+        with worded_for_python():
+            check_precision(loaded.model, precision)
+            if tta:
+                check_views(loaded.model, loaded.settings)
         self.loaded = loaded
         self.device = device
         self.precision = precision
@@ -127,9 +133,11 @@ class Detector:
         """Loads a detector.
 
         Args:
-            path: a .safetensors file, a run folder, a published .pth file, its URL, or a downloaded preset.
-            device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1", "mps" or "xpu".
-            precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
+            path: a .safetensors file, a run folder, a published .pth file, its URL, a downloaded preset, or a file of
+                `codetr export`.
+            device: "auto" (a CUDA GPU if there is one), "cpu", "cuda", "cuda:1", "mps" or "xpu"; for a file of OpenVINO
+                also "gpu", "gpu.1" and "npu".
+            precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16"; an exported file has its own.
             overrides: settings as `key=value`, e.g. `test.short_side=640` or `test.head=atss`.
             tta: test-time augmentation by several sizes and mirroring; slower, slightly more accurate.
 
@@ -141,10 +149,11 @@ class Detector:
         path, overrides = check_path(path), check_overrides(overrides)
         check_word("precision", precision, PRECISIONS)
         check_flag("tta", tta)
-        device = check_device(device)
+        name, extra = choose_for_file(path, check_device(device))
         with worded_for_python():
-            chosen = use_device(_chosen_device(device))
-            return cls(load_detector(path, chosen, overrides), device=chosen, precision=precision, tta=tta)
+            chosen = use_device(_chosen_device(name))
+            loaded = load_detector(path, chosen, [*overrides, *extra])
+            return cls(loaded, device=chosen, precision=precision, tta=tta)
 
     @classmethod
     def from_pretrained(

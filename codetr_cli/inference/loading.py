@@ -28,6 +28,7 @@ from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.models.torch_compile import compile_static_parts, why_not_compile
 from codetr_cli.runtime.malloc import return_large_blocks
+from codetr_cli.weights.checkpoint import refuse_exported
 from codetr_cli.weights.classes import COCO_CATEGORIES
 from codetr_cli.weights.convert import NOTES
 from codetr_cli.weights.load_state import load_exact
@@ -147,9 +148,7 @@ def load_detector(
 def _load_exported(path: Path, device: torch.device, overrides: Sequence[str], *, training: bool) -> LoadedModel:
     """An exported file with its settings."""
     if training:
-        raise CheckpointError(
-            f"{path} is an exported file, which cannot be trained: give the checkpoint it was made from"
-        )
+        refuse_exported(path)
     network, settings = load_network(path, device, overrides)
     metadata = network.engine.metadata
     logger.info("%s: %s", path, network.engine.info)

@@ -25,13 +25,17 @@ def inference(model: nn.Module, device: torch.device, precision: str) -> Iterato
     Tensors that a module keeps must be made under `torch.inference_mode(mode=False)`, or training cannot use them.
 
     Args:
-        model: the network, or an exported one, which has the arithmetic of its file.
+        model: the network, or an exported one, which has the arithmetic of its file whatever the precision.
         device: where the network runs.
         precision: "auto" (fp32), "fp32", "tf32", "bf16" or "fp16".
 
     Raises:
         ConfigError: the device does not have this precision.
     """
+    if isinstance(model, ExportedNetwork):
+        with torch.inference_mode():
+            yield
+        return
     resolved = resolve_precision(precision)
     dtype = autocast_dtype(resolved, device)
     was_training = model.training

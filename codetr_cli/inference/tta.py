@@ -21,12 +21,10 @@ from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target
 from codetr_cli.data.transforms import AnyTransform, Flip, FlipParams, build_transforms
 from codetr_cli.inference.cuda_graph import Network
+from codetr_cli.inference.exported.network import LARGEST_FACTOR
 from codetr_cli.inference.pipeline import detect
 from codetr_cli.models.postprocess import Detections, PostProcess
 from codetr_cli.ops.nms import batched_soft_nms
-
-LARGEST_FACTOR = 4.0
-"""Scales up to this value are factors, larger ones the short side in pixels."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from codetr_cli.distributed.shared_work import SharedWork, agree_on_weights, sto
 from codetr_cli.distributed.worker_errors import PREDICTION
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.exported.network import runtime_facts
 from codetr_cli.inference.loading import find_checkpoint, load_detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.prediction.drawings import misplaced
@@ -313,6 +314,7 @@ class _Writing:
             "checkpoint": str(self._detector.loaded.path or job.weights),
             "device": device.type if process_group.world_size() > 1 else str(device),
         }
+        runtime = runtime_facts(self._detector.loaded.model)
         tally, unwritten = Tally(len(job.images)), ""
         summary: dict[str, Any] = {}
         names = result_names(job.written, len(job.images), job.shard_size)
@@ -321,7 +323,7 @@ class _Writing:
                 write_outputs(tally.counting(merge_results(parts)), job.written, target)
                 names += [FAILURES_NAME] if tally.failures else []
                 names += self._pictures.write_montage(job.images)
-                summary = summarize(tally, work, names, **facts)
+                summary = summarize(tally, work, names, **facts, **runtime)
                 write_summary(summary, target)
             except ResourceError as error:
                 kept = "The results of all images are kept: the same command writes the file without predicting again."
@@ -333,7 +335,7 @@ class _Writing:
             **facts,
             tally=tally,
             files=[] if unwritten else [folder / name for name in names],
-            summary=summary or summarize(tally, work, [], **facts),
+            summary=summary or summarize(tally, work, [], **facts, **runtime),
             unwritten=unwritten,
             notes=[f"{name}: {sentence}" for name, found in target.notes.items() for sentence in found],
         )

@@ -117,7 +117,7 @@ def _rate(images: int, seconds: float) -> float:
     return round(images / max(seconds, 1e-9), 3) if images else 0.0
 
 
-def summarize(tally: Tally, work: SharedWork, files: Sequence[str], **facts: str) -> dict[str, Any]:
+def summarize(tally: Tally, work: SharedWork, files: Sequence[str], **facts: Any) -> dict[str, Any]:
     """The content of `summary.json`.
 
     Args:

@@ -20,6 +20,7 @@ from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.runs.folder import RunInputs
 from codetr_cli.training.auto_recipe import Recipe, fit_recipe
 from codetr_cli.training.trainable_objects import count_trainable
+from codetr_cli.weights.checkpoint import refuse_exported
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,7 @@ def _find_weights(weights: str | None) -> str | None:
     path = find_checkpoint(weights)
     if path is None:
         raise ConfigError(f"--weights {weights} is a preset without published weights: give a checkpoint")
+    refuse_exported(path)
     return str(path.absolute())
 
 

@@ -22,7 +22,7 @@ from codetr_cli.class_names import storable_class_name
 from codetr_cli.config.checkpoint_settings import parse_stored
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError
-from codetr_cli.files import WEIGHTS_NAME, replace_file
+from codetr_cli.files import EXPORTED_SUFFIXES, WEIGHTS_NAME, replace_file
 from codetr_cli.reading import check_regular, open_file, parse_json
 from codetr_cli.weights.metadata import parse_classes, storable_text, version_of
 from codetr_cli.weights.safetensors_header import check_header
@@ -279,6 +279,19 @@ def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
         if key != "content_sha256":
             total.update(f"{key}={metadata[key]}\n".encode())
     return total.hexdigest()
+
+
+def refuse_exported(path: Path) -> None:
+    """Refuses the files of `codetr export` where weights are needed.
+
+    Raises:
+        CheckpointError: it is one, by its suffix.
+    """
+    if path.suffix in EXPORTED_SUFFIXES:
+        raise CheckpointError(
+            f"{path} is an exported file: codetr predict, label, eval, bench and serve run it, but its weights cannot "
+            "be trained or converted. Give the checkpoint that it was made from."
+        )
 
 
 def file_sha256(path: Path) -> str:

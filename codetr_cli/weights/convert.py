@@ -24,7 +24,13 @@ from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, listed
 from codetr_cli.weights.architecture import describe, differences
-from codetr_cli.weights.checkpoint import Checkpoint, file_sha256, is_safetensors, read_safetensors
+from codetr_cli.weights.checkpoint import (
+    Checkpoint,
+    file_sha256,
+    is_safetensors,
+    read_safetensors,
+    refuse_exported,
+)
 from codetr_cli.weights.classes import COCO_CATEGORIES, numbered_names, same_classes
 from codetr_cli.weights.load_state import check_shapes
 from codetr_cli.weights.names import REASON_RAW_COPY, Naming
@@ -101,6 +107,7 @@ def convert_file(
         ConfigError: an unknown preset or setting.
     """
     path = Path(path)
+    refuse_exported(path)
     entries, names, dropped = _read(path)
     try:
         renamed = to_our_state(entries)

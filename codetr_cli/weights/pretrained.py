@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, listed
 from codetr_cli.receipts import has_changed
-from codetr_cli.weights.checkpoint import is_safetensors, read_safetensors
+from codetr_cli.weights.checkpoint import is_safetensors, read_safetensors, refuse_exported
 from codetr_cli.weights.download import DownloadProgress
 from codetr_cli.weights.load_state import check_shapes
 from codetr_cli.weights.names import drop_reason, to_ours
@@ -96,6 +96,7 @@ def load_backbone(model: nn.Module, path: Path, *, allow_nonfinite: bool = False
         CheckpointError: unreadable, another architecture than the model's backbone, or weights that are not finite.
     """
     target = {name: value for name, value in model.state_dict().items() if name.startswith(PREFIX)}
+    refuse_exported(path)
     with doubted_if_unusable(path):
         found = _read_backbone(path)
     source = f"the backbone in {path}"

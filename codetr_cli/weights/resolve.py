@@ -22,6 +22,7 @@ from codetr_cli.weights.checkpoint import (
     is_safetensors,
     load_checkpoint,
     read_metadata,
+    refuse_exported,
     save_checkpoint,
 )
 from codetr_cli.weights.convert import Conversion, ExpectedShapes, convert_file
@@ -119,6 +120,7 @@ def open_weights(path: Path | str, *, prefer: Settings | None = None) -> Checkpo
         CheckpointError: as `load_checkpoint` and `convert_file`.
     """
     path = Path(path)
+    refuse_exported(path)
     with doubted_if_unusable(path):
         if is_safetensors(path) and "format" in read_metadata(path):
             return load_checkpoint(path)

@@ -11,7 +11,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands._launch import refuse_launch_options
-from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.commands.bench import _measurement as measurement
 from codetr_cli.commands.bench import _tables as tables
 from codetr_cli.errors import ConfigError
@@ -47,13 +47,15 @@ def benchmark_end_to_end(context: typer.Context) -> None:
     console.set_mode(json=given["json_output"], quiet=given["quiet"])
     measurement.check_target(given["preset"], given["checkpoint"])
     refuse_launch_options(context, "--end-to-end")
+    target = resolve_weights(given["checkpoint"]) or given["preset"] or measurement.DEFAULT_PRESET
+    overrides = [*place_exported(context, target), *(given["overrides"] or [])]
     device = measurement.prepare_device(given["device"], given["threads"])
 
     from codetr_cli.benchmark.end_to_end import load_measured, measure_end_to_end, synthetic_images
+    from codetr_cli.inference.exported.network import runtime_facts
     from codetr_cli.inference.options import DetectOptions
     from codetr_cli.prediction.inputs import find_images
 
-    target = resolve_weights(given["checkpoint"]) or given["preset"] or measurement.DEFAULT_PRESET
     report = measurement.start_report(device, target)
     with ExitStack() as stack:
         count = _count(given["images"], CPU_IMAGES if device.type == "cpu" else GPU_IMAGES)
@@ -63,7 +65,7 @@ def benchmark_end_to_end(context: typer.Context) -> None:
             images = synthetic_images(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="codetr-"))), count)
         detector = load_measured(
             target,
-            given["overrides"] or [],
+            overrides,
             device,
             precision=given["precision"] or "auto",
             random_weights=given["checkpoint"] is None,
@@ -77,7 +79,12 @@ def benchmark_end_to_end(context: typer.Context) -> None:
                 tick=advance,
             )
     settings = detector.loaded.settings
-    report["end_to_end"] = {"name": settings.name, "synthetic": count is not None, **asdict(timing)}
+    report["end_to_end"] = {
+        "name": settings.name,
+        "synthetic": count is not None,
+        **runtime_facts(detector.loaded.model),
+        **asdict(timing),
+    }
     tables.show_end_to_end(report["end_to_end"], report["machine"])
     measurement.finish_report(report, given["out"], force=given["force"])
 

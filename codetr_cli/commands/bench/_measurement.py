@@ -19,7 +19,7 @@ from codetr_cli import console
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._launch import requested, run_placed, worker_output
 from codetr_cli.commands._submit import submit_command
-from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.commands.bench import _tables
 from codetr_cli.errors import ConfigError
 
@@ -131,14 +131,16 @@ def benchmark_network(context: typer.Context, kind: Kind, **spec_options: Any) -
     from codetr_cli.distributed.topology import place
     from codetr_cli.distributed.worker_errors import BENCHMARK
 
+    target = resolve_weights(given["checkpoint"]) or given["preset"] or DEFAULT_PRESET
+    overrides = [*place_exported(context, target), *(given["overrides"] or [])]
     placement = place(requested(context), BENCHMARK)
     if given["compare"] and placement.world_size > 1:
         raise ConfigError("--compare measures one process: remove --compare, or --gpus, --procs and --nodes")
     runs = run_counts(placement.device.type, given["warmup"], given["iterations"])
     job = NetworkBenchmark(
         kind=kind,
-        target=resolve_weights(given["checkpoint"]) or given["preset"] or DEFAULT_PRESET,
-        overrides=given["overrides"] or [],
+        target=target,
+        overrides=overrides,
         random_weights=given["checkpoint"] is None,
         threads=given["threads"],
         compare=given["compare"] is not None,
@@ -200,10 +202,12 @@ def finish_report(report: Mapping[str, Any], out: Path | None, *, force: bool) -
     from codetr_cli.files import free_file, write_result
 
     machine = report["machine"]
-    console.result(
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}; "
-        f"deformable attention by {machine['attention_note']}"
-    )
+    runtime = next((part["runtime"] for part in report.values() if isinstance(part, dict) and "runtime" in part), None)
+    if runtime is None:
+        how = f"deformable attention by {machine['attention_note']}"
+    else:
+        how = f"{runtime['library']}, {runtime['provider']}, {runtime['precision']}"
+    console.result(f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}; {how}")
     published = _tables.without_folders(report)
     console.result_json(published)  # first: the disk of the file may be full
     if out is not None:

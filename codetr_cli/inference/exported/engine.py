@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from codetr_cli.errors import CheckpointError, ConfigError
+from codetr_cli.files import EXPORTED_SUFFIXES
 from codetr_cli.inference.exported.metadata import ExportMetadata
-
-EXPORTED_SUFFIXES = (".onnx", ".xml", ".engine", ".pt2")
-"""Suffixes of exported files: of ONNX, OpenVINO, TensorRT and PyTorch."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -28,11 +29,11 @@ def load_network(path: Path, device: torch.device, overrides: Sequence[str]) -> 
         ConfigError: an override of what is part of the file.
         ResourceError: the library for the file is not installed, or cannot use the device.
     """
-    network = ExportedNetwork(open_engine(path, device))
-    metadata = network.engine.metadata
-    stored = metadata.parsed_settings(str(path))
-    check_overrides(metadata, overrides, path)
-    return network, settings_of_checkpoint(stored, overrides, source=str(path))
+    engine = open_engine(path, device, processor_of(overrides))
+    stored = engine.metadata.parsed_settings(str(path))
+    settings = settings_of_checkpoint(stored, overrides, source=str(path))
+    check_settings(engine.metadata, stored, settings, path)
+    return ExportedNetwork(engine, path), settings
 
 
 def default_tiles(metadata: ExportMetadata) -> TileOptions | None:
@@ -41,15 +42,35 @@ def default_tiles(metadata: ExportMetadata) -> TileOptions | None:
     return None if rule is None else TileOptions(size=rule.size, overlap=rule.overlap, whole=rule.whole)
 
 
-def check_overrides(metadata: ExportMetadata, overrides: Sequence[str], path: Path) -> None:
-    """Refuses settings that an exported file has decided.
+def processor_of(overrides: Sequence[str]) -> str | None:
+    """The last value of `test.openvino_device` in settings as `key=value`; None: there is none, or the CPU."""
+    pairs = [override.partition("=") for override in overrides]
+    found = [value.strip() for key, _, value in pairs if key.strip() == "test.openvino_device"]
+    return found[-1].upper() if found and found[-1].upper() != "CPU" else None
+
+
+def check_settings(metadata: ExportMetadata, stored: Settings, settings: Settings, path: Path) -> None:
+    """Refuses settings other than those that an exported file has decided.
+
+    Args:
+        metadata: of the file.
+        stored: settings in the file.
+        settings: to use it with.
+        path: of the file.
 
     Raises:
         ConfigError: names the setting, and how to export with it.
     """
-    is_fixed = metadata.input.height is not None
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if key.startswith("model.") or key in FIXED or (is_fixed and key in SIZES):
-            how = "--size or --dynamic-size" if key in SIZES else f"--set {override}"
-            raise ConfigError(f"{key} is part of the exported file {path}: export the checkpoint again with {how}")
+    if settings.model != stored.model:
+        raise ConfigError(
+            f"the settings below model are part of the exported file {path}: export the checkpoint again with them"
+        )
+    fixed = FIXED if metadata.input.height is None else (*FIXED, *SIZES)
+    for key in fixed:
+        value = attrgetter(key)(settings)
+        if value == attrgetter(key)(stored):
+            continue
+        if key == "test.head":
+            raise ConfigError(f"the {value} head is not part of the exported file {path}: use the checkpoint itself")
+        how = "another --size, or with --dynamic-size" if key in SIZES else f"--set {key}={value}"
+        raise ConfigError(f"{key} is part of the exported file {path}: export the checkpoint again with {how}")

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codetr_cli.boxes import Target, Targets
-from codetr_cli.errors import ConfigError
+from codetr_cli.config.schema import Settings
+from codetr_cli.errors import ConfigError, listed
 from codetr_cli.inference.exported.engine import Engine
 from codetr_cli.models.postprocess import Detections, PostProcess
+from codetr_cli.runtime.precision import resolve_precision
+
+UNNAMED = Path("(unnamed)")
+LARGEST_FACTOR = 4.0
+"""Values of `test.tta_scales` up to this are factors, larger ones the short side in pixels."""
 
 
 class ExportedNetwork(nn.Module):
@@ -20,6 +28,7 @@ class ExportedNetwork(nn.Module):
 
     Args:
         engine: runs the file.
+        path: of the file, for messages.
 
     Attributes:
         takes_pixels: the input is uint8; the graph normalises it.
@@ -27,9 +36,9 @@ class ExportedNetwork(nn.Module):
 
     optimized_for_inference = False
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, path: Path = UNNAMED) -> None:
         super().__init__()
-        self.engine = engine
+        self.engine, self.path = engine, path
         self.takes_pixels = engine.metadata.input.pixels
         model, output = engine.metadata.parsed_settings("the exported file").model, engine.metadata.output
         self._scores = model.num_queries, model.num_classes
@@ -118,3 +127,65 @@ def _finish(candidates: Detections, target: Target, postprocess: PostProcess) ->
         return kept
     chosen = kept.scores >= postprocess.mask_min_score
     return replace(kept[chosen], mask_scores=(kept.scores * kept.mask_scores)[chosen])
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Weights of a network; of an exported file about so many, by its size as float32."""
+    if not isinstance(model, ExportedNetwork):
+        return sum(parameter.numel() for parameter in model.parameters())
+    files = (model.path, model.path.with_suffix(".bin"), Path(f"{model.path}.data"))
+    return sum(file.stat().st_size for file in files if file.is_file()) // 4
+
+
+def runtime_facts(model: nn.Module) -> dict[str, Any]:
+    """For `--json`: the library, provider and precision of an exported file as `runtime`; empty for a checkpoint."""
+    return {"runtime": model.engine.info.as_dict()} if isinstance(model, ExportedNetwork) else {}
+
+
+def check_precision(model: nn.Module, precision: str) -> None:
+    """Refuses another precision than that of an exported file.
+
+    Args:
+        model: an exported file, or any network.
+        precision: "auto", or as asked for.
+
+    Raises:
+        ConfigError: it is another one; names that of the file.
+    """
+    if not isinstance(model, ExportedNetwork):
+        return
+    stored = model.engine.metadata.precision
+    if precision not in ("auto", stored):
+        raise ConfigError(
+            f"precision {precision}: the exported file {model.path} has {stored}, which the export chose. Leave "
+            f"the precision at auto, or export the checkpoint again in {precision}"
+        )
+
+
+def precision_of(model: nn.Module, precision: str) -> str:
+    """The precision that runs: an exported file's own, else what `resolve_precision` makes of `precision`.
+
+    Raises:
+        ConfigError: as of `check_precision`.
+    """
+    check_precision(model, precision)
+    return model.engine.info.precision if isinstance(model, ExportedNetwork) else resolve_precision(precision)
+
+
+def check_views(model: nn.Module, settings: Settings) -> None:
+    """Refuses test-time augmentation with views that are larger than the input of an exported file.
+
+    Raises:
+        ConfigError: one is; names the setting.
+    """
+    if not isinstance(model, ExportedNetwork) or model.engine.metadata.input.height is None:
+        return
+    test, rule = settings.test, model.engine.metadata.input
+    base = test.canvas or test.short_side
+    larger = [scale for scale in test.tta_scales if 1 < scale <= LARGEST_FACTOR or scale > max(base, LARGEST_FACTOR)]
+    if larger:
+        raise ConfigError(
+            f"test-time augmentation shows images at {listed(larger)} of test.tta_scales, more than the input of the "
+            f"exported file {model.path}, {rule.height} x {rule.width}: use --set test.tta_scales=[1.0], or export "
+            "the checkpoint with --dynamic-size"
+        )

@@ -77,7 +77,7 @@ def _data_file(path: Path, name: str) -> int:
     Raises:
         CheckpointError: it is not a file in the folder of the model, or is missing.
     """
-    if not name or name in (".", "..") or any(character in name for character in '/\\:\0'):
+    if not name or name in (".", "..") or any(character in name for character in "/\\:\0"):
         raise CheckpointError(
             f"{path} names weights in another folder ({name[:200]!r}), which codetr does not write: a file of unknown "
             "origin could read any file so. Export it again, with the weights in the same folder."

@@ -47,7 +47,10 @@ class OnnxRuntimeEngine:
         provider = _provider(runtime, device)
         try:
             session = runtime.InferenceSession(
-                str(path), _session_options(runtime), providers=[(provider, _provider_options(provider, device))]
+                str(path),
+                _session_options(runtime),
+                providers=[(provider, _provider_options(provider, device))],
+                enable_fallback=0,  # to the CPU, with a note on the terminal only
             )
         except Exception as error:  # ONNX Runtime's errors have no common class
             if is_out_of_memory(error):

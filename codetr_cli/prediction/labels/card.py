@@ -12,6 +12,7 @@ from typing import Any
 
 from codetr_cli import __version__
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.exported.network import precision_of
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.markdown import plain, table
 from codetr_cli.prediction.labels.options import DatasetOptions, LabelOptions
@@ -55,7 +56,7 @@ def describe_model(
             "head": test.head,
             "nms": options.nms or test.nms,
             "max_dets": options.max_dets or test.max_detections,
-            "precision": detector.precision,
+            "precision": precision_of(loaded.model, detector.precision),
             "tta": tta or None,
             "tiles": None if options.tiles is None else str(options.tiles),
             "overrides": list(overrides),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from codetr_cli.distributed.part_files import PartFiles
 from codetr_cli.distributed.shared_work import stop_request
 from codetr_cli.errors import CheckpointError, DatasetError
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.exported.network import runtime_facts
 from codetr_cli.inference.loading import load_detector
 from codetr_cli.prediction.video.job import VideoJob
 from codetr_cli.prediction.video.outcome import VideoOutcome
@@ -36,6 +37,7 @@ class VideosOutcome:
         videos: of each video that could be read.
         failed: videos that cannot be read: as given -> reason.
         stopped: number of the signal that ended a live stream; None: the command ended by itself.
+        runtime: `runtime_facts` of the network.
     """
 
     folder: Path
@@ -44,12 +46,14 @@ class VideosOutcome:
     videos: list[VideoOutcome]
     failed: dict[str, str]
     stopped: int | None = None
+    runtime: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
         return {
             "checkpoint": self.checkpoint,
             "out": str(self.folder),
+            **self.runtime,
             "videos": [video.summary() for video in self.videos],
             "failed": [{"video": name, "error": error} for name, error in self.failed.items()],
         }
@@ -105,4 +109,5 @@ def run_videos(job: VideoJob, *, device: torch.device, show: Show, warn: Callabl
             videos=outcomes,
             failed=failed,
             stopped=stop.number if run.is_live else None,
+            runtime=runtime_facts(loaded.model),
         )

@@ -1,60 +1,120 @@
-"""What of an exported file can be changed, and what cannot."""
+"""An exported file in the place of a checkpoint: detections, and the settings that it has decided."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from codetr_cli.errors import ConfigError
-from codetr_cli.export.job import describe
-from codetr_cli.export.options import ExportOptions
-from codetr_cli.inference.exported import load
-from codetr_cli.inference.exported.load import check_overrides, default_tiles, load_network
+pytest.importorskip("onnx", reason="the optional package onnx writes the files")
+pytest.importorskip("onnxruntime", reason="the optional package ONNX Runtime runs the files")
+
+from codetr_cli.errors import CheckpointError, ConfigError
+from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.exported.load import default_tiles, load_network, processor_of
+from codetr_cli.inference.loading import load_detector
 from codetr_cli.inference.options import TileOptions
-from tests.export import networks
-from tests.inference.exported.fake_engine import FakeEngine
+from codetr_cli.training.plan import _find_weights
+from codetr_cli.weights.convert import convert_file
+from codetr_cli.weights.pretrained import load_backbone
+from codetr_cli.weights.resolve import open_weights
+from tests.inference.exported import handmade
 
-PATH = Path("x.onnx")
+CPU = torch.device("cpu")
 
 
-def test_settings_of_the_file_with_overrides(monkeypatch: pytest.MonkeyPatch):
-    loaded = networks.load_random()
-    engine = FakeEngine(loaded, describe(loaded, ExportOptions(size=(96, 160))))
-    monkeypatch.setattr(load, "open_engine", lambda path, device: engine)
-    network, settings = load_network(PATH, torch.device("cpu"), ["test.nms=hard"])
-    assert network.engine is engine
-    assert settings.test.nms == "hard"
-    assert settings.test.fixed_size == (96, 160)
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return handmade.write_onnx(tmp_path_factory.mktemp("onnx") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return handmade.write_onnx(tmp_path_factory.mktemp("onnx") / "model.onnx", dynamic_size=True)
+
+
+def test_a_detector_of_a_file(path: Path):
+    detector = Detector.load(path)
+    assert detector.class_names == handmade.CLASS_NAMES
+    image = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)
+    found = detector.predict(image, score=0.05)
+    assert len(found) == 20
+    assert (found.boxes[:, 2:] <= [90.01, 120.01]).all()
+    assert set(found.category_ids) <= set(handmade.CATEGORY_IDS)
 
 
 @pytest.mark.parametrize(
-    ("override", "how"),
+    ("override", "message"),
     [
-        ("model.num_queries=10", r"--set model\.num_queries=10"),
-        ("data.mean=[0, 0, 0]", r"--set data\.mean"),
-        ("data.pad_divisor=64", r"--set data\.pad_divisor=64"),
-        (" test.head = atss", r"--set"),
-        ("test.short_side=64", "--size or --dynamic-size"),
-        ("test.fixed_size=[64, 64]", "--size or --dynamic-size"),
+        ("model.num_queries=20", "settings below model are part of the exported file"),
+        ("test.head=atss", "the atss head is not part of the exported file"),
+        ("data.pad_divisor=16", r"export the checkpoint again with --set data\.pad_divisor=16"),
+        ("test.short_side=64", r"with another --size, or with --dynamic-size"),
+        ("test.fixed_size=[128, 128]", r"with another --size, or with --dynamic-size"),
     ],
 )
-def test_what_the_file_has_decided(override: str, how: str):
-    metadata = describe(networks.load_random(), ExportOptions(size=(96, 160)))
-    with pytest.raises(ConfigError, match=rf"is part of the exported file x\.onnx: export .* again with {how}"):
-        check_overrides(metadata, [override], PATH)
+def test_settings_that_the_file_has_decided(path: Path, override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_network(path, CPU, [override])
 
 
-def test_sizes_of_a_file_for_any_size():
-    metadata = describe(networks.load_random(), ExportOptions(dynamic_size=True))
-    check_overrides(metadata, ["test.short_side=64", "test.nms_iou=0.5"], PATH)
-    with pytest.raises(ConfigError, match="part of the exported file"):
-        check_overrides(metadata, ["model.num_levels=5"], PATH)
+def test_settings_of_the_same_value_and_of_detection(path: Path):
+    overrides = ["test.head=decoder", "test.nms=none", "test.max_detections=5", "test.short_side=96"]
+    _, settings = load_network(path, CPU, overrides)
+    assert (settings.test.nms, settings.test.max_detections) == ("none", 5)
+
+
+def test_other_sizes_of_a_file_of_any_size(any_size: Path):
+    _, settings = load_network(any_size, CPU, ["test.short_side=64"])
+    assert settings.test.short_side == 64
+
+
+def test_the_processor_of_settings():
+    assert processor_of([]) is None
+    assert processor_of(["test.openvino_device=GPU", "test.openvino_device=cpu"]) is None
+    assert processor_of(["test.nms=none", "test.openvino_device = gpu.1"]) == "GPU.1"
+
+
+def test_precisions(path: Path):
+    assert Detector.load(path, precision="fp32").precision == "fp32"
+    with pytest.raises(ValueError, match=r"precision bf16: the exported file .*model\.onnx has fp32"):
+        Detector.load(path, precision="bf16")
+
+
+def test_test_time_augmentation(path: Path, any_size: Path):
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"tta_scales, more than the input of the exported file .* 96 x 160"):
+        Detector.load(path, tta=True)
+    smaller = Detector.load(path, tta=True, overrides=["test.tta_scales=[0.5, 1.0]"])
+    assert len(smaller.predict(image, score=0.05))
+    assert len(Detector.load(any_size, tta=True).predict(image, score=0.05))
+
+
+def test_weights_are_not_taken_from_it(path: Path):
+    for use in (open_weights, convert_file, lambda file: load_backbone(torch.nn.Identity(), file), _find_weights):
+        with pytest.raises(CheckpointError, match=r"is an exported file: .*Give the checkpoint that it was made from"):
+            use(path)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="is an exported file"):
+        load_detector(path, CPU, training=True)
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        Detector.load(tmp_path / "model.onnx")
+
+
+def test_streams(path: Path):
+    detector = Detector.load(path)
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 50, 80, 3), np.uint8))
+    found = list(detector.stream(images, score=0.05, batch=2, workers=2))
+    for image, prediction in zip(images, found, strict=True):
+        np.testing.assert_allclose(prediction.boxes, detector.predict(image, score=0.05).boxes, atol=1e-3)
 
 
 def test_default_tiles():
-    loaded, tiles = networks.load_random(), TileOptions(size=(128, 96), overlap=0.3)
-    assert default_tiles(describe(loaded, ExportOptions(tiles=tiles))) == tiles
-    assert default_tiles(describe(loaded, ExportOptions(tiles=TileOptions()))) == TileOptions()
-    assert default_tiles(describe(loaded, ExportOptions())) is None
+    tiles = TileOptions(size=(128, 96), overlap=0.3)
+    assert default_tiles(handmade.metadata_of(tiles=tiles)) == tiles
+    assert default_tiles(handmade.metadata_of(tiles=TileOptions())) == TileOptions()
+    assert default_tiles(handmade.metadata_of()) is None
