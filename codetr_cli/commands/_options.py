@@ -167,7 +167,7 @@ def tile_options(tiles: str | None, overlap: float | None, *, tta: bool) -> Tile
 # ------------------------------------------------------------------------------------------------------------ all verbs
 
 CheckpointOption = Annotated[
-    str | None, option("--checkpoint", "FILE", "A file, run folder, URL, exported file, or downloaded preset.", INPUT)
+    str | None, option("--checkpoint", "FILE", "A file, run folder, URL, or downloaded preset.", INPUT)
 ]
 SameCheckpointOption = Annotated[str | None, option("--checkpoint", "FILE", "Same as the argument.", INPUT)]
 PresetOption = Annotated[

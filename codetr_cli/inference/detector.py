@@ -39,10 +39,9 @@ from codetr_cli.inference.arguments import (
 )
 from codetr_cli.inference.batching import BatchSize
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
-from codetr_cli.inference.exported.engine import choose_for_file
 from codetr_cli.inference.exported.network import check_precision, check_views
 from codetr_cli.inference.given_images import predict_images
-from codetr_cli.inference.loading import LoadedModel, load_detector
+from codetr_cli.inference.loading import LoadedModel, choose_for_file, load_detector
 from codetr_cli.inference.options import NO_TILES, TILES_OR_TTA, DetectOptions, Nms, TileOptions
 from codetr_cli.inference.pipeline import inference
 from codetr_cli.inference.prediction import ImageInput, Prediction

@@ -17,6 +17,7 @@ from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError, nearest
 from codetr_cli.files import WEIGHTS_NAME
+from codetr_cli.inference.exported.engine import choose_for_file as choose_for_file
 from codetr_cli.inference.exported.engine import is_exported
 from codetr_cli.inference.exported.load import default_tiles, load_network
 from codetr_cli.inference.exported.network import ExportedNetwork

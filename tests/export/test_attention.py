@@ -17,9 +17,11 @@ from torch.export import Dim
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.export.attention import PLUGIN_DOMAIN, onnx_translations
 from codetr_cli.export.options import ExportOptions
+from codetr_cli.inference.exported.metadata import METADATA_KEY
 from codetr_cli.inference.exported.onnx_runtime import OnnxRuntimeEngine
 from codetr_cli.ops.deform_attn import fused_multi_scale_deformable_attention
 from codetr_cli.ops.deform_attn_export import PLUGIN_NAME, use_formulation
+from tests.inference.exported.handmade import metadata_of
 
 onnx = pytest.importorskip("onnx", reason="ONNX files are written by onnx")
 reference = pytest.importorskip("onnx.reference", reason="ONNX graphs are evaluated by onnx")
@@ -167,7 +169,9 @@ def test_the_definition_of_the_plugin_on_the_inputs_of_the_node_gives_the_attent
 
 def test_onnx_runtime_without_the_plugin_says_what_to_do(tmp_path) -> None:
     path = tmp_path / "plugin.onnx"
-    onnx.save_model(exported("plugin"), str(path))
+    model = exported("plugin")
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata_of().to_json()})
+    onnx.save_model(model, str(path))
     with pytest.raises(CheckpointError, match="--attention gridsample") as found:
         OnnxRuntimeEngine.open(path, torch.device("cpu"))
     assert "TensorRT" in str(found.value)

@@ -4,49 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.files import EXPORTED_SUFFIXES
+from codetr_cli.inference.exported.engine_info import EngineInfo
 from codetr_cli.inference.exported.metadata import ExportMetadata
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What runs where.
-
-    Attributes:
-        library: with its version, e.g. "ONNX Runtime 1.32.0".
-        provider: what computes, e.g. "CPUExecutionProvider" or "GPU.0".
-        precision: that really runs, e.g. "fp32".
-        elsewhere: nodes of the graph that run on the CPU although the provider is another; None: not known.
-        nodes: of the graph; None: not known.
-    """
-
-    library: str
-    provider: str
-    precision: str
-    elsewhere: int | None = None
-    nodes: int | None = None
-
-    def __str__(self) -> str:
-        rest = f", {self.elsewhere} of {self.nodes} nodes on the CPU" if self.elsewhere else ""
-        return f"{self.library}, {self.provider}, {self.precision}{rest}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "library": self.library,
-            "provider": self.provider,
-            "precision": self.precision,
-            "nodes": self.nodes,
-            "nodes_on_cpu": self.elsewhere,
-        }
 
 
 class Engine(Protocol):
@@ -128,14 +95,6 @@ def choose_for_file(path: str | Path, device: str) -> tuple[str, list[str]]:
 
         return ("auto" if has_gpu_provider() else "cpu"), []
     return device, []
-
-
-def first_line(error: Exception) -> str:
-    """The first sentence of a library's error that says something, with a full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not re.match(r"Exception from \S+:\d+:?$|Check '.*' failed at", line)]
-    text = (told or lines or [type(error).__name__])[0]
-    return text[:500].rstrip(".:") + "."
 
 
 def _open_onnx(path: Path, device: torch.device) -> Engine:

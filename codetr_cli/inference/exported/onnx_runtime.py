@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.errors import CheckpointError, ResourceError, is_out_of_memory
-from codetr_cli.inference.exported.engine import EngineInfo, first_line
+from codetr_cli.inference.exported.engine_info import EngineInfo, first_line
 from codetr_cli.inference.exported.metadata import ExportMetadata, input_names, output_names, parse_metadata
 from codetr_cli.inference.exported.onnx_check import check_onnx
 from codetr_cli.ops.deform_attn_export import PLUGIN_NAME

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.errors import CheckpointError, ResourceError, is_out_of_memory
-from codetr_cli.inference.exported.engine import EngineInfo, first_line
+from codetr_cli.inference.exported.engine_info import EngineInfo, first_line
 from codetr_cli.inference.exported.metadata import (
     METADATA_KEY,
     ExportMetadata,

@@ -9,7 +9,7 @@ import torch
 
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.inference.exported import engine, onnx_runtime
-from codetr_cli.inference.exported.engine import EngineInfo, choose_for_file, first_line, is_exported, open_engine
+from codetr_cli.inference.exported.engine import choose_for_file, is_exported, open_engine
 
 
 def test_files_are_known_by_their_suffix():
@@ -49,21 +49,6 @@ def test_a_processor_is_of_openvino(tmp_path: Path):
 def test_formats_without_a_library():
     with pytest.raises(CheckpointError, match=r"does not run \.safetensors files"):
         open_engine(Path("model.safetensors"), torch.device("cpu"))
-
-
-def test_what_is_shown():
-    info = EngineInfo("ONNX Runtime 1.32.0", "CUDAExecutionProvider", "fp16", elsewhere=3, nodes=900)
-    assert str(info) == "ONNX Runtime 1.32.0, CUDAExecutionProvider, fp16, 3 of 900 nodes on the CPU"
-    assert info.as_dict()["nodes_on_cpu"] == 3
-    assert str(EngineInfo("OpenVINO 2026.4", "CPU", "fp32", 0, 900)) == "OpenVINO 2026.4, CPU, fp32"
-
-
-def test_errors_of_libraries_are_one_line():
-    text = (
-        "Exception from src/inference/src/cpp/core.cpp:97:\nCheck 'a == b' failed at x.cpp:3:\nIncorrect weights\nmore"
-    )
-    assert first_line(RuntimeError(text)) == "Incorrect weights."
-    assert first_line(RuntimeError("")) == "RuntimeError."
 
 
 def test_the_suffix_decides_which_library_runs_a_file(monkeypatch: pytest.MonkeyPatch):

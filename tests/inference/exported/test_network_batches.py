@@ -15,7 +15,7 @@ pytest.importorskip("onnx", reason="the optional package onnx writes the files")
 from codetr_cli.boxes import Target
 from codetr_cli.errors import ConfigError
 from codetr_cli.inference.exported import network as network_module
-from codetr_cli.inference.exported.engine import EngineInfo
+from codetr_cli.inference.exported.engine_info import EngineInfo
 from codetr_cli.inference.exported.metadata import ExportMetadata
 from codetr_cli.inference.exported.network import ExportedNetwork, parameter_count, precision_of, runtime_facts
 from codetr_cli.models.build import build_postprocess

@@ -19,7 +19,7 @@ import onnx
 
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.inference.exported import onnx_runtime
-from codetr_cli.inference.exported.engine import EngineInfo
+from codetr_cli.inference.exported.engine_info import EngineInfo
 from codetr_cli.inference.exported.onnx_runtime import OnnxRuntimeEngine
 from tests.inference.exported import handmade
 
