@@ -29,12 +29,11 @@ from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.models.postprocess import PostProcess
 from codetr_cli.models.torch_compile import compile_static_parts, why_not_compile
 from codetr_cli.runtime.malloc import return_large_blocks
-from codetr_cli.weights.checkpoint import refuse_exported
 from codetr_cli.weights.classes import COCO_CATEGORIES
 from codetr_cli.weights.convert import NOTES
 from codetr_cli.weights.load_state import load_exact
 from codetr_cli.weights.published import published_weights
-from codetr_cli.weights.resolve import open_weights, preset_weights, resolve_weights
+from codetr_cli.weights.resolve import open_weights, preset_weights, refuse_exported, resolve_weights
 from codetr_cli.weights.urls import is_url
 
 logger = logging.getLogger(__name__)

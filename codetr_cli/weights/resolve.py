@@ -22,9 +22,9 @@ from codetr_cli.weights.checkpoint import (
     is_safetensors,
     load_checkpoint,
     read_metadata,
-    refuse_exported,
     save_checkpoint,
 )
+from codetr_cli.weights.checkpoint import refuse_exported as refuse_exported
 from codetr_cli.weights.convert import Conversion, ExpectedShapes, convert_file
 from codetr_cli.weights.download import DownloadProgress, fetch
 from codetr_cli.weights.published import PublishedWeights, published_weights
