@@ -7,8 +7,8 @@
     detect("street.jpg", threshold=0.3)
 
 The detections are those of `Detector.predict`: images are resized as codetr does it, and outputs pass the same
-post-processing. The weights are opened by codetr's own reader; nothing in a repository is executed, and
-`trust_remote_code` is not needed. For inference only: training is what `codetr train` is for.
+post-processing. The weights are opened by codetr's own reader. Nothing in a repository is executed unless
+`trust_remote_code` is set, which is not needed. For inference only: training is what `codetr train` is for.
 """
 
 from __future__ import annotations

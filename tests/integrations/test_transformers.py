@@ -195,6 +195,16 @@ def test_a_pickle_in_the_place_of_the_weights_is_not_opened(folder: Path):
         transformers.pipeline("object-detection", model=str(folder), device="cpu")
 
 
+def test_code_beside_the_model_is_not_executed(folder: Path):
+    """Also where config.json names it."""
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "evil.A", "AutoModelForObjectDetection": "evil.B", "AutoImageProcessor": "evil.C"}
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": names}))
+    (folder / "evil.py").write_text("raise SystemExit('executed')")
+    detect = transformers.pipeline("object-detection", model=str(folder), device="cpu")
+    assert len(detect(images()[0], threshold=THRESHOLD)) > 3
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     yield from local_hub(tmp_path, monkeypatch)
