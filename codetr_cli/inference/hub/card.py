@@ -156,10 +156,11 @@ def _use(facts: ModelFacts, repository: str) -> list[str]:
             *lines,
             f"It detects with the auxiliary head {facts.settings.test.head}, which transformers cannot use.",
         ]
-    boxes = " It gives boxes, no masks." if facts.settings.model.mask.kind != "none" else ""
+    boxes = ", without masks" if facts.settings.model.mask.kind != "none" else ""
     return [
         *lines,
-        f"With the pipeline of transformers (`pip install 'codetr-cli[transformers]'`), the same boxes:{boxes}",
+        f"With the pipeline of transformers (`pip install 'codetr-cli[transformers]'`), the same detections in whole "
+        f"pixels{boxes}:",
         "",
         "```python",
         "import codetr_cli.integrations.transformers  # registers the architecture",
