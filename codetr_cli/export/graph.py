@@ -22,8 +22,9 @@ from codetr_cli.ops.deform_attn_export import use_formulation
 
 MAX_BATCH = 128
 """Most images of an input with any number of images."""
-TRACED_SIZE = (160, 224)
-"""(height, width) that is traced for images of any size. Two cells at the coarsest level, at least: see below."""
+TRACED_SIZE = (1216, 1600)
+"""(height, width) that is traced for images of any size. Every level has several cells, and several windows of the
+backbone: torch.export takes a dimension of size one for a fixed one. No pixel is computed, so it takes no longer."""
 TRACED_BATCH = 2  # torch.export takes a dimension of size one for a fixed one
 
 

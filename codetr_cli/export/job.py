@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -79,6 +81,11 @@ def export_settings(settings: Settings, options: ExportOptions) -> Settings:
             )
         return settings
     if options.dynamic_size:
+        if settings.model.backbone.kind == "swin":
+            raise ConfigError(
+                "--dynamic-size: the windows of a Swin backbone cannot be traced for images of any size in reasonable "
+                "time. Export a file for each size that you need, with --size HxW"
+            )
         return replace_settings(settings, {"test.fixed_size": None})
     divisor = settings.data.pad_divisor
     size = options.size or settings.test.input_size
@@ -126,8 +133,17 @@ def describe(loaded: LoadedModel, options: ExportOptions) -> ExportMetadata:
             sha256=file_sha256(loaded.path) if loaded.path else None,
             licence=settings.source.licence,
         ),
-        versions={"codetr": VERSION, "torch": torch.__version__, "python": platform.python_version()},
+        versions={"codetr": VERSION, "torch": torch.__version__, "python": platform.python_version(), **_versions()},
     )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the optional packages that take part, as far as they are installed."""
+    found = {}
+    for package in ("onnx", "onnxscript"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def export(
@@ -190,7 +206,7 @@ def size_notes(loaded: LoadedModel, options: ExportOptions, metadata: ExportMeta
         )
     if rule.canvas is None and rule.height < rule.width:
         notes.append(
-            f"upright images are reduced to a height of {rule.height} pixels: --size {rule.width}x{rule.width} or "
-            "--dynamic-size keeps their size"
+            f"upright images are reduced to a height of {rule.height} pixels, which --size {rule.width}x{rule.width} "
+            "avoids"
         )
     return notes
