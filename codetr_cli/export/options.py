@@ -42,7 +42,7 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.size is not None and self.dynamic_size:
             raise ConfigError("--size sets one size and --dynamic-size allows any: use one of them")
-        for name, sides in (("--size", self.size), ("--tiles", self.tiles and self.tiles.size)):
+        for name, sides in (("--size", self.size), ("--tiles", None if self.tiles is None else self.tiles.size)):
             if sides is not None and not all(1 <= side <= MAX_SIDE for side in sides):
                 raise ConfigError(f"{name} {sides[0]}x{sides[1]}: sides are from 1 to {MAX_SIDE} pixels")
         if self.attention == "plugin" and self.format not in PLUGIN_FORMATS:

@@ -37,7 +37,7 @@ def autocast_dtype_of(x: Tensor) -> torch.dtype | None:
 def smaller(a: int, b: int) -> int:
     """The smaller of two sizes; in a program that is exported for images of any size, it is computed from theirs."""
     if torch.compiler.is_exporting():
-        return torch.sym_min(a, b)  # type: ignore[no-any-return]
+        return torch.sym_min(a, b)  # type: ignore[return-value]
     return min(a, b)
 
 
