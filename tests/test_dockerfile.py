@@ -111,6 +111,15 @@ def test_the_default_command_is_one(codetr):
     assert options[options.index("--host") + 1] == "0.0.0.0"
 
 
+def test_the_section_of_the_page():
+    text = (REPOSITORY / "docs/serving.md").read_text(encoding="utf-8").partition("## In a container\n")[2]
+    arguments = {words.split("=")[0] for name, words in instructions() if name == "ARG"}
+    assert set(re.findall(r"^\| `([A-Z_]+)` \|", text, flags=re.MULTILINE)) == arguments
+    (target,) = re.findall(r"docker build --target (\w+)", text)
+    assert {target, "cpu"} <= set(stages())
+    assert re.search(r"-v \S+:/model:ro", text)
+
+
 @pytest.mark.slow
 def test_the_wheel_is_built_from_what_is_copied(tmp_path: Path):
     """The steps of the stage `wheel` by hand: nothing else of the repository is needed."""

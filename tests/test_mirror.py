@@ -121,6 +121,7 @@ OF_SEVERAL_MODULES = {
     "prediction/video/test_video_kills.py": "videos whose command is killed at random instants",
     "runs/test_former_runs.py": "a run folder of an earlier version",
     "test_count_presets.py": "the script that counts parameters and costs of presets",
+    "test_dockerfile.py": "the Dockerfile",
     "test_docs.py": "documentation",
     "test_families.py": "two training steps of every family",
     "test_gpu_session.py": "the script of the first minutes on a GPU",

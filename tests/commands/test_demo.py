@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 
 from codetr_cli.errors import StoppedError
 from codetr_cli.serving import page_server
-from tests.inference.fakes import write_checkpoint
+from tests.conftest import REPOSITORY
+from tests.inference.fakes import write_checkpoint, write_run
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,29 @@ def test_others_are_let_in_on_request_only(codetr, served, tmp_path, tiny_settin
 def test_a_bad_checkpoint(codetr, served, tmp_path):
     (tmp_path / "bad.safetensors").write_text("hello")
     assert codetr("demo", tmp_path / "bad.safetensors", "--device", "cpu").code == 4
+
+
+def section(title: str) -> str:
+    text = (REPOSITORY / "docs/serving.md").read_text(encoding="utf-8")
+    return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_section_of_the_page(codetr, served, tmp_path, tiny_settings, monkeypatch):
+    text = section("A page to try it")
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/co_dino_r50/1", tiny_settings, "best")
+    (tmp_path / "photos").mkdir()
+    install, command = re.search(r"```shell\n(.*?)```", text, flags=re.DOTALL)[1].splitlines()
+    assert install == 'pip install "codetr-cli[demo]"'
+    assert codetr(*shlex.split(command)[1:], "--device", "cpu").code == 130
+    assert served["examples"] == Path("photos")
+    monkeypatch.setenv("COLUMNS", "200")
+    help_text = codetr("demo", "--help").out
+    for option in set(re.findall(r"`(--[a-z-]+)", text)) - {"--format"}:  # that one is of `codetr predict`
+        assert option in help_text, option
+    assert (REPOSITORY / "docs" / re.search(r"\((images/.+?)\)", text)[1]).is_file()
+    assert f"{page_server.MAX_WAITING} may wait" in text
+    assert f"127.0.0.1 and {page_server.FIRST_PORT}" in text
 
 
 def test_the_help_says_that_it_is_a_page(codetr, monkeypatch):
