@@ -6,13 +6,13 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from codetr_cli.annotations.annotation_json import ID
@@ -28,6 +28,7 @@ FILES = "images"
 FORM, JSON = "multipart/form-data", "application/json"
 NO_QUERY = "the address has parameters after a ?, which have no effect: send them as fields of the form or of the JSON"
 MAX_NAME = 255
+PIECE = 2**18
 MOST_IMAGES = 10_000
 """Of a request to any server: more are not read."""
 
@@ -134,11 +135,11 @@ async def read_request(request: Request, options: ServeOptions, class_names: Seq
     if request.url.query:
         raise ApiError(422, "unknown_parameter", NO_QUERY)
     kind = check_content_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
+    content = await request.body()
     if kind == JSON:
-        content = await request.body()
         parameters, images = await asyncio.to_thread(_of_json, content, options.max_images)
     else:
-        parameters, images = await _of_form(request, options.max_images)
+        parameters, images = await _of_form(request.headers, content, options.max_images)
     return _checked(parameters, images, class_names)
 
 
@@ -193,10 +194,10 @@ def _decoded(data: str, index: int) -> bytes:
     return content
 
 
-async def _of_form(request: Request, max_images: int) -> tuple[DetectParameters, list[GivenImage]]:
+async def _of_form(headers: Headers, content: bytes, max_images: int) -> tuple[DetectParameters, list[GivenImage]]:
     parser = _InMemory(
-        request.headers,
-        request.stream(),
+        headers,
+        _pieces(content),
         max_files=max_images,
         max_fields=MAX_FIELDS + max_images,
         max_part_size=MAX_FIELD_BYTES,
@@ -232,6 +233,13 @@ async def _of_form(request: Request, max_images: int) -> tuple[DetectParameters,
     if not images:
         raise ApiError(422, "no_images", f"the form has no file in the field {FILES!r}", field=FILES)
     return parameters, images
+
+
+async def _pieces(content: bytes) -> AsyncGenerator[bytes, None]:
+    """The content in parts, between which other requests have their turn."""
+    for start in range(0, len(content), PIECE):
+        yield content[start : start + PIECE]
+        await asyncio.sleep(0)
 
 
 def _parameters(form: FormData) -> DetectParameters:
