@@ -66,26 +66,49 @@ def compile_kernel(library: Path = LIBRARY, extra_flags: tuple[str, ...] = ()) -
     """
     compiler = find_compiler()
     try:
-        _compile([*compiler, *FLAGS, *extra_flags], library, _machine(compiler))
+        _compile([*compiler, *FLAGS, *extra_flags], library, target_machine(compiler))
     except OSError as error:
         raise CompilerError(f"{library} cannot be written: {error}") from error
     return library
 
 
 def _compile(compiler: list[str], library: Path, machine: str) -> None:
-    sets = {"base": ()} | (X86_SETS if machine in ("x86_64", "amd64") else {})
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".kernel-") as folder:
-        objects = [Path(folder) / f"{name}.o" for name in (*sets, "entry")]
-        for (name, flags), target in zip(sets.items(), objects, strict=False):
-            _run([*compiler, *flags, f"-DVARIANT={name}", "-c", str(SOURCE), "-o", str(target)])
-        have = [f"-DHAVE_{name.upper()}" for name in sets]
-        _run([*compiler, *have, f'-DSOURCE="{source_digest()}"', "-c", str(SOURCE), "-o", str(objects[-1])])
+        objects = compile_objects(compiler, Path(folder), instruction_sets(machine))
         built = Path(folder) / library.name
-        _run([*compiler, "-shared", *map(str, objects), "-o", str(built), "-lm"])
+        run([*compiler, "-shared", *map(str, objects), "-o", str(built), "-lm"])
         built.replace(library)
 
 
-def _machine(compiler: list[str]) -> str:
+def instruction_sets(machine: str) -> dict[str, tuple[str, ...]]:
+    """Instruction sets that the kernel is compiled for on a kind of machine, with their flags."""
+    return {"base": ()} | (X86_SETS if machine in ("x86_64", "amd64") else {})
+
+
+def compile_objects(compiler: list[str], folder: Path, sets: dict[str, tuple[str, ...]]) -> list[Path]:
+    """Compiles the kernel for every instruction set, and the part that finds out which of them this machine has.
+
+    Args:
+        compiler: its command, with the flags for all.
+        folder: for the object files.
+        sets: see `instruction_sets`.
+
+    Raises:
+        CompilerError: it failed.
+    """
+    objects = [folder / f"{name}.o" for name in (*sets, "entry")]
+    for (name, flags), target in zip(sets.items(), objects, strict=False):
+        run([*compiler, *flags, f"-DVARIANT={name}", "-c", str(SOURCE), "-o", str(target)])
+    run([*compiler, *defines(sets), f'-DSOURCE="{source_digest()}"', "-c", str(SOURCE), "-o", str(objects[-1])])
+    return objects
+
+
+def defines(sets: dict[str, tuple[str, ...]]) -> list[str]:
+    """Flags that declare for which instruction sets the kernel was compiled."""
+    return [f"-DHAVE_{name.upper()}" for name in sets]
+
+
+def target_machine(compiler: list[str]) -> str:
     """The processor that the compiler makes code for: a cross compiler's is not this machine's."""
     if sys.maxsize <= 2**32:  # a 32-bit Python on a 64-bit processor builds for itself, not for the processor
         return sysconfig.get_platform()
@@ -96,7 +119,12 @@ def _machine(compiler: list[str]) -> str:
     return platform.machine().lower()
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str]) -> None:
+    """Runs a compiler.
+
+    Raises:
+        CompilerError: it cannot be started, or fails.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -31,6 +31,7 @@ from codetr_cli.ops.deform_attn_backends import (
     available_backends,
     backend_module,
     choose_backend,
+    is_forced,
     use_backend,
 )
 from codetr_cli.ops.deform_attn_torch import (
@@ -135,7 +136,7 @@ def _dispatch(
 
 def _choose(backend: str, device: torch.device, exporting: bool) -> str:
     # An exported program must run without the kernels of this package: it uses plain PyTorch, unless requested.
-    if backend == "auto" and exporting:
+    if backend == "auto" and exporting and not is_forced():
         return "reference"
     return choose_backend(backend, device)
 

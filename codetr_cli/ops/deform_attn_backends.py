@@ -50,6 +50,11 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
+def is_forced() -> bool:
+    """Whether `use_backend` forces a backend now."""
+    return _forced != "auto"
+
+
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Every backend, fastest first: None if it can run on `device`, else the reason, one sentence."""
     return {name: _why_not(name, _with_index(device)) for name in BACKENDS}
