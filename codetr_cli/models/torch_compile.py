@@ -50,8 +50,8 @@ def use_private_cache() -> None:
     """
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return
-    folder = cache_dir() / COMPILED_FOLDER
-    if not _is_private(folder):
+    folder = private_cache()
+    if folder is None:
         folder = Path(tempfile.mkdtemp(prefix="codetr-compiled-"))
         atexit.register(_remove, folder, os.getpid())
         logger.info(
@@ -59,6 +59,12 @@ def use_private_cache() -> None:
             *(folder, cache_dir() / COMPILED_FOLDER),
         )
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def private_cache() -> Path | None:
+    """The folder of the cache where only this user can write; None: it cannot be made, or others could write there."""
+    folder = cache_dir() / COMPILED_FOLDER
+    return folder if _is_private(folder) else None
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -94,6 +94,8 @@ def choose_for_file(path: str | Path, device: str) -> tuple[str, list[str]]:
         from codetr_cli.inference.exported.onnx_runtime import has_gpu_provider
 
         return ("auto" if has_gpu_provider() else "cpu"), []
+    if suffix == ".pt2" and device == "auto":
+        return "cpu", []  # what packages are compiled for
     return device, []
 
 
@@ -109,4 +111,14 @@ def _open_tensorrt(path: Path, device: torch.device) -> Engine:
     return TensorRTEngine.open(path, device)
 
 
-_OPENERS: dict[str, Callable[[Path, torch.device], Engine]] = {".onnx": _open_onnx, ".engine": _open_tensorrt}
+def _open_torch_package(path: Path, device: torch.device) -> Engine:
+    from codetr_cli.inference.exported.torch_package import TorchPackageEngine
+
+    return TorchPackageEngine.open(path, device)
+
+
+_OPENERS: dict[str, Callable[[Path, torch.device], Engine]] = {
+    ".onnx": _open_onnx,
+    ".engine": _open_tensorrt,
+    ".pt2": _open_torch_package,
+}
