@@ -19,6 +19,7 @@ from codetr_cli.export.openvino_model import write_openvino
 from codetr_cli.export.options import SUFFIXES, ExportOptions
 from codetr_cli.export.request import Step, Writer, WriteRequest, no_report
 from codetr_cli.export.tensorrt_engine import write_tensorrt
+from codetr_cli.export.torch_package import write_torch_package
 from codetr_cli.files import refuse_taken, write_results
 from codetr_cli.inference.exported.metadata import (
     VERSION,
@@ -35,7 +36,12 @@ from codetr_cli.inference.loading import LoadedModel, check_image_size, load_det
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.weights.checkpoint import file_sha256
 
-WRITERS: dict[ExportFormat, Writer] = {"onnx": write_onnx, "openvino": write_openvino, "tensorrt": write_tensorrt}
+WRITERS: dict[ExportFormat, Writer] = {
+    "onnx": write_onnx,
+    "openvino": write_openvino,
+    "tensorrt": write_tensorrt,
+    "torch": write_torch_package,
+}
 """What writes each format."""
 
 DEFAULT_ATTENTION: dict[ExportFormat, Attention] = {

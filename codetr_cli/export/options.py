@@ -48,12 +48,12 @@ class ExportOptions:
         if self.attention == "plugin" and self.format not in PLUGIN_FORMATS:
             raise ConfigError(
                 f"--attention plugin is a node that TensorRT alone computes, and --format {self.format} runs without "
-                "TensorRT: use --attention gridsample or gather, or --format tensorrt or onnx"
+                "TensorRT: use --attention gridsample or gather, or --format tensorrt, onnx or torch"
             )
 
 
-PLUGIN_FORMATS: tuple[ExportFormat, ...] = ("onnx", "tensorrt")
-"""Formats of `attention="plugin"`: TensorRT's files, and those that it reads."""
+PLUGIN_FORMATS: tuple[ExportFormat, ...] = ("onnx", "tensorrt", "torch")
+"""Formats of `attention="plugin"`: TensorRT's files, those that it reads, and packages with codetr's own kernel."""
 
 
 SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".engine", "torch": ".pt2"}

@@ -29,6 +29,8 @@ def test_files_are_known_by_their_suffix():
         ("model.xml", "xpu", ("cpu", ["test.openvino_device=GPU"])),
         ("model.xml", "cuda", ("cuda", [])),
         ("model.onnx", "cuda:1", ("cuda:1", [])),
+        ("model.pt2", "auto", ("cpu", [])),
+        ("model.pt2", "cuda", ("cuda", [])),
     ],
 )
 def test_devices(path: str, device: str, expected: tuple[str, list[str]]):

@@ -1,0 +1,157 @@
+"""The program as a package of PyTorch (`.pt2`): compiled by AOTInductor, with the exported program beside it.
+
+`torch._inductor.aoti_load_package` runs the compiled program, `torch.export.load` reads the exported one, which can be
+compiled again for another machine. Neither needs codetr, unless the exported program has its operators. Torch 2.7
+writes the compiled program only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from codetr_cli.errors import ConfigError, ResourceError
+from codetr_cli.export.graph import trace
+from codetr_cli.export.request import WriteRequest
+from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata
+from codetr_cli.inference.exported.trust import remember
+from codetr_cli.models.torch_compile import use_private_cache, why_not_compile
+from codetr_cli.ops.compile_kernel import CompilerError
+from codetr_cli.ops.deform_attn import use_backend
+from codetr_cli.ops.package_kernel import linked_kernel, why_not_package
+
+PROGRAM_NAME = "model"
+"""Of both programs in a package: what torch loads by default."""
+
+
+def write_torch_package(request: WriteRequest) -> None:
+    """Writes a package, and lists it as one of this user's own, see `trust`.
+
+    Raises:
+        ConfigError: options that packages do not have.
+        ResourceError: no compiler, one that fails, or a torch that lacks something.
+    """
+    metadata = request.metadata
+    _check(metadata)
+    use_private_cache()
+    request.step("tracing the network")
+    program = trace_program(request)
+    request.step("compiling it, which takes minutes")
+    try:
+        with tempfile.TemporaryDirectory(prefix="codetr-package-") as folder, _quiet():
+            files = compile_program(program, metadata, Path(folder))
+            save_package(request.path, program, files)
+    except (CompilerError, RuntimeError) as error:
+        raise ResourceError(f"the network cannot be compiled here: {_shortened(error)}") from error
+    remember(request.path)
+
+
+def _check(metadata: ExportMetadata) -> None:
+    if metadata.precision == "int8":
+        raise ConfigError("--format torch has no int8: use --format openvino")
+    reason = why_not_compile("cpu")
+    if reason is None and metadata.attention == "plugin":
+        reason = why_not_package()
+    if reason is not None:
+        raise ResourceError(f"{reason} Install one (on Debian and Ubuntu: apt install g++), or use --format onnx.")
+
+
+def trace_program(request: WriteRequest) -> ExportedProgram:
+    """The exported program; with the attention `plugin`, it calls the operator of codetr's CPU kernel."""
+    with contextlib.ExitStack() as stack:
+        if request.metadata.attention == "plugin":
+            stack.enter_context(use_backend("cpu"))
+        return trace(request.model, request.metadata)
+
+
+def compile_program(program: ExportedProgram, metadata: ExportMetadata, folder: Path) -> list[Any]:
+    """Compiles a program.
+
+    Args:
+        program: of `trace_program`.
+        metadata: becomes part of the result.
+        folder: for the files.
+
+    Returns:
+        what torch packages: files, and perhaps weights.
+
+    Raises:
+        CompilerError: the compiler of codetr's kernel is missing or fails.
+        RuntimeError: AOTInductor fails.
+    """
+    arguments, keywords = program.example_inputs
+    options: dict[str, Any] = {
+        "aot_inductor.package": True,
+        "aot_inductor.output_path": str(folder),
+        "aot_inductor.metadata": {METADATA_KEY: metadata.to_json()},
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_own_grid_sampler())
+        if metadata.attention == "plugin":
+            options |= stack.enter_context(linked_kernel())
+        module = program.module()
+        assert isinstance(module, torch.fx.GraphModule)
+        files = torch._inductor.aot_compile(module, arguments, keywords, options=options)
+    assert isinstance(files, list)
+    return files
+
+
+def save_package(path: Path, program: ExportedProgram, files: list[Any]) -> None:
+    """Writes the package of a compiled program and, if this torch can do so, the exported program."""
+    try:
+        from torch.export.pt2_archive._package import package_pt2
+    except ImportError:  # torch 2.7
+        from torch._inductor.package.package import package_aoti
+
+        package_aoti(str(path), files)
+        return
+    package_pt2(str(path), exported_programs={PROGRAM_NAME: program}, aoti_files={PROGRAM_NAME: files})
+
+
+@contextlib.contextmanager
+def _own_grid_sampler() -> Iterator[None]:
+    """Has compiled programs call torch's own grid sampler, which is vectorised.
+
+    Inductor would write it out as arithmetic, which it fuses with everything around it: minutes of compilation for
+    code that reads one number at a time.
+    """
+    from torch._inductor import decomposition
+
+    operator = torch.ops.aten.grid_sampler_2d.default
+    before = decomposition.decompositions.pop(operator, None)
+    decomposition.fast_random_decomps.cache_clear()  # a copy of the table
+    try:
+        yield
+    finally:
+        if before is not None:
+            decomposition.decompositions[operator] = before
+        decomposition.fast_random_decomps.cache_clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps warnings that concern torch's developers from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor", "torch.export")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _shortened(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:600] or type(error).__name__
