@@ -45,7 +45,7 @@ def place(tmp_path: Path, tiny_settings, monkeypatch: pytest.MonkeyPatch) -> Pat
     def write(request: WriteRequest) -> None:
         request.path.write_text(request.metadata.to_json(), encoding="utf-8")
 
-    def open_written(path: Path, device: torch.device) -> Any:
+    def open_written(path: Path, device: torch.device, processor: str | None = None) -> Any:
         metadata = parse_metadata(path.read_text(encoding="utf-8"), str(path))
         return FakeEngine(load_detector(checkpoint, device), metadata)
 

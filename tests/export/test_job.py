@@ -253,7 +253,7 @@ def test_default_tiles(any_size: Exported, monkeypatch: pytest.MonkeyPatch, capl
     whole, tiled = detector.predict(image, score=0), detector.predict(image, score=0, tiles="128x128")
     metadata = any_size.metadata.model_copy(update={"tiles": job.TilesRule(size=(128, 128), overlap=0.2)})
     monkeypatch.setattr(any_size.engine, "metadata", metadata)
-    monkeypatch.setattr("codetr_cli.inference.exported.load.open_engine", lambda path, device: any_size.engine)
+    monkeypatch.setattr("codetr_cli.inference.exported.load.open_engine", lambda *asked: any_size.engine)
     detector = Detector.load(any_size.path, torch.device("cpu"))
     assert np.array_equal(detector.predict(image, score=0).boxes, tiled.boxes)
     assert np.array_equal(detector.predict(image, score=0, tiles="none").boxes, whole.boxes)
