@@ -14,6 +14,7 @@ TESTED_ELSEWHERE = {
     "commands/_detection.py": "commands/test_predict.py",
     "commands/_launch.py": "distributed/test_shared_work.py",
     "commands/_pictures.py": "commands/test_predict.py",
+    "commands/_verify.py": "commands/test_export_verify.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint
     "commands/runs.py": "runs/test_listing.py",
     "export/request.py": "export/test_job.py",  # only data
@@ -57,6 +58,12 @@ TESTED_ELSEWHERE = {
     "prediction/outcome.py": "commands/test_predict.py",
     "prediction/parquet.py": "prediction/test_shards.py",
     "prediction/outputs.py": "prediction/test_shards.py",
+    "export/accuracy.py": "export/test_verify.py",
+    "export/diagnosis.py": "export/test_verify.py",  # the planted faults
+    "export/metadata_differences.py": "export/test_verify.py",
+    "export/onnx_sampling.py": "export/test_verify.py",
+    "export/seen.py": "export/test_verify.py",
+    "export/tolerances.py": "export/test_verify.py",  # numbers
     "prediction/results.py": "prediction/test_predictor.py",
     "prediction/targets.py": "prediction/test_shards.py",  # only data
     "prediction/video/joining.py": "prediction/video/test_recording.py",
@@ -89,6 +96,7 @@ OF_SEVERAL_MODULES = {
     "commands/test_output_faults.py": "kills and full disks at every write of a command",
     "commands/test_one_annotation_file.py": "--ann and --images in every verb",
     "commands/test_several_sets.py": "training and evaluation on merged datasets",
+    "commands/test_export_verify.py": "--verify and --verify-only of export",
     "export/test_parity.py": "graph and files of published architectures",
     "data/test_datasets.py": "LVIS and Objects365 from reading to training",
     "data/test_golden.py": "recorded images and targets of the published pipeline",

@@ -12,6 +12,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._verify import ProofOptions, check_report, prove, show_proof
 from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "codetr export runs/co_dino_r50/1 --format onnx",
     "codetr export co_dino_r50 --format openvino --size 800x1344 --out r50.xml",
+    "codetr export runs/co_dino_r50/1 --out r50.onnx --verify --data /path/to/coco",
 )
 
 FILE = "Exported file"
+PROOF = "Proof"
 
 
 def export(
@@ -71,6 +74,18 @@ def export(
     out: Annotated[
         Path | None, opt.option("--out", "FILE", "Default: NAME.onnx etc. beside the checkpoint.", opt.OUTPUT)
     ] = None,
+    verify: Annotated[
+        bool, opt.flag("--verify", "Compare the file with the checkpoint; an error if it detects anything else.", PROOF)
+    ] = False,
+    verify_only: Annotated[
+        Path | None, opt.option("--verify-only", "FILE", "Write nothing: verify this file, made from CKPT.", PROOF)
+    ] = None,
+    data: Annotated[str | None, opt.option("--data", "DIR", "Verify on these images, and compare AP.", PROOF)] = None,
+    split: Annotated[opt.Split, opt.option("--split", "NAME", "Of --data: val, test or train.", PROOF)] = "val",
+    max_images: Annotated[
+        int | None, opt.option("--max-images", "N", "Of --data, for AP: the first N.", PROOF, min=1)
+    ] = None,
+    device: opt.DeviceOption = "auto",
     force: opt.ReplaceOption = False,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
@@ -85,6 +100,10 @@ def export(
     given = opt.argument_or_option(context, "source", "checkpoint")
     if given is None:
         raise ConfigError("give the checkpoint: codetr export CKPT --format onnx")
+    proof = ProofOptions(data=data, split=split, max_images=max_images, device=device, overrides=overrides or [])
+    if verify_only is not None:
+        show_proof(verify_only, prove(given, verify_only, proof, force=force), {"output": verify_only})
+        return
     target_size, images = _size(size), _batch(batch)
     tile_options = opt.tile_options(tiles, overlap, tta=False)
 
@@ -103,17 +122,21 @@ def export(
         tiles=tile_options,
     )
     target = out or _default_target(given, SUFFIXES[format])
+    if verify:
+        check_report(target, force=force)
     result = export_checkpoint(given, options, target, overrides=overrides or [], force=force, step=_step)
     _show(result)
-    console.result_json(
-        {
-            "output": result.path,
-            "files": result.files,
-            "bytes": sum(path.stat().st_size for path in result.files),
-            "notes": result.notes,
-            "metadata": result.metadata.model_dump(mode="json"),
-        }
-    )
+    summary = {
+        "output": result.path,
+        "files": result.files,
+        "bytes": sum(path.stat().st_size for path in result.files),
+        "notes": result.notes,
+        "metadata": result.metadata.model_dump(mode="json"),
+    }
+    if verify:
+        show_proof(target, prove(given, target, proof, force=force), summary)
+    else:
+        console.result_json(summary)
 
 
 def _step(text: str) -> None:
