@@ -32,9 +32,6 @@ MOST_IMAGES, USUAL_IMAGES = 8, 4
 WORKSPACE_SHARE = 0.8
 """Share of the GPU's free memory that TensorRT may use for intermediate values."""
 
-HALF_TYPES = {"fp16": "HALF", "bf16": "BF16"}
-"""TensorRT's names of half precisions."""
-
 
 @dataclass(frozen=True)
 class ShapeRange:
@@ -179,13 +176,11 @@ def build_engine(onnx_path: Path, path: Path, metadata: ExportMetadata) -> Expor
 
 
 def _check_precision(trt: Any, network: Any, metadata: ExportMetadata) -> None:
-    """Ensures that a half-precision network has layers of that type: nothing else makes the engine compute in it."""
-    wanted = HALF_TYPES.get(metadata.precision)
-    if wanted is None:
+    """Ensures that an fp16 network has layers of that type: nothing else makes the engine compute in it."""
+    if metadata.precision != "fp16":
         return
-    kind = getattr(trt.DataType, wanted)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    if not any(layer.num_outputs and layer.get_output(0).dtype == kind for layer in layers):
+    if not any(layer.num_outputs and layer.get_output(0).dtype == trt.DataType.HALF for layer in layers):
         raise ResourceError(
             f"TensorRT {trt.__version__} read the {metadata.precision} network as one of another precision: install a "
             "newer TensorRT, or export with --precision fp32."

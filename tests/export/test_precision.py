@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from codetr_cli.errors import ConfigError
 from codetr_cli.export.graph import DetectionGraph, trace
 from codetr_cli.export.job import describe
 from codetr_cli.export.options import ExportOptions
@@ -32,7 +33,7 @@ def images(batch: int = 2) -> tuple[Tensor, Tensor]:
 def run_graph(precision: Any, family: str = "co_dino") -> list[Tensor]:
     loaded = tiny_network(family)
     assert isinstance(loaded.model, CoDETR)
-    metadata = describe(loaded, ExportOptions(size=SIZE, precision=precision))
+    metadata = describe(loaded, ExportOptions(format="torch", size=SIZE, precision=precision))
     with torch.no_grad():
         return list(DetectionGraph(cast_network(loaded.model, precision), metadata)(*images()))
 
@@ -69,6 +70,13 @@ def test_outputs_are_float32_and_close(precision, tolerance, family) -> None:
     assert (half_logits.sigmoid() - matched.sigmoid()).abs().median() < tolerance / 4
     assert half_logits.isfinite().all()
     assert half_boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "tensorrt"])
+def test_bfloat16_is_no_type_of_convolutions_in_onnx(format) -> None:
+    with pytest.raises(ConfigError, match="Use --precision fp16, or --format torch"):
+        ExportOptions(format=format, precision="bf16")
+    ExportOptions(format="torch", precision="bf16")
 
 
 # ---------------------------------------------------------------------------------------------------------- the program

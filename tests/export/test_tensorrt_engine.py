@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from codetr_cli.errors import ConfigError, ResourceError
-from codetr_cli.export import tensorrt_engine
+from codetr_cli.export import job, tensorrt_engine
 from codetr_cli.export.request import WriteRequest
 from codetr_cli.export.tensorrt_engine import check_limits, input_ranges, trtexec_command, write_tensorrt
 from codetr_cli.inference.exported.metadata import ExportMetadata, parse_metadata
 from tests import fake_tensorrt
+from tests.conftest import REPOSITORY
+from tests.document_blocks import fenced
 from tests.export.tiny_graph import SIZE, tiny_metadata, tiny_network, write_tiny_graph
+from tests.inference.fakes import write_run
 
 pytest.importorskip("onnx", reason="engines are made from ONNX files")
 
@@ -167,10 +170,30 @@ def test_a_half_precision_network_that_is_read_as_float32_is_refused(trt: fake_t
         written(tmp_path, precision="fp16")
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_a_half_precision_network(trt: fake_tensorrt.State, tmp_path: Path, precision) -> None:
-    assert written(tmp_path, precision=precision).precision == precision
+def test_a_half_precision_network(trt: fake_tensorrt.State, tmp_path: Path) -> None:
+    assert written(tmp_path, precision="fp16").precision == "fp16"
     assert "net.engine" in names(tmp_path)
+
+
+def test_the_commands_of_the_page_write_what_it_says(codetr, tmp_path, tiny_settings, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(job.WRITERS, "onnx", tensorrt_engine.write_onnx)
+    write_run(tmp_path / "runs/co_dino_r50/1", tiny_settings, "last")
+    page = (REPOSITORY / "docs/export.md").read_text(encoding="utf-8")
+    section = page.split("\n## Half precision and TensorRT\n")[1].split("\n## ")[0]
+    lines = [line for block in fenced(section, "bash") for line in block.splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        ran = codetr(*shlex.split(line)[1:])
+        assert ran.code == 0, ran.err
+        built = "no engine was built" in " ".join(ran.err.split())
+        assert built == ("tensorrt" in line)
+    assert sorted(path.name for path in tmp_path.glob("r50*") if not path.name.endswith(".sha256")) == [
+        "r50_640.engine.json", "r50_640.engine.onnx", "r50_640.engine.trtexec.sh", "r50_fp16.onnx",
+    ]  # fmt: skip
+    command = (tmp_path / "r50_640.engine.trtexec.sh").read_text(encoding="utf-8")
+    assert command.startswith("trtexec --onnx=r50_640.engine.onnx --saveEngine=r50_640.engine ")
 
 
 def test_this_file_needs_no_gpu() -> None:

@@ -57,7 +57,7 @@ def write_tiny_graph(path: Path, metadata: ExportMetadata) -> None:
         helper.make_tensor("one", int64, [1], [1]),
         helper.make_tensor("thousand", float32, [], [1000.0]),
     ]
-    kind = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}.get(metadata.precision, float32)
+    kind = TensorProto.FLOAT16 if metadata.precision == "fp16" else float32
     between = [helper.make_tensor_value_info("something", kind, [1])]
     graph = helper.make_graph(nodes, "tiny", given, results, constants, value_info=between)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

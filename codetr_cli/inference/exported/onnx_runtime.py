@@ -180,8 +180,10 @@ def _explained(message: str) -> str:
             f"its attention is TensorRT's plugin {PLUGIN_NAME}, which only TensorRT has. Build an engine from it with "
             "`trtexec --onnx=FILE`, or export the checkpoint again with --attention gridsample."
         )
+    if "bfloat16" in message:
+        return f"it does not compute convolutions in bfloat16. Export the checkpoint again with fp16 or fp32. {message}"
     if "NOT_IMPLEMENTED" in message:
-        return f"it has no kernel for a node of this file here; bf16 needs a GPU, fp32 runs everywhere. {message}"
+        return f"it has no kernel for a node of this file here; fp32 on the CPU has all. {message}"
     return f"{message} The file is damaged, or needs a newer release. Export it again."
 
 
