@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.errors import CheckpointError, ResourceError
-from codetr_cli.inference.exported.engine import EngineInfo
+from codetr_cli.inference.exported.engine_info import EngineInfo
 from codetr_cli.inference.exported.metadata import (
     MAX_METADATA,
     ExportMetadata,
@@ -119,7 +119,7 @@ class TensorRTEngine:
                 outputs[name] = torch.empty(shape, dtype=self._dtypes[name], device=self.device)
                 context.set_tensor_address(name, outputs[name].data_ptr())
             if not context.execute_async_v3(stream):
-                raise ResourceError(f"TensorRT could not run the engine on {self.device}: {self._log.errors()}")
+                raise _run_error(self._log.errors(), self.device)
         return outputs
 
 
@@ -166,6 +166,13 @@ def import_tensorrt() -> Any:
 def load_plugins(trt: Any, log: Any) -> None:
     """Registers the plugins that come with TensorRT; a graph may use one of them for its attention."""
     trt.init_libnvinfer_plugins(log, "")
+
+
+def _run_error(text: str, device: torch.device) -> Exception:
+    """What an error of a run means."""
+    if "memory" in text.lower():
+        return MemoryError(f"TensorRT has not enough memory on {device}: {text}")  # halves the batch, as PyTorch's does
+    return CheckpointError(f"TensorRT cannot run the engine on {device}: {text} Export the checkpoint again here.")
 
 
 def _tensor_names(engine: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -154,8 +155,16 @@ def test_an_engine_that_does_not_fit_into_memory(trt: fake_tensorrt.State, tmp_p
         TensorRTEngine.open(path, CPU)
 
 
-def test_a_run_that_fails(trt: fake_tensorrt.State, tmp_path: Path, monkeypatch) -> None:
-    engine = open_engine(built(tmp_path), CPU)
-    monkeypatch.setattr(fake_tensorrt._Context, "execute_async_v3", lambda context, stream: False)
-    with pytest.raises(ResourceError, match="could not run the engine"):
+@pytest.mark.parametrize(
+    ("reason", "error"), [("Cuda Runtime (out of memory)", MemoryError), ("Invalid argument", CheckpointError)]
+)
+def test_a_run_that_fails(trt: fake_tensorrt.State, tmp_path: Path, monkeypatch, reason, error) -> None:
+    engine = TensorRTEngine.open(built(tmp_path), CPU)
+
+    def fail(context: object, stream: int) -> bool:
+        engine._log.log(fake_tensorrt.ILogger.Severity.ERROR, reason)
+        return False
+
+    monkeypatch.setattr(fake_tensorrt._Context, "execute_async_v3", fail)
+    with pytest.raises(error, match=re.escape(reason)):
         engine.run(torch.zeros(1, 3, *SIZE), torch.ones(1, 2, dtype=torch.int64))
