@@ -58,7 +58,7 @@ def export(
         opt.option(
             "--attention",
             "NAME",
-            "Deformable attention as gridsample, gather or plugin (of TensorRT). Default: what suits the format.",
+            "Deformable attention: gridsample, gather or plugin (a kernel). Default: what suits the format.",
             FILE,
         ),
     ] = None,

@@ -27,9 +27,13 @@ from codetr_cli.models.torch_compile import why_not_compile
 from codetr_cli.ops.compile_kernel import CompilerError
 from codetr_cli.ops.deform_attn import available_backends
 from codetr_cli.ops.package_kernel import why_not_package
+from tests.conftest import REPOSITORY
+from tests.document_blocks import blocks
+from tests.inference.fakes import write_run
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
+PAGE = "docs/export.md"
 
 RUN_WITHOUT_CODETR = """
 import sys
@@ -194,3 +198,21 @@ def test_torch_2_7_packages_the_compiled_program_only(tiny_settings, tmp_path, m
     save_package(path, program, compile_program(program, request.metadata, tmp_path / "files"))
     trust.remember(path)
     torch.testing.assert_close(tuple(open_engine(path, CPU).run(*images_of(2)).values()), Doubled()(*images_of(2)))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(codetr, tiny_settings, tmp_path, monkeypatch):
+    lines = (REPOSITORY / PAGE).read_text(encoding="utf-8").splitlines()
+    first = lines.index("## torch.export")
+    last = next(index for index in range(first + 1, len(lines)) if lines[index].startswith("## "))
+    command, program = [block for block in blocks(PAGE) if first < block.line <= last]
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/co_dino_r50/1", tiny_settings, "last")
+    assert codetr(*command.text.split()[1:]).code == 0
+    images, image_sizes = torch.randn(2, 3, 96, 160), torch.tensor([[96, 160], [50, 70]])
+    names: dict[str, object] = {"images": images, "image_sizes": image_sizes}
+    exec(program.text, names)
+    expected = open_engine(Path("r50.pt2"), CPU).run(images, image_sizes)
+    assert torch.equal(names["logits"], expected["logits"])  # type: ignore[arg-type]
+    assert torch.equal(names["boxes"], expected["boxes"])  # type: ignore[arg-type]
