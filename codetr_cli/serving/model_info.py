@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from codetr_cli import __version__
-from codetr_cli.errors import CheckpointError
+from codetr_cli.errors import CheckpointError, CodetrError
 from codetr_cli.evaluation.protocol import DECISIVE
 from codetr_cli.serving.image_job import ServedDetector
 from codetr_cli.serving.options import MAX_DETS, ServeOptions
 from codetr_cli.weights.checkpoint import file_sha256
+from codetr_cli.weights.licence import licence_of
 
 INPUT = ("mean", "std", "pad_divisor")
 """Settings under `data` that decide what the network sees."""
@@ -28,7 +29,7 @@ def describe_model(detector: ServedDetector, options: ServeOptions) -> dict[str,
         "weights": {
             "file": None if path is None else path.name,
             "sha256": None if path is None else _sha256(path),
-            "licence": settings.source.licence,
+            "licence": settings.source.licence if path is None else _licence(path) or settings.source.licence,
         },
         "classes": [
             {"label": label, "name": name, "category_id": category_id}
@@ -57,6 +58,14 @@ def describe_model(detector: ServedDetector, options: ServeOptions) -> dict[str,
         },
         "versions": {"codetr": __version__, "python": platform.python_version(), "torch": torch.__version__},
     }
+
+
+def _licence(path: Path) -> str | None:
+    """Of the weights; None if it is unknown, as it is of other files than checkpoints."""
+    try:
+        return licence_of(path).name
+    except (CodetrError, OSError):
+        return None
 
 
 def _sha256(path: Path) -> str | None:

@@ -12,6 +12,8 @@ import numpy as np
 from codetr_cli.errors import CheckpointError
 from codetr_cli.inference.detector import Detector
 from codetr_cli.serving.options import ServeOptions
+from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
+from codetr_cli.weights.licence import stated_licence
 from tests.inference.fakes import write_checkpoint
 from tests.serving.client import ask, form, get, post
 from tests.serving.fakes import served
@@ -19,6 +21,8 @@ from tests.serving.fakes import served
 
 def test_the_answers_are_those_of_the_detector(tmp_path, tiny_settings):
     path = write_checkpoint(tmp_path / "tiny.safetensors", tiny_settings)
+    found = vars(load_checkpoint(path))
+    save_checkpoint(path, **{**found, "extra": stated_licence("MIT").as_extra})
     pixels = np.random.default_rng(1).integers(0, 255, (200, 260, 3), dtype=np.uint8)
     sent = cv2.imencode(".png", pixels)[1].tobytes()
     (tmp_path / "a.png").write_bytes(sent)
@@ -40,6 +44,7 @@ def test_the_answers_are_those_of_the_detector(tmp_path, tiny_settings):
         model = get(server.url, "/v1/model").json
         assert model["weights"]["file"] == "tiny.safetensors"
         assert len(model["weights"]["sha256"]) == 64
+        assert model["weights"]["licence"] == "MIT"
 
 
 def test_a_checkpoint_that_cannot_be_loaded_ends_the_server(tmp_path):
