@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,6 +23,7 @@ EXAMPLES = (
     "codetr export runs/co_dino_r50/1 --format onnx",
     "codetr export co_dino_r50 --format openvino --size 800x1344 --out r50.xml",
     "codetr export runs/co_dino_r50/1 --out r50.onnx --verify --data /path/to/coco",
+    "codetr export --runner > runner.py",
 )
 
 FILE = "Exported file"
@@ -86,6 +88,9 @@ def export(
         int | None, opt.option("--max-images", "N", "Of --data, for AP: the first N.", PROOF, min=1)
     ] = None,
     device: opt.DeviceOption = "auto",
+    runner: Annotated[
+        bool, opt.flag("--runner", "Print a program that runs ONNX files without PyTorch.", opt.OUTPUT)
+    ] = False,
     force: opt.ReplaceOption = False,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
@@ -98,6 +103,11 @@ def export(
     """
     console.set_mode(json=json_output, quiet=quiet)
     given = opt.argument_or_option(context, "source", "checkpoint")
+    if runner:
+        if given is not None:
+            raise ConfigError("--runner prints a program for every file: give no checkpoint with it")
+        typer.echo((files("codetr_cli.export") / "runner.py").read_text(encoding="utf-8"), nl=False)
+        return
     if given is None:
         raise ConfigError("give the checkpoint: codetr export CKPT --format onnx")
     proof = ProofOptions(data=data, split=split, max_images=max_images, device=device, overrides=overrides or [])
