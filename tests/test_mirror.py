@@ -131,6 +131,7 @@ OF_SEVERAL_MODULES = {
     "test_count_presets.py": "the script that counts parameters and costs of presets",
     "test_dockerfile.py": "the Dockerfile",
     "test_docs.py": "documentation",
+    "test_export_runtimes_page.py": "docs/export.md, the sections of OpenVINO and of the runner",
     "test_families.py": "two training steps of every family",
     "test_gpu_session.py": "the script of the first minutes on a GPU",
     "test_hub_page.py": "docs/hub.md",

@@ -12,6 +12,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.errors import ConfigError
+from codetr_cli.files import EXPORTED_SUFFIXES
 
 if TYPE_CHECKING:
     from codetr_cli.config.schema import Settings
@@ -41,7 +42,7 @@ def place_exported(context: typer.Context, weights: str) -> list[str]:
     Returns:
         the settings that the device stands for, as `key=value`.
     """
-    if Path(weights).suffix not in (".onnx", ".xml") or context.params["gpus"] is not None:
+    if Path(weights).suffix not in EXPORTED_SUFFIXES or context.params["gpus"] is not None:
         return []
     from codetr_cli.inference.exported.engine import choose_for_file
 

@@ -10,7 +10,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._launch import run_placed, worker_output
-from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.commands.predict import newest_run
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def serve(
 
     weights = resolve_weights(given) or str(newest_run())
     find_checkpoint(weights)  # an error before processes start
-    job = ServeJob(weights, list(overrides or []), precision, options, threads=threads)
+    device_settings = place_exported(context, weights)
+    device = context.params["device"]
+    job = ServeJob(weights, [*device_settings, *(overrides or [])], precision, options, threads=threads)
     placement = place_workers(device, gpus=gpus, workers=workers)
     with shared_port(job, placement) as job:
         run_placed(_serve_here, (job, placement.device, gpus, json_output, quiet), placement)

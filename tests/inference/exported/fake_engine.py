@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.export.graph import DetectionGraph
-from codetr_cli.inference.exported.engine import EngineInfo
+from codetr_cli.inference.exported.engine_info import EngineInfo
 from codetr_cli.inference.exported.metadata import ExportMetadata, output_names
 from codetr_cli.inference.loading import LoadedModel
 
