@@ -25,8 +25,7 @@ def write_openvino(request: WriteRequest) -> None:
 def build_openvino(request: WriteRequest) -> Any:
     """The `openvino.Model`, in float32, without metadata.
 
-    The precision of the file does not change the graph: "fp16" is that of the stored weights, and OpenVINO computes in
-    bfloat16 when a file is loaded to.
+    The precision of the file does not change the graph: "fp16" is that of the stored weights.
 
     Raises:
         ResourceError: a package is not installed.

@@ -38,7 +38,7 @@ def request_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return make
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_file(request_of: Any, precision: str):
     request = request_of(precision=precision)
     WRITERS["openvino"](request)
