@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,15 @@ def test_vit_masks(vit_masks: Exported, batch: int):
     assert differences["boxes"] < 1e-3, differences
     assert differences["masks"] < 1e-3, differences
     assert differences["mask_ious"] < 1e-4
+
+
+@pytest.mark.slow
+def test_windows_of_a_vit_at_any_size(folder: Path):
+    exported = networks.export(folder / "vit_any_size", *networks.VIT, dynamic_size=True)
+    for size, batch in (((96, 160), 1), ((160, 96), 3), ((64, 64), 2), ((208, 304), 2), ((32, 96), 2)):
+        differences = largest_differences(exported, size, batch)
+        assert differences["logits"] < 1e-4, (size, differences)
+        assert differences["boxes"] < 1e-5, (size, differences)
 
 
 def test_the_batch_has_the_range_that_is_promised():
@@ -101,7 +111,7 @@ def test_each_region_is_pooled_from_its_map(monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 6, 96 // stride, 128 // stride, generator=generator) for stride in (4, 8, 16)]
     corner = torch.rand(20, 2, generator=generator) * 60
-    sides = 2 + torch.rand(20, 2, generator=generator) ** 3 * 90
+    sides = torch.tensor([6.0, 20.0, 40.0, 70.0]).repeat(5)[:, None] + torch.rand(20, 2, generator=generator)
     image = torch.arange(20)[:, None] % 2
     regions = torch.cat([image.float(), corner, corner + sides], 1)
     assert len(pooling.levels(regions[:, 1:]).unique()) == 3
