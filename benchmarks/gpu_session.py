@@ -91,6 +91,7 @@ def stages(arguments: argparse.Namespace, scratch: Path) -> list[Stage]:
         Stage("profile", 60, own("profile")),
         Stage("host waits", 60, own("waits")),
         Stage("commands", 150, own("commands", "--folder", str(scratch / "commands"))),
+        Stage("exported files", 180, own("exported", "--folder", str(scratch / "commands"))),
         Stage("files to results", 90, bench("infer", *files, "--precision", low)),
         Stage("inference graph", 60, infer("--precision", low, "--set", "test.cuda_graph=true")),
         Stage("inference compiled", 120, infer("--precision", low, "--set", "test.compile=true")),

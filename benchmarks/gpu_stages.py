@@ -5,6 +5,7 @@
     waits       operations that made the host wait for the device, by line, beside those the emulated device counts
     memory      peak of training steps, beside what the check before a training predicts
     commands    prepare, train, continue, eval and predict on the demo data set
+    exported    fp32 and fp16 files in ONNX Runtime and TensorRT, where those are installed, verified and timed
 
 Each writes a JSON object with its figures, and exits with 1 where they are not what they must be.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import subprocess
 import sys
@@ -374,12 +376,54 @@ def commands(arguments: argparse.Namespace, device: torch.device) -> tuple[dict[
     return rows, True
 
 
+# ------------------------------------------------------------------------------------------------------------- exported
+
+EXPORTS = {
+    "ONNX fp32": ("--format", "onnx"),
+    "ONNX fp16": ("--format", "onnx", "--precision", "fp16", "--attention", "gather"),
+    "TensorRT fp32": ("--format", "tensorrt"),
+    "TensorRT fp16": ("--format", "tensorrt", "--precision", "fp16"),
+    "TensorRT fp16, plugin": ("--format", "tensorrt", "--precision", "fp16", "--attention", "plugin"),
+}
+"""Exported files: name -> options of `codetr export`."""
+NEEDED = {"ONNX": ("onnx", "onnxscript", "onnxruntime"), "TensorRT": ("onnx", "onnxscript", "tensorrt")}
+
+
+def exported(arguments: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], bool]:
+    """Files of the checkpoint that the stage of the commands trained, each verified on the device that runs it."""
+    rows: dict[str, Any] = {}
+    checkpoint = arguments.folder / "run" / "checkpoints" / "last" / "model.safetensors"
+    if not checkpoint.is_file():
+        return {"skipped": f"there is no {checkpoint}: the stage of the commands writes it"}, True
+    for name, options in EXPORTS.items():
+        missing = [package for package in NEEDED[name.split()[0]] if importlib.util.find_spec(package) is None]
+        if missing:
+            rows[name] = {"skipped": f"not installed: {', '.join(missing)}"}
+            continue
+        path = (
+            arguments.folder / f"{name.replace(' ', '_').replace(',', '')}{'.onnx' if 'onnx' in options else '.engine'}"
+        )
+        on = ("--device", str(device) if device.index else device.type)
+        words = ("export", str(checkpoint), *options, "--out", str(path), "--force", "--verify", *on, "--json")
+        started = time.monotonic()
+        ran = subprocess.run(
+            [sys.executable, "-m", "codetr_cli", *words], capture_output=True, text=True, check=False, cwd=REPOSITORY
+        )
+        rows[name] = {"status": ran.returncode, "seconds": round(time.monotonic() - started, 1)}
+        if ran.returncode:
+            rows[name]["output"] = (ran.stdout + ran.stderr)[-3000:]
+        else:
+            rows[name]["result"] = json.loads(ran.stdout)
+    return rows, all(row.get("status", 0) == 0 for row in rows.values())
+
+
 STAGES: dict[str, Callable[[argparse.Namespace, torch.device], tuple[dict[str, Any], bool]]] = {
     "parity": parity,
     "profile": profile,
     "waits": waits,
     "memory": memory,
     "commands": commands,
+    "exported": exported,
 }
 
 

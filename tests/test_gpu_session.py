@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -101,6 +102,44 @@ def test_a_stage_on_the_cpu(name):
     assert ok
     assert figures
     json.dumps(figures)
+
+
+def exported(folder, monkeypatch, *, installed, status=0):
+    """The stage of exported files with commands that only answer."""
+    ran = []
+
+    def answer(words, **how):
+        ran.append(words)
+        return subprocess.CompletedProcess(words, status, '{"verified": true}', "differs")
+
+    monkeypatch.setattr(gpu_stages.subprocess, "run", answer)
+    monkeypatch.setattr(gpu_stages.importlib.util, "find_spec", lambda name: name if name in installed else None)
+    checkpoint = folder / "run/checkpoints/last/model.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    arguments = argparse.Namespace(folder=folder)
+    return *gpu_stages.exported(arguments, torch.device("cpu")), ran
+
+
+def test_exported_files_are_verified_where_their_libraries_are(tmp_path, monkeypatch):
+    figures, ok, ran = exported(tmp_path, monkeypatch, installed=("onnx", "onnxscript", "onnxruntime"))
+    assert ok
+    assert [name for name, row in figures.items() if "result" in row] == ["ONNX fp32", "ONNX fp16"]
+    assert figures["TensorRT fp16"] == {"skipped": "not installed: tensorrt"}
+    assert all("--verify" in words for words in ran)
+
+
+def test_a_file_that_differs_fails_the_stage(tmp_path, monkeypatch):
+    figures, ok, _ = exported(tmp_path, monkeypatch, installed=("onnx", "onnxscript", "tensorrt"), status=4)
+    assert not ok
+    assert figures["TensorRT fp32"]["status"] == 4
+    assert "differs" in figures["TensorRT fp32"]["output"]
+
+
+def test_without_a_checkpoint_no_file_is_exported(tmp_path):
+    figures, ok = gpu_stages.exported(argparse.Namespace(folder=tmp_path), torch.device("cpu"))
+    assert ok
+    assert "skipped" in figures
 
 
 def test_a_device_that_computes_something_else_is_found(monkeypatch):

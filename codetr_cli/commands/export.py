@@ -144,7 +144,7 @@ def export(
         "metadata": result.metadata.model_dump(mode="json"),
     }
     if verify:
-        show_proof(target, prove(given, target, proof, force=force), summary)
+        show_proof(result.path, prove(given, result.path, proof, force=force), summary)
     else:
         console.result_json(summary)
 

@@ -18,6 +18,7 @@ from codetr_cli.export.job import describe
 from codetr_cli.export.options import ExportOptions
 from codetr_cli.export.precision import HALF_PARTS, cast_network, input_dtype, keep_softmax_in_float32
 from codetr_cli.models.codetr import CoDETR
+from tests.export import networks
 from tests.export.tiny_graph import SIZE, tiny_network
 
 
@@ -180,3 +181,37 @@ def test_a_softmax_in_float32_stays_one_node() -> None:
     before = model.SerializeToString()
     keep_softmax_in_float32(model)
     assert model.SerializeToString() == before
+
+
+@pytest.mark.slow
+def test_a_file_in_half_precision(tmp_path) -> None:
+    onnx = pytest.importorskip("onnx", reason="ONNX files are written by onnx")
+    pytest.importorskip("onnxruntime", reason="ONNX files are run by ONNX Runtime")
+    exported = networks.export(tmp_path, size=SIZE, precision="fp16", attention="gather")
+    graph = onnx.load(str(exported.path)).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    found: dict[str, set[int]] = {}
+    for node in graph.node:
+        found.setdefault(node.op_type, set()).add(types.get(node.input[0] if node.input else "", 0))
+    float32, float16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    for operator in ("TopK", "Softmax", "Log", "Sin", "Cos", "Sigmoid", "IsInf"):
+        assert found[operator] <= {float32, 0}, operator  # 0: between two casts that this test's graph added no type to
+    assert found["Conv"] == {float16}
+    assert float16 in found["MatMul"]
+    assert float16 in found["LayerNormalization"]
+    assert not {"GridSample", "ScatterND", "NonZero"} & set(found)
+    images, sizes = images_of(exported)
+    outputs = exported.engine.run(images, sizes)
+    model = exported.loaded.model
+    assert isinstance(model, CoDETR)
+    with torch.inference_mode():
+        _, boxes = DetectionGraph(model, exported.metadata).eval()(images, sizes)
+    assert outputs["boxes"].dtype == outputs["logits"].dtype == torch.float32
+    assert torch.cdist(outputs["boxes"], boxes).amin(-1).median() < 0.005
+
+
+def images_of(exported: networks.Exported) -> tuple[Tensor, Tensor]:
+    """Two images of noise and their valid sizes."""
+    return networks.make_input(exported.metadata, SIZE, 2)
