@@ -28,6 +28,7 @@ EXAMPLES = (
 
 FILE = "Exported file"
 PROOF = "Proof"
+INT8 = "int8"
 
 
 def export(
@@ -52,8 +53,13 @@ def export(
         bool, opt.flag("--postprocess", "Give the best boxes, scores and labels instead of logits.", FILE)
     ] = False,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"],
-        opt.option("--precision", "TYPE", "fp32, fp16 or bf16: of the weights and most of the arithmetic.", FILE),
+        Literal["fp32", "fp16", "bf16", "int8"],
+        opt.option(
+            "--precision",
+            "TYPE",
+            "fp32, fp16, bf16, or int8 (OpenVINO): of weights and most of the arithmetic.",
+            FILE,
+        ),
     ] = "fp32",
     attention: Annotated[
         Literal["gridsample", "gather", "plugin"] | None,
@@ -82,11 +88,20 @@ def export(
     verify_only: Annotated[
         Path | None, opt.option("--verify-only", "FILE", "Write nothing: verify this file, made from CKPT.", PROOF)
     ] = None,
-    data: Annotated[str | None, opt.option("--data", "DIR", "Verify on these images, and compare AP.", PROOF)] = None,
+    data: Annotated[
+        str | None,
+        opt.option("--data", "DIR", "Verify on these images, with AP; int8 needs them.", PROOF),
+    ] = None,
     split: Annotated[opt.Split, opt.option("--split", "NAME", "Of --data: val, test or train.", PROOF)] = "val",
     max_images: Annotated[
         int | None, opt.option("--max-images", "N", "Of --data, for AP: the first N.", PROOF, min=1)
     ] = None,
+    max_drop: Annotated[
+        float, opt.option("--max-drop", "AP", "Of int8: refuse a larger loss, in points of 100.", INT8, min=0)
+    ] = 0.5,
+    calibration: Annotated[
+        int, opt.option("--calibration", "N", "Of int8: images of --data to calibrate with.", INT8, min=1)
+    ] = 300,
     device: opt.DeviceOption = "auto",
     runner: Annotated[
         bool, opt.flag("--runner", "Print a program that runs ONNX files without PyTorch.", opt.OUTPUT)
@@ -134,8 +149,21 @@ def export(
     target = out or _default_target(given, SUFFIXES[format])
     if verify:
         check_report(target, force=force)
-    result = export_checkpoint(given, options, target, overrides=overrides or [], force=force, step=_step)
+    writer = None
+    if precision == "int8":
+        from codetr_cli.export.int8 import Int8Options, Int8Writer
+
+        if data is None:
+            raise ConfigError("--precision int8 needs images with annotations to calibrate: --data DIR")
+        writer = Int8Writer(
+            Int8Options(data=data, split=split, images=calibration, max_drop=max_drop, max_images=max_images)
+        )
+    result = export_checkpoint(
+        given, options, target, overrides=overrides or [], force=force, step=_step, writer=writer
+    )
     _show(result)
+    if writer is not None:
+        console.result(writer.result.sentence)
     summary = {
         "output": result.path,
         "files": result.files,

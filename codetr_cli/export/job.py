@@ -160,6 +160,7 @@ def export(
     overrides: Sequence[str] = (),
     force: bool = False,
     step: Step = no_report,
+    writer: Writer | None = None,
 ) -> ExportResult:
     """Writes the exported file of a checkpoint.
 
@@ -170,13 +171,14 @@ def export(
         overrides: settings as `key=value`.
         force: replace files that codetr has made.
         step: is called when a slow step starts.
+        writer: instead of the one of the format.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or is an exported file itself.
         ConfigError: options that do not fit the network, or a file that may not be replaced.
         ResourceError: a package is not installed, or the disk is full.
     """
-    writer = WRITERS.get(options.format)
+    writer = writer or WRITERS.get(options.format)
     if writer is None:
         raise ConfigError(f"--format {options.format}: this version of codetr cannot write it")
     if output.suffix != SUFFIXES[options.format]:

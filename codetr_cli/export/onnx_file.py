@@ -6,6 +6,7 @@ no CUDA kernel for it. LayerNormalization is one node from opset 17 on, which ha
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -24,6 +25,8 @@ from codetr_cli.export.request import WriteRequest
 from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata, input_names, output_names
 
 OPSET = 18
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Key of a node's metadata: the modules that it was exported from, outermost first, as a Python list."""
 MAX_INLINE_BYTES = 2**31 - 2**24
 """A file that would be larger keeps its weights in a second file, as protobuf holds less than 2 GiB."""
 
@@ -90,10 +93,18 @@ def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
             verbose=False,
         )
         assert exported is not None
+        for node in exported.model.graph:  # int8 asks which module a node belongs to
+            node.name = f"{_module(node.metadata_props.get(SCOPES))}/{node.name}"
         ClearMetadataAndDocStringPass()(exported.model)
         exported.model.metadata_props.clear()
         exported.model.graph.metadata_props.clear()
         return exported.model_proto
+
+
+def _module(scopes: str | None) -> str:
+    """The module that a node was exported from; empty for nodes of the conversion itself."""
+    names = [] if scopes is None else ast.literal_eval(scopes)
+    return str(names[-2]) if len(names) > 1 else ""
 
 
 @contextlib.contextmanager
