@@ -96,7 +96,7 @@ def make(work: Path, name: str, variant: str) -> None:
     preset, size = NETWORKS[name]
     if format == "safetensors":
         torch.manual_seed(0)
-        loaded = load_detector(preset, torch.device("cpu"), (), random_weights=True)
+        loaded = load_detector(preset, torch.device("cpu"), (), random_weights=True, optimize=False)
         save_checkpoint(target, loaded.model.state_dict(), settings=loaded.settings, class_names=loaded.class_names,
                         category_ids=loaded.category_ids)  # fmt: skip
         return
