@@ -260,6 +260,7 @@ class RunFolder:
         settings: Settings,
         class_names: list[str],
         category_ids: list[int],
+        lineage: Mapping[str, str] | None = None,
         beside: Callable[[Path], None] | None = None,
     ) -> None:
         """Writes a new `last` checkpoint; the former one becomes `previous`.
@@ -270,6 +271,7 @@ class RunFolder:
             settings: stored with the weights, as are the next two.
             class_names: by label.
             category_ids: by label.
+            lineage: what the training started from, as `runs.lineage` gives it.
             beside: writes the folder of the shards that each process saves by itself.
 
         Raises:
@@ -286,7 +288,7 @@ class RunFolder:
                 settings=settings,
                 class_names=class_names,
                 category_ids=category_ids,
-                extra={"step": str(state["step"])},
+                extra={"step": str(state["step"]), **(lineage or {})},
             )
             if beside is not None:
                 beside(fresh / SHARDED)

@@ -11,10 +11,10 @@ import torch
 from codetr_cli import __version__
 from codetr_cli.errors import CheckpointError, CodetrError
 from codetr_cli.evaluation.protocol import DECISIVE
+from codetr_cli.runs.lineage import licence_of
 from codetr_cli.serving.image_job import ServedDetector
 from codetr_cli.serving.options import MAX_DETS, ServeOptions
 from codetr_cli.weights.checkpoint import file_sha256
-from codetr_cli.weights.licence import licence_of
 
 INPUT = ("mean", "std", "pad_divisor")
 """Settings under `data` that decide what the network sees."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from codetr_cli.distributed.fsdp import full_optimizer_state, full_weights, load
 from codetr_cli.distributed.sharded_state import Shards, host_shards, optimizer_skeleton, read_shards
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.runs.folder import SHARDED, RunFolder, Saved
+from codetr_cli.runs.lineage import lineage_of, recorded_lineage
 from codetr_cli.runs.metrics_log import has_numbers, is_evaluation
 from codetr_cli.runtime.memory import is_out_of_memory
 from codetr_cli.runtime.rng import random_states, restore_random_states, seed_all
@@ -105,6 +107,7 @@ def _write(
             settings=context.settings,
             class_names=context.class_names,
             category_ids=context.category_ids,
+            lineage=context.lineage,
             beside=None if shard_writers is None else partial(shard_writers.write_all, shards=parts),
         )
     except ResourceError as error:
@@ -127,6 +130,21 @@ def wait_until_saved(context: TrainContext, state: TrainState) -> None:
     context.io.heartbeat("checkpoint")
     state.writer.wait()
     process_group.barrier()
+
+
+def find_lineage(weights: str | None, saved: Saved | None) -> dict[str, str]:
+    """What checkpoints record of the start of their training, see `runs.lineage`.
+
+    Args:
+        weights: the checkpoint to fine-tune; None: a training from scratch.
+        saved: that the training continues from: it has the record of the start, whose file may be another one now.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    if saved is not None:
+        return recorded_lineage(saved.weights.extra)
+    return {} if weights is None else lineage_of(Path(weights))
 
 
 def load_newest(folder: RunFolder) -> Saved | None:

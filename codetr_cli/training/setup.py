@@ -25,7 +25,7 @@ from codetr_cli.runtime.precision import float32_arithmetic, resolve_training_pr
 from codetr_cli.runtime.signals import NAMES, StopRequest
 from codetr_cli.training.bad_images import log_summary
 from codetr_cli.training.build import build_training
-from codetr_cli.training.checkpointing import load_newest, restore
+from codetr_cli.training.checkpointing import find_lineage, load_newest, restore
 from codetr_cli.training.liveness import check_same_disk, group_timeout, watchdog
 from codetr_cli.training.loggers import Loggers, Record, open_loggers
 from codetr_cli.training.loop import train
@@ -87,6 +87,7 @@ def run_training(job: TrainJob, *, device: torch.device, choice: RunChoice | Non
         return_large_blocks()
         _prepare_torch(job.settings)
         context, state = build_training(job, io, device=device, resume=choice.resume, has_checkpoint=saved is not None)
+        context = replace(context, lineage=find_lineage(job.inputs.weights, saved))
         _continue_from(context, state, saved)
         precision = resolve_training_precision(context.settings.train.precision, device)
         with float32_arithmetic(precision, device):

@@ -81,6 +81,7 @@ class TrainContext:
         model: the detector inside the objective; its state dict is what checkpoints hold.
         evaluate: metrics of the current model after a step, in every process; None never evaluates.
         shard_writers: all processes as writers of the checkpoints of a sharded training; None for any other.
+        lineage: what the training started from, for the checkpoints, see `runs.lineage`; empty: from nothing.
     """
 
     settings: Settings
@@ -95,6 +96,7 @@ class TrainContext:
     evaluate: Callable[[int], dict[str, float]] | None
     shard_writers: ShardWriters | None
     io: RunIO
+    lineage: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

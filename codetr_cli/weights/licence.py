@@ -1,29 +1,28 @@
-"""The licence of weights: what is known of it, and why. The only place that decides it.
+"""The licence of weights, as their file says it: by its content, or by its metadata.
 
-Weights are published under the licence that their publisher names. Weights that were trained from others follow those.
-Of weights that were trained from nothing, only those who trained them can name a licence.
+Weights are published under the licence that their publisher names. Weights that were trained from others follow those,
+see `runs.lineage`. Of weights that were trained from nothing, only those who trained them can name a licence.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from codetr_cli.class_names import has_control_characters
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import SourceConfig
-from codetr_cli.errors import CodetrError, ConfigError, shown
+from codetr_cli.errors import ConfigError, shown
 from codetr_cli.weights.checkpoint import file_sha256, read_extra
 from codetr_cli.weights.published import published_weights
 
 LICENCE, LICENCE_REASON = "licence", "licence_reason"
-"""Keys in `Checkpoint.extra` of a checkpoint whose licence was named."""
+"""Keys in `Checkpoint.extra` of a checkpoint whose licence was named or inherited."""
+UNKNOWN = "they are not those of a published file, and no checkpoint that they started from is known"
 MAX_LICENCE = 100
 """Characters of a licence's name."""
-MAX_CHAIN = 20
-"""Trainings that follow each other, each from the weights of the one before."""
 
 
 @dataclass(frozen=True)
@@ -59,40 +58,21 @@ def stated_licence(name: str) -> Licence:
     return Licence(name, "named by those who published it")
 
 
-def licence_of(path: Path, origin_of: Callable[[Path], str | None] = lambda path: None) -> Licence:
-    """The licence of the weights in a file; unknown rather than guessed.
+def recorded_licence(path: Path) -> Licence:
+    """The licence of the weights in a file, from the file alone; unknown rather than guessed.
 
     Args:
         path: a checkpoint of codetr or a published one.
-        origin_of: returns the file that the training of a checkpoint started from; None: from nothing, or not known.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
-    return _licence_of(path, origin_of, MAX_CHAIN)
-
-
-def _licence_of(path: Path, origin_of: Callable[[Path], str | None], most: int) -> Licence:
     extra = read_extra(path)
     if extra is None:  # what a conversion would record
         extra = {"source_sha256": file_sha256(path), "source_file": path.name}
     if extra.get(LICENCE):
         return Licence(extra[LICENCE], extra.get(LICENCE_REASON) or "as the checkpoint records it")
-    if "source_sha256" in extra:
-        return _licence_of_published(extra)
-    origin = origin_of(path)
-    if origin is None:
-        return Licence(
-            None, "they are not those of a published file, and no checkpoint that they started from is known"
-        )
-    if most == 0:
-        return Licence(None, f"more than {MAX_CHAIN} trainings follow each other")
-    name = Path(origin).name if Path(origin).stem != "model" else origin
-    try:
-        before = _licence_of(Path(origin), origin_of, most - 1)
-    except CodetrError as error:
-        return Licence(None, f"fine-tuned from {origin}, which cannot be read: {error}")
-    return replace(before, reason=f"fine-tuned from {name}, {before.reason}")
+    return _licence_of_published(extra) if "source_sha256" in extra else Licence(None, UNKNOWN)
 
 
 def _licence_of_published(extra: Mapping[str, str]) -> Licence:

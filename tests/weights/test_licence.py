@@ -1,4 +1,4 @@
-"""The licence of weights: known, unknown, stated, and inherited from what a training started from."""
+"""The licence of weights, as their file says it: known, unknown, stated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.errors import ConfigError
 from codetr_cli.weights import licence as module
-from codetr_cli.weights.licence import Licence, licence_of, stated_licence
+from codetr_cli.weights.licence import UNKNOWN, Licence, recorded_licence, stated_licence
 from tests.inference.hub.records import KNOWN, write_weights
 
 
@@ -30,7 +30,7 @@ def test_published_weights_have_the_licence_of_their_publisher(tmp_path: Path, t
     path = write_weights(
         tmp_path / "a.safetensors", tiny_settings, source_sha256=KNOWN + "0" * 56, source_file="any.pth"
     )
-    found = licence_of(path)
+    found = recorded_licence(path)
     assert found.name == "MIT"
     assert found.reason == "the published weights of co_dino_r50 (the repository's)"
 
@@ -39,61 +39,30 @@ def test_a_converted_file_that_nobody_published(tmp_path: Path, tiny_settings):
     """The architecture of a preset is no proof: people train it themselves."""
     settings = tiny_settings.model_copy(update={"name": "co_dino_r50", "source": load_preset("co_dino_r50").source})
     path = write_weights(tmp_path / "a.safetensors", settings, source_sha256="0" * 64, source_file="my.pth")
-    assert licence_of(path).name is None
-    assert "my.pth, which is no published file" in licence_of(path).reason
+    assert recorded_licence(path).name is None
+    assert "my.pth, which is no published file" in recorded_licence(path).reason
 
 
 def test_a_published_file_before_its_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "renamed.pth"
     path.write_bytes(b"weights")
-    assert licence_of(path).name is None
+    assert recorded_licence(path).name is None
     preset = load_preset("co_dino_r50")
     source = preset.source.model_copy(update={"sha256": hashlib.sha256(b"weights").hexdigest()})
     monkeypatch.setattr(module, "preset_names", lambda: ["co_dino_r50"])
     monkeypatch.setattr(module, "load_preset", lambda name: preset.model_copy(update={"source": source}))
-    assert licence_of(path).name == "MIT"
+    assert recorded_licence(path).name == "MIT"
 
 
 def test_a_training_from_nothing_is_unknown(tmp_path: Path, tiny_settings):
     path = write_weights(tmp_path / "a.safetensors", tiny_settings, step="7")
-    assert licence_of(path) == Licence(
-        None, "they are not those of a published file, and no checkpoint that they started from is known"
-    )
+    assert recorded_licence(path) == Licence(None, UNKNOWN)
 
 
 def test_the_licence_that_a_checkpoint_records(tmp_path: Path, tiny_settings):
     path = write_weights(tmp_path / "a.safetensors", tiny_settings, **stated_licence("CC-BY-4.0").as_extra)
-    assert licence_of(path) == stated_licence("CC-BY-4.0")
+    assert recorded_licence(path) == stated_licence("CC-BY-4.0")
     assert Licence(None, "unknown").as_extra == {}
-
-
-def test_a_training_inherits_what_it_started_from(tmp_path: Path, tiny_settings):
-    first = write_weights(tmp_path / "published.safetensors", tiny_settings, source_sha256=KNOWN + "0" * 56)
-    second = write_weights(tmp_path / "second.safetensors", tiny_settings)
-    third = write_weights(tmp_path / "third.safetensors", tiny_settings)
-    origins = {third: str(second), second: str(first)}
-    found = licence_of(third, origins.get)
-    assert found.name == "MIT"
-    assert found.reason == (
-        "fine-tuned from second.safetensors, fine-tuned from published.safetensors, the published weights of "
-        "co_dino_r50 (the repository's)"
-    )
-
-
-def test_a_start_that_is_unknown_stays_unknown(tmp_path: Path, tiny_settings):
-    first, second = (write_weights(tmp_path / f"{name}.safetensors", tiny_settings) for name in "ab")
-    found = licence_of(second, {second: str(first)}.get)
-    assert found == Licence(None, f"fine-tuned from a.safetensors, {licence_of(first).reason}")
-    gone = licence_of(second, {second: str(tmp_path / "gone.safetensors")}.get)
-    assert gone.name is None
-    assert "which cannot be read" in gone.reason
-
-
-def test_trainings_in_a_circle_end(tmp_path: Path, tiny_settings):
-    path = write_weights(tmp_path / "a.safetensors", tiny_settings)
-    found = licence_of(path, {path: str(path)}.get)
-    assert found.name is None
-    assert "more than 20 trainings" in found.reason
 
 
 LICENSED = [name for name in preset_names() if load_preset(name).source.licence]

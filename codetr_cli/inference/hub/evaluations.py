@@ -13,6 +13,7 @@ from typing import Any
 
 from codetr_cli.errors import ConfigError
 from codetr_cli.reading import parse_json, read_bytes
+from codetr_cli.runs.lineage import run_of
 from codetr_cli.runs.metrics_log import has_numbers, is_evaluation, read_lines
 
 METRICS_NAME = "metrics.json"
@@ -44,12 +45,6 @@ class Evaluation:
     per_class: list[Mapping[str, Any]] = field(default_factory=list)
     published: float | None = None
     source: str = ""
-
-
-def run_of(weights: Path) -> Path | None:
-    """The run folder of a checkpoint, `RUN/checkpoints/best/model.safetensors`; None: it is not in one."""
-    folder = weights.absolute().parent
-    return folder.parent.parent if folder.parent.name == "checkpoints" else None
 
 
 def find_evaluation(weights: Path, *, content: str | None, step: int | None) -> Evaluation | None:

@@ -18,17 +18,16 @@ from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings, TestConfig
 from codetr_cli.errors import CodetrError, ConfigError
 from codetr_cli.inference.exported.engine import is_exported
-from codetr_cli.inference.hub.evaluations import Evaluation, find_evaluation, read_evaluation, run_of
+from codetr_cli.inference.hub.evaluations import Evaluation, find_evaluation, read_evaluation
 from codetr_cli.inference.hub.tables import POSTPROCESSING, PREPROCESSING
 from codetr_cli.runs.folder import RunFolder, RunInputs
-from codetr_cli.weights.checkpoint import Checkpoint, content_id, read_extra
-from codetr_cli.weights.licence import Licence, licence_of
+from codetr_cli.runs.lineage import BASE_MODEL, ORIGIN, licence_of, lineage_of, name_of, recorded_lineage, run_of
+from codetr_cli.weights.checkpoint import Checkpoint, content_id
+from codetr_cli.weights.licence import Licence
 from codetr_cli.weights.published import BACKBONES
 from codetr_cli.weights.resolve import open_weights
 from codetr_cli.weights.urls import public_settings
 
-REPOSITORY = "repository"
-"""Key in `Checkpoint.extra` of the repository that a checkpoint was published in, as `org/name`."""
 PATHS = ("root", "annotations", "images", "train_images", "train_annotations", "val_images", "val_annotations")
 """Settings of `data` that are places on the machine of the training."""
 DERIVED = ("model.num_classes", "data.extra_roots", "train.backbone_weights", *(f"data.{name}" for name in PATHS))
@@ -120,7 +119,7 @@ def describe_checkpoint(
         found = find_evaluation(path, content=content, step=step) if not changes else None
     stored = replace_settings(checkpoint.settings, changes)
     roots = [stored.data.root or stored.data.annotations or "", *stored.data.extra_roots]
-    origin = inputs.weights if inputs is not None else None
+    lineage = _lineage(checkpoint, inputs)
     return ModelFacts(
         checkpoint=Checkpoint(
             state=checkpoint.state,
@@ -130,13 +129,13 @@ def describe_checkpoint(
             extra=checkpoint.extra,
         ),
         content=content or "",
-        licence=licence or licence_of(path, origin_of),
+        licence=licence or licence_of(path),
         evaluation=found,
         data=" and ".join(Path(root).stem for root in roots if root),
         data_digest=(inputs and inputs.train_digest) or "",
         validation=Path(inputs.val_annotations).stem if inputs is not None and inputs.val_annotations else "",
-        origin=_name(origin) if origin else "",
-        base_model=_repository(origin) if origin else "",
+        origin=lineage.get(ORIGIN, ""),
+        base_model=lineage.get(BASE_MODEL, ""),
     )
 
 
@@ -193,23 +192,12 @@ def _inputs(path: Path) -> RunInputs | None:
     return None if run is None else RunFolder(run).inputs()
 
 
-def origin_of(path: Path) -> str | None:
-    """The file that the training of a checkpoint started from."""
-    inputs = _inputs(path)
-    return None if inputs is None else inputs.weights
-
-
-def _name(origin: str) -> str:
-    """A checkpoint's name for others: that of its run, preset or file, without the folders of this machine."""
-    path, run = Path(origin), run_of(Path(origin))
-    if run is not None:
-        return f"{run.parent.name}/{run.name}"
-    return path.parent.name if path.stem == "model" else path.name
-
-
-def _repository(origin: str) -> str:
-    """The repository that a checkpoint was published in, as it records it."""
+def _lineage(checkpoint: Checkpoint, inputs: RunInputs | None) -> dict[str, str]:
+    """What a checkpoint records of its start, or for one of an earlier version what its run folder says."""
+    found = recorded_lineage(checkpoint.extra)
+    if ORIGIN in found or inputs is None or inputs.weights is None:
+        return found
     try:
-        return (read_extra(Path(origin)) or {}).get(REPOSITORY, "")
-    except CodetrError:
-        return ""
+        return lineage_of(Path(inputs.weights))
+    except CodetrError:  # the start is gone
+        return {ORIGIN: name_of(Path(inputs.weights))}

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from codetr_cli.config.schema import TestConfig
 from codetr_cli.errors import ConfigError
-from codetr_cli.inference.hub.facts import changed_test, describe_checkpoint, origin_of
+from codetr_cli.inference.hub.facts import changed_test, describe_checkpoint
 from codetr_cli.inference.hub.folder import FILES, is_model_folder, write_folder
+from codetr_cli.runs.lineage import licence_of
 from codetr_cli.weights.checkpoint import stored_settings
-from codetr_cli.weights.licence import Licence, licence_of, stated_licence
+from codetr_cli.weights.licence import Licence, stated_licence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def find_licence(path: Path, stated: str | None) -> Licence:
     Raises:
         ConfigError: what is stated is no licence.
     """
-    known = licence_of(path, origin_of)
+    known = licence_of(path)
     if stated is None:
         return known
     chosen = stated_licence(stated)

@@ -7,17 +7,12 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.errors import ConfigError
-from codetr_cli.inference.hub.evaluations import find_evaluation, read_evaluation, run_of
+from codetr_cli.inference.hub.evaluations import find_evaluation, read_evaluation
 from tests.inference.hub.records import CONTENT, write_metrics, write_training
 
 
 def weights_of(run: Path) -> Path:
     return run / "checkpoints/best/model.safetensors"
-
-
-def test_the_run_of_a_checkpoint(tmp_path: Path):
-    assert run_of(weights_of(tmp_path)) == tmp_path
-    assert run_of(tmp_path / "model.safetensors") is None
 
 
 def test_what_is_read_of_an_evaluation(tmp_path: Path):

@@ -86,7 +86,13 @@ def test_a_training_that_started_from_a_published_model(tmp_path: Path, tiny_set
     facts = describe_checkpoint(path)
     assert (facts.origin, facts.base_model) == ("base", "my-lab/base")
     assert facts.licence.name == "CC-BY-4.0"
-    assert facts.licence.reason.startswith(f"fine-tuned from {base}, named by those")
+    assert facts.licence.reason == "fine-tuned from base, named by those who published it"
+
+
+def test_a_copy_of_a_trained_checkpoint_keeps_what_it_started_from(tmp_path: Path, tiny_settings):
+    record = {"origin": "base", "base_model": "my-lab/base", **stated_licence("MIT").as_extra}
+    facts = describe_checkpoint(write_weights(tmp_path / "copy.safetensors", tiny_settings, step="9", **record))
+    assert (facts.origin, facts.base_model, facts.licence.name) == ("base", "my-lab/base", "MIT")
 
 
 def test_an_evaluation_with_other_test_settings_is_none_of_this_model(tmp_path: Path, tiny_settings):
