@@ -74,7 +74,6 @@ TESTED_ELSEWHERE = {
     "serving/api_schema.py": "serving/test_app.py",
     "serving/guard.py": "serving/test_app.py",  # also test_connections.py and test_hostile.py
     "serving/image_job.py": "serving/test_engine.py",
-    "serving/model_info.py": "serving/test_app.py",
     "serving/requests.py": "serving/test_hostile.py",
     "serving/requirements.py": "commands/test_serve.py",
     "training/build.py": "commands/test_train.py",

@@ -34,6 +34,7 @@ from codetr_cli.inference.exported.metadata import (
 )
 from codetr_cli.inference.loading import LoadedModel, check_image_size, load_detector
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.runs.lineage import licence_of
 from codetr_cli.weights.checkpoint import file_sha256
 
 WRITERS: dict[ExportFormat, Writer] = {
@@ -137,7 +138,7 @@ def describe(loaded: LoadedModel, options: ExportOptions) -> ExportMetadata:
         weights=WeightsSource(
             file=loaded.path.name if loaded.path else settings.name,
             sha256=file_sha256(loaded.path) if loaded.path else None,
-            licence=settings.source.licence,
+            licence=licence_of(loaded.path).name if loaded.path else None,
         ),
         versions={"codetr": VERSION, "torch": torch.__version__, "python": platform.python_version(), **_versions()},
     )

@@ -11,6 +11,8 @@ import torch
 from codetr_cli import __version__
 from codetr_cli.errors import CheckpointError, CodetrError
 from codetr_cli.evaluation.protocol import DECISIVE
+from codetr_cli.inference.exported.network import ExportedNetwork
+from codetr_cli.inference.loading import LoadedModel
 from codetr_cli.runs.lineage import licence_of
 from codetr_cli.serving.image_job import ServedDetector
 from codetr_cli.serving.options import MAX_DETS, ServeOptions
@@ -29,7 +31,7 @@ def describe_model(detector: ServedDetector, options: ServeOptions) -> dict[str,
         "weights": {
             "file": None if path is None else path.name,
             "sha256": None if path is None else _sha256(path),
-            "licence": settings.source.licence if path is None else _licence(path) or settings.source.licence,
+            "licence": _licence(detector.loaded),
         },
         "classes": [
             {"label": label, "name": name, "category_id": category_id}
@@ -60,10 +62,12 @@ def describe_model(detector: ServedDetector, options: ServeOptions) -> dict[str,
     }
 
 
-def _licence(path: Path) -> str | None:
-    """Of the weights; None if it is unknown, as it is of other files than checkpoints."""
+def _licence(loaded: LoadedModel) -> str | None:
+    """Of the weights, also of those in an exported file; None if it is unknown."""
+    if isinstance(loaded.model, ExportedNetwork):
+        return loaded.model.engine.metadata.weights.licence
     try:
-        return licence_of(path).name
+        return None if loaded.path is None else licence_of(loaded.path).name
     except (CodetrError, OSError):
         return None
 

@@ -31,6 +31,7 @@ CLASS_NAMES = ["disc", "bar", "ring"]
 class FakeLoaded:
     settings: Settings
     path: Path | None = None
+    model: Any = None
 
 
 @dataclass
