@@ -33,16 +33,17 @@ class BatchSize:
 
     Args:
         device: where the network runs.
+        fixed: of an exported file that takes just so many, fewer being filled up; None: any number.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, fixed: int | None = None) -> None:
+        self.device, self.fixed = device, fixed
         self._limit: int | None = None  # what the memory was found to hold
-        self._auto = 1 if device.type != "cuda" else None
+        self._auto = fixed or (1 if device.type != "cuda" else None)
 
     def of(self, options: DetectOptions) -> int:
         """Images at once with these options, now; an automatic batch that was not measured yet is one image."""
-        size = options.images_at_once(self.device.type) or self._auto or 1
+        size = (1 if options.exact else options.batch) or self._auto or 1
         return size if self._limit is None else min(size, self._limit)
 
     @contextmanager

@@ -39,7 +39,7 @@ from codetr_cli.inference.arguments import (
 )
 from codetr_cli.inference.batching import BatchSize
 from codetr_cli.inference.cuda_graph import with_cuda_graphs
-from codetr_cli.inference.exported.network import check_precision, check_views
+from codetr_cli.inference.exported.network import check_precision, check_views, fixed_batch
 from codetr_cli.inference.given_images import predict_images
 from codetr_cli.inference.loading import LoadedModel, choose_for_file, load_detector
 from codetr_cli.inference.options import NO_TILES, TILES_OR_TTA, DetectOptions, Nms, TileOptions
@@ -110,7 +110,7 @@ class Detector:
         self.loaded = loaded
         self.device = device
         self.precision = precision
-        self.batch_size = BatchSize(device)
+        self.batch_size = BatchSize(device, fixed_batch(loaded.model))
         self._network = with_cuda_graphs(loaded.model, loaded.settings.test, device)
         self.class_names = loaded.class_names
         self.category_ids = loaded.category_ids
@@ -515,7 +515,9 @@ class Detector:
     def _tiling(self, tiles: TileOptions, options: DetectOptions) -> Tiling:
         if self._augmentation is not None:
             raise ArgumentError(TILES_OR_TTA)
-        batch = options.images_at_once(self.device.type) or (GPU_TILES if self.device.type == "cuda" else 1)
+        batch = self.batch_size.of(options)
+        if options.images_at_once(self.device.type) is None and self.batch_size.fixed is None:
+            batch = GPU_TILES
         return replace(
             build_tiling(self.loaded.settings, tiles, batch=batch),
             min_score=EXPLAINING_SHARE * options.lowest_score,

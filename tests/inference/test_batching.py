@@ -20,6 +20,14 @@ def test_the_size_is_what_is_asked_for():
     assert sizes.of(DetectOptions(batch=2)) == 2
 
 
+def test_a_file_that_takes_a_fixed_number_gets_so_many():
+    for device in (torch.device("cpu"), GPU):
+        sizes = BatchSize(device, fixed=4)
+        assert sizes.of(DetectOptions()) == 4
+        assert sizes.of(DetectOptions(batch=2)) == 2
+        assert sizes.of(DetectOptions(exact=True)) == 1
+
+
 @pytest.mark.parametrize(("peak", "size"), [(2, 8), (20, 4), (45, 1), (200, 1), (0, LARGEST_AUTO_BATCH), (None, 1)])
 def test_the_memory_of_a_gpu_decides_on_the_automatic_size(monkeypatch, peak, size):
     """10 GB of 180 are in use, a half of the rest may be filled."""

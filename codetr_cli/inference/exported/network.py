@@ -137,6 +137,11 @@ def parameter_count(model: nn.Module) -> int:
     return sum(file.stat().st_size for file in files if file.is_file()) // 4
 
 
+def fixed_batch(model: nn.Module) -> int | None:
+    """How many images an exported file takes at once, fewer being filled up; None: any number."""
+    return model.engine.metadata.input.batch if isinstance(model, ExportedNetwork) else None
+
+
 def runtime_facts(model: nn.Module) -> dict[str, Any]:
     """For `--json`: the library, provider and precision of an exported file as `runtime`; empty for a checkpoint."""
     return {"runtime": model.engine.info.as_dict()} if isinstance(model, ExportedNetwork) else {}

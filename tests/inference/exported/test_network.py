@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from codetr_cli.data.transforms import build_transforms
 from codetr_cli.errors import ConfigError
 from codetr_cli.export.job import describe
 from codetr_cli.export.options import ExportOptions
+from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.inference.loading import LoadedModel
+from codetr_cli.inference.options import TileOptions
 from codetr_cli.inference.pipeline import detect
+from codetr_cli.inference.tiling import build_tiling
 from codetr_cli.models.build import build_postprocess
 from codetr_cli.models.postprocess import Detections
 from tests.export import networks
@@ -85,6 +89,17 @@ def test_the_last_batch_is_filled(loaded: LoadedModel):
     found = detections(ExportedNetwork(engine), loaded, 5, fixed_size=[96, 160])
     assert engine.shapes == [(2, 3, 96, 160)] * 3
     assert_same(found, detections(loaded.model, loaded, 5, fixed_size=[96, 160]))
+
+
+def test_a_detector_gives_a_file_its_fixed_number_of_images(loaded: LoadedModel):
+    engine = FakeEngine(loaded, describe(loaded, ExportOptions(size=(96, 160), batch=2)))
+    settings = replace_settings(loaded.settings, {"test.fixed_size": [96, 160]})
+    detector = Detector(replace(loaded, model=ExportedNetwork(engine), settings=settings), device="cpu")
+    list(detector.stream([np.zeros((50, 80, 3), np.uint8)] * 4))
+    assert engine.shapes == [(2, 3, 96, 160)] * 2
+    engine.shapes.clear()
+    detector.predict(np.zeros((96, 300, 3), np.uint8), tiles="96x64")
+    assert len(engine.shapes) < len(list(build_tiling(settings, TileOptions(size=(96, 64))).tiles((96, 300))))
 
 
 def test_smaller_images_are_padded(loaded: LoadedModel):
