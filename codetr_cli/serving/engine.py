@@ -357,12 +357,13 @@ class Engine:
         Raises:
             ConfigError: it has.
         """
-        if job.options.tiles is None:
+        cut = self.detector.tiles_of(job.options)
+        if cut is None:
             return
-        tiles = len(build_tiling(self.detector.loaded.settings, job.options.tiles).tiles(size))
+        tiles = len(build_tiling(self.detector.loaded.settings, cut).tiles(size))
         if tiles > self._max_tiles:
             raise ConfigError(
-                f"{size[1]} x {size[0]} pixels make {tiles:,} {job.options.tiles}, and this server takes "
+                f"{size[1]} x {size[0]} pixels make {tiles:,} {cut}, and this server takes "
                 f"{self._max_tiles}: use larger tiles, less overlap or a smaller image"
             )
 

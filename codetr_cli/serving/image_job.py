@@ -12,7 +12,7 @@ import torch
 
 from codetr_cli.inference.batching import BatchSize
 from codetr_cli.inference.loading import LoadedModel
-from codetr_cli.inference.options import DetectOptions
+from codetr_cli.inference.options import DetectOptions, TileOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.models.postprocess import Detections
 from codetr_cli.serving.api_errors import ApiError
@@ -27,6 +27,9 @@ class ServedDetector(Protocol):
     batch_size: BatchSize
     class_names: list[str]
     category_ids: list[int]
+
+    def tiles_of(self, options: DetectOptions) -> TileOptions | None:
+        """How large images are cut; None: not at all."""
 
     def prepare(self, image: Any, options: DetectOptions | None = None) -> Any:
         """An image at the size of the network, or in tiles."""

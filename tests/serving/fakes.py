@@ -16,7 +16,7 @@ import torch
 from codetr_cli.config.schema import Settings
 from codetr_cli.images.regions import ArrayRegions
 from codetr_cli.inference.batching import BatchSize
-from codetr_cli.inference.options import DetectOptions
+from codetr_cli.inference.options import DetectOptions, TileOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.tiling import TiledImage
 from codetr_cli.models.postprocess import Detections
@@ -31,6 +31,7 @@ CLASS_NAMES = ["disc", "bar", "ring"]
 class FakeLoaded:
     settings: Settings
     path: Path | None = None
+    tiles: TileOptions | None = None
     model: Any = None
 
 
@@ -65,8 +66,11 @@ class FakeDetector:
         self.entered = threading.Event()
         self.fails: Callable[[Sequence[Any]], Exception | None] = lambda images: None
 
+    def tiles_of(self, options: DetectOptions) -> TileOptions | None:
+        return options.tiles or self.loaded.tiles
+
     def prepare(self, image: Any, options: DetectOptions | None = None) -> Any:
-        if options is not None and options.tiles is not None and max(image.shape) > 200:
+        if options is not None and self.tiles_of(options) is not None and max(image.shape) > 200:
             return TiledImage(ArrayRegions(image))
         return FakeImage(image)
 

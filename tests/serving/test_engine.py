@@ -237,6 +237,15 @@ def test_tiles_are_limited_and_alone(detector: FakeDetector):
         until(lambda: engine._held_bytes == 0)
 
 
+def test_tiles_of_an_exported_file_are_limited_too(detector: FakeDetector):
+    detector.loaded.tiles = TileOptions(size=(128, 128), overlap=0.0)
+    with running(detector) as engine:
+        many = job(photo(900, 900))
+        engine.submit([many])
+        with pytest.raises(ApiError, match=r"make 64 tiles of 128x128.* takes 20"):
+            many.future.result(10)
+
+
 def test_images_wait_as_files_not_as_pixels(detector: FakeDetector):
     with running(detector, batch=1, capacity=100) as engine:
         detector.gate.clear()
