@@ -67,7 +67,7 @@ def serve(
     options = ServeOptions(
         host=host,
         port=port,
-        api_key=api_key or None,
+        api_key=api_key,
         cors_origins=tuple(cors_origins or ()),
         batch=opt.batch_of(batch),
         max_wait_ms=max_wait_ms,
@@ -114,11 +114,13 @@ def _serve_here(job: ServeJob, device: torch.device, gpus: int | None, json_outp
 
 def _announce(running: Running, options: ServeOptions, processes: int) -> None:
     """What is served, where, with which limits, and a command to try it."""
+    from codetr_cli.inference.exported.network import precision_of, runtime_facts
+
     detector = running.detector
     url = f"http://{options.url_host}:{running.port}"
     path = detector.loaded.path
     name = f"{path} ({detector.loaded.settings.name})" if path else detector.loaded.settings.name
-    precision = "fp32" if detector.precision == "auto" else detector.precision
+    precision = precision_of(detector.loaded.model, detector.precision)
     where = f"{detector.device}, {precision}" + (f", {processes} processes" if processes > 1 else "")
     console.result(f"Serving {name}, {len(detector.class_names)} classes, at {url} ({where})")
     console.info(
@@ -139,6 +141,7 @@ def _announce(running: Running, options: ServeOptions, processes: int) -> None:
             "classes": detector.class_names,
             "device": str(detector.device),
             "precision": precision,
+            **runtime_facts(detector.loaded.model),
             "processes": processes,
             "api_key": options.api_key is not None,
             "limits": {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from codetr_cli.errors import ConfigError, ResourceError, is_out_of_memory
 from codetr_cli.images.decoder import BrokenImageError
 
@@ -33,6 +35,10 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON object of the response."""
         return {"error": {"code": self.code, "message": self.message, **self.details}}
+
+    def response(self) -> JSONResponse:
+        """The answer to a request."""
+        return JSONResponse(self.body(), self.status, {"X-Error-Code": self.code, **self.headers})
 
 
 def of_image(error: BaseException, index: int, name: str, max_pixels: int) -> ApiError | None:

@@ -9,15 +9,15 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 
 from codetr_cli.serving import api_schema
 from codetr_cli.serving.api_errors import ApiError
 from codetr_cli.serving.engine import Engine
-from codetr_cli.serving.guard import DETECT, GONE, ROUTES, Guard, Traffic, unexpected
+from codetr_cli.serving.guard import DETECT, ROUTES, Guard, Traffic, unexpected
 from codetr_cli.serving.image_job import ImageJob
 from codetr_cli.serving.metrics import CONTENT_TYPE, Metrics
 from codetr_cli.serving.model_info import describe_model
@@ -99,11 +99,8 @@ class Service:
         app.get("/healthz", **api_schema.HEALTH)(self.health)
         app.get("/readyz", **api_schema.READY)(self.ready)
         app.get("/metrics", **api_schema.METRICS)(self.count)
-        app.exception_handler(ApiError)(_answer_api_error)
         app.exception_handler(HTTPException)(_answer_http_error)
-        app.exception_handler(RequestValidationError)(_answer_validation_error)
-        app.exception_handler(ClientDisconnect)(_answer_nobody)
-        app.add_middleware(
+        app.add_middleware(  # it answers ApiError, which no handler here takes
             Guard,
             options=self.options,
             metrics=self.metrics,
@@ -179,12 +176,12 @@ class Service:
         reason = self.engine.why_unhealthy
         if reason is not None:
             raise ApiError(503, "unhealthy", f"the server should be started again: {reason}")
-        return _json({"status": "ok"})
+        return JSONResponse({"status": "ok"})
 
     async def ready(self) -> Response:
         """Whether requests for detections are accepted: the model is loaded, and the server is not stopping."""
         self.check_ready()
-        return _json({"status": "ready"})
+        return JSONResponse({"status": "ready"})
 
     async def count(self) -> Response:
         """What the server counts, in the format of Prometheus."""
@@ -214,15 +211,6 @@ def _timing(jobs: Sequence[ImageJob]) -> str:
     return ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in longest.items())
 
 
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(body), status, media_type="application/json", headers=headers)
-
-
-async def _answer_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return _json(error.body(), error.status, {"X-Error-Code": error.code, **error.headers})
-
-
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Errors of the framework, such as a path that does not exist."""
     assert isinstance(error, HTTPException)
@@ -233,16 +221,4 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     }
     code = CODES.get(error.status_code, "http_error")
     message = messages.get(error.status_code, str(error.detail))
-    known = ApiError(error.status_code, code, message, headers=error.headers)
-    return await _answer_api_error(request, known)
-
-
-async def _answer_nobody(request: Request, error: Exception) -> Response:
-    """The client has left; the status is for the metrics."""
-    return Response(status_code=GONE)
-
-
-async def _answer_validation_error(request: Request, error: Exception) -> Response:
-    return await _answer_api_error(
-        request, ApiError(422, "invalid_parameter", "the request has parameters of no use here")
-    )
+    return ApiError(error.status_code, code, message, headers=error.headers).response()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import secrets
 import time
@@ -227,14 +226,9 @@ class _Exchange:
 
     async def answer(self, error: ApiError) -> None:
         """Answers with an error, unless an answer has begun."""
-        if self._is_started:
-            return
-        body = json.dumps(error.body()).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "X-Error-Code": error.code}
-        raw = [(name.lower().encode(), value.encode()) for name, value in {**headers, **error.headers}.items()]
-        with suppress(OSError):
-            await self.send({"type": "http.response.start", "status": error.status, "headers": raw})
-            await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+        if not self._is_started:
+            with suppress(OSError):
+                await error.response()(self.scope, self.receive, self.send)
 
 
 class _Body:

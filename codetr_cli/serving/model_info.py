@@ -11,7 +11,7 @@ import torch
 from codetr_cli import __version__
 from codetr_cli.errors import CheckpointError, CodetrError
 from codetr_cli.evaluation.protocol import DECISIVE
-from codetr_cli.inference.exported.network import ExportedNetwork
+from codetr_cli.inference.exported.network import ExportedNetwork, precision_of, runtime_facts
 from codetr_cli.inference.loading import LoadedModel
 from codetr_cli.runs.lineage import licence_of
 from codetr_cli.serving.image_job import ServedDetector
@@ -40,7 +40,7 @@ def describe_model(detector: ServedDetector, options: ServeOptions) -> dict[str,
         "masks": settings.learns_masks,
         "protocol": {
             **{name: getattr(settings.test, name) for name in DECISIVE},
-            "precision": "fp32" if detector.precision == "auto" else detector.precision,
+            "precision": precision_of(detector.loaded.model, detector.precision),
         },
         "settings": {
             "model": settings.model.model_dump(mode="json"),
@@ -48,6 +48,7 @@ def describe_model(detector: ServedDetector, options: ServeOptions) -> dict[str,
             "data": settings.data.model_dump(mode="json", include=set(INPUT)),
         },
         "device": str(detector.device),
+        **runtime_facts(detector.loaded.model),
         "limits": {
             "images": options.max_images,
             "pixels": options.max_pixels,

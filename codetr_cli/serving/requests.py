@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from codetr_cli.annotations.annotation_json import ID
 from codetr_cli.errors import ConfigError
 from codetr_cli.inference.arguments import check_class_scores
-from codetr_cli.inference.options import MAX_OVERLAP, DetectOptions, TileOptions
+from codetr_cli.inference.options import MAX_OVERLAP, NO_TILES, DetectOptions, TileOptions
 from codetr_cli.reading import parse_json
 from codetr_cli.serving.api_errors import ApiError
 from codetr_cli.serving.options import MAX_DETS, MAX_FIELD_BYTES, MAX_FIELDS, ServeOptions
@@ -60,7 +60,9 @@ class DetectParameters(BaseModel):
         None, description="Non-maximum suppression. Default: as in the settings of the model."
     )
     tiles: Annotated[str, StringConstraints(max_length=30)] | None = Field(
-        None, description="Cut large images into tiles: `1024x1024` (width x height), `1024` or `auto`."
+        None,
+        description="Cut large images into tiles: `1024x1024` (width x height), `1024` or `auto`. "
+        "Default: not cut, or as an exported file says; `none`: not cut.",
     )
     overlap: float | None = Field(
         None,
@@ -168,7 +170,8 @@ def _of_json(content: bytes, max_images: int) -> tuple[DetectParameters, list[Gi
         body = DetectBody.model_validate_json(content, strict=True)
     except ValidationError as error:
         raise _invalid(error) from None
-    _check_number(len(body.images), max_images)
+    if len(body.images) > max_images:
+        raise _too_many_images(max_images)
     images = [GivenImage(_decoded(image.data, index), image.name) for index, image in enumerate(body.images)]
     return body, images
 
@@ -205,6 +208,8 @@ async def _of_form(headers: Headers, content: bytes, max_images: int) -> tuple[D
     try:
         form = await parser.parse()
     except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise _too_many_images(max_images) from None
         raise ApiError(400, "invalid_form", f"the form cannot be read: {error.message.rstrip('.')}") from None
     except (ValueError, LookupError, AssertionError) as error:  # of headers of its parts
         raise ApiError(400, "invalid_form", f"the form cannot be read: {str(error)[:200]}") from None
@@ -282,7 +287,7 @@ def _invalid(error: ValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     if first["type"] == "too_long" and first["loc"] == (FILES,):
-        _check_number(MOST_IMAGES + 1, MOST_IMAGES)
+        return _too_many_images(MOST_IMAGES)
     where = ".".join(str(part)[:100] for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = ", ".join(DetectBody.model_fields)
@@ -291,14 +296,10 @@ def _invalid(error: ValidationError) -> ApiError:
     return ApiError(422, "invalid_parameter", f"{where or 'the body'}: {message}", field=where or None)
 
 
-def _check_number(images: int, max_images: int) -> None:
-    if images > max_images:
-        raise ApiError(
-            413,
-            "too_many_images",
-            f"the request has more than {max_images:,} images: send them in several requests",
-            field=FILES,
-        )
+def _too_many_images(most: int) -> ApiError:
+    return ApiError(
+        413, "too_many_images", f"the request has more than {most:,} images: send them in several requests", field=FILES
+    )
 
 
 def _checked(parameters: DetectParameters, images: Sequence[GivenImage], class_names: Sequence[str]) -> DetectRequest:
@@ -308,7 +309,7 @@ def _checked(parameters: DetectParameters, images: Sequence[GivenImage], class_n
         raise ApiError(
             422, "invalid_parameter", f"image_ids has {len(ids)} numbers for {len(images)} images", field="image_ids"
         )
-    if parameters.overlap is not None and parameters.tiles is None:
+    if parameters.overlap is not None and parameters.tiles in (None, NO_TILES):
         raise ApiError(422, "invalid_parameter", "overlap is of tiles: give tiles, too, e.g. auto", field="overlap")
     try:
         class_scores = check_class_scores(parameters.class_scores, class_names)
@@ -316,7 +317,7 @@ def _checked(parameters: DetectParameters, images: Sequence[GivenImage], class_n
         raise ApiError(422, "invalid_parameter", str(error), field="class_scores") from None
     try:
         overlap = 0.2 if parameters.overlap is None else parameters.overlap
-        tiles = None if parameters.tiles is None else TileOptions.parse(parameters.tiles, overlap)
+        tiles = None if parameters.tiles in (None, NO_TILES) else TileOptions.parse(parameters.tiles, overlap)
     except ConfigError as error:
         raise ApiError(422, "invalid_parameter", str(error), field="tiles") from None
     options = DetectOptions(
@@ -325,5 +326,6 @@ def _checked(parameters: DetectParameters, images: Sequence[GivenImage], class_n
         max_dets=parameters.max_dets,
         nms=parameters.nms,
         tiles=tiles,
+        whole_images=parameters.tiles == NO_TILES,
     )
     return DetectRequest(images, ids or range(1, len(images) + 1), parameters.format, options)

@@ -158,6 +158,8 @@ def test_missing_packages_are_named(codetr, checkpoint: Path, monkeypatch: pytes
 @needs_packages
 def test_errors_come_before_anything_is_served(codetr, checkpoint: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    exported = tmp_path / "model.xml"
+    exported.write_text("<net/>")
     for words, code, text in (
         ((tmp_path / "no.safetensors",), 4, "there is no checkpoint"),
         (("no-such-preset",), 2, "neither a checkpoint nor a preset"),
@@ -165,6 +167,7 @@ def test_errors_come_before_anything_is_served(codetr, checkpoint: Path, tmp_pat
         ((checkpoint, "--batch", "none"), 2, "--batch none"),
         ((checkpoint, "--cors-origin", "example.org"), 2, "--cors-origin"),
         ((checkpoint, "--device", "gpu"), 2, "unknown device"),
+        ((exported, "--device", "gpu", "--port", "0"), 4, "model.xml"),  # a device of OpenVINO
         ((checkpoint, "--gpus", "1", "--device", "cpu"), 2, "exclude each other"),
         ((checkpoint, "--host", "256.0.0.1", "--device", "cpu"), 2, "--host 256.0.0.1"),
         ((checkpoint, "--set", "test.nothing=1", "--device", "cpu", "--port", "0"), 2, "nothing"),
@@ -175,9 +178,17 @@ def test_errors_come_before_anything_is_served(codetr, checkpoint: Path, tmp_pat
 
 
 @needs_packages
-def test_a_public_address_without_a_key_is_warned_of(codetr, tmp_path: Path):
-    ran = codetr("serve", tmp_path / "no.safetensors", "--host", "0.0.0.0", "--api-key", "")
+def test_a_public_address_without_a_key_is_warned_of(codetr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CODETR_API_KEY", raising=False)
+    ran = codetr("serve", tmp_path / "no.safetensors", "--host", "0.0.0.0")
     assert "warning: --host 0.0.0.0 without --api-key: everybody who reaches port 8000" in " ".join(ran.err.split())
+
+
+@needs_packages
+def test_an_empty_key_is_no_way_to_serve_without_one(codetr, checkpoint: Path):
+    ran = codetr("serve", checkpoint, "--api-key", "")
+    assert ran.code == 2
+    assert "--api-key is empty" in ran.err
 
 
 def test_nothing_else_imports_the_packages():
