@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -17,6 +16,7 @@ from codetr_cli.serving.model_info import describe_model
 from codetr_cli.serving.options import ServeOptions
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
 from codetr_cli.weights.licence import stated_licence
+from tests.inference.exported.fake_engine import FakeEngine
 from tests.inference.fakes import write_checkpoint
 from tests.serving.fakes import FakeDetector
 
@@ -31,7 +31,7 @@ def loaded_from(path: Path, settings: Settings, **extra: str) -> LoadedModel:
 def licences(loaded: LoadedModel) -> list[str | None]:
     """As a server says it, as an exported file records it, and as a server says it of that file."""
     metadata = describe(loaded, ExportOptions(format="onnx", size=(96, 160)))
-    exported = ExportedNetwork(SimpleNamespace(metadata=metadata))
+    exported = ExportedNetwork(FakeEngine(loaded, metadata))
     found = []
     for model in (loaded.model, exported):
         detector = FakeDetector(loaded.settings)
