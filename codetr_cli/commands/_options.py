@@ -167,7 +167,7 @@ def tile_options(tiles: str | None, overlap: float | None, *, tta: bool) -> Tile
 # ------------------------------------------------------------------------------------------------------------ all verbs
 
 CheckpointOption = Annotated[
-    str | None, option("--checkpoint", "FILE", "A file, run folder, URL, or downloaded preset.", INPUT)
+    str | None, option("--checkpoint", "FILE", "A file, run folder, URL, hf://ORG/NAME, or preset.", INPUT)
 ]
 SameCheckpointOption = Annotated[str | None, option("--checkpoint", "FILE", "Same as the argument.", INPUT)]
 PresetOption = Annotated[
@@ -286,7 +286,7 @@ CheckpointArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A .safetensors, published .pth or exported file, URL, run folder, or downloaded preset.",
+        help="A .safetensors, published .pth or exported file, run folder, URL, hf://ORG/NAME, or downloaded preset.",
     ),
 ]
 Split = Literal["val", "train", "test"]

@@ -1,4 +1,4 @@
-"""Downloads for the verbs that take weights: from a URL to a file, with a progress bar."""
+"""Downloads for the verbs that take weights: from a URL or the Hub to a file, with a progress bar."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ if TYPE_CHECKING:
     from codetr_cli.weights.download import DownloadProgress
 
 MEGABYTE = 1_000_000
+HUB = "hf://"
+"""Starts the address of a repository, `hf://org/name` or `hf://org/name@revision`, as huggingface_hub writes it."""
 
 
 def resolve_weights(weights: str | None) -> str | None:
-    """The weights as given, or for a URL the file, which is downloaded once."""
+    """The weights as given, or for a URL or `hf://org/name`, a model on the Hub, the file, which is downloaded once."""
     if weights is None or "://" not in weights:
         return weights
+    if weights.startswith(HUB):
+        from codetr_cli.inference.hub.repository import download_weights
+
+        repository, _, revision = weights.removeprefix(HUB).partition("@")
+        return str(download_weights(repository, revision=revision or None))
     from codetr_cli.weights import resolve
     from codetr_cli.weights.urls import shown_url
 

@@ -14,6 +14,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._verify import ProofOptions, check_report, prove, show_proof
+from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def export(
         return
     if given is None:
         raise ConfigError("give the checkpoint: codetr export CKPT --format onnx")
+    named, given = given, resolve_weights(given) or given
     proof = ProofOptions(data=data, split=split, max_images=max_images, device=device, overrides=overrides or [])
     if verify_only is not None:
         show_proof(verify_only, prove(given, verify_only, proof, force=force), {"output": verify_only})
@@ -146,7 +148,7 @@ def export(
         postprocess=postprocess,
         tiles=tile_options,
     )
-    target = out or _default_target(given, SUFFIXES[format])
+    target = out or _default_target(named, SUFFIXES[format])
     if verify:
         check_report(target, force=force)
     writer = None
@@ -212,7 +214,7 @@ def _batch(text: str) -> int | None:
 
 
 def _default_target(given: str, suffix: str) -> Path:
-    """Beside a checkpoint; of a preset or a URL, whose files are in the cache, in the current folder."""
+    """Beside a checkpoint; of a preset, a URL or hf://, whose files are in a cache, in the current folder."""
     from codetr_cli.config.presets import preset_names
     from codetr_cli.inference.loading import find_checkpoint
     from codetr_cli.weights.urls import is_url

@@ -235,7 +235,7 @@ def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False)
         place = published_weights(settings)
         return preset_weights(settings) if not random_weights and (place.known or place.ready) else None
     if path.suffix or len(path.parts) > 1:
-        raise CheckpointError(f"there is no checkpoint {path}. {_hint(path)}")
+        raise CheckpointError(f"there is no checkpoint {path}. {_hint(path)}{_hub_hint(path)}")
     raise ConfigError(
         f"{path_or_preset!r} is neither a checkpoint nor a preset: {nearest(str(path_or_preset), preset_names())}"
     )
@@ -259,6 +259,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
     newest = max(files, key=lambda file: file.stat().st_mtime)
     run = next((parent.parent for parent in newest.parents if parent.name == "checkpoints"), None)
     return (checkpoint_of_run(run) if run else None) or newest
+
+
+def _hub_hint(path: Path) -> str:
+    """How a repository of the Hub is given, for a path that looks like one."""
+    if path.suffix or path.is_absolute() or len(path.parts) != 2:
+        return ""
+    return f". If it is a model on the Hub, give hf://{path}, or in Python Detector.from_pretrained({str(path)!r})"
 
 
 def _hint(path: Path) -> str:

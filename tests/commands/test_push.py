@@ -124,3 +124,24 @@ def test_without_the_package(codetr, run: Path, monkeypatch: pytest.MonkeyPatch)
     assert ran.code == 5
     assert "pip install 'codetr-cli[hub]'" in " ".join(ran.err.split())
     assert codetr("push", run, "my-lab/cells", "--license", "MIT", "--dry-run").code == 0
+
+
+def test_commands_take_what_was_published(codetr, hub: Hub, run: Path, tiny_coco: Path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.chdir(run)
+    assert codetr("push", run, "my-lab/cells", "--license", "MIT").code == 0
+    ran = codetr("predict", tiny_coco / "val2017", "--checkpoint", f"hf://my-lab/cells@{COMMIT}", "--out", "out")
+    assert ran.code == 0, ran.err
+    assert any((run / "out").iterdir())
+    ran = codetr("predict", tiny_coco / "val2017", "--checkpoint", "hf://my-lab/other")
+    assert (ran.code, "my-lab/other does not exist" in ran.err) == (4, True), ran.err
+    ran = codetr("train", "--preset", "co_dino_tiny", "--data", tiny_coco, "--weights", "hf://cells")
+    assert (ran.code, "it is org/name" in ran.err) == (2, True), ran.err
+
+
+def test_a_repository_without_its_scheme_is_named(codetr, tiny_coco: Path, monkeypatch, tmp_path: Path):
+    """It could be a folder of this machine: nothing is downloaded by mistake."""
+    monkeypatch.chdir(tmp_path)
+    ran = codetr("predict", tiny_coco / "val2017", "--checkpoint", "my-lab/cells")
+    assert ran.code == 4
+    assert "give hf://my-lab/cells, or in Python Detector.from_pretrained('my-lab/cells')" in ran.err

@@ -81,7 +81,8 @@ class ModelFacts:
         if self.settings.name not in preset_names() or self.is_converted:
             return ""
         words = ["codetr", "train", "--preset", self.settings.name, "--data", "DATA"]
-        words += ["--weights", self.base_model or self.origin] if self.origin else []
+        start = f"hf://{self.base_model}" if self.base_model else self.origin
+        words += ["--weights", start] if start else []
         for key, value in changed_settings(self.settings).items():
             words += ["--set", f"{key}={_text(value)}"]
         return shlex.join(words)

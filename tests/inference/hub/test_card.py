@@ -113,7 +113,7 @@ def test_the_training(facts: ModelFacts, tiny_settings):
     assert "codetr train" not in text  # no preset has the name `tiny`
     tiny = load_preset("co_dino_tiny", ["train.epochs=3"])
     shipped = replace(facts, checkpoint=replace(facts.checkpoint, settings=tiny))
-    command = "codetr train --preset co_dino_tiny --data DATA --weights my-lab/base --set train.epochs=3"
+    command = "codetr train --preset co_dino_tiny --data DATA --weights hf://my-lab/base --set train.epochs=3"
     assert command in section(model_card(shipped, name="cells"), "Training")
 
 
