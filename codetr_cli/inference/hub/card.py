@@ -18,7 +18,7 @@ from codetr_cli.errors import counted, listed
 from codetr_cli.inference.hub.evaluations import Evaluation
 from codetr_cli.inference.hub.facts import ModelFacts
 from codetr_cli.inference.tta import size_text
-from codetr_cli.markdown import plain, table
+from codetr_cli.markdown import code, plain, table
 
 CARD_NAME = "README.md"
 TASK = "object-detection"
@@ -217,12 +217,12 @@ def _training(facts: ModelFacts) -> list[str]:
         extra = facts.checkpoint.extra
         return [
             f"The weights are those of the published file {plain(extra.get('source_file', ''))} (SHA-256 "
-            f"`{plain(extra['source_sha256'])}`), converted by `codetr convert`, with the preset "
+            f"{code(extra['source_sha256'])}), converted by `codetr convert`, with the preset "
             f"{plain(facts.settings.name)}."
         ]
     data = [f"Data: {plain(facts.data)}." if facts.data else "The data is not recorded."]
     if facts.data_digest:
-        data.append(f"Digest of its annotations: `{plain(facts.data_digest)}`.")
+        data.append(f"Digest of its annotations: {code(facts.data_digest)}.")
     if facts.validation:
         data.append(f"Validation: {plain(facts.validation)}.")
     start = facts.base_model or facts.origin
@@ -286,9 +286,7 @@ def _licence(facts: ModelFacts) -> list[str]:
 
 
 def _files(facts: ModelFacts) -> list[str]:
-    content = (
-        f" Hash of the checkpoint that they were published from: `{plain(facts.content)}`." if facts.content else ""
-    )
+    content = f" Hash of the checkpoint that they were published from: {code(facts.content)}." if facts.content else ""
     return [
         "`model.safetensors` holds the weights with all settings, class names and category ids, and is a checkpoint of "
         f"codetr: `codetr predict IMAGES --checkpoint FOLDER`.{content} `config.json` and `preprocessor_config.json` "

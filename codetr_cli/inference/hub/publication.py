@@ -75,7 +75,13 @@ def prepare_publication(
                 f"{path.parent} has its model card already and is sent as it is, without {' and '.join(used)}: edit "
                 "README.md, or push the checkpoint that the folder was made from"
             )
-        yield Publication(folder=path.parent, licence=_required(path, None), is_written=False)
+        recorded = find_licence(path, None)
+        if recorded.name is None:
+            raise ConfigError(
+                f"{path.parent} was saved without a licence of the weights: push the checkpoint that it was made from, "
+                "with --license, e.g. --license Apache-2.0"
+            )
+        yield Publication(folder=path.parent, licence=recorded, is_written=False)
         return
     known = _required(path, licence)
     with tempfile.TemporaryDirectory(prefix="codetr-push-") if out is None else nullcontext(out) as folder:

@@ -14,7 +14,7 @@ from codetr_cli import __version__
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.exported.network import precision_of
 from codetr_cli.inference.options import DetectOptions
-from codetr_cli.markdown import plain, table
+from codetr_cli.markdown import code, plain, table
 from codetr_cli.prediction.labels.options import DatasetOptions, LabelOptions
 from codetr_cli.reading import open_file
 
@@ -140,7 +140,7 @@ def card(name: str, title: str, facts: Mapping[str, Any], options: DatasetOption
     lines = [
         f"# {plain(name)}",
         "",
-        f"{total:,} images from `{plain(options.source)}` with {sum(contents.objects.values()):,} objects, labelled "
+        f"{total:,} images from {code(options.source)} with {sum(contents.objects.values()):,} objects, labelled "
         "by a model. Nobody has checked the labels.",
         "",
         "## The model",
@@ -171,7 +171,7 @@ def card(name: str, title: str, facts: Mapping[str, Any], options: DatasetOption
         lines += [
             f"{contents.review_count:,} images have a detection with a score from {low:g} to {high:g}, see review.txt."
         ]
-        lines += ["", *(f"- `{plain(place)}`: {plain(reason)}" for place, reason in contents.reviews)]
+        lines += ["", *(f"- {code(place)}: {plain(reason)}" for place, reason in contents.reviews)]
         if contents.review_count > len(contents.reviews):
             lines.append(f"- and {contents.review_count - len(contents.reviews):,} more")
     lines += ["", "## Use", "", "```bash", "codetr prepare .", "codetr train --data .", "```", ""]
