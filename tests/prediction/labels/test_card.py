@@ -15,7 +15,7 @@ from codetr_cli.prediction.labels.options import DatasetOptions, LabelOptions
 
 def detector(path: Path | None) -> Any:
     test = SimpleNamespace(short_side=800, long_side=1333, head="decoder", nms="soft", max_detections=100)
-    loaded = SimpleNamespace(path=path, settings=SimpleNamespace(name="tiny", test=test))
+    loaded = SimpleNamespace(path=path, model=None, settings=SimpleNamespace(name="tiny", test=test))
     return SimpleNamespace(loaded=loaded, precision="auto")
 
 
