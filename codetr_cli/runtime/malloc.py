@@ -1,4 +1,4 @@
-"""A setting of glibc's memory allocator for training on a CPU."""
+"""Settings of glibc's memory allocator, for training on a CPU and for servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Above the activations of a chunk of the inference encoder (16 MiB), which are be
 half a megapixel.
 """
 
-M_MMAP_THRESHOLD = -3  # malloc.h
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
 
 
 def return_large_blocks() -> bool:
@@ -25,7 +25,24 @@ def return_large_blocks() -> bool:
     Returns:
         whether it was set: not with another C library, or where the environment sets the threshold.
     """
-    if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+    return _set(M_MMAP_THRESHOLD, LARGE_BYTES, "MALLOC_MMAP_THRESHOLD_")
+
+
+def share_one_heap() -> bool:
+    """Makes threads that start from now on use the heap of the process.
+
+    By default each gets one of its own. Images and results are allocated by one thread and freed by another, which
+    leaves holes in all heaps: a server under load grew by 1 % in ten minutes without having more in memory.
+
+    Returns:
+        as `return_large_blocks`.
+    """
+    return _set(M_ARENA_MAX, 1, "MALLOC_ARENA_MAX")
+
+
+def _set(parameter: int, value: int, variable: str) -> bool:
+    """Sets a parameter, unless a variable of the environment does."""
+    if sys.platform != "linux" or variable in os.environ:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(M_MMAP_THRESHOLD, LARGE_BYTES) == 1
+    return mallopt is not None and mallopt(parameter, value) == 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codetr_cli.errors import StoppedError, counted
-from codetr_cli.runtime.malloc import return_large_blocks
+from codetr_cli.runtime.malloc import return_large_blocks, share_one_heap
 from codetr_cli.runtime.signals import NAMES, StopRequest
 from codetr_cli.serving.app import Service
 from codetr_cli.serving.connections import build_server, quiet_uvicorn
@@ -91,6 +91,7 @@ class ServerProcess:
             CodetrError: what `load` raises.
         """
         return_large_blocks()
+        share_one_heap()
         with quiet_uvicorn(), StopRequest(self._on_signal, lambda: None) as request:
             try:
                 asyncio.run(self._serve())
