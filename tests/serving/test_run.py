@@ -6,17 +6,21 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 
 from codetr_cli.errors import CheckpointError
 from codetr_cli.inference.detector import Detector
+from codetr_cli.serving import connections
 from codetr_cli.serving.options import ServeOptions
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
 from codetr_cli.weights.licence import stated_licence
 from tests.inference.fakes import write_checkpoint
 from tests.serving.client import ask, form, get, post
-from tests.serving.fakes import served
+from tests.serving.fakes import FakeDetector, served
+from tests.serving.hostile import photo
 
 
 def test_the_answers_are_those_of_the_detector(tmp_path, tiny_settings):
@@ -54,6 +58,19 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_server(tmp_path):
     with served(None, load=load, wait=False) as server:
         server.thread.join(20)
         assert isinstance(server.errors[0], CheckpointError)
+
+
+def test_a_stop_waits_for_requests_longer_than_for_connections(tiny_settings, monkeypatch):
+    monkeypatch.setattr(connections, "CLOSE_S", 0.1)
+    detector = FakeDetector(tiny_settings)
+    with served(detector) as server, ThreadPoolExecutor(1) as pool:
+        detector.gate.clear()
+        answer = pool.submit(ask, server.url, post(form(photo())))
+        assert detector.entered.wait(10)
+        server.process.stop()
+        server.thread.join(0.6)
+        detector.gate.set()
+        assert answer.result(30).status == 200
 
 
 def test_a_stop_while_loading_waits_for_nothing():
