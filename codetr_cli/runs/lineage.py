@@ -21,8 +21,9 @@ REPOSITORY = "repository"
 """Key in `Checkpoint.extra` of the repository that a checkpoint was published in, as `org/name`."""
 MAX_CHAIN = 20
 """Trainings that follow each other, each from the weights of the one before."""
-MAX_REASON = 1000
-"""Characters of a reason: each training adds to it, and a checkpoint with longer texts than are read would be lost."""
+MAX_TEXT = 1000
+"""Characters of a recorded text. The start may be of anybody, and each training adds to a reason: a checkpoint with
+longer texts than are read would be lost."""
 
 
 def lineage_of(start: Path) -> dict[str, str]:
@@ -33,12 +34,13 @@ def lineage_of(start: Path) -> dict[str, str]:
     """
     extra = read_extra(start) or {}
     licence = _inherited(start, MAX_CHAIN)
-    return {
+    found = {
         ORIGIN: name_of(start),
         ORIGIN_SHA256: extra.get("source_sha256") or content_id(start) or file_sha256(start),
         **({BASE_MODEL: extra[REPOSITORY]} if extra.get(REPOSITORY) else {}),
         **licence.as_extra,
     }
+    return {key: text[:MAX_TEXT] for key, text in found.items()}
 
 
 def recorded_lineage(extra: Mapping[str, str]) -> dict[str, str]:
@@ -79,7 +81,7 @@ def _inherited(start: Path, most: int) -> Licence:
         before = _licence_of(start, most - 1)
     except CodetrError:
         return Licence(None, f"they were fine-tuned from {name}, which cannot be read now")
-    return Licence(before.name, f"fine-tuned from {name}, {before.reason}"[:MAX_REASON])
+    return Licence(before.name, f"fine-tuned from {name}, {before.reason}")
 
 
 def run_of(weights: Path) -> Path | None:
