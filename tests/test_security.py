@@ -31,7 +31,7 @@ MODULES = (
     "runpy", "code", "codeop", "imp", "pkgutil", "zipimport", "importlib.machinery", "importlib.abc", "xmlrpc",
     "socketserver", "urllib.request", "http", "ssl", "ftplib", "requests", "torch.hub", "torch.package", "torch.jit",
     "torch.utils.cpp_extension", "torch.distributed.checkpoint", "triton", "numba", "tarfile", "zipfile", "sqlite3",
-    "av",
+    "av", "openvino", "nncf", "tensorrt", "gradio", "uvicorn", "huggingface_hub", "transformers",
 )  # fmt: skip
 # Names that are reported wherever they are used, by their last parts; `*` stands for the rest of a name.
 NAMES = (
