@@ -20,6 +20,7 @@ from codetr_cli.export.request import WriteRequest
 from codetr_cli.files import cache_dir, replace_file
 from codetr_cli.inference.exported.metadata import ExportMetadata, input_names
 from codetr_cli.inference.exported.tensorrt import TensorRTLog, import_tensorrt, load_plugins, sidecar_path
+from codetr_cli.inference.exported.trust import remember
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def write_tensorrt(request: WriteRequest) -> None:
         return
     request.step("building the TensorRT engine, which takes minutes")
     metadata = build_engine(onnx_path, request.path, request.metadata)
+    remember(request.path)
     _write_metadata(request.path, metadata)
     for path in (onnx_path, onnx_path.with_name(f"{onnx_path.name}.data")):
         path.unlink(missing_ok=True)

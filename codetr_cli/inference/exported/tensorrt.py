@@ -21,6 +21,7 @@ from codetr_cli.inference.exported.metadata import (
     output_names,
     parse_metadata,
 )
+from codetr_cli.inference.exported.trust import check_trusted
 from codetr_cli.reading import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class TensorRTEngine:
         trt = import_tensorrt()
         _check_device(device)
         metadata = _read_metadata(path)
+        check_trusted(path)
         log = TensorRTLog.create(trt)
         load_plugins(trt, log)
         try:

@@ -1,7 +1,7 @@
 """Which exported files may run their own code.
 
-A package of PyTorch (`.pt2`) contains compiled code: to load it is to run a program. `codetr` loads those that it has
-made for this user on this machine, and those whose digest the user gives in the environment.
+A package of PyTorch (`.pt2`) and an engine of TensorRT contain compiled code: to load one is to run a program. `codetr`
+loads those that it has made for this user on this machine, and those whose digest the user gives in the environment.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 
 from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.export.tensorrt_engine import build_engine
+from codetr_cli.inference.exported import tensorrt
 from codetr_cli.inference.exported.engine import Engine, open_engine
 from codetr_cli.inference.exported.metadata import ExportMetadata
 from codetr_cli.inference.exported.tensorrt import TensorRTEngine, sidecar_path
@@ -21,6 +22,12 @@ pytest.importorskip("onnx", reason="the engines of these tests are made from ONN
 pytest.importorskip("onnxruntime", reason="the stand-in computes with ONNX Runtime")
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _trusted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "unknown" not in request.node.name:
+        monkeypatch.setattr(tensorrt, "check_trusted", lambda path: None)
 
 
 @pytest.fixture
@@ -168,3 +175,13 @@ def test_a_run_that_fails(trt: fake_tensorrt.State, tmp_path: Path, monkeypatch,
     monkeypatch.setattr(fake_tensorrt._Context, "execute_async_v3", fail)
     with pytest.raises(error, match=re.escape(reason)):
         engine.run(torch.zeros(1, 3, *SIZE), torch.ones(1, 2, dtype=torch.int64))
+
+
+def test_an_engine_of_unknown_origin_is_not_loaded(trt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = built(tmp_path)
+    with pytest.raises(CheckpointError, match="contains compiled code") as refused:
+        TensorRTEngine.open(path, CPU)
+    digest = re.search(r"CODETR_TRUST=([0-9a-f]{64})", str(refused.value))
+    assert digest
+    monkeypatch.setenv("CODETR_TRUST", digest[1])
+    TensorRTEngine.open(path, CPU)
