@@ -19,6 +19,7 @@ from codetr_cli.export import onnx_file
 from codetr_cli.export.request import WriteRequest
 from codetr_cli.inference.exported.engine import open_engine
 from codetr_cli.inference.exported.metadata import METADATA_KEY
+from codetr_cli.models.backbones.vit import rotation
 from tests.conftest import REPOSITORY
 from tests.export import networks
 from tests.export.networks import Exported
@@ -61,6 +62,19 @@ def test_the_number_of_best_scores_is_a_constant_where_the_size_is_fixed(swin: E
     graph = onnx.load(str(swin.path)).graph
     initializers = {initializer.name for initializer in graph.initializer}
     assert all(node.input[1] in initializers for node in graph.node if node.op_type == "TopK")
+
+
+def test_rotary_tables_of_the_largest_vit_are_float32():
+    class Tables(torch.nn.Module):
+        def forward(self, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(like * table for table in rotation(96, 96, 64, like=like))  # a canvas of 1536
+
+    program = torch.export.export(Tables(), (torch.ones(1),), strict=False)
+    exported = torch.onnx.export(program, (), dynamo=True, opset_version=onnx_file.OPSET, verbose=False)
+    assert exported is not None
+    graph = exported.model_proto.graph
+    assert not {"Cos", "Sin"} & {node.op_type for node in graph.node}
+    assert onnx.TensorProto.DOUBLE not in {table.data_type for table in graph.initializer}
 
 
 def test_names_of_inputs_and_outputs(exported: Exported):

@@ -258,15 +258,18 @@ def rotation(height: int, width: int, head_dim: int, *, like: Tensor) -> Rotatio
     place = float64_device(like.device)
     steps = torch.arange(0, half, 2, device=place, dtype=torch.float64)
     frequencies = (ROTARY_BASE ** (-steps / half)).repeat_interleave(2)  # (D / 2)
+    dtype = like.dtype if like.dtype == torch.float64 else torch.float32
     angles = [
         torch.arange(count, device=place, dtype=torch.float64)[:, None] / count * ROTARY_EXTENT * frequencies
         for count in (height, width)
     ]
-    rows = angles[0][:, None].expand(height, width, half)
-    columns = angles[1][None].expand(height, width, half)
-    grid = torch.cat([rows, columns], -1).flatten(0, 1)  # (T, D)
-    dtype = like.dtype if like.dtype == torch.float64 else torch.float32
-    return grid.cos().to(like.device, dtype), grid.sin().to(like.device, dtype)
+    tables = []
+    for function in (torch.cos, torch.sin):
+        # Before they are expanded: such small tables become float32 constants of ONNX files; TensorRT has no float64.
+        rows, columns = (function(side).to(like.device, dtype) for side in angles)
+        grid = torch.cat([rows[:, None].expand(height, width, half), columns.expand(height, width, half)], -1)
+        tables.append(grid.flatten(0, 1))  # (T, D)
+    return tables[0], tables[1]
 
 
 def rotate(x: Tensor, angles: Rotation) -> Tensor:
