@@ -49,7 +49,8 @@ def place(tmp_path: Path, tiny_settings, monkeypatch: pytest.MonkeyPatch) -> Pat
         metadata = parse_metadata(path.read_text(encoding="utf-8"), str(path))
         return FakeEngine(load_detector(checkpoint, device), metadata)
 
-    monkeypatch.setitem(job.WRITERS, "onnx", write)
+    for name in ("onnx", "openvino"):
+        monkeypatch.setitem(job.WRITERS, name, write)
     monkeypatch.setattr(load, "open_engine", open_written)
     return tmp_path
 
@@ -64,6 +65,16 @@ def test_commands_and_programs_run(codetr, place: Path):
     assert len(ran) >= 6
     for text in blocks_here("python"):
         exec(compile(text, PAGE, "exec"), {})
+
+
+def test_models_of_triton(codetr, place: Path):
+    lines = (REPOSITORY / PAGE).read_text(encoding="utf-8").splitlines()
+    start = lines.index("## Triton Inference Server")
+    (text,) = [block.text for block in blocks(PAGE) if block.line > start and "--layout triton" in block.text]
+    for line in text.splitlines():
+        ran = codetr(*shlex.split(line)[1:])
+        assert ran.code == 0, f"{line}\n{ran.err}"
+    assert sorted(path.name for path in (place / "models").glob("*/1/model.*")) == ["model.onnx", "model.xml"]
 
 
 def test_default_tiles_are_said(codetr, place: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from codetr_cli.export.job import ExportResult
+    from codetr_cli.inference.exported.metadata import ExportFormat
 
 EXAMPLES = (
     "codetr export runs/co_dino_r50/1 --format onnx",
@@ -80,8 +81,15 @@ def export(
     overlap: Annotated[
         float | None, opt.option("--overlap", "SHARE", "Of a tile, repeated in the next one. Default: 0.2.", FILE)
     ] = None,
+    layout: Annotated[
+        Literal["file", "triton"],
+        opt.option("--layout", "NAME", "file, or triton: a model of a Triton Inference Server.", opt.OUTPUT),
+    ] = "file",
     out: Annotated[
-        Path | None, opt.option("--out", "FILE", "Default: NAME.onnx etc. beside the checkpoint.", opt.OUTPUT)
+        Path | None,
+        opt.option(
+            "--out", "PATH", "Default: NAME.onnx etc. beside the checkpoint. Of triton: REPOSITORY/MODEL.", opt.OUTPUT
+        ),
     ] = None,
     verify: Annotated[
         bool, opt.flag("--verify", "Compare the file with the checkpoint; an error if it detects anything else.", PROOF)
@@ -134,8 +142,7 @@ def export(
     target_size, images = _size(size), _batch(batch)
     tile_options = opt.tile_options(tiles, overlap, tta=False)
 
-    from codetr_cli.export.job import export as export_checkpoint
-    from codetr_cli.export.options import SUFFIXES, ExportOptions
+    from codetr_cli.export.options import ExportOptions
 
     options = ExportOptions(
         format=format,
@@ -148,8 +155,8 @@ def export(
         postprocess=postprocess,
         tiles=tile_options,
     )
-    target = out or _default_target(named, SUFFIXES[format])
-    if verify:
+    target = _target(named, format, layout, out, verify=verify)
+    if verify and layout == "file":
         check_report(target, force=force)
     writer = None
     if precision == "int8":
@@ -160,10 +167,29 @@ def export(
         writer = Int8Writer(
             Int8Options(data=data, split=split, images=calibration, max_drop=max_drop, max_images=max_images)
         )
-    result = export_checkpoint(
-        given, options, target, overrides=overrides or [], force=force, step=_step, writer=writer
-    )
+    if layout == "triton":
+        from codetr_cli.export.triton_repository import export_to_repository
+
+        result = export_to_repository(
+            given, options, target, kind=_kind(device), overrides=overrides or [], step=_step, writer=writer
+        )
+    else:
+        from codetr_cli.export.job import export as export_checkpoint
+
+        result = export_checkpoint(
+            given, options, target, overrides=overrides or [], force=force, step=_step, writer=writer
+        )
     _show(result)
+    if layout == "triton":
+        console.info(f"Triton serves it: tritonserver --model-repository {quote(str(target.absolute().parent))}")
+    else:
+        console.info(
+            f"It takes the place of the checkpoint: codetr predict IMAGES --checkpoint {quote(str(result.path))}"
+        )
+    if not verify:
+        asked = [word for override in overrides or [] for word in ("--set", override)]
+        words = ["codetr", "export", named, *asked, "--verify-only", str(result.path)]
+        console.info(f"Does it detect the same? {join(words)}")
     if writer is not None:
         console.result(writer.result.sentence)
     summary = {
@@ -193,7 +219,6 @@ def _show(result: ExportResult) -> None:
             console.info(f"{title} {line}")
     for path in result.files:
         console.result(f"wrote {path}: {console.bytes_text(path.stat().st_size)}.")
-    console.info(f"It takes the place of the checkpoint: codetr predict IMAGES --checkpoint {quote(str(result.path))}")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -211,6 +236,27 @@ def _batch(text: str) -> int | None:
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
         raise ConfigError(f"--batch {text}: give a number of images, or dynamic")
     return int(text)
+
+
+def _target(given: str, format: ExportFormat, layout: str, out: Path | None, *, verify: bool) -> Path:
+    """Where the file is written, or the folder of a model of Triton."""
+    from codetr_cli.export.options import SUFFIXES
+
+    if layout == "file":
+        return out or _default_target(given, SUFFIXES[format])
+    if out is None:
+        raise ConfigError("--layout triton needs the folder of the model, --out REPOSITORY/MODEL")
+    if verify and format == "tensorrt":
+        raise ConfigError(
+            "--layout triton --verify: Triton's name of an engine, model.plan, is none that codetr runs. Verify the "
+            "engine without --layout first"
+        )
+    return out
+
+
+def _kind(device: str) -> Literal["cpu", "gpu"] | None:
+    """Of processors that Triton runs a model on; None: its default."""
+    return None if device == "auto" else "cpu" if device == "cpu" else "gpu"
 
 
 def _default_target(given: str, suffix: str) -> Path:

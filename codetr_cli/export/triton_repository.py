@@ -7,15 +7,21 @@ A PT2 archive (Triton 26.03 and newer) names its tensors by their position.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from codetr_cli.errors import ConfigError, ResourceError
-from codetr_cli.files import replace_folder
+from codetr_cli.export.job import ExportResult, export
+from codetr_cli.export.options import SUFFIXES, ExportOptions
+from codetr_cli.export.request import Step, Writer, no_report
+from codetr_cli.export.tensorrt_engine import why_not_here
+from codetr_cli.files import check_folder, replace_folder
 from codetr_cli.inference.exported.metadata import (
     METADATA_KEY,
     ExportFormat,
@@ -40,7 +46,7 @@ class _Backend:
         backend: that runs it.
         platform: None: it has none.
         file: name of the model's file.
-        kinds: of processors that it can run on.
+        kinds: of processors that it can run on, the usual one first.
     """
 
     backend: str
@@ -53,7 +59,7 @@ BACKENDS: dict[ExportFormat, _Backend] = {
     "onnx": _Backend("onnxruntime", "onnxruntime_onnx", "model.onnx"),
     "openvino": _Backend("openvino", None, "model.xml", ("cpu",)),
     "tensorrt": _Backend("tensorrt", "tensorrt_plan", "model.plan", ("gpu",)),
-    "torch": _Backend("pytorch", "torch_aoti", "model.pt2"),
+    "torch": _Backend("pytorch", "torch_aoti", "model.pt2", ("cpu",)),
 }
 DATA_TYPES = {
     "bool": "TYPE_BOOL",
@@ -67,6 +73,51 @@ DATA_TYPES = {
     "float64": "TYPE_FP64",
 }
 """NumPy's names of types -> Triton's."""
+
+
+def export_to_repository(
+    path_or_preset: str | Path,
+    options: ExportOptions,
+    folder: Path,
+    *,
+    kind: Kind | None = None,
+    overrides: Sequence[str] = (),
+    step: Step = no_report,
+    writer: Writer | None = None,
+) -> ExportResult:
+    """Exports a checkpoint as a model of a repository.
+
+    Args:
+        path_or_preset: as for `job.export`.
+        options: as for `job.export`.
+        folder: of the model, whose name is that of the model; the folder above it is the repository.
+        kind: of processors that it runs on; None: a GPU where Triton's backend of the format has one.
+        overrides: as for `job.export`.
+        step: as for `job.export`.
+        writer: as for `job.export`.
+
+    Raises:
+        ConfigError: the folder is there, or as of `job.export` and `triton_model`.
+        CheckpointError: as of `job.export`.
+        ResourceError: an engine cannot be built here, or as of `job.export`.
+    """
+    kind = kind or BACKENDS[options.format].kinds[0]
+    check_name(folder.name)
+    check_kind(options.format, kind)
+    check_free(folder)
+    reason = why_not_here() if options.format == "tensorrt" else None
+    if reason is not None:
+        raise ResourceError(
+            f"--layout triton --format tensorrt needs an engine, and none can be built here: {reason}. Export on the "
+            "machine that will run it, or use --format onnx"
+        )
+    with tempfile.TemporaryDirectory(prefix="codetr-export-") as scratch:
+        path = Path(scratch) / f"{folder.name}{SUFFIXES[options.format]}"
+        result = export(path_or_preset, options, path, overrides=overrides, step=step, writer=writer)
+        others = [file for file in result.files if file != path]
+        add_to_repository(folder.parent, triton_model(result.metadata, folder.name, kind=kind), [path, *others])
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return replace(result, path=folder / "1" / BACKENDS[options.format].file, files=files)
 
 
 @dataclass(frozen=True)
@@ -113,17 +164,13 @@ class TritonModel:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ConfigError(f"the model's name {self.name!r} has characters other than letters, digits, _, - and .")
+        check_name(self.name)
         if self.max_batch < 0 or self.instances < 1 or self.max_wait_us < 0:
             raise ConfigError(
                 f"max_batch={self.max_batch}, instances={self.instances}, max_wait_us={self.max_wait_us}: there is at "
                 "least one instance, and the others are at least 0"
             )
-        if self.kind not in self.backend.kinds:
-            raise ConfigError(
-                f"a model of format {self.format} runs on a {self.backend.kinds[0]}, not on a {self.kind}"
-            )
+        check_kind(self.format, self.kind)
         for tensor in (*self.inputs, *self.outputs):
             if tensor.dtype not in DATA_TYPES:
                 raise ConfigError(f"{tensor.name} has type {tensor.dtype}: known are {', '.join(DATA_TYPES)}")
@@ -139,6 +186,27 @@ class TritonModel:
     def backend(self) -> _Backend:
         """How Triton runs it."""
         return BACKENDS[self.format]
+
+
+def check_name(name: str) -> None:
+    """Refuses what is no name of a model.
+
+    Raises:
+        ConfigError: it has other characters.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"the model's name {name!r} has characters other than letters, digits, _, - and .")
+
+
+def check_kind(format: ExportFormat, kind: Kind) -> None:
+    """Refuses processors that cannot run a format.
+
+    Raises:
+        ConfigError: names those that can.
+    """
+    kinds = BACKENDS[format].kinds
+    if kind not in kinds:
+        raise ConfigError(f"a model of format {format} runs on a {kinds[0]} in Triton, not on a {kind}")
 
 
 def triton_model(metadata: ExportMetadata, name: str, *, kind: Kind, max_batch: int = 8) -> TritonModel:
@@ -175,8 +243,9 @@ def describe_tensors(metadata: ExportMetadata) -> tuple[list[TensorSpec], list[T
         "images": images,
         "image_sizes": ("int64", (batch, 2)),
     }
-    count = output.candidates
+    queries = metadata.parsed_settings(metadata.weights.file).model.num_queries
     if output.detections:
+        count = output.kept(queries)
         tensors |= {
             "boxes": ("float32", (batch, count, 4)),
             "scores": ("float32", (batch, count)),
@@ -185,7 +254,6 @@ def describe_tensors(metadata: ExportMetadata) -> tuple[list[TensorSpec], list[T
             "mask_ious": ("float32", (batch, count)),
         }
     else:
-        queries = metadata.parsed_settings(metadata.weights.file).model.num_queries
         tensors |= {
             "logits": ("float32", (batch, queries, len(metadata.class_names))),
             "boxes": ("float32", (batch, queries, 4)),
@@ -255,6 +323,17 @@ def write_model(folder: Path, model: TritonModel, files: Sequence[Path]) -> None
         ) from error
 
 
+def check_free(folder: Path) -> None:
+    """Refuses the folder of a model that is there.
+
+    Raises:
+        ConfigError: it is, or a file is in the place of a folder above it.
+    """
+    check_folder(folder, "--out")
+    if os.path.lexists(folder):
+        raise ConfigError(f"{folder} is there already: choose another name or repository, or remove it")
+
+
 def add_to_repository(repository: Path, model: TritonModel, files: Sequence[Path]) -> Path:
     """Adds a model to a repository; its folder gets its name when it is whole.
 
@@ -271,9 +350,7 @@ def add_to_repository(repository: Path, model: TritonModel, files: Sequence[Path
         ResourceError: a file cannot be read or written.
     """
     folder = repository / model.name
-    if folder.exists():
-        raise ConfigError(f"{folder} is there already: choose another name or repository, or remove it")
-    repository.mkdir(parents=True, exist_ok=True)
+    check_free(folder)
     with replace_folder(folder) as temporary:
         write_model(temporary, model, files)
     return folder

@@ -41,6 +41,56 @@ def test_what_is_printed(codetr, checkpoint: Path, requests: list[WriteRequest])
     path = checkpoint.with_suffix(".onnx")
     assert f"wrote {path}: 5 B" in ran.out.replace("\n", "")
     assert "codetr predict IMAGES --checkpoint" in ran.out
+    said = "".join(ran.out.split())
+    assert f"codetrexport{checkpoint}--verify-only{path}" in said
+
+
+def test_settings_are_part_of_what_verifies(codetr, checkpoint: Path, requests: list[WriteRequest]):
+    ran = codetr("export", checkpoint, "--size", "96x160", "--set", "test.nms=hard")
+    assert "--set test.nms=hard --verify-only" in " ".join(ran.out.split())
+
+
+def test_a_model_of_triton(codetr, checkpoint: Path, requests: list[WriteRequest], tmp_path: Path):
+    folder = tmp_path / "models" / "cells"
+    words = ("export", checkpoint, "--layout", "triton", "--out", folder, "--postprocess", "--size", "96x160")
+    ran = codetr(*words, "--device", "cpu")
+    assert ran.code == 0, ran.err
+    files = [folder / "1/model.onnx", folder / "config.pbtxt", folder / "labels.txt"]
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file() and path != checkpoint) == files
+    config = (folder / "config.pbtxt").read_text()
+    assert 'name: "cells"' in config
+    assert "kind: KIND_CPU" in config
+    assert f"tritonserver--model-repository{folder.parent}" in "".join(ran.out.split())
+    again = codetr(*words, "--force")
+    assert again.code == 2
+    assert "is there already" in again.err
+    assert len(requests) == 1, "refused before the export"
+    other = tmp_path / "models" / "other"
+    found = json.loads(codetr("export", checkpoint, "--layout", "triton", "--out", other, "--json").out)
+    assert found["output"] == str(other / "1/model.onnx")
+    assert found["files"] == [str(other / name) for name in ("1/model.onnx", "config.pbtxt", "labels.txt")]
+    assert "kind: KIND_GPU" in (other / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        ([], 2, "needs the folder of the model, --out REPOSITORY/MODEL"),
+        (["--out", "models/a b"], 2, "the model's name 'a b' has characters other than"),
+        (["--out", "network.safetensors/model"], 2, "is a file, where a folder is needed"),
+        (["--out", "models/a", "--format", "openvino", "--device", "cuda"], 2, "openvino runs on a cpu in Triton"),
+        (["--out", "models/a", "--format", "tensorrt"], 5, "none can be built here"),
+        (["--out", "models/a", "--format", "tensorrt", "--verify"], 2, "Verify the engine without --layout"),
+    ],
+)
+def test_no_model_of_triton(codetr, checkpoint, requests, monkeypatch: pytest.MonkeyPatch, words, code, named):
+    monkeypatch.chdir(checkpoint.parent)
+    monkeypatch.setattr("codetr_cli.export.triton_repository.why_not_here", lambda: "TensorRT is not installed")
+    ran = codetr("export", checkpoint, "--layout", "triton", *words)
+    assert ran.code == code
+    assert named in " ".join(ran.err.split())
+    assert not requests
+    assert not (checkpoint.parent / "models").exists()
 
 
 def test_json(codetr, checkpoint: Path, requests: list[WriteRequest]):

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.export.job import describe
 from codetr_cli.export.options import ExportOptions
 from codetr_cli.export.triton_repository import TensorSpec, TritonModel, add_to_repository, config_text, triton_model
 from codetr_cli.inference.exported.metadata import input_names, output_names, parse_metadata
 from codetr_cli.inference.loading import LoadedModel
-from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES
+from codetr_cli.models.build import build_postprocess
+from tests.export.networks import CATEGORY_IDS, CLASS_NAMES, REFINE, load_random
 
 INPUTS = (TensorSpec("images", "float32", (-1, 3, 800, 1344)), TensorSpec("image_sizes", "int64", (-1, 2)))
 RAW = (TensorSpec("logits", "float32", (-1, 900, 80)), TensorSpec("boxes", "float32", (-1, 900, 4)))
@@ -63,7 +63,7 @@ def test_the_text():
         ("onnx", "gpu", "onnxruntime", "onnxruntime_onnx", "model.onnx"),
         ("openvino", "cpu", "openvino", "", "model.xml"),
         ("tensorrt", "gpu", "tensorrt", "tensorrt_plan", "model.plan"),
-        ("torch", "gpu", "pytorch", "torch_aoti", "model.pt2"),
+        ("torch", "cpu", "pytorch", "torch_aoti", "model.pt2"),
     ],
 )
 def test_formats(format, kind, backend, platform, file):
@@ -116,8 +116,8 @@ def test_any_text_survives(text):
         ({"name": ".."}, "the model's name"),
         ({"max_batch": -1}, "max_batch=-1"),
         ({"instances": 0}, "instances=0"),
-        ({"format": "tensorrt", "kind": "cpu"}, "tensorrt runs on a gpu"),
-        ({"format": "openvino"}, "openvino runs on a cpu"),
+        ({"format": "tensorrt", "kind": "cpu"}, "tensorrt runs on a gpu in Triton"),
+        ({"format": "openvino"}, "openvino runs on a cpu in Triton"),
         ({"inputs": (TensorSpec("images", "complex64", (-1, 3)),)}, "images has type complex64"),
         ({"inputs": (TensorSpec("images", "float32", (-1, 0)),)}, r"images has shape \(-1, 0\)"),
         ({"inputs": fixed(INPUTS, 1)}, "a fixed batch of 1.* --batch dynamic"),
@@ -131,9 +131,8 @@ def test_what_triton_would_refuse(changes, words):
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("postprocess", [False, True])
 @pytest.mark.parametrize("preprocess", [False, True])
-def test_the_model_of_an_exported_file(tiny_settings, masks, postprocess, preprocess):
-    settings = apply_overrides(tiny_settings, ["model.mask.kind=refine", "model.mask.dim=16"] if masks else [])
-    loaded = LoadedModel(None, None, settings, CLASS_NAMES, CATEGORY_IDS, None)
+def test_the_model_of_an_exported_file(masks, postprocess, preprocess):
+    loaded = load_random(*(REFINE if masks else ()), "test.nms=none", "test.max_detections=10")
     options = ExportOptions(preprocess=preprocess, postprocess=postprocess, size=(96, 160))
     metadata = describe(loaded, options)
     config = parsed(triton_model(metadata, "tiny", kind="cpu"))
@@ -141,14 +140,14 @@ def test_the_model_of_an_exported_file(tiny_settings, masks, postprocess, prepro
     assert [tensor.name for tensor in config.output] == output_names(metadata)
     assert list(config.input[0].dims) == ([96, 160, 3] if preprocess else [3, 96, 160])
     if postprocess or masks:
-        assert list(config.output[0].dims) == [metadata.output.candidates, 4]
+        assert list(config.output[0].dims) == [10 if masks else 30, 4]  # the best, or as many as queries
     else:
-        assert list(config.output[0].dims) == [settings.model.num_queries, len(CLASS_NAMES)]
+        assert list(config.output[0].dims) == [30, len(CLASS_NAMES)]
     assert parse_metadata(config.parameters["codetr"].string_value, "Triton") == metadata
 
 
 def test_sizes_and_batches_of_an_exported_file(tiny_settings):
-    loaded = LoadedModel(None, None, tiny_settings, CLASS_NAMES, CATEGORY_IDS, None)
+    loaded = LoadedModel(None, build_postprocess(tiny_settings.test), tiny_settings, CLASS_NAMES, CATEGORY_IDS, None)
     config = parsed(triton_model(describe(loaded, ExportOptions(dynamic_size=True)), "tiny", kind="gpu", max_batch=4))
     assert (config.max_batch_size, list(config.input[0].dims)) == (4, [3, -1, -1])
     config = parsed(triton_model(describe(loaded, ExportOptions(batch=2, size=(96, 160))), "tiny", kind="gpu"))
