@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from codetr_cli.config.overrides import apply_overrides, parse_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.export.graph import DetectionGraph
-from codetr_cli.export.job import ExportResult
 from codetr_cli.export.job import export as export_file
 from codetr_cli.export.options import SUFFIXES, ExportOptions
 from codetr_cli.inference.exported.engine import open_engine
@@ -44,16 +44,12 @@ REFINE = ("model.mask.kind=refine", "model.mask.dim=16", "model.mask.iou_fc_dim=
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file, and the network that it was made from."""
+    """An exported file, and the network that it was made from; `metadata` are those that the export reported."""
 
     path: Path
     checkpoint: Path
     loaded: LoadedModel
-    result: ExportResult
-
-    @property
-    def metadata(self) -> ExportMetadata:
-        return self.result.metadata
+    metadata: ExportMetadata
 
     @cached_property
     def engine(self) -> Any:
@@ -84,12 +80,17 @@ def load_random(*overrides: str) -> LoadedModel:
 
 
 def export(folder: Path, *overrides: str, **options: Any) -> Exported:
-    """Exports a narrow network with random weights."""
-    checkpoint = write_random(folder / "network.safetensors", *overrides)
+    """Exports a narrow network with random weights; processes that want the same folder share one export."""
     wanted = ExportOptions(**options)
-    path = folder / f"network{SUFFIXES[wanted.format]}"
-    result = export_file(checkpoint, wanted, path)
-    return Exported(path, checkpoint, load_detector(checkpoint, torch.device("cpu")), result)
+    checkpoint, path = folder / "network.safetensors", folder / f"network{SUFFIXES[wanted.format]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    reported = folder / "reported.json"
+    with FileLock(folder / "lock"):
+        if not reported.exists():
+            result = export_file(write_random(checkpoint, *overrides), wanted, path)
+            reported.write_text(result.metadata.to_json(), encoding="utf-8")
+    metadata = ExportMetadata.model_validate_json(reported.read_text(encoding="utf-8"))
+    return Exported(path, checkpoint, load_detector(checkpoint, torch.device("cpu")), metadata)
 
 
 def make_input(metadata: ExportMetadata, size: tuple[int, int], batch: int, seed: int = 1) -> tuple[Tensor, Tensor]:

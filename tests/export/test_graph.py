@@ -54,6 +54,7 @@ def test_windows_of_a_vit_at_any_size(folder: Path):
         assert differences["boxes"] < 1e-5, (size, differences)
 
 
+@pytest.mark.slow
 def test_the_batch_has_the_range_that_is_promised():
     loaded = networks.load_random()
     program = trace(loaded.model, describe(loaded, ExportOptions(size=(96, 160))))
