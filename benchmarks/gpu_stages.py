@@ -5,7 +5,8 @@
     waits       operations that made the host wait for the device, by line, beside those the emulated device counts
     memory      peak of training steps, beside what the check before a training predicts
     commands    prepare, train, continue, eval and predict on the demo data set
-    exported    fp32 and fp16 files in ONNX Runtime and TensorRT, where those are installed, verified and timed
+    exported    fp32 and fp16 files in ONNX Runtime and TensorRT, where those are installed, and a package of PyTorch
+                with our kernel: verified and timed
 
 Each writes a JSON object with its figures, and exits with 1 where they are not what they must be.
 """
@@ -32,6 +33,7 @@ from codetr_cli.benchmark.model import BenchmarkSpec, InferenceWorkload, Trainin
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import normalize
+from codetr_cli.export.options import SUFFIXES
 from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.random import RandomSource
 from codetr_cli.models.build import build_model, build_postprocess
@@ -384,9 +386,14 @@ EXPORTS = {
     "TensorRT fp32": ("--format", "tensorrt"),
     "TensorRT fp16": ("--format", "tensorrt", "--precision", "fp16"),
     "TensorRT fp16, plugin": ("--format", "tensorrt", "--precision", "fp16", "--attention", "plugin"),
+    "PyTorch fp32, plugin": ("--format", "torch", "--attention", "plugin"),  # last: compiling takes minutes
 }
 """Exported files: name -> options of `codetr export`."""
-NEEDED = {"ONNX": ("onnx", "onnxscript", "onnxruntime"), "TensorRT": ("onnx", "onnxscript", "tensorrt")}
+NEEDED = {
+    "ONNX": ("onnx", "onnxscript", "onnxruntime"),
+    "TensorRT": ("onnx", "onnxscript", "tensorrt"),
+    "PyTorch": ("triton",),
+}
 
 
 def exported(arguments: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], bool]:
@@ -400,9 +407,7 @@ def exported(arguments: argparse.Namespace, device: torch.device) -> tuple[dict[
         if missing:
             rows[name] = {"skipped": f"not installed: {', '.join(missing)}"}
             continue
-        path = (
-            arguments.folder / f"{name.replace(' ', '_').replace(',', '')}{'.onnx' if 'onnx' in options else '.engine'}"
-        )
+        path = arguments.folder / f"{name.replace(' ', '_').replace(',', '')}{SUFFIXES[options[1]]}"
         on = ("--device", str(device) if device.index else device.type)
         words = ("export", str(checkpoint), *options, "--out", str(path), "--force", "--verify", *on, "--json")
         started = time.monotonic()

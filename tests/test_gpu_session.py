@@ -129,6 +129,16 @@ def test_exported_files_are_verified_where_their_libraries_are(tmp_path, monkeyp
     assert all("--verify" in words for words in ran)
 
 
+def test_a_package_of_pytorch_with_the_kernel_is_verified_on_the_device(tmp_path, monkeypatch):
+    figures, ok, ran = exported(tmp_path, monkeypatch, installed=("triton",))
+    assert ok
+    assert [name for name, row in figures.items() if "result" in row] == ["PyTorch fp32, plugin"]
+    (words,) = ran
+    assert words[words.index("--attention") + 1] == "plugin"
+    assert words[words.index("--device") + 1] == "cpu"
+    assert words[words.index("--out") + 1].endswith(".pt2")
+
+
 def test_a_file_that_differs_fails_the_stage(tmp_path, monkeypatch):
     figures, ok, _ = exported(tmp_path, monkeypatch, installed=("onnx", "onnxscript", "tensorrt"), status=4)
     assert not ok

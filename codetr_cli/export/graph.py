@@ -134,7 +134,8 @@ def example_input(metadata: ExportMetadata, model: CoDETR) -> ExampleInput:
     first = 1 if rule.pixels else 2
     of_size = {first: Dim.DYNAMIC, first + 1: Dim.DYNAMIC} if rule.height is None else {}
     shapes = {"images": {**of_batch, **of_size}, "image_sizes": of_batch}
-    return ExampleInput(images, sizes, shapes)
+    device = next(model.parameters()).device
+    return ExampleInput(images.to(device), sizes.to(device), shapes)
 
 
 def trace(model: CoDETR, metadata: ExportMetadata) -> ExportedProgram:

@@ -52,6 +52,9 @@ DEFAULT_ATTENTION: dict[ExportFormat, Attention] = {
     "torch": "gridsample",
 }
 
+DEVICE_FORMATS: tuple[ExportFormat, ...] = ("torch",)
+"""Formats whose files run on one kind of device, the one that they are traced and compiled on."""
+
 
 @dataclass(frozen=True)
 class ExportResult:
@@ -159,6 +162,7 @@ def export(
     output: Path,
     *,
     overrides: Sequence[str] = (),
+    device: torch.device | None = None,
     force: bool = False,
     step: Step = no_report,
     writer: Writer | None = None,
@@ -170,6 +174,7 @@ def export(
         options: what to write.
         output: the file.
         overrides: settings as `key=value`.
+        device: that the program of `DEVICE_FORMATS` is made for; other formats are made on the CPU. None: the CPU.
         force: replace files that codetr has made.
         step: is called when a slow step starts.
         writer: instead of the one of the format.
@@ -177,7 +182,7 @@ def export(
     Raises:
         CheckpointError: the checkpoint cannot be read, or is an exported file itself.
         ConfigError: options that do not fit the network, or a file that may not be replaced.
-        ResourceError: a package is not installed, or the disk is full.
+        ResourceError: a package is not installed, the disk is full, or no program can be made for the device.
     """
     writer = writer or WRITERS.get(options.format)
     if writer is None:
@@ -189,7 +194,8 @@ def export(
         )
     refuse_taken([output], force=force)
     step("loading the checkpoint")
-    loaded = load_detector(path_or_preset, torch.device("cpu"), overrides)
+    made_for = device if device is not None and options.format in DEVICE_FORMATS else torch.device("cpu")
+    loaded = load_detector(path_or_preset, made_for, overrides)
     if not isinstance(loaded.model, CoDETR):
         raise CheckpointError(f"{path_or_preset} is an exported file: export the checkpoint it was made from")
     metadata = describe(loaded, options)

@@ -22,7 +22,7 @@ class WriteRequest:
     """A file to write.
 
     Attributes:
-        model: on the CPU, in evaluation mode.
+        model: in evaluation mode, on the device that the file is for, which is the CPU for most formats.
         metadata: becomes part of the file.
         path: the file, with its final name in a folder of its own; whatever else the writer puts in that folder belongs
             to the exported file, and all of it gets its place at once.

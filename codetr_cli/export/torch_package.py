@@ -1,5 +1,7 @@
 """The program as a package of PyTorch (`.pt2`): compiled by AOTInductor, with the exported program beside it.
 
+It is compiled for the kind of device that the network is on, a CPU or a GPU.
+
 `torch._inductor.aoti_load_package` runs the compiled program, `torch.export.load` reads the exported one, which can be
 compiled again for another machine. Neither needs codetr, unless the exported program has its operators. Torch 2.7
 writes the compiled program only.
@@ -25,7 +27,7 @@ from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata
 from codetr_cli.inference.exported.trust import remember
 from codetr_cli.models.torch_compile import use_private_cache, why_not_compile
 from codetr_cli.ops.compile_kernel import CompilerError
-from codetr_cli.ops.deform_attn import use_backend
+from codetr_cli.ops.deform_attn import available_backends, use_backend
 from codetr_cli.ops.package_kernel import linked_kernel, why_not_package
 
 PROGRAM_NAME = "model"
@@ -40,7 +42,8 @@ def write_torch_package(request: WriteRequest) -> None:
         ResourceError: no compiler, one that fails, or a torch that lacks something.
     """
     metadata = request.metadata
-    _check(metadata)
+    device = _device(request)
+    _check(metadata, device)
     use_private_cache()
     request.step("tracing the network")
     program = trace_program(request)
@@ -54,21 +57,38 @@ def write_torch_package(request: WriteRequest) -> None:
     remember(request.path)
 
 
-def _check(metadata: ExportMetadata) -> None:
+def _device(request: WriteRequest) -> torch.device:
+    return next(request.model.parameters()).device
+
+
+def _check(metadata: ExportMetadata, device: torch.device) -> None:
     if metadata.precision == "int8":
         raise ConfigError("--format torch has no int8: use --format openvino")
-    reason = why_not_compile("cpu")
-    if reason is None and metadata.attention == "plugin":
-        reason = why_not_package()
-    if reason is not None:
+    if device.type not in PLUGIN_BACKENDS:
+        raise ResourceError(f"--format torch compiles for cpu and cuda, not for {device.type}: use --device cpu.")
+    if metadata.attention == "plugin" and (reason := _why_no_plugin(device)):
+        raise ResourceError(f"--attention plugin: {reason} Use --attention gridsample, or --format onnx.")
+    if reason := why_not_compile("cpu"):
         raise ResourceError(f"{reason} Install one (on Debian and Ubuntu: apt install g++), or use --format onnx.")
+    if reason := why_not_compile(device.type):
+        raise ResourceError(f"{reason} Install it, or use --device cpu.")
+
+
+PLUGIN_BACKENDS = {"cpu": "cpu", "cuda": "triton"}
+"""The kernel that the attention `plugin` puts into packages, by type of device."""
+
+
+def _why_no_plugin(device: torch.device) -> str | None:
+    if device.type == "cpu":
+        return why_not_package()
+    return available_backends(device)[PLUGIN_BACKENDS[device.type]]
 
 
 def trace_program(request: WriteRequest) -> ExportedProgram:
-    """The exported program; with the attention `plugin`, it calls the operator of codetr's CPU kernel."""
+    """The exported program; with the attention `plugin`, it calls the operator of codetr's kernel for the device."""
     with contextlib.ExitStack() as stack:
         if request.metadata.attention == "plugin":
-            stack.enter_context(use_backend("cpu"))
+            stack.enter_context(use_backend(PLUGIN_BACKENDS[_device(request).type]))
         return trace(request.model, request.metadata)
 
 
@@ -95,7 +115,7 @@ def compile_program(program: ExportedProgram, metadata: ExportMetadata, folder: 
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(_own_grid_sampler())
-        if metadata.attention == "plugin":
+        if metadata.attention == "plugin" and arguments[0].device.type == "cpu":
             options |= stack.enter_context(linked_kernel())
         module = program.module()
         assert isinstance(module, torch.fx.GraphModule)

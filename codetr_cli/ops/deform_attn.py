@@ -125,6 +125,8 @@ def _dispatch(
     name = _choose(backend, value.device, torch.compiler.is_exporting())
     if name == "cpu" and scores.shape[3] * scores.shape[4] > CPU_SAMPLES:
         name = "torch"
+    if name == "triton" and torch.compiler.is_exporting():
+        return backend_module("triton_export").forward(value, spatial_shapes, reference_points, sampling, scores)
     if name in COMPILED:
         flat_shapes = [side for shape in spatial_shapes for side in shape]
         return _forward_operator(value, flat_shapes, reference_points, sampling, scores, name)

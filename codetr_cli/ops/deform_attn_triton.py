@@ -90,7 +90,7 @@ def forward(
     Returns:
         (B, Q, N * D), the dtype of `value`.
     """
-    call = _Call.of(value, spatial_shapes, reference_points, sampling, scores)
+    call = Call.of(value, spatial_shapes, reference_points, sampling, scores)
     output = value.new_empty(call.batch, call.queries, call.heads * call.channels)
     if output.numel() == 0:
         return output
@@ -133,7 +133,7 @@ def backward(
     Returns:
         Gradients of `value`, `reference_points` (None unless wanted and given), `sampling` and `scores`.
     """
-    call = _Call.of(value, spatial_shapes, reference_points, sampling, scores)
+    call = Call.of(value, spatial_shapes, reference_points, sampling, scores)
     needs_reference = needs_reference and reference_points is not None
     grad_sampling = torch.empty(sampling.shape, dtype=sampling.dtype, device=value.device)
     grad_scores = torch.empty(scores.shape, dtype=scores.dtype, device=value.device)
@@ -158,7 +158,7 @@ def backward(
 
 def _atomic_backward(
     grad_output: Tensor,
-    call: _Call,
+    call: Call,
     parts: Tensor | None,
     grad_sampling: Tensor,
     grad_scores: Tensor,
@@ -178,7 +178,7 @@ def _atomic_backward(
 
 def _ordered_backward(
     grad_output: Tensor,
-    call: _Call,
+    call: Call,
     parts: Tensor | None,
     grad_sampling: Tensor,
     grad_scores: Tensor,
@@ -231,7 +231,7 @@ def _ordered_backward(
     return grad_value
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """The inputs of one call as the kernels want them: innermost dimensions dense, outer strides free."""
 
     value: Tensor
@@ -249,18 +249,19 @@ class _Call(NamedTuple):
         reference_points: Tensor | None,
         sampling: Tensor,
         scores: Tensor,
-    ) -> _Call:
+    ) -> Call:
+        """The call of `forward` with these arguments; copies what is not dense enough."""
         scores = _inner_contiguous(scores)
         return cls(
             value=value if value.stride(-1) == 1 else value.contiguous(),
             reference=scores if reference_points is None else _inner_contiguous(reference_points),
             sampling=_inner_contiguous(sampling),
             scores=scores,
-            spatial_shapes=tuple((int(height), int(width)) for height, width in spatial_shapes),
+            spatial_shapes=tuple((height, width) for height, width in spatial_shapes),
             reference_numbers=0 if reference_points is None else reference_points.shape[-1],
         )
 
-    def of_image(self, image: int) -> _Call:
+    def of_image(self, image: int) -> Call:
         """The same call for one image of the batch."""
         part = slice(image, image + 1)
         return self._replace(
@@ -272,22 +273,27 @@ class _Call(NamedTuple):
 
     @property
     def batch(self) -> int:
+        """Images."""
         return self.value.shape[0]
 
     @property
     def tokens(self) -> int:
+        """Cells of all levels."""
         return self.value.shape[1]
 
     @property
     def heads(self) -> int:
+        """Heads."""
         return self.value.shape[2]
 
     @property
     def channels(self) -> int:
+        """Channels of a head."""
         return self.value.shape[3]
 
     @property
     def queries(self) -> int:
+        """Queries of an image."""
         return self.sampling.shape[1]
 
     @property
@@ -357,7 +363,7 @@ class _Call(NamedTuple):
         return torch.empty(shape, dtype=self.arithmetic, device=self.value.device)
 
 
-def _level_rows(spatial_shapes: tuple[tuple[int, int], ...]) -> list[tuple[int, int, int, int]]:
+def level_rows(spatial_shapes: tuple[tuple[int, int], ...]) -> list[tuple[int, int, int, int]]:
     """Height, width, first token and first base cell of each level. Base cells begin at (-1, -1)."""
     rows, token, cell = [], 0, 0
     for height, width in spatial_shapes:
@@ -374,7 +380,7 @@ def _level_table(spatial_shapes: tuple[tuple[int, int], ...], device: torch.devi
     torch.compile warms its graphs up with the thread's allocations sent to their memory pool, where nothing may stay.
     """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(torch.tensor, _level_rows(spatial_shapes), dtype=torch.int32, device=device).result()
+        return thread.submit(torch.tensor, level_rows(spatial_shapes), dtype=torch.int32, device=device).result()
 
 
 def _captured_level_table(spatial_shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
@@ -384,7 +390,7 @@ def _captured_level_table(spatial_shapes: tuple[tuple[int, int], ...], device: t
     and holds nothing before it is replayed, so it is not kept.
     """
     table = torch.empty(len(spatial_shapes), 4, dtype=torch.int32, device=device)
-    for row, numbers in zip(table, _level_rows(spatial_shapes), strict=True):
+    for row, numbers in zip(table, level_rows(spatial_shapes), strict=True):
         for cell, number in zip(row, numbers, strict=True):
             cell.fill_(number)
     return table
@@ -410,7 +416,7 @@ def _kernels() -> _Kernels:
 
 
 def _launch(
-    name: str, call: _Call, arguments: tuple[Any, ...], constants: dict[str, Any], total: Tensor | None = None
+    name: str, call: Call, arguments: tuple[Any, ...], constants: dict[str, Any], total: Tensor | None = None
 ) -> None:
     """Runs a kernel over all blocks of queries, heads and images, and finds the form that is fastest the first time.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.export import torch_package
 from codetr_cli.export.graph import DetectionGraph
-from codetr_cli.export.job import describe
+from codetr_cli.export.job import describe, export
 from codetr_cli.export.options import ExportOptions
 from codetr_cli.export.request import WriteRequest
 from codetr_cli.export.torch_package import save_package, trace_program, write_torch_package
@@ -26,6 +28,7 @@ from codetr_cli.inference.exported.engine import open_engine
 from codetr_cli.inference.loading import LoadedModel
 from codetr_cli.models.build import build_model, build_postprocess
 from codetr_cli.models.torch_compile import why_not_compile
+from codetr_cli.ops import deform_attn, deform_attn_backends, deform_attn_triton_tuning
 from codetr_cli.ops.compile_kernel import CompilerError
 from codetr_cli.ops.deform_attn import available_backends
 from codetr_cli.ops.package_kernel import why_not_package
@@ -168,6 +171,71 @@ def test_a_machine_without_compiler_is_told_what_to_install(tiny_settings, tmp_p
         write_torch_package(request_for(tiny_settings, tmp_path / "network.pt2"))
 
 
+GPU = torch.device("cuda", 0)
+
+
+def test_a_package_for_a_gpu_needs_one(codetr, tiny_settings, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    run = write_run(tmp_path / "run", tiny_settings, "last")
+    result = codetr("export", run, "--format", "torch", "--device", "cuda", "--out", tmp_path / "network.pt2")
+    assert result.code == ResourceError.exit_code
+    assert "no GPU for device cuda" in result.err
+    assert not (tmp_path / "network.pt2").exists()
+
+
+def test_other_formats_are_made_on_the_cpu(tiny_settings, tmp_path, monkeypatch):
+    made = []
+    write_run(tmp_path / "run", tiny_settings, "last")
+
+    def writer(request: WriteRequest) -> None:
+        made.append(next(request.model.parameters()).device.type)
+        request.path.write_bytes(b"file")
+
+    for name, suffix in (("torch", ".pt2"), ("onnx", ".onnx")):
+        options = ExportOptions(format=name, size=SIZE)  # type: ignore[arg-type]
+        export(tmp_path / "run", options, tmp_path / f"network{suffix}", device=torch.device("meta"), writer=writer)
+    assert made == ["meta", "cpu"]
+
+
+def test_without_triton_no_package_for_a_gpu(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match=r"Triton is not installed\. Install it, or use --device cpu"):
+        torch_package._check(request_for(tiny_settings, tmp_path / "network.pt2").metadata, GPU)
+
+
+def test_without_a_gpu_the_plugin_is_refused_with_the_reason_of_the_kernel(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(deform_attn_backends, "_asked", deform_attn_backends._asked.__wrapped__)
+    request = request_for(tiny_settings, tmp_path / "network.pt2", attention="plugin")
+    with pytest.raises(ResourceError, match="--attention plugin: torch finds no CUDA or ROCm GPU"):
+        torch_package._check(request.metadata, GPU)
+
+
+def test_other_devices_are_refused(tiny_settings, tmp_path):
+    with pytest.raises(ResourceError, match="compiles for cpu and cuda, not for mps: use --device cpu"):
+        torch_package._check(request_for(tiny_settings, tmp_path / "network.pt2").metadata, torch.device("mps"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_plugin_for_a_gpu_is_the_operator_of_the_triton_kernel(tiny_settings, tmp_path, monkeypatch):
+    """The whole network, traced on tensors that claim to be on a GPU."""
+    monkeypatch.setattr(deform_attn, "_choose", lambda backend, device, exporting: deform_attn_backends._forced)
+    monkeypatch.setattr(deform_attn_triton_tuning, "architecture", lambda device: "sm_90")
+    request = request_for(tiny_settings, tmp_path / "network.pt2", attention="plugin")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in request.model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty_like(weight, device=GPU)))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty_like(buffer, device=GPU))
+        program = trace_program(request)
+    assert called_by(program).count("codetr.deform_attn_triton.default") == 4
+    values = [node.meta["val"] for node in program.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+    assert {value.device for value in values} == {GPU}
+
+
 def test_int8_is_refused(tiny_settings, tmp_path):
     with pytest.raises(ConfigError, match="no int8"):
         write_torch_package(request_for(tiny_settings, tmp_path / "network.pt2", precision="int8"))
@@ -210,7 +278,7 @@ def test_the_commands_of_the_page_run(codetr, tiny_settings, tmp_path, monkeypat
     command, program = [block for block in blocks(PAGE) if first < block.line <= last]
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs/co_dino_r50/1", tiny_settings, "last")
-    assert codetr(*command.text.split()[1:]).code == 0
+    assert codetr(*command.text.split()[1:], "--device", "cpu").code == 0
     images, image_sizes = torch.randn(2, 3, 96, 160), torch.tensor([[96, 160], [50, 70]])
     names: dict[str, object] = {"images": images, "image_sizes": image_sizes}
     exec(program.text, names)

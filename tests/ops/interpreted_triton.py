@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codetr_cli.ops import deform_attn_triton
+from codetr_cli.ops import deform_attn_triton, deform_attn_triton_export
 from codetr_cli.ops import deform_attn_triton_tuning as tuning
 from codetr_cli.ops.deform_attn import use_backend
 from codetr_cli.ops.deform_attn_torch import forward as reference_forward
@@ -230,7 +230,7 @@ def test_nothing_to_do(batch, queries):
 def test_offsets_beyond_32_bits_use_64(monkeypatch):
     monkeypatch.setattr(deform_attn_triton, "INT32_REACH", 64)
     inputs = make_inputs(2)
-    call = deform_attn_triton._Call.of(inputs[0], SHAPES, *inputs[1:])
+    call = deform_attn_triton.Call.of(inputs[0], SHAPES, *inputs[1:])
     assert str(call.constants["INDEX"]) == "int64"
     check(inputs)
 
@@ -240,7 +240,7 @@ def test_heads_far_apart_use_64_bits(monkeypatch):
     apart = torch.zeros(1, 2, 1000, 8, dtype=torch.float64)
     apart[:, :, : value.shape[1]] = value.transpose(1, 2)
     value = apart[:, :, : value.shape[1]].transpose(1, 2)
-    call = deform_attn_triton._Call.of(value, SHAPES, references, sampling, scores)
+    call = deform_attn_triton.Call.of(value, SHAPES, references, sampling, scores)
     assert value.stride(2) == 8000
     monkeypatch.setattr(deform_attn_triton, "INT32_REACH", 16001)
     assert str(call.constants["INDEX"]) == "int32"
@@ -268,9 +268,9 @@ def test_positions_that_are_no_numbers_do_not_vanish(numbers, axis):
 
 def test_reference_points_get_no_gradient_unless_asked_for(monkeypatch):
     inputs, made = make_inputs(4), []
-    accumulator = deform_attn_triton._Call.accumulator
+    accumulator = deform_attn_triton.Call.accumulator
     monkeypatch.setattr(
-        deform_attn_triton._Call, "accumulator", lambda call, *shape: made.append(shape) or accumulator(call, *shape)
+        deform_attn_triton.Call, "accumulator", lambda call, *shape: made.append(shape) or accumulator(call, *shape)
     )
     grads = deform_attn_triton.backward(torch.ones(1, 5, 8), inputs[0], SHAPES, *inputs[1:], needs_reference=False)
     assert grads[1] is None
@@ -288,6 +288,15 @@ def test_torch_can_ask_for_a_fixed_order(order, monkeypatch):
             check(make_inputs(2))
         finally:
             torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("order", ["0"], ids=["atomic"], indirect=True)
+@pytest.mark.parametrize(("name", "numbers"), [*zip(FORMS, (0, 2, 4, 2), strict=True)])
+def test_the_operator_of_exported_programs_equals_the_reference(name, numbers):
+    inputs = encoder_inputs(numbers, batch=2, heads=2)
+    with tuning.use_candidate(tuning.Candidate.parse(name)):
+        output = deform_attn_triton_export.forward(inputs[0], GRID, *inputs[1:])
+    compare(output, reference_forward(inputs[0], GRID, *inputs[1:], gather=False), 1e-12)
 
 
 @pytest.mark.parity

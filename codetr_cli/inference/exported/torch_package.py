@@ -32,6 +32,9 @@ from codetr_cli.weights.zip_files import open_zip
 DEVICE_KEY, MACHINE_KEY, SET_KEY = "AOTI_DEVICE_KEY", "AOTI_MACHINE", "AOTI_CPU_ISA"
 """What AOTInductor says of the code: the type of its device, and for which processors it is compiled."""
 
+CAPABILITY_KEY = "AOTI_COMPUTE_CAPABILITY"
+"""Likewise, of code for NVIDIA's GPUs: 90 for 9.0."""
+
 INSTRUCTION_SETS = ("DEFAULT", "AVX2", "AVX512")
 """Those of x86-64 processors as torch names them; each includes the former."""
 
@@ -63,7 +66,10 @@ class TorchPackageEngine:
         _check_hardware(path, table, device)
         check_trusted(path)
         try:
-            runner = torch._inductor.aoti_load_package(str(path))
+            if device.type == "cuda":  # without an index, it would be the GPU that it was compiled on
+                runner = torch._inductor.aoti_load_package(str(path), device_index=device.index or 0)
+            else:
+                runner = torch._inductor.aoti_load_package(str(path))
         except Exception as error:  # a library that cannot be opened can raise anything
             raise CheckpointError(
                 f"torch {torch.__version__} cannot load {path}, which torch {metadata.versions.get('torch')} compiled: "
@@ -124,4 +130,17 @@ def _check_hardware(path: Path, table: Mapping[str, Any], device: torch.device) 
     if known and INSTRUCTION_SETS.index(wanted) > INSTRUCTION_SETS.index(here):
         raise ResourceError(
             f"{path} is compiled for processors with {wanted}, and this one has {here}: export the checkpoint here."
+        )
+    capability = str(table.get(CAPABILITY_KEY, ""))[:20]
+    if device.type == "cuda" and torch.version.hip is None and capability.isdecimal():
+        _check_capability(path, divmod(int(capability), 10), torch.cuda.get_device_capability(device))
+
+
+def _check_capability(path: Path, wanted: tuple[int, int], here: tuple[int, int]) -> None:
+    """Machine code for a GPU runs on those with the same first number and the same or a later second one."""
+    if wanted[0] != here[0] or wanted[1] > here[1]:
+        of_file, of_gpu = (".".join(map(str, numbers)) for numbers in (wanted, here))
+        raise ResourceError(
+            f"{path} is compiled for GPUs of compute capability {of_file}, and this one has {of_gpu}: export the "
+            "checkpoint here."
         )

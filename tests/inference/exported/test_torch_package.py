@@ -40,11 +40,11 @@ def table(tiny_settings) -> dict[str, Any]:
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Paths that torch loaded: every package answers with two outputs."""
+    """Paths that torch loaded, with the GPU's index if it is for one: every package answers with two outputs."""
     paths = []
 
-    def load(path: str):
-        paths.append(path)
+    def load(path: str, **place: int):
+        paths.append((path, place["device_index"]) if place else path)
         return lambda images, sizes: (images.sum(), sizes.sum())
 
     monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
@@ -96,6 +96,30 @@ def test_code_for_other_hardware_is_not_loaded(tmp_path, table, ran, monkeypatch
     monkeypatch.setenv(trust.VARIABLE, trust.file_digest(path))
     with pytest.raises(ResourceError, match=reason):
         TorchPackageEngine.open(path, CPU)
+    assert not ran
+
+
+@pytest.fixture
+def gpu_package(tmp_path, table, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    path = write(tmp_path / "gpu.pt2", table | {"AOTI_DEVICE_KEY": "cuda", "AOTI_COMPUTE_CAPABILITY": "86"})
+    monkeypatch.setenv(trust.VARIABLE, trust.file_digest(path))
+    return path
+
+
+@pytest.mark.parametrize("capability", [(8, 6), (8, 9)])
+def test_a_package_runs_on_the_gpu_that_was_chosen(gpu_package, ran, monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    engine = TorchPackageEngine.open(gpu_package, torch.device("cuda", 1))
+    assert ran == [(str(gpu_package), 1)]
+    assert "AOTInductor on cuda" in str(engine.info)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (7, 5)])
+def test_code_for_another_gpu_is_not_loaded(gpu_package, ran, monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with pytest.raises(ResourceError, match=r"compute capability 8\.6, and this one has {}\.{}".format(*capability)):
+        TorchPackageEngine.open(gpu_package, torch.device("cuda", 0))
     assert not ran
 
 
