@@ -45,6 +45,8 @@ class ExportOptions:
         for name, sides in (("--size", self.size), ("--tiles", None if self.tiles is None else self.tiles.size)):
             if sides is not None and not all(1 <= side <= MAX_SIDE for side in sides):
                 raise ConfigError(f"{name} {sides[0]}x{sides[1]}: sides are from 1 to {MAX_SIDE} pixels")
+        if self.precision == "int8" and self.format != "openvino":
+            raise ConfigError(f"--format {self.format} has no int8: use --format openvino, or --precision fp32")
         if self.precision == "bf16" and self.format != "torch":
             raise ConfigError(
                 f"--format {self.format} --precision bf16: the file is or starts as ONNX, whose convolutions have no "

@@ -23,6 +23,12 @@ def test_sides_have_limits(options: dict, named: str):
         ExportOptions(**options)
 
 
+@pytest.mark.parametrize("format", ["onnx", "tensorrt", "torch"])
+def test_int8_is_of_openvino(format):
+    with pytest.raises(ConfigError, match=f"--format {format} has no int8: use --format openvino"):
+        ExportOptions(precision="int8", format=format)
+
+
 def test_every_format_has_a_suffix_by_which_its_files_are_recognised():
     assert set(SUFFIXES.values()) == set(EXPORTED_SUFFIXES)
     assert set(DEFAULT_ATTENTION) == set(SUFFIXES) >= set(WRITERS)
