@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, TextIO
 
+import rich
 import typer
 from rich import box
 from rich.console import Console
@@ -87,6 +88,16 @@ def log_to_console() -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         package.setLevel(before)
+
+
+@contextmanager
+def without_bars_of_others() -> Iterator[None]:
+    """Keeps the bars that other packages, e.g. NNCF, draw with rich out of stdout, where JSON may be."""
+    rich.reconfigure(file=io.StringIO(), force_terminal=False)
+    try:
+        yield
+    finally:
+        rich.reconfigure()
 
 
 def info(text: str) -> None:

@@ -306,3 +306,12 @@ def test_every_name_is_written_to_a_stream_of_any_encoding(monkeypatch, encoding
     assert "warning: caf" in text
     assert "\\xe9\\xff" in text
     assert ("\u65e5" in text) == (encoding == "utf-8")
+
+
+def test_bars_of_other_packages_are_no_part_of_the_output(capsys):
+    rich = pytest.importorskip("rich", reason="it is imported as another package would")
+    with console.without_bars_of_others():
+        rich.get_console().print("a bar")
+        console.result("a line")
+    rich.get_console().print("afterwards")
+    assert capsys.readouterr().out == "a line\nafterwards\n"

@@ -170,24 +170,26 @@ def export(
     if layout == "triton":
         from codetr_cli.export.triton_repository import export_to_repository
 
-        result = export_to_repository(
-            given, options, target, kind=_kind(device), overrides=overrides or [], step=_step, writer=writer
-        )
+        with console.without_bars_of_others():
+            result = export_to_repository(
+                given, options, target, kind=_kind(device), overrides=overrides or [], step=_step, writer=writer
+            )
     else:
         from codetr_cli.export.job import DEVICE_FORMATS
         from codetr_cli.export.job import export as export_checkpoint
         from codetr_cli.runtime.devices import choose_device, use_device
 
-        result = export_checkpoint(
-            given,
-            options,
-            target,
-            overrides=overrides or [],
-            device=use_device(choose_device(device)) if format in DEVICE_FORMATS else None,
-            force=force,
-            step=_step,
-            writer=writer,
-        )
+        with console.without_bars_of_others():
+            result = export_checkpoint(
+                given,
+                options,
+                target,
+                overrides=overrides or [],
+                device=use_device(choose_device(device)) if format in DEVICE_FORMATS else None,
+                force=force,
+                step=_step,
+                writer=writer,
+            )
     _show(result)
     if layout == "triton":
         console.info(f"Triton serves it: tritonserver --model-repository {quote(str(target.absolute().parent))}")
