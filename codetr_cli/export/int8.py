@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, Resour
 from codetr_cli.export.accuracy import VerifyData, average_precision, find_images
 from codetr_cli.export.onnx_file import build_onnx
 from codetr_cli.export.openvino_model import read_onnx, save_openvino
-from codetr_cli.export.request import WriteRequest
+from codetr_cli.export.request import Step, WriteRequest
 from codetr_cli.images.decoder import read_image
 from codetr_cli.inference.detector import Detector, PreparedImage
 from codetr_cli.inference.exported.engine import EngineInfo
@@ -116,7 +117,8 @@ class Int8Writer:
         request.step("converting it to OpenVINO")
         model = read_onnx(proto)
         request.step(f"calibrating int8 with {counted(len(inputs), 'image')}")
-        save_openvino(_quantise(nncf, model, inputs, kept_float), request.metadata, request.path)
+        model = _quantise(nncf, model, _reported(inputs, request.step), kept_float)
+        save_openvino(model, request.metadata, request.path)
         self.result = Int8Result(calibration_images=len(inputs))
         self._check(request, loaded, decisive)
 
@@ -125,7 +127,9 @@ class Int8Writer:
         request.step(f"AP of the checkpoint on {data.split}")
         before = average_precision(loaded, data, cpu)
         request.step(f"AP in int8 on {data.split}")
-        after = average_precision(load_detector(request.path, cpu), data, cpu)
+        with _quiet("codetr_cli.inference.loading"):  # of a file that has another name in the end
+            quantised = load_detector(request.path, cpu)
+        after = average_precision(quantised, data, cpu)
         self.result.float_ap, self.result.int8_ap = 100 * before.metrics["AP"], 100 * after.metrics["AP"]
         self.result.images = after.images
         if before.metrics["AP"] < 0:
@@ -141,13 +145,14 @@ class Int8Writer:
 
 
 def float_nodes(names: Iterable[str]) -> list[str]:
-    """The nodes that must stay in float: all that belong to a module, but not to those of `QUANTISED`.
+    """The nodes that must stay in float: all that do not belong to the modules of `QUANTISED`.
+
+    Those without a module are among them: the last heads of classes and boxes are written so.
 
     Args:
         names: of nodes, as `onnx_file` writes them: MODULE/NODE.
     """
-    modules = ((name, name.rpartition("/")[0]) for name in names)
-    return [name for name, module in modules if module and not _may_be_int8(f"{module}.")]
+    return [name for name in names if not _may_be_int8(f"{name.rpartition('/')[0]}.")]
 
 
 def _may_be_int8(module: str) -> bool:
@@ -158,7 +163,7 @@ def _may_be_int8(module: str) -> bool:
 
 
 def _quantise(nncf: Any, model: Any, inputs: Sequence[Callable[[], dict[str, Any]]], kept_float: list[str]) -> Any:
-    with _quiet("nncf"):
+    with _quiet("nncf"), _quiet("torch.utils.cpp_extension"):  # the latter misses CUDA, which is not needed
         return nncf.quantize(
             model,
             nncf.Dataset(inputs, lambda read: read()),
@@ -168,6 +173,19 @@ def _quantise(nncf: Any, model: Any, inputs: Sequence[Callable[[], dict[str, Any
             subset_size=len(inputs),
             ignored_scope=nncf.IgnoredScope(names=kept_float, validate=False),
         )
+
+
+def _reported(inputs: Sequence[Callable[[], dict[str, Any]]], step: Step) -> list[Callable[[], dict[str, Any]]]:
+    """The same functions; those at each quarter report it when they are called for the first time."""
+    quarters = {-(-len(inputs) * part // 4) for part in (1, 2, 3)}
+
+    def read(number: int) -> dict[str, Any]:
+        if number in quarters:
+            quarters.discard(number)
+            step(f"calibrating int8: {number} of {counted(len(inputs), 'image')}")
+        return inputs[number]()
+
+    return [partial(read, number) for number in range(len(inputs))]
 
 
 @contextmanager

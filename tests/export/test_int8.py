@@ -7,12 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.export import int8
 from codetr_cli.export.int8 import Int8Options, Int8Writer, float_nodes
 from codetr_cli.export.job import export
 from codetr_cli.export.options import ExportOptions
+from codetr_cli.inference.exported.network import ExportedNetwork
+from codetr_cli.inference.loading import load_detector
+from tests.export.faults import verified
 from tests.export.networks import write_random
 
 
@@ -24,13 +28,14 @@ def test_only_maps_become_int8():
         "model.encoder.layers.0.self_attn.attention_weights/node_MatMul_4",
         "model.encoder/node_Mul_5",
         "model/node_MatMul_6",
+        "/node_MatMul_7",
+        "node_Split_8",
     ]
     becomes = [
         "model.backbone.conv1/node_Conv_1",
         "model.neck.convs.0.conv/node_Conv_2",
         "model.encoder.layers.0.self_attn.value_proj/node_MatMul_3",
         "model.encoder.layers.0.ffn.linear1/node_MatMul_4",
-        "/node_Split_5",
     ]
     assert float_nodes([*stays, *becomes]) == stays
 
@@ -87,3 +92,43 @@ def test_int8_is_of_openvino(tmp_path: Path, tiny_coco: Path):
         export(checkpoint, ExportOptions(precision="int8"), tmp_path / "network.onnx", writer=writer)
     with pytest.raises(ConfigError, match="--calibration 0"):
         Int8Options(data="data", images=0)
+
+
+def eight_bit_operators(file: Path) -> list[str]:
+    """The names of the operators of an OpenVINO file whose weights are int8."""
+    import openvino
+
+    found = []
+    for node in openvino.Core().read_model(file).get_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.i8:
+            while node.get_type_name() in ("Constant", "Convert", "Subtract", "Multiply", "Reshape"):
+                (user,) = node.output(0).get_target_inputs()
+                node = user.get_node()
+            found.append(node.get_friendly_name())
+    return found
+
+
+@pytest.mark.slow
+def test_a_file_by_nncf(tmp_path: Path, tiny_coco: Path):
+    """Only maps are quantised, the file runs, and it detects what the network does as far as int8 can."""
+    pytest.importorskip("nncf", reason="the optional package NNCF quantises")
+    pytest.importorskip("openvino", reason="the optional package OpenVINO runs the file")
+    steps: list[str] = []
+    checkpoint = write_random(tmp_path / "network.safetensors")
+    file = tmp_path / "network.xml"
+    writer = Int8Writer(Int8Options(data=str(tiny_coco)))
+    export(checkpoint, ExportOptions(format="openvino", precision="int8", size=(96, 160)), file,
+           writer=writer, step=steps.append)  # fmt: skip
+    assert writer.result.int8_ap == pytest.approx(writer.result.float_ap, abs=0.5)
+    assert any(step.startswith("calibrating int8: 1 of 4") for step in steps)
+    eight_bit = eight_bit_operators(file)
+    assert {"model.backbone", "model.neck"} < {name[: name.index(".", 6)] for name in eight_bit}
+    assert any(name.startswith("model.encoder.layers.0.ffn") for name in eight_bit)
+    assert not float_nodes(eight_bit)
+    exported = load_detector(file, torch.device("cpu"))
+    loaded = load_detector(checkpoint, torch.device("cpu"))
+    assert isinstance(exported.model, ExportedNetwork)
+    assert exported.model.engine.info.precision == "fp32 with int8 weights"
+    report = verified(loaded, exported.model.engine)
+    assert report.precision == "int8"
+    assert report.passed, report.sentence
