@@ -102,7 +102,7 @@ def show_proof(file: Path, report: VerifyReport, summary: dict[str, Any]) -> Non
 
 def show_report(report: VerifyReport) -> None:
     """Prints the comparisons as a table, the speed, the accuracy and the verdict."""
-    columns = ("images", "input", "batch", "detections", "score", "mean", "box [px]", "mean [px]", "alone", "result")
+    columns = ("images", "input", "batch", "found", "score", "box [px]", "alone", "result")
     rows = [
         (
             case.shape,
@@ -110,16 +110,16 @@ def show_report(report: VerifyReport) -> None:
             case.batch,
             case.detections,
             _figure(case.score_max),
-            _figure(case.score_mean),
             _figure(case.box_max),
-            _figure(case.box_mean),
             case.missing + case.extra,
             "different" if not case.passed else "near ties" if case.near_ties else "equal",
         )
         for case in report.cases
     ]
     if rows:
-        console.table("Largest and mean differences, and detections without counterpart", columns, rows)
+        console.table("Largest differences, and detections without counterpart (alone)", columns, rows)
+        score, box = (max(getattr(case, name) for case in report.cases) for name in ("score_mean", "box_mean"))
+        console.result(f"Mean differences are at most {_figure(score)} of score and {_figure(box)} pixels.")
     engine = report.engine
     where = f"{engine['library']}, {engine['provider']}, {engine['precision']}"
     if engine["elsewhere"]:
@@ -140,4 +140,4 @@ def show_report(report: VerifyReport) -> None:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.3g}"
+    return f"{value:.0e}" if 0 < value < 1e-3 else f"{value:.3g}"

@@ -74,6 +74,7 @@ def test_an_export_that_is_equal(codetr, checkpoint, verified):
     ran = codetr("export", checkpoint, "--verify", "--device", "cpu", "--set", "test.nms=none")
     assert ran.code == 0, ran.err
     assert ["landscape", "96x160", "1", "40"] in [line.split()[:4] for line in ran.out.splitlines()]
+    assert "Mean differences are at most 1e-07 of score and 1e-04 pixels" in ran.out
     assert "10.0 ms an image by the file (ONNX Runtime 1, CPU, fp32, 2 of 9 nodes on the CPU), 20.0 ms" in ran.out
     assert "AP on 5 images: 39.95 by the file, 40.00 by the checkpoint (-0.05)" in ran.out
     assert "Equal for fp32: 40 detections" in ran.out
