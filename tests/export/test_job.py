@@ -17,11 +17,13 @@ from codetr_cli.export import job
 from codetr_cli.export.job import describe, export, export_settings
 from codetr_cli.export.options import ExportOptions
 from codetr_cli.export.request import WriteRequest
+from codetr_cli.export.verify import verify
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.options import TileOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.weights.checkpoint import file_sha256
 from tests.export import networks
+from tests.export.faults import some_images
 from tests.export.networks import Exported
 
 
@@ -224,6 +226,16 @@ def test_the_suffix_is_that_of_the_format(checkpoint: Path, written: list[WriteR
     with pytest.raises(ConfigError, match=r"--format onnx ends in \.onnx.*network\.onnx"):
         export(checkpoint, ExportOptions(), tmp_path / "network.bin")
     assert not written
+
+
+def test_a_file_of_any_size_passes_its_verification(any_size: Exported, monkeypatch: pytest.MonkeyPatch):
+    """Three sizes of input, one the transpose of another, and batches of all of them."""
+    monkeypatch.setattr("codetr_cli.export.verify.synthetic_images", some_images)
+    report = verify(any_size.checkpoint, any_size.path, device=torch.device("cpu"))
+    assert report.verdict == "equal", report.sentence
+    sizes = [case.input_size for case in report.cases]
+    assert sizes[0] == sizes[1][::-1]
+    assert len(set(sizes)) >= 3
 
 
 def test_an_exported_file_is_not_exported_again(any_size: Exported, tmp_path: Path):

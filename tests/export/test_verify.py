@@ -286,15 +286,6 @@ def test_other_weights(exported, tmp_path):
     assert "made from other weights: network.safetensors with SHA-256" in report.sentence
 
 
-def test_images_of_any_size(any_size):
-    """Three sizes of input, one the transpose of another, and batches of all of them."""
-    report = verify(any_size.checkpoint, any_size.path, device=CPU)
-    assert report.verdict == "equal", report.sentence
-    sizes = [case.input_size for case in report.cases]
-    assert sizes[0] == sizes[1][::-1]
-    assert len(set(sizes)) >= 3
-
-
 def test_what_is_no_pair(exported):
     with pytest.raises(CheckpointError, match="is an exported file itself"):
         verify(exported.path, exported.path, device=CPU)
