@@ -64,6 +64,8 @@ def explain(
     single = {shape for shape, batch in passed if batch == 1}
     if not any(one.batch == 1 for one in failed) and single:
         return [found, _batch_cause(failed, tolerance)]
+    if _agree([one.agreement for one in failed]):  # every change that changes little would explain it
+        return [found, _inexact(engine)]
     causes: Iterator[str | None] = (
         cause(failed, tolerance) for cause in (_class_cause, _box_cause, _shift_cause, _score_cause)
     )
@@ -279,10 +281,20 @@ def _detect_again(detector: Detector, options: DetectOptions, one: Seen) -> Pred
     return detect_all(detector, one.group, options)[one.row]
 
 
+def _inexact(engine: Engine | None) -> str:
+    return (
+        "All others agree, so that classes, boxes and preprocessing are right: the arithmetic of "
+        f"{_library(engine)}, or its sampling (GridSample), is less exact than this precision should be."
+    )
+
+
+def _library(engine: Engine | None) -> str:
+    return "the library that runs it" if engine is None else engine.info.library
+
+
 def _unknown_cause(engine: Engine | None) -> str:
-    library = "the library that runs it" if engine is None else engine.info.library
     return (
         "Neither classes, boxes, colours, a missing normalisation nor NMS explain it: the graph computes something "
         "else, because of other numbers of the normalisation, the size it was made for, its sampling (GridSample) or "
-        f"the arithmetic of {library}."
+        f"the arithmetic of {_library(engine)}."
     )

@@ -23,9 +23,10 @@ from codetr_cli.export.accuracy import VerifyData, average_precision, find_image
 from codetr_cli.export.onnx_file import build_onnx
 from codetr_cli.export.openvino_model import read_onnx, save_openvino
 from codetr_cli.export.request import Step, WriteRequest
+from codetr_cli.formats.resolve import Split
 from codetr_cli.images.decoder import read_image
 from codetr_cli.inference.detector import Detector, PreparedImage
-from codetr_cli.inference.exported.engine import EngineInfo
+from codetr_cli.inference.exported.engine_info import EngineInfo
 from codetr_cli.inference.exported.metadata import ExportMetadata, input_names
 from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.inference.loading import LoadedModel, load_detector
@@ -54,7 +55,7 @@ class Int8Options:
     """
 
     data: str
-    split: str = "val"
+    split: Split = "val"
     images: int = CALIBRATION_IMAGES
     max_drop: float = MAX_DROP
     max_images: int | None = None

@@ -343,7 +343,8 @@ def _case(group: list[Seen], tolerance: Tolerance, reference: Detector, step: St
     agreements = [one.agreement for one in group]
     compared = sum(one.compared for one in agreements)
     wrong, near = sum(one.wrong for one in agreements), 0
-    if wrong > tolerance.share * compared:
+    allowed = round(tolerance.share * compared)
+    if wrong > allowed:
         step(f"looking for near ties: {group[0].shape}, batch {group[0].batch}")
         for one in group:
             if one.agreement.wrong and is_near_tie(one, reference, tolerance):
@@ -367,7 +368,7 @@ def _case(group: list[Seen], tolerance: Tolerance, reference: Detector, step: St
         extra=sum(len(one.extra) for one in agreements),
         outliers=sum(one.outliers for one in agreements),
         near_ties=near,
-        passed=wrong <= tolerance.share * compared and (mask_iou is None or near > 0 or mask_iou >= tolerance.mask_iou),
+        passed=wrong <= allowed and (mask_iou is None or near > 0 or mask_iou >= tolerance.mask_iou),
     )
 
 

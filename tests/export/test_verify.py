@@ -165,6 +165,18 @@ def test_scores_shifted(loaded, engine):
     assert "scores are higher by about 0.05" in found(verified(loaded, faulty))
 
 
+def test_one_detection_of_twenty(loaded, engine):
+    """Too many for float32, and too few for a cause."""
+
+    def change(values):
+        best = values.amax(-1) == values.amax((1, 2))[:, None]
+        return values + 0.5 * best[..., None]
+
+    text = found(verified(loaded, FaultyEngine(engine, after=logits(change))))
+    assert "All others agree" in text
+    assert "padded" not in text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
