@@ -96,7 +96,7 @@ def main() -> None:
             "input": settings.test.fixed_size,
             "sha256": file_sha256(path) if path else None,
         },
-        "data": {"name": Path(options.data).name, "split": options.split, "calibration": options.calibration},
+        "data": {"name": Path(options.data).name, "split": options.split, "calibration_at_most": options.calibration},
         "rows": rows,
     }
     options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
