@@ -26,6 +26,8 @@ from codetr_cli.inference.prediction import Prediction
 
 EXPLAINED = 0.2
 """Share of the detections that may still differ when an explanation is right."""
+FEW = 0.1
+"""Share of the detections that is too small for a cause: with a fault of the graph more differ."""
 IMAGES = 3
 """Images that explanations are tried on that run the checkpoint again."""
 
@@ -64,7 +66,7 @@ def explain(
     single = {shape for shape, batch in passed if batch == 1}
     if not any(one.batch == 1 for one in failed) and single:
         return [found, _batch_cause(failed, tolerance)]
-    if _agree([one.agreement for one in failed]):  # every change that changes little would explain it
+    if _disagreement([one.agreement for one in failed]) <= FEW:  # every change that changes little would explain it
         return [found, _inexact(engine)]
     causes: Iterator[str | None] = (
         cause(failed, tolerance) for cause in (_class_cause, _box_cause, _shift_cause, _score_cause)

@@ -165,12 +165,12 @@ def test_scores_shifted(loaded, engine):
     assert "scores are higher by about 0.05" in found(verified(loaded, faulty))
 
 
-def test_one_detection_of_twenty(loaded, engine):
+def test_few_detections(loaded, engine, monkeypatch):
     """Too many for float32, and too few for a cause."""
+    monkeypatch.setattr("codetr_cli.export.diagnosis.FEW", 0.15)  # soft-NMS passes on the change of one
 
     def change(values):
-        best = values.amax(-1) == values.amax((1, 2))[:, None]
-        return values + 0.5 * best[..., None]
+        return values + 0.5 * (values == values.amax((1, 2), keepdim=True))
 
     text = found(verified(loaded, FaultyEngine(engine, after=logits(change))))
     assert "All others agree" in text
