@@ -129,13 +129,17 @@ class SceneDetector:
     def __init__(self, scene: Scene, *, max_pixels: int = 1_000_000) -> None:
         self._scene = scene
         data = SimpleNamespace(max_pixels=max_pixels)
-        self.loaded = SimpleNamespace(settings=SimpleNamespace(data=data), path=Path("x"), class_names=self.class_names)
+        settings = SimpleNamespace(data=data)
+        self.loaded = SimpleNamespace(settings=settings, path=Path("x"), class_names=self.class_names, model=None)
         self.before: Callable[[int], object] = lambda number: None
         self.seen: list[int] = []
 
     def prepare(self, pixels: NDArray[np.uint8], options: DetectOptions | None = None) -> _Prepared:
         size = (pixels.shape[0], pixels.shape[1])
         return _Prepared(number_of(pixels), size, pixels, {"orig_size": size})
+
+    def log_tiles(self, options: DetectOptions) -> None:
+        """It has no tiles of its own."""
 
     def shape_of(self, image: _Prepared) -> None:
         """Each image is a batch of its own."""
