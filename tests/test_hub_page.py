@@ -67,7 +67,10 @@ def test_the_commands_run(codetr, hub: Hub, place: Path):
     assert set(hub.repositories["my-lab/cells"].files) == set(FILES)
 
 
-@pytest.mark.parametrize("number", range(4))
+SLOW = pytest.mark.slow  # to import the pipeline of transformers takes half a minute; tests/integrations runs it, too
+
+
+@pytest.mark.parametrize("number", [0, 1, pytest.param(2, marks=SLOW), pytest.param(3, marks=SLOW)])
 def test_the_programs_run(place: Path, number: int):
     texts = [block.text for block in blocks(PAGE) if block.language == "python"]
     assert len(texts) == 4

@@ -73,6 +73,7 @@ def write_random(path: Path, *overrides: str) -> Path:
 def load_random(*overrides: str) -> LoadedModel:
     """A narrow network with random weights, without a file."""
     settings = settings_of(*overrides)
+    torch.manual_seed(1)
     model = build_model(settings.model, aux_heads=False)
     return LoadedModel(
         optimize_for_inference(model), build_postprocess(settings.test), settings, CLASS_NAMES, CATEGORY_IDS
