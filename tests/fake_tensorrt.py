@@ -113,7 +113,7 @@ class _Config:
 
 
 class State:
-    """What happened in the fake, and what it is told to do wrong."""
+    """What happened in the fake, and what it shall do wrong."""
 
     def __init__(self) -> None:
         self.plugins_loaded = False

@@ -343,7 +343,7 @@ def _case(group: list[Seen], tolerance: Tolerance, reference: Detector, step: St
     agreements = [one.agreement for one in group]
     compared = sum(one.compared for one in agreements)
     wrong, near = sum(one.wrong for one in agreements), 0
-    allowed = round(tolerance.share * compared)
+    allowed = tolerance.share * compared
     if wrong > allowed:
         step(f"looking for near ties: {group[0].shape}, batch {group[0].batch}")
         for one in group:

@@ -1,4 +1,4 @@
-"""Servers for tests: in a thread, with a detector that answers as told."""
+"""Servers for tests: in a thread, with a detector whose answers are given."""
 
 from __future__ import annotations
 

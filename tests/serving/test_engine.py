@@ -1,4 +1,4 @@
-"""The queue, batches and threads of a server, with a detector that waits when told."""
+"""The queue, batches and threads of a server, with a detector that waits when it is asked to."""
 
 from __future__ import annotations
 
