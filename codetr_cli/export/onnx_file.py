@@ -9,9 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from codetr_cli.errors import ResourceError
 from codetr_cli.export.attention import onnx_translations
 from codetr_cli.export.graph import trace
 from codetr_cli.export.precision import DTYPES, keep_softmax_in_float32
+from codetr_cli.export.quiet import without_warnings
 from codetr_cli.export.request import WriteRequest
 from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata, input_names, output_names
 
@@ -80,7 +78,7 @@ def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
     """The program as an `onnx.ModelProto` without stack traces and file names of this machine."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    with _without_log("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
+    with without_warnings("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
         exported = torch.onnx.export(
             program,
             (),
@@ -105,22 +103,6 @@ def _module(scopes: str | None) -> str:
     """The module that a node was exported from; empty for nodes of the conversion itself."""
     names = [] if scopes is None else ast.literal_eval(scopes)
     return str(names[-2]) if len(names) > 1 else ""
-
-
-@contextlib.contextmanager
-def _without_log(*names: str) -> Iterator[None]:
-    """Without warnings of libraries, which are about their own insides."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def _import_onnx() -> Any:

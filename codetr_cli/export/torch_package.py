@@ -10,9 +10,7 @@ writes the compiled program only.
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch.export import ExportedProgram
 
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.export.graph import trace
+from codetr_cli.export.quiet import without_warnings
 from codetr_cli.export.request import WriteRequest
 from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata
 from codetr_cli.inference.exported.trust import remember
@@ -32,6 +31,9 @@ from codetr_cli.ops.package_kernel import linked_kernel, why_not_package
 
 PROGRAM_NAME = "model"
 """Of both programs in a package: what torch loads by default."""
+
+DEVELOPERS = ("torch.utils.cpp_extension", "torch._inductor", "torch.export")
+"""Loggers whose warnings concern the developers of torch."""
 
 
 def write_torch_package(request: WriteRequest) -> None:
@@ -49,7 +51,7 @@ def write_torch_package(request: WriteRequest) -> None:
     program = trace_program(request)
     request.step("compiling it, which takes minutes")
     try:
-        with tempfile.TemporaryDirectory(prefix="codetr-package-") as folder, _quiet():
+        with tempfile.TemporaryDirectory(prefix="codetr-package-") as folder, without_warnings(*DEVELOPERS):
             files = compile_program(program, metadata, Path(folder))
             save_package(request.path, program, files)
     except (CompilerError, RuntimeError) as error:
@@ -154,22 +156,6 @@ def _own_grid_sampler() -> Iterator[None]:
         if before is not None:
             decomposition.decompositions[operator] = before
         decomposition.fast_random_decomps.cache_clear()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps warnings that concern torch's developers from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor", "torch.export")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def _shortened(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import site
 import subprocess
@@ -136,12 +135,6 @@ def test_large_weights_have_a_file_of_their_own(any_size: Exported, tmp_path: Pa
     found = open_engine(path, torch.device("cpu")).run(images, sizes)
     expected = any_size.engine.run(images, sizes)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_no_library_writes_to_the_terminal(any_size: Exported, capfd: pytest.CaptureFixture[str]):
-    with onnx_file._without_log("onnxscript"):
-        logging.getLogger("onnxscript.optimizer").warning("Skipping constant folding")
-    assert capfd.readouterr().err == ""
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
