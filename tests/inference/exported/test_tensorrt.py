@@ -179,6 +179,7 @@ def test_a_run_that_fails(trt: fake_tensorrt.State, tmp_path: Path, monkeypatch,
 
 def test_an_engine_of_unknown_origin_is_not_loaded(trt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = built(tmp_path)
+    monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "cache"))  # of a user who has built no equal engine
     with pytest.raises(CheckpointError, match="contains compiled code") as refused:
         TensorRTEngine.open(path, CPU)
     digest = re.search(r"CODETR_TRUST=([0-9a-f]{64})", str(refused.value))
