@@ -11,18 +11,21 @@ import contextlib
 import importlib.metadata
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval as PycocotoolsEval
 
 from codetr_cli.errors import DatasetError, ResourceError, shown
 from codetr_cli.runtime.memory import gib_text, main_memory_left
+
+if TYPE_CHECKING:
+    from hotcoco import COCOeval
 
 logger = logging.getLogger(__name__)
 
@@ -163,9 +166,8 @@ def compute_tables(scorer: Scorer, inputs: ScoringInputs) -> PrecisionRecall:
         DatasetError: hotcoco cannot score them.
     """
     _check_memory(scorer, len(inputs.category_ids), len(inputs.max_dets))
-    inputs = _renumbered(inputs)
     if scorer == "pycocotools":
-        return _pycocotools_tables(inputs)
+        return _pycocotools_tables(_renumbered(inputs))
     try:
         return _hotcoco_tables(inputs)
     except BaseException as error:
@@ -222,8 +224,27 @@ def _renumbered(inputs: ScoringInputs) -> ScoringInputs:
 
 
 def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:
+    evaluation = hotcoco_evaluation(inputs)
+    evaluation.accumulate()
+    tables = evaluation.eval
+    assert tables is not None
+    return PrecisionRecall(np.asarray(tables["precision"]), np.asarray(tables["recall"]))
+
+
+def hotcoco_evaluation(inputs: ScoringInputs, ranges: Mapping[str, tuple[float, float]] | None = None) -> COCOeval:
+    """Detections that hotcoco has matched to objects; it computes more from them than tables.
+
+    In hotcoco, images and classes are numbered from 1 in the order of `inputs`, objects and detections from 1 in the
+    order of their rows.
+
+    Args:
+        inputs: what is matched.
+        ranges: by name, the smallest and the largest `area` of objects that count together; None: COCO's by size. The
+            first one has to contain all.
+    """
     import hotcoco
 
+    inputs = _renumbered(inputs)
     objects, detections = inputs.objects, inputs.detections
     assert detections.scores is not None
     ground_truth = hotcoco.COCO.from_arrays(
@@ -238,15 +259,15 @@ def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:
     )
     columns = (detections.image_ids, *detections.boxes_xywh.T, detections.scores, detections.category_ids)
     results = ground_truth.load_res(np.stack(columns, axis=1).astype(np.float64), segmentation=detections.segmentations)
-    if detections.segmentations is not None:  # hotcoco uses the area of the box
+    if detections.segmentations is not None or ranges is not None:  # hotcoco uses the area of the box
         results.update_anns(ids=np.arange(1, len(detections.area) + 1), area=detections.area)
     evaluation = hotcoco.COCOeval(ground_truth, results, inputs.iou_type, lvis_style=inputs.federation is not None)
     evaluation.params.max_dets = list(inputs.max_dets)
+    if ranges is not None:
+        evaluation.params.area_rng = [list(limits) for limits in ranges.values()]
+        evaluation.params.area_rng_lbl = list(ranges)
     evaluation.evaluate()
-    evaluation.accumulate()
-    tables = evaluation.eval
-    assert tables is not None
-    return PrecisionRecall(np.asarray(tables["precision"]), np.asarray(tables["recall"]))
+    return evaluation
 
 
 def _pycocotools_tables(inputs: ScoringInputs) -> PrecisionRecall:
@@ -254,7 +275,7 @@ def _pycocotools_tables(inputs: ScoringInputs) -> PrecisionRecall:
     if inputs.federation is not None:
         detections = _in_annotated_classes(detections, objects, inputs.federation)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
-        evaluation = COCOeval(_coco(inputs, objects), _coco(inputs, detections), inputs.iou_type)
+        evaluation = PycocotoolsEval(_coco(inputs, objects), _coco(inputs, detections), inputs.iou_type)
         evaluation.params.maxDets = list(inputs.max_dets)
         evaluation.evaluate()
         if inputs.federation is not None:

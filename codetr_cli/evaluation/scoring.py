@@ -139,7 +139,7 @@ def score_detections(
     detections = detections.of_images(images.tolist())
     limits = [LVIS_MAX_DETS] if ground_truth.is_lvis else sorted({*COCO_MAX_DETS, *max_dets})
     named = () if ground_truth.is_lvis else max_dets
-    tables = compute_tables(scorer, _scoring_inputs(ground_truth, images, rows, detections, limits))
+    tables = compute_tables(scorer, scoring_inputs(ground_truth, images, rows, detections, limits))
     scores = Scores(
         _summarize(ground_truth, tables, limits, named),
         _per_class(ground_truth, rows, tables, limits),
@@ -150,8 +150,8 @@ def score_detections(
         return scores
     check_outlines(ground_truth, where)
     _check_mask_sizes(ground_truth, detections, where)
-    outlines = _parsed_outlines(ground_truth, rows, where)
-    tables = compute_tables(scorer, _scoring_inputs(ground_truth, images, rows, detections, limits, outlines))
+    outlines = parsed_outlines(ground_truth, rows, where)
+    tables = compute_tables(scorer, scoring_inputs(ground_truth, images, rows, detections, limits, outlines))
     return _with_masks(scores, ground_truth, tables, limits, named)
 
 
@@ -189,7 +189,7 @@ def _check_mask_sizes(ground_truth: Annotations, detections: DetectionTable, whe
             )
 
 
-def _parsed_outlines(ground_truth: Annotations, rows: NDArray[np.int64], where: str) -> list[Any]:
+def parsed_outlines(ground_truth: Annotations, rows: NDArray[np.int64], where: str) -> list[Any]:
     """The outlines of some objects; the backends crash on broken ones or read them as other shapes."""
     assert ground_truth.outlines is not None
     outlines = []
@@ -209,7 +209,7 @@ def _parsed_outlines(ground_truth: Annotations, rows: NDArray[np.int64], where: 
     return outlines
 
 
-def _scoring_inputs(
+def scoring_inputs(
     ground_truth: Annotations,
     images: NDArray[np.int64],
     rows: NDArray[np.int64],
@@ -217,7 +217,16 @@ def _scoring_inputs(
     limits: Sequence[int],
     outlines: list[Any] | None = None,
 ) -> ScoringInputs:
-    """What a backend scores on ascending ids of images: masks if outlines of their objects are given, else boxes."""
+    """What a backend scores: masks if outlines are given, else boxes.
+
+    Args:
+        ground_truth: the annotations.
+        images: ascending ids of the scored images.
+        rows: of their objects in the annotations.
+        detections: of these images.
+        limits: detections per image that are scored, see `ScoringInputs.max_dets`.
+        outlines: of the objects `rows`.
+    """
     ranking = detections.scores if outlines is None else detections.ranking_of_masks()
     if ground_truth.is_lvis:
         best = _best_of_each_image(detections.image_ids, ranking, LVIS_MAX_DETS)

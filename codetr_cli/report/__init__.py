@@ -1,0 +1,1 @@
+"""How are numbers shown in a browser? Pages of one file: sections, tables, charts and pictures."""

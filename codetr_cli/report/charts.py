@@ -1,0 +1,344 @@
+"""Charts as inline SVG whose colours follow the page, light and dark; each has a text for those who do not see it.
+
+No script, no style attribute: the policy of a page allows neither. Lines differ in colour and in dashes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from codetr_cli.report.markup import element, joined
+
+SERIES = 6
+"""Colours of series; with the dashes, 24 lines differ."""
+WIDTH, HEIGHT = 480, 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 44
+TICKS = 5
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart: points (x, y); those with a NaN interrupt it."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis.
+
+    Attributes:
+        title: with its unit.
+        low: value at its start; None: from the data.
+        high: value at its end; None: from the data.
+        is_share: whether values from 0 to 1 are shown in percent.
+        is_log: whether it is logarithmic: all values must be positive.
+    """
+
+    title: str
+    low: float | None = None
+    high: float | None = None
+    is_share: bool = False
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval; a row of an `interval_chart`."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Markup:
+    """Lines over a common axis, with a legend if there are several."""
+    frame = _Frame.around([point for each in series for point in each.points], x, y)
+    lines = [
+        element("polyline", points=part, class_=f"line stroke{number % SERIES} dash{number // SERIES % 4}")
+        for number, each in enumerate(series)
+        for part in frame.polylines(each.points)
+    ]
+    content = [*frame.grid(), *lines]
+    return _figure(title, frame.svg(title, content), [each.name for each in series])
+
+
+def bar_chart(title: str, names: Sequence[str], values: Sequence[float], y: Axis) -> Markup:
+    """Upright bars side by side, such as a histogram; the names are below."""
+    frame = _Frame.around(
+        [(0, 0), *((i, value) for i, value in enumerate(values))], Axis("", -0.5, len(names) - 0.5), y
+    )
+    step = max(1, math.ceil(len(names) / 8))
+    bars = [
+        element(
+            "rect",
+            element("title", f"{name}: {_text(value, y)}"),
+            x=frame.x(i - 0.4),
+            y=frame.y(value),
+            width=max(frame.x(i + 0.4) - frame.x(i - 0.4), 0.5),
+            height=max(frame.y(frame.bottom) - frame.y(value), 0.0),
+            class_="fill0",
+        )
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    ]
+    labels = [
+        element("text", _shortened(name, 12), x=frame.x(i), y=HEIGHT - BOTTOM + 16, text_anchor="middle", class_="tick")
+        for i, name in enumerate(names)
+        if i % step == 0
+    ]
+    return _figure(title, frame.svg(title, [*frame.grid(vertical=False), *bars, *labels]))
+
+
+def row_chart(title: str, names: Sequence[str], values: Sequence[float], axis: Axis) -> Markup:
+    """Lying bars one below the other, with their names before and their values behind."""
+    low, high = _range([0.0, *values], axis)
+    rows = len(names)
+    height = 22 * rows + 8
+
+    def place(value: float) -> float:
+        return 150 + (value - low) / (high - low) * (WIDTH - 150 - 60)
+
+    content: list[Markup] = []
+    for i, (name, value) in enumerate(zip(names, values, strict=True)):
+        y = 22 * i + 6
+        start, end = sorted((place(max(low, min(0.0, high))), place(value)))
+        content += [
+            element("text", element("title", name), _shortened(name, 22), x=144, y=y + 12, text_anchor="end"),
+            element("rect", x=start, y=y, width=max(end - start, 1.0), height=15, class_="fill0"),
+            element("text", _text(value, axis), x=end + 5, y=y + 12, class_="tick"),
+        ]
+    return _figure(title, _svg(title, content, height))
+
+
+def interval_chart(title: str, rows: Sequence[Interval], axis: Axis) -> Markup:
+    """Values with their intervals one below the other, and a line at zero where the axis contains it."""
+    low, high = _range([value for row in rows for value in (row.low, row.value, row.high)], axis)
+    height = 22 * len(rows) + 34
+
+    def place(value: float) -> float:
+        return 150 + (value - low) / (high - low) * (WIDTH - 150 - 20)
+
+    content: list[Markup] = []
+    for tick in _ticks(low, high):
+        content += [
+            element(
+                "line", x1=place(tick), x2=place(tick), y1=2, y2=height - 28, class_="axis" if tick == 0 else "grid"
+            ),
+            element("text", _text(tick, axis), x=place(tick), y=height - 14, text_anchor="middle", class_="tick"),
+        ]
+    content.append(element("text", axis.title, x=WIDTH - 20, y=height - 1, text_anchor="end", class_="axis-title"))
+    for i, row in enumerate(rows):
+        y = 22 * i + 12
+        kind = 2 if row.low > 0 else 1 if row.high < 0 else 5
+        label = f"{row.name}: {_text(row.value, axis)} ({_text(row.low, axis)} to {_text(row.high, axis)})"
+        content += [
+            element("text", element("title", row.name), _shortened(row.name, 22), x=144, y=y + 4, text_anchor="end"),
+            element("line", x1=place(row.low), x2=place(row.high), y1=y, y2=y, class_=f"line stroke{kind}"),
+            element("circle", element("title", label), cx=place(row.value), cy=y, r=4, class_=f"fill{kind}"),
+        ]
+    return _figure(title, _svg(title, content, height))
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    *,
+    rows_are: str,
+    columns_are: str,
+) -> Markup:
+    """Values from 0 to 1 as shades, with their percentage where there is room; each has a text when pointed at."""
+    left, top = 130, 100
+    size = max(min((WIDTH - left) / max(len(columns), 1), 28.0), 6.0)
+    width, height = left + size * len(columns) + 8, top + size * len(rows) + 8
+    content: list[Markup] = [element("text", f"{rows_are} ↓  {columns_are} →", x=4, y=14, class_="axis-title")]
+    for j, name in enumerate(columns):
+        x = left + size * (j + 0.5)
+        content.append(
+            element(
+                "text",
+                element("title", name),
+                _shortened(name, 14),
+                x=x,
+                y=top - 6,
+                class_="tick",
+                transform=f"rotate(-60 {x:.1f} {top - 6})",
+            )
+        )
+    for i, name in enumerate(rows):
+        y = top + size * i
+        content.append(
+            element(
+                "text",
+                element("title", name),
+                _shortened(name, 18),
+                x=left - 6,
+                y=y + size / 2 + 4,
+                text_anchor="end",
+                class_="tick",
+            )
+        )
+        for j, other in enumerate(columns):
+            value = values[i][j]
+            x = left + size * j
+            hint = element("title", f"{name} → {other}: {100 * value:.1f} %")
+            content.append(
+                element("rect", hint, x=x, y=y, width=size, height=size, class_="heat", fill_opacity=round(value, 3))
+            )
+            content.append(
+                element("rect", x=x, y=y, width=size, height=size, class_="heat-line", pointer_events="none")
+            )
+    return _figure(title, _svg(title, content, height, width))
+
+
+def table_line(values: Sequence[float], *, high: float = 1.0) -> Markup:
+    """A line without axes, for a cell of a table: values from 0 to `high` over equal steps."""
+    steps = max(len(values) - 1, 1)
+    points = " ".join(f"{60 * i / steps:.1f},{18 - 16 * min(v / high, 1):.1f}" for i, v in enumerate(values))
+    line = element("polyline", points=points, class_="line stroke0")
+    return element("svg", line, viewBox="0 0 60 20", width=60, height=20, aria_hidden="true")
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The area of a chart with its axes."""
+
+    x_axis: Axis
+    y_axis: Axis
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    @classmethod
+    def around(cls, points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> _Frame:
+        return cls(x, y, _range([p[0] for p in points], x), _range([p[1] for p in points], y))
+
+    @property
+    def bottom(self) -> float:
+        return self.y_range[0]
+
+    def x(self, value: float) -> float:
+        return LEFT + _part(value, self.x_range, self.x_axis) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - _part(value, self.y_range, self.y_axis) * (HEIGHT - TOP - BOTTOM)
+
+    def polylines(self, points: Sequence[tuple[float, float]]) -> list[str]:
+        lines: list[list[str]] = [[]]
+        for x, y in points:
+            if math.isnan(x) or math.isnan(y):
+                lines.append([])
+            else:
+                lines[-1].append(f"{self.x(x):.1f},{self.y(y):.1f}")
+        return [" ".join(line) for line in lines if line]
+
+    def grid(self, *, vertical: bool = True) -> list[Markup]:
+        content: list[Markup] = []
+        for tick in _ticks(*self.y_range, is_log=self.y_axis.is_log):
+            y = self.y(tick)
+            content += [
+                element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"),
+                element("text", _text(tick, self.y_axis), x=LEFT - 6, y=y + 4, text_anchor="end", class_="tick"),
+            ]
+        if vertical:
+            for tick in _ticks(*self.x_range, is_log=self.x_axis.is_log):
+                x = self.x(tick)
+                content += [
+                    element("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="grid"),
+                    element(
+                        "text",
+                        _text(tick, self.x_axis),
+                        x=x,
+                        y=HEIGHT - BOTTOM + 16,
+                        text_anchor="middle",
+                        class_="tick",
+                    ),
+                ]
+        middle = TOP + (HEIGHT - TOP - BOTTOM) / 2
+        content += [
+            element(
+                "text",
+                self.x_axis.title,
+                x=LEFT + (WIDTH - LEFT - RIGHT) / 2,
+                y=HEIGHT - 8,
+                text_anchor="middle",
+                class_="axis-title",
+            ),
+            element(
+                "text",
+                self.y_axis.title,
+                x=12,
+                y=middle,
+                text_anchor="middle",
+                class_="axis-title",
+                transform=f"rotate(-90 12 {middle})",
+            ),
+        ]
+        return content
+
+    def svg(self, title: str, content: Sequence[Markup]) -> Markup:
+        return _svg(title, content, HEIGHT)
+
+
+def _svg(title: str, content: Sequence[Markup], height: float, width: float = WIDTH) -> Markup:
+    box = f"0 0 {width:.0f} {height:.0f}"
+    return element("svg", joined(content), viewBox=box, role="img", aria_label=title, class_="chart")
+
+
+def _figure(title: str, svg: Markup, names: Sequence[str] = ()) -> Markup:
+    legend: Any = ""
+    if len(names) > 1:
+        entries = [
+            element(
+                "li",
+                element(
+                    "svg",
+                    element("line", x1=0, x2=26, y1=6, y2=6, class_=f"line stroke{i % SERIES} dash{i // SERIES % 4}"),
+                    viewBox="0 0 26 12",
+                    aria_hidden="true",
+                ),
+                f" {name}",
+            )
+            for i, name in enumerate(names)
+        ]
+        legend = element("ul", joined(entries), class_="legend")
+    return element("figure", element("figcaption", title), svg, legend)
+
+
+def _part(value: float, limits: tuple[float, float], axis: Axis) -> float:
+    low, high = limits
+    if axis.is_log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
+
+
+def _range(values: Sequence[float], axis: Axis) -> tuple[float, float]:
+    known = [value for value in values if math.isfinite(value)]
+    low = axis.low if axis.low is not None else min(known, default=0.0)
+    high = axis.high if axis.high is not None else max(known, default=1.0)
+    return (low, high) if high > low else (low, low * 2 if axis.is_log else low + 1.0)
+
+
+def _ticks(low: float, high: float, *, is_log: bool = False) -> list[float]:
+    """Round values of an axis."""
+    if is_log:
+        return [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)] or [low]
+    raw = (high - low) / TICKS
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
+    return [round(step * i, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _text(value: float, axis: Axis) -> str:
+    return f"{100 * value:.3g} %" if axis.is_share else f"{value:,.4g}"
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,85 @@
+"""Pages: what is escaped, what the policy allows, how values are shown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+import numpy as np
+import pytest
+
+from codetr_cli.report.charts import Axis, Interval, Series, bar_chart, heat_map, interval_chart, line_chart, row_chart
+from codetr_cli.report.markup import element
+from codetr_cli.report.page import Column, Section, Table, render_page
+from codetr_cli.report.pictures import DrawnBox, gallery, legend, picture
+
+MARKUP = '<script>alert("1")</script>&\'"'
+
+
+def page_of(*parts) -> str:
+    return render_page(MARKUP, facts={MARKUP: MARKUP}, summary=MARKUP, sections=[Section("all", MARKUP, MARKUP, parts)])
+
+
+def everything() -> str:
+    """A page with every kind of part, all of whose texts are markup."""
+    axis = Axis(MARKUP)
+    image = np.zeros((40, 60, 3), np.uint8)
+    return page_of(
+        Table(MARKUP, [Column(MARKUP, hint=MARKUP), Column("AP", "score")], [[MARKUP, 0.5], [MARKUP, None]]),
+        line_chart(MARKUP, [Series(MARKUP, [(0, 1), (1, 2)]), Series(MARKUP, [(0, 3), (1, float("nan"))])], axis, axis),
+        bar_chart(MARKUP, [MARKUP], [1.0], axis),
+        row_chart(MARKUP, [MARKUP], [1.0], axis),
+        interval_chart(MARKUP, [Interval(MARKUP, 0.1, -1.0, 1.0)], axis),
+        heat_map(MARKUP, [MARKUP], [MARKUP], [[0.5]], rows_are=MARKUP, columns_are=MARKUP),
+        gallery([picture(image, [DrawnBox((1, 1, 9, 9), "hit", MARKUP)], MARKUP)]),
+        legend(["hit"]),
+    )
+
+
+def test_texts_of_others_are_escaped_everywhere() -> None:
+    text = everything()
+    assert text.count("<script>") == 1  # the page's own
+    assert "alert(&#34;1&#34;)" in text
+    assert 'alert("1")' not in text
+
+
+def test_the_policy_allows_the_own_style_and_script_alone() -> None:
+    text = everything()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    for name in ("style", "script"):
+        content = re.search(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
+        assert content
+        digest = base64.b64encode(hashlib.sha256(content[1].encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy[1]
+    assert "default-src 'none'" in policy[1]
+    assert not re.search(r"\s(style|on\w+)=", re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL))
+
+
+def test_nothing_leads_out_of_the_page() -> None:
+    assert set(re.findall(r'(?:href|src)="(.[^"]{0,10})', everything())) == {"#content", "#all", "data:image/"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shown"),
+    [("score", 0.12345, "0.123"), ("share", 0.5, "50.0 %"), ("number", 12345, "12,345"), ("score", None, "-")],
+)
+def test_values_are_shown_by_their_kind(kind: str, value: float | None, shown: str) -> None:
+    text = page_of(Table("rows", [Column("name"), Column("value", kind)], [["a", value]]))
+    key = "" if value is None else value
+    assert f'<td class="{kind}" data-key="{key}">{shown}</td>' in text
+
+
+def test_elements() -> None:
+    assert (
+        element("a", "<", class_="x", aria_label=None, stroke_width=1.23456)
+        == '<a class="x" stroke-width="1.23">&lt;</a>'
+    )
+
+
+def test_a_crop_shows_the_box_with_its_surroundings() -> None:
+    image = np.zeros((400, 600, 3), np.uint8)
+    text = picture(image, [DrawnBox((100, 100, 200, 150), "miss", "a cup")], "cup", crop=(100, 100, 200, 150))
+    assert 'viewBox="0 0 220 170"' in text
+    assert '<rect class="box miss" x="60" y="60" width="100" height="50">' in text
