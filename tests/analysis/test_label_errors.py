@@ -1,0 +1,221 @@
+"""Label errors that were planted, and single ones of each kind beside a detector that is otherwise right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.analysis.label_errors import LabelError, find_label_errors
+from codetr_cli.annotations.file_names import NameRule
+from codetr_cli.annotations.objects import read_annotations
+from codetr_cli.formats.resolve import DataPaths
+from codetr_cli.inference.detections import DetectionTable
+from tests.analysis.planted_errors import noisy_detections, random_content
+
+Xywh = tuple[float, float, float, float]
+
+
+def table_of(records: Sequence[dict[str, Any]]) -> DetectionTable:
+    return DetectionTable(
+        np.array([record["image_id"] for record in records], np.int64),
+        np.array([record["category_id"] for record in records], np.int64),
+        np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4),
+        np.array([record["score"] for record in records], np.float64),
+    )
+
+
+def inputs_of(tmp_path: Path, content: dict[str, Any], records: Sequence[dict[str, Any]]) -> AnalysisInputs:
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    paths = DataPaths(tmp_path, path, NameRule.of(tmp_path, allow_outside=False))
+    return AnalysisInputs.of(read_annotations(path), table_of(records), paths)
+
+
+class Scene:
+    """Forty images with an object each that is found surely, and one with what a test puts there."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._tmp_path = tmp_path
+        self.content = {
+            "images": [{"id": n, "file_name": f"{n}.jpg", "width": 400, "height": 300} for n in range(1, 42)],
+            "categories": [{"id": 3, "name": "cup"}, {"id": 7, "name": "plate"}],
+            "annotations": [],
+        }
+        self.records: list[dict[str, Any]] = []
+        for image_id in range(1, 41):
+            category_id = (3, 7)[image_id % 2]
+            self.annotate((50, 50, 100, 80), category_id, image_id=image_id)
+            self.detect((51, 49, 100, 81), category_id, 0.9, image_id=image_id)
+
+    def annotate(self, box: Xywh, category_id: int = 3, *, crowd: int = 0, image_id: int = 41) -> int:
+        self.content["annotations"].append(
+            {
+                "id": len(self.content["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": list(box),
+                "area": box[2] * box[3],
+                "iscrowd": crowd,
+            }
+        )
+        return len(self.content["annotations"]) - 1
+
+    def detect(self, box: Xywh, category_id: int = 3, score: float = 0.9, *, image_id: int = 41) -> int:
+        self.records.append({"image_id": image_id, "category_id": category_id, "bbox": list(box), "score": score})
+        return len(self.records) - 1
+
+    def errors(self, **options: Any) -> list[LabelError]:
+        return find_label_errors(inputs_of(self._tmp_path, self.content, self.records), **options)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_right_labels_are_not_suspected(scene: Scene) -> None:
+    scene.annotate((50, 50, 100, 80))
+    scene.detect((50, 50, 100, 80))
+    assert scene.errors() == []
+
+
+def test_missing_box(scene: Scene) -> None:
+    row = scene.detect((200, 100, 50, 60), 7)
+    (error,) = scene.errors()
+    assert (error.kind, error.action, error.image_id, error.image) == ("missing box", "add", 41, 40)
+    assert (error.object_row, error.detection_row, error.category_id) == (None, row, 7)
+    assert error.box_xyxy == (200, 100, 250, 160)
+    assert error.score > 0.8
+    assert "plate is detected where nothing is annotated" in error.explanation
+
+
+def test_one_error_for_several_readings_of_an_object(scene: Scene) -> None:
+    scene.detect((200, 100, 50, 60), 7, 0.91)
+    scene.detect((201, 100, 50, 60), 3, 0.9)
+    assert [error.category_id for error in scene.errors()] == [7]
+
+
+def test_detection_in_a_crowd_is_no_missing_box(scene: Scene) -> None:
+    scene.annotate((150, 50, 200, 200), 7, crowd=1)
+    scene.detect((200, 100, 50, 60), 7)
+    assert scene.errors() == []
+
+
+def test_wrong_class(scene: Scene) -> None:
+    number = scene.annotate((200, 100, 50, 60), 3)
+    row = scene.detect((201, 100, 50, 60), 7)
+    (error,) = scene.errors()
+    assert (error.kind, error.action, error.object_row, error.detection_row) == (
+        "wrong class",
+        "change class",
+        number,
+        row,
+    )
+    assert error.category_id == 7
+    assert error.box_xyxy == (200, 100, 250, 160)  # that of the annotation: only the class changes
+    assert "annotated as cup, detected as plate" in error.explanation
+
+
+def test_class_that_is_detected_as_surely_is_not_wrong(scene: Scene) -> None:
+    scene.annotate((200, 100, 50, 60), 3)
+    scene.detect((201, 100, 50, 60), 3, 0.92)
+    scene.detect((201, 100, 50, 60), 7, 0.9)
+    assert scene.errors() == []
+
+
+@pytest.mark.parametrize("box", [(200, 100, 70, 60), (215, 100, 50, 80), (180, 90, 90, 90)])
+def test_loose_box(scene: Scene, box: Xywh) -> None:
+    number = scene.annotate(box)
+    row = scene.detect((200, 100, 50, 60))
+    (error,) = scene.errors()
+    assert (error.kind, error.action, error.object_row, error.detection_row) == ("loose box", "change box", number, row)
+    assert error.box_xyxy == (200, 100, 250, 160)
+
+
+@pytest.mark.parametrize("second_class", [3, 7])
+def test_duplicate(scene: Scene, second_class: int) -> None:
+    stays = scene.annotate((200, 100, 50, 60))
+    goes = scene.annotate((202, 99, 50, 60), second_class)
+    scene.detect((200, 100, 50, 60))
+    (error,) = scene.errors()
+    assert (error.kind, error.action, error.object_row, error.other_object_row) == ("duplicate", "remove", goes, stays)
+    assert error.category_id == second_class
+    assert error.box_xyxy == (202, 99, 252, 159)
+
+
+def test_objects_that_are_both_detected_are_no_duplicates(scene: Scene) -> None:
+    for box in ((200, 100, 50, 60), (212, 100, 50, 60)):
+        scene.annotate(box)
+        scene.detect(box)
+    assert scene.errors() == []
+
+
+def test_box_around_several_objects(scene: Scene) -> None:
+    number = scene.annotate((200, 100, 150, 60))
+    scene.detect((200, 100, 70, 60))
+    scene.detect((280, 100, 70, 60))
+    (error,) = scene.errors()
+    assert (error.kind, error.action, error.object_row) == ("crowd", "split", number)
+    assert error.box_xyxy == (200, 100, 350, 160)
+    assert error.parts_xyxy == ((200, 100, 270, 160), (280, 100, 350, 160))
+
+
+def test_crowd_of_one_object(scene: Scene) -> None:
+    number = scene.annotate((200, 100, 50, 60), crowd=1)
+    scene.detect((200, 100, 50, 60))
+    (error,) = scene.errors()
+    assert (error.kind, error.action, error.object_row) == ("crowd", "unmark crowd", number)
+
+
+def test_crowd_of_several_objects_is_right(scene: Scene) -> None:
+    scene.annotate((200, 100, 150, 60), crowd=1)
+    scene.detect((200, 100, 150, 60), score=0.9)
+    scene.detect((200, 100, 70, 60), score=0.95)
+    scene.detect((280, 100, 70, 60), score=0.95)
+    assert scene.errors() == []
+
+
+def test_kinds_and_limit(scene: Scene) -> None:
+    scene.detect((200, 100, 50, 60), 7)
+    scene.annotate((300, 200, 50, 60), 3)
+    scene.detect((300, 200, 50, 60), 7)
+    assert {error.kind for error in scene.errors()} == {"missing box", "wrong class"}
+    assert [error.kind for error in scene.errors(kinds=["wrong class"])] == ["wrong class"]
+    both = scene.errors()
+    assert scene.errors(limit=1) == both[:1]
+    assert scene.errors(limit=0) == []
+
+
+@pytest.mark.parametrize("with_objects", [True, False])
+def test_nothing_to_suspect(tmp_path: Path, with_objects: bool) -> None:
+    content = random_content(3)
+    if not with_objects:
+        content["annotations"] = []
+    assert find_label_errors(inputs_of(tmp_path, content, [])) == []
+
+
+def test_detections_without_any_annotation(tmp_path: Path) -> None:
+    content = random_content(5)
+    records = noisy_detections(content)
+    content["annotations"] = []
+    found = find_label_errors(inputs_of(tmp_path, content, records))
+    assert {error.kind for error in found} <= {"missing box"}
+
+
+def test_lvis_classes_that_were_not_verified_are_not_missing(scene: Scene) -> None:
+    for image in scene.content["images"]:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    for category in scene.content["categories"]:
+        category["frequency"] = "f"
+    scene.detect((200, 100, 50, 60), 7)
+    assert scene.errors() == []
+    scene.content["images"][-1]["neg_category_ids"] = [7]
+    assert [error.kind for error in scene.errors()] == ["missing box"]
+    scene.content["images"][-1]["not_exhaustive_category_ids"] = [7]
+    assert scene.errors() == []
