@@ -22,6 +22,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(_escaped, text)
 
 
+def visible_lines(text: str) -> str:
+    r"""As `visible`, but line ends and tabs stay."""
+    return _CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped(match), text)
+
+
 def without_credentials(text: str) -> str:
     """The text without user and password of URLs, and without the values of parameters that are secret by their names.
 

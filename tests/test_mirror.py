@@ -79,6 +79,9 @@ TESTED_ELSEWHERE = {
     "serving/requirements.py": "commands/test_serve.py",
     "training/build.py": "commands/test_train.py",
     "training/preview.py": "commands/test_train.py",  # --dry-run
+    **{f"report/{name}.py": "report/test_page.py" for name in ("charts", "markup", "pictures")},  # the parts of a page
+    "report/facts.py": "report/test_report_file.py",
+    "report/thumbnails.py": "report/test_page.py",
     "training/reporter.py": "training/test_faults.py",  # only an interface
     "training/setup.py": "commands/test_train.py",
     "training/state.py": "training/test_oom.py",

@@ -6,7 +6,7 @@ No script, no style attribute: the policy of a page allows neither. Lines differ
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,12 @@ SERIES = 6
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 44
 TICKS = 5
+HEAT_LEAST = 0.005
+"""Lower values of a heat map look like zero."""
+HEAT_STRONGEST = 0.75
+"""Opacity of 1 in a heat map: numbers over it stay readable."""
+HEAT_TEXT_SIZE = 24
+"""Cells of a heat map of this size have numbers."""
 
 
 @dataclass(frozen=True)
@@ -154,55 +160,97 @@ def heat_map(
     *,
     rows_are: str,
     columns_are: str,
+    links: Mapping[tuple[int, int], str] | None = None,
 ) -> Markup:
-    """Values from 0 to 1 as shades, with their percentage where there is room; each has a text when pointed at."""
-    left, top = 130, 100
-    size = max(min((WIDTH - left) / max(len(columns), 1), 28.0), 6.0)
-    width, height = left + size * len(columns) + 8, top + size * len(rows) + 8
+    """Values from 0 to 1 as shades, with their percentage where there is room; each has a text when pointed at.
+
+    `links` has addresses within the page for some cells, by row and column.
+    """
+    left, top, links = 130, 104, links or {}
+    size = max(min((WIDTH - left) / max(len(columns), 1), 34.0), 11.0)
+    # The names of the columns lean to the right, the last one beyond its column.
+    width, height = left + size * len(columns) + 60, top + size * len(rows) + 2
     content: list[Markup] = [element("text", f"{rows_are} ↓  {columns_are} →", x=4, y=14, class_="axis-title")]
     for j, name in enumerate(columns):
-        x = left + size * (j + 0.5)
-        content.append(
-            element(
-                "text",
-                element("title", name),
-                _shortened(name, 14),
-                x=x,
-                y=top - 6,
-                class_="tick",
-                transform=f"rotate(-60 {x:.1f} {top - 6})",
-            )
-        )
+        x = left + size * (j + 0.5) + 4
+        turn = f"rotate(-60 {x:.1f} {top - 6})"
+        content.append(_label(name, 14, x=x, y=top - 6, class_="tick", transform=turn))
     for i, name in enumerate(rows):
-        y = top + size * i
-        content.append(
-            element(
-                "text",
-                element("title", name),
-                _shortened(name, 18),
-                x=left - 6,
-                y=y + size / 2 + 4,
-                text_anchor="end",
-                class_="tick",
-            )
-        )
+        y = top + size * (i + 0.5) + 4
+        content.append(_label(name, 18, x=left - 6, y=y, text_anchor="end", class_="tick"))
+    for i, name in enumerate(rows):
         for j, other in enumerate(columns):
-            value = values[i][j]
-            x = left + size * j
-            hint = element("title", f"{name} → {other}: {100 * value:.1f} %")
-            content.append(
-                element("rect", hint, x=x, y=y, width=size, height=size, class_="heat", fill_opacity=round(value, 3))
-            )
-            content.append(
-                element("rect", x=x, y=y, width=size, height=size, class_="heat-line", pointer_events="none")
-            )
-    return _figure(title, _svg(title, content, height, width))
+            hint = f"{name} → {other}: {100 * values[i][j]:.1f} %"
+            place = (left + size * j, top + size * i)
+            content += _heat_cell(values[i][j], hint, place, size, links.get((i, j)))
+    far_x, far_y = left + size * len(columns), top + size * len(rows)
+    grid = [f"M{left} {top + size * i:.1f}H{far_x:.1f}" for i in range(len(rows) + 1)]
+    grid += [f"M{left + size * j:.1f} {top}V{far_y:.1f}" for j in range(len(columns) + 1)]
+    content.insert(0, element("path", d="".join(grid), class_="heat-line"))
+    role = "group" if links else "img"  # what is in an image cannot be reached by the keyboard
+    svg = _svg(title, content, height, width, is_sized=True, role=role)
+    return _figure(title, element("div", svg, class_="scroll", tabindex=0, role="region", aria_label=title))
+
+
+def _heat_cell(value: float, hint: str, place: tuple[float, float], size: float, link: str | None) -> list[Markup]:
+    x, y = place
+    if value < HEAT_LEAST and link is None:
+        return []
+    kind = "heat" if link is None else "heat linked"
+    opacity = f"{HEAT_STRONGEST * min(value, 1.0):.2f}"
+    rect = element("rect", element("title", hint), x=x, y=y, width=size, height=size, class_=kind, fill_opacity=opacity)
+    cell = [rect if link is None else element("a", rect, href=link, aria_label=hint)]
+    if size >= HEAT_TEXT_SIZE:
+        cell.append(element("text", f"{100 * value:.0f}", x=x + size / 2, y=y + size / 2 + 4, class_="heat-text"))
+    return cell
+
+
+def _label(name: str, limit: int, **attributes: Any) -> Markup:
+    """A name, shortened; all of it is shown when it is pointed at."""
+    return element("text", element("title", name), _shortened(name, limit), **attributes)
+
+
+def curve_tile(
+    name: str, text: str, precision: Sequence[float], f1: Sequence[float], threshold: float | None = None
+) -> Markup:
+    """An entry of a list of class "curves": precision over recall, and the F1-score over the threshold, side by side.
+
+    Args:
+        name: of the class.
+        text: what is to be known of it, in a few words.
+        precision: at recalls from 0 to 1, in equal steps.
+        f1: at thresholds from 0 to 1, in equal steps.
+        threshold: to be marked; None: none.
+    """
+    side, gap = 100, 14
+    parts: list[Markup] = []
+    for number, values in enumerate((precision, f1)):
+        left = 1 + number * (side + gap)
+        parts.append(element("rect", x=left, y=1, width=side, height=70, class_="frame"))
+        steps = max(len(values) - 1, 1)
+        points = [
+            f"{left + side * i / steps:.0f},{71 - 70 * value:.1f}"
+            for i, value in enumerate(values)
+            if math.isfinite(value) and (i % 2 == 0 or i == steps)
+        ]
+        parts.append(element("polyline", points=" ".join(points), class_=f"line stroke{number}"))
+        title = ("precision / recall", "F1 / threshold")[number]
+        parts.append(element("text", title, x=left, y=84, class_="tick"))
+    if threshold is not None:
+        x = 1 + side + gap + side * threshold
+        parts.append(element("line", x1=x, x2=x, y1=1, y2=71, class_="mark"))
+    svg = element(
+        "svg", joined(parts), viewBox=f"0 0 {2 * side + gap + 2} 88", role="img", aria_label=f"{name}: {text}"
+    )
+    return element("li", element("p", element("b", element("bdi", name)), " ", text), svg, data_name=name)
 
 
 def table_line(values: Sequence[float], *, high: float = 1.0) -> Markup:
     """A line without axes, for a cell of a table: values from 0 to `high` over equal steps."""
     steps = max(len(values) - 1, 1)
-    points = " ".join(f"{60 * i / steps:.1f},{18 - 16 * min(v / high, 1):.1f}" for i, v in enumerate(values))
+    points = " ".join(
+        f"{60 * i / steps:.0f},{18 - 16 * min(v / high, 1):.1f}" for i, v in enumerate(values) if math.isfinite(v)
+    )
     line = element("polyline", points=points, class_="line stroke0")
     return element("svg", line, viewBox="0 0 60 20", width=60, height=20, aria_hidden="true")
 
@@ -287,9 +335,19 @@ class _Frame:
         return _svg(title, content, HEIGHT)
 
 
-def _svg(title: str, content: Sequence[Markup], height: float, width: float = WIDTH) -> Markup:
+def _svg(
+    title: str,
+    content: Sequence[Markup],
+    height: float,
+    width: float = WIDTH,
+    *,
+    is_sized: bool = False,
+    role: str = "img",
+) -> Markup:
     box = f"0 0 {width:.0f} {height:.0f}"
-    return element("svg", joined(content), viewBox=box, role="img", aria_label=title, class_="chart")
+    size = {"width": round(width), "height": round(height)} if is_sized else {}
+    kind = "chart sized" if is_sized else "chart"
+    return element("svg", joined(content), viewBox=box, role=role, aria_label=title, class_=kind, **size)
 
 
 def _figure(title: str, svg: Markup, names: Sequence[str] = ()) -> Markup:
@@ -304,7 +362,8 @@ def _figure(title: str, svg: Markup, names: Sequence[str] = ()) -> Markup:
                     viewBox="0 0 26 12",
                     aria_hidden="true",
                 ),
-                f" {name}",
+                " ",
+                element("bdi", name),
             )
             for i, name in enumerate(names)
         ]

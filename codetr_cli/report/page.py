@@ -2,12 +2,14 @@
 
 Jinja2 escapes every value; only `Markup`, which this room makes, is inserted as it is. The page's policy allows its own
 style and script by their digests and pictures by their data: what a class name injects, if it ever could, cannot run.
+Control characters, and marks that would change the direction of the text around a name, are shown as their codes.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +18,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from codetr_cli.escaping import visible_lines
+
 TEMPLATES = "report/templates"
+_NO_CHARACTER = re.compile(
+    "[\ufdd0-\ufdef" + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF)) + "]"
+)
+"""Code points that no text has; HTML forbids them."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +34,27 @@ class Column:
     Attributes:
         title: of the column.
         kind: "text", "number" (as given), "share" (0 to 1, shown in percent) or "score" (three digits); numbers are
-            aligned to the right. A value of None is shown as a dash and sorted last.
-        hint: what the column means; shown when the title is pointed at, and to screen readers.
+            aligned to the right. "chart": `Markup` that rows cannot be sorted by. A value of None is shown as a dash
+            and sorted last.
+        hint: what the column means; listed below the table.
     """
 
     title: str
     kind: str = "text"
     hint: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value that is shown as something else, such as a link.
+
+    Attributes:
+        shown: what the reader sees.
+        key: what rows are sorted by.
+    """
+
+    shown: Markup
+    key: str | float
 
 
 @dataclass(frozen=True)
@@ -42,7 +64,7 @@ class Table:
     Attributes:
         caption: what the rows are.
         columns: of the table.
-        rows: a value for each column; `Markup` for what is not text, such as a small chart.
+        rows: a value for each column; `Markup` for what is not text, such as a small chart, `Cell` for links.
         shown: rows that are shown at first; the others come with a button, and in print.
     """
 
@@ -80,9 +102,10 @@ def render_page(
         summary: the answer in a sentence or a few numbers, above everything else.
         sections: in order; the page has a list of links to them.
     """
-    return template("page.html").render(
+    text = template("page.html").render(
         title=title, facts=facts, summary=summary, sections=sections, css=_asset("page.css"), js=_asset("page.js")
     )
+    return _NO_CHARACTER.sub("\ufffd", visible_lines(text))
 
 
 @cache
@@ -120,6 +143,8 @@ def _asset(name: str) -> dict[str, str]:
 
 def _cell(value: Any, kind: str) -> Any:
     """How a value is shown."""
+    if isinstance(value, Cell):
+        return value.shown
     if value is None or value == "":
         return "-"
     if isinstance(value, Markup | str):
@@ -133,6 +158,8 @@ def _cell(value: Any, kind: str) -> Any:
 
 def _sort_key(value: Any) -> str:
     """What a value is sorted by; empty: last."""
-    if isinstance(value, Markup):
+    if isinstance(value, Cell):
+        value = value.key
+    if isinstance(value, Markup) or value is None:
         return ""
-    return "" if value is None else str(value)
+    return str(value)

@@ -27,6 +27,8 @@ KINDS: dict[Kind, str] = {
 LONGEST_SIDE = 320
 """Pixels of the longer side of a picture."""
 QUALITY = 70
+MAX_BOXES, MAX_TEXTS = 80, 12
+"""Of a picture: boxes that are drawn, and those that its text for screen readers names."""
 MARGIN = 0.6
 """Around a crop, as a part of its box's longer side."""
 
@@ -50,6 +52,7 @@ def picture(
     *,
     crop: Box | None = None,
     longest_side: int = LONGEST_SIDE,
+    key: str | None = None,
 ) -> Markup:
     """A figure of an image, or a part of it, with boxes.
 
@@ -59,37 +62,98 @@ def picture(
         caption: below the picture.
         crop: the part that is shown, with a margin around it; None: all.
         longest_side: pixels of the picture; smaller images keep their size.
+        key: its address within the page; None: none.
     """
-    height, width = image.shape[:2]
-    left, top, right, bottom = (0, 0, width, height) if crop is None else _around(crop, (height, width))
-    part = image[top:bottom, left:right]
-    scale = min(longest_side / max(part.shape[:2]), 1.0)
-    size = (max(round(part.shape[1] * scale), 1), max(round(part.shape[0] * scale), 1))
-    small = cv2.resize(part, size, interpolation=cv2.INTER_AREA) if scale < 1 else part
+    part = _Part.of(image, crop)
+    drawn = element("image", href=_webp(image, part, longest_side), width=part.width, height=part.height)
+    svg = part.svg(drawn, boxes, caption)
+    return element("figure", svg, element("figcaption", element("bdi", caption)), class_="picture", id=key)
+
+
+def picture_pair(
+    image: NDArray[np.uint8],
+    left: tuple[str, Sequence[DrawnBox]],
+    right: tuple[str, Sequence[DrawnBox]],
+    caption: str,
+    *,
+    key: str,
+    longest_side: int = LONGEST_SIDE,
+) -> Markup:
+    """A figure of an image twice, side by side, with a title and boxes for each; the page has its pixels once.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        left: title and boxes, in pixels of the image.
+        right: as `left`.
+        caption: below the pictures.
+        key: the figure's address within the page.
+        longest_side: pixels of each picture.
+    """
+    part = _Part.of(image, None)
+    place = {"width": part.width, "height": part.height}
+    drawn = element("image", href=_webp(image, part, longest_side), id=f"{key}-pixels", **place)
+    again = element("use", href=f"#{key}-pixels")
+    sides = [
+        element("div", element("p", title), part.svg(pixels, boxes, f"{caption}, {title}"))
+        for (title, boxes), pixels in ((left, drawn), (right, again))
+    ]
+    return element(
+        "figure",
+        element("div", joined(sides), class_="pair"),
+        element("figcaption", element("bdi", caption)),
+        class_="picture",
+        id=key,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of an image in whole pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, image: NDArray[np.uint8], crop: Box | None) -> _Part:
+        height, width = image.shape[:2]
+        left, top, right, bottom = (0, 0, width, height) if crop is None else _around(crop, (height, width))
+        return cls(left, top, right - left, bottom - top)
+
+    def svg(self, pixels: Markup, boxes: Sequence[DrawnBox], caption: str) -> Markup:
+        """The part with boxes over it; more than `MAX_BOXES` would hide it."""
+        shapes: list[Markup] = []
+        for drawn in boxes[:MAX_BOXES]:
+            x1, y1, x2, y2 = drawn.box
+            place = {"x": x1 - self.left, "y": y1 - self.top, "width": max(x2 - x1, 0.0), "height": max(y2 - y1, 0.0)}
+            shapes.append(element("rect", class_="under", **place))
+            shapes.append(element("rect", element("title", drawn.text), class_=f"box {drawn.kind}", **place))
+        texts = "; ".join(drawn.text for drawn in boxes[:MAX_TEXTS])
+        return element(
+            "svg",
+            pixels,
+            joined(shapes),
+            viewBox=f"0 0 {self.width} {self.height}",
+            role="img",
+            aria_label=f"{caption}. {texts}",
+        )
+
+
+def _webp(image: NDArray[np.uint8], part: _Part, longest_side: int) -> str:
+    """The pixels of a part as an address."""
+    pixels = image[part.top : part.top + part.height, part.left : part.left + part.width]
+    scale = min(longest_side / max(pixels.shape[:2]), 1.0)
+    size = (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
     ok, content = cv2.imencode(".webp", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     assert ok
-    data = base64.b64encode(content.tobytes()).decode("ascii")
-    shapes: list[Markup] = []
-    for drawn in boxes:
-        x1, y1, x2, y2 = drawn.box
-        place = {"x": x1 - left, "y": y1 - top, "width": max(x2 - x1, 0.0), "height": max(y2 - y1, 0.0)}
-        shapes.append(element("rect", class_="under", **place))
-        shapes.append(element("rect", element("title", drawn.text), class_=f"box {drawn.kind}", **place))
-    texts = "; ".join(drawn.text for drawn in boxes[:20])
-    svg = element(
-        "svg",
-        element("image", href=f"data:image/webp;base64,{data}", width=right - left, height=bottom - top),
-        joined(shapes),
-        viewBox=f"0 0 {right - left} {bottom - top}",
-        role="img",
-        aria_label=f"{caption}. {texts}",
-    )
-    return element("figure", svg, element("figcaption", caption), class_="picture")
+    return f"data:image/webp;base64,{base64.b64encode(content.tobytes()).decode('ascii')}"
 
 
-def gallery(pictures: Sequence[Markup]) -> Markup:
-    """Pictures side by side."""
-    return element("ul", joined(element("li", each) for each in pictures), class_="pictures")
+def gallery(pictures: Sequence[Markup], *, small: bool = False) -> Markup:
+    """Pictures side by side; small ones are crops."""
+    return element("ul", joined(element("li", each) for each in pictures), class_="crops" if small else "pictures")
 
 
 def legend(kinds: Sequence[Kind]) -> Markup:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
-from codetr_cli.report.charts import Axis, Interval, Series, bar_chart, heat_map, interval_chart, line_chart, row_chart
+from codetr_cli.report.charts import (
+    Axis,
+    Interval,
+    Series,
+    bar_chart,
+    curve_tile,
+    heat_map,
+    interval_chart,
+    line_chart,
+    row_chart,
+)
 from codetr_cli.report.markup import element
-from codetr_cli.report.page import Column, Section, Table, render_page
-from codetr_cli.report.pictures import DrawnBox, gallery, legend, picture
+from codetr_cli.report.page import Cell, Column, Section, Table, render_page
+from codetr_cli.report.pictures import DrawnBox, gallery, legend, picture, picture_pair
+from codetr_cli.report.thumbnails import Thumbnails
 
 MARKUP = '<script>alert("1")</script>&\'"'
 
@@ -33,7 +46,9 @@ def everything() -> str:
         interval_chart(MARKUP, [Interval(MARKUP, 0.1, -1.0, 1.0)], axis),
         heat_map(MARKUP, [MARKUP], [MARKUP], [[0.5]], rows_are=MARKUP, columns_are=MARKUP),
         gallery([picture(image, [DrawnBox((1, 1, 9, 9), "hit", MARKUP)], MARKUP)]),
+        picture_pair(image, (MARKUP, [DrawnBox((1, 1, 9, 9), "hit", MARKUP)]), (MARKUP, []), MARKUP, key="two"),
         legend(["hit"]),
+        element("ul", curve_tile(MARKUP, MARKUP, [1.0, 0.5], [0.1, 0.2], 0.3), class_="curves"),
     )
 
 
@@ -58,7 +73,12 @@ def test_the_policy_allows_the_own_style_and_script_alone() -> None:
 
 
 def test_nothing_leads_out_of_the_page() -> None:
-    assert set(re.findall(r'(?:href|src)="(.[^"]{0,10})', everything())) == {"#content", "#all", "data:image/"}
+    assert set(re.findall(r'(?:href|src)="(.[^"]{0,10})', everything())) == {
+        "#content",
+        "#all",
+        "#two-pixels",
+        "data:image/",
+    }
 
 
 @pytest.mark.parametrize(
@@ -83,3 +103,54 @@ def test_a_crop_shows_the_box_with_its_surroundings() -> None:
     text = picture(image, [DrawnBox((100, 100, 200, 150), "miss", "a cup")], "cup", crop=(100, 100, 200, 150))
     assert 'viewBox="0 0 220 170"' in text
     assert '<rect class="box miss" x="60" y="60" width="100" height="50">' in text
+
+
+def test_a_cell_is_sorted_by_its_key() -> None:
+    text = page_of(Table("rows", [Column("name")], [[Cell(element("a", "second", href="#all"), "b")]]))
+    assert '<th scope="row" class="text" data-key="b"><bdi><a href="#all">second</a></bdi></th>' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x00b\x1b[31m", "a\\x00b\\x1b[31m"),
+        ("left\u202eright", "left\\u202eright"),
+        ("odd\udcff", "odd\\xff"),
+        ("\ufdd0\uffff\U0010ffff", "\ufffd\ufffd\ufffd"),
+        ("قطة 猫 👩‍🚀", "قطة 猫 👩‍🚀"),
+        ("two\nlines", "two\nlines"),
+    ],
+)
+def test_names_of_any_script_are_shown_and_controls_as_their_codes(name: str, shown: str) -> None:
+    text = page_of(Table(name, [Column("class")], [[name]]), line_chart(name, [], Axis(name), Axis(name)))
+    assert f"<bdi>{shown}</bdi>" in text
+    assert f"<figcaption>{shown}</figcaption>" in text
+    text.encode()
+
+
+def test_a_heat_map_is_as_large_as_its_cells_and_leads_to_examples() -> None:
+    text = heat_map(
+        "map", ["a", "b"], ["a", "b"], [[1, 0.3], [0, 0.001]], rows_are="x", columns_are="y", links={(0, 1): "#ab"}
+    )
+    assert 'class="chart sized" width="258" height="174"' in text
+    assert '<a href="#ab" aria-label="a → b: 30.0 %">' in text
+    assert 'role="group"' in text
+    assert text.count('class="heat') - text.count("heat-text") - text.count("heat-line") == 2  # none for almost zero
+
+
+def test_a_pair_of_pictures_has_its_pixels_once() -> None:
+    text = picture_pair(np.zeros((40, 60, 3), np.uint8), ("left", []), ("right", []), "cup", key="k")
+    assert text.count("data:image/webp") == 1
+    assert '<use href="#k-pixels">' in text
+
+
+def test_thumbnails_stop_at_their_budget_and_do_without_images(tmp_path) -> None:
+    inputs = SimpleNamespace(image_path=lambda image: tmp_path / f"{image}.png", file_name=lambda image: f"{image}.png")
+    cv2.imwrite(str(tmp_path / "0.png"), np.zeros((40, 60, 3), np.uint8))
+    thumbnails = Thumbnails(inputs, budget=400)
+    assert thumbnails.crop(1, (0, 0, 9, 9), [], "absent") is None
+    assert thumbnails.crop(0, (0, 0, 9, 9), [], "there") is not None
+    assert thumbnails.pair(0, ("a", []), ("b", []), "there", key="k") is None
+    assert thumbnails.unreadable == ["1.png"]
+    assert thumbnails.skipped == 1
+    assert "Images that could not be read: 1, e.g. 1.png" in thumbnails.remark()
