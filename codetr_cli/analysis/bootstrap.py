@@ -1,0 +1,201 @@
+"""How far AP would move with other images: AP of the same detections on images drawn with replacement.
+
+A sample of images is a weight for each image, how often it was drawn; AP with these weights is the AP of a data set in
+which each image is there that often. Nothing is matched again. Two runs that are resampled with the same seed on the
+same images see the same samples, so that the interval of their difference is one of pairs.
+
+COCO's interpolated precision changes only where an object is found: everything else is summed up between these places
+by one sparse matrix product for all samples.
+Shape letters: N detections, I images, K classes, S samples, H places in the ranking where an object is found.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from codetr_cli.analysis.matches import IOU_THRESHOLDS, Matches
+
+SAMPLES = 300
+RECALLS = np.linspace(0, 1, 101)
+"""Recalls at which COCO averages precision."""
+CELLS_AT_ONCE = 4_000_000
+"""Of an array of samples and places: bounds memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """AP in [0, 1] of samples of images, NaN where the sample has no object to find.
+
+    `class_ap` is NaN where the class has none in the sample.
+
+    Attributes:
+        ap: (S,) over IoU 0.50:0.95 and classes, of the detections that `Matches` counts.
+        ap50: (S,) at IoU 0.50, of the same detections.
+        class_ap: (S, K) over IoU 0.50:0.95.
+    """
+
+    ap: NDArray[np.float64]
+    ap50: NDArray[np.float64]
+    class_ap: NDArray[np.float64]
+
+
+def average_precision(matches: Matches, weights: NDArray[np.float64] | None = None) -> float:
+    """COCO's (or LVIS's) AP over IoU 0.50:0.95 and classes, in [0, 1]; NaN without an object to find.
+
+    Args:
+        matches: the detections that count.
+        weights: (I,) how often each image counts; None: once. A whole number for AP in COCO's sense, 0 excludes.
+    """
+    return float(_mean_of_classes(class_average_precision(matches, weights).mean(axis=0)[None])[0])
+
+
+def class_average_precision(matches: Matches, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """(10 IoUs, K) AP of each class in [0, 1]; NaN where it has no object to find. Args as `average_precision`."""
+    counts = np.ones(matches.num_images) if weights is None else np.asarray(weights, np.float64)
+    return _weighted_ap(matches, counts[None])[0]
+
+
+def resampled_ap(matches: Matches, samples: int = SAMPLES, seed: int = 0) -> Resampled:
+    """AP on `samples` data sets of as many images, drawn from the evaluated ones with replacement.
+
+    Args:
+        matches: the detections that count.
+        samples: how many; the first ones stay the same when there are more.
+        seed: equal seeds and numbers of images give equal samples.
+    """
+    ap = _weighted_ap(matches, image_weights(matches.num_images, samples, seed))
+    class_ap = ap.mean(axis=1)
+    return Resampled(ap=_mean_of_classes(class_ap), ap50=_mean_of_classes(ap[:, 0]), class_ap=class_ap)
+
+
+def image_weights(num_images: int, samples: int, seed: int) -> NDArray[np.float64]:
+    """(S, I) how often each image was drawn for each sample; each row sums to I."""
+    generator = np.random.default_rng(seed)
+    weights = np.zeros((samples, num_images))
+    for row in weights if num_images else ():
+        row += np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
+    return weights
+
+
+def interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """The limits between which the share `level` in the middle of the values is; NaN if there are none.
+
+    Args:
+        values: of any number of samples, or their differences between two runs; NaN is passed over.
+        level: in (0, 1).
+    """
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
+
+
+def _mean_of_classes(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(S,) mean over the classes of (S, K) that are not NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=1)
+    sums = np.where(known, values, 0).sum(axis=1)
+    return np.divide(sums, counts, out=np.full(len(values), math.nan), where=counts > 0)
+
+
+def _weighted_ap(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(S, 10, K) AP with weights (S, I)."""
+    ap = np.full((len(weights), len(IOU_THRESHOLDS), matches.num_classes), math.nan)
+    objects = _object_weights(matches, weights)
+    hits = (matches.objects >= 0) & ~matches.ignored  # (10, N)
+    places = np.flatnonzero(hits.any(axis=0))  # (H,)
+    between = _detections_between(matches, places)
+    starts, place_starts = matches.class_starts, np.searchsorted(places, matches.class_starts)
+    by_image = np.ascontiguousarray(weights.T)
+    for label in np.flatnonzero(matches.class_objects).tolist():
+        of_class = slice(*place_starts[label : label + 2].tolist())
+        last = places[of_class.stop - 1] + 1 if of_class.stop > of_class.start else starts[label]
+        ranking = _Ranking(
+            images=matches.images[starts[label] : last],
+            ignored=matches.ignored[:, starts[label] : last],
+            places=places[of_class] - starts[label],
+            hits=hits[:, places[of_class]],
+            between=between[of_class],
+        )
+        step = max(1, CELLS_AT_ONCE // (len(ranking.places) + 1))
+        for begin in range(0, len(weights), step):
+            part = slice(begin, begin + step)
+            ap[part, :, label] = ranking.average_precision(by_image[:, part], objects[part, label])
+    return ap
+
+
+def _object_weights(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(S, K) summed weights of the objects to find of each class."""
+    counts = ~matches.object_ignored
+    pairs = (matches.object_images[counts], matches.object_labels[counts])
+    shape = (matches.num_images, matches.num_classes)
+    return np.asarray(weights @ csr_array((np.ones(int(counts.sum())), pairs), shape))
+
+
+def _detections_between(matches: Matches, places: NDArray[np.int64]) -> csr_array:
+    """(H, I) how many detections of an image come after the place before and not after this one, in their class.
+
+    Without those that are ignored at all IoUs.
+    """
+    rows = np.flatnonzero(~matches.ignored.all(axis=0))
+    reached_by = np.searchsorted(places, rows)
+    is_reached = reached_by < len(places)
+    rows, reached_by = rows[is_reached], reached_by[is_reached]
+    same_class = matches.labels[places[reached_by]] == matches.labels[rows]
+    pairs = (reached_by[same_class], matches.images[rows[same_class]])
+    return csr_array((np.ones(len(pairs[0])), pairs), (len(places), matches.num_images))
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranking:
+    """The detections of a class up to the last that finds an object.
+
+    Attributes:
+        images: (N,) of each detection.
+        ignored: (10, N) bool.
+        places: (H,) of detections that find an object at any IoU.
+        hits: (10, H) bool: at this IoU.
+        between: (H, I) see `_detections_between`.
+    """
+
+    images: NDArray[np.int64]
+    ignored: NDArray[np.bool_]
+    places: NDArray[np.int64]
+    hits: NDArray[np.bool_]
+    between: csr_array
+
+    def average_precision(self, weights: NDArray[np.float64], objects: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(S, 10) AP with weights (I, S) of images, and so (S,) of the objects to find; NaN where there are none."""
+        ap = np.zeros((len(objects), len(IOU_THRESHOLDS)))
+        detections = np.cumsum((self.between @ weights).T, axis=1)  # (S, H)
+        found = weights[self.images[self.places]].T  # (S, H)
+        sometimes = np.flatnonzero(self.ignored.any(axis=0) & ~self.ignored.all(axis=0))
+        for level, hits in enumerate(self.hits):
+            skipped = sometimes[self.ignored[level, sometimes]]
+            counted = detections[:, hits] - self._weights_until(self.places[hits], skipped, weights)
+            correct = np.cumsum(found[:, hits], axis=1)
+            precision = correct / (counted + np.spacing(1))
+            best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            recall = correct / np.where(objects > 0, objects, 1)[:, None]
+            reached = np.searchsorted(RECALLS, recall, side="right")  # of the 101 recalls
+            steps = np.diff(reached, axis=1, prepend=0)
+            ap[:, level] = np.einsum("sh,sh->s", steps, best_from_here) / len(RECALLS)
+        ap[objects <= 0] = math.nan
+        return ap
+
+    def _weights_until(
+        self, places: NDArray[np.int64], detections: NDArray[np.int64], weights: NDArray[np.float64]
+    ) -> NDArray[np.float64] | float:
+        """(S, len(places)) summed weights of the images of some detections that do not come after each place."""
+        if not len(detections):
+            return 0.0
+        sums = np.cumsum(weights[self.images[detections]].T, axis=1)
+        sums = np.concatenate([np.zeros((len(sums), 1)), sums], axis=1)
+        until: NDArray[np.float64] = sums[:, np.searchsorted(detections, places, side="right")]
+        return until

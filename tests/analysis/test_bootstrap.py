@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codetr_cli.analysis import bootstrap
+from codetr_cli.analysis.bootstrap import (
+    average_precision,
+    class_average_precision,
+    image_weights,
+    interval,
+    resampled_ap,
+)
+from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.analysis.matches import match_detections
+from codetr_cli.evaluation.backends import hotcoco_evaluation
+from codetr_cli.evaluation.scoring import score_detections, scoring_inputs
+from codetr_cli.inference.detections import DetectionTable
+from tests.analysis.input_samples import inputs_of, material
+
+
+def repeated(inputs: AnalysisInputs, counts: list[int], folder: Path) -> AnalysisInputs:
+    """The inputs with each evaluated image there so often, in a file of their own."""
+    table = json.loads(inputs.paths.annotations_path.read_text())
+    images, annotations, detections = [], [], []
+    for image_id, count in zip(inputs.image_ids.tolist(), counts, strict=True):
+        entry = next(entry for entry in table["images"] if entry["id"] == image_id)
+        objects = [entry for entry in table["annotations"] if entry["image_id"] == image_id]
+        found = inputs.detections.of_images([image_id])
+        for _ in range(count):
+            images.append({**entry, "id": len(images) + 1})
+            annotations += [{**o, "image_id": len(images), "id": len(annotations) + i} for i, o in enumerate(objects)]
+            detections.append(replace(found, image_ids=np.full(len(found), len(images))))
+    path = folder / "repeated.json"
+    path.write_text(json.dumps({**table, "images": images, "annotations": annotations}))
+    return inputs_of(path, DetectionTable.join(detections))
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+@pytest.mark.parametrize("lvis", [False, True], ids=["coco", "lvis"])
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_weights_give_the_ap_of_the_evaluation(tmp_path, seed, lvis, masks):
+    inputs = material(tmp_path, seed=seed, lvis=lvis, masks=masks)
+    scores = score_detections(inputs.ground_truth, inputs.detections, where="a.json")
+    matches = match_detections(inputs, "segm" if masks else "bbox")
+    prefix = "mask_" if masks else ""
+    assert average_precision(matches) == pytest.approx(scores.metrics[f"{prefix}AP"], abs=1e-12)
+    assert average_precision(matches) == pytest.approx(average_precision(matches, np.full(10, 3.0)), abs=1e-12)
+    classes = class_average_precision(matches)
+    assert classes.mean(axis=0) == pytest.approx([getattr(s, f"{prefix}AP") for s in scores.per_class], abs=1e-12)
+    assert classes[0] == pytest.approx([getattr(s, f"{prefix}AP50") for s in scores.per_class], abs=1e-12)
+    assert 0.05 < average_precision(matches) < 0.9
+
+
+@pytest.mark.parametrize("lvis", [False, True], ids=["coco", "lvis"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sample_is_the_data_set_with_its_images_repeated(tmp_path, seed, lvis):
+    """Scores differ everywhere: of equal scores, the order of images would count."""
+    inputs = material(tmp_path, seed=seed, lvis=lvis)
+    scores = np.random.default_rng(seed).permutation(len(inputs.detections)) / len(inputs.detections)
+    inputs = replace(inputs, detections=replace(inputs.detections, scores=scores))
+    matches = match_detections(inputs)
+    weights = image_weights(len(inputs.image_ids), samples=4, seed=seed)
+    samples = resampled_ap(matches, samples=4, seed=seed)
+    for index, row in enumerate(weights):
+        copies = repeated(inputs, row.astype(int).tolist(), tmp_path)
+        expected = score_detections(copies.ground_truth, copies.detections, where="repeated.json")
+        assert samples.ap[index] == pytest.approx(expected.metrics["AP"], abs=1e-12)
+        known = [(score.AP, score.AP50) for score in expected.per_class]  # -1 there is NaN here
+        assert np.nan_to_num(samples.class_ap[index], nan=-1) == pytest.approx([ap for ap, _ in known], abs=1e-12)
+        assert samples.ap50[index] == pytest.approx(np.mean([ap for _, ap in known if ap >= 0]), abs=1e-12)
+        assert average_precision(matches, row) == pytest.approx(samples.ap[index], abs=1e-12)
+
+
+def test_intervals_agree_with_those_of_hotcoco(tmp_path, monkeypatch):
+    """hotcoco 1.3 counts an image once however often it is drawn: its intervals are narrower by a quarter.
+
+    With the same rule, ours are as wide; the test above shows that repeated images count.
+    """
+    hotcoco = pytest.importorskip("hotcoco")
+    inputs = material(tmp_path, seed=1)
+    other = replace(inputs, detections=replace(inputs.detections, boxes_xywh=inputs.detections.boxes_xywh * 1.02))
+    monkeypatch.setattr(bootstrap, "image_weights", lambda *args: (image_weights(*args) > 0) * 1.0)
+    before, after = (resampled_ap(match_detections(one), samples=1000) for one in (inputs, other))
+    evaluations = [
+        hotcoco_evaluation(
+            scoring_inputs(one.ground_truth, one.image_ids, one.object_rows, one.detections, [1, 10, 100])
+        )
+        for one in (inputs, other)
+    ]
+    result = hotcoco.compare(*evaluations, n_bootstrap=1000, seed=0)
+    for values, name in ((after.ap - before.ap, "AP"), (after.ap50 - before.ap50, "AP50")):
+        expected = result["ci"][name]
+        assert values.std() == pytest.approx(expected["std_err"], rel=0.1)
+        assert interval(values) == pytest.approx((expected["lower"], expected["upper"]), abs=0.006)
+        assert (values > 0).mean() == pytest.approx(expected["prob_positive"], abs=0.05)
+
+
+def test_samples_are_those_of_their_seed():
+    first = image_weights(50, samples=20, seed=3)
+    assert (first.sum(axis=1) == 50).all()
+    assert np.array_equal(image_weights(50, samples=30, seed=3)[:20], first)
+    assert not np.array_equal(image_weights(50, samples=20, seed=4), first)
+    assert first.std() == pytest.approx(1, abs=0.1)  # of the Poisson distribution
+
+
+def test_equal_detections_do_not_differ_in_any_sample(tmp_path):
+    matches = match_detections(material(tmp_path))
+    first, second = resampled_ap(matches, samples=10), resampled_ap(matches, samples=10)
+    assert np.array_equal(first.class_ap, second.class_ap, equal_nan=True)
+    assert len(set(first.ap.tolist())) == 10
+
+
+def test_memory_is_bounded_by_parts_of_the_samples(tmp_path, monkeypatch):
+    matches = match_detections(material(tmp_path))
+    expected = resampled_ap(matches, samples=9)
+    monkeypatch.setattr(bootstrap, "CELLS_AT_ONCE", 150)
+    assert resampled_ap(matches, samples=9).ap == pytest.approx(expected.ap, abs=1e-12)
+
+
+def test_nothing_to_find_has_no_ap(tmp_path):
+    inputs = material(tmp_path, seed=1)
+    empty = replace(inputs, detections=inputs.detections.select(slice(0)))
+    assert average_precision(match_detections(empty)) == 0
+    crowds = replace(inputs.ground_truth, iscrowd=np.ones_like(inputs.ground_truth.iscrowd))
+    matches = match_detections(replace(inputs, ground_truth=crowds))
+    assert math.isnan(average_precision(matches))
+    samples = resampled_ap(matches, samples=3)
+    assert np.isnan(samples.ap).all()
+    assert np.isnan(samples.class_ap).all()
+    nothing = AnalysisInputs.of(inputs.ground_truth, inputs.detections, inputs.paths, [])
+    assert np.isnan(resampled_ap(match_detections(nothing), samples=3).ap).all()
+
+
+def test_interval_is_of_the_values_that_exist():
+    assert interval(np.append(np.arange(101.0), [math.nan] * 7)) == pytest.approx((2.5, 97.5))
+    assert interval(np.arange(101.0), level=0.5) == (25, 75)
+    assert all(math.isnan(limit) for limit in interval(np.array([math.nan])))
+    assert all(math.isnan(limit) for limit in interval(np.zeros(0)))
