@@ -1,8 +1,8 @@
 """Suspected label errors: what confident detections say about the annotations, and annotations about each other.
 
 Suspicions are shares in [0, 1], computed from how often detections with such a score are annotated objects (see
-`label_evidence`); from 0.5 on they are listed. A network that was trained on these images repeats the errors that it
-has learned, and finds fewer of them.
+`label_evidence`); from `LISTED_FROM` on they are listed. A network that was trained on these images repeats the errors
+that it has learned, and finds fewer of them.
 Shape letters: d judged detections of an image, G its annotated objects.
 """
 
@@ -18,19 +18,24 @@ from numpy.typing import NDArray
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_evidence import (
     HIT_IOU,
+    Evidence,
     ImageEvidence,
-    Sureness,
     gather_evidence,
     one_for_each_object,
     overlaps,
+    readings_of,
 )
 
 Kind = Literal["missing box", "wrong class", "loose box", "duplicate", "crowd"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Action = Literal["add", "change class", "change box", "remove", "mark as crowd", "split", "unmark crowd"]
 
-LISTED_FROM = 0.5
-"""Suspicion from which a finding is more likely an error than not."""
+LISTED_FROM = 0.4
+"""Suspicion of the least suspicious findings: of planted errors, about half of those near it are right."""
+SURE = 0.5
+"""Share of annotated objects from which detections are used for what is usual."""
+USUAL_DEVIATION = 3.0
+"""Typical deviations of a side that say nothing; further ones are judged by Chebyshev's inequality."""
 PART_INSIDE = 0.8
 """Share of a detection within a box that makes it a part of what the box is around."""
 SAME_PLACE_IOU = 0.25
@@ -89,10 +94,9 @@ def find_label_errors(
         kinds: of errors.
         listed_from: suspicion of the least suspicious one.
     """
-    evidence, sureness = gather_evidence(inputs)
-    spread = BoxSpread.of(evidence)
-    search = _Search(inputs, sureness, spread)
-    found = [error for each in evidence for error in search.errors_of(each)]
+    evidence = gather_evidence(inputs)
+    search = _Search(inputs, evidence, BoxSpread.of(evidence.images))
+    found = [error for each in evidence.images for error in search.errors_of(each)]
     found = [error for error in found if error.kind in kinds and error.score >= listed_from]
     found.sort(key=lambda error: (-error.score, error.image, KINDS.index(error.kind), error.box_xyxy))
     return found[:limit]
@@ -115,7 +119,7 @@ class BoxSpread:
         for each in evidence:
             objects = np.flatnonzero(each.detection_of >= 0)
             detections = each.detection_of[objects]
-            sure = each.sureness[detections] >= LISTED_FROM
+            sure = each.sureness[detections] >= SURE
             found.append(deviations(each.boxes[detections[sure]], each.object_boxes[objects[sure]]))
         joined = np.abs(np.concatenate(found))
         median = np.median(joined, axis=0) if len(joined) else np.full(4, 0.1)
@@ -137,9 +141,8 @@ def deviations(boxes: NDArray[np.float64], annotated: NDArray[np.float64]) -> ND
 class _Search:
     """Finds the errors of one image after the other."""
 
-    def __init__(self, inputs: AnalysisInputs, sureness: Sureness, spread: BoxSpread) -> None:
-        self._inputs, self._spread = inputs, spread
-        self._best = sureness.best
+    def __init__(self, inputs: AnalysisInputs, evidence: Evidence, spread: BoxSpread) -> None:
+        self._inputs, self._evidence, self._spread = inputs, evidence, spread
         self._names = inputs.ground_truth.class_names
         self._ids = inputs.ground_truth.category_ids
 
@@ -148,11 +151,6 @@ class _Search:
         for search in (self._crowds, self._duplicates, self._wrong_classes, self._loose_boxes):
             yield from search(each, explained)
         yield from self._missing_boxes(each, explained)
-
-    def _posterior(self, sureness: float) -> float:
-        """How likely a detection without its annotation is an object: the surest ones as their share says."""
-        odds = sureness / (1 - sureness)
-        return float(sureness * min(odds / (self._best / (1 - self._best)), 1.0))
 
     def _missing_boxes(self, each: ImageEvidence, explained: NDArray[np.bool_]) -> Iterator[LabelError]:
         """Detections where no object of any class is annotated."""
@@ -164,7 +162,7 @@ class _Search:
                     each,
                     "missing box",
                     "add",
-                    self._posterior(sureness),
+                    self._evidence.presence.suspicion(sureness),
                     detection=index,
                     text=f"a {self._name(each, index)} is detected where nothing is annotated; "
                     f"{_percent(sureness)} of detections as sure as this one are annotated",
@@ -173,31 +171,24 @@ class _Search:
     def _wrong_classes(self, each: ImageEvidence, explained: NDArray[np.bool_]) -> Iterator[LabelError]:
         """Annotations on which another class is detected, and their own one is not, or with less certainty."""
         for number in np.flatnonzero(~each.crowd).tolist():
-            near = each.iou[:, number] >= HIT_IOU
-            own = each.labels == each.object_labels[number]
-            others = np.flatnonzero(near & ~own & ~each.hits & ~each.ignored)
-            if not len(others) or explained[others[0]]:
+            index, margin = readings_of(each, number)
+            if index < 0 or each.labels[index] == each.object_labels[number]:
                 continue
-            index = int(others[0])
-            sureness = float(each.sureness[index])
-            of_own = float(each.sureness[near & own].max(initial=0.0))
-            explained[others] = True
+            if each.hits[index] or each.ignored[index] or explained[index]:
+                continue
             name = self._names[each.object_labels[number]]
+            share = float(self._evidence.reading(np.array([margin]))[0])
+            explained[(each.iou[:, number] >= HIT_IOU) & ~each.hits] = True
             yield self._error(
                 each,
                 "wrong class",
                 "change class",
-                sureness * sureness / (sureness + of_own),
+                self._evidence.reading.suspicion(share),
                 number=number,
                 detection=index,
                 box=each.object_boxes[number],
-                text=f"annotated as {name}, detected as {self._name(each, index)}: {_percent(sureness)} of detections "
-                f"as sure as this one are right"
-                + (
-                    f", {_percent(of_own)} of those as sure as the one of {name}"
-                    if of_own
-                    else f"; no {name} is detected"
-                ),
+                text=f"annotated as {name}, detected as {self._name(each, index)}: where a class is that far ahead of "
+                f"the others, {_percent(share)} of annotations agree with it",
             )
 
     def _loose_boxes(self, each: ImageEvidence, explained: NDArray[np.bool_]) -> Iterator[LabelError]:
@@ -205,8 +196,8 @@ class _Search:
         for number, index in self._pairs(each, explained):
             explained[index] = True
             deviation = self._spread.of_pair(each.boxes[index], each.object_boxes[number])
-            sureness = float(each.sureness[index])
-            score = sureness * max(1 - (3 / max(deviation, 1e-9)) ** 2, 0.0)
+            excess = max(1 - (USUAL_DEVIATION / max(deviation, 1e-9)) ** 2, 0.0)
+            score = self._evidence.presence.suspicion(float(each.sureness[index])) * excess
             yield self._error(
                 each,
                 "loose box",

@@ -7,7 +7,7 @@ Shape letters: D judged detections, G annotated objects of an image, d its judge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,8 @@ class ImageEvidence:
         labels: (d,) class indices of the detections.
         boxes: (d, 4) xywh pixels of the detections.
         scores: (d,) float64.
-        sureness: (d,) float64 in [0, 1]: share of detections with such a score that are annotated objects.
+        sureness: (d,) float64 in [0, 1]: of detections with such a score that are not on objects of other classes,
+            this share are annotated objects.
         hits: (d,) bool, has found an object of its class.
         ignored: (d,) bool, found in a crowd, or not to be judged by the annotations.
         object_rows: (G,) rows in the annotations, crowds too.
@@ -75,44 +76,107 @@ class Sureness:
     Attributes:
         scores: (S,) ascending: lowest score of each step.
         shares: (S,) in (0, 1), ascending.
+        surest: share of the quarter with the highest scores.
     """
 
     scores: Floats
     shares: Floats
+    surest: float
 
     @classmethod
     def of(cls, scores: Floats, hits: NDArray[np.bool_]) -> Sureness:
         """Isotonic regression of `hits` on `scores`; each step as if one hit and one false alarm more had its score."""
         if not len(scores):
-            return cls(np.zeros(1), np.full(1, 0.5))
+            return cls(np.zeros(1), np.full(1, 0.5), 0.5)
         order = np.argsort(scores, kind="stable")
-        blocks = isotonic_regression(hits[order].astype(np.float64)).blocks
+        found = hits[order].astype(np.float64)
+        blocks = isotonic_regression(found).blocks
         starts, ends = blocks[:-1], blocks[1:]
-        sums = np.add.reduceat(hits[order].astype(np.float64), starts)
-        shares = np.maximum.accumulate((sums + 1) / (ends - starts + 2))
-        return cls(scores[order][starts], shares)
+        shares = np.maximum.accumulate((np.add.reduceat(found, starts) + 1) / (ends - starts + 2))
+        quarter = found[np.searchsorted(np.cumsum(found), 0.75 * found.sum()) :]
+        return cls(scores[order][starts], shares, float((quarter.sum() + 1) / (len(quarter) + 2)))
 
     def __call__(self, scores: Floats) -> Floats:
         """(N,) the shares at some scores."""
         found: Floats = self.shares[np.maximum(np.searchsorted(self.scores, scores, side="right") - 1, 0)]
         return found
 
-    @property
-    def best(self) -> float:
-        """The share of the surest detections. What is missing to 1 is false alarms and missing labels."""
-        return float(self.shares[-1])
+    def suspicion(self, share: float) -> float:
+        """How likely an annotation is wrong that disagrees with a detection of some share, in [0, 1].
+
+        At most as likely as the detection is right, the share itself. By Bayes' rule it is this times the odds of the
+        share over those of the surest quarter of detections, if all of these that disagree are errors of annotation;
+        but nobody knows how many are. The result is the geometric mean of both.
+        """
+        return float(share * np.sqrt(min(_odds(share) / _odds(self.surest), 1.0)))
 
 
-def gather_evidence(inputs: AnalysisInputs) -> tuple[list[ImageEvidence], Sureness]:
-    """The evidence of each image that has detections or objects, and how surely a score means an object."""
-    found = list(_matched_images(inputs))
-    judged = [~each.ignored for each in found]
-    scores = np.concatenate([each.scores[keep] for each, keep in zip(found, judged, strict=True)] or [np.zeros(0)])
-    hits = np.concatenate([each.hits[keep] for each, keep in zip(found, judged, strict=True)] or [np.zeros(0, bool)])
-    sureness = Sureness.of(scores, hits)
-    for each in found:
-        each.sureness[:] = sureness(each.scores)
-    return found, sureness
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The evidence of a data set.
+
+    Attributes:
+        images: those that have detections or objects.
+        presence: share of detections by their score that are annotated objects, without those on objects of other
+            classes.
+        reading: share of annotated objects that have the class detected on them, by how much its score is above that
+            of the next best class there.
+    """
+
+    images: list[ImageEvidence]
+    presence: Sureness
+    reading: Sureness
+
+
+def gather_evidence(inputs: AnalysisInputs) -> Evidence:
+    """The evidence of each image, and what scores mean over all of them."""
+    images = list(_matched_images(inputs))
+    scores, hits = _joined([(each.scores[keep], each.hits[keep]) for each in images for keep in [_present(each)]])
+    presence = Sureness.of(scores, hits > 0)
+    margins, right = _joined([_readings(each) for each in images])
+    for each in images:
+        each.sureness[:] = presence(each.scores)
+    return Evidence(images, presence, Sureness.of(margins, right > 0))
+
+
+def readings_of(each: ImageEvidence, number: int) -> tuple[int, float]:
+    """The best detection on an object and the margin of its score over the best one of another class; -1: none."""
+    near = np.flatnonzero(each.iou[:, number] >= HIT_IOU)
+    if not len(near):
+        return -1, 0.0
+    best = int(near[0])
+    others = near[each.labels[near] != each.labels[best]]
+    return best, float(each.scores[best] - (each.scores[others[0]] if len(others) else 0.0))
+
+
+def _readings(each: ImageEvidence) -> tuple[Floats, NDArray[np.bool_]]:
+    """Margins of the best detections on objects, and whether they have the class of the object."""
+    margins, right = [], []
+    for number in np.flatnonzero(~each.crowd).tolist():
+        best, margin = readings_of(each, number)
+        if best < 0 or each.ignored[best]:
+            continue
+        same = bool(each.labels[best] == each.object_labels[number])
+        if same or not each.hits[best]:  # one that has found another object does not speak against this one
+            margins.append(margin)
+            right.append(same)
+    return np.array(margins, np.float64), np.array(right, bool)
+
+
+def _present(each: ImageEvidence) -> NDArray[np.bool_]:
+    """Detections that say whether something is there: hits, and those on no annotated object."""
+    is_distinct = np.zeros(len(each.rows), bool)
+    is_distinct[one_for_each_object(each.boxes)] = True
+    return ~each.ignored & (each.hits | (is_distinct & ~(each.iou >= HIT_IOU).any(1)))
+
+
+def _joined(pairs: Sequence[tuple[Floats, NDArray[np.bool_]]]) -> tuple[Floats, NDArray[np.bool_]]:
+    first, second = zip(*pairs, strict=True) if pairs else ([np.zeros(0)], [np.zeros(0, bool)])
+    return np.concatenate(first), np.concatenate(second)
+
+
+def _odds(share: float) -> float:
+    return share / (1 - share)
 
 
 def overlaps(first: Floats, second: Floats, *, inside: bool = False) -> Floats:
