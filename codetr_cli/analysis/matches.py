@@ -127,7 +127,9 @@ class _Pairs:
         )
 
 
-def match_detections(inputs: AnalysisInputs, iou_type: IouType = "bbox") -> Matches:
+def match_detections(
+    inputs: AnalysisInputs, iou_type: IouType = "bbox", *, area: tuple[float, float] = (0.0, MAX_AREA)
+) -> Matches:
     """Matches detections to objects by COCO's rules, or by LVIS's where the annotations are LVIS's.
 
     Each detection, best score first, takes the free object of its image and class with the highest IoU from the
@@ -137,6 +139,8 @@ def match_detections(inputs: AnalysisInputs, iou_type: IouType = "bbox") -> Matc
     Args:
         inputs: detections and objects; for masks, both have them.
         iou_type: compare boxes ("bbox") or masks ("segm").
+        area: smallest and largest area, in square pixels, of the objects to find, as AP by size has it; others are
+            ignored, and so are unmatched detections of another area. Only for boxes.
 
     Raises:
         DatasetError: an object's outline is broken.
@@ -148,15 +152,15 @@ def match_detections(inputs: AnalysisInputs, iou_type: IouType = "bbox") -> Matc
     labels = np.asarray(ground_truth.labels[rows], np.int64)
     groups = images * num_classes + labels
     crowd = np.zeros(len(rows), bool) if ground_truth.is_lvis else ground_truth.iscrowd[rows] != 0
-    area = ground_truth.area[rows]
-    ignored = crowd | (area < 0) | (area > MAX_AREA)
+    object_area = ground_truth.area[rows]
+    ignored = crowd | (object_area < area[0]) | (object_area > area[1])
     counted = _counted_detections(inputs, iou_type, groups)
     if iou_type == "bbox":
         parts = _box_pairs(inputs, counted, groups, crowd)
     else:
         parts = _mask_pairs(inputs, counted, groups, crowd)
     objects = _assign(_Pairs.join(parts), counted.groups, ignored, crowd)
-    excused = _excused(inputs, counted, iou_type)
+    excused = _excused(inputs, counted, iou_type, area)
     return Matches(
         rows=counted.rows,
         images=counted.images,
@@ -227,12 +231,14 @@ def _listed(inputs: AnalysisInputs, lists: Sequence[Sequence[int]]) -> NDArray[n
     return groups
 
 
-def _excused(inputs: AnalysisInputs, counted: _Counted, iou_type: IouType) -> NDArray[np.bool_]:
+def _excused(
+    inputs: AnalysisInputs, counted: _Counted, iou_type: IouType, area: tuple[float, float]
+) -> NDArray[np.bool_]:
     """(N,) which detections are not wrong where they found nothing."""
     excused = np.zeros(len(counted.rows), bool)
     if iou_type == "bbox":
         w, h = inputs.detections.boxes_xywh[counted.rows, 2:].T
-        excused = (w * h < 0) | (w * h > MAX_AREA)
+        excused = (w * h < area[0]) | (w * h > area[1])
     if inputs.ground_truth.is_lvis:
         excused |= np.isin(counted.groups, _listed(inputs, inputs.ground_truth.not_exhaustive_category_ids))
     return excused

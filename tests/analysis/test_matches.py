@@ -16,6 +16,7 @@ from codetr_cli.analysis.matches import NONE, Matches, match_detections
 from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import parsed_outlines, score_detections, scoring_inputs
 from codetr_cli.inference.detections import DetectionTable
+from tests.analysis import run_samples
 from tests.analysis.input_samples import material
 from tests.evaluation.annotation_samples import without_objects
 
@@ -169,3 +170,11 @@ def test_unknown_categories_are_a_mistake_of_the_caller(tmp_path):
     table = inputs.detections
     with pytest.raises(ValueError, match="categories"):
         match_detections(replace(inputs, detections=replace(table, category_ids=table.category_ids + 1)))
+
+
+@pytest.mark.parametrize(("name", "area"), [("APs", (0, 32**2)), ("APm", (32**2, 96**2)), ("APl", (96**2, 1e10))])
+def test_a_range_of_areas_gives_the_ap_of_a_size(name: str, area: tuple[float, float]):
+    truth = run_samples.annotations(60, crowds=4)
+    inputs = run_samples.inputs(truth, run_samples.detections(truth, seed=3))
+    scores = score_detections(truth, inputs.detections, where="val.json")
+    assert average_precision(match_detections(inputs, area=area)) == pytest.approx(scores.metrics[name], abs=1e-9)
