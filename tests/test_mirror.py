@@ -11,6 +11,7 @@ PACKAGE, TESTS = REPOSITORY / "codetr_cli", REPOSITORY / "tests"
 # Modules that another test file covers, and test files of several modules. Paths below the two folders.
 TESTED_ELSEWHERE = {
     "analysis/label_evidence.py": "analysis/test_label_errors.py",
+    "analysis/co_occurrence.py": "analysis/test_data_statistics.py",
     "commands/bench/_end_to_end.py": "commands/bench/test_infer.py",
     "commands/_detection.py": "commands/test_predict.py",
     "commands/_launch.py": "distributed/test_shared_work.py",

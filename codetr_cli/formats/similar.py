@@ -72,12 +72,14 @@ class _Picture(NamedTuple):
     thumbnail: np.ndarray
 
 
-def similar_groups(paths: Sequence[Path]) -> Similar:
+def similar_groups(paths: Sequence[Path], advance: Callable[[int], object] | None = None) -> Similar:
     """Groups of similar images; groups are chains of similar pairs. Files that cannot be read are similar to none.
 
     Args:
         paths: of N images. Of more than `MAX_COMPARED`, only the names are compared: numbers that follow each other are
             taken for frames.
+        advance: called with the number of images that were read since the last call; None: a message announces that
+            many are compared.
     """
     copies, frames = _Chains(len(paths)), _Chains(len(paths))
     order = sorted(range(len(paths)), key=lambda index: name_order(paths[index]))
@@ -85,10 +87,14 @@ def similar_groups(paths: Sequence[Path]) -> Similar:
     copies.join(_augmented(paths))
     is_compared = len(paths) <= MAX_COMPARED
     if is_compared:
-        if len(paths) >= ANNOUNCED:
+        if len(paths) >= ANNOUNCED and advance is None:
             logger.info("comparing %s images once, to keep similar ones in one part", f"{len(paths):,}")
         with ThreadPoolExecutor(THREADS) as pool:
-            pictures = list(pool.map(_picture, paths))
+            pictures = []
+            for picture in pool.map(_picture, paths):
+                pictures.append(picture)
+                if advance is not None:
+                    advance(1)
         copies.join(_alike(pictures))
         frames.join(pair for pair in following if _correlation(pictures, *pair) >= FRAME_CORRELATION)
     else:

@@ -18,6 +18,8 @@ NO_TILES = "none"
 MIN_TILE = 32
 """Pixels of a tile's side, at least."""
 MAX_OVERLAP = 0.9
+AUTO_FACTOR = 1.25
+"""With tiles of automatic size, an image whose sides are up to this many times the tile's is not cut."""
 _SIZE = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
 
 

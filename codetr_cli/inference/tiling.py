@@ -28,7 +28,7 @@ from codetr_cli.images.image_header import Size
 from codetr_cli.images.regions import ArrayRegions, ImageRegions
 from codetr_cli.images.tile_grid import Tile, tile_grid
 from codetr_cli.inference.cuda_graph import Network
-from codetr_cli.inference.options import TileOptions
+from codetr_cli.inference.options import AUTO_FACTOR, TileOptions
 from codetr_cli.inference.pipeline import detect
 from codetr_cli.inference.tile_merging import Frame, merge_views
 from codetr_cli.inference.tta import without_nms
@@ -37,8 +37,6 @@ from codetr_cli.runtime.memory import free_unused, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-AUTO_FACTOR = 1.25
-"""With tiles of automatic size, an image whose sides are up to this many times the tile's is not cut."""
 MAX_TILES = 100_000
 READERS = 4
 """Threads that read and resize tiles."""

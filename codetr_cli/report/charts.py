@@ -102,6 +102,37 @@ def bar_chart(title: str, names: Sequence[str], values: Sequence[float], y: Axis
     return _figure(title, frame.svg(title, [*frame.grid(vertical=False), *bars, *labels]))
 
 
+def grouped_bar_chart(
+    title: str, names: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], y: Axis
+) -> Markup:
+    """Upright bars of several series side by side over each name, with a legend if there are several series."""
+    points = [(0.0, 0.0), *((i, value) for _, values in series for i, value in enumerate(values))]
+    frame = _Frame.around(points, Axis("", -0.5, len(names) - 0.5), y)
+    step = max(1, math.ceil(len(names) / 12))
+    wide = 0.8 / max(len(series), 1)
+    bars = [
+        element(
+            "rect",
+            element("title", f"{name}, {series_name}: {_text(value, y)}"),
+            x=frame.x(i - 0.4 + wide * number),
+            y=frame.y(value),
+            width=max(frame.x(wide) - frame.x(0), 0.5),
+            height=max(frame.y(frame.bottom) - frame.y(value), 0.0),
+            class_=f"fill{number % SERIES}",
+        )
+        for number, (series_name, values) in enumerate(series)
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    ]
+    labels = []
+    for i, name in enumerate(names):
+        x, down = frame.x(i) + 6, HEIGHT - BOTTOM + 12
+        turn = f"rotate(-25 {x:.1f} {down})"
+        text = element("text", _shortened(name, 12), x=x, y=down, text_anchor="end", class_="tick", transform=turn)
+        labels += [text] if i % step == 0 else []
+    content = frame.svg(title, [*frame.grid(vertical=False), *bars, *labels])
+    return _figure(title, content, [name for name, _ in series], filled=True)
+
+
 def row_chart(title: str, names: Sequence[str], values: Sequence[float], axis: Axis) -> Markup:
     """Lying bars one below the other, with their names before and their values behind."""
     low, high = _range([0.0, *values], axis)
@@ -350,22 +381,18 @@ def _svg(
     return element("svg", joined(content), viewBox=box, role=role, aria_label=title, class_=kind, **size)
 
 
-def _figure(title: str, svg: Markup, names: Sequence[str] = ()) -> Markup:
+def _figure(title: str, svg: Markup, names: Sequence[str] = (), *, filled: bool = False) -> Markup:
     legend: Any = ""
     if len(names) > 1:
+        keys = [
+            element("rect", x=4, y=0, width=18, height=12, class_=f"fill{i % SERIES}")
+            if filled
+            else element("line", x1=0, x2=26, y1=6, y2=6, class_=f"line stroke{i % SERIES} dash{i // SERIES % 4}")
+            for i in range(len(names))
+        ]
         entries = [
-            element(
-                "li",
-                element(
-                    "svg",
-                    element("line", x1=0, x2=26, y1=6, y2=6, class_=f"line stroke{i % SERIES} dash{i // SERIES % 4}"),
-                    viewBox="0 0 26 12",
-                    aria_hidden="true",
-                ),
-                " ",
-                element("bdi", name),
-            )
-            for i, name in enumerate(names)
+            element("li", element("svg", key, viewBox="0 0 26 12", aria_hidden="true"), " ", element("bdi", name))
+            for key, name in zip(keys, names, strict=True)
         ]
         legend = element("ul", joined(entries), class_="legend")
     return element("figure", element("figcaption", title), svg, legend)
