@@ -28,7 +28,7 @@ from codetr_cli.escaping import visible, without_credentials
 
 VERB_GROUPS = {
     "Data": ("prepare", "convert-data", "cache"),
-    "Train and evaluate": ("train", "eval", "bench", "runs"),
+    "Train and evaluate": ("train", "eval", "bench", "runs", "watch"),
     "Use": ("predict", "label", "serve", "demo"),
     "Weights": ("presets", "download", "convert", "export", "push"),
     "This machine": ("doctor",),

@@ -25,7 +25,8 @@ from typing import IO, Any, Protocol, TextIO
 import rich
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -36,6 +37,9 @@ QUIET_SECONDS = 2.0  # work shorter than this shows no progress
 PLAIN_SECONDS = 10.0  # between two plain progress lines
 PLAIN_WIDTH = 240  # columns of a table that goes to a file or a pipe
 PACKAGE_LOGGER = "codetr_cli"
+
+Line = Sequence[tuple[str, str]]
+"""A line as pieces: each a text and its style, e.g. "bold", "dim", "green" or ""."""
 
 
 @dataclass
@@ -167,6 +171,51 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 def columns() -> int:
     """Characters that fit in a line of a table."""
     return _console(stderr=_mode.json).width
+
+
+def rows() -> int:
+    """Lines that fit on the terminal."""
+    return _console(stderr=_mode.json).height
+
+
+def has_screen() -> bool:
+    """Whether stdout is a terminal that can be drawn on."""
+    return sys.stdout.isatty() and not _new_console(stderr=False).is_dumb_terminal
+
+
+def can_show(text: str) -> bool:
+    """Whether the encoding of stdout has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def result_pieces(lines: Iterable[Line]) -> None:
+    """Prints lines of several styles; on a terminal each is cut at its width."""
+    out = _console(stderr=_mode.json)
+    with _named(out.file):
+        for line in lines:
+            out.print(_assembled(line), soft_wrap=not out.is_terminal, no_wrap=True, overflow="ellipsis")
+
+
+@contextmanager
+def screen() -> Iterator[Callable[[Sequence[Line]], None]]:
+    """Takes the whole terminal, which has its former content again at the end.
+
+    Yields:
+        a function that shows lines instead of those before; what does not fit is cut.
+    """
+    with Live(console=_new_console(stderr=False), screen=True, auto_refresh=False) as live:
+        yield lambda lines: live.update(Group(*map(_assembled, lines)), refresh=True)
+
+
+def _assembled(line: Line) -> Text:
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for part, style in line:
+        text.append(visible(part), style)
+    return text
 
 
 def result_json(obj: dict[str, Any]) -> None:

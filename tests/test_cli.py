@@ -47,6 +47,7 @@ OPTIONS = {
     "presets": {"--set", "--json"},
     "push": {"--license", "--evaluation", "--private", "--out", "--dry-run", "--force", "--json"},
     "runs": {"--json"},
+    "watch": {"--every", "--once", "--json"},
     "cache": {"--downloads", "--yes", "--json"},
     "doctor": {"--json"},
 }

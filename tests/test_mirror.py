@@ -17,6 +17,7 @@ TESTED_ELSEWHERE = {
     "commands/_launch.py": "distributed/test_shared_work.py",
     "commands/_pictures.py": "commands/test_predict.py",
     "commands/_verify.py": "commands/test_export_verify.py",
+    "commands/_watch_screen.py": "commands/test_watch.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint
     "commands/runs.py": "runs/test_listing.py",
     "export/request.py": "export/test_job.py",  # only data

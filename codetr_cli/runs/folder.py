@@ -2,8 +2,9 @@
 
     settings.toml      every resolved setting        origin.json   data files and initial weights
     metrics.jsonl      one line per log step, one per evaluation, one at the end
-    events.log         the package's log with times   plots/*.png   losses, learning rate, AP
+    events.log         the package's log with times   plots/        losses, learning rate, AP, validation images
     memory.json        what was checked, fitted and decided because of memory use
+    process.json       which process trains here, or did last
     checkpoints/last   newest; best: highest AP; previous: one generation older. Each is a folder of
         model.safetensors (the weights, or their average where one is kept), state.pt (the rest of the training state),
         sharded/ (the shards that each process of a sharded training writes) and sums.json (SHA-256 of all files)

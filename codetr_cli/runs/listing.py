@@ -73,6 +73,13 @@ def list_runs(folder: Path) -> list[RunRow]:
     return sorted(rows, key=lambda row: (row.age_s is None, row.age_s, row.run))
 
 
+def newest_run(folder: Path) -> Path | None:
+    """The run in a folder that has written last; the folder itself if it is a run, None where there is none."""
+    ages = {run: _age_s(run) for run in find_runs(folder)}
+    known = {run: age_s for run, age_s in ages.items() if age_s is not None}
+    return min(known, key=lambda run: (known[run], str(run)), default=None)
+
+
 def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
     """Run folders, complete or not, and folders that cannot be read; folders inside a run are not searched.
 
@@ -121,7 +128,7 @@ def read_run(folder: Path) -> RunRow:
     except ValueError as error:
         return RunRow(run=run, state="broken", age_s=age_s, problem=str(error))
     try:
-        preset, epochs, max_steps = _read_settings(folder / "settings.toml")
+        preset, epochs, max_steps = read_limits(folder / "settings.toml")
     except Exception as error:
         return RunRow(run=run, state="broken", age_s=age_s, problem=_problem("settings.toml", error))
     try:
@@ -146,7 +153,7 @@ def read_run(folder: Path) -> RunRow:
         return RunRow(run=run, preset=preset, state="broken", age_s=age_s, problem=_problem("metrics.jsonl", error))
 
 
-def _read_settings(path: Path) -> tuple[str, int, int | None]:
+def read_limits(path: Path) -> tuple[str, int, int | None]:
     """Preset, epochs and number of steps of a run.
 
     Raises:

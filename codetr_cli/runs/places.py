@@ -12,10 +12,16 @@ from pathlib import Path
 from codetr_cli.errors import ConfigError
 from codetr_cli.files import RECORD_NAME, real_path
 from codetr_cli.reading import open_file
+from codetr_cli.runs.plot_files import SHEET_NAME, VAL_IMAGES
+from codetr_cli.runs.process_record import PROCESS_NAME
 
-FILES = ("settings.toml", "origin.json", "metrics.jsonl", "events.log", "memory.json", "bad_files.txt", ".lock")
+FILES = (
+    *("settings.toml", "origin.json", "metrics.jsonl", "events.log", "memory.json", "bad_files.txt", ".lock"),
+    PROCESS_NAME,
+)
 TEMPORARY = ".*.tmp"  # files that are not complete yet
 _JOB_FILES = ("train*.sh", "*.log", RECORD_NAME, TEMPORARY)
+_PLOT_NAMES = ("*.png", SHEET_NAME, VAL_IMAGES, TEMPORARY)
 _EVENT = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
 
 
@@ -55,7 +61,7 @@ def _holds_plots(folder: Path) -> bool:
     try:
         if not folder.is_symlink():
             return folder.is_dir()
-        return all(fnmatch(entry.name, "*.png") or fnmatch(entry.name, TEMPORARY) for entry in folder.iterdir())
+        return all(any(fnmatch(entry.name, name) for name in _PLOT_NAMES) for entry in folder.iterdir())
     except OSError:
         return False
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Ending = Literal["finished", "stopped", "failed"]
 
 PROJECT = "codetr"  # unless the service's own environment variable names another
-UNSHOWN = ("kind", "step", "eta_s")
+UNSHOWN = ("kind", "step", "eta_s", "time", "total_steps")
 PAUSE_FACTOR = 20  # a service that failed slowly is not called for this many times the duration of the call
 SLOW_S = 0.05
 

@@ -142,6 +142,7 @@ def _log_step(context: TrainContext, state: TrainState, grad_norm: float) -> Non
         state.newest_line = {
             "kind": "train",
             "step": step,
+            "total_steps": state.total_steps,
             "epoch": state.progress.epoch,
             "lr": state.optimizer.param_groups[-1]["lr"],
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config.schema import Settings
+from codetr_cli.runtime.memory import main_memory_left
 from codetr_cli.runtime.timing import peak_memory
 
 
@@ -84,7 +85,8 @@ class StepMetrics:
 
         Returns:
             loss (sum), groups, losses (by name), images_per_s (of all processes), data_wait (share of time, of the
-            process that waits most for data: the others wait for it), memory_bytes (peak so far), eta_s.
+            process that waits most for data: the others wait for it), memory_bytes (peak so far), ram_free_bytes (main
+            memory that is available on this machine; only where the system reports it), eta_s.
         """
         if self._sums is None:
             raise ValueError("a line needs at least one micro batch")
@@ -105,6 +107,7 @@ class StepMetrics:
             "images_per_s": self._images * self.world_size / seconds,
             "data_wait": max(waits_by_rank),
             "memory_bytes": peak_memory(self.device) or 0,
+            **({} if (free := main_memory_left()) is None else {"ram_free_bytes": free}),
             "eta_s": steps_left * self.seconds_per_step,
         }
         self.restart()

@@ -18,6 +18,7 @@ from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.runs.folder import RunFolder, Saved, event_log
 from codetr_cli.runs.memory_record import with_fitted
 from codetr_cli.runs.metrics_log import is_evaluation
+from codetr_cli.runs.process_record import write_process
 from codetr_cli.runs.resume import RunChoice, check_weights_named, choose_run, with_weights
 from codetr_cli.runtime.disk_errors import writing
 from codetr_cli.runtime.malloc import return_large_blocks
@@ -77,6 +78,7 @@ def run_training(job: TrainJob, *, device: torch.device, choice: RunChoice | Non
             stack.enter_context(watchdog(store, heartbeat, job.settings, folder))
         if process_group.is_main():
             _open_folder(folder, job, choice, stack)
+            _record_process(folder, device)
         process_group.barrier()
         check_same_disk(folder)
         saved = load_newest(folder) if choice.resume else None
@@ -136,6 +138,13 @@ def _open_folder(folder: RunFolder, job: TrainJob, choice: RunChoice, stack: Exi
         logger.warning("%s", warning)
     if process_group.was_restarted():
         logger.debug("restarted: %s", os.environ.get(process_group.RESTART_REASON, "a process died"))
+
+
+def _record_process(folder: RunFolder, device: torch.device) -> None:
+    """Records this process, of rank 0, in the run folder, for those who watch it from elsewhere."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    with writing(folder.path):
+        write_process(folder.path, processes=process_group.world_size(), device=name)
 
 
 def _open_loggers(settings: Settings, folder: RunFolder, saved: Saved | None, stack: ExitStack) -> Loggers:

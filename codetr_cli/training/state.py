@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +64,8 @@ class RunIO:
     heartbeat: Heartbeat
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Writes a line to metrics.jsonl and to the loggers; for the process of rank 0."""
+        """Writes a line, with the time, to metrics.jsonl and to the loggers; for the process of rank 0."""
+        line = {**line, "time": round(time.time(), 2)}
         self.folder.log(line)
         self.loggers.log(line)
 
