@@ -9,7 +9,7 @@ Shape letters: N counted detections, G objects, I images, K classes, P pairs; th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -76,6 +76,21 @@ class Matches:
         """(N,) which detections are wrong at an IoU threshold: they found nothing and are not ignored."""
         wrong: NDArray[np.bool_] = (self.objects[level] == NONE) & ~self.ignored[level]
         return wrong
+
+    def select(self, chosen: NDArray[np.bool_]) -> Matches:
+        """The chosen (N,) bool detections, as if the others found nothing; all objects.
+
+        Matches stay right where the chosen ones of an image and class are its best.
+        """
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            images=self.images[chosen],
+            labels=self.labels[chosen],
+            scores=self.scores[chosen],
+            objects=self.objects[:, chosen],
+            ignored=self.ignored[:, chosen],
+        )
 
     @property
     def class_starts(self) -> NDArray[np.int64]:
@@ -191,11 +206,11 @@ def _counted_detections(inputs: AnalysisInputs, iou_type: IouType, object_groups
         counted = counted.select(np.argsort(images, kind="stable"))
     counted = counted.select(np.argsort(-counted.scores, kind="stable"))
     if inputs.ground_truth.is_lvis:
-        counted = counted.select(_ranks(counted.images) < LVIS_MAX_DETS)
+        counted = counted.select(group_ranks(counted.images) < LVIS_MAX_DETS)
         annotated = np.concatenate([object_groups, _listed(inputs, inputs.ground_truth.neg_category_ids)])
         counted = counted.select(np.isin(counted.groups, annotated))
     else:
-        counted = counted.select(_ranks(counted.groups) < COCO_MAX_DETS)
+        counted = counted.select(group_ranks(counted.groups) < COCO_MAX_DETS)
     return counted.select(np.argsort(counted.labels.astype(np.int32), kind="stable"))
 
 
@@ -207,10 +222,10 @@ def _indices(known: NDArray[np.int64], ids: NDArray[np.int64], what: str) -> NDA
     return found
 
 
-def _ranks(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def group_ranks(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """(N,) how many earlier entries have the same value."""
     order = np.argsort(groups, kind="stable")
-    is_first = np.diff(groups[order], prepend=NONE) != 0
+    is_first = np.append(True, np.diff(groups[order]) != 0)[: len(order)]
     starts = np.flatnonzero(is_first)
     ranks = np.empty(len(groups), np.int64)
     ranks[order] = np.arange(len(groups)) - starts[np.cumsum(is_first) - 1]
@@ -358,7 +373,7 @@ def _assign(
     taken = np.zeros((len(ignored), len(IOU_THRESHOLDS)), bool)
     candidates = np.unique(pairs.detections)
     rank = np.zeros(len(groups), np.int64)
-    rank[candidates] = _ranks(groups[candidates])
+    rank[candidates] = group_ranks(groups[candidates])
     ranks = rank[pairs.detections]
     order = np.lexsort((-pairs.objects, -pairs.ious, ignored[pairs.objects], pairs.detections, ranks))
     detections, objects, ious = pairs.detections[order], pairs.objects[order], pairs.ious[order]

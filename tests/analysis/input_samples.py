@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.annotations.file_names import NameRule
@@ -23,3 +27,37 @@ def material(folder: Path, *, seed: int = 0, lvis: bool = False, masks: bool = F
     """Crowds, equal scores and equal IoUs, images without objects, and detections in classes that are not there."""
     detections = write_material(folder / "a.json", seed=seed, lvis=lvis, masks=masks)
     return inputs_of(folder / "a.json", detections, masks=masks)
+
+
+def all_found(folder: Path, *, seed: int) -> AnalysisInputs:
+    """One class whose objects are all found, each by a detection with a random score, beside false alarms."""
+    generator = np.random.default_rng(seed)
+    objects = [(number, _score(generator.beta(4, 2))) for number in range(40)]
+    alarms = [(None, _score(generator.beta(2, 4))) for _ in range(80)]
+    return scattered(folder, objects=40, detections=[*objects, *alarms])
+
+
+def scattered(folder: Path, *, objects: int, detections: Sequence[tuple[int | None, float]]) -> AnalysisInputs:
+    """One class with an object in each image; detections (object or None, score) do not touch each other.
+
+    The false alarms are in the images in turn.
+    """
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 9000, "width": 100} for i in range(objects)]
+    annotations = [
+        {"id": i + 1, "image_id": i, "category_id": 7, "bbox": [0, 0, 20, 20], "area": 400, "iscrowd": 0}
+        for i in range(objects)
+    ]
+    path = folder / "scattered.json"
+    categories = [{"id": 7, "name": "seven"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    tables = []
+    for number, (found, score) in enumerate(detections):
+        y = 0 if found is not None else 30 * (number + 1)
+        box = np.array([[0.0, y, 20, y + 20]])
+        tables.append(DetectionTable.of_image(number % objects if found is None else found, box, [score], [7]))
+    return inputs_of(path, DetectionTable.join(tables))
+
+
+def _score(value: float) -> float:
+    """With four digits, and on no edge of a bin."""
+    return round(min(value, 0.999) - value % 0.001 + 0.0005, 4)
