@@ -1,0 +1,173 @@
+"""Which class is taken for which: a confusion matrix with background, and examples of each confusion.
+
+Each detection from a score on, best first, takes the free object of any class that it overlaps most, from IoU 0.50 on.
+Detections in crowds, and those that LVIS's rules ignore, are not counted.
+Shape letters: K classes, N detections, G objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.analysis.matches import Matches
+from codetr_cli.analysis.overlaps import PlacedBoxes, overlapping_pairs
+
+EXAMPLES = 3
+"""Examples of each confusion: those with the highest scores."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One confusion.
+
+    Attributes:
+        image: number of the evaluated image.
+        object_row: of the object in the annotations; None: a detection without an object.
+        detection_row: in the detections; None: an object without a detection.
+    """
+
+    image: int
+    object_row: int | None
+    detection_row: int | None
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """An entry of the matrix off its diagonal.
+
+    Attributes:
+        true: class index of the objects; K: background, there is no object.
+        found: class index of the detections; K: background, nothing was detected.
+        count: number of confusions.
+        share: of the objects of class `true`; of the detections of class `found` where there is no object.
+        examples: of these.
+    """
+
+    true: int
+    found: int
+    count: int
+    share: float
+    examples: list[Example]
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """Objects by their class and by the class that was detected in their place.
+
+    Attributes:
+        class_names: K names.
+        matrix: (K + 1, K + 1) int64: rows are annotated classes, columns detected ones, the last of each is background.
+        threshold: score from which detections count.
+        iou: from which a detection is in the place of an object.
+        examples: by row and column of the matrix, off its diagonal, at most `EXAMPLES` each.
+    """
+
+    class_names: list[str]
+    matrix: NDArray[np.int64]
+    threshold: float
+    iou: float
+    examples: dict[tuple[int, int], list[Example]]
+
+    def top_pairs(self, limit: int, *, background: bool = False) -> list[ConfusedPair]:
+        """The most frequent confusions of two classes, most frequent first.
+
+        Args:
+            limit: number of pairs.
+            background: also missed objects and detections without an object.
+        """
+        count = len(self.class_names)
+        off = self.matrix.copy()
+        np.fill_diagonal(off, 0)
+        if not background:
+            off = off[:count, :count]
+        rows, columns = np.nonzero(off)
+        order = np.lexsort((columns, rows, -off[rows, columns]))[:limit]
+        objects, detections = self.matrix.sum(axis=1), self.matrix.sum(axis=0)
+        pairs = []
+        for true, found in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+            of = int(objects[true] if true < count else detections[found])
+            number = int(self.matrix[true, found])
+            pairs.append(ConfusedPair(true, found, number, number / of, self.examples.get((true, found), [])))
+        return pairs
+
+    def most_confused(self, limit: int) -> list[int]:
+        """Class indices with the most confusions with other classes, most first; without those that have none."""
+        count = len(self.class_names)
+        off = self.matrix[:count, :count].copy()
+        np.fill_diagonal(off, 0)
+        confusions = off.sum(axis=0) + off.sum(axis=1)
+        order = np.argsort(-confusions, kind="stable")[:limit]
+        return [label for label in order.tolist() if confusions[label]]
+
+
+def confusion_matrix(inputs: AnalysisInputs, matches: Matches, threshold: float, iou: float = 0.5) -> Confusion:
+    """The confusion matrix of detections from a score on, as hotcoco's `confusion_matrix` where nothing is ignored."""
+    used = np.flatnonzero((matches.scores >= threshold) & ~matches.ignored[0])
+    used = used[np.lexsort((matches.rows[used], -matches.scores[used], matches.images[used]))]
+    countable = np.flatnonzero(~matches.object_ignored)
+    boxes = PlacedBoxes(inputs.detections.boxes_xywh[matches.rows[used]], matches.images[used], matches.labels[used])
+    objects = PlacedBoxes(
+        inputs.ground_truth.boxes_xywh[matches.object_rows[countable]],
+        matches.object_images[countable],
+        matches.object_labels[countable],
+    )
+    taken = _taken_objects(boxes, objects, iou)
+    background = len(inputs.ground_truth.category_ids)
+    missed = np.setdiff1d(np.arange(len(countable)), taken)
+    labels = np.append(objects.labels, background)  # taken is -1 where there is no object
+    true = np.concatenate([labels[taken], objects.labels[missed]])
+    found = np.concatenate([boxes.labels, np.full(len(missed), background)])
+    matrix = np.zeros((background + 1, background + 1), np.int64)
+    np.add.at(matrix, (true, found), 1)
+    return Confusion(
+        class_names=list(inputs.ground_truth.class_names),
+        matrix=matrix,
+        threshold=threshold,
+        iou=iou,
+        examples=_examples(
+            true,
+            found,
+            images=np.concatenate([boxes.images, objects.images[missed]]),
+            objects=np.append(matches.object_rows[countable], -1)[np.concatenate([taken, missed])],
+            detections=np.concatenate([matches.rows[used], np.full(len(missed), -1)]),
+            scores=np.concatenate([matches.scores[used], np.zeros(len(missed))]),
+        ),
+    )
+
+
+def _taken_objects(boxes: PlacedBoxes, objects: PlacedBoxes, iou: float) -> NDArray[np.int64]:
+    """(N,) row of the object that each box takes, best box of an image first; -1: none."""
+    taken = np.full(len(boxes), -1)
+    free = np.ones(len(objects), bool)
+    for pairs in overlapping_pairs(boxes, objects):
+        near = np.flatnonzero(pairs.iou >= iou)
+        order = near[np.lexsort((pairs.objects[near], -pairs.iou[near], pairs.boxes[near]))]
+        for box, row in zip(pairs.boxes[order].tolist(), pairs.objects[order].tolist(), strict=True):
+            if free[row] and taken[box] < 0:
+                taken[box], free[row] = row, False
+    return taken
+
+
+def _examples(
+    true: NDArray[np.int64],
+    found: NDArray[np.int64],
+    *,
+    images: NDArray[np.int64],
+    objects: NDArray[np.int64],
+    detections: NDArray[np.int64],
+    scores: NDArray[np.float64],
+) -> dict[tuple[int, int], list[Example]]:
+    """The confusions with the highest scores, by class of object and detection."""
+    off = np.flatnonzero(true != found)
+    off = off[np.argsort(-scores[off], kind="stable")]
+    examples: dict[tuple[int, int], list[Example]] = {}
+    columns = (true[off], found[off], images[off], objects[off], detections[off])
+    for a, b, image, object_row, row in zip(*(column.tolist() for column in columns), strict=True):
+        chosen = examples.setdefault((a, b), [])
+        if len(chosen) < EXAMPLES:
+            chosen.append(Example(image, None if object_row < 0 else object_row, None if row < 0 else row))
+    return examples
