@@ -23,7 +23,7 @@ from codetr_cli.analysis.matches import IOU_THRESHOLDS, Matches
 SAMPLES = 300
 RECALLS = np.linspace(0, 1, 101)
 """Recalls at which COCO averages precision."""
-CELLS_AT_ONCE = 4_000_000
+CELLS_AT_ONCE = 1_000_000
 """Of an array of samples and places: bounds memory."""
 
 
@@ -176,16 +176,17 @@ class _Ranking:
         detections = np.cumsum((self.between @ weights).T, axis=1)  # (S, H)
         found = weights[self.images[self.places]].T  # (S, H)
         sometimes = np.flatnonzero(self.ignored.any(axis=0) & ~self.ignored.all(axis=0))
-        for level, hits in enumerate(self.hits):
+        to_find = np.where(objects > 0, objects, 1)[:, None]
+        for level, is_hit in enumerate(self.hits):
+            hits = np.flatnonzero(is_hit)
             skipped = sometimes[self.ignored[level, sometimes]]
             counted = detections[:, hits] - self._weights_until(self.places[hits], skipped, weights)
             correct = np.cumsum(found[:, hits], axis=1)
             precision = correct / (counted + np.spacing(1))
             best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            recall = correct / np.where(objects > 0, objects, 1)[:, None]
-            reached = np.searchsorted(RECALLS, recall, side="right")  # of the 101 recalls
-            steps = np.diff(reached, axis=1, prepend=0)
-            ap[:, level] = np.einsum("sh,sh->s", steps, best_from_here) / len(RECALLS)
+            reached = _recalls_reached(correct / to_find)
+            reached[:, 1:] -= reached[:, :-1].copy()
+            ap[:, level] = np.einsum("sh,sh->s", reached, best_from_here) / len(RECALLS)
         ap[objects <= 0] = math.nan
         return ap
 
@@ -199,3 +200,10 @@ class _Ranking:
         sums = np.concatenate([np.zeros((len(sums), 1)), sums], axis=1)
         until: NDArray[np.float64] = sums[:, np.searchsorted(detections, places, side="right")]
         return until
+
+
+def _recalls_reached(recall: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many of the 101 recalls are not above each: np.searchsorted(RECALLS, recall, side="right"), but faster."""
+    number = (recall * 100 + 1e-9).astype(np.int64)
+    number += RECALLS[number] <= recall  # 0.07 * 100 is 7, but the 7th of them is a bit more than 0.07
+    return number

@@ -142,3 +142,13 @@ def test_interval_is_of_the_values_that_exist():
     assert interval(np.arange(101.0), level=0.5) == (25, 75)
     assert all(math.isnan(limit) for limit in interval(np.array([math.nan])))
     assert all(math.isnan(limit) for limit in interval(np.zeros(0)))
+
+
+def test_recalls_are_reached_to_the_last_bit():
+    """0.07 * 100 is 7, and the 7th of COCO's recalls is not 7 / 100: a rounded product would be off by one."""
+    for objects in (1, 3, 7, 10, 50, 100, 101, 700, 12_345):
+        recall = np.arange(objects + 1) / objects
+        assert np.array_equal(
+            bootstrap._recalls_reached(recall), np.searchsorted(bootstrap.RECALLS, recall, side="right")
+        )
+    assert (np.arange(101) / 100 < bootstrap.RECALLS).any()
