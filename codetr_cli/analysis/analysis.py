@@ -5,25 +5,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.analysis.bootstrap import interval, resampled_ap
-from codetr_cli.analysis.classes import ClassRow, FrequencyGroup, class_rows, frequency_groups
+from codetr_cli.analysis.calibration import Calibration, calibration
+from codetr_cli.analysis.classes import ClassRow, FrequencyGroup, class_rows, frequency_groups, known
 from codetr_cli.analysis.confusion import Confusion, confusion_matrix
+from codetr_cli.analysis.curves import DEFAULT_THRESHOLD, ClassCurve, class_curves, overall_curve, suggested_thresholds
+from codetr_cli.analysis.data_statistics import DataStatistics, data_statistics
 from codetr_cli.analysis.errors import ErrorTypes, FoundErrors, error_types, find_errors
 from codetr_cli.analysis.image_properties import groups_of_images, image_properties
+from codetr_cli.analysis.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_errors import LabelError, find_label_errors
 from codetr_cli.analysis.masks import Masks, masks_beside_boxes
 from codetr_cli.analysis.matches import Matches, match_detections
+from codetr_cli.analysis.queries import RecallAt, recall_by_detections
 from codetr_cli.analysis.slices import SliceGroup, image_slices, object_slices
+from codetr_cli.analysis.worst_images import WorstImage, worst_images
 from codetr_cli.evaluation.scoring import Scores
+from codetr_cli.formats.resolve import Split
 
 logger = logging.getLogger(__name__)
 
+WORST_IMAGES = 40
 LABEL_ERRORS = 200
 """Suspected label errors, the most suspicious ones."""
 
@@ -69,7 +76,8 @@ class Analysis:
         counts: what was evaluated.
         class_names: of the annotations, in the order of the category ids.
         is_lvis: whether LVIS's rules apply.
-        threshold: score with the best F1-score over all classes; 0 without a hit.
+        threshold: score with the best F1-score over all classes; 0.5 without a hit.
+        class_thresholds: (K,) float64 the same for each class; `threshold` where nothing is found.
         ap_interval: 95 % interval of AP by resampling the images.
         ap50_interval: of AP50.
         classes: a row for each class.
@@ -82,10 +90,10 @@ class Analysis:
         slices: AP of parts of the data.
         groups: LVIS's rare, common and frequent classes.
         masks: masks beside boxes.
-        worst_images: images with the most errors at `threshold`.
+        worst_images: images with the most errors at `class_thresholds`.
         label_errors: suspected errors of the annotations.
-        queries: recall and AP by the number of detections of an image.
-        data: statistics of the annotations.
+        queries: recall and AP by the number of detections that are kept of each image.
+        data: statistics of the annotations of all images of the file.
         reasons: by the name of a field, or "slices." and the key of a group, why it does not apply, a clause.
     """
 
@@ -95,33 +103,43 @@ class Analysis:
     counts: Counts
     class_names: list[str]
     is_lvis: bool
-    threshold: float = 0.0
+    threshold: float = DEFAULT_THRESHOLD
+    class_thresholds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     ap_interval: tuple[float, float] | None = None
     ap50_interval: tuple[float, float] | None = None
     classes: list[ClassRow] = field(default_factory=list)
-    overall_curve: Any | None = None
-    curves: list[Any] | None = None
+    overall_curve: ClassCurve | None = None
+    curves: list[ClassCurve] | None = None
     errors: ErrorTypes | None = None
     found_errors: FoundErrors | None = None
     confusion: Confusion | None = None
-    calibration: Any | None = None
+    calibration: Calibration | None = None
     slices: list[SliceGroup] = field(default_factory=list)
     groups: list[FrequencyGroup] | None = None
     masks: Masks | None = None
-    worst_images: list[Any] | None = None
+    worst_images: list[WorstImage] | None = None
     label_errors: list[LabelError] | None = None
-    queries: list[Any] | None = None
-    data: Any | None = None
+    queries: list[RecallAt] | None = None
+    data: DataStatistics | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def analyse(inputs: AnalysisInputs, scores: Scores, *, show: Show | None = None) -> Analysis:
+def analyse(
+    inputs: AnalysisInputs,
+    scores: Scores,
+    *,
+    show: Show | None = None,
+    limits: NetworkLimits | None = None,
+    split: Split = "val",
+) -> Analysis:
     """Computes all parts.
 
     Args:
         inputs: detections and objects; with outlines for masks.
         scores: of these detections, from `score_detections`.
         show: called with the name of each part before it is computed.
+        limits: of the network, for the statistics of the data; None: those of the default settings.
+        split: name of the data, for the same.
 
     Raises:
         DatasetError: an object's outline is broken.
@@ -139,27 +157,20 @@ def analyse(inputs: AnalysisInputs, scores: Scores, *, show: Show | None = None)
         is_lvis=inputs.ground_truth.is_lvis,
         classes=classes,
         groups=frequency_groups(classes),
-        threshold=_best_threshold(matches),
     )
-    reasons = {}
     if analysis.groups is None:
-        reasons["groups"] = "only LVIS has groups of rare, common and frequent classes"
+        analysis.reasons["groups"] = "only LVIS has groups of rare, common and frequent classes"
+    analysis = _with_curves(analysis, show)
     if analysis.counts.objects:
         analysis = _with_intervals(analysis, show)
         analysis = _with_errors(analysis, show)
-        analysis = _with_slices(analysis, reasons, show)
+        analysis = _with_slices(analysis, show)
     else:
         none = "the evaluated images have no annotated object to find"
-        reasons |= dict.fromkeys(("errors", "slices"), none)
-    show("confusion")
-    analysis = replace(analysis, confusion=confusion_matrix(inputs, matches, analysis.threshold))
-    show("label errors")
-    analysis = replace(analysis, label_errors=find_label_errors(inputs, LABEL_ERRORS))
-    show("masks")
-    masks = masks_beside_boxes(inputs, scores, matches, analysis.threshold)
-    if masks is None:
-        reasons["masks"] = "masks were not scored: the detections or the annotations have none"
-    return replace(analysis, masks=masks, reasons=reasons)
+        analysis.reasons.update(dict.fromkeys(("ap_interval", "errors", "slices"), none))
+    analysis = _with_images(analysis, show)
+    show("data")
+    return replace(analysis, data=data_statistics(inputs.ground_truth, limits, split=split))
 
 
 def _counts(inputs: AnalysisInputs, matches: Matches) -> Counts:
@@ -179,15 +190,33 @@ def _counts(inputs: AnalysisInputs, matches: Matches) -> Counts:
     )
 
 
-def _best_threshold(matches: Matches) -> float:
-    """The score with the best F1-score over all classes; 0 without a hit."""
-    counted = ~matches.ignored[0]
-    order = np.argsort(-matches.scores[counted], kind="stable")
-    hits, ranked = matches.hits()[counted][order], matches.scores[counted][order]
-    if not hits.any():
-        return 0.0
-    f1 = 2 * np.cumsum(hits) / (np.arange(1, len(hits) + 1) + matches.class_objects.sum())
-    return float(ranked[int(f1.argmax())])
+def _with_curves(analysis: Analysis, show: Show) -> Analysis:
+    """Curves and thresholds, and what detections from these on confuse."""
+    show("curves")
+    inputs, matches = analysis.inputs, analysis.matches
+    curves, overall = class_curves(inputs, matches), overall_curve(inputs, matches)
+    rows = [
+        replace(
+            row,
+            best_threshold=known(curve.best_threshold),
+            best_f1=known(curve.best_f1),
+            precision=known(curve.precision_at_best),
+            recall=known(curve.recall_at_best),
+        )
+        for row, curve in zip(analysis.classes, curves, strict=True)
+    ]
+    threshold = DEFAULT_THRESHOLD if np.isnan(overall.best_threshold) else overall.best_threshold
+    return replace(
+        analysis,
+        threshold=threshold,
+        class_thresholds=suggested_thresholds(curves, overall),
+        classes=rows,
+        overall_curve=overall,
+        curves=curves,
+        calibration=calibration(inputs, matches),
+        confusion=confusion_matrix(inputs, matches, threshold),
+        queries=recall_by_detections(inputs, matches),
+    )
 
 
 def _with_intervals(analysis: Analysis, show: Show) -> Analysis:
@@ -217,14 +246,28 @@ def _with_errors(analysis: Analysis, show: Show) -> Analysis:
     return replace(analysis, errors=types, found_errors=errors)
 
 
-def _with_slices(analysis: Analysis, reasons: dict[str, str], show: Show) -> Analysis:
+def _with_slices(analysis: Analysis, show: Show) -> Analysis:
     """AP of parts of the data; adds to `reasons` for parts that cannot be."""
     inputs = analysis.inputs
     show("parts of the data")
     of_objects = object_slices(inputs)
     if not any(group.key == "position" for group in of_objects):
-        reasons |= dict.fromkeys(("slices.position", "slices.border"), "the annotations have no size of some images")
+        reason = "the annotations have no size of some images"
+        analysis.reasons.update(dict.fromkeys(("slices.position", "slices.border"), reason))
     show("images")
     groups, missing = groups_of_images(inputs, image_properties(inputs))
-    reasons |= {f"slices.{key}": reason for key, reason in missing.items()}
+    analysis.reasons.update({f"slices.{key}": reason for key, reason in missing.items()})
     return replace(analysis, slices=[*of_objects, *image_slices(inputs, groups)])
+
+
+def _with_images(analysis: Analysis, show: Show) -> Analysis:
+    """Single images, objects and detections that are worth a look."""
+    inputs, matches = analysis.inputs, analysis.matches
+    show("label errors")
+    label_errors = find_label_errors(inputs, LABEL_ERRORS)
+    show("masks")
+    masks = masks_beside_boxes(inputs, analysis.scores, matches, analysis.threshold)
+    if masks is None:
+        analysis.reasons["masks"] = "masks were not scored: the detections or the annotations have none"
+    worst = worst_images(inputs, matches, analysis.class_thresholds, WORST_IMAGES)
+    return replace(analysis, worst_images=worst, label_errors=label_errors, masks=masks)

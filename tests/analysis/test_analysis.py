@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from codetr_cli.analysis.analysis import Analysis, analyse
@@ -38,6 +39,16 @@ def test_parts_agree(tmp_path: Path) -> None:
     assert analysis.confusion is not None
     assert analysis.confusion.threshold == analysis.threshold == errors.threshold > 0
     assert analysis.confusion.matrix[:-1].sum() == analysis.counts.objects
+    assert analysis.overall_curve is not None
+    assert analysis.curves is not None
+    assert analysis.calibration is not None
+    assert analysis.queries is not None
+    assert analysis.worst_images
+    assert analysis.data is not None
+    assert [row.best_threshold for row in analysis.classes] == analysis.class_thresholds.tolist()
+    assert analysis.queries[-1].ap == pytest.approx(scores["AP"], abs=1e-9)
+    assert np.mean([curve.precision.mean() for curve in analysis.curves]) == pytest.approx(scores["AP50"], abs=1e-9)
+    assert analysis.data.objects == analysis.counts.objects
     assert [group.key for group in analysis.slices][:5] == ["size", "aspect", "crowding", "position", "border"]
     assert analysis.reasons.keys() >= {"groups", "masks", "slices.brightness"}
 
