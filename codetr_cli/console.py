@@ -37,6 +37,8 @@ QUIET_SECONDS = 2.0  # work shorter than this shows no progress
 PLAIN_SECONDS = 10.0  # between two plain progress lines
 PLAIN_WIDTH = 240  # columns of a table that goes to a file or a pipe
 PACKAGE_LOGGER = "codetr_cli"
+BLOCKS = ("", *"▏▎▍▌▋▊▉█")
+COLUMNS = " ▁▂▃▄▅▆▇█"
 
 Line = Sequence[tuple[str, str]]
 """A line as pieces: each a text and its style, e.g. "bold", "dim", "green" or ""."""
@@ -300,6 +302,29 @@ def cell_text(value: object) -> str:
     return str(value)
 
 
+def bar_text(share: float, width: int = 20) -> str:
+    """A bar for a cell of a table: a share from 0 to 1 of `width` characters, in eighths of them.
+
+    Full characters only, `#`, where the stream cannot hold blocks; a share above 0 shows at least something.
+    """
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    if not _holds_blocks():
+        return "#" * (max(round(eighths / 8), 1) if share > 0 else 0)
+    full, part = divmod(max(eighths, 1) if share > 0 else 0, 8)
+    return BLOCKS[8] * full + BLOCKS[part]
+
+
+def spark_text(values: Sequence[float]) -> str:
+    """A small plot of values from 0 on: a character each, the largest value full; `.`, `+` and `#` without blocks."""
+    largest = max(values, default=0.0)
+    steps = COLUMNS if _holds_blocks() else ".+#"
+    if largest <= 0:
+        return steps[0] * len(values)
+    return "".join(
+        steps[0] if value <= 0 else steps[max(round(value / largest * (len(steps) - 1)), 1)] for value in values
+    )
+
+
 def bytes_text(count: float) -> str:
     """A number of bytes with a binary unit, e.g. `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -465,6 +490,16 @@ class _Lines(_Progress):
 
 def _ignore(n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
     """Replaces a progress display with `--quiet`."""
+
+
+def _holds_blocks() -> bool:
+    """Whether the encoding of the stream of tables has block characters."""
+    stream = sys.stderr if _mode.json else sys.stdout
+    try:
+        (BLOCKS[8] + COLUMNS).encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def _console(*, stderr: bool) -> Console:

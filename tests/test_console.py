@@ -315,3 +315,25 @@ def test_bars_of_other_packages_are_no_part_of_the_output(capsys):
         console.result("a line")
     rich.get_console().print("afterwards")
     assert capsys.readouterr().out == "a line\nafterwards\n"
+
+
+@pytest.mark.parametrize(
+    ("share", "bar"), [(0.0, ""), (1.0, "████"), (0.5, "██"), (0.53, "██▏"), (1e-9, "▏"), (7.0, "████"), (-1.0, "")]
+)
+def test_bars_are_eighths_of_characters(share: float, bar: str):
+    assert console.bar_text(share, 4) == bar
+
+
+def test_small_plots_have_a_character_for_each_value():
+    assert console.spark_text([0, 1, 4, 8]) == " ▁▄█"
+    assert console.spark_text([0.001, 100]) == "▁█"
+    assert console.spark_text([0, 0]) == "  "
+    assert console.spark_text([]) == ""
+
+
+def test_bars_and_plots_without_block_characters(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert console.bar_text(0.5, 4) == "##"
+    assert console.bar_text(1e-9, 4) == "#"
+    assert console.bar_text(0.0, 4) == ""
+    assert console.spark_text([0, 1, 9]) == ".+#"

@@ -13,6 +13,7 @@ TESTED_ELSEWHERE = {
     "analysis/label_evidence.py": "analysis/test_label_errors.py",
     "analysis/co_occurrence.py": "analysis/test_data_statistics.py",
     "commands/bench/_end_to_end.py": "commands/bench/test_infer.py",
+    "commands/_data.py": "commands/test_stats.py",  # also test_prepare.py
     "commands/_detection.py": "commands/test_predict.py",
     "commands/_launch.py": "distributed/test_shared_work.py",
     "commands/_pictures.py": "commands/test_predict.py",

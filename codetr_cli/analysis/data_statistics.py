@@ -315,6 +315,14 @@ def number_text(value: float) -> str:
     return f"{value:.4g}" if value < 10_000 else f"{value:,.0f}"
 
 
+def sizes_text(statistics: DataStatistics) -> str:
+    """The most frequent sizes of images, and how many others there are."""
+    shown = statistics.common_sizes[:3]
+    others = statistics.different_sizes - len(shown)
+    text = ", ".join(f"{size} ({count:,})" for size, count in shown)
+    return f"{text} and {others:,} other sizes" if others > 0 else text
+
+
 def aspect_text(value: float) -> str:
     """Width through height as a ratio: "2:1", "1:4"."""
     if value <= 0:

@@ -12,13 +12,13 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._defaults import Defaults, Invocation
+from codetr_cli.commands._data import data_folder
+from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands.doctor import show_machine
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.files import real_path, user_path
+from codetr_cli.files import real_path
 
 if TYPE_CHECKING:
-    from codetr_cli.config.schema import DatasetName
     from codetr_cli.data.checks.dataset import DatasetReport
     from codetr_cli.formats.link import Link
     from codetr_cli.runtime.environment import MachineReport
@@ -77,7 +77,7 @@ def prepare(
     elif settings.data.annotations and named is None:
         folder = data_root(settings.data)
     else:
-        folder = _folder(named, settings.data.dataset, invocation.defaults, note=not json_output)
+        folder = data_folder(named, settings.data.dataset, invocation.defaults, verb="prepare", note=not json_output)
     report = check_dataset(folder, config=settings.data, progress=console.progress, workers=workers, deep=deep)
     _show_report(report)
     from codetr_cli.runtime.environment import machine_report  # imports torch, which the check need not wait for
@@ -109,28 +109,7 @@ def prepare(
         raise typer.Exit(DatasetError.exit_code)
 
 
-# --------------------------------------------------------------------------------------------------------- which folder
-
-
-def _folder(named: str | None, dataset: DatasetName, defaults: Defaults, *, note: bool) -> Path:
-    """The folder to check."""
-    from codetr_cli.annotations.layouts import default_root
-
-    if named is not None:
-        return user_path(named, "the folder")
-    variable = os.environ.get("CODETR_DATA")
-    if variable:
-        return Path(variable)
-    if defaults.data:
-        if note:
-            console.info(defaults.note("data"))
-        return Path(defaults.data[0])
-    if default_root(dataset).exists():
-        return default_root(dataset)
-    raise ConfigError(
-        "which folder? Give the dataset: `codetr prepare DIR`. To try the program without data of your own: "
-        "`codetr prepare --demo demo/data`."
-    )
+# ------------------------------------------------------------------------------------------------------- synthetic data
 
 
 def _write_demo(folder: Path, named: str | None) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from markupsafe import Markup
 
 from codetr_cli.analysis.advice import Advice
-from codetr_cli.analysis.data_statistics import DataStatistics, Histogram, Spread, aspect_text, number_text
+from codetr_cli.analysis.data_statistics import DataStatistics, Histogram, Spread, aspect_text, number_text, sizes_text
 from codetr_cli.analysis.image_copies import CopiedImages
 from codetr_cli.analysis.split_differences import SplitDifference
 from codetr_cli.report.charts import Axis, grouped_bar_chart, heat_map
@@ -112,14 +112,6 @@ def _overview(statistics: Sequence[DataStatistics]) -> Section:
         for each in statistics
     ]
     return Section("data-splits", "Splits", "What is in each part of the data set.", [Table("Splits", columns, rows)])
-
-
-def sizes_text(statistics: DataStatistics) -> str:
-    """The most frequent sizes of images, and how many others there are."""
-    shown = statistics.common_sizes[:3]
-    others = statistics.different_sizes - len(shown)
-    text = ", ".join(f"{size} ({count:,})" for size, count in shown)
-    return f"{text} and {others:,} other sizes" if others > 0 else text
 
 
 def _classes(statistics: Sequence[DataStatistics]) -> Section:
