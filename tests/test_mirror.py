@@ -20,6 +20,7 @@ TESTED_ELSEWHERE = {
     "commands/_verify.py": "commands/test_export_verify.py",
     "commands/_watch_screen.py": "commands/test_watch.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint
+    "analysis/run_numbers.py": "analysis/test_run_comparison.py",
     "commands/runs.py": "runs/test_listing.py",
     "export/request.py": "export/test_job.py",  # only data
     "formats/converted.py": "formats/test_voc.py",  # also test_yolo.py: both formats are converted
