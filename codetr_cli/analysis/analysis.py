@@ -23,8 +23,9 @@ from codetr_cli.analysis.label_errors import LabelError, find_label_errors
 from codetr_cli.analysis.masks import Masks, masks_beside_boxes
 from codetr_cli.analysis.matches import Matches, match_detections
 from codetr_cli.analysis.queries import RecallAt, recall_by_detections
-from codetr_cli.analysis.slices import SliceGroup, image_slices, object_slices
+from codetr_cli.analysis.slices import SliceGroup, image_slices, object_slices, slice_inputs
 from codetr_cli.analysis.worst_images import WorstImage, worst_images
+from codetr_cli.evaluation.backends import HotcocoInputs
 from codetr_cli.evaluation.scoring import Scores
 from codetr_cli.formats.resolve import Split
 
@@ -250,14 +251,16 @@ def _with_slices(analysis: Analysis, show: Show) -> Analysis:
     """AP of parts of the data; adds to `reasons` for parts that cannot be."""
     inputs = analysis.inputs
     show("parts of the data")
-    of_objects = object_slices(inputs)
+    scored = slice_inputs(inputs)
+    loaded = HotcocoInputs.of(scored)
+    of_objects = object_slices(loaded, scored)
     if not any(group.key == "position" for group in of_objects):
         reason = "the annotations have no size of some images"
         analysis.reasons.update(dict.fromkeys(("slices.position", "slices.border"), reason))
     show("images")
     groups, missing = groups_of_images(inputs, image_properties(inputs))
     analysis.reasons.update({f"slices.{key}": reason for key, reason in missing.items()})
-    return replace(analysis, slices=[*of_objects, *image_slices(inputs, groups)])
+    return replace(analysis, slices=[*of_objects, *image_slices(loaded, inputs, groups)])
 
 
 def _with_images(analysis: Analysis, show: Show) -> Analysis:

@@ -9,7 +9,7 @@ Shape letters: G objects, N detections, I images.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from codetr_cli.analysis.classes import known
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.overlaps import PlacedBoxes, overlap_counts
-from codetr_cli.evaluation.backends import Instances, ScoringInputs, hotcoco_evaluation
+from codetr_cli.evaluation.backends import HotcocoInputs, Instances, ScoringInputs
 from codetr_cli.evaluation.scoring import LVIS_MAX_DETS, scoring_inputs
 
 MAX_DETS = 100
@@ -134,46 +134,50 @@ CUT = Ranges(
 )
 
 
-def object_slices(inputs: AnalysisInputs) -> list[SliceGroup]:
-    """AP by size, shape, crowding, and, where all images have a size, by position of the objects."""
-    scored = _scored(inputs)
+def object_slices(loaded: HotcocoInputs, scored: ScoringInputs) -> list[SliceGroup]:
+    """AP by size, shape, crowding, and, where all images have a size, by position of the objects.
+
+    Args:
+        loaded: of `scored`; its areas are replaced.
+        scored: from `slice_inputs`.
+    """
     crowding = _crowding(scored)
     groups = [
-        sliced_by(scored, SIZE, scored.objects.area, scored.detections.area),
-        sliced_by(scored, ASPECT, _log_aspect(scored.objects), _log_aspect(scored.detections)),
-        sliced_by(scored, CROWDING, *crowding),
+        sliced_by(loaded, scored, SIZE, scored.objects.area, scored.detections.area),
+        sliced_by(loaded, scored, ASPECT, _log_aspect(scored.objects), _log_aspect(scored.detections)),
+        sliced_by(loaded, scored, CROWDING, *crowding),
     ]
     if all(height > 0 and width > 0 for _, height, width in scored.images):
-        groups.append(sliced_by(scored, POSITION, *(_distance(scored, side) for side in _sides(scored))))
-        groups.append(sliced_by(scored, CUT, *(_at_border(scored, side) for side in _sides(scored))))
+        groups.append(sliced_by(loaded, scored, POSITION, *(_distance(scored, side) for side in _sides(scored))))
+        groups.append(sliced_by(loaded, scored, CUT, *(_at_border(scored, side) for side in _sides(scored))))
     return groups
 
 
-def _scored(inputs: AnalysisInputs) -> ScoringInputs:
+def slice_inputs(inputs: AnalysisInputs) -> ScoringInputs:
+    """What is scored in each slice: boxes, by the rules of AP."""
     limit = LVIS_MAX_DETS if inputs.ground_truth.is_lvis else MAX_DETS
     return scoring_inputs(inputs.ground_truth, inputs.image_ids, inputs.object_rows, inputs.detections, [limit])
 
 
 def sliced_by(
-    scored: ScoringInputs, ranges: Ranges, of_objects: NDArray[np.float64], of_detections: NDArray[np.float64]
+    loaded: HotcocoInputs,
+    scored: ScoringInputs,
+    ranges: Ranges,
+    of_objects: NDArray[np.float64],
+    of_detections: NDArray[np.float64],
 ) -> SliceGroup:
     """AP of the objects in each range of a property.
 
     Args:
+        loaded: of `scored`; its areas are replaced.
         scored: objects and detections.
         ranges: of the property.
         of_objects: (G,) the property of each object.
         of_detections: (N,) the property of each detection; decides where it counts if it finds nothing.
     """
     limits = ranges.limits()
-    evaluation = hotcoco_evaluation(
-        replace(
-            scored,
-            objects=replace(scored.objects, area=of_objects),
-            detections=replace(scored.detections, area=of_detections),
-        ),
-        {"all": EVERYTHING, **limits},
-    )
+    loaded.set_areas(of_objects, of_detections)
+    evaluation = loaded.evaluate({"all": EVERYTHING, **limits})
     evaluation.accumulate()
     tables = evaluation.eval
     assert tables is not None
@@ -266,11 +270,17 @@ class ImageGroups:
     groups: Mapping[str, tuple[NDArray[np.int64], float, float]]
 
 
-def image_slices(inputs: AnalysisInputs, properties: Sequence[ImageGroups]) -> list[SliceGroup]:
-    """AP of the images of each group of each property."""
+def image_slices(loaded: HotcocoInputs, inputs: AnalysisInputs, properties: Sequence[ImageGroups]) -> list[SliceGroup]:
+    """AP of the images of each group of each property.
+
+    Args:
+        loaded: of `slice_inputs`.
+        inputs: objects and images.
+        properties: groups of the images.
+    """
     if not properties or not any(group.groups for group in properties):
         return []
-    evaluation = hotcoco_evaluation(_scored(inputs), {"all": EVERYTHING})
+    evaluation = loaded.evaluate({"all": EVERYTHING})
     names = {
         f"{group.key} {label}": (images + 1).tolist()  # hotcoco's images are numbered from 1
         for group in properties

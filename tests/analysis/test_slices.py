@@ -14,9 +14,17 @@ from pycocotools.cocoeval import COCOeval
 
 from codetr_cli.analysis import slices
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.slices import ImageGroups, Ranges, SliceGroup, image_slices, object_slices, sliced_by
-from codetr_cli.evaluation.backends import ScoringInputs
-from codetr_cli.evaluation.scoring import score_detections, scoring_inputs
+from codetr_cli.analysis.slices import (
+    ImageGroups,
+    Ranges,
+    SliceGroup,
+    image_slices,
+    object_slices,
+    slice_inputs,
+    sliced_by,
+)
+from codetr_cli.evaluation.backends import HotcocoInputs, ScoringInputs
+from codetr_cli.evaluation.scoring import score_detections
 from tests.analysis.input_samples import material
 from tests.analysis.scene import Scene
 from tests.analysis.tide_samples import inputs_of_sample
@@ -24,8 +32,13 @@ from tests.analysis.tide_samples import inputs_of_sample
 TOLERANCE = 1e-9
 
 
-def scored_of(inputs: AnalysisInputs) -> ScoringInputs:
-    return scoring_inputs(inputs.ground_truth, inputs.image_ids, inputs.object_rows, inputs.detections, [100])
+def groups_of(inputs: AnalysisInputs) -> list[SliceGroup]:
+    scored = slice_inputs(inputs)
+    return object_slices(HotcocoInputs.of(scored), scored)
+
+
+def of_images(inputs: AnalysisInputs, properties: list[ImageGroups]) -> list[SliceGroup]:
+    return image_slices(HotcocoInputs.of(slice_inputs(inputs)), inputs, properties)
 
 
 def pycocotools_of(scored: ScoringInputs, objects: np.ndarray, detections: np.ndarray, limits: Any) -> COCOeval:
@@ -79,10 +92,10 @@ def properties_of(scored: ScoringInputs, ranges: Ranges) -> tuple[np.ndarray, np
 @pytest.mark.parametrize("number", range(5))
 def test_pycocotools_has_the_same_scores(tmp_path: Path, sample: str, number: int) -> None:
     inputs = material(tmp_path) if sample == "material" else inputs_of_sample(tmp_path, sample)
-    group = object_slices(inputs)[number]
+    group = groups_of(inputs)[number]
     ranges = (slices.SIZE, slices.ASPECT, slices.CROWDING, slices.POSITION, slices.CUT)[number]
     assert (group.key, group.title) == (ranges.key, ranges.title)
-    scored = scored_of(inputs)
+    scored = slice_inputs(inputs)
     theirs = pycocotools_of(scored, *properties_of(scored, ranges), list(ranges.limits().values())).eval
     for index, part in enumerate(group.slices, start=1):
         for ours, table in (
@@ -107,7 +120,7 @@ def test_objects_are_in_their_groups(tmp_path: Path) -> None:
     scene.annotate((190, 140, 100, 20))  # wide, overlaps the first one
     scene.annotate((0, 0, 10, 40))  # tall, in a corner
     scene.annotate((100, 100, 300, 200), crowd=1)
-    groups = object_slices(scene.inputs())
+    groups = groups_of(scene.inputs())
     assert group_of(groups, "size") == {"32 to 96 px": 2, "16 to 32 px": 1}
     assert group_of(groups, "aspect") == {"tall, over 1:3": 1, "about square": 1, "wide, over 3:1": 1}
     assert group_of(groups, "crowding") == {"none": 1, "1 or 2": 2}
@@ -123,7 +136,7 @@ def test_a_false_alarm_counts_where_it_is(tmp_path: Path) -> None:
     scene.detect((100, 100, 50, 50), score=0.5)
     scene.detect((110, 110, 300, 20), score=0.5)
     scene.detect((300, 200, 60, 60), score=0.9)  # square
-    parts = {part.label: part.ap for part in object_slices(scene.inputs())[1].slices}
+    parts = {part.label: part.ap for part in groups_of(scene.inputs())[1].slices}
     assert parts["about square"] == pytest.approx(0.5)
     assert parts["wide, over 3:1"] == pytest.approx(1)
 
@@ -131,14 +144,14 @@ def test_a_false_alarm_counts_where_it_is(tmp_path: Path) -> None:
 def test_without_sizes_of_images_there_is_no_position(tmp_path: Path) -> None:
     inputs = inputs_of_sample(tmp_path, "noisy")
     inputs.ground_truth.sizes[3] = 0
-    assert [group.key for group in object_slices(inputs)] == ["size", "aspect", "crowding"]
+    assert [group.key for group in groups_of(inputs)] == ["size", "aspect", "crowding"]
 
 
 def test_boxes_without_a_side_have_a_group(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.annotate((100, 100, 0, 50))
     scene.detect((100, 100, 0, 0))
-    groups = object_slices(scene.inputs())
+    groups = groups_of(scene.inputs())
     assert group_of(groups, "aspect") == {"tall, over 1:3": 1}
     assert group_of(groups, "crowding") == {"none": 1}
 
@@ -149,7 +162,7 @@ def test_images_are_scored_as_if_they_were_alone(tmp_path: Path, lvis: bool) -> 
     half = len(inputs.image_ids) // 2
     images = {"first": np.arange(half), "second": np.arange(half, len(inputs.image_ids))}
     groups = ImageGroups("half", "Half", "of the images", {name: (rows, 0.0, 1.0) for name, rows in images.items()})
-    (group,) = image_slices(inputs, [groups])
+    (group,) = of_images(inputs, [groups])
     assert group.of_images
     for part in group.slices:
         ids = inputs.image_ids[images[part.label]]
@@ -160,13 +173,13 @@ def test_images_are_scored_as_if_they_were_alone(tmp_path: Path, lvis: bool) -> 
 
 
 def test_no_groups_of_images(tmp_path: Path) -> None:
-    assert image_slices(inputs_of_sample(tmp_path, "noisy"), []) == []
+    assert of_images(inputs_of_sample(tmp_path, "noisy"), []) == []
 
 
 def test_a_value_on_an_edge_is_in_both_ranges(tmp_path: Path) -> None:
     """As COCO has it."""
     scene = Scene(tmp_path)
     scene.annotate((10, 10, 32, 32))
-    scored = scored_of(scene.inputs())
-    group = sliced_by(scored, slices.SIZE, scored.objects.area, scored.detections.area)
+    scored = slice_inputs(scene.inputs())
+    group = sliced_by(HotcocoInputs.of(scored), scored, slices.SIZE, scored.objects.area, scored.detections.area)
     assert [part.objects for part in group.slices] == [0, 1, 1, 0, 0]
