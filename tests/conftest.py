@@ -55,6 +55,7 @@ TINY_TABLE: dict[str, Any] = {
         "micro_batch": 2,
         "log_every": 1,
         "precision": "fp32",
+        "val_pictures": 0,
         "memory_check": False,  # a second for each of hundreds of trainings of a network that fits anywhere
         "loss": {"denoising_queries": 10, "max_positive_queries": 20, "rpn_samples": 32, "roi_samples": 32},
     },

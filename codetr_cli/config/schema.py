@@ -542,6 +542,9 @@ class TrainConfig(Section):
         description="Consecutive steps with non-finite losses or gradients, all skipped, after which the run rolls "
         "back to its last good checkpoint; the second time it stops.",
     )
+    val_pictures: Annotated[int, Field(ge=0, le=64)] = Field(
+        6, description="Validation images that are drawn at each evaluation, in plots/val_images; 0: none."
+    )
     loggers: Annotated[tuple[LoggerName, ...], BeforeValidator(_split_words)] = Field(
         (), max_length=16, description="Also log metrics to tensorboard, wandb or mlflow; each is an extra to install."
     )

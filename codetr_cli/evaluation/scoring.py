@@ -98,12 +98,15 @@ class Scores:
         per_class: in the order of the category ids.
         images: number of scored images.
         objects: number of scored annotations, crowds included.
+        pr_curves: (2, 101, K) float64 precision of boxes of each class at the recalls 0, 0.01, ..., 1, at IoU 0.50 and
+            0.75, as AP50 and AP75 count it; -1 for classes without an object to find. None where nothing was scored.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     per_class: list[ClassScore] = field(default_factory=list)
     images: int = 0
     objects: int = 0
+    pr_curves: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
 
 def score_detections(
@@ -145,6 +148,7 @@ def score_detections(
         _per_class(ground_truth, rows, tables, limits),
         len(images),
         len(rows),
+        np.ascontiguousarray(tables.precision[[0, 5], :, :, 0, -1]),
     )
     if ground_truth.outlines is None or (detections.masks is None and len(detections)):
         return scores

@@ -69,7 +69,7 @@ class ImageTruth:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class AnnotatedImages:
     """The annotations of one split, and the network's labels of its classes; `folder` is that of the images."""
 
     annotations: Annotations
@@ -134,7 +134,7 @@ class GroundTruth:
         self._path, self._classes, self._images = path, len(class_names), images
         find = class_finder(unique_rows(class_names))
         self._parts = [
-            _Part(annotations, folder, np.array([find(name) for name in annotations.class_names], np.int64))
+            AnnotatedImages(annotations, folder, np.array([find(name) for name in annotations.class_names], np.int64))
             for annotations, folder in _read(path)
         ]
         self._check_classes(class_names)

@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,7 @@ from codetr_cli.reading import check_regular, parse_json, read_bytes
 from codetr_cli.runs.checksums import SUMS, check_sums, write_sums
 from codetr_cli.runs.metrics_log import ENDS, read_lines
 from codetr_cli.runs.places import TEMPORARY, check_places, has_other_logs
+from codetr_cli.runs.plot_files import VAL_IMAGES
 from codetr_cli.runs.stored_state import check_state
 from codetr_cli.runtime.disk_errors import append, move, persistently, writing
 from codetr_cli.weights import torch_files
@@ -327,7 +328,9 @@ class RunFolder:
             # By name: a linked folder of checkpoints may hold hidden folders of somebody else.
             for prefix, folder in product((".fresh-", ".retired-"), (self.last, self.best, self.previous)):
                 make_way(folder.with_name(f"{prefix}{folder.name}"), ignore_errors=True)
-        for leftover in (*self.path.glob(TEMPORARY), *self.plots_dir.glob(TEMPORARY)):
+        for leftover in chain.from_iterable(
+            place.glob(TEMPORARY) for place in (self.path, self.plots_dir, self.plots_dir / VAL_IMAGES)
+        ):
             with suppress(OSError):
                 leftover.unlink()
 

@@ -42,6 +42,7 @@ FREE = frozenset(
         "train.checkpoint_every",
         "train.timeout_minutes",
         "train.loggers",
+        "train.val_pictures",
         "train.max_nonfinite_steps",
         "train.early_stop_patience",
         "test.batch_size",

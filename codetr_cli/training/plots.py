@@ -1,15 +1,21 @@
-"""Plots of a training: losses by group, learning rate, AP. Drawn from metrics.jsonl alone, also while it trains."""
+"""Plots of a training: losses by group, learning rate, AP, precision by recall.
+
+All but the last are drawn from metrics.jsonl alone, also while it trains; that is drawn at each evaluation.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from codetr_cli.files import replace_file
 from codetr_cli.runs.folder import RunFolder
@@ -21,6 +27,8 @@ PLOT_SHARE = 50.0
 MAX_DRAWN = 10_000  # lines of a kind, far more than a plot has pixels in a row
 SIZE_INCHES = (8.0, 4.5)
 DPI = 110
+MAX_CLASS_CURVES = 10
+MAX_NAME = 40
 SHOWN_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP")
 
 
@@ -82,6 +90,49 @@ def draw_plots(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     if evaluations:
         written.append(_save(_draw_ap(evaluations), folder / "ap.png"))
     return written
+
+
+def draw_pr_curves(
+    precision: NDArray[np.float64], class_names: Sequence[str], objects: Sequence[int], step: int, folder: Path
+) -> Path:
+    """Draws pr_curves.png: the mean of all classes at IoU 0.50 and 0.75, and the classes with most objects at 0.50.
+
+    Args:
+        precision: (2, 101, K) as `Scores.pr_curves`.
+        class_names: of the K classes.
+        objects: of each class, to find.
+        step: of the evaluation.
+        folder: of the file.
+
+    Returns:
+        the file.
+    """
+    figure, axes = _figure(f"precision by recall after step {step:,}", "precision")
+    axes.set(xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
+    recalls = np.linspace(0, 1, precision.shape[1])
+    known = np.flatnonzero((precision[0] > -1).any(axis=0))
+    drawn: list[tuple[Any, str]] = []
+    for iou, name, style in ((0, "IoU 0.50", "-"), (1, "IoU 0.75", "--")) if len(known) else ():
+        mean = precision[iou][:, known].mean(axis=1)
+        (line,) = axes.plot(recalls, mean, style, color="black", linewidth=2.0, zorder=3)
+        drawn.append((line, f"{mean.mean():.3f}  all classes, {name}"))
+    most = sorted(known.tolist(), key=lambda label: -objects[label])[:MAX_CLASS_CURVES] if len(known) > 1 else []
+    for label in most:
+        (line,) = axes.plot(recalls, precision[0, :, label], linewidth=1.0)
+        drawn.append((line, f"{precision[0, :, label].mean():.3f}  {_shown_name(class_names[label])}"))
+    if drawn:
+        lines, texts = zip(*drawn, strict=True)
+        legend = axes.legend(lines, texts, fontsize=8, title="AP", title_fontsize=8, loc="lower left")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a class may be named $x$
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the font lacks characters of a name
+        return _save(figure, folder / "pr_curves.png")
+
+
+def _shown_name(name: str) -> str:
+    text = "".join(char if char.isprintable() else " " for char in name)
+    return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}..."
 
 
 def _draw_losses(lines: Sequence[Mapping[str, Any]], skipped: Sequence[int]) -> Figure:

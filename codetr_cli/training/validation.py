@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -15,7 +16,7 @@ from codetr_cli.data.loading.loader import EvalLoader
 from codetr_cli.distributed import process_group
 from codetr_cli.distributed.fsdp import local_copy
 from codetr_cli.errors import StoppedError
-from codetr_cli.evaluation.evaluator import evaluate
+from codetr_cli.evaluation.evaluator import EvalResult, evaluate
 from codetr_cli.evaluation.request import EvalRequest, expects_masks
 from codetr_cli.evaluation.results import LocalCollector, RankResults
 from codetr_cli.formats.resolve import find_data
@@ -24,7 +25,9 @@ from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.training.bad_images import BadFiles
 from codetr_cli.training.initial_weights import build_trainable_model
 from codetr_cli.training.plan import TrainJob
+from codetr_cli.training.plots import draw_pr_curves
 from codetr_cli.training.state import RunIO
+from codetr_cli.training.val_pictures import ValPictures
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +63,10 @@ class Validation:
             class_names=job.class_names,
             category_ids=job.category_ids,
         )
+        dataset = build_dataset(settings, split="val", training=False, annotations=ground_truth)
+        self._pictures = ValPictures(dataset, ground_truth, io.folder, settings.train.val_pictures)
         self._loader = EvalLoader(
-            build_dataset(settings, split="val", training=False, annotations=ground_truth),
+            dataset,
             batch_size=settings.test.batch_size,
             workers=settings.data.workers,
             rank=process_group.rank(),
@@ -92,7 +97,22 @@ class Validation:
             level = logging.DEBUG if self._is_protocol_logged else logging.INFO
             logger.log(level, "evaluation protocol: %s", result.protocol)
             self._is_protocol_logged = True
+        if process_group.is_main():
+            self._draw(step, result)
         return result.metrics
+
+    def _draw(self, step: int, result: EvalResult) -> None:
+        """Draws the precision by recall and some images; an error is logged and does not stop the training."""
+        started = time.perf_counter()
+        try:
+            if result.pr_curves is not None:
+                names = [score.name for score in result.per_class]
+                objects = [score.objects for score in result.per_class]
+                draw_pr_curves(result.pr_curves, names, objects, step, self._io.folder.plots_dir)
+            self._pictures.draw(step, result.detections)
+        except Exception as error:
+            logger.debug("validation images could not be drawn: %s: %s", type(error).__name__, error)
+        logger.debug("validation images of step %d: drawn in %.2f s", step, time.perf_counter() - started)
 
     def _on_batch(self, images: int, step: int) -> None:
         """Reports the progress; ends the evaluation when a signal has asked to stop."""

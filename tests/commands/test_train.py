@@ -52,7 +52,7 @@ def test_training_leaves_a_whole_run_folder(train: Callable[..., Ran], tmp_path:
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {
         ".lock", "settings.toml", "origin.json", "memory.json", "metrics.jsonl", "events.log",
-        "plots/losses.png", "plots/learning_rate.png", "plots/ap.png",
+        "process.json", "plots/losses.png", "plots/learning_rate.png", "plots/ap.png", "plots/pr_curves.png",
         *(
             f"checkpoints/{kind}/{name}"
             for kind in ("last", "best")

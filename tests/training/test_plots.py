@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
 from codetr_cli.training import plots
-from codetr_cli.training.plots import draw_plots, thinned
+from codetr_cli.training.plots import draw_plots, draw_pr_curves, thinned
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +78,31 @@ def test_a_plot_of_a_long_run_needs_no_more_memory_than_that_of_a_short_one(monk
     drawn = thinned(iter(lines))
     assert [one["step"] for one in drawn if one["kind"] == "train"] == [1, 129, 257, 385, 513, 641, 769, 897]
     assert [one["kind"] for one in drawn].count("eval") == 1
+
+
+def precision_of(*columns: list[float]) -> np.ndarray:
+    """Precision of some classes at both IoUs: each column gives that at a few recalls."""
+    table = np.stack([np.repeat(column, 101 // len(column) + 1)[:101] for column in columns], axis=1)
+    return np.stack([table, np.where(table > 0, table / 2, table)])
+
+
+def test_precision_by_recall(tmp_path: Path):
+    path = draw_pr_curves(precision_of([1.0, 0.5], [0.8, 0.0], [-1.0]), ["a", "b", "c"], [3, 2, 0], 7, tmp_path)
+    assert path == tmp_path / "pr_curves.png"
+    image = cv2.imread(str(path))
+    assert image.std() > 5
+    draw_pr_curves(precision_of([1.0, 0.5], [0.8, 0.8], [-1.0]), ["a", "b", "c"], [3, 2, 0], 7, tmp_path)
+    assert (cv2.imread(str(path)) != image).any()
+
+
+@pytest.mark.parametrize("name", ["$x^{2$", "_private", "猫", "a\nb", "x" * 1000, "\\frac", ""])
+def test_precision_by_recall_with_any_class_name(tmp_path: Path, name: str):
+    draw_pr_curves(precision_of([1.0], [0.5]), [name, "b"], [1, 1], 7, tmp_path)
+    assert cv2.imread(str(tmp_path / "pr_curves.png")).shape == (495, 880, 3)
+
+
+def test_precision_by_recall_of_many_and_of_no_classes(tmp_path: Path):
+    many = precision_of(*([0.5] for _ in range(1203)))
+    draw_pr_curves(many, [f"class {n}" for n in range(1203)], list(range(1203)), 7, tmp_path)
+    draw_pr_curves(precision_of([-1.0]), ["a"], [0], 7, tmp_path)
+    draw_pr_curves(precision_of([0.5]), ["a"], [1], 7, tmp_path)
