@@ -66,15 +66,28 @@ def test_a_sample_is_the_data_set_with_its_images_repeated(tmp_path, seed, lvis)
     inputs = replace(inputs, detections=replace(inputs.detections, scores=scores))
     matches = match_detections(inputs)
     weights = image_weights(len(inputs.image_ids), samples=4, seed=seed)
-    samples = resampled_ap(matches, samples=4, seed=seed)
-    for index, row in enumerate(weights):
+    for row in weights:
         copies = repeated(inputs, row.astype(int).tolist(), tmp_path)
         expected = score_detections(copies.ground_truth, copies.detections, where="repeated.json")
-        assert samples.ap[index] == pytest.approx(expected.metrics["AP"], abs=1e-12)
-        known = [(score.AP, score.AP50) for score in expected.per_class]  # -1 there is NaN here
-        assert np.nan_to_num(samples.class_ap[index], nan=-1) == pytest.approx([ap for ap, _ in known], abs=1e-12)
-        assert samples.ap50[index] == pytest.approx(np.mean([ap for _, ap in known if ap >= 0]), abs=1e-12)
-        assert average_precision(matches, row) == pytest.approx(samples.ap[index], abs=1e-12)
+        assert average_precision(matches, row) == pytest.approx(expected.metrics["AP"], abs=1e-12)
+        sample = np.nan_to_num(class_average_precision(matches, row), nan=-1)  # -1 there is NaN here
+        assert sample.mean(axis=0) == pytest.approx([score.AP for score in expected.per_class], abs=1e-12)
+        assert sample[0] == pytest.approx([score.AP50 for score in expected.per_class], abs=1e-12)
+
+
+def test_samples_are_shifted_to_the_ap_of_all_images(tmp_path):
+    matches = match_detections(material(tmp_path, seed=1))
+    samples = resampled_ap(matches, samples=50, seed=2)
+    weights = image_weights(matches.num_images, samples=50, seed=2)
+    plain = np.array([class_average_precision(matches, row) for row in weights])
+    for found, values, of_all in (
+        (samples.ap, np.nanmean(plain.mean(axis=1), axis=1), average_precision(matches)),
+        (samples.ap50, np.nanmean(plain[:, 0], axis=1), np.mean(class_average_precision(matches)[0])),
+        (samples.class_ap[:, 2], plain.mean(axis=1)[:, 2], class_average_precision(matches)[:, 2].mean()),
+    ):
+        assert np.nanmean(found) == pytest.approx(of_all, abs=1e-12)
+        assert found - values == pytest.approx(np.full(50, of_all - np.nanmean(values)), nan_ok=True)
+        assert abs(of_all - np.nanmean(values)) > 1e-4
 
 
 def test_intervals_agree_with_those_of_hotcoco(tmp_path, monkeypatch):
