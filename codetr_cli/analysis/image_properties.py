@@ -26,6 +26,8 @@ MAX_PIXELS = 600_000_000
 REDUCED_SIDE = 240
 """Images are decoded at the smallest fraction of their size whose shorter side is at least this."""
 QUANTILES = 4
+LEAST_RATIO = 1.2
+"""Of the largest to the smallest of sizes of images that are divided."""
 LEAST_IMAGES = 20
 """A group of fewer images has an AP that means nothing."""
 
@@ -132,7 +134,7 @@ def groups_of_images(inputs: AnalysisInputs, properties: ImageProperties) -> tup
         ),
         ("image-size", "Size of the image", "The side of a square with the image's area, in pixels.", side, 0),
     ):
-        groups = _quantile_groups(values, digits)
+        groups = {} if _hardly_differ(values, key) else _quantile_groups(values, digits)
         if len(groups) > 1:
             found.append(ImageGroups(key, title, text, groups))
         else:
@@ -153,7 +155,16 @@ def _reason(values: NDArray[np.float64]) -> str:
         return "the annotations have no sizes of images"
     if len(known) < 2 * LEAST_IMAGES:
         return f"{len(known):,} images are too few for groups of {LEAST_IMAGES}"
-    return "nearly all images have the same value"
+    return "nearly all images have about the same value"
+
+
+def _hardly_differ(values: NDArray[np.float64], key: str) -> bool:
+    """Whether nearly all images have about the same size, which says nothing about sizes."""
+    known = values[~np.isnan(values)]
+    if key != "image-size" or not len(known):
+        return False
+    low, high = np.quantile(known, [0.05, 0.95]).tolist()
+    return bool(high < LEAST_RATIO * low)
 
 
 def _quantile_groups(values: NDArray[np.float64], digits: int) -> dict[str, tuple[NDArray[np.int64], float, float]]:

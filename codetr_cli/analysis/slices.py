@@ -33,8 +33,8 @@ class Slice:
 
     Attributes:
         label: which part.
-        low: least value of the property.
-        high: largest value of the property.
+        low: least value of the property; None: there is no limit.
+        high: largest value of the property; None: there is no limit.
         images: images of the group; with such an object, where objects are grouped.
         objects: to find.
         ap: over IoU 0.50:0.95 at 100 detections of an image and class (LVIS: 300 of an image), in [0, 1].
@@ -43,8 +43,8 @@ class Slice:
     """
 
     label: str
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     images: int
     objects: int
     ap: float | None
@@ -188,8 +188,8 @@ def sliced_by(
         slices.append(
             Slice(
                 label=label,
-                low=low,
-                high=high,
+                low=None if low == EVERYTHING[0] else low,
+                high=None if high == EVERYTHING[1] else high,
                 images=len(np.unique(scored.objects.image_ids[inside])),
                 objects=int(inside.sum()),
                 ap=_mean(precision[:, :, :, number, -1]),

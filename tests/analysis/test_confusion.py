@@ -9,6 +9,7 @@ import pytest
 
 from codetr_cli.analysis.confusion import Confusion, Example, confusion_matrix
 from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.analysis.jsonable import jsonable
 from codetr_cli.analysis.matches import match_detections
 from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import scoring_inputs
@@ -45,6 +46,8 @@ def test_rows_are_annotated_and_columns_detected(tmp_path: Path) -> None:
     scene.detect(BOX, 3, 0.4, image=3)
     confusion = confusion_of(scene.inputs())
     assert confusion.matrix.tolist() == [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
+    stored = jsonable(confusion)
+    assert (stored["true"], stored["found"], stored["counts"]) == ([0, 0, 1, 2], [0, 1, 2, 1], [1, 1, 1, 1])
     assert confusion.examples == {
         (CUP, PLATE): [Example(0, 0, 0)],
         (PLATE, BACKGROUND): [Example(1, 1, None)],

@@ -67,7 +67,7 @@ def test_groups_are_of_equal_size(tmp_path: Path) -> None:
     by_key = {group.key: group.groups for group in groups}
     assert [len(images) for images, _, _ in by_key["brightness"].values()] == [20, 20, 20]
     assert next(iter(by_key["brightness"])).startswith("0.")
-    assert reasons["image-size"] == "nearly all images have the same value"
+    assert reasons["image-size"] == "nearly all images have about the same value"
     assert "objects-per-image" in reasons
 
 
@@ -143,3 +143,12 @@ def test_images_by_their_number_of_objects(tmp_path: Path) -> None:
         "2 to 4": ([1], 3),
         "50 and more": ([2], 60),
     }
+
+
+@pytest.mark.parametrize(("widths", "divided"), [((400, 440), False), ((200, 800), True)])
+def test_images_of_about_one_size_are_not_divided(tmp_path: Path, widths: tuple[int, int], divided: bool) -> None:
+    inputs = Scene(tmp_path, images=60).inputs()
+    inputs.ground_truth.sizes[:, 1] = np.linspace(*widths, 60).astype(int)
+    groups, reasons = groups_of_images(inputs, image_properties(inputs))
+    assert [group.key for group in groups] == ["image-size"] * divided
+    assert ("image-size" in reasons) != divided

@@ -183,3 +183,5 @@ def test_a_value_on_an_edge_is_in_both_ranges(tmp_path: Path) -> None:
     scored = slice_inputs(scene.inputs())
     group = sliced_by(HotcocoInputs.of(scored), scored, slices.SIZE, scored.objects.area, scored.detections.area)
     assert [part.objects for part in group.slices] == [0, 1, 1, 0, 0]
+    assert [part.high for part in group.slices] == [256, 1024, 9216, 82944, None]
+    assert [part.low for part in group.slices] == [None, 256, 1024, 9216, 82944]
