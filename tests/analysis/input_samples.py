@@ -61,3 +61,44 @@ def scattered(folder: Path, *, objects: int, detections: Sequence[tuple[int | No
 def _score(value: float) -> float:
     """With four digits, and on no edge of a bin."""
     return round(min(value, 0.999) - value % 0.001 + 0.0005, 4)
+
+
+def coarse(folder: Path, *, seed: int) -> AnalysisInputs:
+    """Boxes of whole pixels in small images: IoUs exactly at the thresholds, equal IoUs, equal scores, equal objects.
+
+    Some boxes have no width, or a larger area than COCO's largest; those of some detections have a negative height.
+    """
+    generator = np.random.default_rng(seed)
+
+    def boxes(count: int, lowest: int) -> np.ndarray:
+        sides = generator.integers(1, 12, (count, 2)) * np.array([1, 2])
+        found = np.concatenate([generator.integers(0, 6, (count, 2)), sides], axis=1).astype(float)
+        odd = generator.random(count)
+        found[odd < 0.03, 2] = 0
+        found[(odd >= 0.03) & (odd < 0.06), 3] *= lowest
+        found[(odd >= 0.06) & (odd < 0.09)] = [0, 0, 200_000, 100_000]
+        return found
+
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 40, "width": 40} for i in (3, 1, 2)]
+    annotations = [
+        {
+            "id": number + 1,
+            "image_id": int(generator.integers(1, 4)),
+            "category_id": int(generator.integers(4, 6)),
+            "bbox": box,
+            "area": abs(box[2] * box[3]),
+            "iscrowd": int(generator.random() < 0.2),
+        }
+        for number, box in enumerate(boxes(60, 1).tolist())
+    ]
+    path = folder / "coarse.json"
+    categories = [{"id": i, "name": str(i)} for i in (4, 5)]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    count = 900
+    table = DetectionTable(
+        image_ids=generator.integers(1, 4, count),
+        category_ids=generator.integers(4, 6, count),
+        boxes_xywh=boxes(count, -1),
+        scores=generator.random(count).round(2),
+    )
+    return inputs_of(path, table)

@@ -17,7 +17,7 @@ from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import parsed_outlines, score_detections, scoring_inputs
 from codetr_cli.inference.detections import DetectionTable
 from tests.analysis import run_samples
-from tests.analysis.input_samples import material
+from tests.analysis.input_samples import coarse, material
 from tests.evaluation.annotation_samples import without_objects
 
 Found = dict[tuple[int, int], tuple[list[int], list[float], list[list[int]], list[list[bool]]]]
@@ -101,6 +101,19 @@ def test_equals_pycocotools_detection_by_detection(tmp_path, seed, kind):
     assert ours(inputs, matches) == pycocotools_found(inputs, kind)
     assert 20 < matches.hits(0).sum() < 400
     assert matches.ignored.any()  # detections in crowds
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_pycocotools_where_everything_is_a_tie(tmp_path, seed):
+    inputs = coarse(tmp_path, seed=seed)
+    matches = match_detections(inputs)
+    expected = pycocotools_found(inputs, "bbox")
+    assert ours(inputs, matches) == expected
+    assert matches.ignored.any(axis=0).sum() > 50
+    assert len(matches.rows) < len(inputs.detections)  # the best 100 of an image and class
+    assert average_precision(matches) == pytest.approx(
+        score_detections(inputs.ground_truth, inputs.detections, where="coarse.json").metrics["AP"], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
