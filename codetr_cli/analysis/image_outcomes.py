@@ -86,20 +86,3 @@ def image_outcomes(matches: Matches, thresholds: Sequence[float] | NDArray[np.fl
     hits = np.bincount(matches.images[hit], minlength=matches.num_images)
     alarms = np.bincount(matches.images[shown & matches.false_alarms()], minlength=matches.num_images)
     return ImageOutcomes(matches, limits, shown, hits, to_find - hits, alarms)
-
-
-def best_thresholds(matches: Matches) -> NDArray[np.float64]:
-    """(K,) the score of each class from which on its F1-score at IoU 0.5 is best; NaN without objects or detections."""
-    best = np.full(matches.num_classes, np.nan)
-    starts, objects = matches.class_starts, matches.class_objects
-    hits, alarms = matches.hits(), matches.false_alarms()
-    for label in np.flatnonzero(objects):
-        here = slice(starts[label], starts[label + 1])
-        scores = matches.scores[here]
-        if not len(scores):
-            continue
-        right, wrong = np.cumsum(hits[here]), np.cumsum(alarms[here])
-        f1 = 2 * right / (right + wrong + objects[label])
-        last = np.append(scores[1:] < scores[:-1], True)  # detections of equal scores pass a threshold together
-        best[label] = scores[int(np.argmax(np.where(last, f1, -1.0)))]
-    return best

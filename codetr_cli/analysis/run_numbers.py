@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.analysis.bootstrap import resampled_ap
+from codetr_cli.analysis.curves import class_curves, overall_curve, suggested_thresholds
 from codetr_cli.analysis.errors import error_counts_per_image, error_types, find_errors
-from codetr_cli.analysis.image_outcomes import ImageOutcomes, best_thresholds, image_outcomes
+from codetr_cli.analysis.image_outcomes import ImageOutcomes, image_outcomes
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.matches import MAX_AREA, match_detections
 from codetr_cli.evaluation.scoring import MASK_PREFIX, Scores, score_detections
@@ -81,7 +82,8 @@ def measure_run(
         by_metric |= {MASK_PREFIX + "AP": of_masks.ap, MASK_PREFIX + "AP50": of_masks.ap50}
     done()
     errors = find_errors(inputs, matches)
-    outcomes = image_outcomes(matches, best_thresholds(matches))
+    thresholds = suggested_thresholds(class_curves(inputs, matches), overall_curve(inputs, matches))
+    outcomes = image_outcomes(matches, thresholds)
     # At a threshold of its own for each class: a score of 1 for what is shown, 0 for the rest.
     shown = replace(matches, scores=outcomes.shown.astype(np.float64))
     numbers = RunNumbers(

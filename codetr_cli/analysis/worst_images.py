@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr_cli.analysis.image_outcomes import ImageOutcomes, image_outcomes
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.matches import Matches
 
@@ -16,27 +17,6 @@ HOW_RANKED = (
     "with a score of 0.9 counts nearly as much as a missed object."
 )
 """For the report, beside the images."""
-
-
-@dataclass(frozen=True, eq=False)
-class ImageErrors:
-    """Errors of each evaluated image at IoU 0.50 and a threshold for each class.
-
-    Attributes:
-        hits: (I,) int64 objects found.
-        misses: (I,) int64 objects not found, without crowds.
-        false_alarms: (I,) int64 detections that find nothing; those in crowds are ignored.
-        loss: (I,) float64 misses plus the summed scores of the false alarms.
-        f1: (I,) float64 F1-score of the image; NaN where it has neither objects to find nor false alarms.
-        is_shown: (N,) bool of the matches: whether a detection reaches the threshold of its class.
-    """
-
-    hits: NDArray[np.int64]
-    misses: NDArray[np.int64]
-    false_alarms: NDArray[np.int64]
-    loss: NDArray[np.float64]
-    f1: NDArray[np.float64]
-    is_shown: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,29 +56,6 @@ class WorstImage:
     ignored_rows: NDArray[np.int64]
 
 
-def image_errors(matches: Matches, thresholds: NDArray[np.float64]) -> ImageErrors:
-    """Counts the errors of each image.
-
-    Detections of a class choose their objects best score first: those above a threshold find what they would find if
-    the others did not exist.
-
-    Args:
-        matches: the detections that count.
-        thresholds: (K,) the lowest score that counts, for each class; see `curves.suggested_thresholds`.
-    """
-    is_shown = matches.scores >= thresholds[matches.labels]
-    size = matches.num_images
-    hits = np.bincount(matches.images[is_shown & matches.hits()], minlength=size)
-    objects = np.bincount(matches.object_images[~matches.object_ignored], minlength=size)
-    alarms = is_shown & matches.false_alarms()
-    false_alarms = np.bincount(matches.images[alarms], minlength=size)
-    scores = np.bincount(matches.images[alarms], weights=matches.scores[alarms], minlength=size).astype(np.float64)
-    loss = (objects - hits) + scores
-    counted = objects + hits + false_alarms
-    f1 = np.divide(2 * hits, counted, out=np.full(size, math.nan), where=counted > 0)
-    return ImageErrors(hits, objects - hits, false_alarms, loss, f1, is_shown)
-
-
 def worst_images(
     inputs: AnalysisInputs, matches: Matches, thresholds: NDArray[np.float64], limit: int = 40
 ) -> list[WorstImage]:
@@ -107,16 +64,26 @@ def worst_images(
     Args:
         inputs: names the images.
         matches: of these inputs.
-        thresholds: (K,) as `image_errors`.
+        thresholds: (K,) the lowest score that counts, for each class; see `curves.suggested_thresholds`.
         limit: so many images at most.
     """
-    errors = image_errors(matches, thresholds)
-    order = np.lexsort((np.nan_to_num(errors.f1), -errors.loss.round(9)))
-    return [_worst_image(inputs, matches, errors, image) for image in order[:limit].tolist() if errors.loss[image] > 0]
+    outcomes = image_outcomes(matches, thresholds)
+    alarms = outcomes.shown & matches.false_alarms()
+    scores = np.bincount(matches.images[alarms], weights=matches.scores[alarms], minlength=matches.num_images)
+    loss = outcomes.misses + scores
+    total = 2 * outcomes.hits + outcomes.errors
+    f1 = np.divide(2 * outcomes.hits, total, out=np.full(len(total), math.nan), where=total > 0)
+    order = np.lexsort((np.nan_to_num(f1), -loss.round(9)))
+    return [
+        _worst_image(inputs, outcomes, image, float(f1[image]), float(loss[image]))
+        for image in order[:limit].tolist()
+        if loss[image] > 0
+    ]
 
 
-def _worst_image(inputs: AnalysisInputs, matches: Matches, errors: ImageErrors, image: int) -> WorstImage:
-    here = np.flatnonzero((matches.images == image) & errors.is_shown)
+def _worst_image(inputs: AnalysisInputs, outcomes: ImageOutcomes, image: int, f1: float, loss: float) -> WorstImage:
+    matches = outcomes.matches
+    here = np.flatnonzero((matches.images == image) & outcomes.shown)
     here = here[np.argsort(-matches.scores[here], kind="stable")]
     objects = np.flatnonzero(matches.object_images == image)
     hits = here[matches.hits()[here]]
@@ -126,11 +93,11 @@ def _worst_image(inputs: AnalysisInputs, matches: Matches, errors: ImageErrors, 
         image=image,
         image_id=int(inputs.image_ids[image]),
         file_name=inputs.file_name(image),
-        f1=float(errors.f1[image]),
-        hits=int(errors.hits[image]),
-        misses=int(errors.misses[image]),
-        false_alarms=int(errors.false_alarms[image]),
-        loss=float(errors.loss[image]),
+        f1=f1,
+        hits=int(outcomes.hits[image]),
+        misses=int(outcomes.misses[image]),
+        false_alarms=int(outcomes.alarms[image]),
+        loss=loss,
         hit_rows=matches.rows[hits],
         found_rows=matches.object_rows[taken],
         alarm_rows=matches.rows[here[matches.false_alarms()[here]]],

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codetr_cli.analysis.curves import class_curves
-from codetr_cli.analysis.image_outcomes import best_thresholds, image_outcomes
+from codetr_cli.analysis.image_outcomes import image_outcomes
 from codetr_cli.analysis.matches import match_detections
 from codetr_cli.prediction.comparison import compare
 from codetr_cli.prediction.ground_truth import ImageTruth
@@ -15,28 +14,6 @@ from tests.analysis.run_samples import SIDE, annotations, detections, inputs
 def sample():
     truth = annotations(40, crowds=3)
     return inputs(truth, detections(truth, seed=1))
-
-
-def test_best_thresholds_have_the_best_f1(sample):
-    matches = match_detections(sample)
-    found = best_thresholds(matches)
-    for label in range(3):
-        here = matches.labels == label
-        scores = matches.scores[here]
-        f1 = []
-        for threshold in scores:
-            used = here & (matches.scores >= threshold)
-            right, wrong = matches.hits()[used].sum(), matches.false_alarms()[used].sum()
-            f1.append(2 * right / (right + wrong + matches.class_objects[label]))
-        assert found[label] == scores[int(np.argmax(f1))]
-
-
-def test_classes_without_objects_or_detections_have_no_best_threshold():
-    truth = annotations(10, classes=("a", "b"))
-    only = np.flatnonzero(truth.labels == 0)
-    without = detections(truth, seed=1).select(np.array([], int))
-    assert np.isnan(best_thresholds(match_detections(inputs(truth, without)))).all()
-    assert len(only)
 
 
 def test_every_object_and_detection_has_one_outcome(sample):
@@ -84,12 +61,3 @@ def one_image(boxes_xywh: np.ndarray, labels: np.ndarray, iscrowd: np.ndarray) -
     corners = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
     known = np.ones(3, bool)
     return ImageTruth(corners, labels, ["object"] * len(labels), iscrowd != 0, known, known, (SIDE, SIDE))
-
-
-def test_the_thresholds_are_those_that_reports_suggest(sample):
-    matches = match_detections(sample)
-    suggested = [curve.best_f1 for curve in class_curves(sample, matches)]
-    for label, threshold in enumerate(best_thresholds(matches)):
-        used = (matches.labels == label) & (matches.scores >= threshold)
-        right, wrong = matches.hits()[used].sum(), matches.false_alarms()[used].sum()
-        assert 2 * right / (right + wrong + matches.class_objects[label]) >= suggested[label] - 1e-9

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from codetr_cli.analysis.image_outcomes import image_outcomes
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.matches import match_detections
-from codetr_cli.analysis.worst_images import image_errors, worst_images
+from codetr_cli.analysis.worst_images import worst_images
 from tests.analysis.input_samples import material, scattered
 
 
@@ -39,8 +39,8 @@ def test_rows_are_all_that_is_in_an_image(tmp_path, lvis):
     matches = match_detections(inputs)
     thresholds = np.array([0.2, 0.4, 0.6, 0.8])
     worst = worst_images(inputs, matches, thresholds)
-    errors = image_errors(matches, thresholds)
-    assert [each.loss for each in worst] == sorted((loss for loss in errors.loss.tolist() if loss), reverse=True)
+    assert [each.loss for each in worst] == sorted((each.loss for each in worst), reverse=True)
+    assert len(worst) == (image_outcomes(matches, thresholds).errors > 0).sum()
     assert len(worst) >= 8
     truth, table = inputs.ground_truth, inputs.detections
     for each in worst:
@@ -67,13 +67,13 @@ def test_rows_are_all_that_is_in_an_image(tmp_path, lvis):
 def test_a_higher_threshold_is_a_shorter_list(tmp_path):
     """Detections above a threshold find what they find in a file without the others."""
     inputs = material(tmp_path)
-    errors = image_errors(match_detections(inputs), np.full(4, 0.5))
-    shorter = replace(inputs, detections=inputs.detections.select(inputs.detections.scores >= 0.5))
-    expected = image_errors(match_detections(shorter), np.zeros(4))
-    assert errors.hits.tolist() == expected.hits.tolist()
-    assert errors.misses.tolist() == expected.misses.tolist()
-    assert errors.false_alarms.tolist() == expected.false_alarms.tolist()
-    assert errors.loss == pytest.approx(expected.loss)
+    worst = worst_images(inputs, match_detections(inputs), np.full(4, 0.5))
+    rows = np.flatnonzero(inputs.detections.scores >= 0.5)
+    shorter = replace(inputs, detections=inputs.detections.select(rows))
+    for each, other in zip(worst, worst_images(shorter, match_detections(shorter), np.zeros(4)), strict=True):
+        assert (each.image, each.f1, each.loss) == pytest.approx((other.image, other.f1, other.loss))
+        assert each.hit_rows.tolist() == rows[other.hit_rows].tolist()
+        assert each.found_rows.tolist() == other.found_rows.tolist()
 
 
 def test_nothing_wrong_and_nothing_at_all(tmp_path):
@@ -84,7 +84,6 @@ def test_nothing_wrong_and_nothing_at_all(tmp_path):
     assert worst_images(nothing, match_detections(nothing), np.full(4, 0.5)) == []
     silent = replace(inputs, detections=inputs.detections.select(slice(0)))
     matches = match_detections(silent)
-    errors = image_errors(matches, np.full(4, 0.5))
-    assert errors.misses.sum() == matches.class_objects.sum()
-    assert math.isnan(errors.f1[errors.misses == 0][0])
-    assert worst_images(silent, matches, np.full(4, 0.5))[0].misses == errors.misses.max()
+    worst = worst_images(silent, matches, np.full(4, 0.5))
+    assert sum(each.misses for each in worst) == matches.class_objects.sum()
+    assert {each.f1 for each in worst} == {0.0}
