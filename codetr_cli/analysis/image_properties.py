@@ -22,7 +22,13 @@ from codetr_cli.images.headers import header_of
 
 MAX_IMAGES = 1000
 MAX_PIXELS = 600_000_000
-"""Of the sample, by the sizes of the annotations: about 5 s of decoding."""
+"""Of the sample: about 5 s of decoding."""
+JPEG_FRACTIONS = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    1: cv2.IMREAD_GRAYSCALE,
+}
 REDUCED_SIDE = 240
 """Images are decoded at the smallest fraction of their size whose shorter side is at least this."""
 QUANTILES = 4
@@ -41,7 +47,7 @@ class ImageProperties:
         contrast: (I,) standard deviation of the grey values, in [0, 0.5].
         sharpness: (I,) variance of the Laplacian of the reduced image over the variance of its grey values.
         read: number of images that were read.
-        sampled: number of images that were chosen, at random where it is not all of them.
+        sampled: number of images that were tried, at random where it is not all of them.
     """
 
     brightness: NDArray[np.float64]
@@ -52,15 +58,22 @@ class ImageProperties:
 
 
 def image_properties(inputs: AnalysisInputs) -> ImageProperties:
-    """Reads a sample of the images."""
+    """Reads a sample of the images, in random order, the same for the same number of images."""
     count = len(inputs.image_ids)
     columns = np.full((3, count), np.nan)
-    sample = _sample(inputs)
     rule, folder = inputs.paths.names, str(inputs.paths.images_dir.absolute())
-    read = 0
-    for image in sample.tolist():
-        name = inputs.file_name(image)
-        grey = _reduced(inputs.image_path(image)) if rule.allow_outside or rule.is_inside(name, folder) else None
+    pixels = read = tried = 0
+    for image in np.random.default_rng(0).permutation(count)[:MAX_IMAGES].tolist():
+        if pixels >= MAX_PIXELS:
+            break
+        tried += 1
+        if not (rule.allow_outside or rule.is_inside(inputs.file_name(image), folder)):
+            continue
+        content = _content(inputs.image_path(image))
+        if content is None:
+            continue
+        pixels += content.pixels
+        grey = _reduced(content)
         if grey is None:
             continue
         read += 1
@@ -69,30 +82,43 @@ def image_properties(inputs: AnalysisInputs) -> ImageProperties:
         laplacian = cv2.Laplacian(values, cv2.CV_32F)
         columns[:, image] = values.mean(), variance**0.5, laplacian.var() / variance if variance > 0 else 0.0
     brightness, contrast, sharpness = columns
-    return ImageProperties(brightness, contrast, sharpness, read, len(sample))
+    return ImageProperties(brightness, contrast, sharpness, read, tried)
 
 
-def _sample(inputs: AnalysisInputs) -> NDArray[np.int64]:
-    """Numbers of images in random order, the same for the same number of images."""
-    count = len(inputs.image_ids)
-    order = np.random.default_rng(0).permutation(count)[:MAX_IMAGES]
-    pixels = inputs.ground_truth.sizes[inputs.file_rows[order]].astype(np.float64).prod(axis=1)
-    return order[: max(1, int(np.searchsorted(np.cumsum(pixels), MAX_PIXELS)))]
+@dataclass(frozen=True)
+class _Content:
+    """The bytes of an image file, and its size (height, width) by its header."""
+
+    path: Path
+    content: bytes
+    is_jpeg: bool
+    size: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        return self.size[0] * self.size[1]
 
 
-def _reduced(path: Path) -> NDArray[np.uint8] | None:
-    """The grey values of an image at a fraction of its size; None if it cannot be read."""
+def _content(path: Path) -> _Content | None:
+    """None if it is no image, or one of so many pixels that it would be the whole sample."""
     try:
-        content = read_file(path)
+        content = read_file(path, max_pixels=MAX_PIXELS)
         header = header_of(content)
-        fraction = next((f for f in (8, 4, 2) if min(header.size) >= f * REDUCED_SIDE), 1)
-        if header.format == "jpeg":
-            flags = {8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
-            flags |= {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 1: cv2.IMREAD_GRAYSCALE}
-            decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flags[fraction])
+    except (DatasetError, OSError, ValueError):
+        return None
+    found = _Content(path, content, header.format == "jpeg", header.size)
+    return found if found.pixels <= MAX_PIXELS else None
+
+
+def _reduced(file: _Content) -> NDArray[np.uint8] | None:
+    """The grey values of an image at a fraction of its size; None if it is broken."""
+    fraction = next((f for f in (8, 4, 2) if min(file.size) >= f * REDUCED_SIDE), 1)
+    try:
+        if file.is_jpeg:  # its decoder makes the smaller image at a fraction of the time
+            decoded = cv2.imdecode(np.frombuffer(file.content, np.uint8), JPEG_FRACTIONS[fraction])
             return None if decoded is None else decoded.astype(np.uint8)
-        image = decode_image(content, path)
-    except (DatasetError, OSError, ValueError, cv2.error):
+        image = decode_image(file.content, file.path, max_pixels=MAX_PIXELS)
+    except (DatasetError, ValueError, cv2.error):
         return None
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     size = (max(1, grey.shape[1] // fraction), max(1, grey.shape[0] // fraction))

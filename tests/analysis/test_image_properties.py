@@ -113,13 +113,15 @@ def test_few_images_have_no_groups(tmp_path: Path) -> None:
 
 
 def test_the_sample_is_limited_by_number_and_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = Scene(tmp_path, images=50).inputs()
+    inputs = dark_to_bright(tmp_path)
+    inputs.ground_truth.sizes[:] = 1  # the files decide
     monkeypatch.setattr(module, "MAX_IMAGES", 10)
-    assert image_properties(inputs).sampled == 10
-    monkeypatch.setattr(module, "MAX_PIXELS", 5 * 400 * 300)
-    assert image_properties(inputs).sampled == 4
-    monkeypatch.setattr(module, "MAX_PIXELS", 1)
-    assert image_properties(inputs).sampled == 1
+    found = image_properties(inputs)
+    assert (found.read, found.sampled) == (10, 10)
+    monkeypatch.setattr(module, "MAX_PIXELS", 4 * 400 * 300)
+    assert image_properties(inputs).read == 4
+    monkeypatch.setattr(module, "MAX_PIXELS", 400 * 300 - 1)  # none of them is read
+    assert image_properties(inputs).read == 0
 
 
 def test_images_without_a_size(tmp_path: Path) -> None:
