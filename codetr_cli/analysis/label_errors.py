@@ -95,7 +95,7 @@ def find_label_errors(
         listed_from: suspicion of the least suspicious one.
     """
     evidence = gather_evidence(inputs)
-    search = _Search(inputs, evidence, BoxSpread.of(evidence.images))
+    search = _Search(inputs, evidence, BoxSpread.of(evidence.images), listed_from)
     found = [error for each in evidence.images for error in search.errors_of(each)]
     found = [error for error in found if error.kind in kinds and error.score >= listed_from]
     found.sort(key=lambda error: (-error.score, error.image, KINDS.index(error.kind), error.box_xyxy))
@@ -141,8 +141,9 @@ def deviations(boxes: NDArray[np.float64], annotated: NDArray[np.float64]) -> ND
 class _Search:
     """Finds the errors of one image after the other."""
 
-    def __init__(self, inputs: AnalysisInputs, evidence: Evidence, spread: BoxSpread) -> None:
+    def __init__(self, inputs: AnalysisInputs, evidence: Evidence, spread: BoxSpread, listed_from: float) -> None:
         self._inputs, self._evidence, self._spread = inputs, evidence, spread
+        self._listed_from = listed_from
         self._names = inputs.ground_truth.class_names
         self._ids = inputs.ground_truth.category_ids
 
@@ -154,7 +155,8 @@ class _Search:
 
     def _missing_boxes(self, each: ImageEvidence, explained: NDArray[np.bool_]) -> Iterator[LabelError]:
         """Detections where no object of any class is annotated."""
-        for index in one_for_each_object(each.boxes).tolist():
+        # No suspicion is above the share itself.
+        for index in each.distinct[each.sureness[each.distinct] >= self._listed_from].tolist():
             free = not each.hits[index] and not each.ignored[index] and not explained[index]
             if free and not (each.iou[index] >= HIT_IOU).any():
                 sureness = float(each.sureness[index])
@@ -228,14 +230,13 @@ class _Search:
         single = np.flatnonzero(~each.crowd)
         boxes = each.object_boxes[single]
         pairs = np.argwhere(np.triu(overlaps(boxes, boxes), 1) >= HIT_IOU)
-        distinct = one_for_each_object(each.boxes)
         for first, second in single[pairs].tolist():
             iou = float(overlaps(each.object_boxes[[first]], each.object_boxes[[second]])[0, 0])
             same_class = each.object_labels[first] == each.object_labels[second]
             if not same_class and (iou < SAME_BOX_IOU or self._inputs.ground_truth.is_lvis):
                 continue
             support = [self._support(each, number, explained) for number in (first, second)]
-            of_second = self._second_object(each, distinct, first, second)
+            of_second = self._second_object(each, first, second)
             if not same_class and max(support) == 0:
                 continue
             stays, goes = (first, second) if support[0] >= support[1] else (second, first)
@@ -262,9 +263,9 @@ class _Search:
         own = (each.labels == each.object_labels[number]) & (each.iou[:, number] >= HIT_IOU)
         return float((each.sureness * each.iou[:, number])[own].max(initial=0.0))
 
-    def _second_object(self, each: ImageEvidence, distinct: NDArray[np.int64], first: int, second: int) -> float:
+    def _second_object(self, each: ImageEvidence, first: int, second: int) -> float:
         """Sureness of the second object in the place of two annotations."""
-        near = distinct[(each.iou[distinct][:, [first, second]] >= HIT_IOU).any(1)]
+        near = each.distinct[(each.iou[each.distinct][:, [first, second]] >= HIT_IOU).any(1)]
         return float(each.sureness[near[1]]) if len(near) > 1 else 0.0
 
     def _crowds(self, each: ImageEvidence, explained: NDArray[np.bool_]) -> Iterator[LabelError]:
@@ -302,9 +303,8 @@ class _Search:
 
     def _single_crowds(self, each: ImageEvidence) -> Iterator[LabelError]:
         """Crowd flags on what is detected as one object."""
-        distinct = one_for_each_object(each.boxes)
         for number in np.flatnonzero(each.crowd).tolist():
-            own = distinct[each.labels[distinct] == each.object_labels[number]]
+            own = each.distinct[each.labels[each.distinct] == each.object_labels[number]]
             whole = own[each.iou[own, number] >= HIT_IOU]
             if not len(whole):
                 continue

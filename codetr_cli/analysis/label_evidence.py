@@ -42,6 +42,7 @@ class ImageEvidence:
         sureness: (d,) float64 in [0, 1]: of detections with such a score that are not on objects of other classes,
             this share are annotated objects.
         hits: (d,) bool, has found an object of its class.
+        distinct: indices of detections without other readings of the same objects.
         ignored: (d,) bool, found in a crowd, or not to be judged by the annotations.
         object_rows: (G,) rows in the annotations, crowds too.
         object_labels: (G,) class indices.
@@ -59,6 +60,7 @@ class ImageEvidence:
     scores: Floats
     sureness: Floats
     hits: NDArray[np.bool_]
+    distinct: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     object_rows: NDArray[np.int64]
     object_labels: NDArray[np.int64]
@@ -166,7 +168,7 @@ def _readings(each: ImageEvidence) -> tuple[Floats, NDArray[np.bool_]]:
 def _present(each: ImageEvidence) -> NDArray[np.bool_]:
     """Detections that say whether something is there: hits, and those on no annotated object."""
     is_distinct = np.zeros(len(each.rows), bool)
-    is_distinct[one_for_each_object(each.boxes)] = True
+    is_distinct[each.distinct] = True
     return ~each.ignored & (each.hits | (is_distinct & ~(each.iou >= HIT_IOU).any(1)))
 
 
@@ -189,12 +191,11 @@ def overlaps(first: Floats, second: Floats, *, inside: bool = False) -> Floats:
 
 def one_for_each_object(boxes: Floats) -> NDArray[np.int64]:
     """Indices of detections, best first, without those that show the object of a better one."""
-    alike = overlaps(boxes, boxes) >= ONE_OBJECT_IOU
-    kept: list[int] = []
-    for index in range(len(boxes)):
-        if not alike[index, kept].any():
-            kept.append(index)
-    return np.array(kept, np.int64)
+    alike = np.tril(overlaps(boxes, boxes) >= ONE_OBJECT_IOU, -1)
+    kept = ~alike.any(1)
+    for index in np.flatnonzero(~kept).tolist():
+        kept[index] = not (alike[index] & kept).any()
+    return np.flatnonzero(kept)
 
 
 def _matched_images(inputs: AnalysisInputs) -> Iterator[ImageEvidence]:
@@ -261,6 +262,7 @@ def _matched(
         scores=inputs.detections.scores[rows],
         sureness=np.zeros(len(rows)),
         hits=hits,
+        distinct=one_for_each_object(boxes),
         ignored=ignored,
         object_rows=object_rows,
         object_labels=object_labels,
