@@ -28,7 +28,7 @@ from codetr_cli.analysis.label_evidence import (
 
 Kind = Literal["missing box", "wrong class", "loose box", "duplicate", "crowd"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Action = Literal["add", "change class", "change box", "remove", "mark as crowd", "split", "unmark crowd"]
+Action = Literal["add", "change class", "change box", "remove", "split", "unmark crowd"]
 
 LISTED_FROM = 0.4
 """Suspicion of the least suspicious findings: of planted errors, about half of those near it are right."""

@@ -192,7 +192,7 @@ def overlaps(first: Floats, second: Floats, *, inside: bool = False) -> Floats:
 def one_for_each_object(boxes: Floats) -> NDArray[np.int64]:
     """Indices of detections, best first, without those that show the object of a better one."""
     alike = np.tril(overlaps(boxes, boxes) >= ONE_OBJECT_IOU, -1)
-    kept = ~alike.any(1)
+    kept = np.logical_not(alike.any(axis=1))
     for index in np.flatnonzero(~kept).tolist():
         kept[index] = not (alike[index] & kept).any()
     return np.flatnonzero(kept)

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from codetr_cli.report.markup import element, joined
 
-Kind = Literal["hit", "miss", "alarm", "crowded", "proposed"]
+Kind = Literal["hit", "miss", "alarm", "crowded", "annotated", "suspected", "proposed"]
 KINDS: dict[Kind, str] = {
     "hit": "found: detection of an annotated object",
     "miss": "annotated, not found",
     "alarm": "detected, not annotated",
     "crowded": "annotated crowd, does not count",
+    "annotated": "annotated",
+    "suspected": "annotated, in question",
     "proposed": "proposed correction",
 }
 """Kinds of boxes -> what they mean, for legends."""
@@ -77,6 +79,7 @@ def picture_pair(
     caption: str,
     *,
     key: str,
+    crop: Box | None = None,
     longest_side: int = LONGEST_SIDE,
 ) -> Markup:
     """A figure of an image twice, side by side, with a title and boxes for each; the page has its pixels once.
@@ -87,9 +90,10 @@ def picture_pair(
         right: as `left`.
         caption: below the pictures.
         key: the figure's address within the page.
+        crop: the part that is shown, with a margin around it; None: all.
         longest_side: pixels of each picture.
     """
-    part = _Part.of(image, None)
+    part = _Part.of(image, crop)
     place = {"width": part.width, "height": part.height}
     drawn = element("image", href=_webp(image, part, longest_side), id=f"{key}-pixels", **place)
     again = element("use", href=f"#{key}-pixels")

@@ -49,9 +49,10 @@ class Thumbnails:
         caption: str,
         *,
         key: str,
+        crop: Box | None = None,
     ) -> Markup | None:
         """A `picture_pair` of the evaluated image number `image`; None where there is no image or no budget left."""
-        return self._within_budget(image, lambda pixels: picture_pair(pixels, left, right, caption, key=key))
+        return self._within_budget(image, lambda pixels: picture_pair(pixels, left, right, caption, key=key, crop=crop))
 
     def crop(self, image: int, box: Box, boxes: Sequence[DrawnBox], caption: str) -> Markup | None:
         """A picture of the surroundings of a box in pixels of the image; None as for `pair`."""

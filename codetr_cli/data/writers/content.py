@@ -69,6 +69,8 @@ class WrittenObject:
         outline: polygons or a run-length code as in COCO, if there is one; bytes: its JSON text.
         entry: COCO's record, without its outline.
         score: of a detection, in [0, 1]; None: it is none.
+        note: why somebody should look at it, a phrase, in layouts with a place for it; empty if nothing asks for it.
+        is_proposed: whether it is the proposal of a program, beside objects that are not.
     """
 
     label: int
@@ -77,6 +79,8 @@ class WrittenObject:
     outline: Any = None
     entry: Mapping[str, Any] = field(default_factory=dict)
     score: float | None = None
+    note: str = ""
+    is_proposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class WrittenImage:
         record: COCO's.
         is_suggestion: whether the objects are a model's, and nobody has checked them.
         review: why somebody should check them, a phrase; empty if nothing asks for it.
+        file: path of the image file relative to its label file, in layouts with a place for it; empty: beside it.
     """
 
     split: str
@@ -102,6 +107,7 @@ class WrittenImage:
     record: Mapping[str, Any] = field(default_factory=dict)
     is_suggestion: bool = False
     review: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)

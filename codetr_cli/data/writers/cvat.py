@@ -1,7 +1,7 @@
 """CVAT for images 1.1: annotations.xml with all labels and images, and images/SPLIT/.
 
 Coordinates are in pixels, edges without width, as CVAT's. The name of an image is relative to images/, and its subset
-is its split. Crowd regions have the attribute `is_crowd`.
+is its split. Crowd regions have the attribute `is_crowd`, and objects to be looked at have the attribute `review`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from codetr_cli.data.writers.content import (
 )
 from codetr_cli.formats.cvat_xml import CROWD
 
+REVIEW = "review"
+"""Attribute that says why somebody should look at an object."""
+
 
 class CvatWriter(LayoutWriter):
     """Writes the layout, see `content.LayoutWriter`."""
@@ -30,6 +33,7 @@ class CvatWriter(LayoutWriter):
         self._names = [xml_text(name) for name in classes.names]
         self._splits: dict[str, None] = {}
         self._images = 0
+        self._has_notes = False
         self._body = (folder / "annotations.xml.part").open("w", encoding="utf-8")  # the header has the counts
 
     def image_path(self, split: str, name: str) -> str:
@@ -50,10 +54,14 @@ class CvatWriter(LayoutWriter):
                 corners = zip(("xtl", "ytl", "xbr", "ybr"), (x1, y1, x2, y2), strict=True)
                 where = " ".join(f'{key}="{number(value)}"' for key, value in corners)
             tag = "polygon" if polygon else "box"
-            attribute = f'<attribute name="{CROWD}">true</attribute>' if item.crowd else ""
+            attributes = f'<attribute name="{CROWD}">true</attribute>' if item.crowd else ""
+            if item.note:
+                self._has_notes = True
+                attributes += f'<attribute name="{REVIEW}">{xml_text(item.note)}</attribute>'
+            made_by = "auto" if item.is_proposed else source
             shapes.append(
-                f'    <{tag} label="{self._names[item.label]}" source="{source}" occluded="0" {where} z_order="0">'
-                f"{attribute}</{tag}>\n"
+                f'    <{tag} label="{self._names[item.label]}" source="{made_by}" occluded="0" {where} z_order="0">'
+                f"{attributes}</{tag}>\n"
             )
         subset = f'subset="{image.split}" ' if image.split else ""
         self._body.write(
@@ -74,6 +82,11 @@ class CvatWriter(LayoutWriter):
             f"<attribute><name>{CROWD}</name><mutable>False</mutable><input_type>checkbox</input_type>"
             "<default_value>false</default_value><values></values></attribute>"
         )
+        if self._has_notes:
+            attribute += (
+                f"<attribute><name>{REVIEW}</name><mutable>True</mutable><input_type>text</input_type>"
+                "<default_value></default_value><values></values></attribute>"
+            )
         labels = "".join(
             f"        <label><name>{name}</name><type>any</type><attributes>{attribute}</attributes></label>\n"
             for name in self._names

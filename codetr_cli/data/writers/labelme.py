@@ -1,7 +1,8 @@
 """labelme: a JSON file beside each image, in a folder a split.
 
 Boxes are rectangles of two points, in pixels; with outlines, those of one polygon are polygons. Crowd regions are
-marked `difficult`, and detections have their `score`, as X-AnyLabeling does. There is no list of classes.
+marked `difficult`, and detections have their `score`, as X-AnyLabeling does. Proposals have the flag `proposed` and say
+in their description why. There is no list of classes.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class LabelmeWriter(LayoutWriter):
                     "label": self.classes.names[item.label],
                     "points": points,
                     "group_id": None,
-                    "description": "",
+                    "description": item.note,
                     "shape_type": "polygon" if polygon else "rectangle",
-                    "flags": {},
+                    "flags": {"proposed": True} if item.is_proposed else {},
                     **({"difficult": True} if item.crowd else {}),
                     **({} if item.score is None else {"score": round(item.score, SCORE_DIGITS)}),
                 }
@@ -62,7 +63,7 @@ class LabelmeWriter(LayoutWriter):
             "version": VERSION,
             "flags": {},
             "shapes": shapes,
-            "imagePath": Path(image.name).name,
+            "imagePath": image.file or Path(image.name).name,
             "imageData": None,
             "imageHeight": image.height,
             "imageWidth": image.width,
