@@ -28,14 +28,14 @@ from codetr_cli.escaping import visible, without_credentials
 
 VERB_GROUPS = {
     "Data": ("prepare", "stats", "convert-data", "cache"),
-    "Train and evaluate": ("train", "eval", "bench", "runs", "watch"),
+    "Train and evaluate": ("train", "eval", "review", "bench", "runs", "watch"),
     "Use": ("predict", "label", "serve", "demo"),
     "Weights": ("presets", "download", "convert", "export", "push"),
     "This machine": ("doctor",),
 }
 """Panel of `codetr --help` -> its verbs."""
 VERBS = tuple(verb for verbs in VERB_GROUPS.values() for verb in verbs)
-NEEDS_WORDS = ("convert", "convert-data", "demo", "download", "eval", "export", "label", "predict", "push")
+NEEDS_WORDS = ("convert", "convert-data", "demo", "download", "eval", "export", "label", "predict", "push", "review")
 """Verbs that print their help when nothing follows them."""
 
 EXIT_UNEXPECTED = 1

@@ -36,6 +36,7 @@ OPTIONS = {
         "--dry-run",
     },
     "eval": {"--checkpoint", "--data", "--set", "--device", "--detections", "--scorer", "--json"},
+    "review": {"--data", "--split", "--detections", "--folds", "--kinds", "--limit", "--format", "--out", "--json"},
     "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
     "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},
     "label": {"--score", "--format", "--out", "--save-images", "--class-map", "--review", "--device", "--json"},

@@ -11,10 +11,12 @@ PACKAGE, TESTS = REPOSITORY / "codetr_cli", REPOSITORY / "tests"
 # Modules that another test file covers, and test files of several modules. Paths below the two folders.
 TESTED_ELSEWHERE = {
     "analysis/label_evidence.py": "analysis/test_label_errors.py",
+    "report/review_files.py": "commands/test_review.py",
     "analysis/co_occurrence.py": "analysis/test_data_statistics.py",
     "commands/bench/_end_to_end.py": "commands/bench/test_infer.py",
     "commands/_data.py": "commands/test_stats.py",  # also test_prepare.py
     "commands/_detection.py": "commands/test_predict.py",
+    "commands/_review_detections.py": "commands/test_review.py",
     "commands/_launch.py": "distributed/test_shared_work.py",
     "commands/_pictures.py": "commands/test_predict.py",
     "commands/_verify.py": "commands/test_export_verify.py",

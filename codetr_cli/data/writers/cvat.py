@@ -1,7 +1,7 @@
 """CVAT for images 1.1: annotations.xml with all labels and images, and images/SPLIT/.
 
 Coordinates are in pixels, edges without width, as CVAT's. The name of an image is relative to images/, and its subset
-is its split. Crowd regions have the attribute `is_crowd`, and objects to be looked at have the attribute `review`.
+is its split. Crowd regions have the attribute `is_crowd`, and objects to be reviewed have the attribute `review`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from codetr_cli.data.writers.content import (
 from codetr_cli.formats.cvat_xml import CROWD
 
 REVIEW = "review"
-"""Attribute that says why somebody should look at an object."""
+"""Attribute that says why an object is to be reviewed."""
 
 
 class CvatWriter(LayoutWriter):
