@@ -8,6 +8,8 @@ error is removed, a missed object is not counted. The gains do not add up to wha
 hotcoco's `tide_errors` has the same numbers where nothing is a crowd, but takes a detection that overlaps a crowd of
 its class a little for a loose box; here, as in tidecv, crowds only ignore what is in them. It has no numbers by image,
 and needs to match all detections again.
+tidecv counts the 100 best detections of an image; here 100 of an image and class count, as in AP, and classes without
+objects, whose AP is 0 there, are not in its mean. In release 1.0.1 it also looks for errors among ignored detections.
 Shape letters: N detections, G objects, I images, K classes.
 """
 

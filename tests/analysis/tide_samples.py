@@ -29,6 +29,7 @@ class Sample:
         objects: largest number of objects of an image.
         found: share of the objects that get detections.
         crowds: share of the objects that are crowds.
+        others: largest number of detections of an image that are not of an object.
     """
 
     seed: int
@@ -37,6 +38,7 @@ class Sample:
     objects: int = 8
     found: float = 0.7
     crowds: float = 0.0
+    others: int = 4
 
 
 SAMPLES = {
@@ -45,6 +47,7 @@ SAMPLES = {
     "sparse": Sample(3, images=80, classes=7, objects=3, found=0.5),
     "one_class": Sample(4, images=25, classes=1),
     "crowds": Sample(5, crowds=0.2),
+    "many": Sample(6, images=12, others=300),
 }
 
 
@@ -62,7 +65,7 @@ def records_of(sample: Sample) -> tuple[list[dict[str, Any]], list[dict[str, Any
             if numbers.random() < sample.found:
                 for _ in range(numbers.randint(1, 3)):
                     detections.append(_detection(numbers, sample, image, category, box))
-        for _ in range(numbers.randint(0, 4)):
+        for _ in range(numbers.randint(0, sample.others)):
             box = [numbers.uniform(0, 400), numbers.uniform(0, 300), numbers.uniform(10, 150), numbers.uniform(10, 150)]
             detections.append(_detection(numbers, sample, image, numbers.randint(1, sample.classes), box))
     return objects, detections
