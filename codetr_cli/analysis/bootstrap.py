@@ -27,6 +27,8 @@ from codetr_cli.analysis.matches import IOU_THRESHOLDS, Matches
 SAMPLES = 300
 RECALLS = np.linspace(0, 1, 101)
 """Recalls at which COCO averages precision."""
+FEWEST_IMAGES = 5
+"""With objects in fewer images, a class has no samples: that of one found object in one image would always be 1."""
 CELLS_AT_ONCE = 1_000_000
 """Of an array of samples and places: bounds memory."""
 
@@ -35,7 +37,7 @@ CELLS_AT_ONCE = 1_000_000
 class Resampled:
     """AP in [0, 1] of samples of images, around that of all images; NaN where a sample has no object to find.
 
-    `class_ap` is NaN where the class has none in the sample.
+    `class_ap` is NaN where the class has none in the sample, and of classes with objects in fewer than `FEWEST_IMAGES`.
 
     Attributes:
         ap: (S,) over IoU 0.50:0.95 and classes, of the detections that `Matches` counts.
@@ -74,10 +76,12 @@ def resampled_ap(matches: Matches, samples: int = SAMPLES, seed: int = 0) -> Res
     """
     ap = _weighted_ap(matches, image_weights(matches.num_images, samples, seed))  # (S, 10, K)
     of_all = class_average_precision(matches)[None]  # (1, 10, K)
+    class_ap = _around(ap.mean(axis=1), of_all.mean(axis=1))
+    class_ap[:, _images_of_classes(matches) < FEWEST_IMAGES] = math.nan
     return Resampled(
         ap=_around(_mean_of_classes(ap.mean(axis=1)), _mean_of_classes(of_all.mean(axis=1))),
         ap50=_around(_mean_of_classes(ap[:, 0]), _mean_of_classes(of_all[:, 0])),
-        class_ap=_around(ap.mean(axis=1), of_all.mean(axis=1)),
+        class_ap=class_ap,
     )
 
 
@@ -152,6 +156,14 @@ def _object_weights(matches: Matches, weights: NDArray[np.float64]) -> NDArray[n
     pairs = (matches.object_images[counts], matches.object_labels[counts])
     shape = (matches.num_images, matches.num_classes)
     return np.asarray(weights @ csr_array((np.ones(int(counts.sum())), pairs), shape))
+
+
+def _images_of_classes(matches: Matches) -> NDArray[np.int64]:
+    """(K,) number of images with an object to find."""
+    counts = ~matches.object_ignored
+    pairs = np.unique(matches.object_labels[counts] * matches.num_images + matches.object_images[counts])
+    images: NDArray[np.int64] = np.bincount(pairs // max(matches.num_images, 1), minlength=matches.num_classes)
+    return images
 
 
 def _detections_between(matches: Matches, places: NDArray[np.int64]) -> csr_array:

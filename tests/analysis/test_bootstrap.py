@@ -165,3 +165,22 @@ def test_recalls_are_reached_to_the_last_bit():
             bootstrap._recalls_reached(recall), np.searchsorted(bootstrap.RECALLS, recall, side="right")
         )
     assert (np.arange(101) / 100 < bootstrap.RECALLS).any()
+
+
+def test_classes_in_few_images_have_no_samples(tmp_path):
+    inputs = material(tmp_path, seed=1)
+    truth = inputs.ground_truth
+    of_class = np.flatnonzero((truth.labels == 1) & (truth.iscrowd == 0))
+    images = np.unique(truth.image_rows[of_class])
+    assert len(images) >= 5
+
+    def samples(count: int) -> np.ndarray:
+        """Of the class, with objects to find in so many images; the others are crowds."""
+        others = of_class[np.isin(truth.image_rows[of_class], images[count:])]
+        crowd = truth.iscrowd.copy()
+        crowd[others] = 1
+        return resampled_ap(match_detections(replace(inputs, ground_truth=replace(truth, iscrowd=crowd))), 8).class_ap
+
+    assert np.isnan(samples(4)[:, 1]).all()
+    assert not np.isnan(samples(4)[:, 2]).any()
+    assert (~np.isnan(samples(5)[:, 1])).sum() > 5
