@@ -35,7 +35,7 @@ OPTIONS = {
         "--set",
         "--dry-run",
     },
-    "eval": {"--checkpoint", "--data", "--set", "--device", "--detections", "--scorer", "--json"},
+    "eval": {"--checkpoint", "--data", "--set", "--device", "--detections", "--scorer", "--report", "--json"},
     "review": {"--data", "--split", "--detections", "--folds", "--kinds", "--limit", "--format", "--out", "--json"},
     "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
     "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},

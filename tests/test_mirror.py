@@ -88,6 +88,8 @@ TESTED_ELSEWHERE = {
     **{f"report/{name}.py": "report/test_page.py" for name in ("charts", "markup", "pictures")},  # the parts of a page
     "report/facts.py": "report/test_report_file.py",
     "report/thumbnails.py": "report/test_page.py",
+    "report/job.py": "commands/test_report.py",
+    "report/sections/*.py": "report/test_evaluation_report.py",  # the parts of one page
     "training/reporter.py": "training/test_faults.py",  # only an interface
     "training/setup.py": "commands/test_train.py",
     "training/state.py": "training/test_oom.py",

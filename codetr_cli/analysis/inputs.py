@@ -71,6 +71,11 @@ class AnalysisInputs:
         """Path of the evaluated image number `image`; the file may not be there."""
         return self.paths.images_dir / self.file_name(image)
 
+    def may_read(self, image: int) -> bool:
+        """Whether the name of an image stays inside the data set, or others are allowed (`data.allow_outside`)."""
+        rule = self.paths.names
+        return rule.allow_outside or rule.is_inside(self.file_name(image), str(self.paths.images_dir.absolute()))
+
     def image_size(self, image: int) -> tuple[int, int]:
         """(height, width) in pixels of the evaluated image number `image`, according to the annotations."""
         height, width = self.ground_truth.sizes[self.file_rows[image]].tolist()

@@ -41,6 +41,10 @@ SYNONYMS = {
 """Verb -> other spellings of its options, e.g. those of former versions -> the spelling that the help shows."""
 
 
+OPTIONAL_VALUES = {"eval": {"--report": (".html", ".htm")}}
+"""Verb -> options whose value may be missing -> how a value ends: the next word may be anything else."""
+
+
 def option(name: str, metavar: str, text: str, panel: str, **more: Any) -> Any:
     """An option with a value; `more` are further arguments of `typer.Option`."""
     return typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel, **more)
@@ -52,11 +56,18 @@ def flag(names: str, text: str, panel: str, **more: Any) -> Any:
 
 
 def use_shown_spelling(words: list[str]) -> list[str]:
-    """The words of a command with every synonym of an option replaced by the spelling that the help shows."""
+    """The words of a command as the help shows them.
+
+    Every synonym of an option is replaced by the spelling of the help, and an option whose value is missing gets an
+    empty one.
+    """
     synonyms = SYNONYMS.get(words[0], {}) if words else {}
+    optional = OPTIONAL_VALUES.get(words[0], {}) if words else {}
     shown = []
-    for word in words:
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         option, equals, value = word.partition("=")
+        if word in optional and not following.lower().endswith(optional[word]):
+            equals = "="
         shown.append(synonyms.get(option, option) + equals + value)
     return shown
 
@@ -324,6 +335,10 @@ ProtocolOption = Annotated[
     flag("--protocol/--no-protocol", "Print the evaluation protocol with the metrics.", PROTOCOL, show_default=False),
 ]
 PerClassOption = Annotated[bool, flag("--per-class", "Print the AP of every class.", PROTOCOL)]
+EvalReportOption = Annotated[
+    str | None,
+    option("--report", "FILE", "Write a report. Default: report.html.", OUTPUT),
+]
 EvalOutOption = Annotated[Path | None, option("--out", "DIR", "Default: eval/SPLIT beside the checkpoint.", OUTPUT)]
 
 # -------------------------------------------------------------------------------------------------------------- predict

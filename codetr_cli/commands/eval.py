@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._launch import refuse_launch_options, requested, run_placed, worker_output
+from codetr_cli.commands._report import RequestedReport, requested_report
 from codetr_cli.commands._submit import submit_command
 from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.errors import ConfigError
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "codetr eval runs/co_dino_r50/1",
     "codetr eval co_dino_r50.safetensors --data /path/to/coco --gpus 8",
-    "codetr eval --detections eval/val/detections.json --data /path/to/coco",
+    "codetr eval --detections eval/val/detections.json --data /path/to/coco --report",
 )
 CLASS_COLUMNS = {
     "name": "class",
@@ -70,6 +72,7 @@ def eval(
     precision: opt.InferencePrecisionOption = "auto",
     batch: opt.BatchOption = None,
     out: opt.EvalOutOption = None,
+    report: opt.EvalReportOption = None,
     force: opt.ForceOption = False,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
@@ -101,6 +104,7 @@ def eval(
             + ("; not both" if checkpoint else ": codetr eval CHECKPOINT")
         )
     request = requested(context)
+    wanted = requested_report(context, report, force=force)
     if checkpoint is None and tiles is not None:
         raise ConfigError("--tiles is for a checkpoint: the detections of a file are there already")
     if checkpoint is None:
@@ -124,6 +128,7 @@ def eval(
             scorer=scorer,
             protocol=protocol,
             per_class=per_class,
+            report=wanted,
         )
         return
     assert checkpoint is not None
@@ -150,7 +155,7 @@ def eval(
         config, _ = data_config(overrides or [])
         submit_command(invocation.words, submitted_folder(job), request, name="eval", workers=config.workers)
         return
-    outcome = _evaluate(job, request, mode=(json_output, quiet), shown=(protocol, per_class))
+    outcome = _evaluate(job, request, mode=(json_output, quiet), shown=(protocol, per_class), wanted=wanted)
     if outcome is not None:
         _finish(outcome)
 
@@ -191,12 +196,17 @@ def _find_data(
 
 
 def _evaluate(
-    job: EvalJob, request: Request, *, mode: tuple[bool, bool], shown: tuple[bool, bool]
+    job: EvalJob,
+    request: Request,
+    *,
+    mode: tuple[bool, bool],
+    shown: tuple[bool, bool],
+    wanted: RequestedReport | None,
 ) -> EvalOutcome | None:
     """Evaluates in as many processes as requested; None where another process has the outcome.
 
     `mode` is whether to print JSON, and whether to print results only; `shown` whether to print the protocol, and the
-    results of each class.
+    results of each class; `wanted` is the report.
     """
     from codetr_cli.distributed.process_group import launched_rank
     from codetr_cli.distributed.topology import place
@@ -205,12 +215,18 @@ def _evaluate(
     placement = place(request, EVALUATION)
     if launched_rank() == 0:
         _show_notes(job.paths)
-    outcome: EvalOutcome | None = run_placed(_evaluate_here, (job, placement.device, *mode, *shown), placement)
+    outcome: EvalOutcome | None = run_placed(_evaluate_here, (job, placement.device, *mode, *shown, wanted), placement)
     return outcome
 
 
 def _evaluate_here(
-    job: EvalJob, device: torch.device, json_output: bool, quiet: bool, protocol: bool, per_class: bool
+    job: EvalJob,
+    device: torch.device,
+    json_output: bool,
+    quiet: bool,
+    protocol: bool,
+    per_class: bool,
+    wanted: RequestedReport | None,
 ) -> EvalOutcome | None:
     """Evaluates in this process, alone or as one of several; shows the progress of all, and the numbers."""
     from codetr_cli.evaluation.job import run_evaluation
@@ -221,6 +237,7 @@ def _evaluate_here(
             device=device,
             show=lambda total, done: console.progress("evaluating", total, done=done),
             report=lambda outcome: _report(outcome, job, protocol=protocol, per_class=per_class),
+            finish=None if wanted is None else partial(wanted.of_outcome, job),
         )
 
 
@@ -228,7 +245,7 @@ def _finish(outcome: EvalOutcome) -> None:
     """Prints where the files are.
 
     Raises:
-        ResourceError: they could not be written.
+        ResourceError: they, or the report, could not be written.
     """
     from codetr_cli.errors import ResourceError
 
@@ -238,6 +255,13 @@ def _finish(outcome: EvalOutcome) -> None:
         console.result_json({**outcome.summary, **failed})
         raise error
     console.result(f"Detections: {outcome.summary['detections']}")
+    if outcome.unreported:
+        error = ResourceError(f"the evaluation is done, but there is no report: {outcome.unreported}")
+        failed = {"report": None, "error": str(error), "exit_code": error.exit_code}
+        console.result_json({**outcome.summary, **failed})
+        raise error
+    if "report" in outcome.summary:
+        console.result(f"Report: {outcome.summary['report']['html']}")
     console.result_json(outcome.summary)
 
 
@@ -273,6 +297,7 @@ def _score_file(
     scorer: opt.ScorerName | None,
     protocol: bool,
     per_class: bool,
+    report: RequestedReport | None,
 ) -> None:
     """Scores a file of detections by the rules of the dataset that the annotations belong to."""
     from codetr_cli.annotations.objects import check_kind, read_annotations
@@ -307,6 +332,19 @@ def _score_file(
     _show(scores.metrics, scores.per_class if per_class else [], f"{file.name}, {scores.images} images")
     if protocol:
         console.result(f"Protocol: {described}.")
+    written: dict[str, Any] = {}
+    if report is not None:
+        written["report"] = report.of_file(
+            file,
+            detections,
+            scores,
+            ground_truth,
+            paths,
+            image_ids=image_ids,
+            protocol=described,
+            notes=[f"{note}." for note in (*matched.notes, *matched.hints)],
+        )
+        console.result(f"Report: {written['report']['html']}")
     console.result_json(
         {
             **scores.metrics,
@@ -318,6 +356,7 @@ def _score_file(
             "detections": str(file),
             "notes": matched.notes,
             "warnings": matched.hints,
+            **written,
         }
     )
 

@@ -530,6 +530,7 @@ class TrainConfig(Section):
     deterministic: bool = Field(False, description="Use deterministic algorithms of PyTorch, where they exist.")
     log_every: Positive = Field(50, description="Optimizer steps between lines of metrics.jsonl.")
     eval_every: Positive = Field(1, description="Epochs between evaluations.")
+    report: bool = Field(True, description="Write report.html of the best checkpoint at the end.")
     checkpoint_every: Positive | None = Field(None, description="Optimizer steps between checkpoints within an epoch.")
     timeout_minutes: Annotated[float, Field(gt=0, le=10**6)] = Field(
         10.0, description="With several processes: stop when one of them has made no progress for this long."

@@ -60,6 +60,7 @@ class EvalResult(Scores):
         protocol: how the metrics were made; None if there are none.
         scoring_seconds: time from detections to metrics.
         skipped: files that could not be read; their images are not scored.
+        image_ids: of the scored images.
     """
 
     detections: DetectionTable = field(default_factory=DetectionTable.empty)
@@ -67,6 +68,7 @@ class EvalResult(Scores):
     protocol: Protocol | None = None
     scoring_seconds: float = 0.0
     skipped: list[BadFile] = field(default_factory=list)
+    image_ids: list[int] = field(default_factory=list)
 
 
 def evaluate(
@@ -120,6 +122,7 @@ def evaluate(
         ),
         scoring_seconds=time.perf_counter() - started,
         skipped=merged.skipped,
+        image_ids=merged.image_ids,
     )
 
 

@@ -94,6 +94,7 @@ class EvalOutcome:
         published: the published result by the same protocol, if there is one.
         warning: which images could not be read; empty if there are none.
         unwritten: why the files could not be written, a sentence; empty if they are.
+        unreported: why the report could not be written; empty if it is, or none was requested.
     """
 
     summary: dict[str, Any]
@@ -103,10 +104,16 @@ class EvalOutcome:
     published: Published | None
     warning: str
     unwritten: str = ""
+    unreported: str = ""
 
 
 def run_evaluation(
-    job: EvalJob, *, device: torch.device, show: Shown, report: Callable[[EvalOutcome], object]
+    job: EvalJob,
+    *,
+    device: torch.device,
+    show: Shown,
+    report: Callable[[EvalOutcome], object],
+    finish: Callable[[EvalOutcome, EvalResult, Annotations], EvalOutcome] | None = None,
 ) -> EvalOutcome | None:
     """Evaluates in this process, which may be one of several, and writes the results.
 
@@ -118,6 +125,8 @@ def run_evaluation(
         device: of the whole evaluation; each of several processes uses its own GPU.
         show: shows the progress of all processes; called in the process of rank 0.
         report: prints the numbers, before any file is written; called in the process of rank 0.
+        finish: makes more of the outcome, its detections and scores, and the annotations, once the files are written;
+            called in the process of rank 0, after the others have ended. None: nothing is made.
 
     Returns:
         the outcome in the process of rank 0; None in the others.
@@ -126,7 +135,17 @@ def run_evaluation(
         StoppedError: a signal came; the results so far are kept.
         CodetrError: any error that the user can fix.
     """
-    device = process_group.local_device(device)
+    evaluated = _evaluate(job, process_group.local_device(device), show, report)
+    if evaluated is None:
+        return None
+    outcome, result, ground_truth = evaluated
+    return outcome if finish is None or outcome.unwritten else finish(outcome, result, ground_truth)
+
+
+def _evaluate(
+    job: EvalJob, device: torch.device, show: Shown, report: Callable[[EvalOutcome], object]
+) -> tuple[EvalOutcome, EvalResult, Annotations] | None:
+    """As `run_evaluation`, with the detections and scores, and the annotations."""
     with process_group.joined(device, work=EVALUATION) as store, ExitStack() as stack:
         shown = stack.enter_context(ExitStack())
         stop = stack.enter_context(stop_request(shown.close))
@@ -179,7 +198,7 @@ def run_evaluation(
             kept = "The results of all images are kept: the same command writes the files without evaluating again."
             outcome = replace(outcome, unwritten=f"{error} {kept}")
         work.close(complete=True, keep=bool(outcome.unwritten))
-        return outcome
+        return outcome, result, request.ground_truth
 
 
 class _PartCollector:

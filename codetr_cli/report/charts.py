@@ -18,6 +18,8 @@ SERIES = 6
 """Colours of series; with the dashes, 24 lines differ."""
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 44
+ROW_NAMES = 168
+"""Room for the names of rows."""
 TICKS = 5
 HEAT_LEAST = 0.005
 """Lower values of a heat map look like zero."""
@@ -140,14 +142,14 @@ def row_chart(title: str, names: Sequence[str], values: Sequence[float], axis: A
     height = 22 * rows + 8
 
     def place(value: float) -> float:
-        return 150 + (value - low) / (high - low) * (WIDTH - 150 - 60)
+        return ROW_NAMES + (value - low) / (high - low) * (WIDTH - ROW_NAMES - 60)
 
     content: list[Markup] = []
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         y = 22 * i + 6
         start, end = sorted((place(max(low, min(0.0, high))), place(value)))
         content += [
-            element("text", element("title", name), _shortened(name, 22), x=144, y=y + 12, text_anchor="end"),
+            element("text", element("title", name), _shortened(name, 22), x=ROW_NAMES - 6, y=y + 12, text_anchor="end"),
             element("rect", x=start, y=y, width=max(end - start, 1.0), height=15, class_="fill0"),
             element("text", _text(value, axis), x=end + 5, y=y + 12, class_="tick"),
         ]
@@ -160,7 +162,7 @@ def interval_chart(title: str, rows: Sequence[Interval], axis: Axis) -> Markup:
     height = 22 * len(rows) + 34
 
     def place(value: float) -> float:
-        return 150 + (value - low) / (high - low) * (WIDTH - 150 - 20)
+        return ROW_NAMES + (value - low) / (high - low) * (WIDTH - ROW_NAMES - 20)
 
     content: list[Markup] = []
     for tick in _ticks(low, high):
@@ -176,7 +178,14 @@ def interval_chart(title: str, rows: Sequence[Interval], axis: Axis) -> Markup:
         kind = 2 if row.low > 0 else 1 if row.high < 0 else 5
         label = f"{row.name}: {_text(row.value, axis)} ({_text(row.low, axis)} to {_text(row.high, axis)})"
         content += [
-            element("text", element("title", row.name), _shortened(row.name, 22), x=144, y=y + 4, text_anchor="end"),
+            element(
+                "text",
+                element("title", row.name),
+                _shortened(row.name, 22),
+                x=ROW_NAMES - 6,
+                y=y + 4,
+                text_anchor="end",
+            ),
             element("line", x1=place(row.low), x2=place(row.high), y1=y, y2=y, class_=f"line stroke{kind}"),
             element("circle", element("title", label), cx=place(row.value), cy=y, r=4, class_=f"fill{kind}"),
         ]
@@ -284,6 +293,15 @@ def table_line(values: Sequence[float], *, high: float = 1.0) -> Markup:
     )
     line = element("polyline", points=points, class_="line stroke0")
     return element("svg", line, viewBox="0 0 60 20", width=60, height=20, aria_hidden="true")
+
+
+def table_bar(value: float | None) -> Markup | None:
+    """A bar for a cell of a table: a value from 0 to 1; None where there is none."""
+    if value is None:
+        return None
+    box = element("rect", x=0.5, y=3.5, width=99, height=11, class_="frame")
+    bar = element("rect", x=0.5, y=3.5, width=max(99 * min(value, 1.0), 0.5), height=11, class_="fill0")
+    return element("svg", box, bar, viewBox="0 0 100 18", width=100, height=18, aria_hidden="true")
 
 
 @dataclass(frozen=True)
@@ -407,7 +425,7 @@ def _part(value: float, limits: tuple[float, float], axis: Axis) -> float:
 
 def _range(values: Sequence[float], axis: Axis) -> tuple[float, float]:
     known = [value for value in values if math.isfinite(value)]
-    low = axis.low if axis.low is not None else min(known, default=0.0)
+    low = axis.low if axis.low is not None else min(known, default=1.0 if axis.is_log else 0.0)
     high = axis.high if axis.high is not None else max(known, default=1.0)
     return (low, high) if high > low else (low, low * 2 if axis.is_log else low + 1.0)
 

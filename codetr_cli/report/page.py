@@ -108,6 +108,11 @@ def render_page(
     return _NO_CHARACTER.sub("\ufffd", visible_lines(text))
 
 
+def table_markup(table: Table) -> Markup:
+    """A table as a part of something else, such as a grid."""
+    return Markup(template("table.html").render(part=table))
+
+
 @cache
 def template(name: str) -> Any:
     """A template of this room; its values are escaped, and a missing one is an error."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from codetr_cli.report.markup import element, joined
 
-Kind = Literal["hit", "miss", "alarm", "crowded", "annotated", "suspected", "proposed"]
+Kind = Literal["hit", "miss", "alarm", "crowded", "annotated", "suspected", "detected", "proposed"]
 KINDS: dict[Kind, str] = {
     "hit": "found: detection of an annotated object",
     "miss": "annotated, not found",
@@ -22,6 +22,7 @@ KINDS: dict[Kind, str] = {
     "crowded": "annotated crowd, does not count",
     "annotated": "annotated",
     "suspected": "annotated, in question",
+    "detected": "detected",
     "proposed": "proposed correction",
 }
 """Kinds of boxes -> what they mean, for legends."""

@@ -16,8 +16,6 @@ from codetr_cli.report.pictures import Box, DrawnBox, picture, picture_pair
 
 logger = logging.getLogger(__name__)
 
-BUDGET_BYTES = 9_000_000
-"""Of all pictures of a page, which has at most 15 MB for COCO val."""
 CROP_SIDE = 200
 KEPT_IMAGES = 8
 """Decoded images that are kept: sections come back to the same ones."""
@@ -35,7 +33,7 @@ class Thumbnails:
         unreadable: names of images that could not be read.
     """
 
-    def __init__(self, inputs: AnalysisInputs, budget: int = BUDGET_BYTES) -> None:
+    def __init__(self, inputs: AnalysisInputs, budget: int) -> None:
         self._inputs, self._left = inputs, budget
         self._decoded: dict[int, NDArray[np.uint8] | None] = {}
         self.skipped = 0
@@ -88,11 +86,13 @@ class Thumbnails:
         return self._decoded[image]
 
     def _read(self, image: int) -> NDArray[np.uint8] | None:
+        name = self._inputs.file_name(image)
         try:
-            return read_image(self._inputs.image_path(image))
+            if self._inputs.may_read(image):
+                return read_image(self._inputs.image_path(image))
+            logger.debug("no picture: %s is not inside the data set", name)
         except (CodetrError, OSError, ValueError) as error:
             logger.debug("no picture: %s", error)
-            name = self._inputs.file_name(image)
-            if name not in self.unreadable:
-                self.unreadable.append(name)
-            return None
+        if name not in self.unreadable:
+            self.unreadable.append(name)
+        return None

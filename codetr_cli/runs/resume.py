@@ -39,6 +39,7 @@ FREE = frozenset(
         "train.fsdp",
         "train.log_every",
         "train.eval_every",
+        "train.report",
         "train.checkpoint_every",
         "train.timeout_minutes",
         "train.loggers",

@@ -103,6 +103,7 @@ def _build_context(
         model=model,
         loader=loader,
         evaluate=validation,
+        best_report=None if validation is None else validation.best_report,
         shard_writers=shard_writers,
         io=io,
     )

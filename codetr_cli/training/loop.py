@@ -105,6 +105,8 @@ def evaluate_if_due(context: TrainContext, state: TrainState) -> None:
     if process_group.is_main():
         if progress.evals_without_improvement == 0:
             context.io.folder.mark_best()
+            if context.best_report is not None:
+                context.best_report.keep()
         _log_evaluation(context, state, metrics, time.monotonic() - started)
     process_group.barrier()
 

@@ -95,6 +95,8 @@ def run_training(job: TrainJob, *, device: torch.device, choice: RunChoice | Non
         with float32_arithmetic(precision, device):
             train(context, state)
         if process_group.is_main():
+            if context.best_report is not None:
+                context.best_report.write(folder)
             log_summary(folder)
         return _outcome(context, state)
 

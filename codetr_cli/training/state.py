@@ -18,6 +18,7 @@ from codetr_cli.distributed.watchdog import Heartbeat
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.runtime.signals import StopRequest
 from codetr_cli.training.background_writer import BackgroundWriter
+from codetr_cli.training.best_report import BestReport
 from codetr_cli.training.ema import ModelEma
 from codetr_cli.training.loggers import Loggers
 from codetr_cli.training.metrics import DataWaitMonitor, StepMetrics
@@ -83,6 +84,7 @@ class TrainContext:
         model: the detector inside the objective; its state dict is what checkpoints hold.
         evaluate: metrics of the current model after a step, in every process; None never evaluates.
         shard_writers: all processes as writers of the checkpoints of a sharded training; None for any other.
+        best_report: of the best checkpoint, written at the end; None: none is written.
         lineage: what the training started from, for the checkpoints, see `runs.lineage`; empty: from nothing.
     """
 
@@ -98,6 +100,7 @@ class TrainContext:
     evaluate: Callable[[int], dict[str, float]] | None
     shard_writers: ShardWriters | None
     io: RunIO
+    best_report: BestReport | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
 
 

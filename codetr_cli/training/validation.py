@@ -23,6 +23,7 @@ from codetr_cli.formats.resolve import find_data
 from codetr_cli.models.codetr import CoDETR
 from codetr_cli.models.inference_mode import optimize_for_inference
 from codetr_cli.training.bad_images import BadFiles
+from codetr_cli.training.best_report import BestReport
 from codetr_cli.training.initial_weights import build_trainable_model
 from codetr_cli.training.plan import TrainJob
 from codetr_cli.training.plots import draw_pr_curves
@@ -36,6 +37,9 @@ class Validation:
     """Evaluates the model on the validation images of a training; all processes make one and call it together.
 
     A signal to stop ends an evaluation at once.
+
+    Attributes:
+        best_report: the report of the best checkpoint; None without `train.report`.
 
     Raises:
         DatasetError: the annotations cannot be scored against.
@@ -54,7 +58,8 @@ class Validation:
         self._model, self._build = model, partial(build_trainable_model, settings)
         self._bad_files, self._io, self._device = bad_files, io, device
         self._is_protocol_logged = False
-        annotations_path = find_data(settings.data, None, "val").annotations_path
+        paths = find_data(settings.data, None, "val")
+        annotations_path = paths.annotations_path
         ground_truth = read_annotations(annotations_path, with_outlines=expects_masks(settings))
         self._request = EvalRequest.resolve(  # now, not after the first epoch
             settings,
@@ -65,6 +70,7 @@ class Validation:
         )
         dataset = build_dataset(settings, split="val", training=False, annotations=ground_truth)
         self._pictures = ValPictures(dataset, ground_truth, io.folder, settings.train.val_pictures)
+        self.best_report = BestReport(self._request, paths) if settings.train.report else None
         self._loader = EvalLoader(
             dataset,
             batch_size=settings.test.batch_size,
@@ -97,6 +103,8 @@ class Validation:
             level = logging.DEBUG if self._is_protocol_logged else logging.INFO
             logger.log(level, "evaluation protocol: %s", result.protocol)
             self._is_protocol_logged = True
+            if self.best_report is not None:
+                self.best_report.add(result)
         if process_group.is_main():
             self._draw(step, result)
         return result.metrics

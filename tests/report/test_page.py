@@ -147,9 +147,13 @@ def test_a_pair_of_pictures_has_its_pixels_once() -> None:
 
 
 def test_thumbnails_stop_at_their_budget_and_do_without_images(tmp_path) -> None:
-    inputs = SimpleNamespace(image_path=lambda image: tmp_path / f"{image}.png", file_name=lambda image: f"{image}.png")
+    inputs = SimpleNamespace(
+        image_path=lambda image: tmp_path / f"{image}.png",
+        file_name=lambda image: f"{image}.png",
+        may_read=lambda image: True,
+    )
     cv2.imwrite(str(tmp_path / "0.png"), np.zeros((40, 60, 3), np.uint8))
-    thumbnails = Thumbnails(inputs, budget=400)
+    thumbnails = Thumbnails(inputs, budget=200)
     assert thumbnails.crop(1, (0, 0, 9, 9), [], "absent") is None
     assert thumbnails.crop(0, (0, 0, 9, 9), [], "there") is not None
     assert thumbnails.pair(0, ("a", []), ("b", []), "there", key="k") is None

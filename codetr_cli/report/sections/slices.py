@@ -1,0 +1,41 @@
+"""AP of parts of the data: by size, shape, crowding and place of objects, and by properties of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from codetr_cli.analysis.slices import SliceGroup
+from codetr_cli.report.charts import table_bar
+from codetr_cli.report.markup import element, joined
+from codetr_cli.report.page import Column, Section, Table, table_markup
+
+LEAD = (
+    "Where AP falls from one row to the next, this property makes objects hard: more such images, a higher resolution "
+    "or tiles may help. Rows with few objects say little."
+)
+
+
+def slices_section(groups: Sequence[SliceGroup]) -> Section:
+    """The section of the parts of the data."""
+    parts: list[Markup] = []
+    columns = [
+        Column("part"),
+        Column("images", "number"),
+        Column("objects", "number"),
+        Column("AP", "score", "over IoU 0.50 to 0.95"),
+        Column("", "chart"),
+        Column("AP50", "score", "at IoU 0.50"),
+        Column("AR", "score", "part of the objects that are found, over IoU 0.50 to 0.95, by detections of any score"),
+    ]
+    plain = [Column(column.title, column.kind) for column in columns]
+    for number, group in enumerate(groups):
+        rows = [
+            (each.label, each.images, each.objects, each.ap, table_bar(each.ap), each.ap50, each.recall)
+            for each in group.slices
+        ]
+        table = Table(group.title, plain if number else columns, rows)
+        hint = element("p", group.how_to_read, class_="hint")
+        parts.append(element("div", element("h3", group.title), hint, table_markup(table)))
+    return Section("slices", "Where it is good", LEAD, [element("div", joined(parts), class_="groups")])

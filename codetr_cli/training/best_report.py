@@ -1,0 +1,88 @@
+"""The report of a run: of the evaluation that gave its best checkpoint, written into the run folder at the end."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from codetr_cli.analysis.analysis import analyse
+from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.evaluation.evaluator import EvalResult
+from codetr_cli.evaluation.protocol import find_published
+from codetr_cli.evaluation.request import EvalRequest
+from codetr_cli.files import WEIGHTS_NAME
+from codetr_cli.formats.resolve import DataPaths
+from codetr_cli.report.evaluation_report import write_report
+from codetr_cli.report.facts import ReportFacts, command_text, data_digest
+from codetr_cli.report.report_file import HTML_NAME
+from codetr_cli.runs.folder import RunFolder
+from codetr_cli.weights.checkpoint import content_id
+
+logger = logging.getLogger(__name__)
+
+
+class BestReport:
+    """Keeps the detections of the best evaluation of this process, and writes their report.
+
+    It is written once, at the end: an analysis after each evaluation would hold up the training, and its detections are
+    no part of a checkpoint. After a run was continued it has none until an evaluation improves on the best one before.
+
+    Args:
+        request: of the evaluations.
+        paths: of the validation images.
+    """
+
+    def __init__(self, request: EvalRequest, paths: DataPaths) -> None:
+        self._request, self._paths = request, paths
+        self._newest: EvalResult | None = None
+        self._best: EvalResult | None = None
+
+    def add(self, result: EvalResult) -> None:
+        """Takes the result of an evaluation; without the masks, which are gigabytes of Python objects."""
+        table = replace(result.detections, masks=None, mask_scores=None)
+        self._newest = replace(result, detections=table)
+
+    def keep(self) -> None:
+        """The newest evaluation is the best one of the run."""
+        self._best = self._newest
+
+    def write(self, folder: RunFolder) -> None:
+        """Writes the report; an error is logged and does not end the training, which is done."""
+        html = folder.path / HTML_NAME
+        command = command_text(["eval", str(folder.path), "--report"])
+        if self._best is None:
+            logger.info(
+                "no report is written: the best checkpoint was evaluated before this start; make one: %s", command
+            )
+            return
+        try:
+            self._write(self._best, folder, command)
+        except Exception as error:
+            logger.warning("the report could not be written: %s; make it with: %s", error, command, exc_info=False)
+            logger.debug("the report could not be written", exc_info=True)
+        else:
+            logger.info("report of the best checkpoint: %s", html)
+
+    def _write(self, result: EvalResult, folder: RunFolder, command: str) -> None:
+        protocol, request, settings = result.protocol, self._request, self._request.settings
+        assert protocol is not None
+        published = find_published(
+            settings, tta=False, precision=protocol.precision, split=protocol.split, images=result.images, trained=True
+        )
+        facts = ReportFacts(
+            title=f"Best checkpoint of {folder.path.parent.name}/{folder.path.name}",
+            protocol=str(protocol),
+            metrics=result.metrics,
+            per_class=[score.as_dict() for score in result.per_class],
+            images=result.images,
+            objects=result.objects,
+            annotations=str(request.annotations_path),
+            images_dir=str(self._paths.images_dir),
+            data=data_digest(request.annotations_path),
+            checkpoint=str(folder.best / WEIGHTS_NAME),
+            weights=content_id(folder.best / WEIGHTS_NAME),
+            published=None if published is None else published.as_dict(),
+            command=command,
+        )
+        inputs = AnalysisInputs.of(request.ground_truth, result.detections, self._paths, result.image_ids)
+        write_report(analyse(inputs, result), facts, folder.path / HTML_NAME, by="train", force=True)
