@@ -30,12 +30,15 @@ VERB_GROUPS = {
     "Data": ("prepare", "stats", "convert-data", "cache"),
     "Train and evaluate": ("train", "eval", "review", "bench", "runs", "watch"),
     "Use": ("predict", "label", "serve", "demo"),
-    "Weights": ("presets", "download", "convert", "export", "push"),
+    "Weights": ("presets", "download", "convert", "export", "card", "push"),
     "This machine": ("doctor",),
 }
 """Panel of `codetr --help` -> its verbs."""
 VERBS = tuple(verb for verbs in VERB_GROUPS.values() for verb in verbs)
-NEEDS_WORDS = ("convert", "convert-data", "demo", "download", "eval", "export", "label", "predict", "push", "review")
+NEEDS_WORDS = (
+    *("card", "convert", "convert-data", "demo", "download", "eval"),
+    *("export", "label", "predict", "push", "review"),
+)
 """Verbs that print their help when nothing follows them."""
 
 EXIT_UNEXPECTED = 1

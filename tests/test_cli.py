@@ -47,6 +47,7 @@ OPTIONS = {
     "download": {"--url", "--force", "--dry-run", "--json"},
     "export": {"--format", "--size", "--batch", "--out", "--force", "--json"},
     "presets": {"--set", "--json"},
+    "card": {"--license", "--evaluation", "--name", "--out", "--force", "--json"},
     "push": {"--license", "--evaluation", "--private", "--out", "--dry-run", "--force", "--json"},
     "runs": {"--json"},
     "watch": {"--every", "--once", "--json"},

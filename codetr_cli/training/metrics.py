@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from codetr_cli.config.schema import Settings
+from codetr_cli.runtime.energy import GpuEnergy
 from codetr_cli.runtime.memory import main_memory_left
 from codetr_cli.runtime.timing import peak_memory
 
@@ -25,6 +27,8 @@ class StepMetrics:
         world_size: number of processes.
         device: the peak memory of which is reported.
         rank: of this process.
+        energy: joules that this process's GPU has used since the last call; None where they are not counted. None: of
+            the device.
     """
 
     def __init__(
@@ -35,9 +39,11 @@ class StepMetrics:
         world_size: int,
         device: torch.device,
         rank: int = 0,
+        energy: Callable[[], float | None] | None = None,
     ) -> None:
         self.group_losses, self.reduce_mean = group_losses, reduce_mean
         self.world_size, self.device, self.rank = world_size, device, rank
+        self._joules = energy or GpuEnergy(device).joules
         self.seconds_per_step = 0.0
         self.restart()
 
@@ -85,16 +91,19 @@ class StepMetrics:
 
         Returns:
             loss (sum), groups, losses (by name), images_per_s (of all processes), data_wait (share of time, of the
-            process that waits most for data: the others wait for it), memory_bytes (peak so far), ram_free_bytes (main
+            process that waits most for data: the others wait for it), energy_j (of all GPUs since the last line; only
+            where all are measured), memory_bytes (peak so far), ram_free_bytes (main
             memory that is available on this machine; only where the system reports it), eta_s.
         """
         if self._sums is None:
             raise ValueError("a line needs at least one micro batch")
         seconds = max(time.perf_counter() - self._started, 1e-9)
-        waits = torch.zeros(self.world_size)
-        waits[self.rank] = self._waited / seconds * self.world_size  # after averaging, the share again
-        mean = self.reduce_mean(torch.cat([self._sums / self._micro_batches, waits.to(self._sums)])).tolist()
-        mean, waits_by_rank = mean[: len(self._names)], mean[len(self._names) :]
+        shared = torch.zeros(1 + self.world_size)  # joules, then the share of waiting of each process
+        shared[1 + self.rank] = self._waited / seconds * self.world_size  # after averaging, the share again
+        joules = self._joules()
+        shared[0] = math.nan if joules is None else joules * self.world_size
+        mean = self.reduce_mean(torch.cat([self._sums / self._micro_batches, shared.to(self._sums)])).tolist()
+        mean, (energy_j, *waits_by_rank) = mean[: len(self._names)], mean[len(self._names) :]
         per_step = seconds / max(1, self._steps)
         # Steps differ with the sizes of the images: the estimate follows slowly.
         self.seconds_per_step = 0.7 * self.seconds_per_step + 0.3 * per_step if self.seconds_per_step else per_step
@@ -107,6 +116,7 @@ class StepMetrics:
             "images_per_s": self._images * self.world_size / seconds,
             "data_wait": max(waits_by_rank),
             "memory_bytes": peak_memory(self.device) or 0,
+            **({"energy_j": energy_j} if math.isfinite(energy_j) else {}),
             **({} if (free := main_memory_left()) is None else {"ram_free_bytes": free}),
             "eta_s": steps_left * self.seconds_per_step,
         }

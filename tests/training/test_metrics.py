@@ -13,13 +13,14 @@ from codetr_cli.training.metrics import DataWaitMonitor, StepMetrics
 CPU = torch.device("cpu")
 
 
-def meter(reduce_mean=lambda value: value, world_size: int = 1, rank: int = 0) -> StepMetrics:
+def meter(reduce_mean=lambda value: value, world_size: int = 1, rank: int = 0, energy=lambda: None) -> StepMetrics:
     return StepMetrics(
         group_losses=lambda losses: {"all": sum(losses.values())},
         reduce_mean=reduce_mean,
         world_size=world_size,
         device=CPU,
         rank=rank,
+        energy=energy,
     )
 
 
@@ -67,8 +68,8 @@ def test_the_process_that_waits_most_for_data_is_shown():
     line = ours.line(0)
     assert line["data_wait"] == pytest.approx(0.9)
     assert line["losses"] == {"a": 1.0, "b": 2.0}
-    assert 0 < sent[0][3] < 1.5
-    assert sent[0][2] == sent[0][4] == 0
+    assert 0 < sent[0][4] < 1.5  # after two losses, energy, and the wait of process 0
+    assert sent[0][3] == sent[0][5] == 0
 
 
 def test_in_a_single_process_the_share_is_its_own():
@@ -115,3 +116,22 @@ def test_waiting_for_long_is_warned_of_once_with_a_command():
     assert [text is not None for text in advice] == [False] * 7 + [True] + [False] * 5
     assert "30% of its time" in str(advice[7])
     assert "`codetr bench data 'my data' --preset mine`" in str(advice[7])
+
+
+@pytest.mark.parametrize(("others", "expected"), [(8.0, 20.0), (math.nan, None)])
+def test_energy_is_that_of_all_gpus(others: float, expected: float | None):
+    """Two processes; where the GPU of one of them is not measured, there is no sum."""
+
+    def mean_of_two(value: Tensor) -> Tensor:
+        other = value.clone()
+        other[2] = 2 * others
+        return (value + other) / 2
+
+    ours = meter(mean_of_two, world_size=2, energy=lambda: 12.0)
+    ours.add(losses(1.0), 2)
+    ours.step_done()
+    assert ours.line(0).get("energy_j") == expected
+    ours = meter(lambda value: value)
+    ours.add(losses(1.0), 2)
+    ours.step_done()
+    assert "energy_j" not in ours.line(0)

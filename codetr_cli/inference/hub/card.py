@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,12 +16,15 @@ import yaml
 from codetr_cli import __version__
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import counted, listed
+from codetr_cli.files import write_result
 from codetr_cli.inference.hub.evaluations import Evaluation
 from codetr_cli.inference.hub.facts import ModelFacts
 from codetr_cli.inference.tta import size_text
 from codetr_cli.markdown import code, plain, table
+from codetr_cli.runs.training_cost import TrainingCost
 
 CARD_NAME = "README.md"
+CARD_VERB = "card"
 TASK = "object-detection"
 HUB_LICENCES = frozenset(
     (
@@ -59,7 +63,17 @@ MAX_CLASSES = 100
 MAX_ROWS = 400
 """Classes in the table of classes."""
 WORST = 3
-"""Classes that the limits name."""
+"""Classes, and types of errors, that the limits name."""
+ERROR_NAMES = {
+    "loose box": "boxes that do not fit",
+    "wrong class": "wrong classes",
+    "duplicate": "duplicate detections",
+    "background": "detections of nothing",
+    "wrong class and loose box": "wrong classes with boxes that do not fit",
+    "missed": "missed objects",
+}
+"""Types of errors in a report -> their names in the card."""
+JOULES_PER_KWH = 3.6e6
 
 
 def model_card(facts: ModelFacts, *, name: str, repository: str = "") -> str:
@@ -83,6 +97,22 @@ def model_card(facts: ModelFacts, *, name: str, repository: str = "") -> str:
     for title, content in sections.items():
         lines += ["", f"## {title}", "", *content]
     return "\n".join(lines) + "\n"
+
+
+def write_card(path: Path, text: str, *, force: bool = False) -> None:
+    """Writes a card; one that `codetr card` has written and nobody has edited is replaced.
+
+    Args:
+        path: the file.
+        text: of the card.
+        force: replace also one that another verb has written.
+
+    Raises:
+        ConfigError: a file that may not be replaced is there.
+        ResourceError: no space left, or the folder cannot be written.
+    """
+    with write_result(path, by=CARD_VERB, force=force, request=CARD_VERB) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def card_metadata(facts: ModelFacts, *, name: str) -> dict[str, Any]:
@@ -193,6 +223,13 @@ def _evaluation(facts: ModelFacts) -> list[str]:
         "",
         f"Protocol: {plain(evaluation.protocol)}." if evaluation.protocol else "The protocol is not recorded.",
     ]
+    if facts.findings is not None and facts.findings.ap_interval is not None:
+        low, high = facts.findings.ap_interval
+        lines += [
+            "",
+            f"95 % interval of the box AP: {_percent(low)} to {_percent(high)}, by resampling the images: so far it "
+            "may differ on other images of the same kind.",
+        ]
     if evaluation.published is not None:
         lines += [
             "",
@@ -228,9 +265,35 @@ def _training(facts: ModelFacts) -> list[str]:
     start = facts.base_model or facts.origin
     begin = f"The training started from {plain(start)}." if start else "No checkpoint that it started from is recorded."
     lines = [" ".join(data), begin]
+    lines += ["", _cost(facts.cost)]
     if facts.command:
         lines += ["", "A training with the same settings:", "", "```bash", facts.command, "```"]
     return [*lines, "", *table(("setting", "value"), _recipe(facts.settings, facts.step))]
+
+
+def _cost(cost: TrainingCost | None) -> str:
+    """Time and energy of the training, or that they are not known."""
+    if cost is None:
+        return "How long the training took is not recorded."
+    machines = f"{cost.processes} x {plain(cost.device)}" if cost.processes > 1 else plain(cost.device)
+    on = f" on {machines}" if cost.device else ""
+    minutes = f", of which {_duration(cost.evaluation_seconds)} of evaluations" if cost.evaluation_seconds >= 60 else ""
+    taken = f"The training took about {_duration(cost.seconds)}{on}{minutes}, without interruptions."
+    if cost.energy_joules is None:
+        return f"{taken} Its energy was not measured."
+    return (
+        f"{taken} Its GPUs used {cost.energy_joules / JOULES_PER_KWH:.3g} kWh, as their driver counts it: processors, "
+        "memory and cooling are not in it. What that means in carbon dioxide depends on the power grid."
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "a minute"
+    if minutes < 120:
+        return counted(minutes, "minute")
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def _recipe(settings: Settings, step: int | None) -> list[tuple[str, str]]:
@@ -254,12 +317,14 @@ def _sides(sides: Sequence[int]) -> str:
 
 def _limits(facts: ModelFacts) -> list[str]:
     test, evaluation = facts.settings.test, facts.evaluation
+    threshold = None if facts.findings is None else facts.findings.threshold
     lines = [
         "- It knows the classes above only: other objects are missed, or taken for one of them.",
         f"- Images are resized to {size_text(test)} pixels (short side x long side, or a square). What is a few pixels "
         'large after that is missed; large images can be cut: `detector.predict(image, tiles="auto")`.',
         f"- At most {test.max_detections} detections per image.",
-        "- Scores order detections; they are no probabilities. Choose a threshold on images of your own.",
+        "- Scores order detections; they are no probabilities. Choose a threshold on images of your own"
+        + ("." if threshold is None else f"; in the evaluation, {threshold:.2f} had the best F1-score."),
     ]
     if evaluation is None:
         return [*lines, "- How well it detects is not known."]
@@ -267,6 +332,10 @@ def _limits(facts: ModelFacts) -> list[str]:
     if all(value >= 0 for _, value in sizes):
         found = " and ".join(f"{_percent(value)} for {word} ones" for word, value in sizes)
         lines.append(f"- Small objects, below 32 x 32 pixels, and large ones, above 96 x 96, differ: box AP {found}.")
+    if facts.findings is not None and facts.findings.error_costs:
+        costs = list(facts.findings.error_costs.items())[:WORST]
+        named = ", ".join(f"{ERROR_NAMES.get(name, plain(name))} ({_percent(cost)})" for name, cost in costs)
+        lines.append(f"- What costs most box AP50, by TIDE's types of errors: {named}.")
     scored = sorted((each for each in evaluation.per_class if each["AP"] >= 0), key=lambda each: each["AP"])
     if len(scored) > WORST:
         worst = [f"{plain(each['name'])} ({_percent(each['AP'])})" for each in scored[:WORST]]

@@ -19,9 +19,11 @@ from codetr_cli.config.schema import Settings, TestConfig
 from codetr_cli.errors import CodetrError, ConfigError
 from codetr_cli.inference.exported.engine import is_exported
 from codetr_cli.inference.hub.evaluations import Evaluation, find_evaluation, read_evaluation
+from codetr_cli.inference.hub.findings import Findings, find_findings
 from codetr_cli.inference.hub.tables import POSTPROCESSING, PREPROCESSING
 from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runs.lineage import BASE_MODEL, ORIGIN, licence_of, lineage_of, name_of, recorded_lineage, run_of
+from codetr_cli.runs.training_cost import TrainingCost, training_cost
 from codetr_cli.weights.checkpoint import Checkpoint, content_id
 from codetr_cli.weights.licence import Licence
 from codetr_cli.weights.published import BACKBONES
@@ -48,6 +50,8 @@ class ModelFacts:
         validation: name of the validation annotations; empty: not recorded.
         origin: name of the checkpoint that the training started from; empty: none, or not recorded.
         base_model: repository of that checkpoint; empty: it is in none, or not recorded.
+        cost: time and energy of the training; None: not recorded.
+        findings: of a report of the evaluation; None: there is none.
     """
 
     checkpoint: Checkpoint
@@ -59,6 +63,8 @@ class ModelFacts:
     validation: str = ""
     origin: str = ""
     base_model: str = ""
+    cost: TrainingCost | None = None
+    findings: Findings | None = None
 
     @property
     def settings(self) -> Settings:
@@ -121,6 +127,7 @@ def describe_checkpoint(
     stored = replace_settings(checkpoint.settings, changes)
     roots = [stored.data.root or stored.data.annotations or "", *stored.data.extra_roots]
     lineage = _lineage(checkpoint, inputs)
+    run, ap = run_of(path), found.metrics.get("AP") if found else None
     return ModelFacts(
         checkpoint=Checkpoint(
             state=checkpoint.state,
@@ -137,6 +144,8 @@ def describe_checkpoint(
         validation=Path(inputs.val_annotations).stem if inputs is not None and inputs.val_annotations else "",
         origin=lineage.get(ORIGIN, ""),
         base_model=lineage.get(BASE_MODEL, ""),
+        cost=None if run is None else training_cost(run, batch_size=stored.train.batch_size, step=step),
+        findings=None if ap is None else find_findings(path, content=content, ap=ap),
     )
 
 
