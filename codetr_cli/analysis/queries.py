@@ -24,11 +24,13 @@ class RecallAt(NamedTuple):
         detections: of each image, over all classes, that are kept.
         recall: share of all objects that are found, mean over IoU 0.50:0.95; NaN without objects.
         ap: AP over IoU 0.50:0.95 of the kept detections; NaN without objects.
+        recall50: `recall` at IoU 0.50.
     """
 
     detections: int
     recall: float
     ap: float
+    recall50: float
 
 
 def recall_by_detections(inputs: AnalysisInputs, matches: Matches | None = None) -> list[RecallAt]:
@@ -48,10 +50,10 @@ def recall_by_detections(inputs: AnalysisInputs, matches: Matches | None = None)
     found = [np.sort(ranks[matches.rows[matches.hits(level)]]) for level in range(len(IOU_THRESHOLDS))]
     points = []
     for number in _numbers(most):
-        kept = sum(int(np.searchsorted(of_level, number)) for of_level in found)
-        recall = kept / (objects * len(found)) if objects else math.nan
+        kept = [int(np.searchsorted(of_level, number)) for of_level in found]
         ap = average_precision(matches.select(ranks[matches.rows] < number))
-        points.append(RecallAt(number, recall, ap))
+        recall, recall50 = (sum(kept) / len(kept) / objects, kept[0] / objects) if objects else (math.nan, math.nan)
+        points.append(RecallAt(number, recall, ap, recall50))
     return points
 
 

@@ -26,11 +26,12 @@ def test_each_point_is_the_evaluation_of_fewer_detections(tmp_path, lvis):
     points = recall_by_detections(inputs)
     most = int(np.unique(inputs.detections.image_ids, return_counts=True)[1].max())
     assert [point.detections for point in points] == [1, 3, 10, 30, most]
-    for number, recall, ap in points:
+    for number, recall, ap, recall50 in points:
         few = best_of_images(inputs, number)
         scores = score_detections(few.ground_truth, few.detections, where="a.json")
         assert ap == pytest.approx(scores.metrics["AP"], abs=1e-12)
-        assert recall == recall_by_detections(few)[-1].recall
+        assert (recall, recall50) == (recall_by_detections(few)[-1].recall, recall_by_detections(few)[-1].recall50)
+        assert recall50 > recall
     recalls = [point.recall for point in points]
     assert recalls == sorted(recalls)
     assert recalls[0] < recalls[2] < recalls[-1]
@@ -40,8 +41,8 @@ def test_recall_is_a_share_of_all_objects(tmp_path):
     inputs = scattered(
         tmp_path, objects=4, detections=[(0, 0.9), (1, 0.9), (2, 0.4), (None, 0.1), (None, 0.2), (None, 0.5)]
     )
-    found = [(number, recall) for number, recall, _ in recall_by_detections(inputs)]
-    assert found == [(1, 0.75), (2, 0.75)]
+    found = [(point.detections, point.recall, point.recall50) for point in recall_by_detections(inputs)]
+    assert found == [(1, 0.75, 0.75), (2, 0.75, 0.75)]
 
 
 def test_nothing_to_find_and_nothing_found(tmp_path):

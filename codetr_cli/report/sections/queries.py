@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from codetr_cli.analysis.classes import known
+from codetr_cli.analysis.queries import RecallAt
 from codetr_cli.report.charts import Axis, Series, line_chart
 from codetr_cli.report.page import Column, Section, Table
 
@@ -14,18 +15,38 @@ LEAD = (
 )
 
 
-def queries_section(rows: Sequence[tuple[int, float, float]]) -> Section:
-    """The section of the number of detections; a row is the number, the recall at IoU 0.50:0.95 and the AP."""
+def queries_section(rows: Sequence[RecallAt]) -> Section:
+    """The section of the number of detections."""
+    columns = {
+        "recall at IoU 0.50": [row.recall50 for row in rows],
+        "recall": [row.recall for row in rows],
+        "AP": [row.ap for row in rows],
+    }
     series = [
-        Series(name, [(float(row[0]), row[column]) for row in rows if known(row[column]) is not None])
-        for name, column in (("recall", 1), ("AP", 2))
+        Series(
+            name,
+            [
+                (float(row.detections), value)
+                for row, value in zip(rows, values, strict=True)
+                if known(value) is not None
+            ],
+        )
+        for name, values in columns.items()
     ]
     chart = line_chart(
         "Recall and AP over the number of detections of an image",
         series,
         Axis("best detections of each image that count", is_log=True),
-        Axis("over IoU 0.50 to 0.95", 0.0, 1.0),
+        Axis("share of the objects found, AP", 0.0, 1.0),
     )
-    columns = [Column("detections of an image", "number"), Column("recall", "score"), Column("AP", "score")]
-    table = Table("Recall and AP by number of detections", columns, [(n, known(r), known(ap)) for n, r, ap in rows])
+    table = Table(
+        "Recall and AP by number of detections",
+        [
+            Column("detections of an image", "number"),
+            Column("recall at IoU 0.50", "score", "share of all objects that are found"),
+            Column("recall", "score", "the same, mean over IoU 0.50 to 0.95"),
+            Column("AP", "score", "over IoU 0.50 to 0.95"),
+        ],
+        [(row.detections, known(row.recall50), known(row.recall), known(row.ap)) for row in rows],
+    )
     return Section("queries", "Detections of an image", LEAD, [chart, table] if rows else [table])
