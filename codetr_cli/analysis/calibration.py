@@ -25,7 +25,7 @@ class Bin:
     """Detections with scores between two limits; NaN where there are none.
 
     Attributes:
-        low: smallest score.
+        low: smallest score that counts.
         high: largest score; it belongs to the next bin, except in the last one.
         confidence: mean of the scores.
         accuracy: share of the detections that are right.
@@ -109,7 +109,7 @@ def calibration(
     classes = zip(ground_truth.class_names, ground_truth.category_ids, counts, score_sums, right_sums, strict=True)
     return Calibration(
         bins=[
-            Bin(low, high, confidence, accuracy, int(count))
+            Bin(max(low, min(min_score, high)), high, confidence, accuracy, int(count))
             for low, high, confidence, accuracy, count in zip(
                 edges[:-1].tolist(),
                 edges[1:].tolist(),

@@ -58,6 +58,7 @@ def test_scores_close_to_zero_do_not_count(tmp_path):
     result = calibration(inputs, match_detections(inputs))
     assert (result.count, result.min_score) == (2, 0.05)
     assert (result.ece, result.mce) == pytest.approx((0.3, 0.3))
+    assert [(each.low, each.high) for each in result.bins[:2]] == [(0.05, 0.1), (0.1, 0.2)]
     every = calibration(inputs, match_detections(inputs), min_score=0)
     assert every.ece == pytest.approx((2 * 0.3 + 50 * 0.01) / 52)
 
@@ -95,5 +96,5 @@ def test_no_detections(tmp_path):
     assert math.isnan(result.mce)
     assert [each.count for each in result.bins] == [0] * 10
     found = jsonable(result)
-    assert found["bins"][0] == {"low": 0.0, "high": 0.1, "confidence": None, "accuracy": None, "count": 0}
+    assert found["bins"][0] == {"low": 0.05, "high": 0.1, "confidence": None, "accuracy": None, "count": 0}
     assert found["ece"] is None
