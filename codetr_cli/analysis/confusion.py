@@ -27,32 +27,14 @@ class Example:
 
     Attributes:
         image: number of the evaluated image.
-        object_row: of the object in the annotations; None: a detection without an object.
-        detection_row: in the detections; None: an object without a detection.
+        object_row: of the object in the annotations; of a detection that finds none, the object that it overlaps most,
+            from IoU 0.50 on, which another detection has taken; None: there is none.
+        detection_row: in the detections; None: an object that no detection takes.
     """
 
     image: int
     object_row: int | None
     detection_row: int | None
-
-
-@dataclass(frozen=True)
-class ConfusedPair:
-    """An entry of the matrix off its diagonal.
-
-    Attributes:
-        true: class index of the objects; K: background, there is no object.
-        found: class index of the detections; K: background, nothing was detected.
-        count: number of confusions.
-        share: of the objects of class `true`; of the detections of class `found` where there is no object.
-        examples: of these.
-    """
-
-    true: int
-    found: int
-    count: int
-    share: float
-    examples: list[Example]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +46,7 @@ class Confusion:
         true: (P,) int64 class index of the objects of each pair that occurs; K: background, there is no object.
         found: (P,) int64 class index of the detections of each pair; K: background, nothing was detected.
         counts: (P,) int64 how often it occurs.
+        repeated: number of detections without an object that are on one that another detection has taken.
         threshold: score from which detections count.
         iou: from which a detection is in the place of an object.
         examples: by row and column of the matrix, off its diagonal, at most `EXAMPLES` each.
@@ -73,6 +56,7 @@ class Confusion:
     true: NDArray[np.int64]
     found: NDArray[np.int64]
     counts: NDArray[np.int64]
+    repeated: int
     threshold: float
     iou: float
     examples: dict[tuple[int, int], list[Example]]
@@ -84,37 +68,6 @@ class Confusion:
         matrix = np.zeros((size, size), np.int64)
         matrix[self.true, self.found] = self.counts
         return matrix
-
-    def top_pairs(self, limit: int, *, background: bool = False) -> list[ConfusedPair]:
-        """The most frequent confusions of two classes, most frequent first.
-
-        Args:
-            limit: number of pairs.
-            background: also missed objects and detections without an object.
-        """
-        count = len(self.class_names)
-        off = self.matrix.copy()
-        np.fill_diagonal(off, 0)
-        if not background:
-            off = off[:count, :count]
-        rows, columns = np.nonzero(off)
-        order = np.lexsort((columns, rows, -off[rows, columns]))[:limit]
-        objects, detections = self.matrix.sum(axis=1), self.matrix.sum(axis=0)
-        pairs = []
-        for true, found in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-            of = int(objects[true] if true < count else detections[found])
-            number = int(self.matrix[true, found])
-            pairs.append(ConfusedPair(true, found, number, number / of, self.examples.get((true, found), [])))
-        return pairs
-
-    def most_confused(self, limit: int) -> list[int]:
-        """Class indices with the most confusions with other classes, most first; without those that have none."""
-        count = len(self.class_names)
-        off = self.matrix[:count, :count].copy()
-        np.fill_diagonal(off, 0)
-        confusions = off.sum(axis=0) + off.sum(axis=1)
-        order = np.argsort(-confusions, kind="stable")[:limit]
-        return [label for label in order.tolist() if confusions[label]]
 
 
 def confusion_matrix(inputs: AnalysisInputs, matches: Matches, threshold: float, iou: float = 0.5) -> Confusion:
@@ -128,7 +81,7 @@ def confusion_matrix(inputs: AnalysisInputs, matches: Matches, threshold: float,
         matches.object_images[countable],
         matches.object_labels[countable],
     )
-    taken = _taken_objects(boxes, objects, iou)
+    taken, overlapped = _taken_objects(boxes, objects, iou)
     background = len(inputs.ground_truth.category_ids)
     missed = np.setdiff1d(np.arange(len(countable)), taken)
     labels = np.append(objects.labels, background)  # taken is -1 where there is no object
@@ -140,30 +93,38 @@ def confusion_matrix(inputs: AnalysisInputs, matches: Matches, threshold: float,
         true=pairs // (background + 1),
         found=pairs % (background + 1),
         counts=counts.astype(np.int64),
+        repeated=int(((taken < 0) & (overlapped >= 0)).sum()),
         threshold=threshold,
         iou=iou,
         examples=_examples(
             true,
             found,
             images=np.concatenate([boxes.images, objects.images[missed]]),
-            objects=np.append(matches.object_rows[countable], -1)[np.concatenate([taken, missed])],
+            objects=np.append(matches.object_rows[countable], -1)[
+                np.concatenate([np.where(taken < 0, overlapped, taken), missed])
+            ],
             detections=np.concatenate([matches.rows[used], np.full(len(missed), -1)]),
             scores=np.concatenate([matches.scores[used], np.zeros(len(missed))]),
         ),
     )
 
 
-def _taken_objects(boxes: PlacedBoxes, objects: PlacedBoxes, iou: float) -> NDArray[np.int64]:
-    """(N,) row of the object that each box takes, best box of an image first; -1: none."""
-    taken = np.full(len(boxes), -1)
+def _taken_objects(boxes: PlacedBoxes, objects: PlacedBoxes, iou: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N,) row of the object that each box takes, best box of an image first, and of the one it overlaps most.
+
+    -1 where there is none with such an IoU.
+    """
+    taken, overlapped = np.full(len(boxes), -1), np.full(len(boxes), -1)
     free = np.ones(len(objects), bool)
     for pairs in overlapping_pairs(boxes, objects):
         near = np.flatnonzero(pairs.iou >= iou)
         order = near[np.lexsort((pairs.objects[near], -pairs.iou[near], pairs.boxes[near]))]
         for box, row in zip(pairs.boxes[order].tolist(), pairs.objects[order].tolist(), strict=True):
+            if overlapped[box] < 0:
+                overlapped[box] = row
             if free[row] and taken[box] < 0:
                 taken[box], free[row] = row, False
-    return taken
+    return taken, overlapped
 
 
 def _examples(

@@ -19,7 +19,8 @@ from codetr_cli.report.thumbnails import Thumbnails
 
 LEAD = (
     "A row is an annotated class, a column what was detected there; a good detector has its weight on the diagonal. "
-    "The last column is what was not found, the last row what was detected where nothing is annotated."
+    "The last column is what was not found, the last row what was detected where nothing is annotated, or where "
+    "another detection, with a higher score, has the object already."
 )
 BACKGROUND = "background"
 MOST_CLASSES = 40
@@ -60,7 +61,9 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
 
 def _threshold_text(confusion: Confusion) -> Markup:
     count = (
-        f"Detections from score {confusion.threshold:.2f} on, matched at IoU {confusion.iou:.2f} regardless of class."
+        f"Detections from score {confusion.threshold:.2f} on, matched at IoU {confusion.iou:.2f} regardless of class. "
+        f"Of {int(confusion.matrix[-1].sum()):,} detections in the last row, {confusion.repeated:,} are on an object "
+        "that another detection has."
     )
     return element("p", count, class_="hint")
 
