@@ -23,6 +23,8 @@ JUDGED_PER_OBJECT = 5
 """Best detections that are judged, for each annotated object of the data set; those below prove nothing."""
 PER_IMAGE = 100
 """Detections of an image that are judged at most."""
+MOST_ERRORS = 0.1
+"""Share of annotations that are wrong in one way, at most: a network that disagrees with more is itself wrong."""
 ONE_OBJECT_IOU = 0.7
 """Detections that overlap so much show one object: a network has several readings of it, under several classes."""
 
@@ -106,11 +108,12 @@ class Sureness:
     def suspicion(self, share: float) -> float:
         """How likely an annotation is wrong that disagrees with a detection of some share, in [0, 1].
 
-        At most as likely as the detection is right, the share itself. By Bayes' rule it is this times the odds of the
-        share over those of the surest quarter of detections, if all of these that disagree are errors of annotation;
-        but nobody knows how many are. The result is the geometric mean of both.
+        At most as likely as the detection is right, the share itself. By Bayes' rule it is the odds of the share times
+        those of an error of annotation, of which nobody knows how many there are: at most as many as disagree with
+        the surest quarter of detections, and hardly more than `MOST_ERRORS`. The result is the geometric mean of both.
         """
-        return float(share * np.sqrt(min(_odds(share) / _odds(self.surest), 1.0)))
+        errors = min(1 - self.surest, MOST_ERRORS)
+        return float(share * np.sqrt(min(_odds(share) * _odds(errors), 1.0)))
 
 
 @dataclass(frozen=True, eq=False)
