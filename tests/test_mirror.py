@@ -16,7 +16,7 @@ TESTED_ELSEWHERE = {
     "commands/bench/_end_to_end.py": "commands/bench/test_infer.py",
     "commands/_data.py": "commands/test_stats.py",  # also test_prepare.py
     "commands/_detection.py": "commands/test_predict.py",
-    "commands/_review_detections.py": "commands/test_review.py",
+    "commands/_review_inputs.py": "commands/test_review.py",
     "commands/_launch.py": "distributed/test_shared_work.py",
     "commands/_pictures.py": "commands/test_predict.py",
     "commands/_verify.py": "commands/test_export_verify.py",

@@ -12,9 +12,16 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._review_detections import DetectionRun, detect, detect_in_folds, place_review
+from codetr_cli.commands._review_inputs import (
+    DetectionRun,
+    detect,
+    detect_in_folds,
+    find_reviewed,
+    place_review,
+    read_inputs,
+)
 from codetr_cli.commands._weights import place_exported, resolve_weights
-from codetr_cli.commands.eval import _find_data, _show_notes
+from codetr_cli.commands.eval import _show_notes
 from codetr_cli.errors import ConfigError, nearest
 from codetr_cli.files import check_folder
 
@@ -101,16 +108,17 @@ def review(
         checkpoint = resolve_weights(checkpoint) or checkpoint
         overrides = [*place_exported(context, checkpoint), *overrides]
     weights = resolve_weights(weights)
-    wanted = split or ("train" if folds else None)
-    data_overrides = [each for each in overrides if each.strip().startswith("data.")]
-    paths, name = _find_data(data, wanted, data_overrides, None if folds else checkpoint)
+    judged_by = checkpoint if folds is None else None  # the data that it was trained on decides which images it judges
+    paths, name = find_reviewed(data, split, overrides, judged_by, folds=folds)
 
     from codetr_cli.annotations.objects import read_annotations
     from codetr_cli.distributed.part_files import request_digest
+    from codetr_cli.prediction.labels.layouts import check_class_names
     from codetr_cli.report.review_files import open_review_folder
 
     _show_notes(paths)
     truth = read_annotations(paths.annotations_path, with_outlines=True)
+    check_class_names(formats, truth.class_names)  # before hours of training
     trained, warnings = _seen(checkpoint, paths, truth, folds)
     asked: dict[str, Any] = {
         "checkpoint": checkpoint,
@@ -124,7 +132,7 @@ def review(
     request = request_digest(**asked, state=_state(checkpoint))
     folder = open_review_folder(out or Path("review") / name, request, asked, force=force)
     if detections is not None:
-        inputs = _inputs([detections], paths, truth)
+        inputs = read_inputs([detections], paths, truth)
     else:
         assert checkpoint is not None
         run = DetectionRun(place_review(device, gpus, procs, folds), precision, batch, (json_output, quiet))
@@ -136,7 +144,7 @@ def review(
             )
         if None in files:  # a process without the results
             return
-        inputs = _inputs([file for file in files if file is not None], paths, truth)
+        inputs = read_inputs([file for file in files if file is not None], paths, truth)
 
     from codetr_cli.analysis.label_errors import find_label_errors
     from codetr_cli.report.review_files import write_review
@@ -231,24 +239,6 @@ def _seen(
     )
     console.warn(warning)
     return trained, [warning]
-
-
-def _inputs(files: Sequence[Path], paths: DataPaths, truth: Annotations) -> AnalysisInputs:
-    """What is compared: the detections of some files, and the annotations."""
-    from codetr_cli.analysis.inputs import AnalysisInputs
-    from codetr_cli.evaluation.detection_files import read_detection_file
-    from codetr_cli.evaluation.detection_records import match_detections
-    from codetr_cli.inference.detections import DetectionTable
-
-    tables = []
-    for file in files:
-        matched = match_detections(read_detection_file(file), truth, str(paths.annotations_path), with_masks=False)
-        for note in matched.notes:
-            console.info(f"{note}.")
-        for hint in matched.hints:
-            console.warn(f"{hint}.")
-        tables.append(matched.table)
-    return AnalysisInputs.of(truth, DetectionTable.join(tables), paths)
 
 
 def _shown_facts(facts: Mapping[str, Any], inputs: AnalysisInputs) -> dict[str, str]:

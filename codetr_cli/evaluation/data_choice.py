@@ -14,7 +14,7 @@ from codetr_cli.annotations.cache import source_of
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.config.overrides import apply_overrides, user_set
 from codetr_cli.config.schema import DataConfig, Settings
-from codetr_cli.errors import CodetrError
+from codetr_cli.errors import CodetrError, DatasetError
 from codetr_cli.files import real_path
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.open import open_dataset
@@ -82,6 +82,40 @@ def choose_data(
         warning = f"the checkpoint was trained on the images of {root}: their scores are not representative"
         found = replace(found, warnings=(*found.warnings, warning))
     return found, root.stem
+
+
+def choose_reviewed(
+    config: DataConfig, chosen: Collection[str], split: Split | None, *, default: Split, needs_images: bool
+) -> tuple[DataPaths, str]:
+    """Where the images and annotations of a review are that no checkpoint plays a part in.
+
+    Args:
+        config: the data settings of the command.
+        chosen: dotted names of the settings that the user set.
+        split: the part that the user chose; None: of a single file all images, else `default`.
+        default: see `split`.
+        needs_images: whether images must be there; else they are used if they are.
+
+    Returns:
+        the paths, and a name for them.
+
+    Raises:
+        ConfigError: options that exclude each other.
+        DatasetError: images or annotations are not found.
+    """
+    any_dataset = "data.dataset" not in chosen
+    root = data_root(config)
+    if config.extra_roots or not is_single_file(root):
+        part = split or default
+        return find_data(config, None, part, any_dataset=any_dataset), part
+    if split is not None:
+        return find_data(config, None, split, any_dataset=any_dataset), f"{root.stem}_{split}"
+    try:
+        return find_data(config, None, "val", any_dataset=any_dataset, whole=True), root.stem
+    except DatasetError:
+        if needs_images or config.images is not None:
+            raise
+        return choose_data(config, chosen, split, None)
 
 
 def _trained_on(checkpoint: str | None) -> DataConfig | None:

@@ -37,8 +37,8 @@ TITLES: Mapping[Kind, str] = {
 }
 PROPOSALS: Mapping[Action, str] = {
     "add": "annotate it",
-    "change class": "change the class",
-    "change box": "change the box",
+    "change class": "new class",
+    "change box": "new box",
     "remove": "remove one",
     "split": "annotate each",
     "unmark crowd": "no crowd",
@@ -132,7 +132,11 @@ def review_page(
 
 def _summary(errors: Sequence[LabelError], inputs: AnalysisInputs, total: int) -> str:
     of_all = f" (of {total:,})" if total > len(errors) else ""
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts_of(errors).items() if count)
+    kinds = ", ".join(
+        f"{count:,} {kind if count == 1 else TITLES[kind].lower()}"
+        for kind in KINDS
+        if (count := counts_of(errors)[kind])
+    )
     return (
         f"{len(errors):,} findings{of_all} among {len(inputs.object_rows):,} annotations of "
         f"{len(inputs.image_ids):,} images{': ' if kinds else ''}{kinds}. Nothing was changed."
@@ -198,7 +202,7 @@ def _pair(thumbnails: Thumbnails, error: LabelError, number: int, inputs: Analys
     if error.action != "remove":
         proposed = [DrawnBox(box, "proposed", name) for box in error.parts_xyxy or [error.box_xyxy]]
     before = "annotated" if annotated is None else f"annotated: {_class_of(inputs, error.object_row)}"
-    after = f"proposed: {PROPOSALS[error.action]}" + (f", {name}" if error.action in ("add", "change class") else "")
+    after = f"proposed: {name if error.action in ('add', 'change class') else PROPOSALS[error.action]}"
     caption = (
         f"{number}. {error.kind}, suspicion {error.score:.2f}, {inputs.file_name(error.image)}: {error.explanation}"
     )

@@ -177,3 +177,31 @@ def test_each_fold_has_its_model(
     assert "fold 1 of 2: detecting" not in ran.err
     assert [path.stat().st_mtime_ns for path in weights] == times
     assert ran.json["folds"] == 2
+
+
+def test_a_single_file_is_reviewed_whole(
+    codetr: Callable[..., Ran],
+    tmp_path: Path,
+    tiny_settings: Settings,
+    tiny_coco: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(to_toml(tiny_settings))
+    file = tiny_coco / "annotations/instances_train2017.json"
+    words = ("--ann", file, "--folds", "2", "--device", "cpu", "--set", "train.max_steps=1", "--json")
+    ran = codetr("review", "tiny.toml", *words)
+    assert ran.code == 0, ran.err
+    assert ran.json["images"] == 4
+    assert ran.json["files"]["page"] == "review/instances_train2017/review.html"
+
+
+def test_names_that_a_format_cannot_have_are_refused_first(review: Callable[..., Ran], files: Path) -> None:
+    content = json.loads((files / "annotations.json").read_text())
+    content["categories"][0]["name"] = "a\x01b"
+    (files / "annotations.json").write_text(json.dumps(content))
+    ran = review("--format", "cvat")
+    assert ran.code == 3
+    assert "XML cannot have" in ran.err
+    assert not (files / "review").exists()
+    assert review().code == 0

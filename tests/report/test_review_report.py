@@ -34,7 +34,7 @@ def test_page_shows_annotation_beside_proposal(scene: Scene, tmp_path: Path) -> 
     assert page.count('href="#finding-1"') == 1
     assert "It has seen them." in page
     assert "2 findings (of 7)" in page
-    for text in ("Missing boxes", "Wrong classes", "proposed: change the class, plate", 'class="box suspected"'):
+    for text in ("Missing boxes", "Wrong classes", "proposed: plate", 'class="box suspected"'):
         assert text in page
     assert "Duplicates" not in page
 

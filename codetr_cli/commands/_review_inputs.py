@@ -1,25 +1,53 @@
-"""Detections for `codetr review`: of a checkpoint, or of a model for each fold that is trained here."""
+"""The data of `codetr review`, and detections: of a checkpoint, or of a model for each fold that is trained here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codetr_cli import console
+from codetr_cli.commands import _options as opt
 from codetr_cli.commands._launch import run_placed, worker_output
+from codetr_cli.commands.eval import _find_data
 from codetr_cli.commands.train import _train_here
 from codetr_cli.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
     import torch
 
+    from codetr_cli.analysis.inputs import AnalysisInputs
     from codetr_cli.annotations.objects import Annotations
     from codetr_cli.distributed.topology import Placement
     from codetr_cli.evaluation.job import EvalJob, EvalOutcome
     from codetr_cli.formats.resolve import DataPaths
     from codetr_cli.training.fold_reviews import Fold, FoldStart
+
+
+def find_reviewed(
+    data: Sequence[str] | None,
+    split: opt.Split | None,
+    overrides: Sequence[str],
+    checkpoint: str | None,
+    *,
+    folds: int | None,
+) -> tuple[DataPaths, str]:
+    """Where images and annotations are, and a name for them; no checkpoint: none that judges them all."""
+    from codetr_cli.evaluation.data_choice import choose_reviewed, data_config
+    from codetr_cli.formats.resolve import unused_roots
+
+    overrides = [each for each in overrides if each.strip().startswith("data.")]
+    if checkpoint is not None:
+        return _find_data(data, split, overrides, checkpoint)
+    config, chosen = data_config(overrides)
+    unused: tuple[str, ...] = ()
+    if data:
+        unused = unused_roots(config, data)
+        config = config.model_copy(update={"root": data[0], "extra_roots": tuple(data[1:]), "annotations": None})
+    default: opt.Split = "train" if folds else "val"
+    found, name = choose_reviewed(config, chosen, split, default=default, needs_images=folds is not None)
+    return replace(found, warnings=(*found.warnings, *unused)), name
 
 
 @dataclass(frozen=True)
@@ -154,3 +182,21 @@ def _train(fold: Fold, start: FoldStart, truth: Annotations, run: DetectionRun) 
     console.info(f"fold {fold.number} of {fold.count}: training on the other images, in {fold.run}")
     choice = None if run.placement.agreed else choose_for(job)
     run_placed(_train_here, (job, run.placement.device, choice, *run.mode), run.placement)
+
+
+def read_inputs(files: Sequence[Path], paths: DataPaths, truth: Annotations) -> AnalysisInputs:
+    """What is compared: the detections of some files, and the annotations."""
+    from codetr_cli.analysis.inputs import AnalysisInputs
+    from codetr_cli.evaluation.detection_files import read_detection_file
+    from codetr_cli.evaluation.detection_records import match_detections
+    from codetr_cli.inference.detections import DetectionTable
+
+    tables = []
+    for file in files:
+        matched = match_detections(read_detection_file(file), truth, str(paths.annotations_path), with_masks=False)
+        for note in matched.notes:
+            console.info(f"{note}.")
+        for hint in matched.hints:
+            console.warn(f"{hint}.")
+        tables.append(matched.table)
+    return AnalysisInputs.of(truth, DetectionTable.join(tables), paths)
