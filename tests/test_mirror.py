@@ -168,6 +168,7 @@ OF_SEVERAL_MODULES = {
     "training/test_kills.py": "a training killed at random instants",
     "weights/test_broken_checkpoints.py": "broken variants of checkpoints through all code that loads them",
     "weights/test_manifests.py": "names and shapes of all published files",
+    "report/test_page_browser.py": "a report in a browser",
     "serving/test_page_browser.py": "the page of `codetr demo` in a browser",
 }
 

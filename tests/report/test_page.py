@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from codetr_cli.report.charts import (
+    HEAT_STRONGEST,
     Axis,
     Interval,
     Series,
@@ -160,3 +161,55 @@ def test_thumbnails_stop_at_their_budget_and_do_without_images(tmp_path) -> None
     assert thumbnails.unreadable == ["1.png"]
     assert thumbnails.skipped == 1
     assert "Images that could not be read: 1, e.g. 1.png" in thumbnails.remark()
+
+
+def _luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance of WCAG 2."""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _colours(block: str) -> dict[str, tuple[float, ...]]:
+    """The colours of a block of the style, by name, each channel from 0 to 1."""
+    found = {}
+    for name, value in re.findall(r"--([\w-]+): ([^;]+);", block):
+        numbers = [int(value[i : i + 2], 16) for i in (1, 3, 5)] if value[0] == "#" else map(int, value.split())
+        found[name] = tuple(number / 255 for number in numbers)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_lines_can_be_read_in_both_schemes(scheme: str) -> None:
+    css = re.search("<style>(.*?)</style>", page_of(), re.DOTALL)[1]
+    light, dark = (_colours(block) for block in re.findall(r":root \{\s*(?:color-scheme[^;]*;)?([^}]*)\}", css)[:2])
+    colours = light if scheme == "light" else {**light, **dark}
+    assert colours.keys() == light.keys()
+    for ground in ("ground", "raised"):
+        for name in ("ink", "faint", "link", "good", "bad", "missed", *(f"s{number}" for number in range(6))):
+            assert _contrast(colours[name], colours[ground]) >= 4.5, (scheme, name, ground)
+    strongest = tuple(
+        HEAT_STRONGEST * heat + (1 - HEAT_STRONGEST) * ground
+        for heat, ground in zip(colours["heat"], colours["ground"], strict=True)
+    )
+    for part in (0.0, 0.5, 1.0):
+        shade = tuple(part * a + (1 - part) * b for a, b in zip(strongest, colours["ground"], strict=True))
+        assert _contrast(colours["ink"], shade) >= 4.5, (scheme, part)
+
+
+def test_everything_can_be_reached_by_the_keyboard_and_is_printed() -> None:
+    """What scrolls has the focus, titles are sorted by buttons, and what is closed on the screen is on paper."""
+    text = everything()
+    assert set(re.findall(r'<div class="scroll"([^>]*)>', text)) <= {
+        f' tabindex="0" role="region" aria-label="{name}"'
+        for name in ("&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;&#39;&#34;",)
+    }
+    assert 'class="skip" href="#content"' in text
+    assert "focus-visible" in text
+    for rule in ("tr.more", "details::details-content", "beforeprint"):
+        assert rule in text[text.index("@media print") :]
+    assert all("aria-label=" in svg or "aria-hidden=" in svg for svg in re.findall(r"<svg[^>]*>", text))

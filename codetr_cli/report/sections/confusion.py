@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.confusion import Confusion, Example
+from codetr_cli.analysis.confusion import ConfusedPair, Confusion, Example
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.report.charts import heat_map
 from codetr_cli.report.markup import element, joined
@@ -25,17 +25,17 @@ LEAD = (
 BACKGROUND = "background"
 MOST_CLASSES = 40
 """Classes of the map; of more, those with most errors are shown."""
-MOST_PAIRS, MOST_EXAMPLES = 24, 6
-"""Pairs with crops, and crops of each."""
+LISTED_PAIRS, MOST_PAIRS = 200, 24
+"""Pairs in the table, and those with crops."""
 
 
 def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: Thumbnails) -> Section:
     """The section of the confusion matrix, with the pairs that are confused most."""
     names = [*confusion.class_names, BACKGROUND]
     matrix = np.asarray(confusion.matrix)
-    pairs = _pairs(matrix)
-    chosen = _chosen(matrix)
-    crops, links = _crops(confusion, pairs[:MOST_PAIRS], names, inputs, thumbnails)
+    pairs = confusion.top_pairs(LISTED_PAIRS, background=True)
+    chosen = _chosen(confusion)
+    crops, links = _crops(pairs[:MOST_PAIRS], names, inputs, thumbnails)
     place = {int(index): number for number, index in enumerate(chosen)}
     parts: list[Table | Markup] = [_threshold_text(confusion)]
     if len(chosen) < len(names):
@@ -43,7 +43,7 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
         parts.append(element("p", text, class_="hint"))
     parts.append(
         heat_map(
-            "Confusion: part of the objects of each row, in percent",
+            "Confusion, in percent: of the objects of each row; in the last row, of the detections of each column",
             [names[index] for index in chosen],
             [names[index] for index in chosen],
             _shares(matrix)[np.ix_(chosen, chosen)].tolist(),
@@ -52,7 +52,7 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
             links={(place[i], place[j]): f"#{key}" for (i, j), key in links.items() if i in place and j in place},
         )
     )
-    parts.append(_table(matrix, pairs, names, links))
+    parts.append(_table(pairs, names, links))
     if crops:
         parts += [element("h3", "Examples"), legend(["annotated", "detected"])]
         parts.append(element("div", joined(crops), class_="groups"))
@@ -68,62 +68,41 @@ def _threshold_text(confusion: Confusion) -> Markup:
     return element("p", count, class_="hint")
 
 
-def _pairs(matrix: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Pairs (annotated, detected) that differ, those with most errors first."""
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    rows, columns = np.nonzero(wrong)
-    order = np.argsort(-wrong[rows, columns], kind="stable")
-    return list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
-
-
-def _chosen(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
+def _chosen(confusion: Confusion) -> NDArray[np.int64]:
     """Ascending classes of the map, and background."""
-    classes = len(matrix) - 1
+    classes = len(confusion.class_names)
     if classes <= MOST_CLASSES:
         return np.arange(classes + 1)
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    errors = wrong[:classes, :classes].sum(axis=0) + wrong[:classes, :classes].sum(axis=1)
-    # Classes that are confused with others say most; those that are missed follow.
-    most = np.lexsort((-wrong[:classes].sum(axis=1), -errors))[:MOST_CLASSES]
-    return np.append(np.sort(most), classes)
+    most = confusion.most_confused(MOST_CLASSES)
+    missed = np.argsort(-confusion.matrix[:classes].sum(axis=1), kind="stable").tolist()
+    chosen = list(dict.fromkeys([*most, *missed]))[:MOST_CLASSES]
+    return np.append(np.sort(chosen), classes)
 
 
 def _shares(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Part of each row; of the row of background, part of all false alarms."""
+    """Part of the objects of each row; of the row of background, part of the detections of each column."""
     shares: NDArray[np.float64] = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares[-1] = matrix[-1] / np.maximum(matrix.sum(axis=0), 1)
     return shares
 
 
-def _table(
-    matrix: NDArray[np.int64],
-    pairs: Sequence[tuple[int, int]],
-    names: Sequence[str],
-    links: dict[tuple[int, int], str],
-) -> Table:
-    totals = matrix.sum(axis=1)
-    rows = [
-        (
-            names[i],
-            Cell(element("a", names[j], href=f"#{links[i, j]}"), names[j]) if (i, j) in links else names[j],
-            int(matrix[i, j]),
-            float(matrix[i, j] / totals[i]),
-        )
-        for i, j in pairs[:200]
-    ]
+def _table(pairs: Sequence[ConfusedPair], names: Sequence[str], links: dict[tuple[int, int], str]) -> Table:
+    rows = []
+    for pair in pairs:
+        key, found = links.get((pair.true, pair.found)), names[pair.found]
+        shown = found if key is None else Cell(element("a", found, href=f"#{key}"), found)
+        rows.append((names[pair.true], shown, pair.count, pair.share))
     columns = [
         Column("annotated"),
         Column("detected"),
         Column("number", "number"),
-        Column("part of the row", "share", "of the objects of the annotated class; of all false alarms for background"),
+        Column("part", "share", "of the objects of the annotated class; of the detections, where nothing is annotated"),
     ]
     return Table("Pairs that are confused most", columns, rows, shown=12)
 
 
 def _crops(
-    confusion: Confusion,
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[ConfusedPair],
     names: Sequence[str],
     inputs: AnalysisInputs,
     thumbnails: Thumbnails,
@@ -134,16 +113,17 @@ def _crops(
     links: dict[tuple[int, int], str] = {}
     for pair in pairs:
         pictures = []
-        for example in confusion.examples.get(pair, ())[:MOST_EXAMPLES]:
+        for example in pair.examples:
             drawn = _drawn(example, boxes)
             around = drawn[-1].box
             picture = thumbnails.crop(example.image, around, drawn, inputs.file_name(example.image))
             if picture is not None:
                 pictures.append(picture)
         if pictures:
-            links[pair] = f"confusion-{pair[0]}-{pair[1]}"
-            title = element("h4", element("bdi", names[pair[0]]), " → ", element("bdi", names[pair[1]]))
-            galleries.append(element("div", title, gallery(pictures, small=True), id=links[pair]))
+            key = f"confusion-{pair.true}-{pair.found}"
+            links[pair.true, pair.found] = key
+            title = element("h4", element("bdi", names[pair.true]), " → ", element("bdi", names[pair.found]))
+            galleries.append(element("div", title, gallery(pictures, small=True), id=key))
     return galleries, links
 
 
