@@ -99,14 +99,14 @@ def test_intervals_agree_with_those_of_hotcoco(tmp_path, monkeypatch):
     inputs = material(tmp_path, seed=1)
     other = replace(inputs, detections=replace(inputs.detections, boxes_xywh=inputs.detections.boxes_xywh * 1.02))
     monkeypatch.setattr(bootstrap, "image_weights", lambda *args: (image_weights(*args) > 0) * 1.0)
-    before, after = (resampled_ap(match_detections(one), samples=1000) for one in (inputs, other))
+    before, after = (resampled_ap(match_detections(one), samples=600) for one in (inputs, other))
     evaluations = [
         hotcoco_evaluation(
             scoring_inputs(one.ground_truth, one.image_ids, one.object_rows, one.detections, [1, 10, 100])
         )
         for one in (inputs, other)
     ]
-    result = hotcoco.compare(*evaluations, n_bootstrap=1000, seed=0)
+    result = hotcoco.compare(*evaluations, n_bootstrap=600, seed=0)
     for values, name in ((after.ap - before.ap, "AP"), (after.ap50 - before.ap50, "AP50")):
         expected = result["ci"][name]
         assert values.std() == pytest.approx(expected["std_err"], rel=0.1)

@@ -30,12 +30,12 @@ def test_precision_and_recall_equal_those_of_scikit_learn(tmp_path, seed):
     right, scores = matches.hits(), matches.scores
     (curve,) = class_curves(inputs, matches)
     assert curve.objects == right.sum()  # every object is found: scikit-learn counts those of the list alone
-    for threshold, precision, recall, f1 in zip(THRESHOLDS, curve.precision_at, curve.recall_at, curve.f1, strict=True):
-        expected = metrics.precision_recall_fscore_support(
-            right, scores >= threshold, average="binary", zero_division=np.nan
-        )
-        assert (precision, recall) == pytest.approx(expected[:2], nan_ok=True)
-        assert f1 == pytest.approx(metrics.f1_score(right, scores >= threshold))
+    for number in range(0, 101, 7):
+        chosen = scores >= THRESHOLDS[number]
+        precision = metrics.precision_score(right, chosen, zero_division=np.nan)
+        assert curve.precision_at[number] == pytest.approx(precision, nan_ok=True)
+        assert curve.recall_at[number] == pytest.approx(metrics.recall_score(right, chosen))
+        assert curve.f1[number] == pytest.approx(metrics.f1_score(right, chosen))
     precisions, recalls, thresholds = metrics.precision_recall_curve(right, scores)
     f1 = [2 * p * r / (p + r) if p + r else 0 for p, r in zip(precisions, recalls, strict=True)]
     assert curve.best_f1 == pytest.approx(max(f1))
