@@ -111,7 +111,8 @@ def test_intervals_agree_with_those_of_hotcoco(tmp_path, monkeypatch):
         expected = result["ci"][name]
         assert values.std() == pytest.approx(expected["std_err"], rel=0.1)
         assert interval(values) == pytest.approx((expected["lower"], expected["upper"]), abs=0.006)
-        assert (values > 0).mean() == pytest.approx(expected["prob_positive"], abs=0.05)
+        # hotcoco does not shift its samples to the difference of all images
+        assert (values > 0).mean() == pytest.approx(expected["prob_positive"], abs=0.1)
 
 
 def test_samples_are_those_of_their_seed():
