@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.confusion import ConfusedPair, Confusion, Example
+from codetr_cli.analysis.confusion import Confusion, Example
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.report.charts import heat_map
 from codetr_cli.report.markup import element, joined
@@ -33,9 +33,9 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
     """The section of the confusion matrix, with the pairs that are confused most."""
     names = [*confusion.class_names, BACKGROUND]
     matrix = np.asarray(confusion.matrix)
-    pairs = confusion.top_pairs(LISTED_PAIRS, background=True)
-    chosen = _chosen(confusion)
-    crops, links = _crops(pairs[:MOST_PAIRS], names, inputs, thumbnails)
+    pairs = _pairs(matrix)
+    chosen = _chosen(matrix)
+    crops, links = _crops(confusion, pairs[:MOST_PAIRS], names, inputs, thumbnails)
     place = {int(index): number for number, index in enumerate(chosen)}
     parts: list[Table | Markup] = [_threshold_text(confusion)]
     if len(chosen) < len(names):
@@ -52,7 +52,7 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
             links={(place[i], place[j]): f"#{key}" for (i, j), key in links.items() if i in place and j in place},
         )
     )
-    parts.append(_table(pairs, names, links))
+    parts.append(_table(matrix, pairs[:LISTED_PAIRS], names, links))
     if crops:
         parts += [element("h3", "Examples"), legend(["annotated", "detected"])]
         parts.append(element("div", joined(crops), class_="groups"))
@@ -68,15 +68,25 @@ def _threshold_text(confusion: Confusion) -> Markup:
     return element("p", count, class_="hint")
 
 
-def _chosen(confusion: Confusion) -> NDArray[np.int64]:
-    """Ascending classes of the map, and background."""
-    classes = len(confusion.class_names)
+def _pairs(matrix: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Pairs (annotated, detected) that differ, those with most errors first."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    rows, columns = np.nonzero(wrong)
+    order = np.argsort(-wrong[rows, columns], kind="stable")
+    return list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
+
+
+def _chosen(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ascending classes of the map, and background; of many, those that are confused most, then those missed most."""
+    classes = len(matrix) - 1
     if classes <= MOST_CLASSES:
         return np.arange(classes + 1)
-    most = confusion.most_confused(MOST_CLASSES)
-    missed = np.argsort(-confusion.matrix[:classes].sum(axis=1), kind="stable").tolist()
-    chosen = list(dict.fromkeys([*most, *missed]))[:MOST_CLASSES]
-    return np.append(np.sort(chosen), classes)
+    wrong = matrix[:classes].copy()
+    np.fill_diagonal(wrong, 0)
+    confused = wrong[:, :classes].sum(axis=0) + wrong[:, :classes].sum(axis=1)
+    most = np.lexsort((-wrong[:, classes], -confused))[:MOST_CLASSES]
+    return np.append(np.sort(most), classes)
 
 
 def _shares(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -86,12 +96,17 @@ def _shares(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
     return shares
 
 
-def _table(pairs: Sequence[ConfusedPair], names: Sequence[str], links: dict[tuple[int, int], str]) -> Table:
-    rows = []
-    for pair in pairs:
-        key, found = links.get((pair.true, pair.found)), names[pair.found]
-        shown = found if key is None else Cell(element("a", found, href=f"#{key}"), found)
-        rows.append((names[pair.true], shown, pair.count, pair.share))
+def _table(
+    matrix: NDArray[np.int64],
+    pairs: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    links: dict[tuple[int, int], str],
+) -> Table:
+    shares, rows = _shares(matrix), []
+    for true, found in pairs:
+        name, key = names[found], links.get((true, found))
+        shown = name if key is None else Cell(element("a", name, href=f"#{key}"), name)
+        rows.append((names[true], shown, int(matrix[true, found]), float(shares[true, found])))
     columns = [
         Column("annotated"),
         Column("detected"),
@@ -102,7 +117,8 @@ def _table(pairs: Sequence[ConfusedPair], names: Sequence[str], links: dict[tupl
 
 
 def _crops(
-    pairs: Sequence[ConfusedPair],
+    confusion: Confusion,
+    pairs: Sequence[tuple[int, int]],
     names: Sequence[str],
     inputs: AnalysisInputs,
     thumbnails: Thumbnails,
@@ -113,16 +129,16 @@ def _crops(
     links: dict[tuple[int, int], str] = {}
     for pair in pairs:
         pictures = []
-        for example in pair.examples:
+        for example in confusion.examples.get(pair, ()):
             drawn = _drawn(example, boxes)
             around = drawn[-1].box
             picture = thumbnails.crop(example.image, around, drawn, inputs.file_name(example.image))
             if picture is not None:
                 pictures.append(picture)
         if pictures:
-            key = f"confusion-{pair.true}-{pair.found}"
-            links[pair.true, pair.found] = key
-            title = element("h4", element("bdi", names[pair.true]), " → ", element("bdi", names[pair.found]))
+            true, found = pair
+            key = links[pair] = f"confusion-{true}-{found}"
+            title = element("h4", element("bdi", names[true]), " → ", element("bdi", names[found]))
             galleries.append(element("div", title, gallery(pictures, small=True), id=key))
     return galleries, links
 
