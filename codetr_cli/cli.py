@@ -28,7 +28,7 @@ from codetr_cli.escaping import visible, without_credentials
 
 VERB_GROUPS = {
     "Data": ("prepare", "stats", "convert-data", "cache"),
-    "Train and evaluate": ("train", "eval", "review", "bench", "runs", "watch"),
+    "Train and evaluate": ("train", "eval", "compare", "review", "bench", "runs", "watch"),
     "Use": ("predict", "label", "serve", "demo"),
     "Weights": ("presets", "download", "convert", "export", "card", "push"),
     "This machine": ("doctor",),
@@ -36,6 +36,7 @@ VERB_GROUPS = {
 """Panel of `codetr --help` -> its verbs."""
 VERBS = tuple(verb for verbs in VERB_GROUPS.values() for verb in verbs)
 NEEDS_WORDS = (
+    "compare",
     *("card", "convert", "convert-data", "demo", "download", "eval"),
     *("export", "label", "predict", "push", "review"),
 )

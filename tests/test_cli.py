@@ -37,6 +37,7 @@ OPTIONS = {
     },
     "eval": {"--checkpoint", "--data", "--set", "--device", "--detections", "--scorer", "--report", "--json"},
     "review": {"--data", "--split", "--detections", "--folds", "--kinds", "--limit", "--format", "--out", "--json"},
+    "compare": {"--data", "--ann", "--samples", "--html", "--per-class", "--device", "--json"},
     "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
     "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},
     "label": {"--score", "--format", "--out", "--save-images", "--class-map", "--review", "--device", "--json"},

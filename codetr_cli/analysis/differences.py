@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 """Of intervals."""
-FEWEST_IMAGES = 30
+FEW_IMAGES = 30
 """With fewer images, resamples of them resemble each other too much for an interval of its nominal level."""
 MOST_IMAGES = 100.0
 """A difference that would need this many times the images is reported without their number."""
@@ -157,7 +157,7 @@ def sentence(difference: Difference, images: int, *, first: str = "A", second: s
     if not difference.value:
         place = f"{second} has the {metric} of {first}"
     if math.isnan(difference.low):
-        return f"No verdict: {place}, {on}, and without resamples of the images that may be chance."
+        return f"No verdict: {place}, {on}, too few to exclude chance."
     bounds = [100 * difference.low, 100 * difference.high]
     if conclusion == "worse":
         bounds = sorted(abs(bound) for bound in bounds)

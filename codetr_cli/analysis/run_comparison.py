@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.bootstrap import image_weights
+from codetr_cli.analysis.bootstrap import FEWEST_IMAGES, image_weights
 from codetr_cli.analysis.differences import (
-    FEWEST_IMAGES,
+    FEW_IMAGES,
     LEVEL,
     Difference,
     clear_after_holm,
@@ -115,7 +115,7 @@ class RunComparison:
     Attributes:
         verdict: sentences, on boxes and, where both have them, on masks.
         metrics: AP, AP50, APs, APm, APl, and the same of masks with "mask_".
-        classes: with objects, those that differ most first.
+        classes: with objects, those that differ most clearly first.
         errors: by type, in the order of `ERROR_TYPES`.
         images: the number compared.
         changed: images that changed most, those where the second side is better first.
@@ -221,14 +221,17 @@ def _classes(first: RunNumbers, second: RunNumbers) -> list[ClassDifference]:
         ClassDifference(score.name, score.category_id, score.objects, difference, is_clear)
         for (score, difference), is_clear in zip(found, clear, strict=True)
     ]
-    return sorted(classes, key=lambda each: (-abs(each.ap.value), each.name))
+    # By how clear they are: the largest differences are those of classes with a few objects.
+    return sorted(classes, key=lambda each: (math.isnan(each.ap.p), each.ap.p, -abs(each.ap.value), each.name))
 
 
 def _errors(first: RunNumbers, second: RunNumbers) -> list[ErrorDifference]:
     images, samples = len(first.inputs.image_ids), len(first.samples["AP"])
     weights = image_weights(images, samples, 0)
     before, after = (100 * each.error_counts / max(images, 1) for each in (first, second))
-    resampled = weights @ before, weights @ after  # (S, 6)
+    resampled = [weights @ each for each in (before, after)]  # (S, 6)
+    if images < FEWEST_IMAGES:
+        resampled = [np.full_like(each, math.nan) for each in resampled]
     return [
         ErrorDifference(
             name,
@@ -274,7 +277,7 @@ def _cautions(ap: Difference, images: int, *, same: bool) -> list[str]:
     if same:
         return ["Both have exactly the same detections."]
     cautions = []
-    if images < FEWEST_IMAGES:
+    if images < FEW_IMAGES:
         cautions.append(f"{images:,} images are few: the interval is rough, and usually too narrow.")
     needed = images_needed(ap, images)
     if needed is not None:

@@ -5,20 +5,23 @@ Shape letters: S resamples, I images, K classes, N detections.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.bootstrap import resampled_ap
+from codetr_cli.analysis.bootstrap import FEWEST_IMAGES, resampled_ap
 from codetr_cli.analysis.curves import class_curves, overall_curve, suggested_thresholds
 from codetr_cli.analysis.errors import error_counts_per_image, error_types, find_errors
 from codetr_cli.analysis.image_outcomes import ImageOutcomes, image_outcomes
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import MAX_AREA, match_detections
+from codetr_cli.analysis.matches import MAX_AREA, Matches, match_detections
 from codetr_cli.evaluation.scoring import MASK_PREFIX, Scores, score_detections
 
+STEPS = 4
+"""Of the measurement of a run."""
 SAMPLES = 300
 """Resamples of the images."""
 AREAS = {"APs": (0.0, 32.0**2), "APm": (32.0**2, 96.0**2), "APl": (96.0**2, MAX_AREA)}
@@ -72,14 +75,15 @@ def measure_run(
     matches = match_detections(inputs)
     found = resampled_ap(matches, samples)
     done()
-    by_metric = {"AP": found.ap, "AP50": found.ap50}
-    if not truth.is_lvis:
-        by_metric |= {
-            metric: resampled_ap(match_detections(inputs, area=area), samples).ap for metric, area in AREAS.items()
-        }
+    by_metric = {"AP": _known(matches, found.ap), "AP50": _known(matches, found.ap50)}
+    for metric, area in () if truth.is_lvis else AREAS.items():
+        of_size = match_detections(inputs, area=area)
+        by_metric[metric] = _known(of_size, resampled_ap(of_size, samples).ap)
     if MASK_PREFIX + "AP" in scores.metrics:
-        of_masks = resampled_ap(match_detections(inputs, "segm"), samples)
-        by_metric |= {MASK_PREFIX + "AP": of_masks.ap, MASK_PREFIX + "AP50": of_masks.ap50}
+        matched_masks = match_detections(inputs, "segm")
+        of_masks = resampled_ap(matched_masks, samples)
+        by_metric[MASK_PREFIX + "AP"] = _known(matched_masks, of_masks.ap)
+        by_metric[MASK_PREFIX + "AP50"] = _known(matched_masks, of_masks.ap50)
     done()
     errors = find_errors(inputs, matches)
     thresholds = suggested_thresholds(class_curves(inputs, matches), overall_curve(inputs, matches))
@@ -100,5 +104,7 @@ def measure_run(
     return numbers
 
 
-STEPS = 4
-"""Of the measurement of a run."""
+def _known(matches: Matches, samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Samples of AP; NaN where objects are in so few images that they would look like certainty."""
+    images = len(np.unique(matches.object_images[~matches.object_ignored]))
+    return samples if images >= FEWEST_IMAGES else np.full_like(samples, math.nan)

@@ -16,8 +16,8 @@ from codetr_cli.errors import ConfigError, listed, nearest
 from codetr_cli.reading import MAX_TOML_BYTES, parse_toml, read_bytes
 
 KEYS = ("data", "device", "loggers")
-WITH_DATA = ("train", "eval")
-WITH_DEVICE = ("train", "eval", "predict", "label", "serve")
+WITH_DATA = ("train", "eval", "compare")
+WITH_DEVICE = ("train", "eval", "compare", "predict", "label", "serve")
 BENCHMARKS = ("infer", "train", "ops", "data")  # of `codetr bench`, all with a device
 EXCLUDES = {"device": ("--gpus", "--procs"), "data": ("--ann", "--images", "--demo")}
 """Default -> options beside which it is not used."""

@@ -326,15 +326,21 @@ def _base_folder(weights: Path | None) -> Path | None:
     return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
+def evaluations_folder(weights: Path) -> Path | None:
+    """The folder that has the evaluations of a checkpoint by default; None: they are in no place of its own."""
+    base = _base_folder(weights)
+    if base is None:
+        return None
+    return base / "eval" if base == weights.parent else base / "eval" / weights.parent.name
+
+
 def _default_folder(weights: Path | None, name: str, split: str) -> Path:
     """Beside the checkpoint; for a run in the run folder itself, since its checkpoint folders are replaced.
 
     Random weights and those in the cache have a folder of their name.
     """
-    base = _base_folder(weights)
-    if weights is None or base is None:
-        return Path("eval") / name / split
-    return base / "eval" / split if base == weights.parent else base / "eval" / weights.parent.name / split
+    folder = None if weights is None else evaluations_folder(weights)
+    return (folder or Path("eval") / name) / split
 
 
 def _speed(result: EvalResult, work: SharedWork, device: torch.device, batch_size: int) -> dict[str, Any]:

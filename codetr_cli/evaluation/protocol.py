@@ -135,6 +135,46 @@ def describe_views(augmentation: Augmentation) -> str:
     return f"TTA of {count} ({', '.join(sizes)}{mirrored})"
 
 
+COMPARED_PARTS = {
+    "views": "",
+    "suppression": "",
+    "max_detections": "detections per image: ",
+    "head": "head: ",
+    "runtime": "run by ",
+    "precision": "precision: ",
+}
+"""Parts of a protocol that change detections -> what precedes them in a text."""
+
+
+def protocol_differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str] = ("A", "B")
+) -> list[str]:
+    """How the detections of two evaluations were made differently, phrases.
+
+    Args:
+        first: parts of a protocol as `Protocol.as_dict` has them; empty: not recorded.
+        second: of the other.
+        names: of both.
+    """
+    if not first and not second:
+        return []
+    if not first or not second:
+        unknown = names[0] if not first else names[1]
+        return [f"how the detections of {unknown} were made is not recorded"]
+    return [
+        f"{before}{_part(part, first)} ({names[0]}), {_part(part, second)} ({names[1]})"
+        for part, before in COMPARED_PARTS.items()
+        if first.get(part) != second.get(part)
+    ]
+
+
+def _part(name: str, parts: Mapping[str, Any]) -> str:
+    value = parts.get(name)
+    if value is not None:
+        return str(value)
+    return {"runtime": "PyTorch", "max_detections": "as the head decides"}.get(name, "not recorded")
+
+
 @dataclass(frozen=True)
 class Published:
     """The published AP of a preset, and how a measurement differs from its protocol.

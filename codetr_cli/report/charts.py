@@ -172,7 +172,7 @@ def interval_chart(title: str, rows: Sequence[Interval], axis: Axis) -> Markup:
             ),
             element("text", _text(tick, axis), x=place(tick), y=height - 14, text_anchor="middle", class_="tick"),
         ]
-    content.append(element("text", axis.title, x=WIDTH - 20, y=height - 1, text_anchor="end", class_="axis-title"))
+    content.append(element("text", axis.title, x=WIDTH - 20, y=height - 3, text_anchor="end", class_="axis-title"))
     for i, row in enumerate(rows):
         y = 22 * i + 12
         kind = 2 if row.low > 0 else 1 if row.high < 0 else 5

@@ -85,7 +85,7 @@ SENTENCES = [
     ),
     (
         Difference(0.4, 0.5),
-        "No verdict: B is 10.0 AP above A, on 5,000 images, and without resamples of the images that may be chance.",
+        "No verdict: B is 10.0 AP above A, on 5,000 images, too few to exclude chance.",
     ),
 ]
 

@@ -101,24 +101,21 @@ def test_differences_are_those_of_hotcoco(truth):
 
 
 def test_resamples_are_those_of_copies_of_the_images(truth):
-    """But for a shift of all samples to the metric of all images."""
     tables = [detections(truth, seed=1), detections(truth, seed=2, found=0.75)]
     sides = [measure_run(inputs(truth, table), samples=60) for table in tables]
-    shifts: dict[tuple[str, int], list[float]] = {}
-    for sample, weights in enumerate(image_weights(80, 60, 0)[:12].astype(int)):
-        copies = np.repeat(np.arange(80), weights)
-        for number, (table, side) in enumerate(zip(tables, sides, strict=True)):
-            copied_truth, copied = copied_images(truth, table, copies)
-            metrics = score_detections(copied_truth, copied, where="copies").metrics
-            for name in ("AP", "AP50", "APs", "APm", "APl"):
-                found = side.samples[name][sample]
-                assert math.isnan(found) == (metrics[name] < 0)
-                if not math.isnan(found):
-                    shifts.setdefault((name, number), []).append(found - metrics[name])
-    assert len(shifts) == 10
-    for values in shifts.values():
-        assert values == pytest.approx([values[0]] * len(values), abs=1e-9)
-        assert abs(values[0]) < 0.03
+    names = ("AP", "AP50", "APs", "APm", "APl")
+    for table, side in zip(tables, sides, strict=True):
+        copies = [np.repeat(np.arange(80), weights) for weights in image_weights(80, 60, 0)[:12].astype(int)]
+        scored = [score_detections(*copied_images(truth, table, rows), where="copies").metrics for rows in copies]
+        for name in names:
+            expected = np.array([metrics[name] for metrics in scored])
+            found = side.samples[name][:12]
+            inside = (expected >= 0) & (found > 0) & (found < 1)
+            assert inside.sum() >= 10
+            assert (np.isnan(found) == (expected < 0)).all()
+            shift = (found - expected)[inside]  # all samples are shifted so that their mean is the AP of all images
+            assert shift == pytest.approx(np.full(len(shift), shift[0]), abs=1e-9)
+            assert np.nanmean(side.samples[name]) == pytest.approx(side.scores.metrics[name], abs=0.01)
 
 
 def copied_images(truth: Annotations, table: DetectionTable, rows: np.ndarray) -> tuple[Annotations, DetectionTable]:
@@ -192,6 +189,29 @@ def test_nothing_to_find_has_no_verdict():
     assert found.verdict == ["No verdict: on 5 images there is no object to find, so there is no AP."]
     assert found.classes == []
     assert found.cautions == ["5 images are few: the interval is rough, and usually too narrow."]
+
+
+def test_classes_that_differ_most_clearly_come_first():
+    truth = annotations(80, classes=[f"class {i}" for i in range(30)])
+    found = compared(*(inputs(truth, detections(truth, seed=seed)) for seed in (1, 2)), samples=50)
+    chances = [each.ap.p for each in found.classes]
+    known = [p for p in chances if not math.isnan(p)]
+    assert known == sorted(known)
+    assert len(known) < len(chances)  # of classes in a few images nothing is known
+    assert all(math.isnan(p) for p in chances[len(known) :])
+
+
+def test_very_few_images_have_no_interval():
+    truth = annotations(4)
+    sides = (inputs(truth, detections(truth, seed=seed, found=found)) for seed, found in ((1, 0.4), (2, 1.0)))
+    found = compared(*sides, samples=50)
+    assert found.verdict[0].startswith("No verdict: B is ")
+    assert found.verdict[0].endswith(", on 4 images, too few to exclude chance.")
+    everything = [*found.metrics.values(), *(each.ap for each in found.classes)]
+    everything += [each.per_100_images for each in found.errors]
+    assert all(math.isnan(each.low) for each in everything)
+    assert not any(each.is_clear for each in found.classes)
+    assert class_caution(found.classes) == ""
 
 
 def test_a_class_that_is_never_predicted_and_one_without_objects():

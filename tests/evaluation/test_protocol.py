@@ -7,7 +7,13 @@ import pytest
 
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
-from codetr_cli.evaluation.protocol import Protocol, Published, describe_protocol, find_published
+from codetr_cli.evaluation.protocol import (
+    Protocol,
+    Published,
+    describe_protocol,
+    find_published,
+    protocol_differences,
+)
 from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.inference.options import TileOptions
 from codetr_cli.inference.tiling import Tiling, build_tiling
@@ -150,3 +156,22 @@ def test_nothing_published_gives_nothing(tiny_settings):
     assert find(tiny_settings) is None
     assert find(load_preset("co_dino_tiny")) is None
     assert find(load_preset("co_dino_r50", ["model.num_classes=3"])) is None  # fine-tuned on other classes
+
+
+def test_differences_between_two_protocols():
+    first = describe(load_preset("co_dino_r50")).as_dict()
+    assert protocol_differences(first, first) == []
+    assert protocol_differences({}, {}) == []
+    assert protocol_differences(first, {}) == ["how the detections of B were made is not recorded"]
+    assert protocol_differences({}, first, ("B", "C")) == ["how the detections of B were made is not recorded"]
+    tta = replace(describe(load_preset("co_dino_r50"), tta=True), precision="bf16", scorer="pycocotools 2").as_dict()
+    views, suppression, precision = protocol_differences(first, tta, ("A", "C"))
+    assert views.startswith("single scale 800x1333 (A), TTA of ")
+    assert suppression.endswith("(C)")
+    assert precision == "precision: fp32 (A), bf16 (C)"
+    exported = {**first, "runtime": "ONNX Runtime 1.20, CPU", "max_detections": None}
+    assert protocol_differences(first, exported) == [
+        "detections per image: 300 (A), as the head decides (B)",
+        "run by PyTorch (A), ONNX Runtime 1.20, CPU (B)",
+    ]
+    assert protocol_differences({"views": "x"}, {"views": "x", "head": "roi"}) == ["head: not recorded (A), roi (B)"]
