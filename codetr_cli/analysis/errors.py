@@ -50,6 +50,8 @@ class ErrorTypes:
         counts: errors of detections of every score.
         delta_false_alarms: AP50 that is gained if every false alarm is removed (TIDE's FP).
         delta_misses: AP50 that is gained if objects that are not found do not count (TIDE's FN).
+        missed_classes: classes all of whose objects are missed. Without objects they have no AP, so that TIDE has no
+            gain for them in `delta_ap` and `delta_misses`.
         threshold: score from which detections count in `counts_at_threshold`.
         counts_at_threshold: errors if only detections from that score on are used.
     """
@@ -59,6 +61,7 @@ class ErrorTypes:
     counts: dict[str, int]
     delta_false_alarms: float
     delta_misses: float
+    missed_classes: int
     threshold: float
     counts_at_threshold: dict[str, int]
 
@@ -130,6 +133,7 @@ def error_types(matches: Matches, errors: FoundErrors, threshold: float = 0.0) -
         counts=_counts(matches, errors, 0.0),
         delta_false_alarms=gain(is_hit, is_hit),
         delta_misses=gain(is_hit, everything, totals - _by_class(matches, unfound, totals)),
+        missed_classes=int(((totals > 0) & (_by_class(matches, missed, totals) == totals)).sum()),
         threshold=threshold,
         counts_at_threshold=_counts(matches, errors, threshold),
     )

@@ -121,6 +121,7 @@ def test_an_object_has_one_detection_that_is_fixed(tmp_path: Path) -> None:
     types = types_of(scene.inputs())
     assert types.counts["loose box"] == 2
     assert types.ap50 == 0
+    assert types.missed_classes == 0
     assert types.delta_ap["loose box"] == pytest.approx(51 / 101)  # one of two objects, and no false alarm
 
 
@@ -129,6 +130,8 @@ def test_without_detections_everything_is_missed(tmp_path: Path) -> None:
     scene.annotate(BOX)
     types = types_of(scene.inputs())
     assert types.ap50 == 0
+    assert types.delta_ap["missed"] == 0  # as in tidecv: no objects, no AP
+    assert types.missed_classes == 1
     assert types.counts["missed"] == 1
     assert sum(types.counts.values()) == 1
 

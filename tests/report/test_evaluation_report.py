@@ -105,6 +105,7 @@ def test_data_without_objects_or_detections_have_a_report(tmp_path: Path, names:
         check_page(text)
         json.dumps(report_table(analysis, facts), allow_nan=False)
         assert ("AP is not defined" in text) == (objects == 0)
+        assert ("Classes of which every object is missed" in text) == (objects > 0)
         assert "nan" not in re.sub(r"data:image\S+|<(script|style)>.*?</\1>", "", text, flags=re.DOTALL)
 
 

@@ -63,5 +63,10 @@ def errors_section(errors: ErrorTypes) -> Section:
             f"All false alarms together cost {100 * alarms:.1f} points of AP50, all objects that are not found "
             f"{100 * misses:.1f}. Types by TIDE (arXiv 2008.08115), at IoU 0.50."
         )
+        if errors.missed_classes:
+            text += (
+                f" Classes of which every object is missed: {errors.missed_classes:,}. TIDE has no gain for them, "
+                "though the AP of each is 0."
+            )
         parts.append(element("p", text, class_="hint"))
     return Section("errors", "Errors", LEAD, parts)
