@@ -85,6 +85,7 @@ def find_label_errors(
     *,
     kinds: Collection[Kind] = KINDS,
     listed_from: float = LISTED_FROM,
+    evidence: Evidence | None = None,
 ) -> list[LabelError]:
     """Suspected label errors, the most suspicious first.
 
@@ -93,8 +94,9 @@ def find_label_errors(
         limit: number of findings; None: all.
         kinds: of errors.
         listed_from: suspicion of the least suspicious one.
+        evidence: of the inputs; None: it is gathered here.
     """
-    evidence = gather_evidence(inputs)
+    evidence = evidence or gather_evidence(inputs)
     search = _Search(inputs, evidence, BoxSpread.of(evidence.images), listed_from)
     found = [error for each in evidence.images for error in search.errors_of(each)]
     found = [error for error in found if error.kind in kinds and error.score >= listed_from]

@@ -40,6 +40,8 @@ EXAMPLES = (
 REVIEW = "Review"
 SHOWN = 20
 """Findings in the terminal; all are in the files."""
+WEAK = 0.7
+"""Share of the surest detections that are annotated objects, below which findings are few."""
 WIDE = 100
 """Characters of a line from which the reasons are in the table of the terminal."""
 
@@ -147,9 +149,12 @@ def review(
         inputs = read_inputs([file for file in files if file is not None], paths, truth)
 
     from codetr_cli.analysis.label_errors import find_label_errors
+    from codetr_cli.analysis.label_evidence import gather_evidence
     from codetr_cli.report.review_files import write_review
 
-    found = find_label_errors(inputs, kinds=chosen_kinds)
+    evidence = gather_evidence(inputs)
+    found = find_label_errors(inputs, kinds=chosen_kinds, evidence=evidence)
+    warnings += _weakness(evidence.presence.surest)
     invocation: Invocation = context.obj
     command = shlex.join(["codetr", *invocation.words])
     facts = {**asked, "trained_on": trained, "command": command}
@@ -179,6 +184,18 @@ def _check_sources(checkpoint: str | None, detections: Path | None, folds: int |
         raise ConfigError("--folds trains models for a checkpoint's settings; --detections has no model to train")
     if weights is not None and folds is None:
         raise ConfigError("--weights is what --folds fine-tunes: give --folds, or the checkpoint as the argument")
+
+
+def _weakness(surest: float) -> list[str]:
+    """A warning where few of the surest detections are annotated objects, so that no finding says little."""
+    if surest >= WEAK:
+        return []
+    warning = (
+        f"only {100 * surest:.0f} % of the surest detections are annotated objects: a model that agrees so little with "
+        "the annotations finds few of their errors. Train it longer, or review the data with another model."
+    )
+    console.warn(warning)
+    return [warning]
 
 
 def _kinds(given: Sequence[str] | None) -> list[Any]:

@@ -146,7 +146,8 @@ def _summary(errors: Sequence[LabelError], inputs: AnalysisInputs, total: int) -
 def _list(errors: Sequence[LabelError], inputs: AnalysisInputs, pictures: Mapping[int, Markup | None]) -> Section:
     """The table of all findings."""
     by_id = dict(zip(inputs.ground_truth.category_ids, inputs.ground_truth.class_names, strict=True))
-    rows = []
+    rows: list[list[Any]] = []
+    has_pictures = all(drawn is not None for drawn in pictures.values())  # whose captions say why
     for number, error in enumerate(errors, 1):
         name = inputs.file_name(error.image)
         link: Any = number
@@ -161,7 +162,7 @@ def _list(errors: Sequence[LabelError], inputs: AnalysisInputs, pictures: Mappin
                 _class_of(inputs, error.object_row),
                 by_id[error.category_id] if error.action != "remove" else None,
                 PROPOSALS[error.action],
-                error.explanation,
+                *([] if has_pictures else [error.explanation]),
             ]
         )
     columns = [
@@ -172,13 +173,13 @@ def _list(errors: Sequence[LabelError], inputs: AnalysisInputs, pictures: Mappin
         Column("annotated", hint="class of the annotation in question"),
         Column("proposed", hint="class of the proposal"),
         Column("proposal"),
-        Column("why"),
+        *([] if has_pictures else [Column("why")]),
     ]
     lead = (
         "The most suspicious findings first. A suspicion is computed from how often detections with such a score agree "
         "with the annotations of this data set; it is no proof, so look at the pictures."
     )
-    return Section("findings", "Findings", lead, [Table("Findings", columns, rows, shown=50)])
+    return Section("findings", "Findings", lead, [Table("Findings", columns, rows, shown=25)])
 
 
 def _key(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.evaluation import data_choice
-from codetr_cli.evaluation.data_choice import choose_data
+from codetr_cli.evaluation.data_choice import choose_data, choose_reviewed
 from codetr_cli.formats.resolve import DataPaths
 from tests.formats.coco_exports import roboflow, write_set
 
@@ -102,3 +103,36 @@ def test_the_share_is_that_of_the_training_unless_the_user_sets_it(
     trained(root="/gone", val_fraction=0.4)
     paths, name = choose_data(DataConfig(root=str(annotations.parent)), chosen, None, "run")
     assert (count(paths), name) == (images, "val")
+
+
+# -------------------------------------------------------------------------------------------------------------- reviews
+
+
+def test_a_review_of_a_file_is_of_all_images(annotations: Path) -> None:
+    config = DataConfig(annotations=str(annotations))
+    paths, name = choose_reviewed(config, (), None, default="train", needs_images=True)
+    assert (count(paths), name, paths.images_dir) == (10, "all", annotations.parent / "images")
+    paths, name = choose_reviewed(config, (), "val", default="train", needs_images=True)
+    assert (count(paths), name) == (2, "all_val")
+
+
+def test_a_review_of_a_file_without_images(annotations: Path) -> None:
+    shutil.rmtree(annotations.parent / "images")
+    config = DataConfig(annotations=str(annotations))
+    with pytest.raises(DatasetError):
+        choose_reviewed(config, (), None, default="train", needs_images=True)
+    paths, name = choose_reviewed(config, (), None, default="val", needs_images=False)
+    assert (count(paths), name) == (10, "all")
+
+
+def test_a_review_of_a_folder_is_of_one_part(tmp_path: Path) -> None:
+    roboflow(tmp_path / "set")
+    for default in ("train", "val"):
+        _, name = choose_reviewed(
+            DataConfig(root=str(tmp_path / "set")),
+            (),
+            None,
+            default=default,
+            needs_images=True,  # type: ignore[arg-type]
+        )
+        assert name == default
