@@ -14,8 +14,8 @@ from pathlib import Path
 from codetr_cli.reading import open_file
 from codetr_cli.runs.metrics_log import MAX_LINE_BYTES
 
-READ_BYTES = 64 << 20
-"""Of a longer addition the end is read: of a log with a line of 2 KB at every step, the last 30,000 steps."""
+READ_BYTES = 32 << 20
+"""Of a longer addition the end is read: of a log with a line of 2 KB at every step, the last 15,000 steps."""
 MARK_BYTES = 256
 
 

@@ -27,6 +27,9 @@ WatchedState = Literal["starting", "running", "silent", "interrupted", "finished
 
 EVENTS_BYTES = 1 << 18
 """Of events.log, read at the first look."""
+MOST_PARSED = 1000
+"""Lines of training that are parsed at one look, about."""
+TRAINING_START = b'{"kind": "train"'
 MAX_EVENTS = 50
 MAX_EVENT = 400
 LATE_LINES = 5.0
@@ -149,7 +152,7 @@ class RunWatcher:
         if new.is_restart:
             self._history = History()
         self._history.is_cut = self._history.is_cut or new.is_cut
-        lines = [line for text in new.lines if (line := self._history.add(text)) is not None]
+        lines = [line for text in _thinned(new.lines) if (line := self._history.add(text)) is not None]
         if lines and self._has_looked:
             self._arrived = self._monotonic()
         return [] if new.is_restart else lines
@@ -237,6 +240,17 @@ class RunWatcher:
         evaluation = self._history.evaluation or {}
         seconds = float(evaluation["seconds"]) if has_numbers(evaluation, "seconds") else 0.0
         return max(FRESH_S, LATE_LINES * self._history.line_seconds, 2 * seconds)
+
+
+def _thinned(lines: list[bytes]) -> list[bytes]:
+    """Lines of a file without some of those of training, where they are more than a curve shows; the newest stay.
+
+    Parsing takes longer than reading: a run of 100,000 lines should be there at once.
+    """
+    training = [number for number, line in enumerate(lines) if line.startswith(TRAINING_START)]
+    every = len(training) // MOST_PARSED + 1
+    dropped = set(training[:-2]) - set(training[::every])
+    return [line for number, line in enumerate(lines) if number not in dropped]
 
 
 class _Kept(Generic[Read]):

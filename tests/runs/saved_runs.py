@@ -1,4 +1,4 @@
-"""Run folders with small checkpoints."""
+"""Run folders with small checkpoints, and a process that holds one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from codetr_cli.runs.folder import RunFolder, RunInputs
 
 INPUTS = RunInputs(train_annotations="/data/train.json", val_annotations="/data/val.json")
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from codetr_cli.locks import FileLock
+lock = FileLock(Path(sys.argv[1]))
+assert lock.acquire()
+print("locked", flush=True)
+time.sleep(20)
+"""
+"""A program that holds the lock of a file for a while, and prints a line once it does."""
 
 NAMES, IDS = ["a", "b", "c"], [2, 3, 7]
 

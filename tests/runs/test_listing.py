@@ -19,16 +19,7 @@ from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runs.listing import list_runs, read_run
 from tests.conftest import REPOSITORY, Ran
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from codetr_cli.locks import FileLock
-lock = FileLock(Path(sys.argv[1]))
-assert lock.acquire()
-print("locked", flush=True)
-time.sleep(20)
-"""
+from tests.runs.saved_runs import HOLDER
 
 
 def train_line(step: int, epoch: int, loss: float = 12.5) -> dict[str, Any]:

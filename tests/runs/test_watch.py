@@ -20,7 +20,7 @@ from codetr_cli.runs.folder import RunFolder, RunInputs
 from codetr_cli.runs.process_record import PROCESS_NAME, ProcessRecord
 from codetr_cli.runs.watch import RunWatcher
 from tests.conftest import REPOSITORY
-from tests.runs.test_listing import HOLDER
+from tests.runs.saved_runs import HOLDER
 
 
 class Clocks:
@@ -241,3 +241,16 @@ def test_nothing_is_read_where_nothing_has_changed(
     for _ in range(50):
         watcher.look()
     assert time.monotonic() - started < 2
+
+
+def test_of_very_many_lines_some_are_parsed(folder: RunFolder, watcher: RunWatcher, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watch, "MOST_PARSED", 100)
+    lines = [train_line(step, time=float(step)) for step in range(1, 2001)]
+    lines.insert(500, {"kind": "eval", "step": 500, "epoch": 0, "metrics": {"AP": 0.25}})
+    folder.metrics_path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    history = watcher.look().status.history
+    steps = [step for step, _ in history.series["loss"].points]
+    assert 90 <= len(steps) <= 110
+    assert (steps[0], steps[-2:]) == (1, [1999, 2000])
+    assert history.line_seconds == 1
+    assert history.best is not None
