@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-UNREPEATABLE = ("images_per_s", "data_wait", "memory_bytes", "eta_s", "seconds")  # of a line of metrics.jsonl
+UNREPEATABLE = (
+    *("images_per_s", "data_wait", "memory_bytes", "ram_free_bytes", "energy_j", "eta_s", "seconds", "time"),
+)
+"""Values of a line of metrics.jsonl that differ between runs."""
 
 
 class DifferenceError(Exception):
