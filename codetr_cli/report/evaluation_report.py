@@ -28,6 +28,7 @@ from codetr_cli.report.sections.overall import overall_section, summary_text
 from codetr_cli.report.sections.protocol import protocol_section
 from codetr_cli.report.sections.queries import queries_section
 from codetr_cli.report.sections.slices import slices_section
+from codetr_cli.report.sections.training import training_section
 from codetr_cli.report.sections.worst_images import worst_images_section
 from codetr_cli.report.thumbnails import Thumbnails
 
@@ -97,6 +98,8 @@ def report_sections(analysis: Analysis, facts: ReportFacts, thumbnails: Thumbnai
         sections.append(masks_section(analysis.masks, inputs, thumbnails))
     if analysis.data is not None:
         sections.append(_data_section(analysis.data))
+    if (training := training_section(facts.checkpoint)) is not None:
+        sections.append(training)
     return sections
 
 

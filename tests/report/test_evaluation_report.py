@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from codetr_cli.report.sections.confusion import MOST_CLASSES
 from codetr_cli.report.sections.lvis import lvis_section
 from codetr_cli.report.sections.masks import masks_section
 from codetr_cli.report.sections.overall import meaning
+from codetr_cli.report.sections.training import training_section
 from codetr_cli.report.thumbnails import Thumbnails
 from tests.report.report_samples import HOSTILE, analysed, check_page, sample_inputs
 
@@ -196,3 +198,48 @@ def test_the_checks_of_a_page_can_fail(broken: str) -> None:
     check_page(f"{start}<p>fine</p><script></script></body></html>")
     with pytest.raises(AssertionError):
         check_page(f"{start}{broken}<script></script></body></html>")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with metrics and pictures."""
+    run = tmp_path / "run"
+    (run / "plots/val_images").mkdir(parents=True)
+    (run / "checkpoints/best").mkdir(parents=True)
+    lines = [
+        {"kind": "train", "step": step, "epoch": 0, "loss": 9.0 / step, "groups": {"<b>roi": 1.0, "rpn": 2.0}}
+        for step in range(1, 401)
+    ]
+    lines += [{"kind": "eval", "step": step, "epoch": 1, "metrics": {"AP": 0.1, "AP50": 0.2}} for step in (200, 400)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    for image in range(6):
+        for step in (100, 200, 300, 400):
+            pixels = np.full((60, 80, 3), image * 20, np.uint8)
+            cv2.imwrite(str(run / f"plots/val_images/{image}_{step:08d}.webp"), pixels)
+    return run
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints/best", "checkpoints/best/model.safetensors"])
+def test_the_training_of_a_checkpoint_in_a_run(tmp_path: Path, run: Path, place: str) -> None:
+    analysis, facts = analysed(sample_inputs(tmp_path, ["cat", "dog"]), checkpoint=str(run / place))
+    text = report_page(analysis, facts)
+    check_page(text)
+    section = text[text.index('<section id="training"') :].split("</section>")[0]
+    assert "Losses over the steps" in section
+    assert "AP over the steps" in section
+    assert "&lt;b&gt;roi" in section
+    assert section.count("<figcaption><bdi>image ") == 4 * 3
+    assert {int(step) for step in re.findall(r"after step (\d+)</bdi>", section)} == {100, 300, 400}
+    assert len(section) < 150_000
+
+
+def test_a_training_without_lines_or_with_damaged_pictures_is_shown_as_far_as_it_is_known(run: Path) -> None:
+    for path in (run / "plots/val_images").iterdir():
+        path.write_bytes(b"RIFF")
+    section = training_section(str(run))
+    assert section is not None
+    assert len(section.parts) == 2  # the charts
+    (run / "metrics.jsonl").write_text("damaged")
+    assert training_section(str(run)) is None
+    for other in (None, "co_dino_r50", "a\0b", str(run / "none"), "https://example.com/a"):
+        assert training_section(other) is None
