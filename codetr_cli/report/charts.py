@@ -299,9 +299,9 @@ def table_bar(value: float | None) -> Markup | None:
     """A bar for a cell of a table: a value from 0 to 1; None where there is none."""
     if value is None:
         return None
-    box = element("rect", x=0.5, y=3.5, width=99, height=11, class_="frame")
-    bar = element("rect", x=0.5, y=3.5, width=max(99 * min(value, 1.0), 0.5), height=11, class_="fill0")
-    return element("svg", box, bar, viewBox="0 0 100 18", width=100, height=18, aria_hidden="true")
+    box = element("rect", x=0.5, y=3.5, width=59, height=11, class_="frame")
+    bar = element("rect", x=0.5, y=3.5, width=max(59 * min(value, 1.0), 0.5), height=11, class_="fill0")
+    return element("svg", box, bar, viewBox="0 0 60 18", width=60, height=18, aria_hidden="true")
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ def _head(analysis: Analysis, facts: ReportFacts) -> dict[str, str | Markup]:
     head = {
         "Checkpoint": facts.checkpoint,
         "sha256 of its content": facts.weights,
-        "Data": facts.annotations,
+        "Annotations": facts.annotations,
+        "Images": facts.images_dir,
         "sha256 of the annotations": facts.data,
         "Evaluated": f"{counts.images:,} images, {counts.objects:,} objects, {counts.detections:,} detections",
         "Machine": ", ".join(value for name, value in facts.machine.items() if value != "none"),

@@ -33,9 +33,9 @@ class Column:
 
     Attributes:
         title: of the column.
-        kind: "text", "text word" (which is never broken), "number" (as given), "share" (0 to 1, shown in percent) or
-            "score" (three digits); numbers are aligned to the right. "chart": `Markup` that rows cannot be sorted by. A
-            value of None is shown as a dash and sorted last.
+        kind: "text", "text word" (which is never broken), "text prose" (sentences), "number" (as given), "share" (0 to
+            1, shown in percent) or "score" (three digits); numbers are aligned to the right. "chart": `Markup` that
+            rows cannot be sorted by. A value of None is shown as a dash and sorted last.
         hint: what the column means; listed below the table.
     """
 

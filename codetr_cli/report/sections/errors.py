@@ -43,8 +43,8 @@ def errors_section(errors: ErrorTypes) -> Section:
         Column("costs AP50", "score", "AP at IoU 0.50 that is gained if errors of this type are fixed"),
         Column(f"number {at}", "number", "errors of detections from the suggested threshold on"),
         Column("number, all scores", "number", "errors of all detections: most have low scores and cost little"),
-        Column("what it is"),
-        Column("where to look"),
+        Column("what it is", "text prose"),
+        Column("where to look", "text prose"),
     ]
     rows = [
         (

@@ -41,7 +41,7 @@ def label_errors_section(errors: Sequence[LabelError], inputs: AnalysisInputs, t
         Column("image"),
         Column("kind"),
         Column("suspicion", "score", "1: the label is wrong for sure, in the detector's eyes"),
-        Column("why"),
+        Column("why", "text prose"),
     ]
     rows = [(inputs.file_name(error.image), error.kind, error.score, error.explanation) for error in errors[:200]]
     if rows:

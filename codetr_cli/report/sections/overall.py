@@ -39,7 +39,8 @@ def meaning(name: str) -> str:
     plain = name.removeprefix(MASK_PREFIX)
     what = "masks: " if name.startswith(MASK_PREFIX) else ""
     if plain.startswith("AR") and plain[2:].isdigit():
-        return f"{what}recall with up to {plain[2:]} detections per image"
+        number = "1 detection" if plain == "AR1" else f"{plain[2:]} detections"
+        return f"{what}recall with up to {number} per image"
     if plain.startswith("AP@"):
         return f"{what}AP with up to {plain[3:]} detections per image"
     return what + WORDS.get(plain, "")

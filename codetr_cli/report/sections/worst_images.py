@@ -75,4 +75,5 @@ def worst_images_section(
 
 
 def _counted(each: WorstImage) -> str:
-    return f"{each.hits} found, {each.misses} missed, {each.false_alarms} false alarms"
+    alarms = "1 false alarm" if each.false_alarms == 1 else f"{each.false_alarms} false alarms"
+    return f"{each.hits} found, {each.misses} missed, {alarms}"
