@@ -27,7 +27,7 @@ from codetr_cli.errors import CodetrError, ResourceError, machine_error
 from codetr_cli.escaping import visible, without_credentials
 
 VERB_GROUPS = {
-    "Data": ("prepare", "stats", "convert-data", "cache"),
+    "Data": ("prepare", "stats", "browse", "convert-data", "cache"),
     "Train and evaluate": ("train", "eval", "compare", "review", "bench", "runs", "watch"),
     "Use": ("predict", "label", "serve", "demo"),
     "Weights": ("presets", "download", "convert", "export", "card", "push"),

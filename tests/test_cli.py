@@ -21,6 +21,7 @@ from tests.conftest import REPOSITORY
 # Options that users rely on: removing or renaming one is a decision, not an accident.
 OPTIONS = {
     "prepare": {"--data", "--demo", "--deep", "--no-link", "--json"},
+    "browse": {"--data", "--ann", "--split", "--detections", "--port", "--no-open", "--set", "--json"},
     "stats": {"--data", "--ann", "--preset", "--no-images", "--html", "--force", "--set", "--json"},
     "train": {
         "--preset",

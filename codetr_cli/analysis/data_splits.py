@@ -42,6 +42,23 @@ class DataSplit:
         return [self.paths.images_dir / (meant.get(name) or name) for name in inside]
 
 
+def split_names(config: DataConfig) -> list[Split]:
+    """The splits of a data set that have annotations, training images first; none if the folder has no known layout.
+
+    Args:
+        config: where the data are and how they are read.
+
+    Raises:
+        ConfigError: the annotation file is a folder, or both it and other data are given.
+        DatasetError: there is no such annotation file, or the data set is broken.
+    """
+    found = open_dataset(data_root(config), ReadOptions.of(config), config.dataset)
+    if found is None:
+        return []
+    names = [name for name in SPLITS if name in found.splits]
+    return [name for name in names if _has_objects(name, found.splits[name].annotations_path)]
+
+
 def read_splits(
     config: DataConfig, *, only: Split | None = None, with_outlines: bool = False, progress: Progress | None = None
 ) -> list[DataSplit]:
@@ -57,13 +74,9 @@ def read_splits(
         ConfigError: the annotation file is a folder, or both it and other data are given.
         DatasetError: there is no such data set or split, or its annotations are broken.
     """
-    found = open_dataset(data_root(config), ReadOptions.of(config), config.dataset)
-    names: list[Split] = [name for name in SPLITS if found is not None and name in found.splits]
-    names = [name for name in names if found is not None and _has_objects(name, found.splits[name].annotations_path)]
-    if only is not None or not names:  # a split that is not there is an error that says where it was looked for
-        names = [only or "train"]
     splits = []
-    for name in names:
+    # A split that is not there is an error that says where it was looked for.
+    for name in [only] if only is not None else split_names(config) or ["train"]:
         paths = find_data(config, None, name, any_dataset=True)
         if progress is None:
             annotations = read_annotations(paths.annotations_path, with_outlines=with_outlines)
