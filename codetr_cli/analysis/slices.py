@@ -177,13 +177,13 @@ def sliced_by(
     """
     limits = ranges.limits()
     loaded.set_areas(of_objects, of_detections)
-    evaluation = loaded.evaluate({"all": EVERYTHING, **limits})
+    evaluation = loaded.evaluate(limits)
     evaluation.accumulate()
     tables = evaluation.eval
     assert tables is not None
     precision, recall = np.asarray(tables["precision"]), np.asarray(tables["recall"])
     slices = []
-    for number, (label, (low, high)) in enumerate(limits.items(), start=1):
+    for number, (label, (low, high)) in enumerate(limits.items()):
         inside = (of_objects >= low) & (of_objects <= high) & (scored.objects.iscrowd == 0)
         slices.append(
             Slice(

@@ -241,7 +241,7 @@ def hotcoco_evaluation(inputs: ScoringInputs, ranges: Mapping[str, tuple[float, 
     Args:
         inputs: what is matched.
         ranges: by name, the smallest and the largest `area` of objects that count together; None: COCO's by size. The
-            first one has to contain all.
+            first one has to contain all, for everything but hotcoco's tables.
     """
     loaded = HotcocoInputs.of(inputs)
     detections = inputs.detections
