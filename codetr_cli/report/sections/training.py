@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from codetr_cli.images.decoder import BrokenImageError, read_image
 from codetr_cli.report.charts import Axis, Series, line_chart
-from codetr_cli.report.markup import element
+from codetr_cli.report.markup import element, joined
 from codetr_cli.report.page import Section
-from codetr_cli.report.pictures import gallery, picture
+from codetr_cli.report.pictures import picture
 from codetr_cli.runs.history import History
 from codetr_cli.runs.history import Series as Course
 from codetr_cli.runs.lineage import run_of
@@ -81,7 +81,7 @@ def _pictures(found: Sequence[ValPicture]) -> list[Markup]:
     """Some images after the first, a middle and the newest evaluation."""
     steps = sorted({each.step for each in found})
     shown = {steps[round(part * (len(steps) - 1) / (MOST_STEPS - 1))] for part in range(MOST_STEPS)} if steps else set()
-    figures = []
+    rows: dict[int, list[Markup]] = {}
     for each in found:
         if each.image < MOST_IMAGES and each.step in shown:
             try:
@@ -89,7 +89,9 @@ def _pictures(found: Sequence[ValPicture]) -> list[Markup]:
             except (BrokenImageError, OSError):
                 continue
             caption = f"image {each.image + 1} after step {each.step:,}"
-            figures.append(picture(pixels, [], caption, longest_side=SIDE_PX))
-    if not figures:
+            figure = picture(pixels, [], caption, longest_side=SIDE_PX)
+            rows.setdefault(each.image, []).append(element("li", figure))
+    if not rows:
         return []
-    return [element("h3", "Validation images"), element("p", PICTURES_LEAD, class_="hint"), gallery(figures)]
+    lists = [element("ul", joined(figures), class_="steps") for figures in rows.values()]
+    return [element("h3", "Validation images"), element("p", PICTURES_LEAD, class_="hint"), *lists]
