@@ -159,7 +159,7 @@ def row_chart(title: str, names: Sequence[str], values: Sequence[float], axis: A
 def interval_chart(title: str, rows: Sequence[Interval], axis: Axis) -> Markup:
     """Values with their intervals one below the other, and a line at zero where the axis contains it."""
     low, high = _range([value for row in rows for value in (row.low, row.value, row.high)], axis)
-    height = 22 * len(rows) + 34
+    height = 22 * len(rows) + 42
 
     def place(value: float) -> float:
         return ROW_NAMES + (value - low) / (high - low) * (WIDTH - ROW_NAMES - 20)
@@ -168,11 +168,11 @@ def interval_chart(title: str, rows: Sequence[Interval], axis: Axis) -> Markup:
     for tick in _ticks(low, high):
         content += [
             element(
-                "line", x1=place(tick), x2=place(tick), y1=2, y2=height - 28, class_="axis" if tick == 0 else "grid"
+                "line", x1=place(tick), x2=place(tick), y1=2, y2=height - 36, class_="axis" if tick == 0 else "grid"
             ),
-            element("text", _text(tick, axis), x=place(tick), y=height - 14, text_anchor="middle", class_="tick"),
+            element("text", _text(tick, axis), x=place(tick), y=height - 22, text_anchor="middle", class_="tick"),
         ]
-    content.append(element("text", axis.title, x=WIDTH - 20, y=height - 3, text_anchor="end", class_="axis-title"))
+    content.append(element("text", axis.title, x=WIDTH - 20, y=height - 4, text_anchor="end", class_="axis-title"))
     for i, row in enumerate(rows):
         y = 22 * i + 12
         kind = 2 if row.low > 0 else 1 if row.high < 0 else 5

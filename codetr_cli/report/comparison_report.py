@@ -70,7 +70,9 @@ def comparison_page(compared: ComparedRuns, command: str) -> str:
     return render_page(
         f"Comparison of {shown}",
         facts=_facts(compared, command),
-        summary=joined(_verdict(pair) for pair in compared.pairs),
+        summary=joined(
+            _verdict(pair, protocol) for pair, protocol in zip(compared.pairs, compared.protocol, strict=True)
+        ),
         sections=sections,
     )
 
@@ -94,7 +96,12 @@ def between(difference: Difference, shown: Callable[[float], str] = points) -> s
 
 
 def conclusion(difference: Difference, *, is_clear: bool = True) -> str:
-    """What the interval of a difference shows, in a word; one that may be chance among many gets a question mark."""
+    """What the interval of a difference shows, in a word; one that may be chance among many gets a question mark.
+
+    Without an interval, the objects are in too few images.
+    """
+    if difference.conclusion == "unclear" and math.isnan(difference.low):
+        return "too few"
     word = WORDS[difference.conclusion]
     return word if is_clear or difference.conclusion not in ("better", "worse") else f"{word}?"
 
@@ -116,19 +123,17 @@ def _facts(compared: ComparedRuns, command: str) -> dict[str, str]:
     return facts
 
 
-def _verdict(pair: RunComparison) -> Markup:
+def _verdict(pair: RunComparison, protocol: Sequence[str]) -> Markup:
     kind = {"better": "verdict good", "worse": "verdict bad"}.get(pair.metrics["AP"].conclusion, "verdict")
     first, *others = pair.verdict
     paragraphs = [element("p", element("strong", first)), *(element("p", each) for each in others)]
+    if protocol:
+        differences = element("bdi", "; ".join(protocol))
+        paragraphs.append(
+            element("p", "The detections were made differently, which may be the reason: ", differences, ".")
+        )
     paragraphs += [element("p", each, class_="hint") for each in pair.cautions]
     return element("div", joined(paragraphs), class_=kind)
-
-
-def _protocol(differences: Sequence[str]) -> list[Markup]:
-    if not differences:
-        return []
-    items = joined(element("li", element("bdi", each)) for each in differences)
-    return [element("p", "The detections were made differently, which may be the reason:"), element("ul", items)]
 
 
 def _overview(compared: ComparedRuns) -> Section:
@@ -174,10 +179,6 @@ def _together(sections: Sequence[Section], names: tuple[str, str]) -> Section:
 
 def _method(compared: ComparedRuns) -> Section:
     parts: list[Table | Markup] = []
-    for name, differences in zip(compared.names[1:], compared.protocol, strict=True):
-        if len(compared.pairs) > 1 and differences:
-            parts.append(element("h3", f"{name} beside {compared.names[0]}"))
-        parts += _protocol(differences)
     remarks = [*compared.notes, *compared.warnings]
     if remarks:
         parts.append(element("ul", joined(element("li", element("bdi", each)) for each in remarks)))

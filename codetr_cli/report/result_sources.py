@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.config.presets import preset_names
-from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.errors import CodetrError, ConfigError, DatasetError
 from codetr_cli.evaluation.job import DETECTIONS_NAME, METRICS_NAME, evaluations_folder
 from codetr_cli.evaluation.scoring import MASK_PREFIX
 from codetr_cli.files import real_path
@@ -81,15 +81,15 @@ def find_source(given: str, annotations: Path | None = None) -> ResultSource:
             )
         path = beside
     if path.is_file() and path.suffix.lower() in DETECTION_SUFFIXES:
-        return _of_file(given, path)
+        return _of_file(given, path, annotations)
     if path.is_dir() and (path / DETECTIONS_NAME).is_file():
-        return _of_file(given, path / DETECTIONS_NAME)
+        return _of_file(given, path / DETECTIONS_NAME, annotations)
     if path.is_dir() and (path / JSON_NAME).is_file() and not (path / "settings.toml").exists():
-        return _of_file(given, path / JSON_NAME)
+        return _of_file(given, path / JSON_NAME, annotations)
     if path.is_dir() and not _has_checkpoint(path):
         inside = _evaluations(path)
         if len(inside) == 1:
-            return _of_file(given, inside[0])
+            return _of_file(given, inside[0], annotations)
         found = f"{len(inside)} evaluations, e.g. {inside[0].parent}: give one of them" if inside else "no results"
         raise ConfigError(
             f"the folder {path} has {found}. codetr compare takes run folders, checkpoints, folders of `codetr eval`, "
@@ -119,10 +119,10 @@ def check_distinct(sources: Sequence[ResultSource]) -> None:
 # ---------------------------------------------------------------------------------------------- files and their records
 
 
-def _of_file(given: str, path: Path) -> ResultSource:
+def _of_file(given: str, path: Path, annotations: Path | None) -> ResultSource:
     """A file of detections with its record, the record itself, or a report."""
     if is_report(path):
-        return _of_report(given, read_report(path))
+        return _of_report(given, read_report(path), annotations)
     if path.name == METRICS_NAME:
         if not (path.parent / DETECTIONS_NAME).is_file():
             raise ConfigError(
@@ -151,20 +151,25 @@ def _of_record(given: str, path: Path, record: Mapping[str, Any]) -> ResultSourc
     )
 
 
-def _of_report(given: str, report: StoredReport) -> ResultSource:
+def _of_report(given: str, report: StoredReport, annotations: Path | None) -> ResultSource:
+    """The detections of a report, or else its checkpoint: a training keeps no detections."""
     facts, found = report.facts, report.detections_path
     digest = report.detections_sha256
     if found is None:
+        weights = _weights_of(report)
+        if weights is not None:
+            return _of_checkpoint(given, weights, annotations)
         raise DatasetError(
-            f"the detections of the report {report.path} are neither where it was written nor beside it, and a "
-            "comparison needs them: keep detections.json beside the report, or evaluate the checkpoint again"
+            f"the detections of the report {report.path} are neither where it was written nor beside it, its "
+            "checkpoint is not there either, and a comparison needs one of them: keep detections.json beside the "
+            "report, or evaluate the checkpoint again"
         )
     if digest is not None and file_sha256(found) != digest:
         raise DatasetError(
             f"{found} has changed since the report {report.path} was written: evaluate the checkpoint again, or "
             "compare the file of detections itself"
         )
-    source = _of_file(given, found)
+    source = _of_file(given, found, annotations)
     return replace(
         source,
         kind="report",
@@ -172,6 +177,18 @@ def _of_report(given: str, report: StoredReport) -> ResultSource:
         images=source.images if source.images is not None else _count(facts.get("images")),
         metrics=source.metrics or _numbers(report.metrics),
     )
+
+
+def _weights_of(report: StoredReport) -> Path | None:
+    """The checkpoint that a report is of; None if it is gone, or has other weights now."""
+    given, content = report.facts.get("checkpoint"), report.facts.get("weights")
+    if not isinstance(given, str) or not isinstance(content, str):
+        return None
+    try:
+        found = find_checkpoint(given)
+        return found if found is not None and content_id(found) == content else None
+    except CodetrError:
+        return None
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from codetr_cli.annotations.objects import Annotations
 from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import score_detections, scoring_inputs
 from codetr_cli.inference.detections import DetectionTable
+from tests.analysis.input_samples import material
 from tests.analysis.run_samples import NAMES, annotations, detections, inputs
 
 
@@ -199,6 +200,27 @@ def test_classes_that_differ_most_clearly_come_first():
     assert known == sorted(known)
     assert len(known) < len(chances)  # of classes in a few images nothing is known
     assert all(math.isnan(p) for p in chances[len(known) :])
+
+
+@pytest.mark.parametrize("lvis", [False, True])
+def test_masks_and_rules_of_lvis(tmp_path, lvis: bool):
+    first = material(tmp_path, lvis=lvis, masks=True)
+    fewer = first.detections.select(np.arange(len(first.detections)) % 3 > 0)
+    found = compared(first, replace(first, detections=fewer), samples=50)
+    scores = [
+        score_detections(first.ground_truth, table, first.image_ids.tolist(), where="a.json").metrics
+        for table in (first.detections, fewer)
+    ]
+    assert set(found.metrics) == {"AP", "AP50", "mask_AP", "mask_AP50"} | (set() if lvis else {"APs", "APm", "APl"})
+    for name, difference in found.metrics.items():
+        if scores[0][name] >= 0:
+            assert difference.value == pytest.approx(scores[1][name] - scores[0][name], abs=1e-9)
+            assert math.isnan(difference.low) or difference.low <= difference.value <= difference.high
+    assert not math.isnan(found.metrics["mask_AP"].low)
+    assert len(found.verdict) == 2
+    assert "mask AP" in found.verdict[1]
+    of_boxes = compare_runs(*(measure_run(side, samples=50, masks=False) for side in (first, first)))
+    assert "mask_AP" not in of_boxes.metrics
 
 
 def test_very_few_images_have_no_interval():

@@ -62,6 +62,19 @@ def test_the_page_has_the_verdict_and_all_sections(page):
         assert part in text
 
 
+def test_what_was_done_differently_is_beside_the_verdict(tmp_path):
+    truth = annotations(8)
+    val = write_annotations(tmp_path / "val.json", truth)
+    first = write_evaluation(tmp_path / "1", truth, detections(truth, seed=1), val)
+    views = {"views": "<b>TTA</b>", "head": "decoder"}
+    second = write_evaluation(tmp_path / "2", truth, detections(truth, seed=2), val, protocol_parts=views)
+    sources = [find_source(str(folder)) for folder in (first, second)]
+    page = comparison_page(compare_results(sources, pictured_paths(val), chosen=False, samples=50), "")
+    head = page[: page.index("<nav")]
+    assert "The detections were made differently" in head
+    assert "single scale 800x1333 (A), &lt;b&gt;TTA&lt;/b&gt; (B)" in head
+
+
 def test_images_are_drawn_twice_and_linked(page):
     elements = Elements(page)
     assert page.count('class="pair"') >= 4
@@ -122,4 +135,6 @@ def test_texts_of_numbers():
     better = Difference(0.1, 0.2, 0.05, 0.15)
     assert (conclusion(better), conclusion(better, is_clear=False)) == ("better", "better?")
     assert conclusion(Difference(0.1, 0.2, -0.1, 0.3), is_clear=False) == "not clear"
+    assert conclusion(Difference(0.1, 0.2)) == "too few"
+    assert conclusion(Difference(0.1, 0.1)) == "equal"
     assert conclusion(Difference(math.nan, math.nan)) == ""

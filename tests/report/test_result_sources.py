@@ -127,6 +127,24 @@ def test_a_report_that_was_moved_with_its_detections(tmp_path, val):
         find_source(str(moved / "report.json"))
 
 
+def test_a_report_of_a_training_stands_for_its_checkpoint(tmp_path, val, tiny_settings):
+    (weights,) = write_run(tmp_path / "run", tiny_settings, "best")
+    folder = write_evaluation(tmp_path / "val", TRUTH, TABLE, val)
+    report = write_report(tmp_path / "run/report.json", folder / "detections.json")
+    table = json.loads(report.read_text())
+    table["facts"] = {"detections": None, "checkpoint": str(weights), "weights": content_id(weights)}
+    report.write_text(json.dumps(table, separators=(",", ":")))
+    (tmp_path / "run/report.html").write_text("<!DOCTYPE html>")
+    found = find_source(str(tmp_path / "run/report.html"))
+    assert (found.kind, found.weights, found.detections) == ("checkpoint", weights, None)
+    place = write_evaluation(tmp_path / "run/eval/best/val", TRUTH, TABLE, val, weights=content_id(weights))
+    assert find_source(str(report)).detections == place / "detections.json"
+    table["facts"]["weights"] = "0" * 64
+    report.write_text(json.dumps(table, separators=(",", ":")))
+    with pytest.raises(DatasetError, match="its checkpoint is not there either"):
+        find_source(str(report))
+
+
 def test_detections_that_changed_since_the_report(tmp_path, val):
     folder = write_evaluation(tmp_path / "val", TRUTH, TABLE, val)
     report = write_report(folder / "report.json", folder / "detections.json")
