@@ -162,8 +162,10 @@ def reviewed(content: dict[str, Any], records: list[dict[str, Any]], planted: Se
     images = {image["id"] for image in content["images"]}
     here = [error for error in planted if error.image_id in images]
     with tempfile.TemporaryDirectory() as folder:
-        found: list[LabelError] = find_label_errors(inputs_of(Path(folder), content, records))
-    scores = score_findings(found, here)
+        inputs = inputs_of(Path(folder), content, records)
+        found: list[LabelError] = find_label_errors(inputs)
+        everything = find_label_errors(inputs, listed_from=0.0)
+    scores, of_all = score_findings(found, here), score_findings(everything, here)
     return {
         "images": len(images),
         "annotations": len(content["annotations"]),
@@ -174,6 +176,9 @@ def reviewed(content: dict[str, Any], records: list[dict[str, Any]], planted: Se
                 "precision": round(scores[kind].precision, 3),
                 "recall": round(scores[kind].recall, 3),
                 "precision_of_first_10": round(sum(scores[kind].order[:10]) / max(len(scores[kind].order[:10]), 1), 3),
+                "recall_of_as_many_as_planted": round(
+                    sum(of_all[kind].order[: scores[kind].planted]) / max(scores[kind].planted, 1), 3
+                ),
                 "on_errors_of_other_kinds": scores[kind].other_errors,
             }
             for kind in KINDS

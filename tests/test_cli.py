@@ -37,7 +37,7 @@ OPTIONS = {
         "--dry-run",
     },
     "eval": {"--checkpoint", "--data", "--set", "--device", "--detections", "--scorer", "--report", "--json"},
-    "review": {"--data", "--split", "--detections", "--folds", "--kinds", "--limit", "--format", "--out", "--json"},
+    "review": {"--data", "--split", "--detections", "--folds", "--kinds", "--suspicion", "--limit", "--json"},
     "compare": {"--data", "--ann", "--samples", "--html", "--per-class", "--device", "--json"},
     "bench": {"--fps", "--train", "--preset", "--checkpoint", "--size", "--device", "--precision", "--json"},
     "predict": {"--score", "--max-dets", "--nms", "--device", "--json"},

@@ -23,7 +23,7 @@ JUDGED_PER_OBJECT = 5
 """Best detections that are judged, for each annotated object of the data set; those below prove nothing."""
 PER_IMAGE = 100
 """Detections of an image that are judged at most."""
-MOST_ERRORS = 0.1
+MOST_ERRORS = 0.07
 """Share of annotations that are wrong in one way, at most: a network that disagrees with more is itself wrong."""
 ONE_OBJECT_IOU = 0.7
 """Detections that overlap so much show one object: a network has several readings of it, under several classes."""

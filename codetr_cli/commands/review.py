@@ -73,6 +73,9 @@ def review(
         list[str] | None,
         opt.option("--kinds", "KIND", "missing, class, loose, duplicate, crowd. Several: missing,class.", REVIEW),
     ] = None,
+    suspicion: Annotated[
+        float, opt.option("--suspicion", "S", "The lowest that is listed, 0 to 1.", REVIEW, min=0, max=1)
+    ] = 0.4,
     limit: Annotated[int, opt.option("--limit", "N", "The N most suspicious findings.", REVIEW, min=1)] = 200,
     format: Annotated[
         list[str] | None,
@@ -153,7 +156,7 @@ def review(
     from codetr_cli.report.review_files import write_review
 
     evidence = gather_evidence(inputs)
-    found = find_label_errors(inputs, kinds=chosen_kinds, evidence=evidence)
+    found = find_label_errors(inputs, kinds=chosen_kinds, listed_from=suspicion, evidence=evidence)
     warnings += _weakness(evidence.presence.surest)
     invocation: Invocation = context.obj
     command = shlex.join(["codetr", *invocation.words])

@@ -62,6 +62,8 @@ def test_json(review: Callable[..., Ran]) -> None:
 def test_kinds_and_limit(review: Callable[..., Ran]) -> None:
     answer = review("--json", "--kinds", "missing").json
     assert [finding["kind"] for finding in answer["findings"]] == ["missing box"]
+    assert review("--json", "--suspicion", "0.99").json["findings_total"] == 0
+    assert review("--json").json["findings_total"] == 2  # as the library lists them by default
     answer = review("--json", "--limit", "1").json
     assert answer["findings_total"] == 2
     assert len(answer["findings"]) == 1
