@@ -101,6 +101,7 @@ def compare(
     paths, name = (
         chosen or _recorded_data(sources) or _data(data, None, settings, str(lacking.weights) if lacking else None)
     )
+    _show_notes(paths)
     sources = [
         source
         if source.detections is not None
@@ -143,11 +144,14 @@ def _data(
     if data:
         config = config.model_copy(update={"root": data[0], "extra_roots": tuple(data[1:]), "annotations": None})
     paths, name = choose_data(config, named, split, checkpoint)
+    return paths if paths.images_dir != Path() else pictured_paths(paths.annotations_path), name
+
+
+def _show_notes(paths: DataPaths) -> None:
     for note in paths.notes:
         console.info(note)
     for warning in paths.warnings:
         console.warn(warning)
-    return paths if paths.images_dir != Path() else pictured_paths(paths.annotations_path), name
 
 
 def _recorded_data(sources: Sequence[ResultSource]) -> tuple[DataPaths, str] | None:

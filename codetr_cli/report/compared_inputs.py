@@ -112,7 +112,7 @@ def pictured_paths(annotations: Path) -> DataPaths:
         found = find_data(DataConfig(annotations=str(annotations)), None, "val", any_dataset=True, whole=True)
     except CodetrError:
         return DataPaths(Path(), annotations, NameRule.of(Path()))
-    return replace(found, annotations_path=annotations)
+    return replace(found, annotations_path=annotations, notes=(), warnings=())
 
 
 def _paths_of(annotations: Path, paths: DataPaths) -> DataPaths:
