@@ -15,9 +15,9 @@ from codetr_cli.commands._defaults import Invocation
 from codetr_cli.errors import CodetrError
 
 if TYPE_CHECKING:
-    from codetr_cli.annotations.objects import Annotations
     from codetr_cli.evaluation.evaluator import EvalResult
     from codetr_cli.evaluation.job import EvalJob, EvalOutcome
+    from codetr_cli.evaluation.request import EvalRequest
     from codetr_cli.report.job import ReportRequest
 
 
@@ -29,16 +29,14 @@ class RequestedReport:
     command: str
     force: bool
 
-    def of_outcome(
-        self, job: EvalJob, outcome: EvalOutcome, result: EvalResult, ground_truth: Annotations
-    ) -> EvalOutcome:
+    def of_outcome(self, job: EvalJob, outcome: EvalOutcome, result: EvalResult, request: EvalRequest) -> EvalOutcome:
         """The outcome with the paths of its report, or with why there is none; the other files are written."""
         from codetr_cli.report.job import report_evaluation
 
         try:
             with _analysing() as show:
                 written = report_evaluation(
-                    outcome, result, ground_truth, job.paths, self._resolved(), checkpoint=job.checkpoint, show=show
+                    outcome, result, request, job.paths, self._resolved(), checkpoint=job.checkpoint, show=show
                 )
         except CodetrError as error:
             return replace(outcome, unreported=str(error))
@@ -49,7 +47,7 @@ class RequestedReport:
         from codetr_cli.report.job import report_detections
 
         with _analysing() as show:
-            return report_detections(*scored, self._resolved(), show=show, **how)
+            return report_detections(self._resolved(), *scored, show=show, **how)
 
     def _resolved(self) -> ReportRequest:
         from codetr_cli.report.job import ReportRequest

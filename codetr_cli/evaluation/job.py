@@ -113,7 +113,7 @@ def run_evaluation(
     device: torch.device,
     show: Shown,
     report: Callable[[EvalOutcome], object],
-    finish: Callable[[EvalOutcome, EvalResult, Annotations], EvalOutcome] | None = None,
+    finish: Callable[[EvalOutcome, EvalResult, EvalRequest], EvalOutcome] | None = None,
 ) -> EvalOutcome | None:
     """Evaluates in this process, which may be one of several, and writes the results.
 
@@ -125,7 +125,7 @@ def run_evaluation(
         device: of the whole evaluation; each of several processes uses its own GPU.
         show: shows the progress of all processes; called in the process of rank 0.
         report: prints the numbers, before any file is written; called in the process of rank 0.
-        finish: makes more of the outcome, its detections and scores, and the annotations, once the files are written;
+        finish: makes more of the outcome, its detections and scores, and the request, once the files are written;
             called in the process of rank 0, after the others have ended. None: nothing is made.
 
     Returns:
@@ -138,14 +138,14 @@ def run_evaluation(
     evaluated = _evaluate(job, process_group.local_device(device), show, report)
     if evaluated is None:
         return None
-    outcome, result, ground_truth = evaluated
-    return outcome if finish is None or outcome.unwritten else finish(outcome, result, ground_truth)
+    outcome, result, request = evaluated
+    return outcome if finish is None or outcome.unwritten else finish(outcome, result, request)
 
 
 def _evaluate(
     job: EvalJob, device: torch.device, show: Shown, report: Callable[[EvalOutcome], object]
-) -> tuple[EvalOutcome, EvalResult, Annotations] | None:
-    """As `run_evaluation`, with the detections and scores, and the annotations."""
+) -> tuple[EvalOutcome, EvalResult, EvalRequest] | None:
+    """As `run_evaluation`, with the detections and scores, and the request."""
     with process_group.joined(device, work=EVALUATION) as store, ExitStack() as stack:
         shown = stack.enter_context(ExitStack())
         stop = stack.enter_context(stop_request(shown.close))
@@ -198,7 +198,7 @@ def _evaluate(
             kept = "The results of all images are kept: the same command writes the files without evaluating again."
             outcome = replace(outcome, unwritten=f"{error} {kept}")
         work.close(complete=True, keep=bool(outcome.unwritten))
-        return outcome, result, request.ground_truth
+        return outcome, result, request
 
 
 class _PartCollector:

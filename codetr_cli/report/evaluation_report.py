@@ -111,6 +111,8 @@ def _data_section(statistics: DataStatistics) -> Section:
     )
     parts: list[Table | Markup] = []
     for each in data_sections([statistics]):
+        if each.key == "data-advice":  # it is about a training, and needs the split that is trained on
+            continue
         parts += [element("h3", each.title), element("p", each.lead, class_="hint"), *each.parts]
     return Section("data", "Data", lead, parts)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.analysis.analysis import analyse
+from codetr_cli.analysis.analysis import Analysis, analyse
+from codetr_cli.analysis.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.evaluation.evaluator import EvalResult
 from codetr_cli.evaluation.job import EvalOutcome
+from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.evaluation.scoring import Scores
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.inference.detections import DetectionTable
@@ -49,7 +52,7 @@ class ReportRequest:
 def report_evaluation(
     outcome: EvalOutcome,
     result: EvalResult,
-    ground_truth: Annotations,
+    evaluated: EvalRequest,
     paths: DataPaths,
     request: ReportRequest,
     *,
@@ -61,7 +64,7 @@ def report_evaluation(
     Args:
         outcome: of the evaluation.
         result: its detections and scores.
-        ground_truth: the annotations, with outlines if masks were scored.
+        evaluated: the annotations, with outlines if masks were scored, and the settings.
         paths: of the images and annotations.
         request: where to write it.
         checkpoint: as the user has given it.
@@ -89,17 +92,18 @@ def report_evaluation(
         speed=summary["speed"],
         notes=[outcome.warning] if outcome.warning else [],
     )
-    inputs = AnalysisInputs.of(ground_truth, result.detections, paths, result.image_ids)
-    return _write(inputs, result, facts, request.page_path(detections.parent), request, show)
+    inputs = AnalysisInputs.of(evaluated.ground_truth, result.detections, paths, result.image_ids)
+    analyse_these = partial(analyse, inputs, result, show=show, limits=NetworkLimits.of(evaluated.settings))
+    return _write(analyse_these, facts, request.page_path(detections.parent), request)
 
 
 def report_detections(
+    request: ReportRequest,
     file: Path,
     detections: DetectionTable,
     scores: Scores,
     ground_truth: Annotations,
     paths: DataPaths,
-    request: ReportRequest,
     *,
     image_ids: Iterable[int],
     protocol: str,
@@ -109,12 +113,12 @@ def report_detections(
     """Writes the report of a file of detections; arguments and errors as of `report_evaluation`.
 
     Args:
+        request: where to write it.
         file: of the detections.
         detections: that it has.
         scores: of them.
         ground_truth: the annotations, with outlines if masks were scored.
         paths: of the images and annotations; the images may be absent.
-        request: where to write it.
         image_ids: of the scored images.
         protocol: how they were scored.
         notes: on the file, sentences.
@@ -123,7 +127,7 @@ def report_detections(
     title = f"{file.name} on {paths.annotations_path.stem}"
     facts = _facts(scores, paths, file, request, title=title, protocol=protocol, notes=list(notes))
     inputs = AnalysisInputs.of(ground_truth, detections, paths, image_ids)
-    return _write(inputs, scores, facts, request.page_path(file.parent), request, show)
+    return _write(partial(analyse, inputs, scores, show=show), facts, request.page_path(file.parent), request)
 
 
 def _facts(scores: Scores, paths: DataPaths, detections: Path, request: ReportRequest, **more: Any) -> ReportFacts:
@@ -143,15 +147,10 @@ def _facts(scores: Scores, paths: DataPaths, detections: Path, request: ReportRe
 
 
 def _write(
-    inputs: AnalysisInputs,
-    scores: Scores,
-    facts: ReportFacts,
-    html: Path,
-    request: ReportRequest,
-    show: Callable[[str], None] | None,
+    analyse_these: Callable[[], Analysis], facts: ReportFacts, html: Path, request: ReportRequest
 ) -> dict[str, str]:
     started = time.perf_counter()
-    analysis = analyse(inputs, scores, show=show)
+    analysis = analyse_these()
     speed = {**facts.speed, "analysis_seconds": time.perf_counter() - started}
     if html.parent.absolute() == Path(facts.detections or "").parent.absolute():
         facts = replace(facts, detections=Path(facts.detections or "").name)  # wherever the folder is moved

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 from codetr_cli.analysis.analysis import analyse
+from codetr_cli.analysis.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.evaluation.evaluator import EvalResult
 from codetr_cli.evaluation.protocol import find_published
@@ -85,4 +86,5 @@ class BestReport:
             command=command,
         )
         inputs = AnalysisInputs.of(request.ground_truth, result.detections, self._paths, result.image_ids)
-        write_report(analyse(inputs, result), facts, folder.path / HTML_NAME, by="train", force=True)
+        analysis = analyse(inputs, result, limits=NetworkLimits.of(settings))
+        write_report(analysis, facts, folder.path / HTML_NAME, by="train", force=True)

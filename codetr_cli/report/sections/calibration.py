@@ -18,13 +18,13 @@ def calibration_section(calibration: Calibration) -> Section:
     used = [each for each in calibration.bins if each.count]
     charts = [
         line_chart(
-            "Part of the detections that are right, over their score",
+            "Part of the detections that is right, over their score",
             [
                 Series("detections", [(each.confidence, each.accuracy) for each in used]),
                 Series("perfect", [(0.0, 0.0), (1.0, 1.0)]),
             ],
             Axis("score", 0.0, 1.0),
-            Axis("right at IoU 0.50", 0.0, 1.0, is_share=True),
+            Axis("part that is right at IoU 0.50", 0.0, 1.0),
         ),
         bar_chart(
             "Detections by score",
