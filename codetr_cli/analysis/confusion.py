@@ -18,7 +18,7 @@ from codetr_cli.analysis.matches import Matches
 from codetr_cli.analysis.overlaps import PlacedBoxes, overlapping_pairs
 
 EXAMPLES = 3
-"""Examples of each confusion: those with the highest scores."""
+"""Examples of each confusion: the detections with the highest scores, and the largest of missed objects."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def confusion_matrix(inputs: AnalysisInputs, matches: Matches, threshold: float,
                 np.concatenate([np.where(taken < 0, overlapped, taken), missed])
             ],
             detections=np.concatenate([matches.rows[used], np.full(len(missed), -1)]),
-            scores=np.concatenate([matches.scores[used], np.zeros(len(missed))]),
+            rank=np.concatenate([matches.scores[used], objects.boxes_xywh[missed, 2:].prod(axis=1)]),
         ),
     )
 
@@ -134,11 +134,11 @@ def _examples(
     images: NDArray[np.int64],
     objects: NDArray[np.int64],
     detections: NDArray[np.int64],
-    scores: NDArray[np.float64],
+    rank: NDArray[np.float64],
 ) -> dict[tuple[int, int], list[Example]]:
-    """The confusions with the highest scores, by class of object and detection."""
+    """The confusions with the highest rank, by class of object and detection."""
     off = np.flatnonzero(true != found)
-    off = off[np.argsort(-scores[off], kind="stable")]
+    off = off[np.argsort(-rank[off], kind="stable")]
     examples: dict[tuple[int, int], list[Example]] = {}
     columns = (true[off], found[off], images[off], objects[off], detections[off])
     for a, b, image, object_row, row in zip(*(column.tolist() for column in columns), strict=True):

@@ -68,6 +68,13 @@ def test_the_best_detection_takes_the_object_and_scores_choose_examples(tmp_path
     assert confusion.repeated == 1
 
 
+def test_the_largest_missed_objects_are_examples(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, images=5)
+    for image, side in enumerate((20, 60, 10, 50, 40), start=1):
+        scene.annotate((100, 100, side, side), image=image)
+    assert [example.object_row for example in confusion_of(scene.inputs()).examples[CUP, BACKGROUND]] == [1, 3, 4]
+
+
 def test_detections_in_crowds_are_not_counted(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.annotate((0, 0, 200, 200), 3, crowd=1)
