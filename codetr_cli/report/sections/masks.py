@@ -14,8 +14,8 @@ from codetr_cli.report.sections.drawn import Boxes
 from codetr_cli.report.thumbnails import Thumbnails
 
 LEAD = (
-    "Box AP is an upper limit of what masks reach. Where mask AP is far below it, outlines are too coarse: a higher "
-    "resolution of the masks, or outlines that are drawn with more care, may help."
+    "Mask AP is usually a little below box AP. Where it is far below, outlines are too coarse: a higher resolution of "
+    "the masks, or outlines that are drawn with more care, may help."
 )
 
 
