@@ -12,7 +12,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._weights import resolve_weights
-from codetr_cli.errors import ConfigError
+from codetr_cli.errors import CodetrError, ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ def compare(
     typed = [name for name in ("data", "annotations", "images", "split") if _is_typed(context, name)]
     wanted_split = split if "split" in typed else None
 
-    from codetr_cli.report.compared_runs import compare_results, steps
+    from codetr_cli.report.compared_runs import compare_results, comparison_table, steps
     from codetr_cli.report.result_sources import check_distinct, find_source
 
     chosen = _data(data, wanted_split, settings) if typed else None
@@ -112,9 +112,33 @@ def compare(
         compared = compare_results(
             sources, paths, chosen=chosen is not None, masks=not boxes_only, samples=samples, done=advance
         )
-    _show(compared, per_class=per_class)
     invocation: Invocation = context.obj
-    _finish(compared, html, shlex.join(["codetr", *invocation.words]), force=force)
+    unwritten = _write_page(compared, html, shlex.join(["codetr", *invocation.words]), force=force)
+    _show(compared, per_class=per_class)
+    if unwritten is not None:
+        raise unwritten
+    if html is not None:
+        console.result(f"Page: {html}")
+    console.result_json({**comparison_table(compared), "html": html and str(html)})
+
+
+def _write_page(compared: ComparedRuns, html: Path | None, command: str, *, force: bool) -> CodetrError | None:
+    """Writes the page, before anything is printed: the reader of a pipe may end. An error comes after the numbers."""
+    from codetr_cli.files import write_result
+    from codetr_cli.report.comparison_report import comparison_page
+
+    if html is None:
+        return None
+    text = comparison_page(compared, command)
+    try:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        with write_result(html, by="compare", force=force) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        return ResourceError(f"cannot write {html}: {error.strerror}")
+    except CodetrError as error:
+        return error
+    return None
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:
@@ -178,7 +202,6 @@ def _evaluated(
     """Evaluates a checkpoint, as `codetr eval` does, and writes the same files."""
     from dataclasses import replace
 
-    from codetr_cli.errors import ResourceError
     from codetr_cli.evaluation.job import EvalJob, run_evaluation
     from codetr_cli.report.result_sources import find_source
     from codetr_cli.runtime.devices import choose_device
@@ -210,9 +233,9 @@ def _show(compared: ComparedRuns, *, per_class: bool) -> None:
         console.info(note)
     for warning in compared.warnings:
         console.warn(warning)
-    for pair, protocol in zip(compared.pairs, compared.protocol, strict=True):
+    for pair, protocol, cautions in zip(compared.pairs, compared.protocol, compared.cautions, strict=True):
         console.result("")
-        for sentence in (*pair.verdict, *pair.cautions):
+        for sentence in (*pair.verdict, *cautions):
             console.result(sentence)
         if protocol:
             console.warn(f"the detections were made differently: {'; '.join(protocol)}.")
@@ -302,18 +325,3 @@ def _show_images(pair: RunComparison, names: tuple[str, str]) -> None:
         columns = [f"{name}: {what}" for name in names for what in ("missed", "false alarms")]
         console.result("")
         console.table("Images that changed most", ["image", *columns, "more errors"], rows)
-
-
-def _finish(compared: ComparedRuns, html: Path | None, command: str, *, force: bool) -> None:
-    """Writes the page, and the JSON object."""
-    from codetr_cli.files import write_result
-    from codetr_cli.report.compared_runs import comparison_table
-    from codetr_cli.report.comparison_report import comparison_page
-
-    if html is not None:
-        text = comparison_page(compared, command)
-        html.parent.mkdir(parents=True, exist_ok=True)
-        with write_result(html, by="compare", force=force) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        console.result(f"Page: {html}")
-    console.result_json({**comparison_table(compared), "html": html and str(html)})

@@ -49,6 +49,16 @@ class ComparedRuns:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def cautions(self) -> list[list[str]]:
+        """Of each pair, those that no earlier pair has."""
+        seen: set[str] = set()
+        found = []
+        for pair in self.pairs:
+            found.append([each for each in pair.cautions if each not in seen])
+            seen.update(pair.cautions)
+        return found
+
+    @property
     def images(self) -> int:
         """Number of compared images."""
         return len(self.numbers[0].inputs.image_ids)

@@ -70,9 +70,7 @@ def comparison_page(compared: ComparedRuns, command: str) -> str:
     return render_page(
         f"Comparison of {shown}",
         facts=_facts(compared, command),
-        summary=joined(
-            _verdict(pair, protocol) for pair, protocol in zip(compared.pairs, compared.protocol, strict=True)
-        ),
+        summary=joined(map(_verdict, compared.pairs, compared.protocol, compared.cautions)),
         sections=sections,
     )
 
@@ -123,7 +121,7 @@ def _facts(compared: ComparedRuns, command: str) -> dict[str, str]:
     return facts
 
 
-def _verdict(pair: RunComparison, protocol: Sequence[str]) -> Markup:
+def _verdict(pair: RunComparison, protocol: Sequence[str], cautions: Sequence[str]) -> Markup:
     kind = {"better": "verdict good", "worse": "verdict bad"}.get(pair.metrics["AP"].conclusion, "verdict")
     first, *others = pair.verdict
     paragraphs = [element("p", element("strong", first)), *(element("p", each) for each in others)]
@@ -132,7 +130,7 @@ def _verdict(pair: RunComparison, protocol: Sequence[str]) -> Markup:
         paragraphs.append(
             element("p", "The detections were made differently, which may be the reason: ", differences, ".")
         )
-    paragraphs += [element("p", each, class_="hint") for each in pair.cautions]
+    paragraphs += [element("p", each, class_="hint") for each in cautions]
     return element("div", joined(paragraphs), class_=kind)
 
 

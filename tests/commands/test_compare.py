@@ -80,6 +80,7 @@ def test_three_results_have_an_overview(codetr, sides, val):
     assert ran.code == 0, ran.err
     assert "AP of all, in points" in ran.out
     assert "C beside A, in points" in ran.out
+    assert ran.out.count("The interval is about the choice of the images.") == 1
 
 
 def test_the_page_is_written_once_and_replaced_only_with_force(codetr, sides):
@@ -98,6 +99,14 @@ def test_the_page_is_written_once_and_replaced_only_with_force(codetr, sides):
     assert (ran.code, page.read_text()) == (2, "mine")
     ran = codetr("compare", *sides, "--html", "page.txt")
     assert (ran.code, "ends with .html" in ran.err) == (2, True)
+
+
+def test_a_page_that_cannot_be_written_does_not_cost_the_numbers(codetr, sides):
+    Path("file").write_text("x")
+    ran = codetr("compare", *sides, "--samples", 50, "--html", "file/page.html")
+    assert ran.code == 5
+    assert "file/page.html" in ran.err
+    assert "B is better than A" in ran.out
 
 
 def test_detections_of_any_tool_need_the_data(codetr, sides, val):
