@@ -168,7 +168,7 @@ class _Search:
                     "add",
                     self._evidence.presence.suspicion(sureness),
                     detection=index,
-                    text=f"a {self._name(each, index)} is detected where nothing is annotated; "
+                    text=f"{self._name(each, index)} is detected where nothing is annotated; "
                     f"{_percent(sureness)} of detections as sure as this one are annotated",
                 )
 

@@ -263,11 +263,13 @@ def _seen(
 
 def _shown_facts(facts: Mapping[str, Any], inputs: AnalysisInputs) -> dict[str, str]:
     """What the page says at its head."""
+    from codetr_cli.annotations.cache import source_of
+
     shown = {
         "Checkpoint": facts["checkpoint"],
         "Detections": facts["detections"],
         "Folds": facts["folds"] and f"{facts['folds']}: each image is judged by a model that has not seen it",
-        "Annotations": facts["annotations"],
+        "Annotations": source_of(facts["annotations"]).name,
         "Images": f"{len(inputs.image_ids):,} in {facts['images_dir']}",
         "Command": facts["command"],
     }
