@@ -275,8 +275,8 @@ def _cost(cost: TrainingCost | None) -> str:
     """Time and energy of the training, or that they are not known."""
     if cost is None:
         return "How long the training took is not recorded."
-    machines = f"{cost.processes} x {plain(cost.device)}" if cost.processes > 1 else plain(cost.device)
-    on = f" on {machines}" if cost.device else ""
+    devices = f"{cost.processes} x {plain(cost.device)}" if cost.processes > 1 else plain(cost.device)
+    on = " on CPUs" if cost.device == "cpu" else f" on {devices}" if cost.device else ""
     minutes = f", of which {_duration(cost.evaluation_seconds)} of evaluations" if cost.evaluation_seconds >= 60 else ""
     taken = f"The training took about {_duration(cost.seconds)}{on}{minutes}, without interruptions."
     if cost.energy_joules is None:

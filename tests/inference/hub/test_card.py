@@ -12,6 +12,8 @@ from codetr_cli.config.presets import load_preset
 from codetr_cli.inference.hub.card import HUB_LICENCES, card_metadata, model_card
 from codetr_cli.inference.hub.evaluations import Evaluation
 from codetr_cli.inference.hub.facts import ModelFacts
+from codetr_cli.inference.hub.findings import Findings
+from codetr_cli.runs.training_cost import TrainingCost
 from codetr_cli.weights.checkpoint import Checkpoint
 from codetr_cli.weights.licence import Licence, stated_licence
 
@@ -159,3 +161,39 @@ def test_how_to_use_it(facts: ModelFacts, tmp_path: Path):
     settings = facts.settings.model_copy(update={"test": facts.settings.test.model_copy(update={"head": "atss"})})
     other = replace(facts, checkpoint=replace(facts.checkpoint, settings=settings))
     assert "which transformers cannot use" in model_card(other, name="cells")
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        (None, "How long the training took is not recorded."),
+        (TrainingCost(seconds=20), "took about a minute, without"),
+        (TrainingCost(seconds=460, device="cpu", processes=2), "took about 8 minutes on CPUs, without"),
+        (TrainingCost(seconds=9000, device="GPU <x>"), "took about 2.5 hours on GPU &lt;x>, without"),
+        (
+            TrainingCost(seconds=4e5, evaluation_seconds=600, device="NVIDIA H200", processes=8),
+            "took about 4.6 days on 8 x NVIDIA H200, of which 10 minutes of evaluations, without interruptions. Its "
+            "energy was not measured.",
+        ),
+        (TrainingCost(seconds=9000, energy_joules=9e6), "Its GPUs used 2.5 kWh, as their driver counts it"),
+    ],
+)
+def test_time_and_energy(facts: ModelFacts, cost: TrainingCost | None, expected: str):
+    assert expected in section(model_card(replace(facts, cost=cost), name="cells"), "Training")
+
+
+def test_what_a_report_has_found(facts: ModelFacts):
+    found = Findings(
+        ap=0.5321,
+        ap_interval=(0.51, 0.55),
+        error_costs={"missed": 0.11, "wrong class and loose box": 0.05, "new <type>": 0.02, "duplicate": 0.01},
+        threshold=0.35,
+    )
+    text = model_card(replace(facts, findings=found), name="cells")
+    assert "95 % interval of the box AP: 51.0 to 55.0" in section(text, "Evaluation")
+    limits = section(text, "Limits")
+    assert "missed objects (11.0), wrong classes with boxes that do not fit (5.0), new &lt;type> (2.0)." in limits
+    assert "0.35 had the best F1-score" in limits
+    without = model_card(facts, name="cells")
+    assert "interval" not in without
+    assert "TIDE" not in without
