@@ -205,8 +205,8 @@ def _cells(difference: Difference, shown: Callable[..., str] = points) -> list[o
 
 def _columns(names: tuple[str, str], unit: str = "AP") -> list[Column]:
     return [
-        Column(f"{unit} {names[0]}", "number"),
-        Column(f"{unit} {names[1]}", "number"),
+        Column(f"{unit} {names[0]}".strip(), "number"),
+        Column(f"{unit} {names[1]}".strip(), "number"),
         Column("difference", "number", f"{names[1]} minus {names[0]}"),
         Column("95 % interval", "number", "of the difference"),
     ]
@@ -261,7 +261,7 @@ def _errors(pair: RunComparison, names: tuple[str, str]) -> list[Table | Markup]
     ]
     columns = [
         Column("error"),
-        *_columns(names, "per 100 images,"),
+        *_columns(names, ""),
         Column(f"{names[1]} is", "text word"),
         Column(f"AP50 lost, {names[0]}", "number"),
         Column(f"AP50 lost, {names[1]}", "number"),
