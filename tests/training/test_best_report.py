@@ -23,7 +23,7 @@ PROTOCOL = Protocol(
     max_detections=100,
     head="decoder",
     precision="fp32",
-    
+    split="val",
     images=12,
     metrics="COCO box",
     scorer="hotcoco",
@@ -40,10 +40,7 @@ def report(tmp_path: Path, tiny_settings) -> tuple[BestReport, EvalResult, RunFo
         **vars(scores), detections=inputs.detections, protocol=PROTOCOL, image_ids=inputs.image_ids.tolist()
     )
     request = SimpleNamespace(
-        settings=tiny_settings,
-        
-        ground_truth=inputs.ground_truth,
-        annotations_path=inputs.paths.annotations_path,
+        settings=tiny_settings, ground_truth=inputs.ground_truth, annotations_path=inputs.paths.annotations_path
     )
     folder = RunFolder(tmp_path / "runs" / "1")
     folder.path.mkdir(parents=True)
