@@ -160,7 +160,13 @@ def _sizes(statistics: Sequence[DataStatistics]) -> Section:
         rows += [
             [f"side of an object, {each.split}", *_spread(each.object_sides.spread)],
             [f"side at the input, {each.split}", *_spread(each.at_input.sides.spread)],
-            [f"share of the image, {each.split}", *_spread(each.object_shares, lambda value: f"{100 * value:.2g} %")],
+            [
+                f"share of the image, {each.split}",
+                *_spread(
+                    each.object_shares,
+                    lambda value: f"{100 * value:.3f} %" if value < 0.001 else f"{100 * value:.1f} %",
+                ),
+            ],
             [f"aspect of an object, {each.split}", *_spread(each.object_aspects.spread, aspect_text)],
             [f"resize factor, {each.split}", *_spread(each.at_input.scales)],
         ]
