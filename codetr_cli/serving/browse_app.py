@@ -95,8 +95,7 @@ class Guard:
         from starlette.responses import PlainTextResponse
 
         headers = dict(scope["headers"])
-        host = urllib.parse.urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname
-        if host not in HOSTS:
+        if _host_name(headers.get(b"host", b"").decode("latin-1")) not in HOSTS:
             return PlainTextResponse("Open it by the address that codetr prints.", 421, headers=HEADERS)
         if headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
             return PlainTextResponse("Other pages may not ask.", 403, headers=HEADERS)
@@ -115,6 +114,14 @@ class Guard:
         if path is None or media_type is None or not path.is_file():
             return PlainTextResponse("Not found.", 404, headers=HEADERS)
         return FileResponse(path, media_type=media_type, headers={**HEADERS, "content-security-policy": IMAGE_POLICY})
+
+
+def _host_name(text: str) -> str | None:
+    """The name in a Host header, in lower case; None if it is none."""
+    try:
+        return urllib.parse.urlsplit(f"//{text}").hostname
+    except ValueError:  # brackets without an address
+        return None
 
 
 def check_installed() -> None:
@@ -148,7 +155,7 @@ def serve_browser(data: BrowseData, *, port: int | None, open_browser: bool, rea
     """Serves the app on this machine until a signal comes.
 
     Args:
-        data: what is looked at.
+        data: what is shown.
         port: None: the first free one from `FIRST_PORT`; 0: any.
         open_browser: open it in the user's browser if there is a display.
         ready: called with the address when the app answers.

@@ -29,7 +29,7 @@ BROKEN_LINKS = ("#", "?", "%")
 
 @dataclass(frozen=True, eq=False)
 class BrowseData:
-    """What is looked at.
+    """What the app shows.
 
     Attributes:
         split: its name.
