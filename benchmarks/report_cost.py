@@ -27,7 +27,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from codetr_cli.report.evaluation_report import write_report
 
 from codetr_cli.analysis.analysis import Analysis, analyse
 from codetr_cli.analysis.inputs import AnalysisInputs
@@ -36,6 +35,7 @@ from codetr_cli.annotations.objects import Annotations
 from codetr_cli.evaluation.scoring import Scores, score_detections
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.inference.detections import DetectionTable
+from codetr_cli.report.evaluation_report import write_report
 from codetr_cli.report.facts import ReportFacts
 from codetr_cli.runtime.devices import cpu_name
 from codetr_cli.runtime.timing import memory_in_use, peak_memory, reset_peak_memory
