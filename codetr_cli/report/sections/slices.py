@@ -13,7 +13,7 @@ from codetr_cli.report.page import Column, Section, Table, table_markup
 
 LEAD = (
     "Where AP falls from one row to the next, this property makes objects hard: more such images, a higher resolution "
-    "or tiles may help. Rows with few objects say little."
+    "or tiles may help. Rows with few objects say little, and each averages over the classes that have objects in it."
 )
 
 
