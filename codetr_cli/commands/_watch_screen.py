@@ -103,7 +103,7 @@ def age_text(age_s: float) -> str:
     """A time that has passed, in days where it is long."""
     if age_s >= 2 * DAY_S:
         return f"{age_s / DAY_S:.0f} days"
-    return console.seconds_text(round(age_s)) if age_s >= 1 else "1 s"
+    return console.seconds_text(age_s) if age_s >= 60 else f"{max(age_s, 1):.0f} s"
 
 
 def as_json(status: RunStatus) -> dict[str, Any]:
@@ -158,10 +158,10 @@ def curve(values: Sequence[float], width: int, *, logarithmic: bool = False) -> 
 
 
 def _title(status: RunStatus, width: int) -> Iterator[Line]:
-    state, preset = status.state, f" · {status.preset}" if status.preset else ""
+    state, preset = status.state, f" ({status.preset})" if status.preset else ""
     name, room = str(status.run), max(width - len(state) - len(preset) - 2, 10)
     if len(name) > room:
-        name = f"…{name[1 - room :]}"  # runs differ at the end
+        name = f"...{name[3 - room :]}"  # runs differ at the end
     yield [(state, STATE_STYLES[state]), (f"  {name}", "bold"), (preset, "dim")]
     text = state_text(status)
     if text:
@@ -170,9 +170,9 @@ def _title(status: RunStatus, width: int) -> Iterator[Line]:
 
 def _progress(status: RunStatus, width: int) -> Iterator[Line]:
     total, step = status.total_steps, status.step
-    epoch = "" if status.epochs is None else f"epoch {min(status.epochs_done + 1, status.epochs)} of {status.epochs} · "
+    epoch = "" if status.epochs is None else f"epoch {min(status.epochs_done + 1, status.epochs)} of {status.epochs}, "
     text = f"{epoch}step {_of(step, total)}"
-    left = "" if not status.seconds_left else f" · {console.seconds_text(status.seconds_left)} left"
+    left = "" if not status.seconds_left else f", {console.seconds_text(status.seconds_left)} left"
     if not total:
         yield [(text + left, "")]
         return

@@ -135,6 +135,7 @@ class RunWatcher:
         self._events: deque[str] = deque(maxlen=MAX_EVENTS)
         self._arrived: float | None = None  # when the newest line was seen to come, by the clock that is never set
         self._has_looked = False
+        self._was_locked = False  # then a lock of a process elsewhere is seen from here
         self._problem = ""
         self._settings = _Kept(run / "settings.toml", read_limits)
         self._process = _Kept(run / PROCESS_NAME, lambda path: read_process(path.parent))
@@ -229,7 +230,8 @@ class RunWatcher:
     def _is_held(self, process: ProcessRecord | None) -> bool | None:
         """Whether a process trains in the folder; None: that cannot be seen from here."""
         locked = is_locked(self.run / ".lock")
-        if locked or process is None:
+        self._was_locked = self._was_locked or bool(locked)
+        if locked or process is None or (locked is False and self._was_locked):
             return locked
         # Of a process elsewhere, a lock that is free may be that of a copy, or of a disk without locks.
         alive = process.is_alive

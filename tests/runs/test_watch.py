@@ -123,6 +123,18 @@ def test_a_process_that_holds_the_lock_runs(folder: RunFolder, watcher: RunWatch
     assert (status.state, status.is_seen) == ("interrupted", True)
 
 
+def test_a_lock_of_another_machine_that_was_seen_is_trusted(
+    folder: RunFolder, watcher: RunWatcher, holder: subprocess.Popen[str]
+):
+    record(folder, "node7")
+    folder.log(train_line(1))
+    assert watcher.look().status.is_seen
+    holder.kill()
+    holder.wait()
+    status = watcher.look().status
+    assert (status.state, status.is_seen) == ("interrupted", True)
+
+
 def test_without_a_record_the_lock_decides(folder: RunFolder, watcher: RunWatcher):
     folder.log(train_line(1))
     assert watcher.look().status.state == "interrupted"
