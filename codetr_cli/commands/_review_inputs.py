@@ -74,6 +74,35 @@ def place_review(device: str, gpus: int | None, procs: int | None, folds: int | 
     return place(Request(device=device, gpus=gpus, procs=procs), TRAINING if folds else EVALUATION)
 
 
+def check_weights(checkpoint: str) -> None:
+    """Raises a ConfigError for a preset without weights on this machine."""
+    from codetr_cli.inference.loading import find_checkpoint
+
+    if find_checkpoint(checkpoint) is None:
+        raise ConfigError(
+            f"{checkpoint} is a preset without weights here, whose detections mean nothing: give a checkpoint, or "
+            "--folds 5, which trains it"
+        )
+
+
+def fold_start(
+    checkpoint: str,
+    weights: str | None,
+    trained: int | None,
+    overrides: Sequence[str],
+    paths: DataPaths,
+    truth: Annotations,
+) -> FoldStart:
+    """What the trainings of the folds start from; says so."""
+    from codetr_cli.annotations.objects import dataset_of
+    from codetr_cli.training.fold_reviews import choose_start
+
+    dataset = dataset_of(truth.is_lvis, paths.dataset or "coco")
+    start = choose_start(checkpoint, weights, trained, overrides, dataset=dataset)
+    console.info(f"{start.note}.")
+    return start
+
+
 def detect(
     checkpoint: str, paths: DataPaths, name: str, folder: Path, overrides: Sequence[str], run: DetectionRun
 ) -> Path | None:
@@ -83,11 +112,7 @@ def detect(
     from codetr_cli.training.fold_reviews import finished_detections
 
     path = find_checkpoint(checkpoint)
-    if path is None:
-        raise ConfigError(
-            f"{checkpoint} is a preset without weights here, whose detections mean nothing: give a checkpoint, or "
-            "--folds 5, which trains it"
-        )
+    assert path is not None  # `check_weights`
     done = finished_detections(folder / "eval", path)
     if done is not None:
         console.info(f"detections are there already: {done}")
@@ -139,10 +164,7 @@ def _evaluated(job: EvalJob, run: DetectionRun) -> Path | None:
 
 
 def detect_in_folds(
-    checkpoint: str,
-    weights: str | None,
-    trained: int | None,
-    overrides: Sequence[str],
+    start: FoldStart,
     folder: Path,
     paths: DataPaths,
     truth: Annotations,
@@ -152,12 +174,8 @@ def detect_in_folds(
     run: DetectionRun,
 ) -> list[Path | None]:
     """The detections of each fold by a model that was trained on the others."""
-    from codetr_cli.annotations.objects import dataset_of
-    from codetr_cli.training.fold_reviews import choose_start, write_folds
+    from codetr_cli.training.fold_reviews import write_folds
 
-    dataset = dataset_of(truth.is_lvis, paths.dataset or "coco")
-    start = choose_start(checkpoint, weights, trained, overrides, dataset=dataset)
-    console.info(f"{start.note}.")
     folds = write_folds(folder / "folds", truth, paths, count, request=request)
     files: list[Path | None] = []
     for fold in folds:

@@ -14,9 +14,11 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._review_inputs import (
     DetectionRun,
+    check_weights,
     detect,
     detect_in_folds,
     find_reviewed,
+    fold_start,
     place_review,
     read_inputs,
 )
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from codetr_cli.annotations.objects import Annotations
     from codetr_cli.formats.resolve import DataPaths
     from codetr_cli.report.review_files import ReviewFiles
+    from codetr_cli.training.fold_reviews import FoldStart
 
 EXAMPLES = (
     "codetr review runs/co_dino_r50/1 --data my_data --split val",
@@ -135,18 +138,21 @@ def review(
         "overrides": overrides,
     }
     request = request_digest(**asked, state=_state(checkpoint))
+    # What fails is found before there is a folder.
+    inputs = None if detections is None else read_inputs([detections], paths, truth)
+    start: FoldStart | None = None
+    if checkpoint is not None and folds is not None:
+        start = fold_start(checkpoint, weights, trained, overrides, paths, truth)
+    elif checkpoint is not None:
+        check_weights(checkpoint)
     folder = open_review_folder(out or Path("review") / name, request, asked, force=force)
-    if detections is not None:
-        inputs = read_inputs([detections], paths, truth)
-    else:
+    if inputs is None:
         assert checkpoint is not None
         run = DetectionRun(place_review(device, gpus, procs, folds), precision, batch, (json_output, quiet))
-        if folds is None:
+        if start is None or folds is None:
             files = [detect(checkpoint, paths, name, folder, overrides, run)]
         else:
-            files = detect_in_folds(
-                checkpoint, weights, trained, overrides, folder, paths, truth, count=folds, request=request, run=run
-            )
+            files = detect_in_folds(start, folder, paths, truth, count=folds, request=request, run=run)
         if None in files:  # a process without the results
             return
         inputs = read_inputs([file for file in files if file is not None], paths, truth)

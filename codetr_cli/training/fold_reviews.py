@@ -33,7 +33,7 @@ from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.reading import parse_json, read_bytes
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.training.plan import TrainJob, plan_job
-from codetr_cli.weights.checkpoint import content_id, stored_settings
+from codetr_cli.weights.checkpoint import content_id, refuse_exported, stored_settings
 
 TRAIN_NAME, HELD_OUT_NAME = "train.json", "held_out.json"
 MAX_SHARE = 1.5
@@ -153,6 +153,8 @@ def choose_start(
         CheckpointError: there is no such checkpoint.
     """
     path = find_checkpoint(checkpoint) if not _is_preset(checkpoint) else None
+    if path is not None:
+        refuse_exported(path)
     stored = None if path is None else stored_settings(path)
     if path is not None and stored is None:
         raise ConfigError(

@@ -117,6 +117,24 @@ def test_wrong_usage(
     ran = codetr("review", *words, *(("--json",) if not words else ()))
     assert ran.code == 2
     assert message in ran.err
+    assert not Path("review").exists()
+
+
+def test_what_cannot_be_used_leaves_no_folder(
+    codetr: Callable[..., Ran], tiny_coco: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_coco.parent)
+    Path("no.json").write_text('{"a": 1}')
+    Path("x.onnx").touch()
+    for words, code, message in (
+        (("--detections", "no.json"), 3, "is not a list of COCO detections"),
+        (("x.onnx", "--folds", "2"), 4, "is an exported file"),
+        (("absent.safetensors",), 4, "there is no checkpoint"),
+    ):
+        ran = codetr("review", *words, "--data", tiny_coco)
+        assert ran.code == code
+        assert message in ran.err
+        assert not Path("review").exists()
 
 
 def test_checkpoint_that_has_seen_the_images(
