@@ -169,7 +169,11 @@ def _show(summary: DataSummary, *, classes: int | None) -> None:
         console.info(
             f"Copies: of {copies.images:,} images {copies.across:,} are copies of one in another split, "
             f"{copies.within:,} of one in the same split."
-            + ("" if copies.is_compared else " Only names were compared, because there are very many images.")
+            + (
+                ""
+                if copies.is_compared
+                else " Only names were compared, because these are very many; `codetr prepare` finds equal files."
+            )
         )
     _show_advice(summary)
 

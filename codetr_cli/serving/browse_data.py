@@ -70,16 +70,8 @@ def browse_data(split: DataSplit, detections: DetectionTable | None = None) -> B
         notes.append(f"{broken:,} images have #, ? or % in their names: the app shows them small, but not large.")
     first = 1 - int(min(found.image_ids.min(initial=1), 1))  # hotcoco refuses negative ids
     first_class = 1 - min([*found.category_ids, 1])
-    images = [
-        {"id": image_id, "file_name": name, "height": height, "width": width}
-        for image_id, name, (height, width) in zip(
-            (found.image_ids + first).tolist(), names, found.sizes.tolist(), strict=True
-        )
-    ]
-    categories = [
-        {"id": category_id + first_class, "name": shown_class(name)}
-        for category_id, name in zip(found.category_ids, found.class_names, strict=True)
-    ]
+    images = _image_records(found, names, first, first_class)
+    categories = _class_records(found, first_class)
     import hotcoco
 
     try:
@@ -104,11 +96,39 @@ def browse_data(split: DataSplit, detections: DetectionTable | None = None) -> B
             ]
         )
         results = coco.load_res(table.astype(np.float64))
-        evaluation = hotcoco.COCOeval(coco, results, "bbox")
+        evaluation = hotcoco.COCOeval(coco, results, "bbox", lvis_style=found.is_lvis)
         evaluation.evaluate()
     except (ValueError, TypeError, OverflowError) as error:
         raise DatasetError(f"{split.paths.annotations_path}: hotcoco cannot show it: {error}") from error
     return BrowseData(split.name, coco, _shown(names, files), split.paths.images_dir, results, evaluation, notes=notes)
+
+
+def _image_records(found: Annotations, names: Sequence[str], first: int, first_class: int) -> list[dict[str, Any]]:
+    """COCO's records of images, with what LVIS's rules need; `first` and `first_class` are added to ids."""
+    records: list[dict[str, Any]] = [
+        {"id": image_id, "file_name": name, "height": height, "width": width}
+        for image_id, name, (height, width) in zip(
+            (found.image_ids + first).tolist(), names, found.sizes.tolist(), strict=True
+        )
+    ]
+    if found.is_lvis:
+        for record, absent, partly in zip(
+            records, found.neg_category_ids, found.not_exhaustive_category_ids, strict=True
+        ):
+            record["neg_category_ids"] = [each + first_class for each in absent]
+            record["not_exhaustive_category_ids"] = [each + first_class for each in partly]
+    return records
+
+
+def _class_records(found: Annotations, first_class: int) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = [
+        {"id": category_id + first_class, "name": shown_class(name)}
+        for category_id, name in zip(found.category_ids, found.class_names, strict=True)
+    ]
+    if found.is_lvis:
+        for record, frequency in zip(records, found.frequencies, strict=True):
+            record["frequency"] = frequency
+    return records
 
 
 def shown_class(name: str) -> str:

@@ -66,6 +66,19 @@ def test_detections_are_matched(tiny_coco: Path) -> None:
     assert browse_data(split, DetectionTable.empty()).evaluation is not None
 
 
+def test_lvis_is_scored_by_its_rules(lvis: Path) -> None:
+    split = read_splits(DataConfig(root=str(lvis), dataset="lvis"), only="val")[0]
+    objects = split.annotations
+    assert objects.is_lvis
+    ids = np.array(objects.category_ids)[objects.labels]
+    table = DetectionTable(objects.image_ids[objects.image_rows], ids, objects.boxes_xywh, np.full(len(ids), 0.5))
+    found = browse_data(split, table).evaluation
+    assert found is not None
+    found.accumulate()
+    found.summary_lines()
+    assert found.get_results()["AP"] == pytest.approx(1.0)
+
+
 def test_names_have_no_markup_and_no_separators() -> None:
     assert shown_class("<b>a,b & \"c'`</b>\\") == "\u2039b\u203aa\u201ab \uff06 \u201dc\u2019\u2035\u2039/b\u203a\uff3c"
     assert shown_class("a\x1b[31m") == "a\uff3cx1b[31m"
