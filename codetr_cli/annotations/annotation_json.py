@@ -11,7 +11,7 @@ import math
 import re
 import secrets
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,28 @@ def _is_encodable(text: str, errors: str = "strict") -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def id_number(value: Any) -> int | None:
+    """The number that an id means, which may be written as text or as a float; None for any other."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def part_of_table(table: Mapping[str, Any], image_ids: Collection[int], *, keep: bool) -> dict[str, Any]:
+    """The tables of some images of a file, with the annotations of these and all other keys.
+
+    Args:
+        table: of the file, which `read_json_file` has read and a reader has accepted.
+        image_ids: of these images.
+        keep: whether these are kept, or all others.
+    """
+    part = dict(table)
+    for rows, key in (("images", "id"), ("annotations", "image_id")):
+        part[rows] = [entry for entry in table[rows] if (id_number(entry[key]) in image_ids) == keep]
+    return part
 
 
 def is_box(box: object) -> bool:

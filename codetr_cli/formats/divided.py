@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.annotations.annotation_json import read_json_file
+from codetr_cli.annotations.annotation_json import part_of_table, read_json_file
 from codetr_cli.annotations.cache import cache_folder, find_conversion, finish_conversion, write_json, writing_to_cache
 from codetr_cli.annotations.data_files import is_file
 from codetr_cli.annotations.file_names import NameRule
@@ -137,10 +137,7 @@ def _divide(train: SplitFiles, found: FoundDataset, target: Path, chosen: set[in
         except UnusableFileError as error:
             raise DatasetError(f"{train.annotations_path} has changed while it was read: {error.detail}") from error
         for name, is_val in zip(names, (False, True), strict=True):
-            part = dict(table)
-            for rows, key in (("images", "id"), ("annotations", "image_id")):
-                part[rows] = [entry for entry in table[rows] if (_number(entry[key]) in chosen) == is_val]
-            write_json(target / name, part)
+            write_json(target / name, part_of_table(table, chosen, keep=is_val))
     summary = {
         "images_dir": str(train.images_dir),
         "folders": [str(found.folder)],
@@ -148,11 +145,3 @@ def _divide(train: SplitFiles, found: FoundDataset, target: Path, chosen: set[in
         "note": note,
     }
     return finish_conversion(target, names, summary)
-
-
-def _number(value: Any) -> int | None:
-    """The number that an id means, which may be written as text or as a float; None for any other."""
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        return None

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_errors import LabelError
-from codetr_cli.annotations.annotation_json import UnusableFileError, read_json_file
+from codetr_cli.annotations.annotation_json import UnusableFileError, id_number, part_of_table, read_json_file
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.annotations.run_length_codes import OutlineError
 from codetr_cli.data.writers.content import WrittenClasses, WrittenImage, WrittenObject
@@ -128,23 +128,19 @@ def _coco(by_image: Mapping[int, list[tuple[int, LabelError]]], inputs: Analysis
         raise DatasetError(f"{path} has changed while it was reviewed: {problem.detail}") from problem
     truth = inputs.ground_truth
     marks = _marks(by_image, truth)
-    ids = {inputs.image_ids[image].item() for image in by_image}
-    images = [record for record in table["images"] if _number(record["id"]) in ids]
-    annotations = [
-        {**record, **marks.get(entry, {})}
-        for entry, record in enumerate(table["annotations"])
-        if _number(record["image_id"]) in ids
-    ]
     entry_ids = [record.get("id") for record in table["annotations"]]
-    free = max((number for each in entry_ids if (number := _number(each)) is not None), default=0) + 1
+    free = max((number for each in entry_ids if (number := id_number(each)) is not None), default=0) + 1
+    marked = [{**record, **marks.get(entry, {})} for entry, record in enumerate(table["annotations"])]
+    ids = {inputs.image_ids[image].item() for image in by_image}
+    part = part_of_table({**table, "annotations": marked}, ids, keep=True)
     for findings in by_image.values():
         for number, error in findings:
             replaces = None if error.object_row is None else entry_ids[_entry(truth, error.object_row)]
             for proposal in proposals_of(error, number):
-                annotations.append(_record(proposal, free, replaces))
+                part["annotations"].append(_record(proposal, free, replaces))
                 free += 1
     info = {"description": "proposals of `codetr review`: annotations with the key proposed are no annotations yet"}
-    return {"info": info, "images": images, "annotations": annotations, "categories": table["categories"]}
+    return {**part, "info": info}
 
 
 def _marks(by_image: Mapping[int, list[tuple[int, LabelError]]], truth: Annotations) -> dict[int, dict[str, Any]]:
@@ -187,14 +183,6 @@ def _record(proposal: Proposal, number: int, replaces: Any) -> dict[str, Any]:
 def _entry(truth: Annotations, row: int) -> int:
     """Number in the annotation file of an annotation."""
     return row if truth.outlines is None else int(truth.outlines.entries[row])
-
-
-def _number(value: Any) -> int | None:
-    """The number that an id means, as text or as a float too; None for any other."""
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 # ---------------------------------------------------------------------------------------------------- CVAT, labelme

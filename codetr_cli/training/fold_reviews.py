@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.annotations.annotation_json import UnusableFileError, read_json_file
+from codetr_cli.annotations.annotation_json import UnusableFileError, part_of_table, read_json_file
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.config.overrides import apply_overrides, replace_settings, user_set
@@ -251,7 +251,7 @@ def write_folds(folder: Path, truth: Annotations, paths: DataPaths, count: int, 
         # The held-out part is last: where it is, the other one is, too.
         for name, keep in ((TRAIN_NAME, False), (HELD_OUT_NAME, True)):
             with write_result(fold.folder / name, by="review", request=request) as temporary:
-                temporary.write_text(json.dumps(_part(table, held_out, keep=keep)), encoding="utf-8")
+                temporary.write_text(json.dumps(part_of_table(table, held_out, keep=keep)), encoding="utf-8")
     return folds
 
 
@@ -274,22 +274,6 @@ def fold_job(fold: Fold, start: FoldStart, truth: Annotations) -> TrainJob:
     return plan_job(settings, weights=start.weights, evaluate=False, run=fold.run, chosen=start.chosen)
 
 
-def _part(table: dict[str, Any], held_out: set[int], *, keep: bool) -> dict[str, Any]:
-    """The images of a table, with their annotations, that are held out, or the others."""
-    part = dict(table)
-    for rows, key in (("images", "id"), ("annotations", "image_id")):
-        part[rows] = [entry for entry in table[rows] if (_number(entry[key]) in held_out) == keep]
-    return part
-
-
-def _number(value: Any) -> int | None:
-    """The number that an id means, as text or as a float too; None for any other."""
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
 def _is_preset(name: str) -> bool:
     return Path(name).suffix == ".toml" or name in preset_names()
 
@@ -303,8 +287,3 @@ def _value(settings: Settings, key: str) -> Any:
 
 def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-
-
-def all_done(folds: Iterable[Fold]) -> bool:
-    """Whether every fold has its detections."""
-    return all(fold.is_trained() and fold.detections() is not None for fold in folds)
