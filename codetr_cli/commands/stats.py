@@ -28,6 +28,8 @@ EXAMPLES = (
 DEFAULT_PRESET = "co_dino_r50"
 BAR = 24
 """Characters of the longest bar."""
+SHORT_BAR = 8
+"""Where a terminal is narrow."""
 CLASSES_SHOWN = 12
 """Classes in the terminal: half of them the most frequent, half the rarest. `--all-classes` shows all."""
 
@@ -188,6 +190,8 @@ def _show_classes(splits: Sequence[DataStatistics], limit: int | None) -> None:
         title += f": the {limit // 2} most frequent and the {limit // 2} rarest of {len(used):,} (--all-classes: all)"
     others = [{each.name: each for each in split.classes} for split in splits[1:]]
     most = max((each.objects for each in used), default=1)
+    others_wide = max((len(each.name) for each in shown), default=0) + 34 + 10 * len(others)
+    bar = min(max(console.columns() - others_wide, SHORT_BAR), BAR)
     rows = [
         [
             each.name,
@@ -195,7 +199,7 @@ def _show_classes(splits: Sequence[DataStatistics], limit: int | None) -> None:
             each.images,
             *(split[each.name].objects if each.name in split else None for split in others),
             round(100 * each.objects / max(first.objects, 1), 1),
-            console.bar_text(each.objects / most, BAR),
+            console.bar_text(each.objects / most, bar),
         ]
         for each in shown
     ]
