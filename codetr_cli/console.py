@@ -197,9 +197,12 @@ def can_show(text: str) -> bool:
 def result_pieces(lines: Iterable[Line]) -> None:
     """Prints lines of several styles; on a terminal each is cut at its width."""
     out = _console(stderr=_mode.json)
-    with _named(out.file):
-        for line in lines:
-            out.print(_assembled(line), soft_wrap=not out.is_terminal, no_wrap=True, overflow="ellipsis")
+    for line in lines:
+        if not out.is_terminal:
+            _print(out, Text("".join(visible(part) for part, _ in line)))
+            continue
+        with _named(out.file):
+            out.print(_assembled(line), no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager

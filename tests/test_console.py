@@ -337,3 +337,27 @@ def test_bars_and_plots_without_block_characters(monkeypatch):
     assert console.bar_text(1e-9, 4) == "#"
     assert console.bar_text(0.0, 4) == ""
     assert console.spark_text([0, 1, 9]) == ".+#"
+
+
+def test_lines_of_several_styles_are_plain_and_whole_in_a_pipe(capsys):
+    console.result_pieces([[("a ", "bold"), ("[red]b\x1b" * 200, "red")], [("", "")], [("c", "")]])
+    assert capsys.readouterr().out == "a " + "[red]b\\x1b" * 200 + "\n\nc\n"
+    console.set_mode(json=True)
+    console.result_pieces([[("d", "")]])
+    assert capsys.readouterr() == ("", "d\n")
+
+
+def test_where_there_is_a_screen(capsys, monkeypatch):
+    assert not console.has_screen()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for terminal, expected in (("xterm-256color", True), ("dumb", False)):
+        monkeypatch.setenv("TERM", terminal)
+        assert console.has_screen() == expected
+
+
+def test_characters_that_stdout_has(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert not console.can_show("▁")
+    assert console.can_show("#")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    assert console.can_show("▁")
