@@ -285,7 +285,7 @@ class _Search:
             if len(parts) < 2:
                 continue
             filled = overlaps(_around(each.boxes[parts])[None], each.object_boxes[[number]])[0, 0]
-            whole = float(each.sureness[own & (each.iou[:, number] >= HIT_IOU)].max(initial=0.0))
+            whole = float(each.sureness[each.iou[:, number] >= HIT_IOU].max(initial=0.0))  # of any class
             score = float(each.sureness[parts[1]]) * (1 - whole)
             if filled < HIT_IOU or score < LISTED_FROM:
                 continue

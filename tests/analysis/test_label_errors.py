@@ -105,6 +105,14 @@ def test_box_around_several_objects(scene: Scene) -> None:
     assert error.parts_xyxy == ((200, 100, 270, 160), (280, 100, 350, 160))
 
 
+def test_box_that_is_detected_as_a_whole_is_not_split(scene: Scene) -> None:
+    scene.annotate((200, 100, 150, 60))
+    scene.detect((200, 100, 150, 60), 7)  # as another class: the parts are of one object
+    scene.detect((200, 100, 70, 60))
+    scene.detect((280, 100, 70, 60))
+    assert "crowd" not in {error.kind for error in scene.errors()}
+
+
 def test_crowd_of_one_object(scene: Scene) -> None:
     number = scene.annotate((200, 100, 50, 60), crowd=1)
     scene.detect((200, 100, 50, 60))
