@@ -5,6 +5,7 @@
     events.log         the package's log with times   plots/        losses, learning rate, AP, validation images
     memory.json        what was checked, fitted and decided because of memory use
     process.json       which process trains here, or did last
+    report.html        of the best checkpoint, with report.json; both are listed in .codetr_results
     checkpoints/last   newest; best: highest AP; previous: one generation older. Each is a folder of
         model.safetensors (the weights, or their average where one is kept), state.pt (the rest of the training state),
         sharded/ (the shards that each process of a sharded training writes) and sums.json (SHA-256 of all files)
@@ -25,7 +26,7 @@ Killed at any instant, the same command continues the run. Files are replaced at
     step            its line in metrics.jsonl, then its checkpoint: a line without a checkpoint is dropped later
     evaluation      checkpoint, `best`, then the line: without the line it is repeated
     rollback        the older checkpoint becomes `last`, then the lines: without them the same steps fail again
-    end             checkpoint, evaluation, plots; the end line comes last
+    end             checkpoint, evaluation, plots; the end line comes last; the report follows it
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ class BestReport:
         """Writes the report; an error is logged and does not end the training, which is done."""
         html = folder.path / HTML_NAME
         command = command_text(["eval", str(folder.path), "--report"])
+        if self._best is None and html.exists():
+            return  # of the best checkpoint, which is as old
         if self._best is None:
             logger.info(
                 "no report is written: the best checkpoint was evaluated before this start; make one: %s", command
@@ -86,5 +88,9 @@ class BestReport:
             command=command,
         )
         inputs = AnalysisInputs.of(request.ground_truth, result.detections, self._paths, result.image_ids)
-        analysis = analyse(inputs, result, limits=NetworkLimits.of(settings))
+        analysis = analyse(inputs, result, show=_ignore, limits=NetworkLimits.of(settings))
         write_report(analysis, facts, folder.path / HTML_NAME, by="train", force=True)
+
+
+def _ignore(name: str) -> None:
+    """Parts of the analysis are no events of a run."""

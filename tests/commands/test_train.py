@@ -53,6 +53,7 @@ def test_training_leaves_a_whole_run_folder(train: Callable[..., Ran], tmp_path:
     assert names == {
         ".lock", "settings.toml", "origin.json", "memory.json", "metrics.jsonl", "events.log",
         "process.json", "plots/losses.png", "plots/learning_rate.png", "plots/ap.png", "plots/pr_curves.png",
+        "report.html", "report.json", ".codetr_results",
         *(
             f"checkpoints/{kind}/{name}"
             for kind in ("last", "best")

@@ -47,8 +47,9 @@ def report(tmp_path: Path, tiny_settings) -> tuple[BestReport, EvalResult, RunFo
     return BestReport(request, inputs.paths), result, folder
 
 
-def test_the_report_is_of_the_best_evaluation(report, monkeypatch) -> None:
+def test_the_report_is_of_the_best_evaluation(report, monkeypatch, caplog) -> None:
     best, result, folder = report
+    caplog.set_level(logging.INFO, logger="codetr_cli")
     monkeypatch.setattr("codetr_cli.training.best_report.content_id", lambda path: "ab" * 32)
     best.add(result)
     best.keep()
@@ -59,6 +60,9 @@ def test_the_report_is_of_the_best_evaluation(report, monkeypatch) -> None:
     assert stored.facts["weights"] == "ab" * 32
     assert stored.facts["command"] == f"codetr eval {folder.path} --report"
     best.write(folder)  # a run that was extended replaces it
+    caplog.clear()
+    BestReport(None, None).write(folder)  # and keeps it where no evaluation is better
+    assert caplog.text == ""
 
 
 def test_without_an_evaluation_in_this_process_it_says_how_to_make_one(report, caplog) -> None:
