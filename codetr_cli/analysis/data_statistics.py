@@ -1,8 +1,8 @@
 """What is in the annotations of a split: sizes, shapes, classes, crowding, and how large objects are for a network.
 
 Only the objects that are trained on and evaluated count: no crowds, none that the published rules exclude.
-hotcoco's `COCO.stats` has some of these numbers, but needs all objects as Python objects, which takes minutes for a
-million. Shape letters: I images, N objects, K classes.
+hotcoco's `COCO.stats` counts objects and images of each class, with which a test compares; it has no others of these.
+Shape letters: I images, N objects, K classes.
 """
 
 from __future__ import annotations

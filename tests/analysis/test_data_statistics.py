@@ -117,6 +117,26 @@ def test_repeats_make_up_for_rare_classes() -> None:
     assert data_statistics(annotations_of(even, [(50, 50)] * 100, names=["cat", "dog"])).oversampling is None
 
 
+def test_classes_are_counted_as_hotcoco_counts_them() -> None:
+    hotcoco = pytest.importorskip("hotcoco")
+    random = np.random.default_rng(5)
+    objects = [
+        (int(random.integers(30)), int(random.integers(3)), 1.0, 1.0, float(side), 9.0)
+        for side in random.integers(2, 50, 200)
+    ]
+    found = annotations_of(objects, [(80, 90)] * 30)
+    coco = hotcoco.COCO.from_arrays(
+        [{"id": i, "file_name": "", "height": 80, "width": 90} for i in found.image_ids.tolist()],
+        [{"id": i, "name": name} for i, name in zip(found.category_ids, found.class_names, strict=True)],
+        found.image_ids[found.image_rows],
+        np.array(found.category_ids)[found.labels],
+        found.boxes_xywh,
+        area=found.area,
+    )
+    theirs = {each["id"]: (each["ann_count"], each["img_count"]) for each in coco.stats()["per_category"]}
+    assert {each.category_id: (each.objects, each.images) for each in data_statistics(found).classes} == theirs
+
+
 def test_no_objects_and_no_images_have_no_numbers() -> None:
     for sizes in ([], [(40, 50)]):
         found = data_statistics(annotations_of([], sizes))
