@@ -29,6 +29,8 @@ MAX_INLINE_BYTES = 2**31 - 2**24
 """A file that would be larger keeps its weights in a second file, as protobuf holds less than 2 GiB."""
 
 
+FLOAT = 1
+"""float32 among the types of ONNX."""
 DATA_SUFFIX = ".data"
 
 
@@ -86,7 +88,7 @@ def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
             opset_version=OPSET,
             input_names=input_names(metadata),
             output_names=output_names(metadata),
-            custom_translation_table=onnx_translations(),
+            custom_translation_table={**onnx_translations(), torch.ops.aten.group_norm.default: _group_norm},
             external_data=False,
             verbose=False,
         )
@@ -97,6 +99,30 @@ def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
         exported.model.metadata_props.clear()
         exported.model.graph.metadata_props.clear()
         return exported.model_proto
+
+
+def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e-5, cudnn_enabled: bool = True) -> Any:
+    """Nodes for the group normalization of (B, C, H, W): means over rows, then over the rest, in float32.
+
+    torch.onnx writes InstanceNormalization, which ONNX Runtime adds up in one go: of the 240,000 numbers in a group of
+    the finest level, the result is wrong by 1e-4, a hundred times the error of PyTorch.
+    """
+    from onnxscript import opset18 as op
+
+    shape = op.Shape(x)
+    rows = op.Concat(op.Constant(value_ints=[0, num_groups, -1]), op.Gather(shape, op.Constant(value_ints=[3])), axis=0)
+    grouped = op.Reshape(op.Cast(x, to=FLOAT), rows)  # (B, groups, C / groups * H, W)
+
+    def mean(values: Any) -> Any:
+        over_rows = op.ReduceMean(values, op.Constant(value_ints=[3]))
+        return op.ReduceMean(over_rows, op.Constant(value_ints=[2]))
+
+    centred = op.Sub(grouped, mean(grouped))
+    deviation = op.Sqrt(op.Add(mean(op.Mul(centred, centred)), op.Constant(value_float=eps)))
+    normed = op.Reshape(op.Div(centred, deviation), shape)
+    spatial = op.Constant(value_ints=[1, 2])
+    scale, shift = (op.Unsqueeze(op.Cast(each, to=FLOAT), spatial) for each in (weight, bias))
+    return op.CastLike(op.Add(op.Mul(normed, scale), shift), x)
 
 
 def _module(scopes: str | None) -> str:

@@ -22,6 +22,7 @@ from codetr_cli.models.backbones.vit import rotation
 from tests.conftest import REPOSITORY
 from tests.export import networks
 from tests.export.networks import Exported
+from tests.export.tiny_graph import tiny_metadata
 
 onnx = pytest.importorskip("onnx", reason="the optional package onnx reads the files")
 
@@ -55,6 +56,28 @@ def test_operators(exported: Exported):
     assert set(ranks) == {4}
     assert not {"Loop", "If", "Scan", "NonZero", "ScatterND", "SequenceAt"} & set(count), "shapes depend on values"
     assert count["RoiAlign"] == (8 if exported.metadata.output.masks else 0), "five levels and three refinements"
+
+
+class Normed(torch.nn.Module):
+    """A group of 360,000 numbers far from zero, as of the finest level of a large image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.GroupNorm(1, 3)
+
+    def forward(self, images: torch.Tensor, image_sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.norm(images), image_sizes + 1
+
+
+def test_norms_of_large_groups_are_as_precise_as_in_pytorch(tmp_path: Path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the optional package onnxruntime runs the file")
+    images, sizes = 1 + 0.3 * torch.randn(1, 3, 300, 400), torch.tensor([[300, 400]])
+    program = torch.export.export(Normed(), (images, sizes))
+    onnx.save_model(onnx_file._convert(program, tiny_metadata()), str(tmp_path / "norm.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "norm.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": images.numpy(), "image_sizes": sizes.numpy()})[0]
+    exact = torch.nn.functional.group_norm(images.double(), 1)
+    assert (torch.from_numpy(found) - exact).abs().max() < 3e-6  # 3e-5 with one InstanceNormalization
 
 
 def test_the_number_of_best_scores_is_a_constant_where_the_size_is_fixed(swin: Exported):
