@@ -150,7 +150,8 @@ def _own_grid_sampler() -> Iterator[None]:
     operator = torch.ops.aten.grid_sampler_2d.default
     before = decomposition.decompositions.pop(operator, None)
     decomposition.fast_random_decomps.cache_clear()  # a copy of the table
-    lowering.make_fallback(operator, warn=False)  # else inductor does it, and refuses to where CI is in the environment
+    # Else inductor does it, and refuses to where CI is in the environment.
+    lowering.make_fallback(operator, warn=False)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
