@@ -107,8 +107,9 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
     torch.onnx writes InstanceNormalization, which ONNX Runtime adds up in one go: of the 240,000 numbers in a group of
     the finest level, the result is wrong by 1e-4, a hundred times the error of PyTorch.
     """
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18
     shape = op.Shape(x)
     rows = op.Concat(op.Constant(value_ints=[0, num_groups, -1]), op.Gather(shape, op.Constant(value_ints=[3])), axis=0)
     grouped = op.Reshape(op.Cast(x, to=FLOAT), rows)  # (B, groups, C / groups * H, W)
