@@ -207,7 +207,7 @@ def heat_map(
     `links` has addresses within the page for some cells, by row and column.
     """
     left, top, links = 130, 104, links or {}
-    size = max(min((WIDTH - left) / max(len(columns), 1), 34.0), 11.0)
+    size = max(min((WIDTH - left) / max(len(columns), 1), 34.0), 14.0)
     # The names of the columns lean to the right, the last one beyond its column.
     width, height = left + size * len(columns) + 60, top + size * len(rows) + 2
     content: list[Markup] = [element("text", f"{rows_are} ↓  {columns_are} →", x=4, y=14, class_="axis-title")]
@@ -282,7 +282,9 @@ def curve_tile(
     svg = element(
         "svg", joined(parts), viewBox=f"0 0 {2 * side + gap + 2} 88", role="img", aria_label=f"{name}: {text}"
     )
-    return element("li", element("p", element("b", element("bdi", name)), " ", text), svg, data_name=name)
+    return element(
+        "li", element("p", element("b", element("bdi", _shortened(name, 60))), " ", text), svg, data_name=name
+    )
 
 
 def table_line(values: Sequence[float], *, high: float = 1.0) -> Markup:

@@ -25,8 +25,10 @@ LEAD = (
 BACKGROUND = "background"
 MOST_CLASSES = 40
 """Classes of the map; of more, those with most errors are shown."""
-LISTED_PAIRS, MOST_PAIRS = 200, 24
-"""Pairs in the table, and those with crops."""
+LISTED_PAIRS = 200
+"""Pairs in the table."""
+CLASS_PAIRS, BACKGROUND_PAIRS = 14, 10
+"""Pairs with crops: of two classes, and of a class and background, which would crowd out the others."""
 
 
 def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: Thumbnails) -> Section:
@@ -35,7 +37,7 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
     matrix = np.asarray(confusion.matrix)
     pairs = _pairs(matrix)
     chosen = _chosen(matrix)
-    crops, links = _crops(confusion, pairs[:MOST_PAIRS], names, inputs, thumbnails)
+    crops, links = _crops(confusion, _pairs_with_crops(pairs, len(names) - 1), names, inputs, thumbnails)
     place = {int(index): number for number, index in enumerate(chosen)}
     parts: list[Table | Markup] = [_threshold_text(confusion)]
     if len(chosen) < len(names):
@@ -75,6 +77,11 @@ def _pairs(matrix: NDArray[np.int64]) -> list[tuple[int, int]]:
     rows, columns = np.nonzero(wrong)
     order = np.argsort(-wrong[rows, columns], kind="stable")
     return list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
+
+
+def _pairs_with_crops(pairs: Sequence[tuple[int, int]], background: int) -> list[tuple[int, int]]:
+    of_classes = [pair for pair in pairs if background not in pair][:CLASS_PAIRS]
+    return of_classes + [pair for pair in pairs if background in pair][:BACKGROUND_PAIRS]
 
 
 def _chosen(matrix: NDArray[np.int64]) -> NDArray[np.int64]:

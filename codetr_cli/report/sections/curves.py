@@ -36,8 +36,9 @@ def curves_section(overall: ClassCurve, classes: Sequence[ClassCurve]) -> Sectio
             element(
                 "p",
                 f"One threshold for all classes: {threshold:.2f}, with a precision of "
-                f"{100 * overall.precision_at_best:.0f} % and a recall of {100 * overall.recall_at_best:.0f} %. "
-                f"codetr predict --score {threshold:.2f} uses it.",
+                f"{100 * overall.precision_at_best:.0f} % and a recall of {100 * overall.recall_at_best:.0f} %; ",
+                element("code", f"codetr predict --score {threshold:.2f}"),
+                " uses it.",
             )
         )
     if len(classes) > 1:
