@@ -37,6 +37,7 @@ import torch
 import torch.cuda.amp.common as amp_common
 import torch.optim.optimizer as optimizers
 import torch.utils._foreach_utils as foreach
+from torch.utils._device import _device_constructors
 
 from tests.strict import autocast, cuda, others
 from tests.strict.recorder import GPU, Recorder, StrictTensor, values
@@ -88,6 +89,7 @@ def strict_device(
             and the GPUs before this one are older and smaller.
         sizes_only: see `Recorder`; memory and kernels only.
     """
+    _device_constructors()  # torch keeps the set that it makes first: it must not be of the emulation's factories
     GPU.device, cuda.current.index = torch.device(kind, index), 0
     _register(kind)
     GPU.clear()
