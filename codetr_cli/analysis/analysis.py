@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.bootstrap import interval, resampled_ap
+from codetr_cli.analysis.bootstrap import FEWEST_IMAGES, interval, resampled_ap
 from codetr_cli.analysis.calibration import Calibration, calibration
 from codetr_cli.analysis.classes import ClassRow, FrequencyGroup, class_rows, frequency_groups, known
 from codetr_cli.analysis.confusion import Confusion, confusion_matrix
@@ -21,7 +21,7 @@ from codetr_cli.analysis.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_errors import LabelError, find_label_errors
 from codetr_cli.analysis.masks import Masks, masks_beside_boxes
-from codetr_cli.analysis.matches import Matches, match_detections
+from codetr_cli.analysis.matches import Matches, match_detections, matches_of_ap50
 from codetr_cli.analysis.queries import RecallAt, recall_by_detections
 from codetr_cli.analysis.slices import SliceGroup, image_slices, object_slices, slice_inputs
 from codetr_cli.analysis.worst_images import WorstImage, worst_images
@@ -222,11 +222,14 @@ def _with_curves(analysis: Analysis, show: Show) -> Analysis:
 
 def _with_intervals(analysis: Analysis, show: Show) -> Analysis:
     show("intervals")
-    resampled = resampled_ap(analysis.matches)
+    matches = analysis.matches
+    resampled = resampled_ap(matches, of_ap50=matches_of_ap50(analysis.inputs, matches))
     classes = [
         replace(row, ap_interval=_interval(resampled.class_ap[:, label])) if row.objects else row
         for label, row in enumerate(analysis.classes)
     ]
+    if np.isnan(resampled.ap).all():
+        analysis.reasons["ap_interval"] = f"objects are in fewer than {FEWEST_IMAGES} images"
     return replace(
         analysis,
         ap_interval=_interval(resampled.ap),

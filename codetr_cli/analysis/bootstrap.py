@@ -16,19 +16,19 @@ Shape letters: N detections, I images, K classes, S samples, H places in the ran
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from codetr_cli.analysis.matches import IOU_THRESHOLDS, Matches
+from codetr_cli.analysis.matches import Matches
 
 SAMPLES = 300
 RECALLS = np.linspace(0, 1, 101)
 """Recalls at which COCO averages precision."""
 FEWEST_IMAGES = 5
-"""With objects in fewer images, a class has no samples: that of one found object in one image would always be 1."""
+"""With objects in fewer images there are no samples: those of one found object in one image would always be 1."""
 CELLS_AT_ONCE = 1_000_000
 """Of an array of samples and places: bounds memory."""
 
@@ -37,11 +37,11 @@ CELLS_AT_ONCE = 1_000_000
 class Resampled:
     """AP in [0, 1] of samples of images, around that of all images; NaN where a sample has no object to find.
 
-    `class_ap` is NaN where the class has none in the sample, and of classes with objects in fewer than `FEWEST_IMAGES`.
+    All is NaN where objects are in fewer than `FEWEST_IMAGES`, as is `class_ap` where those of the class are.
 
     Attributes:
         ap: (S,) over IoU 0.50:0.95 and classes, of the detections that `Matches` counts.
-        ap50: (S,) at IoU 0.50, of the same detections.
+        ap50: (S,) at IoU 0.50, of the detections that AP50 counts.
         class_ap: (S, K) over IoU 0.50:0.95.
     """
 
@@ -66,21 +66,32 @@ def class_average_precision(matches: Matches, weights: NDArray[np.float64] | Non
     return _weighted_ap(matches, counts[None])[0]
 
 
-def resampled_ap(matches: Matches, samples: int = SAMPLES, seed: int = 0) -> Resampled:
+def resampled_ap(
+    matches: Matches, samples: int = SAMPLES, seed: int = 0, *, of_ap50: Matches | None = None
+) -> Resampled:
     """AP on `samples` data sets of as many images, drawn from the evaluated ones with replacement.
 
     Args:
         matches: the detections that count.
         samples: how many; the first ones stay the same when there are more.
         seed: equal seeds and numbers of images give equal samples.
+        of_ap50: the detections that count for AP50, from `matches_of_ap50`; None: the same.
     """
-    ap = _weighted_ap(matches, image_weights(matches.num_images, samples, seed))  # (S, 10, K)
+    weights = image_weights(matches.num_images, samples, seed)
+    if len(np.unique(matches.object_images[~matches.object_ignored])) < FEWEST_IMAGES:
+        unknown = np.full(samples, math.nan)
+        return Resampled(unknown, unknown, np.full((samples, matches.num_classes), math.nan))
+    ap = _weighted_ap(matches, weights)  # (S, 10, K)
     of_all = class_average_precision(matches)[None]  # (1, 10, K)
+    ap50, ap50_of_all = ap[:, 0], of_all[:, 0]
+    if of_ap50 is not None and of_ap50 is not matches:
+        at_50 = replace(of_ap50, objects=of_ap50.objects[:1], ignored=of_ap50.ignored[:1])
+        ap50, ap50_of_all = _weighted_ap(at_50, weights)[:, 0], class_average_precision(at_50)[None, 0]
     class_ap = _around(ap.mean(axis=1), of_all.mean(axis=1))
     class_ap[:, _images_of_classes(matches) < FEWEST_IMAGES] = math.nan
     return Resampled(
         ap=_around(_mean_of_classes(ap.mean(axis=1)), _mean_of_classes(of_all.mean(axis=1))),
-        ap50=_around(_mean_of_classes(ap[:, 0]), _mean_of_classes(of_all[:, 0])),
+        ap50=_around(_mean_of_classes(ap50), _mean_of_classes(ap50_of_all)),
         class_ap=class_ap,
     )
 
@@ -125,8 +136,8 @@ def _mean_of_classes(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _weighted_ap(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(S, 10, K) AP with weights (S, I)."""
-    ap = np.full((len(weights), len(IOU_THRESHOLDS), matches.num_classes), math.nan)
+    """(S, 10, K) AP with weights (S, I); of fewer IoUs where `matches` has fewer."""
+    ap = np.full((len(weights), len(matches.objects), matches.num_classes), math.nan)
     objects = _object_weights(matches, weights)
     hits = (matches.objects >= 0) & ~matches.ignored  # (10, N)
     places = np.flatnonzero(hits.any(axis=0))  # (H,)
@@ -200,7 +211,7 @@ class _Ranking:
 
     def average_precision(self, weights: NDArray[np.float64], objects: NDArray[np.float64]) -> NDArray[np.float64]:
         """(S, 10) AP with weights (I, S) of images, and so (S,) of the objects to find; NaN where there are none."""
-        ap = np.zeros((len(objects), len(IOU_THRESHOLDS)))
+        ap = np.zeros((len(objects), len(self.hits)))
         detections = np.cumsum((self.between @ weights).T, axis=1)  # (S, H)
         found = weights[self.images[self.places]].T  # (S, H)
         sometimes = np.flatnonzero(self.ignored.any(axis=0) & ~self.ignored.all(axis=0))

@@ -19,11 +19,14 @@ from pycocotools import mask as mask_utils
 
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.evaluation.backends import IouType
+from codetr_cli.evaluation.scoring import COCO_MAX_DETS as COCO_LIMITS
 from codetr_cli.evaluation.scoring import LVIS_MAX_DETS, parsed_outlines
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_MAX_DETS = 100
 """Detections of an image and class that count, in the AP over IoU 0.50:0.95 of the published convention."""
+AP50_MAX_DETS = max(COCO_LIMITS)
+"""The same for AP50, AP75 and the AP by size."""
 MAX_AREA = 1e5**2
 """COCO's largest area: larger objects, and unmatched detections that are larger, are ignored."""
 PAIRS_AT_ONCE = 2_000_000
@@ -143,7 +146,11 @@ class _Pairs:
 
 
 def match_detections(
-    inputs: AnalysisInputs, iou_type: IouType = "bbox", *, area: tuple[float, float] = (0.0, MAX_AREA)
+    inputs: AnalysisInputs,
+    iou_type: IouType = "bbox",
+    *,
+    area: tuple[float, float] = (0.0, MAX_AREA),
+    max_dets: int = COCO_MAX_DETS,
 ) -> Matches:
     """Matches detections to objects by COCO's rules, or by LVIS's where the annotations are LVIS's.
 
@@ -156,6 +163,7 @@ def match_detections(
         iou_type: compare boxes ("bbox") or masks ("segm").
         area: smallest and largest area, in square pixels, of the objects to find, as AP by size has it; others are
             ignored, and so are unmatched detections of another area. Only for boxes.
+        max_dets: detections of an image and class that count; LVIS's rules have their own number.
 
     Raises:
         DatasetError: an object's outline is broken.
@@ -169,7 +177,7 @@ def match_detections(
     crowd = np.zeros(len(rows), bool) if ground_truth.is_lvis else ground_truth.iscrowd[rows] != 0
     object_area = ground_truth.area[rows]
     ignored = crowd | (object_area < area[0]) | (object_area > area[1])
-    counted = _counted_detections(inputs, iou_type, groups)
+    counted = _counted_detections(inputs, iou_type, groups, max_dets)
     if iou_type == "bbox":
         parts = _box_pairs(inputs, counted, groups, crowd)
     else:
@@ -192,10 +200,25 @@ def match_detections(
     )
 
 
+def matches_of_ap50(inputs: AnalysisInputs, matches: Matches, iou_type: IouType = "bbox") -> Matches:
+    """The matches of all detections that AP50 counts, which may be more than AP counts.
+
+    Args:
+        inputs: detections and objects.
+        matches: of these by `match_detections`; they are the result where no image has more detections of a class.
+        iou_type: of `matches`.
+    """
+    if inputs.ground_truth.is_lvis or len(matches.rows) == len(inputs.detections):
+        return matches
+    return match_detections(inputs, iou_type, max_dets=AP50_MAX_DETS)
+
+
 # ---------------------------------------------------------------------------------------------- detections that count
 
 
-def _counted_detections(inputs: AnalysisInputs, iou_type: IouType, object_groups: NDArray[np.int64]) -> _Counted:
+def _counted_detections(
+    inputs: AnalysisInputs, iou_type: IouType, object_groups: NDArray[np.int64], max_dets: int
+) -> _Counted:
     detections, category_ids = inputs.detections, np.array(inputs.ground_truth.category_ids, np.int64)
     images = _indices(inputs.image_ids, detections.image_ids, "images")
     labels = _indices(category_ids, detections.category_ids, "categories")
@@ -210,7 +233,7 @@ def _counted_detections(inputs: AnalysisInputs, iou_type: IouType, object_groups
         annotated = np.concatenate([object_groups, _listed(inputs, inputs.ground_truth.neg_category_ids)])
         counted = counted.select(np.isin(counted.groups, annotated))
     else:
-        counted = counted.select(group_ranks(counted.groups) < COCO_MAX_DETS)
+        counted = counted.select(group_ranks(counted.groups) < max_dets)
     return counted.select(np.argsort(counted.labels.astype(np.int32), kind="stable"))
 
 

@@ -5,19 +5,18 @@ Shape letters: S resamples, I images, K classes, N detections.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.bootstrap import FEWEST_IMAGES, resampled_ap
+from codetr_cli.analysis.bootstrap import resampled_ap
 from codetr_cli.analysis.curves import class_curves, overall_curve, suggested_thresholds
 from codetr_cli.analysis.errors import error_counts_per_image, error_types, find_errors
 from codetr_cli.analysis.image_outcomes import ImageOutcomes, image_outcomes
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import MAX_AREA, Matches, match_detections
+from codetr_cli.analysis.matches import AP50_MAX_DETS, MAX_AREA, match_detections, matches_of_ap50
 from codetr_cli.evaluation.scoring import MASK_PREFIX, Scores, score_detections
 
 STEPS = 4
@@ -25,7 +24,7 @@ STEPS = 4
 SAMPLES = 300
 """Resamples of the images."""
 AREAS = {"APs": (0.0, 32.0**2), "APm": (32.0**2, 96.0**2), "APl": (96.0**2, MAX_AREA)}
-"""COCO's sizes of objects, in square pixels. Their AP is measured at 1000 detections per image and resampled at 100."""
+"""COCO's sizes of objects, in square pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,17 +72,16 @@ def measure_run(
     scores = score_detections(inputs.ground_truth, inputs.detections, images, where=str(inputs.paths.annotations_path))
     done()
     matches = match_detections(inputs)
-    found = resampled_ap(matches, samples)
+    found = resampled_ap(matches, samples, of_ap50=matches_of_ap50(inputs, matches))
     done()
-    by_metric = {"AP": _known(matches, found.ap), "AP50": _known(matches, found.ap50)}
+    by_metric = {"AP": found.ap, "AP50": found.ap50}
     for metric, area in () if truth.is_lvis else AREAS.items():
-        of_size = match_detections(inputs, area=area)
-        by_metric[metric] = _known(of_size, resampled_ap(of_size, samples).ap)
+        of_size = match_detections(inputs, area=area, max_dets=AP50_MAX_DETS)
+        by_metric[metric] = resampled_ap(of_size, samples).ap
     if MASK_PREFIX + "AP" in scores.metrics:
         matched_masks = match_detections(inputs, "segm")
-        of_masks = resampled_ap(matched_masks, samples)
-        by_metric[MASK_PREFIX + "AP"] = _known(matched_masks, of_masks.ap)
-        by_metric[MASK_PREFIX + "AP50"] = _known(matched_masks, of_masks.ap50)
+        of_masks = resampled_ap(matched_masks, samples, of_ap50=matches_of_ap50(inputs, matched_masks, "segm"))
+        by_metric |= {MASK_PREFIX + "AP": of_masks.ap, MASK_PREFIX + "AP50": of_masks.ap50}
     done()
     errors = find_errors(inputs, matches)
     thresholds = suggested_thresholds(class_curves(inputs, matches), overall_curve(inputs, matches))
@@ -102,9 +100,3 @@ def measure_run(
     )
     done()
     return numbers
-
-
-def _known(matches: Matches, samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Samples of AP; NaN where objects are in so few images that they would look like certainty."""
-    images = len(np.unique(matches.object_images[~matches.object_ignored]))
-    return samples if images >= FEWEST_IMAGES else np.full_like(samples, math.nan)

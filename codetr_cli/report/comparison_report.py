@@ -44,7 +44,8 @@ IMAGES_LEAD = (
 )
 METHOD = (
     "The images are resampled with replacement, the same ones for all runs, and the difference is measured in each "
-    "resample: the middle 95 % are the interval. What is hard in an image is hard for both runs, so the interval of "
+    "resample: the middle 95 %, shifted until the mean of all is the difference on all images, are the interval. What "
+    "is hard in an image is hard for both runs, so the interval of "
     "the difference is narrower than those of the two APs suggest."
 )
 

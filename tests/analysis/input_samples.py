@@ -58,6 +58,26 @@ def scattered(folder: Path, *, objects: int, detections: Sequence[tuple[int | No
     return inputs_of(path, DetectionTable.join(tables))
 
 
+def crowded(folder: Path, *, images: int = 6, objects: int = 140) -> AnalysisInputs:
+    """One class with more small objects in each image than AP counts detections; most are found, loosely in part."""
+    generator = np.random.default_rng(0)
+    found = [(image, number) for image in range(images) for number in range(objects)]
+    annotations = [
+        {"id": i + 1, "image_id": image, "category_id": 7, "bbox": [0, 30 * n, 20, 20], "area": 400, "iscrowd": 0}
+        for i, (image, n) in enumerate(found)
+    ]
+    sizes = [{"id": image, "file_name": f"{image}.jpg", "height": 9000, "width": 100} for image in range(images)]
+    path = folder / "crowded.json"
+    categories = [{"id": 7, "name": "seven"}]
+    path.write_text(json.dumps({"images": sizes, "annotations": annotations, "categories": categories}))
+    tables = []
+    for image, number in found:
+        y = 30 * number + generator.choice([1, 4, 9], p=[0.6, 0.2, 0.2])
+        box = np.array([[0.0, y, 20, y + 20]])
+        tables.append(DetectionTable.of_image(image, box, [_score(generator.beta(4, 2))], [7]))
+    return inputs_of(path, DetectionTable.join(tables))
+
+
 def _score(value: float) -> float:
     """With four digits, and on no edge of a bin."""
     return round(min(value, 0.999) - value % 0.001 + 0.0005, 4)

@@ -17,11 +17,11 @@ from codetr_cli.analysis.bootstrap import (
     resampled_ap,
 )
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import match_detections
+from codetr_cli.analysis.matches import match_detections, matches_of_ap50
 from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import score_detections, scoring_inputs
 from codetr_cli.inference.detections import DetectionTable
-from tests.analysis.input_samples import inputs_of, material
+from tests.analysis.input_samples import crowded, inputs_of, material
 
 
 def repeated(inputs: AnalysisInputs, counts: list[int], folder: Path) -> AnalysisInputs:
@@ -185,3 +185,34 @@ def test_classes_in_few_images_have_no_samples(tmp_path):
     assert np.isnan(samples(4)[:, 1]).all()
     assert not np.isnan(samples(4)[:, 2]).any()
     assert (~np.isnan(samples(5)[:, 1])).sum() > 5
+
+
+def test_samples_of_ap50_are_of_the_detections_that_ap50_counts(tmp_path):
+    inputs = crowded(tmp_path)
+    scores = score_detections(inputs.ground_truth, inputs.detections, where="crowded.json").metrics
+    matches = match_detections(inputs)
+    of_ap50 = matches_of_ap50(inputs, matches)
+    samples = resampled_ap(matches, samples=40, of_ap50=of_ap50)
+    assert samples.ap50.mean() == pytest.approx(scores["AP50"], abs=1e-9)
+    assert samples.ap.mean() == pytest.approx(scores["AP"], abs=1e-9)
+    assert resampled_ap(matches, samples=40).ap50.mean() < scores["AP50"] - 0.05
+    expected = [class_average_precision(of_ap50, row)[0, 0] for row in image_weights(6, 40, 0)]
+    assert np.diff(samples.ap50) == pytest.approx(np.diff(expected), abs=1e-9)
+
+
+def test_as_many_detections_are_matched_once(tmp_path):
+    for lvis in (False, True):
+        inputs = material(tmp_path, lvis=lvis)
+        matches = match_detections(inputs)
+        assert matches_of_ap50(inputs, matches) is matches
+
+
+def test_objects_in_few_images_have_no_samples(tmp_path):
+    inputs = material(tmp_path, seed=1)
+    images = np.unique(inputs.ground_truth.image_ids[inputs.ground_truth.image_rows[inputs.object_rows]])
+    few = AnalysisInputs.of(inputs.ground_truth, inputs.detections, inputs.paths, images[:4].tolist())
+    samples = resampled_ap(match_detections(few), samples=8)
+    assert np.isnan(samples.ap).all()
+    assert np.isnan(samples.ap50).all()
+    assert samples.class_ap.shape == (8, len(inputs.ground_truth.class_names))
+    assert average_precision(match_detections(few)) > 0

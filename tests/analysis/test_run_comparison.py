@@ -26,7 +26,7 @@ from codetr_cli.annotations.objects import Annotations
 from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import score_detections, scoring_inputs
 from codetr_cli.inference.detections import DetectionTable
-from tests.analysis.input_samples import material
+from tests.analysis.input_samples import crowded, material
 from tests.analysis.run_samples import NAMES, annotations, detections, inputs
 
 
@@ -283,3 +283,11 @@ def test_tables_are_the_same_in_any_order(truth):
     assert not same_detections(table, table.select(slice(1, None)))
     assert not same_detections(table, replace(table, scores=table.scores[::-1].copy()))
     assert same_detections(DetectionTable.empty(), DetectionTable.empty())
+
+
+def test_resamples_are_around_the_metrics_in_crowded_images(tmp_path):
+    """AP counts 100 detections of an image and class, the others 1000: each metric is in the middle of its own."""
+    numbers = measure_run(crowded(tmp_path), samples=20)
+    assert numbers.scores.metrics["AP50"] > numbers.scores.metrics["AP"] + 0.2
+    for name in ("AP", "AP50", "APs"):
+        assert numbers.samples[name].mean() == pytest.approx(numbers.scores.metrics[name], abs=1e-9)

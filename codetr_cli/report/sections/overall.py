@@ -83,7 +83,9 @@ def overall_section(facts: ReportFacts, interval: Limits | None, interval50: Lim
         parts.append(element("p", published.sentence({k: v for k, v in metrics.items() if v >= 0})))
     if interval is not None:
         text = (
-            "Interval: 95 % of the APs of data sets of as many images, sampled from these with replacement (bootstrap)."
+            "Interval: the middle 95 % of the APs of data sets of as many images, sampled from these with replacement "
+            "(bootstrap). Fewer different images give a higher AP, so these are shifted until their mean is the AP of "
+            "all images."
         )
         parts.append(element("p", text, class_="hint"))
     rows = [(name, None if value < 0 else value, meaning(name)) for name, value in metrics.items()]
