@@ -10,7 +10,7 @@ from typing import Any
 
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.files import ResultRecord, free_file, refuse_taken, write_result
-from codetr_cli.reading import parse_json, read_bytes
+from codetr_cli.reading import open_file, parse_json, read_bytes
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"
@@ -122,7 +122,7 @@ def stored_table(facts: Mapping[str, Any], analysis: Mapping[str, Any]) -> dict[
 def is_report(path: Path) -> bool:
     """Whether a file is a report's JSON file, by its first bytes."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(64).replace(b" ", b"").startswith(b'{"kind":"codetrreport"')
     except OSError:
         return False

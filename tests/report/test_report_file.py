@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert is_report(tmp_path / "report.json")
     assert not is_report(tmp_path / "detections.json")
     assert not is_report(tmp_path / "absent.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    assert not is_report(tmp_path / "pipe.json")  # does not wait for a writer
 
 
 def test_detections_that_are_gone_have_no_path(tmp_path: Path) -> None:
