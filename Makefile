@@ -37,7 +37,7 @@ demo: setup ## write a synthetic data set, train a tiny Co-DINO on it, evaluate 
 	test -e $(DEMO)/data/annotations/instances_val2017.json || $(BIN)/codetr prepare --demo $(DEMO)/data --no-link
 	$(BIN)/codetr train --preset co_dino_tiny --data $(DEMO)/data --run $(DEMO)/run --device cpu --procs 2 \
 		--set train.epochs=10
-	$(BIN)/codetr eval $(WEIGHTS) --data $(DEMO)/data
+	$(BIN)/codetr eval $(WEIGHTS) --data $(DEMO)/data --report
 	$(BIN)/codetr predict $(DEMO)/data/val2017 --checkpoint $(WEIGHTS) --out $(DEMO)/pictures
 
 # One thread a process: several processes with a thread a core each would only wait for each other. Files in the order of
