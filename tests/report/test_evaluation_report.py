@@ -21,6 +21,7 @@ from codetr_cli.report.sections.masks import masks_section
 from codetr_cli.report.sections.overall import meaning
 from codetr_cli.report.sections.training import training_section
 from codetr_cli.report.thumbnails import Thumbnails
+from tests.analysis.input_samples import material
 from tests.report.report_samples import HOSTILE, analysed, check_page, sample_inputs
 
 SECTIONS = {
@@ -92,6 +93,18 @@ def test_a_report_of_1203_classes_is_small_and_shows_all(tmp_path: Path) -> None
     assert table.count("<tr>") == 1 + 1203
     assert f"{MOST_CLASSES} classes with most errors, of 1,203" in text
     assert page.tags.count("rect") < 20_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections"),
+    [({"masks": True}, {"masks"}), ({"lvis": True, "masks": True}, {"lvis", "masks"}), ({}, set())],
+)
+def test_crowds_ties_masks_and_the_rules_of_lvis(tmp_path: Path, kind: dict[str, bool], sections: set[str]) -> None:
+    analysis, facts = analysed(material(tmp_path, **kind))
+    text = report_page(analysis, facts)
+    check_page(text)
+    assert sections_of(text) & {"lvis", "masks"} == sections
+    json.dumps(report_table(analysis, facts), allow_nan=False)
 
 
 @pytest.mark.parametrize("names", [["only"], ["a", "b", "c"]])

@@ -29,7 +29,7 @@ def label_errors_section(errors: Sequence[LabelError], inputs: AnalysisInputs, t
     counts = Counter(error.kind for error in errors)
     text = ", ".join(f"{count:,} x {kind}" for kind, count in counts.most_common())
     parts: list[Table | Markup] = [
-        element("p", f"{len(errors):,} suspicions: {text}." if errors else "None is suspected.")
+        element("p", f"Suspected: {len(errors):,} ({text})." if errors else "None is suspected.")
     ]
     pictures = [drawn for error in errors[:PICTURES] if (drawn := _picture(error, boxes, thumbnails)) is not None]
     if pictures:
