@@ -21,6 +21,8 @@ Line = dict[str, Any]
 ENDS = frozenset(("end", "diverged"))  # kinds of lines that a continued run drops
 MAX_LINE_BYTES = 1 << 20  # a line of training has about 2 KB
 MAX_STEP = 1 << 53
+MAX_NUMBER = 1e39
+"""More than float32 holds: no number of a training is as large, and sums of smaller ones are finite."""
 BLOCK_BYTES = 1 << 16
 
 
@@ -37,9 +39,9 @@ def parse_line(text: bytes) -> Line | None:
 
 
 def has_numbers(line: Line, *names: str) -> bool:
-    """Whether all these entries of a line are finite numbers."""
+    """Whether all these entries of a line are finite numbers, up to `MAX_NUMBER`."""
     try:
-        return all(math.isfinite(line[name]) for name in names)
+        return all(math.isfinite(line[name]) and abs(line[name]) <= MAX_NUMBER for name in names)
     except (KeyError, TypeError, OverflowError):
         return False
 

@@ -69,7 +69,7 @@ def test_a_pipe_is_no_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(1, True), (0.5, True), (float("nan"), False), (float("inf"), False), ("1", False), (None, False), ([], False),
-     (10**400, False)],
+     (10**400, False), (3.4e38, True), (-1e40, False)],
 )  # fmt: skip
 def test_numbers(value: Any, expected: bool):
     assert has_numbers({"a": value}, "a") == expected
