@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import socket
@@ -18,7 +19,7 @@ import sys
 import threading
 import urllib.parse
 import webbrowser
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ FIRST_PORT, PORTS = 7860, 100
 """Without a requested port, the first free one of so many from here on."""
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "plotly": "plotly"}
 """Module -> package that hotcoco's app needs, and codetr does not."""
-ADDRESSES = re.compile(r"/(gallery|dashboard|detail/-?\d+|thumbnail/-?\d+|static/[\w.-]+|fonts/[\w.-]+)?")
+ADDRESSES = re.compile(r"/(gallery|dashboard|(detail|thumbnail)/(?P<image>\d+)|static/[\w.-]+|fonts/[\w.-]+)?")
 """What is answered besides images."""
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; font-src 'self'; "
@@ -64,10 +65,11 @@ class Guard:
     Args:
         app: hotcoco's.
         images: name of each image -> its file.
+        image_ids: of the images, as the app has them; it fails at others.
     """
 
-    def __init__(self, app: Any, images: Mapping[str, Path]) -> None:
-        self._app, self._images = app, images
+    def __init__(self, app: Any, images: Mapping[str, Path], image_ids: Collection[int]) -> None:
+        self._app, self._images, self._image_ids = app, images, frozenset(map(str, image_ids))
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answers a request, or passes it on."""
@@ -101,7 +103,10 @@ class Guard:
             return PlainTextResponse("Other pages may not ask.", 403, headers=HEADERS)
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("Nothing can be changed.", 405, headers=HEADERS)
-        if not scope["path"].startswith("/images/") and not ADDRESSES.fullmatch(scope["path"]):
+        if scope["path"].startswith("/images/"):
+            return None
+        address = ADDRESSES.fullmatch(scope["path"])
+        if address is None or (address["image"] is not None and address["image"] not in self._image_ids):
             return PlainTextResponse("Not found.", 404, headers=HEADERS)
         return None
 
@@ -148,7 +153,7 @@ def build_app(data: BrowseData) -> Guard:
         dt_coco=data.detections,
         coco_eval=data.evaluation,
     )
-    return Guard(app, data.images)
+    return Guard(app, data.images, data.coco.get_img_ids())
 
 
 def serve_browser(data: BrowseData, *, port: int | None, open_browser: bool, ready: Callable[[str], object]) -> None:
@@ -166,6 +171,7 @@ def serve_browser(data: BrowseData, *, port: int | None, open_browser: bool, rea
     """
     from codetr_cli.serving.connections import build_server, quiet_uvicorn
 
+    logging.getLogger("hotcoco.server").setLevel(logging.CRITICAL)  # its tracebacks: uvicorn reports an error in a line
     stopped = threading.Event()
     with bind_local(port) as bound, quiet_uvicorn(), StopRequest(lambda number: stopped.set(), lambda: None) as stop:
         address = f"http://{HOST}:{bound.getsockname()[1]}"

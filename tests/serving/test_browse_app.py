@@ -135,6 +135,7 @@ def test_nothing_on_the_pages_is_loaded_from_elsewhere(app: Guard, split: DataSp
     [
         "/docs", "/redoc", "/openapi.json", "/images/secret.txt", "/images/unlisted.jpg", "/images/../annotations/x",
         "/images//etc/passwd", "/images/", "/static/../server.py", "/static/a/b", "/nowhere", "/fonts/", "/detail/1/2",
+        "/detail/987654", "/thumbnail/987654", f"/thumbnail/{10**30}", "/thumbnail/-1",
     ],
 )  # fmt: skip
 def test_other_files_and_addresses_are_not(app: Guard, address: str) -> None:
@@ -168,7 +169,7 @@ def test_a_file_that_is_no_image_by_its_name_is_not_sent_as_one(split: DataSplit
     page.write_text("<script>")
     link = tmp_path / "link.png"
     link.symlink_to(page)
-    guard = Guard(None, {"page.html": page, "link.png": link, "gone.png": tmp_path / "gone.png"})
+    guard = Guard(None, {"page.html": page, "link.png": link, "gone.png": tmp_path / "gone.png"}, [])
     assert ask(guard, "/images/page.html").status == 404
     assert ask(guard, "/images/link.png").headers["content-type"] == "image/png"  # as decoders would see it
     assert ask(guard, "/images/gone.png").status == 404
