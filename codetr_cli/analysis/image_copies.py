@@ -26,7 +26,8 @@ class CopiedImages:
     """Copies among the images of all splits.
 
     Attributes:
-        images: that were compared.
+        images: that were compared, without those that cannot be read.
+        unreadable: images that are not there or cannot be read: whether they are copies is not known.
         is_compared: whether their pixels were; of very many images only names were, which shows the
             augmented copies that Roboflow makes.
         within: copies of an image of the same split.
@@ -35,6 +36,7 @@ class CopiedImages:
     """
 
     images: int
+    unreadable: int
     is_compared: bool
     within: int
     across: int
@@ -61,7 +63,8 @@ def find_copies(
         copy = Copy(*entries[index], *entries[first])
         (within if copy.split == copy.first_split else across).append(copy)
     return CopiedImages(
-        images=len(paths),
+        images=len(paths) - found.unreadable,
+        unreadable=found.unreadable,
         is_compared=found.is_compared,
         within=len(within),
         across=len(across),

@@ -12,12 +12,13 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._data import data_folder
 from codetr_cli.commands._defaults import Invocation
-from codetr_cli.errors import ConfigError
+from codetr_cli.errors import ConfigError, counted
 from codetr_cli.files import check_folder
 
 if TYPE_CHECKING:
     from codetr_cli.analysis.data_statistics import DataStatistics, Histogram
     from codetr_cli.analysis.data_summary import DataSummary
+    from codetr_cli.analysis.image_copies import CopiedImages
     from codetr_cli.config.schema import DataConfig, Settings
 
 EXAMPLES = (
@@ -167,16 +168,7 @@ def _show(summary: DataSummary, *, classes: int | None) -> None:
     _show_pairs(first)
     _show_differences(summary)
     if summary.copies is not None:
-        copies = summary.copies
-        console.info(
-            f"Copies: of {copies.images:,} images {copies.across:,} are copies of one in another split, "
-            f"{copies.within:,} of one in the same split."
-            + (
-                ""
-                if copies.is_compared
-                else " Only names were compared, because these are very many; `codetr prepare` finds equal files."
-            )
-        )
+        _show_copies(summary.copies)
     _show_advice(summary)
 
 
@@ -283,6 +275,20 @@ def _show_differences(summary: DataSummary) -> None:
         first = summary.differences[0].first
         columns = ["split", "of", "distance", "by chance", "verdict"]
         _table(f"Splits compared with {first} (total variation: 0 alike, 1 nothing in common)", columns, rows)
+
+
+def _show_copies(copies: CopiedImages) -> None:
+    console.info(
+        f"Copies: of {copies.images:,} images {copies.across:,} are copies of one in another split, "
+        f"{copies.within:,} of one in the same split."
+        + (
+            ""
+            if copies.is_compared
+            else " Only names were compared, because these are very many; `codetr prepare` finds equal files."
+        )
+    )
+    if copies.unreadable:
+        console.warn(f"{counted(copies.unreadable, 'image')} could not be read, and may be copies or not.")
 
 
 def _show_advice(summary: DataSummary) -> None:

@@ -42,7 +42,8 @@ def choose_validation(images: Sequence[Candidate], fraction: float) -> tuple[set
     """
     if len(images) < 2 or not fraction:
         return set(), ""
-    copies, frames, is_compared = similar_groups([image.path for image in images])
+    similar = similar_groups([image.path for image in images])
+    copies, frames, is_compared = similar.copies, similar.frames, similar.is_compared
     if len(set(copies)) == 1:  # nothing but copies, which then have to be divided
         copies = list(range(len(images)))
     units = [_Unit.of(group, images) for group in _by_number(copies)]

@@ -57,11 +57,13 @@ class Similar(NamedTuple):
         copies: the group of each image (N): copies of one picture.
         frames: the group of each image (N): copies, and images that follow each other and look alike.
         is_compared: whether pixels were compared; else only names.
+        unreadable: images that could not be read, so that their pixels were not compared.
     """
 
     copies: list[int]
     frames: list[int]
     is_compared: bool
+    unreadable: int = 0
 
 
 class _Picture(NamedTuple):
@@ -85,7 +87,7 @@ def similar_groups(paths: Sequence[Path], advance: Callable[[int], object] | Non
     order = sorted(range(len(paths)), key=lambda index: name_order(paths[index]))
     following = [(first, second) for first, second in pairwise(order) if paths[first].parent == paths[second].parent]
     copies.join(_augmented(paths))
-    is_compared = len(paths) <= MAX_COMPARED
+    is_compared, unreadable = len(paths) <= MAX_COMPARED, 0
     if is_compared:
         if len(paths) >= ANNOUNCED and advance is None:
             logger.info("comparing %s images once, to keep similar ones in one part", f"{len(paths):,}")
@@ -95,12 +97,13 @@ def similar_groups(paths: Sequence[Path], advance: Callable[[int], object] | Non
                 pictures.append(picture)
                 if advance is not None:
                     advance(1)
+        unreadable = pictures.count(None)
         copies.join(_alike(pictures))
         frames.join(pair for pair in following if _correlation(pictures, *pair) >= FRAME_CORRELATION)
     else:
         frames.join(pair for pair in following if _is_next(paths[pair[0]].name, paths[pair[1]].name))
     frames.join(enumerate(copies.groups()))
-    return Similar(copies.groups(), frames.groups(), is_compared)
+    return Similar(copies.groups(), frames.groups(), is_compared, unreadable)
 
 
 class _Chains:

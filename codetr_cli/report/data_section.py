@@ -10,6 +10,7 @@ from codetr_cli.analysis.advice import Advice
 from codetr_cli.analysis.data_statistics import DataStatistics, Histogram, Spread, aspect_text, number_text, sizes_text
 from codetr_cli.analysis.image_copies import CopiedImages
 from codetr_cli.analysis.split_differences import SplitDifference
+from codetr_cli.errors import counted
 from codetr_cli.report.charts import Axis, grouped_bar_chart, heat_map
 from codetr_cli.report.markup import element, joined
 from codetr_cli.report.page import Column, Section, Table, render_page
@@ -305,6 +306,8 @@ def _compared(differences: Sequence[SplitDifference]) -> Section:
 
 def _copies(copies: CopiedImages) -> Section:
     how = "" if copies.is_compared else " Only names were compared, because there are very many images."
+    if copies.unreadable:
+        how += f" {counted(copies.unreadable, 'image')} could not be read, and may be copies or not."
     parts = []
     if copies.examples:
         rows = [[each.split, each.name, each.first_split, each.first_name] for each in copies.examples]

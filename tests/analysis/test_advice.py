@@ -197,7 +197,7 @@ def test_splits_that_differ_by_more_than_chance() -> None:
 
 @pytest.mark.parametrize(("across", "is_given"), [(0, False), (1, True)])
 def test_copies_of_training_images(across: int, is_given: bool) -> None:
-    copies = CopiedImages(9, True, 3, across, [Copy("val", "b.jpg", "train", "a.jpg")] * across)
+    copies = CopiedImages(9, 0, True, 3, across, [Copy("val", "b.jpg", "train", "a.jpg")] * across)
     found = advice_of(classes([30]), classes([20]), copies=copies)
     assert ("copies" in found) == is_given
     if is_given:

@@ -26,7 +26,7 @@ def test_copies_are_found_within_and_across_splits(tmp_path: Path) -> None:
     found = find_copies(
         [("train", [path.name for path in train], train), ("val", [path.name for path in val], val)], read.append
     )
-    assert (found.images, found.is_compared, found.within, found.across) == (8, True, 1, 1)
+    assert (found.images, found.unreadable, found.is_compared, found.within, found.across) == (7, 1, True, 1, 1)
     assert found.examples == [
         Copy("val", "leaked.jpg", "train", "t2.jpg"),
         Copy("train", "again.jpg", "train", "t0.jpg"),

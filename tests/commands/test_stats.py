@@ -83,6 +83,15 @@ def test_a_page_is_written_and_never_over_a_file_of_the_user(codetr: Command, ti
     assert "folder" in codetr("stats", tiny_coco, "--html", ".").err
 
 
+def test_images_that_are_not_there_count_as_not_compared(codetr: Command, tiny_coco: Path) -> None:
+    images = len(list((tiny_coco / "val2017").iterdir()))
+    for file in (tiny_coco / "val2017").iterdir():
+        file.unlink()
+    ran = codetr("stats", tiny_coco)
+    assert ran.code == 0
+    assert f"{images} images could not be read" in " ".join(ran.err.split())
+
+
 def test_other_layouts_are_read(codetr: Command, tmp_path: Path) -> None:
     things = {"a": xml(("cat", 1, 1, 20, 20)), "b": xml(("cat", 1, 1, 9, 9))}
     write_voc(tmp_path / "voc", things, {"train": "a", "val": "b"})

@@ -73,7 +73,7 @@ def test_what_cannot_be_read_is_alone(tmp_path):
 def test_of_too_many_images_only_the_names_are_compared(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("v_8.png", "v_9.png", "v_10.png", "v_12.png", "w_13.png", "a_jpg.rf.0.png")]
     monkeypatch.setattr(similar, "MAX_COMPARED", 1)
-    assert similar_groups(paths) == ([0, 1, 2, 3, 4, 5], [0, 0, 0, 3, 4, 5], False)
+    assert similar_groups(paths) == ([0, 1, 2, 3, 4, 5], [0, 0, 0, 3, 4, 5], False, 0)
 
 
 def picture_of(kind: str, random: np.random.Generator) -> np.ndarray:

@@ -22,7 +22,7 @@ def page(names: tuple[str, ...] = ("cat", "dog", "owl")) -> str:
     val = annotations_of([(0, 0, 9, 9, 40, 40), (1, 2, 9, 9, 4, 4)], [(480, 640)] * 2, names=names)
     statistics = [data_statistics(train, LIMITS), data_statistics(val, LIMITS, split="val")]
     differences = [found for found in [split_difference(train, val)] if found]
-    copies = CopiedImages(33, False, 0, 1, [Copy("val", names[0], "train", names[0])])
+    copies = CopiedImages(33, 2, False, 0, 1, [Copy("val", names[0], "train", names[0])])
     advice = advise(statistics, LIMITS, differences=differences, copies=copies)
     sections = data_sections(statistics, advice=advice, differences=differences, copies=copies)
     return data_page("Data", {"Data": names[0]}, sections, statistics)
@@ -36,6 +36,7 @@ def test_every_section_is_there_with_its_numbers() -> None:
     assert "1 of 62 objects are under 8 pixels" in text
     assert "1 class of val has no object in train" in text
     assert "Only names were compared" in text
+    assert "2 images could not be read" in text
     assert "640x480 (31)" in text
 
 
