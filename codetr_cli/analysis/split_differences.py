@@ -147,8 +147,8 @@ def _counts(annotations: Annotations, columns: dict[str, int]) -> _Counts:
 
 def _table(columns: NDArray[np.int64], offsets: NDArray[np.int64], width: int) -> csr_array:
     """A sparse table with ones, or their sums, in the given columns of each row."""
-    table = csr_array((np.ones(len(columns)), columns, offsets), shape=(len(offsets) - 1, width))
-    table.sum_duplicates()
+    table = csr_array((np.ones(len(columns)), columns, offsets), shape=(len(offsets) - 1, width), copy=True)
+    table.sum_duplicates()  # in place, also in the arrays of offsets, which other tables need
     return table
 
 

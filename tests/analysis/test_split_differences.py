@@ -65,3 +65,24 @@ def test_the_numbers_are_the_same_each_time() -> None:
 def test_a_split_without_objects_is_not_compared() -> None:
     assert split_difference(split([0]), split([])) is None
     assert split_difference(split([]), split([0])) is None
+
+
+def test_distances_of_images_with_several_objects_of_a_class() -> None:
+    random = np.random.default_rng(1)
+    splits, classes, sides, numbers = [], [], [], []
+    for images, objects in ((20, 150), (9, 40)):
+        rows, labels = random.integers(0, images, objects), random.integers(0, 3, objects)
+        widths = random.choice([4, 20, 90], objects)
+        table = [(int(row), int(label), 0, 0, w, w) for row, label, w in zip(rows, labels, widths, strict=True)]
+        splits.append(annotations_of(table, [(100, 100)] * images))
+        classes.append(np.bincount(labels, minlength=3) / objects)
+        sides.append(np.array([(widths == side).mean() for side in (4, 20, 90)]))
+        edges = [1, 2, 3, 6, 11, 21, 51, 101, 301, 901]
+        numbers.append(np.bincount(np.digitize(np.bincount(rows, minlength=images), edges), minlength=11) / images)
+    found = split_difference(*splits)
+    assert found is not None
+    for distance, (one, other) in ((found.classes, classes), (found.sizes, sides), (found.per_image, numbers)):
+        assert distance.value == pytest.approx(np.abs(one - other).sum() / 2)
+    assert {each.name: each.first for each in found.shares} == pytest.approx(
+        dict(zip(("cat", "dog", "owl"), classes[0], strict=True))
+    )
