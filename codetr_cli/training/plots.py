@@ -122,7 +122,8 @@ def draw_pr_curves(
         drawn.append((line, f"{precision[0, :, label].mean():.3f}  {_shown_name(class_names[label])}"))
     if drawn:
         lines, texts = zip(*drawn, strict=True)
-        legend = axes.legend(lines, texts, fontsize=8, title="AP", title_fontsize=8, loc="lower left")
+        title = "AP; of a class at IoU 0.50" if most else "AP"
+        legend = axes.legend(lines, texts, fontsize=8, title=title, title_fontsize=8, loc="lower left")
         for text in legend.get_texts():
             text.set_parse_math(False)  # a class may be named $x$
     with warnings.catch_warnings():

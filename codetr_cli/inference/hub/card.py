@@ -147,7 +147,7 @@ def _model_index(facts: ModelFacts, evaluation: Evaluation, name: str) -> list[d
 
 
 def _line(text: str) -> str:
-    """A text of any origin in one line: a line of dashes would end the metadata."""
+    """A text of any origin in one line: a line of dashes would end the metadata, and one of backticks a command."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
@@ -267,7 +267,7 @@ def _training(facts: ModelFacts) -> list[str]:
     lines = [" ".join(data), begin]
     lines += ["", _cost(facts.cost)]
     if facts.command:
-        lines += ["", "A training with the same settings:", "", "```bash", facts.command, "```"]
+        lines += ["", "A training with the same settings:", "", "```bash", _line(facts.command), "```"]
     return [*lines, "", *table(("setting", "value"), _recipe(facts.settings, facts.step))]
 
 
@@ -278,7 +278,8 @@ def _cost(cost: TrainingCost | None) -> str:
     devices = f"{cost.processes} x {plain(cost.device)}" if cost.processes > 1 else plain(cost.device)
     on = " on CPUs" if cost.device == "cpu" else f" on {devices}" if cost.device else ""
     minutes = f", of which {_duration(cost.evaluation_seconds)} of evaluations" if cost.evaluation_seconds >= 60 else ""
-    taken = f"The training took about {_duration(cost.seconds)}{on}{minutes}, without interruptions."
+    time = f"about {_duration(cost.seconds)}" if cost.seconds >= 60 else "less than a minute"
+    taken = f"The training took {time}{on}{minutes}, without interruptions."
     if cost.energy_joules is None:
         return f"{taken} Its energy was not measured."
     return (
@@ -288,9 +289,8 @@ def _cost(cost: TrainingCost | None) -> str:
 
 
 def _duration(seconds: float) -> str:
+    """A time of a minute or more."""
     minutes = round(seconds / 60)
-    if minutes < 1:
-        return "a minute"
     if minutes < 120:
         return counted(minutes, "minute")
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -151,6 +151,9 @@ def test_names_of_strangers_are_no_markup(facts: ModelFacts):
     assert head_of(text)["license"] == "apache-2.0"
     assert "<script>" not in text.split("---\n", 2)[2]
     assert "\\[a](http:\\//x)" in text
+    settings = load_preset("co_dino_tiny")
+    origin = replace(facts, checkpoint=replace(checkpoint, settings=settings), base_model="", origin="x\n```\n# y")
+    assert "--weights 'x ``` # y'\n```\n" in model_card(origin, name="a")
 
 
 def test_how_to_use_it(facts: ModelFacts, tmp_path: Path):
@@ -167,7 +170,7 @@ def test_how_to_use_it(facts: ModelFacts, tmp_path: Path):
     ("cost", "expected"),
     [
         (None, "How long the training took is not recorded."),
-        (TrainingCost(seconds=20), "took about a minute, without"),
+        (TrainingCost(seconds=20), "took less than a minute, without"),
         (TrainingCost(seconds=460, device="cpu", processes=2), "took about 8 minutes on CPUs, without"),
         (TrainingCost(seconds=9000, device="GPU <x>"), "took about 2.5 hours on GPU &lt;x>, without"),
         (
