@@ -71,6 +71,13 @@ class Invocation:
     words: list[str]
     defaults: Defaults
 
+    @property
+    def command(self) -> str:
+        """The call for a page or a file: it can be given again, unless credentials in a URL were hidden."""
+        from codetr_cli.report.facts import command_text
+
+        return command_text(self.words)
+
 
 def find_defaults(folder: Path) -> Defaults:
     """The defaults of the file that is nearest to the folder, `codetr.toml` before `pyproject.toml`.

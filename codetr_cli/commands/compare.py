@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,7 +112,7 @@ def compare(
             sources, paths, chosen=chosen is not None, masks=not boxes_only, samples=samples, done=advance
         )
     invocation: Invocation = context.obj
-    unwritten = _write_page(compared, html, shlex.join(["codetr", *invocation.words]), force=force)
+    unwritten = _write_page(compared, html, invocation.command, force=force)
     _show(compared, per_class=per_class)
     if unwritten is not None:
         raise unwritten

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -165,8 +164,7 @@ def review(
     found = find_label_errors(inputs, kinds=chosen_kinds, listed_from=suspicion, evidence=evidence)
     warnings += _weakness(evidence.presence.surest)
     invocation: Invocation = context.obj
-    command = shlex.join(["codetr", *invocation.words])
-    facts = {**asked, "trained_on": trained, "command": command}
+    facts = {**asked, "trained_on": trained, "command": invocation.command}
     written = write_review(
         folder,
         found[:limit],

@@ -28,7 +28,7 @@ PICTURES_OF_MANY = 8
 WORDS = {"better": "better", "worse": "worse", "equal": "equal", "unclear": "not clear", "unknown": ""}
 METRICS_LEAD = (
     "AP in points from 0 to 100. An interval without zero is a difference that other images of the same kind would "
-    "show as well; one with zero may be chance."
+    "probably show as well; one with zero may be chance."
 )
 CLASSES_LEAD = (
     "AP of each class, those that differ most clearly first. Of many classes, some have an interval without zero by "

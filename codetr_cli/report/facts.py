@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,8 +18,10 @@ from codetr_cli.annotations.cache import content_digest
 from codetr_cli.evaluation.protocol import Published
 from codetr_cli.reading import open_file
 from codetr_cli.runtime.devices import cpu_count, cpu_name, list_gpus
+from codetr_cli.weights.urls import has_secrets, shown_url
 
 VERSIONS = ("torch", "numpy", "hotcoco", "pycocotools")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,5 +121,9 @@ def file_sha256(path: Path) -> str:
 
 
 def command_text(words: Sequence[str]) -> str:
-    """Words after `codetr` as a command that can be given again."""
-    return shlex.join(["codetr", *words])
+    """Words after `codetr` as a command that can be given again; credentials in URLs are hidden."""
+    return shlex.join(["codetr", *(_URL.sub(_public_url, word) for word in words)])
+
+
+def _public_url(found: re.Match[str]) -> str:
+    return shown_url(found[0]) if has_secrets(found[0]) else found[0]

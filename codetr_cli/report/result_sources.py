@@ -95,6 +95,8 @@ def find_source(given: str, annotations: Path | None = None) -> ResultSource:
             f"the folder {path} has {found}. codetr compare takes run folders, checkpoints, folders of `codetr eval`, "
             "files of detections and reports"
         )
+    if path.suffix.lower() in (*DETECTION_SUFFIXES, *HTML_SUFFIXES) and not path.exists():
+        raise ConfigError(f"there is no file {path}: give detections, a report, a run folder or a checkpoint")
     weights = find_checkpoint(given)
     if weights is None:
         raise ConfigError(f"{given} has no trained weights: give a checkpoint, or results of it")

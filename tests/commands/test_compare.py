@@ -137,7 +137,7 @@ def test_wrong_usage(codetr, sides):
     ran = codetr("compare", "a", "a/detections.json")
     assert (ran.code, "are the same results" in ran.err) == (2, True)
     ran = codetr("compare", "a", "nowhere.json")
-    assert (ran.code, "nowhere.json" in ran.err) == (4, True)
+    assert (ran.code, "there is no file nowhere.json" in ran.err) == (2, True)
     assert codetr("compare", *sides, "--samples", 5).code == 2
     assert codetr("compare", *sides, "--ann", "x.json", "--data", "y").code == 2
 

@@ -109,4 +109,8 @@ def test_facts_name_the_machine_and_versions_but_no_user() -> None:
     assert known.versions["codetr"]
     assert set(known.machine) == {"processor", "GPU", "system"}
     assert command_text(["eval", "a b", "--report="]) == "codetr eval 'a b' --report="
+    words = ["eval", "https://me:secret@host/a.pth?token=secret", "--set=train.backbone_weights=http://x:secret@y/b"]
+    assert "secret" not in command_text(words)
+    assert "host/a.pth" in command_text(words)
+    assert command_text(["eval", "https://host/a.pth"]) == "codetr eval https://host/a.pth"
     assert facts(published={"box_ap": 50.0, "mask_ap": None, "differences": ["x"], "comparable": False}).published_ap

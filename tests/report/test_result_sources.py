@@ -92,8 +92,10 @@ def test_several_evaluations_in_a_folder_are_a_question(tmp_path, val):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(ConfigError, match=r"there is no file .*absent\.json"):
         find_source(str(tmp_path / "absent.json"))
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        find_source(str(tmp_path / "absent.pth"))
     with pytest.raises(ConfigError, match="neither a checkpoint nor a preset"):
         find_source("resnet")
     with pytest.raises(ConfigError, match="has no results"):

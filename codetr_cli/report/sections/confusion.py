@@ -63,7 +63,7 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
 
 def _threshold_text(confusion: Confusion) -> Markup:
     count = (
-        f"Detections from score {confusion.threshold:.2f} on, matched at IoU {confusion.iou:.2f} regardless of class. "
+        f"Detections from score {confusion.threshold} on, matched at IoU {confusion.iou:.2f} regardless of class. "
         f"Of {int(confusion.matrix[-1].sum()):,} detections in the last row, {confusion.repeated:,} are on an object "
         "that another detection has."
     )

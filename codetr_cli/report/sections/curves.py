@@ -35,9 +35,9 @@ def curves_section(overall: ClassCurve, classes: Sequence[ClassCurve]) -> Sectio
         parts.append(
             element(
                 "p",
-                f"One threshold for all classes: {threshold:.2f}, with a precision of "
+                f"One threshold for all classes: {threshold}, with a precision of "
                 f"{100 * overall.precision_at_best:.0f} % and a recall of {100 * overall.recall_at_best:.0f} %; ",
-                element("code", f"codetr predict --score {threshold:.2f}"),
+                element("code", f"codetr predict --score {threshold}"),
                 " uses it.",
             )
         )

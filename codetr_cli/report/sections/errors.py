@@ -37,7 +37,7 @@ def errors_section(errors: ErrorTypes) -> Section:
         [round(100 * gain, 1) for gain in gains],
         Axis("AP50 points", low=0.0),
     )
-    at = f"from score {errors.threshold:.2f}"
+    at = f"from score {errors.threshold}"
     columns = [
         Column("type"),
         Column("costs AP50", "score", "AP at IoU 0.50 that is gained if errors of this type are fixed"),
