@@ -111,7 +111,8 @@ def _queries(statistics: Sequence[DataStatistics], limits: NetworkLimits) -> Ite
             f"{most[1]:,}, in {most[0]}",
             "the others of an image cannot be found",
         )
-    over = sum(each.at_input.over_counted for each in statistics if each.split != "train")
+    counted_by_class = [each for each in statistics if each.split != "train" and not _is_lvis(each)]
+    over = sum(each.at_input.over_counted for each in counted_by_class)
     if over:
         yield Advice(
             "counted",
@@ -293,6 +294,11 @@ def _summed(seen: Sequence[AtInput]) -> list[OtherInput]:
         OtherInput(parts[0].factor, parts[0].words, sum(part.tiny for part in parts), sum(part.small for part in parts))
         for parts in zip(*(each.other_inputs for each in seen), strict=True)
     ]
+
+
+def _is_lvis(statistics: DataStatistics) -> bool:
+    """Whether LVIS's rules apply: they count the best 300 detections of an image, of all classes together."""
+    return any(each.frequency is not None for each in statistics.classes)
 
 
 def _share(part: int, whole: int) -> str:
