@@ -25,6 +25,7 @@ from scipy.sparse import csr_array
 from codetr_cli.analysis.matches import Matches
 
 SAMPLES = 300
+"""Of the images."""
 RECALLS = np.linspace(0, 1, 101)
 """Recalls at which COCO averages precision."""
 FEWEST_IMAGES = 5

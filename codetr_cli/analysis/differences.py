@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr_cli.analysis.bootstrap import interval
+
 LEVEL = 0.95
 """Of intervals."""
 FEW_IMAGES = 30
@@ -89,8 +91,7 @@ def paired_difference(
     found = found[np.isfinite(found)]
     if len(found) < 2:
         return Difference(first, second, is_good=is_good)
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(found, [tail, 100 - tail]).tolist()
+    low, high = interval(found, LEVEL)
     return Difference(first, second, low, high, _chance(second - first, float(found.std(ddof=1))), is_good)
 
 

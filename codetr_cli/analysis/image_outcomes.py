@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr_cli.analysis.curves import DEFAULT_THRESHOLD
 from codetr_cli.analysis.matches import Matches
-
-NO_THRESHOLD = 0.5
-"""Of classes where no threshold is known, such as those without objects."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +74,10 @@ def image_outcomes(matches: Matches, thresholds: Sequence[float] | NDArray[np.fl
     Args:
         matches: detections of a class are matched best first, so those above a threshold are matched as if the others
             did not exist.
-        thresholds: (K,) of each class; NaN: `NO_THRESHOLD`.
+        thresholds: (K,) of each class; NaN: `DEFAULT_THRESHOLD`.
     """
     limits = np.asarray(thresholds, np.float64)
-    limits = np.where(np.isnan(limits), NO_THRESHOLD, limits)
+    limits = np.where(np.isnan(limits), DEFAULT_THRESHOLD, limits)
     shown = matches.scores >= limits[matches.labels]
     hit = shown & matches.hits()
     to_find = np.bincount(matches.object_images[~matches.object_ignored], minlength=matches.num_images)

@@ -13,8 +13,8 @@ from pycocotools import mask as mask_utils
 
 from codetr_cli.analysis.classes import known
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import Matches
-from codetr_cli.evaluation.scoring import MASK_PREFIX, Scores, parsed_outlines
+from codetr_cli.analysis.matches import Matches, object_codes
+from codetr_cli.evaluation.scoring import MASK_PREFIX, Scores
 
 BINS = 20
 MAX_HITS = 20_000
@@ -126,17 +126,10 @@ def masks_beside_boxes(inputs: AnalysisInputs, scores: Scores, matches: Matches,
 
 def _mask_iou(inputs: AnalysisInputs, rows: NDArray[np.int64], objects: NDArray[np.int64]) -> NDArray[np.float64]:
     """(H,) IoU of the mask of each detection with the outline of its object."""
-    truth, masks = inputs.ground_truth, inputs.detections.masks
+    masks = inputs.detections.masks
     assert masks is not None
-    outlines = parsed_outlines(truth, objects, str(inputs.paths.annotations_path))
-    sizes = truth.sizes[truth.image_rows[objects]].tolist()
     iou = np.zeros(len(rows))
-    for number, (row, outline, (height, width)) in enumerate(zip(rows.tolist(), outlines, sizes, strict=True)):
-        code = outline
-        if isinstance(outline, list):
-            code = mask_utils.merge(mask_utils.frPyObjects(outline, height, width))
-        elif isinstance(outline["counts"], list):
-            code = mask_utils.frPyObjects(outline, height, width)
+    for number, (row, code) in enumerate(zip(rows.tolist(), object_codes(inputs, objects), strict=True)):
         iou[number] = mask_utils.iou([masks[row]], [code], [False])[0, 0]
     return iou
 

@@ -345,7 +345,7 @@ def _mask_pairs(
     """As `_box_pairs` with masks, one image and class after another."""
     masks = inputs.detections.masks or []
     order, detections, starts, counts = _object_spans(counted, groups)
-    outlines = _object_codes(inputs) if len(detections) else []
+    outlines = object_codes(inputs, inputs.object_rows) if len(detections) else []
     by_span = np.argsort(starts, kind="stable")
     bounds = [0, *(np.flatnonzero(np.diff(starts[by_span])) + 1).tolist(), len(by_span)] if len(by_span) else [0]
     for begin, end in pairwise(bounds):
@@ -362,9 +362,13 @@ def _mask_pairs(
         yield _Pairs(found[near[0]], objects[near[1]], ious[near])
 
 
-def _object_codes(inputs: AnalysisInputs) -> list[dict[str, Any]]:
-    """The objects' outlines as run-length codes."""
-    ground_truth, rows = inputs.ground_truth, inputs.object_rows
+def object_codes(inputs: AnalysisInputs, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """The outlines of the objects in some rows of the annotations as run-length codes.
+
+    Raises:
+        DatasetError: an outline is broken.
+    """
+    ground_truth = inputs.ground_truth
     sizes = ground_truth.sizes[ground_truth.image_rows[rows]].tolist()
     codes = []
     for outline, (height, width) in zip(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.bootstrap import resampled_ap
+from codetr_cli.analysis.bootstrap import SAMPLES, resampled_ap
 from codetr_cli.analysis.curves import class_curves, overall_curve, suggested_thresholds
 from codetr_cli.analysis.errors import error_counts_per_image, error_types, find_errors
 from codetr_cli.analysis.image_outcomes import ImageOutcomes, image_outcomes
@@ -21,8 +21,6 @@ from codetr_cli.evaluation.scoring import MASK_PREFIX, Scores, score_detections
 
 STEPS = 4
 """Of the measurement of a run."""
-SAMPLES = 300
-"""Resamples of the images."""
 AREAS = {"APs": (0.0, 32.0**2), "APm": (32.0**2, 96.0**2), "APl": (96.0**2, MAX_AREA)}
 """COCO's sizes of objects, in square pixels."""
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from codetr_cli.analysis.bootstrap import SAMPLES
 from codetr_cli.analysis.common_ground import common_ground
 from codetr_cli.analysis.differences import Difference
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.jsonable import jsonable
 from codetr_cli.analysis.run_comparison import RunComparison, class_caution, compare_runs
-from codetr_cli.analysis.run_numbers import SAMPLES, STEPS, RunNumbers, measure_run
+from codetr_cli.analysis.run_numbers import STEPS, RunNumbers, measure_run
 from codetr_cli.evaluation.protocol import protocol_differences
 from codetr_cli.files import real_path
 from codetr_cli.formats.resolve import DataPaths
