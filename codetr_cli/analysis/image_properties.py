@@ -7,6 +7,7 @@ Shape letters: I evaluated images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ LEAST_RATIO = 1.2
 """Of the largest to the smallest of sizes of images that are divided."""
 LEAST_IMAGES = 20
 """A group of fewer images has an AP that means nothing."""
+MORE_DIGITS = 4
+"""Of the ends of ranges that would look the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,13 +204,24 @@ def _quantile_groups(values: NDArray[np.float64], digits: int) -> dict[str, tupl
         return {}
     edges = np.unique(np.quantile(values[known], np.arange(1, count) / count))
     place = np.searchsorted(edges, values[known], "left")
-    groups = {}
+    parts = []
     for number in range(len(edges) + 1):
         members = known[place == number]
         if len(members) >= LEAST_IMAGES:
-            low, high = float(values[members].min()), float(values[members].max())
-            groups[f"{low:,.{digits}f} to {high:,.{digits}f}"] = (members, low, high)
-    return groups
+            parts.append((members, float(values[members].min()), float(values[members].max())))
+    labels = _range_labels([(low, high) for _, low, high in parts], digits)
+    return dict(zip(labels, parts, strict=True))
+
+
+def _range_labels(ranges: Sequence[tuple[float, float]], digits: int) -> list[str]:
+    """A label for each range, with as many digits as it takes for them to differ."""
+    for precision in range(digits, digits + MORE_DIGITS + 1):
+        ends = [(f"{low:,.{precision}f}", f"{high:,.{precision}f}") for low, high in ranges]
+        if len(set(ends)) == len(ends) and all(
+            shown[0] != shown[1] or low == high for shown, (low, high) in zip(ends, ranges, strict=True)
+        ):
+            return [f"{low} to {high}" for low, high in ends]
+    return [f"{low!r} to {high!r}" for low, high in ranges]
 
 
 def _objects_groups(inputs: AnalysisInputs) -> dict[str, tuple[NDArray[np.int64], float, float]]:

@@ -154,3 +154,10 @@ def test_images_of_about_one_size_are_not_divided(tmp_path: Path, widths: tuple[
     groups, reasons = groups_of_images(inputs, image_properties(inputs))
     assert [group.key for group in groups] == ["image-size"] * divided
     assert ("image-size" in reasons) != divided
+
+
+def test_groups_whose_values_round_to_the_same_are_all_kept() -> None:
+    values = 0.08 + np.arange(80) * 1e-5
+    groups = module._quantile_groups(values, 2)
+    assert sum(len(members) for members, _, _ in groups.values()) == 80
+    assert list(groups) == ["0.0800 to 0.0802", "0.0802 to 0.0804", "0.0804 to 0.0806", "0.0806 to 0.0808"]
