@@ -70,18 +70,28 @@ def report_paths(html: Path, *, is_named: bool, force: bool) -> tuple[Path, Path
     Raises:
         ConfigError: files that are in the way may not be replaced, or the name is no page's.
     """
+    other = html.with_suffix(".json")
     if html.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--report {html}: the name of a report ends with .html; report.json is written beside it")
     if is_named:
-        paths = (html, html.with_suffix(".json"))
-        refuse_taken(paths, force=force, record=ResultRecord(html.parent))
-        return paths
+        refuse_taken((html, other), force=force, record=ResultRecord(html.parent))
+        if _has_other_results(other):
+            raise ConfigError(
+                f"--report {html}: {other}, where the numbers of the report are written, has other results, which are "
+                "kept: give another name"
+            )
+        return html, other
     while True:
         html = free_file(html, force=force)
         other = html.with_suffix(".json")
-        if free_file(other, force=force) == other:
+        if free_file(other, force=force) == other and not _has_other_results(other):
             return html, other
         html = html.with_name(f"{html.stem}_2{html.suffix}")
+
+
+def _has_other_results(path: Path) -> bool:
+    """Whether a file has something else than a report, such as the detections that the report is of."""
+    return path.is_file() and path.stat().st_size > 0 and not is_report(path)
 
 
 def write_report_files(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.files import write_result
 from codetr_cli.report.facts import ReportFacts, command_text
 from codetr_cli.report.report_file import is_report, read_report, report_paths, stored_table, write_report_files
 
@@ -76,6 +77,15 @@ def test_a_default_name_gets_a_number_where_it_is_taken(tmp_path: Path) -> None:
         report_paths(tmp_path / "report.html", is_named=True, force=True)
     with pytest.raises(ConfigError, match=r"ends with \.html"):
         report_paths(tmp_path / "report.txt", is_named=True, force=True)
+
+
+def test_other_results_of_codetr_are_no_report_and_kept(tmp_path: Path) -> None:
+    with write_result(tmp_path / "detections.json", by="eval") as temporary:
+        temporary.write_text("[]")
+    with pytest.raises(ConfigError, match="has other results"):
+        report_paths(tmp_path / "detections.html", is_named=True, force=True)
+    _, other = report_paths(tmp_path / "detections.html", is_named=False, force=True)
+    assert other.name == "detections_2.json"
 
 
 @pytest.mark.parametrize(
