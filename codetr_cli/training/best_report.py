@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from codetr_cli.analysis.analysis import analyse
 from codetr_cli.analysis.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.config.schema import DataConfig
+from codetr_cli.errors import CodetrError
 from codetr_cli.evaluation.evaluator import EvalResult
 from codetr_cli.evaluation.protocol import find_published
 from codetr_cli.evaluation.request import EvalRequest
@@ -15,11 +18,14 @@ from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.report.evaluation_report import write_report
 from codetr_cli.report.facts import ReportFacts, command_text, data_digest
-from codetr_cli.report.report_file import HTML_NAME
+from codetr_cli.report.report_file import HTML_NAME, read_report
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.weights.checkpoint import content_id
 
 logger = logging.getLogger(__name__)
+
+DATA_SETTINGS = ("format", "box_format", "annotations", "images", "val_images", "val_annotations", "yolo_labels")
+"""Of `data.*`: where validation data are, and how they are read."""
 
 
 class BestReport:
@@ -50,12 +56,14 @@ class BestReport:
     def write(self, folder: RunFolder) -> None:
         """Writes the report; an error is logged and does not end the training, which is done."""
         html = folder.path / HTML_NAME
-        command = command_text(["eval", str(folder.path), "--report"])
-        if self._best is None and html.exists():
-            return  # of the best checkpoint, which is as old
+        if self._best is None and _is_of_best(html, folder):
+            return
+        command = command_text(["eval", str(folder.path), *_data_words(self._request.settings.data), "--report"])
         if self._best is None:
             logger.info(
-                "no report is written: the best checkpoint was evaluated before this start; make one: %s", command
+                "%s: the best checkpoint was evaluated before this start; make its report: %s",
+                f"{html} is of another checkpoint" if html.exists() else "no report is written",
+                command,
             )
             return
         try:
@@ -90,6 +98,22 @@ class BestReport:
         inputs = AnalysisInputs.of(request.ground_truth, result.detections, self._paths, result.image_ids)
         analysis = analyse(inputs, result, show=_ignore, limits=NetworkLimits.of(settings))
         write_report(analysis, facts, folder.path / HTML_NAME, by="train", force=True)
+
+
+def _is_of_best(html: Path, folder: RunFolder) -> bool:
+    """Whether there is a report, and it is of the best checkpoint."""
+    try:
+        return read_report(html).facts.get("weights") == content_id(folder.best / WEIGHTS_NAME)
+    except (CodetrError, OSError):
+        return False
+
+
+def _data_words(data: DataConfig) -> list[str]:
+    """The options by which `codetr eval` finds the validation data of a training."""
+    roots = [root for root in (data.root, *data.extra_roots) if root]
+    chosen = {name: value for name in DATA_SETTINGS if (value := getattr(data, name)) is not None}
+    words = [word for root in roots for word in ("--data", root)]
+    return [*words, *(word for name, value in chosen.items() for word in ("--set", f"data.{name}={value}"))]
 
 
 def _ignore(name: str) -> None:

@@ -65,6 +65,28 @@ def test_the_report_is_of_the_best_evaluation(report, monkeypatch, caplog) -> No
     assert caplog.text == ""
 
 
+def test_a_report_of_an_earlier_checkpoint_is_named(report, monkeypatch, caplog) -> None:
+    best, result, folder = report
+    monkeypatch.setattr("codetr_cli.training.best_report.content_id", lambda path: "ab" * 32)
+    best.add(result)
+    best.keep()
+    best.write(folder)
+    monkeypatch.setattr("codetr_cli.training.best_report.content_id", lambda path: "cd" * 32)  # of a killed start
+    with caplog.at_level(logging.INFO, logger="codetr_cli"):
+        BestReport(best._request, None).write(folder)
+    assert "report.html is of another checkpoint" in caplog.text
+
+
+def test_its_command_names_the_data(report, caplog) -> None:
+    best, _, folder = report
+    data = {"root": "my data", "extra_roots": ("more",), "format": "coco"}
+    settings = best._request.settings.model_copy(update={"data": best._request.settings.data.model_copy(update=data)})
+    best._request.settings = settings
+    with caplog.at_level(logging.INFO, logger="codetr_cli"):
+        best.write(folder)
+    assert f"codetr eval {folder.path} --data 'my data' --data more --set data.format=coco --report" in caplog.text
+
+
 def test_without_an_evaluation_in_this_process_it_says_how_to_make_one(report, caplog) -> None:
     best, _, folder = report
     with caplog.at_level(logging.INFO, logger="codetr_cli"):
