@@ -66,15 +66,16 @@ class Interval:
     high: float
 
 
-def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Markup:
-    """Lines over a common axis, with a legend if there are several."""
+def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, *, mark: float | None = None) -> Markup:
+    """Lines over a common axis, with a legend if there are several, and a dashed line at a value of x."""
     frame = _Frame.around([point for each in series for point in each.points], x, y)
     lines = [
         element("polyline", points=part, class_=f"line stroke{number % SERIES} dash{number // SERIES % 4}")
         for number, each in enumerate(series)
         for part in frame.polylines(each.points)
     ]
-    content = [*frame.grid(), *lines]
+    marks = [] if mark is None else [frame.mark(mark)]
+    content = [*frame.grid(), *marks, *lines]
     return _figure(title, frame.svg(title, content), [each.name for each in series])
 
 
@@ -381,6 +382,9 @@ class _Frame:
             ),
         ]
         return content
+
+    def mark(self, x: float) -> Markup:
+        return element("line", x1=self.x(x), x2=self.x(x), y1=TOP, y2=HEIGHT - BOTTOM, class_="mark")
 
     def svg(self, title: str, content: Sequence[Markup]) -> Markup:
         return _svg(title, content, HEIGHT)

@@ -72,6 +72,7 @@ def _overall_charts(curve: ClassCurve) -> list[Markup]:
             ],
             Axis("threshold of the score", 0.0, 1.0),
             Axis("", 0.0, 1.0),
+            mark=known(curve.best_threshold),
         ),
     ]
 
