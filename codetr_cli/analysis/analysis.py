@@ -161,9 +161,10 @@ def analyse(
     )
     if analysis.groups is None:
         analysis.reasons["groups"] = "only LVIS has groups of rare, common and frequent classes"
-    analysis = _with_curves(analysis, show)
+    of_ap50 = matches_of_ap50(inputs, matches)
+    analysis = _with_curves(analysis, of_ap50, show)
     if analysis.counts.objects:
-        analysis = _with_intervals(analysis, show)
+        analysis = _with_intervals(analysis, of_ap50, show)
         analysis = _with_errors(analysis, show)
         analysis = _with_slices(analysis, show)
     else:
@@ -191,7 +192,7 @@ def _counts(inputs: AnalysisInputs, matches: Matches) -> Counts:
     )
 
 
-def _with_curves(analysis: Analysis, show: Show) -> Analysis:
+def _with_curves(analysis: Analysis, of_ap50: Matches, show: Show) -> Analysis:
     """Curves and thresholds, and what detections from these on confuse."""
     show("curves")
     inputs, matches = analysis.inputs, analysis.matches
@@ -216,14 +217,13 @@ def _with_curves(analysis: Analysis, show: Show) -> Analysis:
         curves=curves,
         calibration=calibration(inputs, matches),
         confusion=confusion_matrix(inputs, matches, threshold),
-        queries=recall_by_detections(inputs, matches),
+        queries=recall_by_detections(inputs, matches, of_ap50),
     )
 
 
-def _with_intervals(analysis: Analysis, show: Show) -> Analysis:
+def _with_intervals(analysis: Analysis, of_ap50: Matches, show: Show) -> Analysis:
     show("intervals")
-    matches = analysis.matches
-    resampled = resampled_ap(matches, of_ap50=matches_of_ap50(analysis.inputs, matches))
+    resampled = resampled_ap(analysis.matches, of_ap50=of_ap50)
     classes = [
         replace(row, ap_interval=_interval(resampled.class_ap[:, label])) if row.objects else row
         for label, row in enumerate(analysis.classes)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from codetr_cli.analysis.bootstrap import average_precision
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import IOU_THRESHOLDS, Matches, group_ranks, match_detections
+from codetr_cli.analysis.matches import IOU_THRESHOLDS, Matches, group_ranks, match_detections, matches_of_ap50
+from codetr_cli.evaluation.scoring import LVIS_MAX_DETS
 
 
 class RecallAt(NamedTuple):
@@ -33,21 +34,29 @@ class RecallAt(NamedTuple):
     recall50: float
 
 
-def recall_by_detections(inputs: AnalysisInputs, matches: Matches | None = None) -> list[RecallAt]:
+def recall_by_detections(
+    inputs: AnalysisInputs, matches: Matches | None = None, of_ap50: Matches | None = None
+) -> list[RecallAt]:
     """Recall and AP of the best 1, 3, 10, 30, ... detections of each image, up to the most that an image has.
 
-    Of the kept detections, those of `Matches` count, as in every AP: by COCO's rules 100 of an image and class, by
-    LVIS's 300 of an image. The last point is the AP of the evaluation.
+    For AP, of the kept detections those of `Matches` count, as in every AP, so that the last point is the AP of the
+    evaluation: by COCO's rules 100 of an image and class. For recall 1000 of them count, as otherwise it would stay the
+    same from the 100th detection of a single class on. By LVIS's rules the 300 best of an image count for both; there
+    are no points beyond.
 
     Args:
         inputs: detections and objects; empty without any detection.
         matches: of the boxes of these inputs; None: they are computed.
+        of_ap50: from `matches_of_ap50`; None: they are computed.
     """
     matches = match_detections(inputs) if matches is None else matches
+    of_recall = matches_of_ap50(inputs, matches) if of_ap50 is None else of_ap50
     ranks = _ranks_in_image(inputs)
     most = int(ranks.max(initial=-1)) + 1
+    if inputs.ground_truth.is_lvis:
+        most = min(most, LVIS_MAX_DETS)
     objects = int(matches.class_objects.sum())
-    found = [np.sort(ranks[matches.rows[matches.hits(level)]]) for level in range(len(IOU_THRESHOLDS))]
+    found = [np.sort(ranks[of_recall.rows[of_recall.hits(level)]]) for level in range(len(IOU_THRESHOLDS))]
     points = []
     for number in _numbers(most):
         kept = [int(np.searchsorted(of_level, number)) for of_level in found]

@@ -9,7 +9,7 @@ import pytest
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.queries import recall_by_detections
 from codetr_cli.evaluation.scoring import score_detections
-from tests.analysis.input_samples import material, scattered
+from tests.analysis.input_samples import crowded, material, scattered
 
 
 def best_of_images(inputs: AnalysisInputs, number: int) -> AnalysisInputs:
@@ -52,3 +52,14 @@ def test_nothing_to_find_and_nothing_found(tmp_path):
     points = recall_by_detections(replace(inputs, ground_truth=crowds))
     assert len(points) > 3
     assert all(math.isnan(point.recall) and math.isnan(point.ap) for point in points)
+
+
+def test_recall_of_crowded_images_rises_beyond_what_ap_counts(tmp_path):
+    inputs = crowded(tmp_path)
+    scores = score_detections(inputs.ground_truth, inputs.detections, where="crowded.json").metrics
+    points = {point.detections: point for point in recall_by_detections(inputs)}
+    assert list(points) == [1, 3, 10, 30, 100, 140]
+    assert points[100].recall == pytest.approx(scores["AR100"])
+    assert points[140].recall == pytest.approx(scores["AR1000"])
+    assert scores["AR1000"] > scores["AR100"] + 0.1
+    assert points[140].ap == points[100].ap == pytest.approx(scores["AP"])

@@ -36,7 +36,7 @@ def classes_section(rows: Sequence[ClassRow], curves: Sequence[ClassCurve] | Non
         Column("AP", "score", "over IoU 0.50 to 0.95"),
         Column("low", "score", "start of the 95 % interval of AP"),
         Column("high", "score", "end of the 95 % interval of AP"),
-        Column("AP50", "score", "at IoU 0.50"),
+        Column("AP50", "score", "at IoU 0.50, of the detections that AP counts"),
         Column("AR", "score", "part of the objects that are found, over IoU 0.50 to 0.95, by detections of any score"),
         *([Column("mask AP", "score")] if has_masks else []),
         Column("threshold", "score", "suggested: the score with the best F1-score at IoU 0.50"),

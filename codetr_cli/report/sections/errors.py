@@ -61,7 +61,8 @@ def errors_section(errors: ErrorTypes) -> Section:
     if alarms is not None and misses is not None:
         text = (
             f"All false alarms together cost {100 * alarms:.1f} points of AP50, all objects that are not found "
-            f"{100 * misses:.1f}. Types by TIDE (arXiv 2008.08115), at IoU 0.50."
+            f"{100 * misses:.1f}. Types by TIDE (arXiv 2008.08115), at IoU 0.50, of the detections "
+            "that AP counts."
         )
         if errors.missed_classes:
             text += (

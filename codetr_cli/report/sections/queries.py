@@ -45,7 +45,7 @@ def queries_section(rows: Sequence[RecallAt]) -> Section:
             Column("detections of an image", "number"),
             Column("recall at IoU 0.50", "score", "share of all objects that are found"),
             Column("recall", "score", "the same, mean over IoU 0.50 to 0.95"),
-            Column("AP", "score", "over IoU 0.50 to 0.95"),
+            Column("AP", "score", "over IoU 0.50 to 0.95, of what AP counts of these"),
         ],
         [(row.detections, known(row.recall50), known(row.recall), known(row.ap)) for row in rows],
     )

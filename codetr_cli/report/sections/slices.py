@@ -26,7 +26,7 @@ def slices_section(groups: Sequence[SliceGroup]) -> Section:
         Column("objects", "number"),
         Column("AP", "score", "over IoU 0.50 to 0.95"),
         Column("", "chart"),
-        Column("AP50", "score", "at IoU 0.50"),
+        Column("AP50", "score", "at IoU 0.50, of the detections that AP counts"),
         Column("AR", "score", "part of the objects that are found, over IoU 0.50 to 0.95, by detections of any score"),
     ]
     plain = [Column(column.title, column.kind) for column in columns]
