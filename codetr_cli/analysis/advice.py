@@ -212,7 +212,7 @@ def _classes(statistics: Sequence[DataStatistics], limits: NetworkLimits) -> Ite
                 f"the rarest class, {rarest.name}, has {counted(rarest.objects, 'object')} in "
                 f"{counted(rarest.images, 'image')}, 1/{most.images / rarest.images:.3g} of the most frequent, "
                 f"{most.name}. Images of {_classes_text(repeats.repeated_classes)} would be repeated: an epoch of "
-                f"{repeats.images:,} images instead of {train.images:,}",
+                f"{repeats.images:,} images instead of {repeats.images_before:,}",
                 "the repeat factors of LVIS, arXiv 1908.03195",
             )
     few = sorted((each for each in used if each.images <= RARE_IMAGES), key=lambda each: each.images)

@@ -7,6 +7,7 @@ Shape letters: I images, N objects, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -117,11 +118,13 @@ class Oversampling:
         threshold: of `data.oversample_threshold`; with it the rarest class is repeated up to 4 times.
         repeated_classes: classes whose images are repeated.
         images: of an epoch then.
+        images_before: of an epoch without.
     """
 
     threshold: float
     repeated_classes: int
     images: int
+    images_before: int
 
 
 @dataclass(frozen=True)
@@ -276,7 +279,7 @@ def data_statistics(
         compared_objects=int(np.isfinite(largest).sum()),
         centres=_centres(found, sizes[images]),
         together=together,
-        oversampling=_oversampling(presence, len(sizes)),
+        oversampling=_oversampling(annotations, presence, limits.data.filter_empty),
         at_input=_at_input(sizes, images, found, sides, in_class, limits),
     )
 
@@ -422,18 +425,25 @@ def _other_input(
     return OtherInput(factor, limits.settings_words(), tiny, int((scaled < SMALL).sum()))
 
 
-def _oversampling(presence: NDArray[np.int64], number: int) -> Oversampling | None:
-    images, labels = presence.T
-    counts = np.bincount(labels)
+def _oversampling(annotations: Annotations, presence: NDArray[np.int64], filter_empty: bool) -> Oversampling | None:
+    counts = np.bincount(presence[:, 1])
     counts = counts[counts > 0]
     if len(counts) < 2:
         return None
-    shares = counts / number
+    rows = np.flatnonzero(annotations.annotated_images()) if filter_empty else np.arange(len(annotations.image_ids))
+    shares = counts / len(rows)
     lowest = float(shares.min())
     # A class is repeated sqrt(threshold / share) times. More than four times, its few images are learned by heart.
-    threshold = float(f"{min(16 * lowest, float(np.median(shares)), 1.0):.2g}")
+    threshold = _rounded_down(min(16 * lowest, float(np.median(shares)), 1.0))
     repeated = int((shares < threshold).sum())
     if not repeated:
         return None
-    epoch = repeated_images(images, labels, np.arange(number), threshold, count_empty=False)
-    return Oversampling(threshold, repeated, len(epoch))
+    # As a training repeats them: images without objects are a class of their own, and crowds count.
+    epoch = repeated_images(annotations.image_rows, annotations.labels, rows, threshold, count_empty=not filter_empty)
+    return Oversampling(threshold, repeated, len(epoch), len(rows))
+
+
+def _rounded_down(value: float) -> float:
+    """A positive number of two digits that is not larger."""
+    digits = 1 - math.floor(math.log10(value))
+    return round(math.floor(value * 10**digits + 1e-6) / 10**digits, max(digits, 0))

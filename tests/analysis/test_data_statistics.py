@@ -18,6 +18,7 @@ from codetr_cli.analysis.input_size import NetworkLimits
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
+from codetr_cli.data.oversampling import repeated_images
 from tests.analysis.data_fakes import annotations_of, repeated
 
 OBJECTS = [
@@ -106,6 +107,19 @@ def test_classes_that_are_together_more_often_than_by_chance() -> None:
     assert len(found.pairs) == 1
     assert found.class_names == ["cat", "dog", "owl"]
     assert found.shares[0] == [1.0, 0.8, 0.0]
+
+
+@pytest.mark.parametrize(("filter_empty", "before", "then"), [(False, 101, 107), (True, 100, 103)])
+def test_repeats_are_those_of_a_training_with_empty_images(filter_empty: bool, before: int, then: int) -> None:
+    objects = [(image, 0, 0, 0, 9, 9) for image in range(99)] + [(99, 1, 0, 0, 9, 9)]
+    found = annotations_of(objects, [(50, 50)] * 101, names=["cat", "dog"])
+    limits = NetworkLimits.of(apply_overrides(Settings(name="test"), [f"data.filter_empty={filter_empty}"]))
+    repeats = data_statistics(found, limits).oversampling
+    assert repeats is not None
+    rows = np.arange(before)
+    trained = repeated_images(found.image_rows, found.labels, rows, repeats.threshold, count_empty=not filter_empty)
+    assert (repeats.images_before, repeats.images) == (before, len(trained))
+    assert len(trained) == then
 
 
 def test_repeats_make_up_for_rare_classes() -> None:
