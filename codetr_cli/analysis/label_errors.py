@@ -257,7 +257,7 @@ class _Search:
                 box=each.object_boxes[goes],
                 label=int(each.object_labels[goes]),
                 text=f"two annotations of {classes} overlap by an IoU of {iou:.2f}"
-                + (", and one detection explains both" if index >= 0 else ""),
+                + (", and one detection explains both" if index >= 0 and each.detection_of[goes] < 0 else ""),
             )
 
     def _support(self, each: ImageEvidence, number: int, explained: NDArray[np.bool_]) -> float:

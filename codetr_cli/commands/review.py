@@ -162,7 +162,7 @@ def review(
 
     evidence = gather_evidence(inputs)
     found = find_label_errors(inputs, kinds=chosen_kinds, listed_from=suspicion, evidence=evidence)
-    warnings += _weakness(evidence.presence.surest)
+    warnings += _weakness(evidence.presence.surest, len(inputs.detections))
     invocation: Invocation = context.obj
     facts = {**asked, "trained_on": trained, "command": invocation.command}
     written = write_review(
@@ -193,14 +193,17 @@ def _check_sources(checkpoint: str | None, detections: Path | None, folds: int |
         raise ConfigError("--weights is what --folds fine-tunes: give --folds, or the checkpoint as the argument")
 
 
-def _weakness(surest: float) -> list[str]:
+def _weakness(surest: float, detections: int) -> list[str]:
     """A warning where few of the surest detections are annotated objects, so that no finding says little."""
-    if surest >= WEAK:
+    if detections == 0:
+        warning = "there are no detections: only annotations that overlap each other can be found"
+    elif surest < WEAK:
+        warning = (
+            f"only {100 * surest:.0f} % of the surest detections are annotated objects: a model that agrees so little "
+            "with the annotations finds few of their errors. Train it longer, or review the data with another model."
+        )
+    else:
         return []
-    warning = (
-        f"only {100 * surest:.0f} % of the surest detections are annotated objects: a model that agrees so little with "
-        "the annotations finds few of their errors. Train it longer, or review the data with another model."
-    )
     console.warn(warning)
     return [warning]
 

@@ -59,6 +59,14 @@ def test_json(review: Callable[..., Ran]) -> None:
     assert answer["trained_on"] is None
 
 
+def test_no_detections(review: Callable[..., Ran], files: Path) -> None:
+    (files / "detections.json").write_text("[]")
+    ran = review()
+    assert ran.code == 0, ran.err
+    assert "there are no detections" in ran.err
+    assert "surest" not in ran.err
+
+
 def test_kinds_and_limit(review: Callable[..., Ran]) -> None:
     answer = review("--json", "--kinds", "missing").json
     assert [finding["kind"] for finding in answer["findings"]] == ["missing box"]
