@@ -150,7 +150,7 @@ def row_chart(title: str, names: Sequence[str], values: Sequence[float], axis: A
         y = 22 * i + 6
         start, end = sorted((place(max(low, min(0.0, high))), place(value)))
         content += [
-            element("text", element("title", name), _shortened(name, 20), x=ROW_NAMES - 6, y=y + 12, text_anchor="end"),
+            element("text", element("title", name), _shortened(name, 25), x=ROW_NAMES - 6, y=y + 12, text_anchor="end"),
             element("rect", x=start, y=y, width=max(end - start, 1.0), height=15, class_="fill0"),
             element("text", _text(value, axis), x=end + 5, y=y + 12, class_="tick"),
         ]

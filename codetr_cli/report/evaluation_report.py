@@ -140,7 +140,7 @@ def _head(analysis: Analysis, facts: ReportFacts) -> dict[str, str | Markup]:
         "sha256 of its content": facts.weights,
         "Annotations": facts.annotations,
         "Images": facts.images_dir,
-        "sha256 of the annotations, its start": facts.data,
+        "sha256 of the annotations, first 16 digits": facts.data,
         "Evaluated": f"{counts.images:,} images, {counts.objects:,} objects, {counts.detections:,} detections",
         "Machine": ", ".join(value for name, value in facts.machine.items() if value != "none"),
         "Versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),

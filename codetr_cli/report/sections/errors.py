@@ -17,11 +17,14 @@ LEAD = (
     "fixed. The gains do not add up, since fixing one kind uncovers another."
 )
 ADVICE: Mapping[str, tuple[str, str]] = {
-    "loose box": ("the right class, but the box overlaps its object by 10 to 50 % only", "resolution, looser labels"),
+    "loose box": (
+        "the right class, but the box overlaps its object by 10 to 50 % only",
+        "resolution; labels whose boxes are loose",
+    ),
     "wrong class": ("a box in the right place with another class", "similar classes: see the confusion matrix"),
     "wrong class and loose box": ("both at once", "resolution, more data"),
     "duplicate": ("an object that another detection has found already", "NMS settings"),
-    "background": ("nothing is annotated there", "a higher threshold; suspected label errors below"),
+    "background": ("nothing is annotated there", "suspected label errors below; training images with such backgrounds"),
     "missed": ("an annotated object without any detection near it", "resolution, queries, more data of these objects"),
 }
 """Type of error -> what it is, and where to look."""
