@@ -23,6 +23,9 @@ FEW_IMAGES = 30
 MOST_IMAGES = 100.0
 """A difference that would need this many times the images is reported without their number."""
 
+FOUR_OF_FIVE = ((1.960 + 0.842) / 1.960) ** 2
+"""So many times the images whose interval just reaches zero: then 80 % of normal intervals of `LEVEL` do not have it."""
+
 Conclusion = Literal["better", "worse", "equal", "unclear", "unknown"]
 """Of the second side: better or worse by more than chance explains; equal in all resamples; unclear; unknown: there is
 nothing to measure."""
@@ -119,11 +122,16 @@ def clear_after_holm(chances: Sequence[float], level: float = 1 - LEVEL) -> list
 
 
 def images_needed(difference: Difference, images: int) -> int | None:
-    """About how many images would show an unclear difference, if it is real; None: not known, or far too many."""
+    """About how many images would show an unclear difference in four of five cases, if it is real.
+
+    Returns:
+        None: not known, or far too many.
+    """
     half = (difference.high - difference.low) / 2
     if difference.conclusion != "unclear" or not half > 0 or difference.value == 0:
         return None
-    factor = (half / abs(difference.value)) ** 2
+    # With as many images as make the half width equal to the value, the interval would contain zero every second time.
+    factor = FOUR_OF_FIVE * (half / abs(difference.value)) ** 2
     # The interval contains zero, and may do so even with a half width below the value, as it need not be symmetric.
     return None if factor > MOST_IMAGES else round_up(max(factor, 1.1) * images)
 

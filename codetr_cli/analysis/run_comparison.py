@@ -289,7 +289,9 @@ def _cautions(ap: Difference, images: int, *, same: bool) -> list[str]:
         cautions.append(f"{images:,} images are few: the interval is rough, and usually too narrow.")
     needed = images_needed(ap, images)
     if needed is not None:
-        cautions.append(f"If this difference is real, about {needed:,} images of this kind would show it.")
+        cautions.append(
+            f"If this difference is real, about {needed:,} images of this kind would show it in four of five cases."
+        )
     if ap.conclusion in ("better", "worse", "unclear"):
         cautions.append(
             "The interval is about the choice of the images. It does not contain what another seed of the training "

@@ -116,8 +116,9 @@ def test_holm_errs_rarely_among_many_classes():
 
 
 def test_images_that_would_show_a_difference():
-    # The half width falls with the root of the number of images: a quarter of it needs 16 times as many.
-    assert images_needed(Difference(0.4, 0.41, -0.03, 0.05), 1000) == 16000
+    # The half width falls with the root of the number of images: a quarter of it needs 16 times as many, and twice
+    # that to be seen in four of five cases.
+    assert images_needed(Difference(0.4, 0.41, -0.03, 0.05), 1000) == 33000
     assert images_needed(Difference(0.4, 0.41, 0.001, 0.05), 1000) is None
     assert images_needed(Difference(0.4, 0.4001, -0.05, 0.05), 1000) is None
     assert images_needed(Difference(0.4, 0.4, -0.05, 0.05), 1000) is None
@@ -126,3 +127,12 @@ def test_images_that_would_show_a_difference():
 @pytest.mark.parametrize(("value", "rounded"), [(3, 3), (99, 99), (101, 110), (12345, 13000), (1.2, 2)])
 def test_round_numbers(value: float, rounded: int):
     assert round_up(value) == rounded
+
+
+def test_so_many_images_show_the_difference_in_four_of_five_cases():
+    """Values of images whose mean difference is 0.1 of their deviation: 784 show it, by the textbook."""
+    half = 1.96 / math.sqrt(100)
+    needed = images_needed(Difference(0.0, 0.1, 0.1 - half, 0.1 + half), 100)
+    assert needed == 790
+    means = np.random.default_rng(0).normal(0.1, 1 / math.sqrt(needed), 20_000)
+    assert (means > 1.96 / math.sqrt(needed)).mean() == pytest.approx(0.8, abs=0.02)
