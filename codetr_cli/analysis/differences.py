@@ -24,7 +24,7 @@ MOST_IMAGES = 100.0
 """A difference that would need this many times the images is reported without their number."""
 
 FOUR_OF_FIVE = ((1.960 + 0.842) / 1.960) ** 2
-"""So many times the images whose interval just reaches zero: then 80 % of normal intervals of `LEVEL` do not have it."""
+"""Times the images whose interval just reaches zero: with these, 80 % of normal intervals of `LEVEL` are without it."""
 
 Conclusion = Literal["better", "worse", "equal", "unclear", "unknown"]
 """Of the second side: better or worse by more than chance explains; equal in all resamples; unclear; unknown: there is
