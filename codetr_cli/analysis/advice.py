@@ -257,11 +257,7 @@ def _differences(statistics: Sequence[DataStatistics], differences: Sequence[Spl
                 f"{each.first}, so that AP of each is 0: {listed(names, SHOWN)}",
                 "a detector finds only what it was trained on",
             )
-        for what, distance in (
-            ("shares of classes", each.classes),
-            ("sizes of objects", each.sizes),
-            ("numbers of objects per image", each.per_image),
-        ):
+        for what, distance in each.distances:
             if distance.value >= DIFFERENT and distance.is_more_than_chance:
                 yield Advice(
                     "different splits",

@@ -41,6 +41,11 @@ class Distance:
         """Whether the splits differ more than random divisions do."""
         return self.value > self.by_chance
 
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        return "more than chance" if self.is_more_than_chance else "no more than chance"
+
 
 @dataclass(frozen=True)
 class ClassShares:
@@ -74,6 +79,15 @@ class SplitDifference:
     missing: list[tuple[str, int]]
     extra: list[tuple[str, int]]
     shares: list[ClassShares]
+
+    @property
+    def distances(self) -> list[tuple[str, Distance]]:
+        """What differs, and by how much."""
+        return [
+            ("shares of classes", self.classes),
+            ("sizes of objects", self.sizes),
+            ("numbers of objects per image", self.per_image),
+        ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -263,14 +263,9 @@ def _show_pairs(first: DataStatistics) -> None:
 def _show_differences(summary: DataSummary) -> None:
     rows: list[list[object]] = []
     for each in summary.differences:
-        for what, distance in (
-            ("shares of classes", each.classes),
-            ("sizes of objects", each.sizes),
-            ("objects per image", each.per_image),
-        ):
-            verdict = "more" if distance.is_more_than_chance else "no more"
+        for what, distance in each.distances:
             values = [round(distance.value, 3), round(distance.by_chance, 3)]
-            rows.append([each.second, what, *values, f"{verdict} than chance"])
+            rows.append([each.second, what, *values, distance.verdict])
     if rows:
         first = summary.differences[0].first
         columns = ["split", "of", "distance", "by chance", "verdict"]

@@ -261,13 +261,9 @@ def _together(statistics: Sequence[DataStatistics]) -> Section:
 def _compared(differences: Sequence[SplitDifference]) -> Section:
     rows, classes = [], []
     for each in differences:
-        for what, distance in (
-            ("shares of classes", each.classes),
-            ("sizes of objects", each.sizes),
-            ("objects per image", each.per_image),
-        ):
-            verdict = "more than chance" if distance.is_more_than_chance else "no more than chance"
-            rows.append([f"{each.first} and {each.second}", what, distance.value, distance.by_chance, verdict])
+        for what, distance in each.distances:
+            names = f"{each.first} and {each.second}"
+            rows.append([names, what, distance.value, distance.by_chance, distance.verdict])
         classes += [[each.second, row.name, row.first, row.second, row.second - row.first] for row in each.shares]
     missing = [
         [each.second, name, f"{count:,} objects in {each.first}, none in {each.second}"]
