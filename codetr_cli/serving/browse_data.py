@@ -15,7 +15,7 @@ from codetr_cli.annotations.objects import Annotations
 from codetr_cli.annotations.outlines import check_outline
 from codetr_cli.annotations.run_length_codes import OutlineError
 from codetr_cli.class_names import storable_class_name
-from codetr_cli.errors import DatasetError
+from codetr_cli.errors import DatasetError, counted
 from codetr_cli.inference.detections import DetectionTable
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def browse_data(split: DataSplit, detections: DetectionTable | None = None) -> B
     notes = []
     broken = sum(any(sign in name for sign in BROKEN_LINKS) for name in names)
     if broken:
-        notes.append(f"{broken:,} images have #, ? or % in their names: the app shows them small, but not large.")
+        notes.append(
+            f"{counted(broken, 'image', 'have')} a name with #, ? or %, which the app shows small, but not large."
+        )
     first = 1 - int(min(found.image_ids.min(initial=1), 1))  # hotcoco refuses negative ids
     first_class = 1 - min([*found.category_ids, 1])
     images = _image_records(found, names, first, first_class)

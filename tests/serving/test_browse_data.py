@@ -125,5 +125,5 @@ def test_names_that_addresses_cannot_hold_are_counted(tiny_coco: Path) -> None:
         content["images"][0]["file_name"] = "a#b.jpg"
 
     assert browse_data(read(tiny_coco, rename)).notes == [
-        "1 images have #, ? or % in their names: the app shows them small, but not large."
+        "1 image has a name with #, ? or %, which the app shows small, but not large."
     ]
