@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from codetr_cli.escaping import visible
 from codetr_cli.report.markup import element, joined
 
 SERIES = 6
@@ -451,4 +452,5 @@ def _text(value: float, axis: Axis) -> str:
 
 
 def _shortened(text: str, limit: int) -> str:
+    text = visible(text)  # as the page will have it: a control character becomes four
     return text if len(text) <= limit else text[: limit - 1] + "…"

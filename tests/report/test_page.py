@@ -131,6 +131,11 @@ def test_names_of_any_script_are_shown_and_controls_as_their_codes(name: str, sh
     text.encode()
 
 
+def test_names_beside_a_chart_are_as_short_as_they_are_shown() -> None:
+    chart = interval_chart("T", [Interval("\x1b[31mred\x1b]0;own\x07", 1.0, 0.5, 2.0)], Axis("v"))
+    assert ">\\x1b[31mred\\x1b]0;o…<" in chart
+
+
 def test_a_heat_map_is_as_large_as_its_cells_and_leads_to_examples() -> None:
     text = heat_map(
         "map", ["a", "b"], ["a", "b"], [[1, 0.3], [0, 0.001]], rows_are="x", columns_are="y", links={(0, 1): "#ab"}
