@@ -182,10 +182,10 @@ class DataStatistics:
         common_sizes: the most frequent sizes of images, "WIDTHxHEIGHT", with the number of images.
         different_sizes: of images.
         image_sides: longer sides of images in pixels.
-        image_aspects: width through height of images.
+        image_aspects: width over height of images.
         object_sides: square roots of the objects' areas (width times height) in pixels.
         object_shares: of the image's area that objects cover, from 0 to 1.
-        object_aspects: width through height of objects.
+        object_aspects: width over height of objects.
         per_image: objects of an image.
         most_objects: the image with the most objects and their number; None without objects.
         classes_per_image: different classes of an image.
@@ -327,7 +327,7 @@ def sizes_text(statistics: DataStatistics) -> str:
 
 
 def aspect_text(value: float) -> str:
-    """Width through height as a ratio: "2:1", "1:4"."""
+    """Width over height as a ratio: "2:1", "1:4"."""
     if value <= 0:
         return "0:1"
     return f"{value:.3g}:1" if value >= 1 else f"1:{1 / value:.3g}"

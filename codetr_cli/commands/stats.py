@@ -161,7 +161,7 @@ def _show(summary: DataSummary, *, classes: int | None) -> None:
     first = summary.splits[0]
     _show_bins(f"Sides of objects at the input size {first.at_input.input_size} [px]", summary, "sides at the input")
     _show_bins("Sides of objects in the images [px]", summary, "sides")
-    _show_bins("Width through height of objects", summary, "aspects")
+    _show_bins("Width over height of objects", summary, "aspects")
     _show_bins("Objects per image", summary, "per image")
     _show_bins("Largest IoU of an object with another one of its image", summary, "overlaps")
     _show_sizes(summary.splits)

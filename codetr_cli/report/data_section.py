@@ -151,9 +151,9 @@ def _sizes(statistics: Sequence[DataStatistics]) -> Section:
     charts = [
         _chart(f"Sides of objects at the input size {seen.input_size}, pixels", statistics, lambda s: s.at_input.sides),
         _chart("Sides of objects in the images, pixels", statistics, lambda s: s.object_sides),
-        _chart("Width through height of objects", statistics, lambda s: s.object_aspects),
+        _chart("Width over height of objects", statistics, lambda s: s.object_aspects),
         _chart("Longer sides of images, pixels", statistics, lambda s: s.image_sides),
-        _chart("Width through height of images", statistics, lambda s: s.image_aspects),
+        _chart("Width over height of images", statistics, lambda s: s.image_aspects),
     ]
     rows = []
     for each in statistics:

@@ -185,13 +185,17 @@ def test_masks_and_frequencies(tmp_path: Path) -> None:
     ("name", "what"),
     [
         ("AP75", "at IoU 0.75"),
-        ("mask_AR10", "masks: recall with up to 10 detections"),
+        ("mask_AR10", "masks: recall with up to 10 detections of a class per image"),
         ("AP@500", "up to 500 detections"),
         ("x", ""),
     ],
 )
 def test_metrics_have_a_meaning(name: str, what: str) -> None:
     assert what in meaning(name)
+
+
+def test_lvis_counts_the_detections_of_all_classes_together() -> None:
+    assert "up to 300 detections per image" in meaning("AR300", is_lvis=True)
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,15 @@ WORDS = {
 }
 
 
-def meaning(name: str) -> str:
-    """What a metric is, in a few words."""
+def meaning(name: str, *, is_lvis: bool = False) -> str:
+    """What a metric is, in a few words; by LVIS's rules the detections of all classes in an image count together."""
     plain = name.removeprefix(MASK_PREFIX)
     what = "masks: " if name.startswith(MASK_PREFIX) else ""
     if plain.startswith("AR") and plain[2:].isdigit():
         number = "1 detection" if plain == "AR1" else f"{plain[2:]} detections"
-        return f"{what}recall with up to {number} per image"
+        return (
+            f"{what}recall with up to {number} {'' if is_lvis else 'of a class '}per image, mean over classes and IoU"
+        )
     if plain.startswith("AP@"):
         return f"{what}AP with up to {plain[3:]} detections per image"
     return what + WORDS.get(plain, "")
@@ -88,7 +90,8 @@ def overall_section(facts: ReportFacts, interval: Limits | None, interval50: Lim
             "all images."
         )
         parts.append(element("p", text, class_="hint"))
-    rows = [(name, None if value < 0 else value, meaning(name)) for name, value in metrics.items()]
+    is_lvis = "APr" in metrics
+    rows = [(name, None if value < 0 else value, meaning(name, is_lvis=is_lvis)) for name, value in metrics.items()]
     columns = [Column("metric"), Column("value", "score"), Column("meaning")]
     parts.append(Table("All metrics", columns, rows))
     return Section("overall", "Overall", LEAD, parts)
