@@ -12,7 +12,7 @@ PACKAGE, TESTS = REPOSITORY / "codetr_cli", REPOSITORY / "tests"
 TESTED_ELSEWHERE = {
     "analysis/label_evidence.py": "analysis/test_label_errors.py",
     "report/review_files.py": "commands/test_review.py",
-    "analysis/co_occurrence.py": "analysis/test_data_statistics.py",
+    "analysis/data/co_occurrence.py": "analysis/data/test_statistics.py",
     "commands/bench/_end_to_end.py": "commands/bench/test_infer.py",
     "commands/_data.py": "commands/test_stats.py",  # also test_prepare.py
     "commands/_detection.py": "commands/test_predict.py",

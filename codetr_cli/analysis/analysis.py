@@ -14,10 +14,10 @@ from codetr_cli.analysis.calibration import Calibration, calibration
 from codetr_cli.analysis.classes import ClassRow, FrequencyGroup, class_rows, frequency_groups, known
 from codetr_cli.analysis.confusion import Confusion, confusion_matrix
 from codetr_cli.analysis.curves import DEFAULT_THRESHOLD, ClassCurve, class_curves, overall_curve, suggested_thresholds
-from codetr_cli.analysis.data_statistics import DataStatistics, data_statistics
+from codetr_cli.analysis.data.input_size import NetworkLimits
+from codetr_cli.analysis.data.statistics import DataStatistics, data_statistics
 from codetr_cli.analysis.errors import ErrorTypes, FoundErrors, error_types, find_errors
 from codetr_cli.analysis.image_properties import groups_of_images, image_properties
-from codetr_cli.analysis.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_errors import LabelError, find_label_errors
 from codetr_cli.analysis.masks import Masks, masks_beside_boxes

@@ -13,7 +13,7 @@ from codetr_cli.commands._data import data_folder
 from codetr_cli.commands._defaults import Invocation
 
 if TYPE_CHECKING:
-    from codetr_cli.analysis.data_splits import DataSplit
+    from codetr_cli.analysis.data.splits import DataSplit
     from codetr_cli.inference.detections import DetectionTable
 
 EXAMPLES = (
@@ -102,7 +102,7 @@ def _read_split(
     with_outlines: bool,
     note: bool,
 ) -> DataSplit:
-    from codetr_cli.analysis.data_splits import read_splits, split_names
+    from codetr_cli.analysis.data.splits import read_splits, split_names
     from codetr_cli.config.overrides import apply_overrides
     from codetr_cli.config.schema import Settings
 

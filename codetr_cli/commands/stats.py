@@ -16,9 +16,9 @@ from codetr_cli.errors import ConfigError, counted
 from codetr_cli.files import check_folder
 
 if TYPE_CHECKING:
-    from codetr_cli.analysis.data_statistics import DataStatistics, Histogram
-    from codetr_cli.analysis.data_summary import DataSummary
-    from codetr_cli.analysis.image_copies import CopiedImages
+    from codetr_cli.analysis.data.image_copies import CopiedImages
+    from codetr_cli.analysis.data.statistics import DataStatistics, Histogram
+    from codetr_cli.analysis.data.summary import DataSummary
     from codetr_cli.config.schema import DataConfig, Settings
 
 EXAMPLES = (
@@ -68,7 +68,7 @@ def stats(
         check_folder(html.parent, "--html")
     named = opt.argument_or_option(context, "path", "data")
     opt.refuse_both(annotations, named)
-    from codetr_cli.analysis.data_summary import summarize_data
+    from codetr_cli.analysis.data.summary import summarize_data
     from codetr_cli.analysis.jsonable import jsonable
 
     options: dict[str, Any] = {
@@ -235,7 +235,7 @@ def _histogram(statistics: DataStatistics, what: str) -> Histogram:
 
 
 def _show_sizes(splits: Sequence[DataStatistics]) -> None:
-    from codetr_cli.analysis.data_statistics import sizes_text
+    from codetr_cli.analysis.data.statistics import sizes_text
 
     rows = [
         [

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup
 
-from codetr_cli.analysis.advice import Advice
-from codetr_cli.analysis.data_statistics import DataStatistics, Histogram, Spread, aspect_text, number_text, sizes_text
-from codetr_cli.analysis.image_copies import CopiedImages
-from codetr_cli.analysis.split_differences import SplitDifference
+from codetr_cli.analysis.data.advice import Advice
+from codetr_cli.analysis.data.image_copies import CopiedImages
+from codetr_cli.analysis.data.split_differences import SplitDifference
+from codetr_cli.analysis.data.statistics import DataStatistics, Histogram, Spread, aspect_text, number_text, sizes_text
 from codetr_cli.errors import counted
 from codetr_cli.report.charts import Axis, grouped_bar_chart, heat_map
 from codetr_cli.report.markup import element, joined

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from codetr_cli.analysis.analysis import Analysis
-from codetr_cli.analysis.data_statistics import DataStatistics
+from codetr_cli.analysis.data.statistics import DataStatistics
 from codetr_cli.analysis.jsonable import jsonable
 from codetr_cli.report.data_section import data_sections
 from codetr_cli.report.facts import ReportFacts

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.analysis.analysis import Analysis, analyse
-from codetr_cli.analysis.input_size import NetworkLimits
+from codetr_cli.analysis.data.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.evaluation.evaluator import EvalResult

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codetr_cli.analysis.data_splits import DataSplit
+from codetr_cli.analysis.data.splits import DataSplit
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.annotations.outlines import check_outline
 from codetr_cli.annotations.run_length_codes import OutlineError

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from codetr_cli.analysis.analysis import analyse
-from codetr_cli.analysis.input_size import NetworkLimits
+from codetr_cli.analysis.data.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.errors import CodetrError

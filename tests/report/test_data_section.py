@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_cli.analysis.advice import Advice, advise
-from codetr_cli.analysis.data_statistics import data_statistics
-from codetr_cli.analysis.image_copies import CopiedImages, Copy
-from codetr_cli.analysis.input_size import NetworkLimits
-from codetr_cli.analysis.split_differences import split_difference
+from codetr_cli.analysis.data.advice import Advice, advise
+from codetr_cli.analysis.data.image_copies import CopiedImages, Copy
+from codetr_cli.analysis.data.input_size import NetworkLimits
+from codetr_cli.analysis.data.split_differences import split_difference
+from codetr_cli.analysis.data.statistics import data_statistics
 from codetr_cli.config.schema import Settings
 from codetr_cli.report.data_section import data_page, data_sections
-from tests.analysis.data_fakes import annotations_of, repeated
+from tests.analysis.data.fakes import annotations_of, repeated
 
 MARKUP = '<script>alert("1")</script>'
 LIMITS = NetworkLimits.of(Settings(name="test"))

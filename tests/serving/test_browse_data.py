@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codetr_cli.analysis.data_splits import DataSplit, read_splits
+from codetr_cli.analysis.data.splits import DataSplit, read_splits
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.inference.detections import DetectionTable

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from codetr_cli.analysis.advice import Advice, advise
-from codetr_cli.analysis.data_splits import DataSplit, Progress, read_splits
-from codetr_cli.analysis.data_statistics import DataStatistics, data_statistics
-from codetr_cli.analysis.image_copies import CopiedImages, find_copies
-from codetr_cli.analysis.input_size import NetworkLimits
-from codetr_cli.analysis.split_differences import SplitDifference, split_difference
+from codetr_cli.analysis.data.advice import Advice, advise
+from codetr_cli.analysis.data.image_copies import CopiedImages, find_copies
+from codetr_cli.analysis.data.input_size import NetworkLimits
+from codetr_cli.analysis.data.split_differences import SplitDifference, split_difference
+from codetr_cli.analysis.data.splits import DataSplit, Progress, read_splits
+from codetr_cli.analysis.data.statistics import DataStatistics, data_statistics
 from codetr_cli.config.schema import DataConfig, Settings
 
 

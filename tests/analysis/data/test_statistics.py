@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codetr_cli.analysis.data_statistics import (
+from codetr_cli.analysis.data.input_size import NetworkLimits
+from codetr_cli.analysis.data.statistics import (
     ASPECT_EDGES,
     COUNT_EDGES,
     SIDE_EDGES,
@@ -14,12 +15,11 @@ from codetr_cli.analysis.data_statistics import (
     data_statistics,
     histogram,
 )
-from codetr_cli.analysis.input_size import NetworkLimits
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.oversampling import repeated_images
-from tests.analysis.data_fakes import annotations_of, repeated
+from tests.analysis.data.fakes import annotations_of, repeated
 
 OBJECTS = [
     (0, 0, 10, 10, 20, 20),

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from codetr_cli.analysis.image_copies import Copy, find_copies
+from codetr_cli.analysis.data.image_copies import Copy, find_copies
 
 
 def picture(path: Path, seed: int, *, quality: int = 95) -> Path:

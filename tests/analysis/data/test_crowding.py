@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from codetr_cli.analysis import crowding
+from codetr_cli.analysis.data import crowding
 from codetr_cli.annotations.objects import Objects
-from tests.analysis.data_fakes import annotations_of
+from tests.analysis.data.fakes import annotations_of
 
 
 def objects() -> Objects:

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from codetr_cli.analysis.data_statistics import COUNTED_BY_AP, SMALL, AtInput, DataStatistics, OtherInput
-from codetr_cli.analysis.image_copies import CopiedImages
-from codetr_cli.analysis.input_size import NetworkLimits
-from codetr_cli.analysis.split_differences import SplitDifference
+from codetr_cli.analysis.data.image_copies import CopiedImages
+from codetr_cli.analysis.data.input_size import NetworkLimits
+from codetr_cli.analysis.data.split_differences import SplitDifference
+from codetr_cli.analysis.data.statistics import COUNTED_BY_AP, SMALL, AtInput, DataStatistics, OtherInput
 from codetr_cli.errors import counted, listed
 
 TINY_SHARE = 0.05

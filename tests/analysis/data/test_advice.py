@@ -7,17 +7,17 @@ from itertools import pairwise
 
 import pytest
 
-from codetr_cli.analysis import advice as rules
-from codetr_cli.analysis.advice import Advice, advise
-from codetr_cli.analysis.data_statistics import data_statistics
-from codetr_cli.analysis.image_copies import CopiedImages, Copy
-from codetr_cli.analysis.input_size import NetworkLimits
-from codetr_cli.analysis.split_differences import split_difference
+from codetr_cli.analysis.data import advice as rules
+from codetr_cli.analysis.data.advice import Advice, advise
+from codetr_cli.analysis.data.image_copies import CopiedImages, Copy
+from codetr_cli.analysis.data.input_size import NetworkLimits
+from codetr_cli.analysis.data.split_differences import split_difference
+from codetr_cli.analysis.data.statistics import data_statistics
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError
-from tests.analysis.data_fakes import annotations_of
+from tests.analysis.data.fakes import annotations_of
 
 NAMES = [f"class {number}" for number in range(40)]
 

@@ -15,9 +15,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.co_occurrence import CoOccurrence, co_occurrence
-from codetr_cli.analysis.crowding import largest_overlaps
-from codetr_cli.analysis.input_size import NetworkLimits, input_scales, tiled_scales
+from codetr_cli.analysis.data.co_occurrence import CoOccurrence, co_occurrence
+from codetr_cli.analysis.data.crowding import largest_overlaps
+from codetr_cli.analysis.data.input_size import NetworkLimits, input_scales, tiled_scales
 from codetr_cli.annotations.objects import Annotations, Objects
 from codetr_cli.data.oversampling import repeated_images
 

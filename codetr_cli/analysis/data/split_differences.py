@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 
-from codetr_cli.analysis.data_statistics import COUNT_EDGES, SIDE_EDGES
+from codetr_cli.analysis.data.statistics import COUNT_EDGES, SIDE_EDGES
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.class_names import storable_class_name
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codetr_cli.analysis.input_size import NetworkLimits, input_scales, tiled_scales
+from codetr_cli.analysis.data.input_size import NetworkLimits, input_scales, tiled_scales
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.transforms import resized_size

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from codetr_cli.analysis.data_summary import summarize_data
+from codetr_cli.analysis.data.summary import summarize_data
 from codetr_cli.analysis.jsonable import jsonable
 from codetr_cli.config.schema import DataConfig, Settings
 

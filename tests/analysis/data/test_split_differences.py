@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codetr_cli.analysis.split_differences import split_difference, total_variation
-from tests.analysis.data_fakes import annotations_of
+from codetr_cli.analysis.data.split_differences import split_difference, total_variation
+from tests.analysis.data.fakes import annotations_of
 
 
 def split(classes: list[int], names: tuple[str, ...] = ("cat", "dog", "owl"), side: int = 20):
