@@ -66,9 +66,8 @@ def report_page(analysis: Analysis, facts: ReportFacts) -> str:
     thumbnails = Thumbnails(analysis.inputs, PICTURE_BYTES)
     sections = report_sections(analysis, facts, thumbnails)
     sections.append(_last_section(analysis, facts, thumbnails))
-    return render_page(
-        facts.title, facts=_head(analysis, facts), summary=summary_text(facts, analysis.ap_interval), sections=sections
-    )
+    summary = summary_text(facts, analysis.ap_interval, analysis.counts.objects)
+    return render_page(facts.title, facts=_head(analysis, facts), summary=summary, sections=sections)
 
 
 def report_sections(analysis: Analysis, facts: ReportFacts, thumbnails: Thumbnails) -> list[Section]:

@@ -102,6 +102,7 @@ def test_a_report_of_1203_classes_is_small_and_shows_all(tmp_path: Path) -> None
 def test_crowds_ties_masks_and_the_rules_of_lvis(tmp_path: Path, kind: dict[str, bool], sections: set[str]) -> None:
     analysis, facts = analysed(material(tmp_path, **kind))
     text = report_page(analysis, facts)
+    assert f"images with {analysis.counts.objects:,} objects" in text  # as in the line on what was evaluated
     check_page(text)
     assert sections_of(text) & {"lvis", "masks"} == sections
     json.dumps(report_table(analysis, facts), allow_nan=False)

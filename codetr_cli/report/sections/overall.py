@@ -48,15 +48,15 @@ def meaning(name: str, *, is_lvis: bool = False) -> str:
     return what + WORDS.get(plain, "")
 
 
-def summary_text(facts: ReportFacts, interval: Limits | None) -> Markup:
-    """The answer in one line."""
+def summary_text(facts: ReportFacts, interval: Limits | None, objects: int) -> Markup:
+    """The answer in one line; `objects` are those to find."""
     ap = facts.metrics.get("AP", -1.0)
     if ap < 0:
         return element("p", "There is no annotated object to find: AP is not defined.")
     between = "" if interval is None else f", 95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
     masks = facts.metrics.get(f"{MASK_PREFIX}AP", -1.0)
     text = f"AP {ap:.3f}{between}" + (f"; mask AP {masks:.3f}" if masks >= 0 else "")
-    return element("p", element("strong", text), f", on {facts.images:,} images with {facts.objects:,} objects.")
+    return element("p", element("strong", text), f", on {facts.images:,} images with {objects:,} objects.")
 
 
 def overall_section(facts: ReportFacts, interval: Limits | None, interval50: Limits | None) -> Section:
@@ -92,7 +92,7 @@ def overall_section(facts: ReportFacts, interval: Limits | None, interval50: Lim
         parts.append(element("p", text, class_="hint"))
     is_lvis = "APr" in metrics
     rows = [(name, None if value < 0 else value, meaning(name, is_lvis=is_lvis)) for name, value in metrics.items()]
-    columns = [Column("metric"), Column("value", "score"), Column("meaning")]
+    columns = [Column("metric"), Column("value", "score"), Column("meaning", "text prose")]
     parts.append(Table("All metrics", columns, rows))
     return Section("overall", "Overall", LEAD, parts)
 
