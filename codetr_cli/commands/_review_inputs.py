@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._launch import run_placed, worker_output
-from codetr_cli.commands.eval import _find_data
-from codetr_cli.commands.train import _train_here
+from codetr_cli.commands.eval import evaluated_data
+from codetr_cli.commands.train import train_here
 from codetr_cli.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def find_reviewed(
 
     overrides = [each for each in overrides if each.strip().startswith("data.")]
     if checkpoint is not None:
-        return _find_data(data, split, overrides, checkpoint)
+        return evaluated_data(data, split, overrides, checkpoint)
     config, chosen = data_config(overrides)
     unused: tuple[str, ...] = ()
     if data:
@@ -199,7 +199,7 @@ def _train(fold: Fold, start: FoldStart, truth: Annotations, run: DetectionRun) 
     check_settings(job.settings, run.placement.device, run.placement.world_size)
     console.info(f"fold {fold.number} of {fold.count}: training on the other images, in {fold.run}")
     choice = None if run.placement.agreed else choose_for(job)
-    run_placed(_train_here, (job, run.placement.device, choice, *run.mode), run.placement)
+    run_placed(train_here, (job, run.placement.device, choice, *run.mode), run.placement)
 
 
 def read_inputs(files: Sequence[Path], paths: DataPaths, truth: Annotations) -> AnalysisInputs:

@@ -11,6 +11,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._weights import resolve_weights
+from codetr_cli.commands.eval import show_notes
 from codetr_cli.errors import CodetrError, ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def compare(
     paths, name = (
         chosen or _recorded_data(sources) or _data(data, None, settings, str(lacking.weights) if lacking else None)
     )
-    _show_notes(paths)
+    show_notes(paths)
     sources = [
         source
         if source.detections is not None
@@ -168,13 +169,6 @@ def _data(
         config = config.model_copy(update={"root": data[0], "extra_roots": tuple(data[1:]), "annotations": None})
     paths, name = choose_data(config, named, split, checkpoint)
     return paths if paths.images_dir != Path() else pictured_paths(paths.annotations_path), name
-
-
-def _show_notes(paths: DataPaths) -> None:
-    for note in paths.notes:
-        console.info(note)
-    for warning in paths.warnings:
-        console.warn(warning)
 
 
 def _recorded_data(sources: Sequence[ResultSource]) -> tuple[DataPaths, str] | None:

@@ -116,9 +116,9 @@ def eval(
         _check_early(checkpoint, request.device)
     source = context.get_parameter_source("split")
     is_chosen = source is not None and source.name != "DEFAULT"
-    paths, name = _find_data(data, split if is_chosen else None, overrides or [], checkpoint)
+    paths, name = evaluated_data(data, split if is_chosen else None, overrides or [], checkpoint)
     if detections is not None:
-        _show_notes(paths)
+        show_notes(paths)
         _score_file(
             detections,
             paths,
@@ -169,14 +169,15 @@ def _check_early(checkpoint: str, device: str) -> None:
     find_checkpoint(checkpoint)
 
 
-def _show_notes(paths: DataPaths) -> None:
+def show_notes(paths: DataPaths) -> None:
+    """Prints how data were found, and warnings about them."""
     for note in paths.notes:
         console.info(note)
     for warning in paths.warnings:
         console.warn(warning)
 
 
-def _find_data(
+def evaluated_data(
     data: Sequence[str] | None, split: opt.Split | None, overrides: Sequence[str], checkpoint: str | None
 ) -> tuple[DataPaths, str]:
     """Where images and annotations are, and a name for them; no checkpoint: images are not needed.
@@ -214,7 +215,7 @@ def _evaluate(
 
     placement = place(request, EVALUATION)
     if launched_rank() == 0:
-        _show_notes(job.paths)
+        show_notes(job.paths)
     outcome: EvalOutcome | None = run_placed(_evaluate_here, (job, placement.device, *mode, *shown, wanted), placement)
     return outcome
 

@@ -22,7 +22,7 @@ from codetr_cli.commands._review_inputs import (
     read_inputs,
 )
 from codetr_cli.commands._weights import place_exported, resolve_weights
-from codetr_cli.commands.eval import _show_notes
+from codetr_cli.commands.eval import show_notes
 from codetr_cli.errors import ConfigError, nearest
 from codetr_cli.files import check_folder
 
@@ -123,7 +123,7 @@ def review(
     from codetr_cli.prediction.labels.layouts import check_class_names
     from codetr_cli.report.review_files import open_review_folder
 
-    _show_notes(paths)
+    show_notes(paths)
     truth = read_annotations(paths.annotations_path, with_outlines=True)
     check_class_names(formats, truth.class_names)  # before hours of training
     trained, warnings = _seen(checkpoint, paths, truth, folds)

@@ -135,11 +135,11 @@ def _plan_and_train(
     if dry_run:
         _show_plan(job, placement.device, placement.world_size, choice, json_output=mode[0])
         return None
-    outcome: Outcome | None = run_placed(_train_here, (job, placement.device, choice, *mode), placement)
+    outcome: Outcome | None = run_placed(train_here, (job, placement.device, choice, *mode), placement)
     return outcome
 
 
-def _train_here(
+def train_here(
     job: TrainJob, device: torch.device, choice: RunChoice | None, json_output: bool, quiet: bool
 ) -> Outcome:
     """Trains in this process, alone or as one of several, and shows its progress."""
