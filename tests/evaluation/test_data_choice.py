@@ -32,8 +32,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Path:
-    write_set(tmp_path / "set/all.json", tmp_path / "set/images", NAMES)
-    return tmp_path / "set/all.json"
+    folder = tmp_path / "data/set"  # deep enough that images are not looked for in the folders of other tests
+    write_set(folder / "all.json", folder / "images", NAMES)
+    return folder / "all.json"
 
 
 def count(paths: DataPaths) -> int:
