@@ -67,7 +67,7 @@ def test_the_reserved_part_of_the_file_that_was_trained_on(annotations: Path, tr
 
 
 def test_the_folder_that_was_trained_on(annotations: Path, trained: Trained, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "set")
+    (tmp_path / "link").symlink_to(annotations.parent)
     trained(root=str(tmp_path / "link"))
     paths, _ = choose_data(DataConfig(annotations=str(annotations)), (), None, "run")
     assert count(paths) == 2
