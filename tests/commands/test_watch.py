@@ -231,10 +231,13 @@ def on_a_terminal(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     words = [sys.executable, "-m", "codetr_cli", "watch", str(folder.path), "--every", "0.2"]
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(REPOSITORY)}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background ignore it
     process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True)
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     seen, is_asked = b"", False
-    while select.select([ours], [], [], 20)[0]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and select.select([ours], [], [], 20)[0]:
         try:
             seen += os.read(ours, 1 << 16)
         except OSError:  # the other side is closed
@@ -242,6 +245,8 @@ def on_a_terminal(
         if not is_asked and seen.count(b"\x1b[H") > 3:
             is_asked = True
             ending(process.pid)
+    if process.poll() is None and time.monotonic() >= deadline:
+        process.kill()
     os.close(ours)
     return process.wait(20), seen.decode()
 
