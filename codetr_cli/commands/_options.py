@@ -511,6 +511,16 @@ ServeWorkersOption = Annotated[
 ]
 LogRequestsOption = Annotated[bool, flag("--log-requests", "Log a line for each request.", OUTPUT)]
 
+# ---------------------------------------------------------------------------------------------------------- model cards
+
+LicenseOption = Annotated[
+    str | None, option("--license", "SPDX", "Of the weights, e.g. Apache-2.0. Default: if it is known.", INPUT)
+]
+CardEvaluationOption = Annotated[
+    Path | None,
+    option("--evaluation", "PATH", "Folder of `codetr eval`, or a run, for the card. Default: found beside it.", INPUT),
+]
+
 # ---------------------------------------------------------------------------------------------------------------- bench
 
 SizeOption = Annotated[str | None, option("--size", "HxW", "Input in pixels. Default: the preset's.", INPUT)]

@@ -25,19 +25,8 @@ STDOUT = "-"
 def card(
     checkpoint: opt.CheckpointArgument = None,
     name: Annotated[str | None, opt.option("--name", "TEXT", "Of the model. Default: of the run.", opt.INPUT)] = None,
-    license: Annotated[
-        str | None,
-        opt.option("--license", "SPDX", "Of the weights, e.g. Apache-2.0. Default: if it is known.", opt.INPUT),
-    ] = None,
-    evaluation: Annotated[
-        Path | None,
-        opt.option(
-            "--evaluation",
-            "PATH",
-            "Folder of `codetr eval`, or a run, for the card. Default: found beside it.",
-            opt.INPUT,
-        ),
-    ] = None,
+    license: opt.LicenseOption = None,
+    evaluation: opt.CardEvaluationOption = None,
     out: Annotated[
         Path | None,
         opt.option("--out", "FILE", "-: print it. Default: README.md in the run folder; else print it.", opt.OUTPUT),

@@ -27,19 +27,8 @@ def push(
     repository: Annotated[
         str | None, typer.Argument(metavar="ORG/NAME", help="The repository on the Hub, created if it does not exist.")
     ] = None,
-    license: Annotated[
-        str | None,
-        opt.option("--license", "SPDX", "Of the weights, e.g. Apache-2.0. Default: if it is known.", opt.INPUT),
-    ] = None,
-    evaluation: Annotated[
-        Path | None,
-        opt.option(
-            "--evaluation",
-            "PATH",
-            "Folder of `codetr eval`, or a run, for the card. Default: found beside it.",
-            opt.INPUT,
-        ),
-    ] = None,
+    license: opt.LicenseOption = None,
+    evaluation: opt.CardEvaluationOption = None,
     private: Annotated[bool, opt.flag("--private", "Make a new repository private.", opt.OUTPUT)] = False,
     message: Annotated[str | None, opt.option("--message", "TEXT", "Of the commit.", opt.OUTPUT)] = None,
     out: Annotated[Path | None, opt.option("--out", "DIR", "Keep the files there.", opt.OUTPUT)] = None,

@@ -46,10 +46,6 @@ class PlotFiles:
         newest = max((picture.step for picture in self.val_pictures), default=None)
         return [picture for picture in self.val_pictures if picture.step == newest]
 
-    def pictures_of(self, step: int) -> list[ValPicture]:
-        """Those of a step, by image."""
-        return [picture for picture in self.val_pictures if picture.step == step]
-
 
 def plot_files(run: Path) -> PlotFiles:
     """The pictures of a run folder; none where there are none, or they cannot be read."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from codetr_cli.errors import ResourceError, StoppedError
 from codetr_cli.images.image_files import FORMAT_SUFFIXES
 from codetr_cli.runtime.signals import StopRequest
 from codetr_cli.serving.browse_data import BrowseData
+from codetr_cli.serving.requirements import check_packages
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -135,12 +135,7 @@ def check_installed() -> None:
     Raises:
         ResourceError: one is not; names the command that installs them.
     """
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ResourceError(
-            f"codetr browse needs packages that are not installed ({', '.join(missing)}): "
-            "pip install 'codetr-cli[browse]'"
-        )
+    check_packages("browse", PACKAGES)
 
 
 def build_app(data: BrowseData) -> Guard:

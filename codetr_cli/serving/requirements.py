@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
 from codetr_cli.errors import ResourceError
 
@@ -21,9 +22,22 @@ def check_installed() -> None:
     Raises:
         ResourceError: one is not; names the command that installs them.
     """
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    check_packages("serve", PACKAGES)
+
+
+def check_packages(verb: str, packages: Mapping[str, str]) -> None:
+    """Ensures that the packages of a verb's extra, which has its name, are installed.
+
+    Args:
+        verb: of the command.
+        packages: module -> package.
+
+    Raises:
+        ResourceError: one is not; names the command that installs them.
+    """
+    missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ResourceError(
-            f"codetr serve needs packages that are not installed ({', '.join(missing)}): "
-            "pip install 'codetr-cli[serve]'"
+            f"codetr {verb} needs packages that are not installed ({', '.join(missing)}): "
+            f"pip install 'codetr-cli[{verb}]'"
         )

@@ -20,4 +20,3 @@ def test_plots_and_pictures_of_a_run(tmp_path: Path):
     assert found.written is not None
     assert [(each.image, each.step) for each in found.val_pictures] == [(0, 5), (0, 10), (1, 5), (1, 10), (10, 10)]
     assert [(each.image, each.step) for each in found.newest_pictures] == [(0, 10), (1, 10), (10, 10)]
-    assert [each.path.name for each in found.pictures_of(5)] == ["0_00000005.webp", "1_00000005.webp"]

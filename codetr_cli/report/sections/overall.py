@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from markupsafe import Markup
 
 from codetr_cli.evaluation.scoring import MASK_PREFIX
@@ -95,12 +93,6 @@ def overall_section(facts: ReportFacts, interval: Limits | None, interval50: Lim
     columns = [Column("metric"), Column("value", "score"), Column("meaning", "text prose")]
     parts.append(Table("All metrics", columns, rows))
     return Section("overall", "Overall", LEAD, parts)
-
-
-def without_sentinels(row: Mapping[str, object], names: Sequence[str]) -> list[object]:
-    """Values by name, None for those below zero, which stand for "not defined"."""
-    values = [row.get(name) for name in names]
-    return [None if isinstance(value, float) and value < 0 else value for value in values]
 
 
 def _between(limits: Limits | None) -> str:
