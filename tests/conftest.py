@@ -72,6 +72,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith("tests/export/test_graph.py"))
 
 
+def pytest_sessionstart() -> None:
+    """Computes a gradient before anything else, so that children that tests fork can compute theirs.
+
+    The first gradient of a process starts a thread per device, and a fork loses threads. There is no device here, but a
+    traced program (every exported network is one) leaves a pretended one behind, which would get a thread.
+    """
+    torch.ones(1, requires_grad=True).backward()
+
+
 def pytest_collection_finish() -> None:
     """Takes what is there before the first test, a million objects, out of garbage collections: half a second of each.
 
