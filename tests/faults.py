@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.files import RECORD_NAME
+from codetr_cli.result_files import RECORD_NAME
 
 KILL = "kill"
 """SIGKILL before the write."""

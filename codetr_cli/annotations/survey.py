@@ -12,9 +12,9 @@ from pathlib import Path
 
 from codetr_cli.annotations.encodings import decode_text
 from codetr_cli.errors import DatasetError
-from codetr_cli.files import RECORD_NAME, OwnResults
 from codetr_cli.images.image_files import IMAGE_SUFFIXES, MAX_FOLDERS, is_debris
 from codetr_cli.reading import open_file
+from codetr_cli.result_files import RECORD_NAME, OwnResults
 
 MAX_FILES = 5_000_000
 HEAD_BYTES = 1 << 16
@@ -26,7 +26,7 @@ class Survey:
     """The files of a folder and its subfolders, by their names relative to it with forward slashes, in order.
 
     Debris is skipped, see `image_files.is_debris`, and what `predict`, `eval` and `bench` have written, see
-    `files.OwnResults`. Links to folders are not followed.
+    `result_files.OwnResults`. Links to folders are not followed.
 
     Attributes:
         folder: the one that was searched.

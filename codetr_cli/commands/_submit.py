@@ -101,7 +101,7 @@ def _script(words: Sequence[str], request: Request, *, name: str, script: Path, 
 def _write_and_submit(script: Path, text: str) -> str | None:
     """The job id; None where there is no `sbatch`."""
     from codetr_cli.distributed.slurm import submit
-    from codetr_cli.files import free_file, write_result
+    from codetr_cli.result_files import free_file, write_result
 
     # The script of an earlier submission has done its work, and is replaced.
     script = free_file(script, force=True)

@@ -42,7 +42,7 @@ def check_report(file: Path, *, force: bool) -> None:
     Raises:
         ConfigError: it is.
     """
-    from codetr_cli.files import refuse_taken
+    from codetr_cli.result_files import refuse_taken
 
     refuse_taken([report_path(file)], force=force, request=REQUEST)
 
@@ -58,8 +58,8 @@ def prove(checkpoint: str, file: Path, options: ProofOptions, *, force: bool) ->
     """
     from codetr_cli.export.accuracy import find_images
     from codetr_cli.export.verify import verify
-    from codetr_cli.files import write_result
     from codetr_cli.inference.loading import find_checkpoint
+    from codetr_cli.result_files import write_result
     from codetr_cli.runtime.devices import choose_device
 
     check_report(file, force=force)

@@ -124,8 +124,8 @@ def compare(
 
 def _write_page(compared: ComparedRuns, html: Path | None, command: str, *, force: bool) -> CodetrError | None:
     """Writes the page, before anything is printed: the reader of a pipe may end. An error comes after the numbers."""
-    from codetr_cli.files import write_result
     from codetr_cli.report.comparison_report import comparison_page
+    from codetr_cli.result_files import write_result
 
     if html is None:
         return None
@@ -149,7 +149,7 @@ def _is_typed(context: typer.Context, parameter: str) -> bool:
 
 def _check_page(html: Path | None, *, force: bool) -> None:
     """Raises a ConfigError if the page cannot be written: before anything is computed."""
-    from codetr_cli.files import refuse_taken
+    from codetr_cli.result_files import refuse_taken
 
     if html is not None:
         if html.suffix.lower() not in (".html", ".htm"):

@@ -49,8 +49,8 @@ def convert(
     source_file = Path(given)
     target = _target(source_file, destination, force)
 
-    from codetr_cli.files import ResultRecord, refuse_taken
     from codetr_cli.inference.model_size import model_shapes
+    from codetr_cli.result_files import ResultRecord, refuse_taken
     from codetr_cli.weights.checkpoint import save_checkpoint
     from codetr_cli.weights.convert import convert_file
 
@@ -76,7 +76,7 @@ def _target(source: Path, destination: Path, force: bool) -> Path:
     Raises:
         ConfigError: the target is not a .safetensors file, is the source itself, or may not be written.
     """
-    from codetr_cli.files import refuse_taken
+    from codetr_cli.result_files import refuse_taken
 
     target = destination / f"{source.stem}.safetensors" if destination.is_dir() else destination
     if target.suffix != ".safetensors":

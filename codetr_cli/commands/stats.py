@@ -107,7 +107,7 @@ def _located(config: DataConfig, named: str | None, invocation: Invocation, *, n
 
 def _check_html(path: Path | None, force: bool) -> None:
     """Raises a ConfigError for a page that could not be written, before a data set is read for it."""
-    from codetr_cli.files import ResultRecord, refuse_taken
+    from codetr_cli.result_files import ResultRecord, refuse_taken
 
     if path is None:
         return
@@ -117,9 +117,9 @@ def _check_html(path: Path | None, force: bool) -> None:
 
 
 def _write_page(summary: DataSummary, config: DataConfig, path: Path, *, words: Sequence[str], force: bool) -> None:
-    from codetr_cli.files import write_result
     from codetr_cli.report.data_section import data_page, data_sections
     from codetr_cli.report.facts import command_text
+    from codetr_cli.result_files import write_result
 
     sections = data_sections(
         summary.splits, advice=summary.advice, differences=summary.differences, copies=summary.copies

@@ -23,9 +23,10 @@ from typing import Any
 from codetr_cli import __version__
 from codetr_cli.distributed.part_frames import Frame, Part, encode_part, frames, read_part, read_part_at
 from codetr_cli.errors import CodetrError, ConfigError, DatasetError, ResourceError
-from codetr_cli.files import ResultRecord, free_folder, make_way, numbered, replace_file, write_text
+from codetr_cli.files import make_way, replace_file, write_text
 from codetr_cli.locks import FileLock
 from codetr_cli.reading import open_file, parse_json, read_bytes
+from codetr_cli.result_files import ResultRecord, free_folder, numbered
 
 logger = logging.getLogger(__name__)
 

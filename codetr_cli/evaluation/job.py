@@ -28,11 +28,12 @@ from codetr_cli.evaluation.protocol import Published, find_published
 from codetr_cli.evaluation.request import EvalRequest
 from codetr_cli.evaluation.results import RankResults, check_packed, pack_results, unpack_results
 from codetr_cli.evaluation.scoring import ClassScore
-from codetr_cli.files import cache_dir, free_folder, real_path, write_result
+from codetr_cli.files import cache_dir, real_path
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.inference.exported.network import ExportedNetwork, check_views, precision_of, runtime_facts
 from codetr_cli.inference.loading import Classes, LoadedModel, check_image_size, find_checkpoint, load_detector
 from codetr_cli.inference.options import TileOptions
+from codetr_cli.result_files import free_folder, write_result
 from codetr_cli.weights.checkpoint import content_id
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from codetr_cli.export.options import SUFFIXES, ExportOptions
 from codetr_cli.export.request import Step, Writer, WriteRequest, no_report
 from codetr_cli.export.tensorrt_engine import write_tensorrt
 from codetr_cli.export.torch_package import write_torch_package
-from codetr_cli.files import refuse_taken, write_results
 from codetr_cli.inference.exported.metadata import (
     VERSION,
     Attention,
@@ -34,6 +33,7 @@ from codetr_cli.inference.exported.metadata import (
 )
 from codetr_cli.inference.loading import LoadedModel, check_image_size, load_detector
 from codetr_cli.models.codetr import CoDETR
+from codetr_cli.result_files import refuse_taken, write_results
 from codetr_cli.runs.lineage import licence_of
 from codetr_cli.weights.checkpoint import file_sha256
 

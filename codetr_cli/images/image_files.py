@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codetr_cli.errors import DatasetError, listed
-from codetr_cli.files import RECORD_NAME, OwnResults
+from codetr_cli.result_files import RECORD_NAME, OwnResults
 
 FORMAT_SUFFIXES = {
     "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo"),
@@ -118,8 +118,8 @@ def list_images(
 ) -> Iterator[str]:
     """Names of the image files in a folder and its subfolders, relative to it, with forward slashes.
 
-    What codetr has drawn is skipped, see `files.OwnResults`, and debris, see `is_debris`. Links to folders are not
-    followed, or lead only to folders that were not searched yet, so that no loop is possible.
+    What codetr has drawn is skipped, see `result_files.OwnResults`, and debris, see `is_debris`. Links to folders are
+    not followed, or lead only to folders that were not searched yet, so that no loop is possible.
 
     Args:
         folder: where to search.

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
-from codetr_cli.files import ResultRecord, folded, real_path
+from codetr_cli.files import real_path
 from codetr_cli.inference.draw_options import ImageFormat
 from codetr_cli.prediction.inputs import numbered_name
 from codetr_cli.prediction.sources.input_list import InputImage
+from codetr_cli.result_files import ResultRecord, folded
 
 DRAWN_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMAT_SUFFIXES = {"jpg": ((".jpg", ".jpeg"), ".jpg"), "png": ((".png",), ".png"), "webp": ((".webp",), ".webp")}
@@ -35,7 +36,7 @@ def drawn_names(
 
     No two of them are one file, nor one of them the folder of another, also where a file system does not distinguish
     small and capital letters or composed and decomposed ones: then the later one gets a number. So do names of files
-    that may not be replaced, see `files.ResultRecord`. Names of images that can be kept come first.
+    that may not be replaced, see `result_files.ResultRecord`. Names of images that can be kept come first.
 
     Args:
         images: their names are relative to the folder.

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.files import MAX_NAME_BYTES, OwnResults, real_path
+from codetr_cli.files import MAX_NAME_BYTES, real_path
 from codetr_cli.images.image_files import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, Skipped, list_images, suffix_of
 from codetr_cli.prediction.sources.archives import (
     ARCHIVE_SUFFIXES,
@@ -28,6 +28,7 @@ from codetr_cli.prediction.sources.input_list import InputImage, InputList, Kind
 from codetr_cli.prediction.sources.lists import LIST_SUFFIXES, TEXT_SUFFIXES, entries
 from codetr_cli.prediction.sources.remote import check_package, file_name_of, filesystem, images_below, opened
 from codetr_cli.reading import check_regular, open_file
+from codetr_cli.result_files import OwnResults
 from codetr_cli.weights.urls import is_url, shown_url
 
 __all__ = ["InputImage", "InputList", "find_images", "numbered_name", "unique_names"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.distributed.shared_work import SharedWork
-from codetr_cli.files import write_result
 from codetr_cli.prediction.comparison import ComparisonTotals
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget
+from codetr_cli.result_files import write_result
 
 SUMMARY_NAME = "summary.json"
 LISTED_IMAGES = 10_000

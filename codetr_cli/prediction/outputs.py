@@ -12,7 +12,6 @@ from typing import IO
 from codetr_cli.data.writers.folder import RECEIPT
 from codetr_cli.distributed.part_files import has_parts
 from codetr_cli.errors import ConfigError, nearest
-from codetr_cli.files import write_result
 from codetr_cli.prediction.labels.card import NAME as CARD_NAME
 from codetr_cli.prediction.labels.crops import FOLDER as CROPS
 from codetr_cli.prediction.labels.crops import remove_crops
@@ -31,6 +30,7 @@ from codetr_cli.prediction.shards import (
     shard_names,
 )
 from codetr_cli.prediction.targets import SHARD_SIZE, OpenWriter, OutputTarget, OutputWriter
+from codetr_cli.result_files import write_result
 
 __all__ = [
     "CROPS",

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.regions import ImageRegions
 from codetr_cli.inference.draw_options import DrawOptions
 from codetr_cli.inference.fonts import missing_fonts
@@ -23,6 +22,7 @@ from codetr_cli.prediction.ground_truth import GroundTruth, annotation_state
 from codetr_cli.prediction.montage import GridShape, draw_montage, draw_thumbnail, read_thumbnail
 from codetr_cli.prediction.picture_files import drawable, drawn_on, encode_picture, write_picture
 from codetr_cli.prediction.sources.input_list import InputImage
+from codetr_cli.result_files import ResultRecord, write_result
 
 THUMBNAIL_SUFFIX = ".thumbnail.tmp"
 """Of files in the folder of the parts, where it means that they go with the parts."""

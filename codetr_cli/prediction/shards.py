@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.prediction.parquet import detections_type, import_pyarrow
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget, OutputWriter
+from codetr_cli.result_files import ResultRecord, write_result
 
 ROWS_TOGETHER = 1000
 """Of a Parquet file: a reader needs the memory of so many images."""
@@ -160,7 +160,7 @@ class _Shards:
         self._stack.__exit__(type(error), error, error.__traceback__)
 
     def writing(self, name: str) -> Any:
-        """A file of the results, as of `files.write_result`."""
+        """A file of the results, as of `result_files.write_result`."""
         target = self._target
         return write_result(
             target.folder / name,

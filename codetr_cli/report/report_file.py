@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.files import ResultRecord, free_file, refuse_taken, write_result
 from codetr_cli.reading import open_file, parse_json, read_bytes
+from codetr_cli.result_files import ResultRecord, free_file, refuse_taken, write_result
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"

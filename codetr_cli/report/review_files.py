@@ -11,9 +11,9 @@ from typing import Any
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_errors import LabelError
 from codetr_cli.data.writers.folder import receipt_of
-from codetr_cli.files import ResultRecord, free_folder, numbered, write_result
 from codetr_cli.report.review_proposals import BY, NAMES, ProposalFormat, write_proposals
 from codetr_cli.report.review_report import HTML_NAME, JSON_NAME, review_json, review_page
+from codetr_cli.result_files import ResultRecord, free_folder, numbered, write_result
 
 REQUEST_NAME = "request.json"
 """What was asked for, by which the same command finds its folder."""

@@ -28,7 +28,8 @@ from codetr_cli.data.writers.folder import check_replaceable, receipt_of, record
 from codetr_cli.data.writers.names import NamePlan
 from codetr_cli.data.writers.write import WRITERS
 from codetr_cli.errors import DatasetError
-from codetr_cli.files import replace_folder, write_result
+from codetr_cli.files import replace_folder
+from codetr_cli.result_files import write_result
 
 ProposalFormat = Literal["coco", "cvat", "labelme"]
 FORMATS: tuple[ProposalFormat, ...] = get_args(ProposalFormat)
@@ -89,7 +90,7 @@ def write_proposals(
         layout: of the file.
         errors: the findings, the most suspicious first.
         inputs: what was reviewed; with outlines where annotations have them.
-        request: see `files.Result`.
+        request: see `result_files.Result`.
         force: replace what codetr has written.
 
     Returns:

@@ -10,8 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from codetr_cli.errors import ConfigError
-from codetr_cli.files import RECORD_NAME, real_path
+from codetr_cli.files import real_path
 from codetr_cli.reading import open_file
+from codetr_cli.result_files import RECORD_NAME
 from codetr_cli.runs.plot_files import SHEET_NAME, VAL_IMAGES
 from codetr_cli.runs.process_record import PROCESS_NAME
 

@@ -26,11 +26,12 @@ from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.evaluation.job import DETECTIONS_NAME, METRICS_NAME, EvalJob
-from codetr_cli.files import WEIGHTS_NAME, ResultRecord, write_result
+from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.formats.similar import similar_groups
 from codetr_cli.inference.loading import find_checkpoint
 from codetr_cli.reading import parse_json, read_bytes
+from codetr_cli.result_files import ResultRecord, write_result
 from codetr_cli.runs.folder import RunFolder
 from codetr_cli.training.plan import TrainJob, plan_job
 from codetr_cli.weights.checkpoint import content_id, refuse_exported, stored_settings
@@ -221,7 +222,7 @@ def write_folds(folder: Path, truth: Annotations, paths: DataPaths, count: int, 
         truth: all annotations.
         paths: of the images and annotations.
         count: number of folds, at least 2.
-        request: see `files.Result`.
+        request: see `result_files.Result`.
 
     Raises:
         DatasetError: images cannot be divided, or their names lead out of the data set.

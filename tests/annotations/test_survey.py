@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.annotations.survey import Survey, folder_of, stem_of
-from codetr_cli.files import ResultRecord, write_result
+from codetr_cli.result_files import ResultRecord, write_result
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -11,8 +11,8 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.errors import ResourceError
 from codetr_cli.evaluation import job
 from codetr_cli.evaluation.scoring import LVIS_METRICS, METRICS
-from codetr_cli.files import RECORD_NAME
 from codetr_cli.models.build import build_model
+from codetr_cli.result_files import RECORD_NAME
 from codetr_cli.weights.checkpoint import save_checkpoint
 from tests.evaluation.annotation_samples import make_lvis
 from tests.inference.fakes import CLASS_NAMES, write_checkpoint, write_run

@@ -13,12 +13,12 @@ from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.distributed import process_group, shared_work
 from codetr_cli.distributed.shared_work import SharedWork
 from codetr_cli.errors import ResourceError, StoppedError
-from codetr_cli.files import RECORD_NAME
 from codetr_cli.inference.detector import Detector
 from codetr_cli.prediction import job, pictures
 from codetr_cli.prediction.inputs import InputImage
 from codetr_cli.prediction.outcome import Tally
 from codetr_cli.prediction.results import ImageResult
+from codetr_cli.result_files import RECORD_NAME
 from tests.distributed.fake_slurm import stand_in
 from tests.inference.fakes import write_run
 

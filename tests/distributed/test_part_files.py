@@ -16,8 +16,8 @@ from codetr_cli.distributed import part_files
 from codetr_cli.distributed.part_files import FOLDER, PartFiles, has_parts, output_folder, request_digest
 from codetr_cli.distributed.part_frames import MAX_HEADER_BYTES, Part
 from codetr_cli.errors import ConfigError, ResourceError
-from codetr_cli.files import write_result
 from codetr_cli.locks import FileLock
+from codetr_cli.result_files import write_result
 
 Open = Callable[..., PartFiles]
 

@@ -21,8 +21,8 @@ from codetr_cli.distributed.shared_work import SharedWork, agree_on_weights
 from codetr_cli.distributed.worker_errors import EVALUATION
 from codetr_cli.errors import CheckpointError, ResourceError, StoppedError
 from codetr_cli.evaluation import job
-from codetr_cli.files import RECORD_NAME
 from codetr_cli.inference import loading
+from codetr_cli.result_files import RECORD_NAME
 from codetr_cli.runtime.signals import StopRequest
 from tests.conftest import Ran
 from tests.distributed.fake_store import KeyValueStore

@@ -14,11 +14,11 @@ from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.annotations.survey import Survey
 from codetr_cli.config.schema import DataConfig
 from codetr_cli.errors import DatasetError
-from codetr_cli.files import RECORD_NAME
 from codetr_cli.formats import coco_json
 from codetr_cli.formats.found import FoundDataset, ReadOptions
 from codetr_cli.formats.open import open_dataset
 from codetr_cli.formats.resolve import find_data
+from codetr_cli.result_files import RECORD_NAME
 from tests.formats.coco_exports import (
     cvat,
     fiftyone,

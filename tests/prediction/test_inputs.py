@@ -7,9 +7,9 @@ import time
 import pytest
 
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.image_files import Skipped
 from codetr_cli.prediction.inputs import find_images, unique_names
+from codetr_cli.result_files import ResultRecord, write_result
 
 
 @pytest.fixture

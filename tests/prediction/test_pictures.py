@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codetr_cli.files import RECORD_NAME
 from codetr_cli.images.regions import ArrayRegions
 from codetr_cli.inference import fonts
 from codetr_cli.inference.draw_options import DrawOptions
@@ -17,6 +16,7 @@ from codetr_cli.prediction.montage import GridShape
 from codetr_cli.prediction.picture_files import MAX_DRAWN_SIDE
 from codetr_cli.prediction.pictures import PictureOptions, Pictures
 from codetr_cli.prediction.sources.input_list import InputImage
+from codetr_cli.result_files import RECORD_NAME
 
 IMAGE = InputImage(Path("a.jpg"), "a.jpg", 1)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from codetr_cli.distributed.part_frames import Part
-from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.prediction.drawings import drawing_request, drawn_names
 from codetr_cli.prediction.inputs import InputImage
 from codetr_cli.prediction.results import ImageResult, check_packed, merge_results, pack_results
+from codetr_cli.result_files import ResultRecord, write_result
 from tests.prediction.image_results import result
 
 

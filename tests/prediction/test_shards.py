@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from codetr_cli.errors import ConfigError, ResourceError
-from codetr_cli.files import RECORD_NAME
 from codetr_cli.prediction.inputs import InputImage
 from codetr_cli.prediction.outputs import check_formats, result_names, write_outputs
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget
+from codetr_cli.result_files import RECORD_NAME
 from tests.prediction.image_results import result
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.files import write_result
 from codetr_cli.report.facts import ReportFacts, command_text
 from codetr_cli.report.report_file import is_report, read_report, report_paths, stored_table, write_report_files
+from codetr_cli.result_files import write_result
 
 
 def facts(**more: object) -> ReportFacts:

@@ -199,7 +199,7 @@ def start_report(device: torch.device, weights: str | None = None) -> dict[str, 
 
 def finish_report(report: Mapping[str, Any], out: Path | None, *, force: bool) -> None:
     """Prints where the numbers come from, and writes the report without folders of this machine."""
-    from codetr_cli.files import free_file, write_result
+    from codetr_cli.result_files import free_file, write_result
 
     machine = report["machine"]
     runtime = next((part["runtime"] for part in report.values() if isinstance(part, dict) and "runtime" in part), None)

@@ -11,8 +11,9 @@ from pathlib import Path
 from codetr_cli.annotations.findings import Findings
 from codetr_cli.data.writers.folder import RECEIPT
 from codetr_cli.errors import DatasetError
-from codetr_cli.files import RECORD_NAME, real_path
+from codetr_cli.files import real_path
 from codetr_cli.images.image_files import IMAGE_SUFFIXES, Skipped, is_debris, list_images
+from codetr_cli.result_files import RECORD_NAME
 
 OWN_NAMES = (RECORD_NAME, RECEIPT)
 """Hidden files that codetr has written beside data."""

@@ -1,4 +1,4 @@
-"""Folders that converted data sets are written into: which may be replaced, by the rule of `files`.
+"""Folders that converted data sets are written into: which may be replaced, by the rule of `result_files`.
 
 A folder is replaced as a whole, with `--force`, if everything in it is as codetr has written it: files as their record
 says, links as the receipt says.
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.errors import ConfigError, listed
-from codetr_cli.files import RECORD_NAME, ResultRecord, real_path
+from codetr_cli.files import real_path
 from codetr_cli.reading import parse_json, read_bytes
+from codetr_cli.result_files import RECORD_NAME, ResultRecord
 
 VERB = "convert-data"
 RECEIPT = ".codetr.json"
@@ -74,8 +75,8 @@ def record_folder(
         folder: the folder.
         made: what made it, for the receipt.
         by: the verb.
-        request: see `files.Result`.
-        digests: see `files.ResultRecord.add`.
+        request: see `result_files.Result`.
+        digests: see `result_files.ResultRecord.add`.
 
     Raises:
         OSError: it cannot be written.

@@ -7,8 +7,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from codetr_cli.files import folded
 from codetr_cli.images.image_files import IMAGE_SUFFIXES, is_debris
+from codetr_cli.result_files import folded
 
 MAX_BYTES = 200
 """Of a part of a name: endings of label files and temporary files are added."""

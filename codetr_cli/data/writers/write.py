@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codetr_cli import files
+from codetr_cli import files, result_files
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.data.writers.coco import CocoWriter
 from codetr_cli.data.writers.content import NOTES, LayoutWriter, WrittenClasses, WrittenImage, counted
@@ -108,11 +108,13 @@ def write_tables(
         ResourceError: a file cannot be written.
     """
     if all(map(os.path.lexists, targets.values())):
-        files.refuse_taken(targets.values(), force=force)
-    files.refuse_taken(targets.values(), force=force, request=request)
+        result_files.refuse_taken(targets.values(), force=force)
+    result_files.refuse_taken(targets.values(), force=force, request=request)
     with _without_new_folders(targets.values()), ExitStack() as stack:
         how: dict[str, Any] = {"by": VERB, "force": force, "request": request, "parents": True}
-        temporary = {split: stack.enter_context(files.write_result(path, **how)) for split, path in targets.items()}
+        temporary = {
+            split: stack.enter_context(result_files.write_result(path, **how)) for split, path in targets.items()
+        }
         others = {split.name: split.tables.others for split in content.splits}
         writer = stack.enter_context(closing(CocoWriter(temporary, content.classes, others)))
         for split in content.splits:

@@ -16,11 +16,11 @@ import yaml
 from codetr_cli import __version__
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import counted, listed
-from codetr_cli.files import write_result
 from codetr_cli.inference.hub.evaluations import Evaluation
 from codetr_cli.inference.hub.facts import ModelFacts
 from codetr_cli.inference.tta import size_text
 from codetr_cli.markdown import code, plain, table
+from codetr_cli.result_files import write_result
 from codetr_cli.runs.training_cost import TrainingCost
 
 CARD_NAME = "README.md"

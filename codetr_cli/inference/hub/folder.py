@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 
 from codetr_cli.errors import ConfigError, listed
-from codetr_cli.files import WEIGHTS_NAME, ResultRecord, check_folder, refuse_taken, write_result
+from codetr_cli.files import WEIGHTS_NAME, check_folder
 from codetr_cli.inference.hub.card import CARD_NAME, model_card
 from codetr_cli.inference.hub.facts import ModelFacts
 from codetr_cli.inference.hub.tables import MODEL_TYPE, model_table, processor_table
 from codetr_cli.reading import parse_json, read_bytes
+from codetr_cli.result_files import ResultRecord, refuse_taken, write_result
 from codetr_cli.runs.lineage import REPOSITORY
 from codetr_cli.weights.checkpoint import save_checkpoint
 

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codetr_cli.data.writers.names import NamePlan, without_suffix
-from codetr_cli.files import ResultRecord, write_result
 from codetr_cli.images.regions import ImageRegions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.prediction.drawings import drawing_request
 from codetr_cli.prediction.inputs import InputImage
+from codetr_cli.result_files import ResultRecord, write_result
 
 FOLDER = "crops"
 QUALITY = (

@@ -29,7 +29,7 @@ from codetr_cli.data.writers.names import NamePlan, is_rare
 from codetr_cli.data.writers.write import WRITERS
 from codetr_cli.distributed import part_files, slurm
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError
-from codetr_cli.files import RECORD_NAME, ResultRecord, make_way, replace_folder, sync_folder
+from codetr_cli.files import make_way, replace_folder, sync_folder
 from codetr_cli.formats.intermediate import THREADS
 from codetr_cli.formats.layout_names import TITLES
 from codetr_cli.formats.reserved import Candidate, choose_validation
@@ -42,6 +42,7 @@ from codetr_cli.prediction.labels.options import DatasetOptions
 from codetr_cli.prediction.labels.review import LIST_NAME
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget, OutputWriter
+from codetr_cli.result_files import RECORD_NAME, ResultRecord
 
 BESIDES = (part_files.FOLDER, slurm.FOLDER, RECORD_NAME, RECEIPT)
 """What may be in the folder before the data set is there."""

@@ -29,11 +29,12 @@ from codetr_cli.data.writers.names import NamePlan
 from codetr_cli.data.writers.source import PRESENT
 from codetr_cli.data.writers.write import WRITERS
 from codetr_cli.errors import ConfigError, DatasetError, shown
-from codetr_cli.files import ResultRecord, replace_folder, write_result
+from codetr_cli.files import replace_folder
 from codetr_cli.prediction.labels.outlines import mask_polygons
 from codetr_cli.prediction.labels.review import phrase, review_of
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OpenWriter, OutputTarget, OutputWriter
+from codetr_cli.result_files import ResultRecord, write_result
 
 BY = "label"
 """The verb in records of label files: they are data, which results of `predict` are not."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
-from codetr_cli.files import write_result
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget, OutputWriter
+from codetr_cli.result_files import write_result
 from codetr_cli.weights.urls import is_url
 
 LIST_NAME = "review.txt"

@@ -14,9 +14,9 @@ from typing import Literal
 
 from codetr_cli.errors import ConfigError, DatasetError, shown
 from codetr_cli.escaping import without_credentials
-from codetr_cli.files import OwnResults, folded
 from codetr_cli.prediction.inputs import VIDEO_SUFFIXES, numbered_name
 from codetr_cli.reading import check_regular
+from codetr_cli.result_files import OwnResults, folded
 
 Kind = Literal["file", "url", "camera", "sequence"]
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from codetr_cli.distributed.part_files import PartFiles
 from codetr_cli.errors import DatasetError, ResourceError, StoppedError, counted
-from codetr_cli.files import write_result
 from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream
@@ -40,6 +39,7 @@ from codetr_cli.prediction.video.live import LiveFrames
 from codetr_cli.prediction.video.outcome import VideoOutcome
 from codetr_cli.prediction.video.segments import LINES, PIECE, SegmentStore, SegmentWriter
 from codetr_cli.prediction.video.tracking import Tracker
+from codetr_cli.result_files import write_result
 from codetr_cli.runtime.signals import StopRequest
 
 Pixels = NDArray[np.uint8]

@@ -13,7 +13,6 @@ from PIL import Image
 from codetr_cli.data.writers.folder import RECEIPT
 from codetr_cli.distributed.part_files import FOLDER, REQUEST_NAME
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.files import ResultRecord
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.layout_names import LAYOUTS
 from codetr_cli.formats.open import open_dataset
@@ -23,6 +22,7 @@ from codetr_cli.prediction.labels.options import DatasetOptions
 from codetr_cli.prediction.outputs import DATASET, write_outputs
 from codetr_cli.prediction.results import ImageResult
 from codetr_cli.prediction.targets import OutputTarget
+from codetr_cli.result_files import ResultRecord
 from tests.prediction.labels.random_labels import (
     NAMES,
     close,

@@ -12,7 +12,6 @@ import pytest
 
 from codetr_cli.data.writers.folder import RECEIPT
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.files import ResultRecord
 from codetr_cli.formats.csv_columns import find_columns
 from codetr_cli.formats.csv_rows import TableReader
 from codetr_cli.formats.found import ReadOptions
@@ -20,6 +19,7 @@ from codetr_cli.inference.rle import encode_crop
 from codetr_cli.prediction.labels.layouts import FOLDERS, check_class_names, taken_folder
 from codetr_cli.prediction.outputs import write_outputs
 from codetr_cli.prediction.results import ImageResult
+from codetr_cli.result_files import ResultRecord
 from tests.prediction.labels.random_labels import (
     close,
     labels_of,

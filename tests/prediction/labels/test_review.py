@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.distributed.part_files import Part
-from codetr_cli.files import ResultRecord
 from codetr_cli.prediction.inputs import find_images
 from codetr_cli.prediction.labels.review import phrase
 from codetr_cli.prediction.outputs import REVIEW, result_names, write_outputs
 from codetr_cli.prediction.results import ImageResult, check_packed, merge_results, pack_results
 from codetr_cli.prediction.sources.input_list import InputImage
+from codetr_cli.result_files import ResultRecord
 from tests.prediction.labels.random_labels import random_results, target, write_images
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.files import write_result
 from codetr_cli.prediction.video.inputs import parse_rate, parse_time, split_inputs
+from codetr_cli.result_files import write_result
 
 
 def touch(*names: str) -> None:
