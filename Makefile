@@ -53,7 +53,8 @@ test-all: setup ## run the slow tests too
 test-floor: ## run the tests with the oldest supported releases (tests/floor.txt), in an environment of its own
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH: name one with make PYTHON=/path/to/python"; exit 5; }
 	test -x $(FLOOR)/bin/python || $(FLOOR_PYTHON) -m venv $(FLOOR)
-	$(FLOOR)/bin/python -m pip install --quiet --constraint tests/floor.txt --editable . pytest pytest-xdist build hatchling
+	$(FLOOR)/bin/python -m pip install --quiet --constraint tests/floor.txt --editable . \
+		pytest pytest-xdist html5lib build hatchling
 	$(FLOOR)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-matrix: ## run the tests on each Python from 3.11 to 3.13 that is here, each in a fresh environment that is removed

@@ -14,6 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+pytest.importorskip("onnx", reason="ONNX files are written and evaluated by onnx")
+pytest.importorskip("onnxscript", reason="ONNX files are written by onnxscript")
+pytest.importorskip("onnxruntime", reason="ONNX files are run by ONNX Runtime")
+
+import onnx
+import onnxruntime
+from onnx import reference
+
 from codetr_cli.errors import CheckpointError, ConfigError
 from codetr_cli.export.attention import PLUGIN_DOMAIN, onnx_translations
 from codetr_cli.export.options import ExportOptions
@@ -22,11 +30,6 @@ from codetr_cli.inference.exported.onnx_runtime import OnnxRuntimeEngine
 from codetr_cli.ops.deform_attn import fused_multi_scale_deformable_attention
 from codetr_cli.ops.deform_attn_export import PLUGIN_NAME, use_formulation
 from tests.inference.exported.handmade import metadata_of
-
-onnx = pytest.importorskip("onnx", reason="ONNX files are written by onnx")
-reference = pytest.importorskip("onnx.reference", reason="ONNX graphs are evaluated by onnx")
-pytest.importorskip("onnxscript", reason="ONNX files are written by onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX files are run by ONNX Runtime")
 
 HEADS, CHANNELS, QUERIES, POINTS = 2, 8, 6, 4
 

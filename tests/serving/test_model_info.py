@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+
+pytest.importorskip("starlette", reason="the extra serve is not installed")
 
 from codetr_cli.config.presets import load_preset
 from codetr_cli.config.schema import Settings
