@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from codetr_cli import __version__, console
+from codetr_cli.closed_streams import tolerate_closed_streams
 from codetr_cli.commands._defaults import Defaults, Invocation, find_defaults
 from codetr_cli.commands._help import Group, add_verb
 from codetr_cli.commands._options import use_shown_spelling
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
     console.set_mode(json="--json" in words, quiet="--quiet" in words or "-q" in words)
-    with console.tolerate_closed_streams(stdout=False), console.log_to_console():
+    with tolerate_closed_streams(stdout=False), console.log_to_console():
         try:
             code = _run(words)
             sys.stdout.flush()

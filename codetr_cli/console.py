@@ -9,18 +9,16 @@ the terminal nor pretend to be a line of this program. JSON is exact.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Protocol, TextIO
+from typing import IO, Any, Protocol
 
 import rich
 import typer
@@ -32,13 +30,12 @@ from rich.table import Table
 from rich.text import Text
 
 from codetr_cli.escaping import visible
+from codetr_cli.number_text import cell_text, seconds_text
 
 QUIET_SECONDS = 2.0  # work shorter than this shows no progress
 PLAIN_SECONDS = 10.0  # between two plain progress lines
 PLAIN_WIDTH = 240  # columns of a table that goes to a file or a pipe
 PACKAGE_LOGGER = "codetr_cli"
-BLOCKS = ("", *"▏▎▍▌▋▊▉█")
-COLUMNS = " ▁▂▃▄▅▆▇█"
 
 Line = Sequence[tuple[str, str]]
 """A line as pieces: each a text and its style, e.g. "bold", "dim", "green" or ""."""
@@ -186,10 +183,11 @@ def has_screen() -> bool:
 
 
 def can_show(text: str) -> bool:
-    """Whether the encoding of stdout has these characters."""
+    """Whether the encoding of the stream that text goes to has these characters."""
+    stream = sys.stderr if _mode.json else sys.stdout
     try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
+        text.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
         return False
     return True
 
@@ -269,84 +267,6 @@ def progress(description: str, total: int | None = None, *, done: int = 0) -> It
             shown.close()
 
 
-@contextmanager
-def tolerate_closed_streams(*, stdout: bool = True) -> Iterator[None]:
-    """Inside, text that can no longer be written is discarded, so that the work continues.
-
-    The reader of a pipe may end (`| head`), a terminal may close, the disk of a log file may be full. Characters that
-    the encoding of a stream lacks (`LANG=C`) are written escaped from now on.
-
-    Args:
-        stdout: also on stdout, which otherwise raises.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="backslashreplace")
-    before = sys.stdout, sys.stderr
-    sys.stderr = _TolerantStream(sys.stderr)
-    if stdout:
-        sys.stdout = _TolerantStream(sys.stdout)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
-
-
-def cell_text(value: object) -> str:
-    """A cell or field as text: thousands separated, four significant digits, `-` for None, yes or no for booleans."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 and math.isfinite(value) else f"{value:.4g}"
-    return str(value)
-
-
-def bar_text(share: float, width: int = 20) -> str:
-    """A bar for a cell of a table: a share from 0 to 1 of `width` characters, in eighths of them.
-
-    Full characters only, `#`, where the stream cannot hold blocks; a share above 0 shows at least something.
-    """
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    if not _holds_blocks():
-        return "#" * (max(round(eighths / 8), 1) if share > 0 else 0)
-    full, part = divmod(max(eighths, 1) if share > 0 else 0, 8)
-    return BLOCKS[8] * full + BLOCKS[part]
-
-
-def spark_text(values: Sequence[float]) -> str:
-    """A small plot of values from 0 on: a character each, the largest value full; `.`, `+` and `#` without blocks."""
-    largest = max(values, default=0.0)
-    steps = COLUMNS if _holds_blocks() else ".+#"
-    if largest <= 0:
-        return steps[0] * len(values)
-    return "".join(
-        steps[0] if value <= 0 else steps[max(round(value / largest * (len(steps) - 1)), 1)] for value in values
-    )
-
-
-def bytes_text(count: float) -> str:
-    """A number of bytes with a binary unit, e.g. `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def seconds_text(seconds: float) -> str:
-    """A duration to read at a glance, e.g. `0.42 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 class _LogHandler(logging.Handler):
     """Prints log messages on stderr, above a progress bar; those below warnings not with `--quiet`."""
 
@@ -364,36 +284,6 @@ class _LogHandler(logging.Handler):
                 _print(_console(stderr=True), Text(visible(text)))
         except Exception:
             self.handleError(record)
-
-
-class _TolerantStream:
-    """A stream that accepts text also when it can no longer be written."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._discard(error)
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._discard(error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _discard(self, error: OSError) -> None:
-        """Discards what is still buffered, unless there may be room for it later."""
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
 
 
 class _Progress:
@@ -493,16 +383,6 @@ class _Lines(_Progress):
 
 def _ignore(n: int = 1, *, seconds_left: float | None = None, **fields: Any) -> None:
     """Replaces a progress display with `--quiet`."""
-
-
-def _holds_blocks() -> bool:
-    """Whether the encoding of the stream of tables has block characters."""
-    stream = sys.stderr if _mode.json else sys.stdout
-    try:
-        (BLOCKS[8] + COLUMNS).encode(stream.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def _console(*, stderr: bool) -> Console:

@@ -16,9 +16,12 @@ TESTED_ELSEWHERE = {
     "commands/bench/_end_to_end.py": "commands/bench/test_infer.py",
     "commands/_data.py": "commands/test_stats.py",  # also test_prepare.py
     "commands/_detection.py": "commands/test_predict.py",
+    "commands/_review_findings.py": "commands/test_review.py",
     "commands/_review_inputs.py": "commands/test_review.py",
     "commands/_launch.py": "distributed/test_shared_work.py",
     "commands/_pictures.py": "commands/test_predict.py",
+    "commands/_score_file.py": "commands/test_eval.py",
+    "commands/_scores.py": "commands/test_eval.py",
     "commands/_verify.py": "commands/test_export_verify.py",
     "commands/_watch_screen.py": "commands/test_watch.py",
     "commands/_weights.py": "training/test_initial_weights.py",  # a URL in the place of a checkpoint

@@ -1,8 +1,9 @@
-"""The data set that a verb is about: an argument or an option, the environment, defaults, or the usual folder."""
+"""The data that a verb is about: the folder, from an argument, defaults or the usual place; images and annotations."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,12 @@ from codetr_cli.errors import ConfigError
 from codetr_cli.files import user_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from codetr_cli.commands._defaults import Defaults
-    from codetr_cli.config.schema import DatasetName
+    from codetr_cli.commands._options import Split
+    from codetr_cli.config.schema import DataConfig, DatasetName
+    from codetr_cli.formats.resolve import DataPaths
 
 
 def data_folder(named: str | None, dataset: DatasetName, defaults: Defaults, *, verb: str, note: bool) -> Path:
@@ -45,3 +50,40 @@ def data_folder(named: str | None, dataset: DatasetName, defaults: Defaults, *, 
         f"which folder? Give the dataset: `codetr {verb} DIR`. To try the program without data of your own: "
         "`codetr prepare --demo demo/data`."
     )
+
+
+def show_notes(paths: DataPaths) -> None:
+    """Prints how data were found, and warnings about them."""
+    for note in paths.notes:
+        console.info(note)
+    for warning in paths.warnings:
+        console.warn(warning)
+
+
+def evaluated_data(
+    data: Sequence[str] | None, split: Split | None, overrides: Sequence[str], checkpoint: str | None
+) -> tuple[DataPaths, str]:
+    """Where images and annotations are, and a name for them; no checkpoint: images are not needed.
+
+    The data that the checkpoint was trained on plays no part, except that the same images are reserved for validation.
+    """
+    from codetr_cli.evaluation.data_choice import choose_data
+
+    config, chosen, unused = named_data(data, overrides)
+    found, name = choose_data(config, chosen, split, checkpoint)
+    return replace(found, warnings=(*found.warnings, *unused)), name
+
+
+def named_data(
+    data: Sequence[str] | None, overrides: Sequence[str]
+) -> tuple[DataConfig, frozenset[str], tuple[str, ...]]:
+    """The settings of the data that a command names, which of them the user chose, and warnings about unused ones."""
+    from codetr_cli.evaluation.data_choice import data_config
+    from codetr_cli.formats.resolve import unused_roots
+
+    config, chosen = data_config(overrides)
+    if not data:
+        return config, chosen, ()
+    unused = unused_roots(config, data)
+    named = {"root": data[0], "extra_roots": tuple(data[1:]), "annotations": None}
+    return config.model_copy(update=named), chosen, unused

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._labels import scores_of
 from codetr_cli.commands._launch import requested
+from codetr_cli.commands._option_values import batch_of, tile_options
 from codetr_cli.commands._submit import submit_command
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def detect_options(context: typer.Context) -> DetectOptions:
     """
     given = context.params
     lowest, class_scores = scores_of(given["score"])
-    tiles = opt.tile_options(given["tiles"], given["overlap"], tta=given["tta"])
+    tiles = tile_options(given["tiles"], given["overlap"], tta=given["tta"])
 
     from codetr_cli.inference.options import NO_TILES, DetectOptions
 
@@ -36,7 +36,7 @@ def detect_options(context: typer.Context) -> DetectOptions:
         nms=given["nms"],
         tiles=tiles,
         whole_images=given["tiles"] == NO_TILES,
-        batch=opt.batch_of(given["batch"]),
+        batch=batch_of(given["batch"]),
         exact=given["exact"],
         workers=given["workers"],
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from codetr_cli import console
+from codetr_cli.closed_streams import tolerate_closed_streams
 from codetr_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run_placed(function: Callable[..., Any], arguments: Sequence[Any], placement
     from codetr_cli.distributed.launcher import launch
     from codetr_cli.distributed.process_group import launched_rank
 
-    with console.tolerate_closed_streams():
+    with tolerate_closed_streams():
         result = function(*arguments) if placement.spec is None else launch(function, arguments, placement.spec)
     return result if launched_rank() == 0 else None
 
@@ -69,5 +70,5 @@ def worker_output(*, json: bool, quiet: bool) -> Iterator[None]:
 
     console.set_mode(json=json, quiet=quiet)
     log = console.log_to_console() if launched_rank() == 0 else nullcontext()
-    with console.tolerate_closed_streams(), log:
+    with tolerate_closed_streams(), log:
         yield

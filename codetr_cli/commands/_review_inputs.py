@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._data import evaluated_data, named_data
 from codetr_cli.commands._launch import run_placed, worker_output
-from codetr_cli.commands.eval import evaluated_data
 from codetr_cli.commands.train import train_here
 from codetr_cli.errors import ConfigError, ResourceError
 
@@ -34,17 +34,12 @@ def find_reviewed(
     folds: int | None,
 ) -> tuple[DataPaths, str]:
     """Where images and annotations are, and a name for them; no checkpoint: none that judges them all."""
-    from codetr_cli.evaluation.data_choice import choose_reviewed, data_config
-    from codetr_cli.formats.resolve import unused_roots
+    from codetr_cli.evaluation.data_choice import choose_reviewed
 
     overrides = [each for each in overrides if each.strip().startswith("data.")]
     if checkpoint is not None:
         return evaluated_data(data, split, overrides, checkpoint)
-    config, chosen = data_config(overrides)
-    unused: tuple[str, ...] = ()
-    if data:
-        unused = unused_roots(config, data)
-        config = config.model_copy(update={"root": data[0], "extra_roots": tuple(data[1:]), "annotations": None})
+    config, chosen, unused = named_data(data, overrides)
     default: opt.Split = "train" if folds else "val"
     found, name = choose_reviewed(config, chosen, split, default=default, needs_images=folds is not None)
     return replace(found, warnings=(*found.warnings, *unused)), name
@@ -218,3 +213,30 @@ def read_inputs(files: Sequence[Path], paths: DataPaths, truth: Annotations) -> 
             console.warn(f"{hint}.")
         tables.append(matched.table)
     return AnalysisInputs.of(truth, DetectionTable.join(tables), paths)
+
+
+def weights_file(checkpoint: str | None) -> Path | None:
+    """The file of a checkpoint, whose content a request depends on."""
+    from codetr_cli.config.presets import preset_names
+    from codetr_cli.inference.loading import find_checkpoint
+
+    return None if checkpoint is None or checkpoint in preset_names() else find_checkpoint(checkpoint)
+
+
+def seen_images(
+    checkpoint: str | None, paths: DataPaths, truth: Annotations, folds: int | None
+) -> tuple[int | None, list[str]]:
+    """How many of the images a checkpoint was trained on, and a warning if there are any; None: not known."""
+    from codetr_cli.evaluation.trained_images import count_trained
+
+    path = weights_file(checkpoint)
+    trained = None if path is None else count_trained(path, paths, truth.file_names)
+    if not trained or folds is not None:
+        return trained, []
+    warning = (
+        f"{checkpoint} was trained on {trained:,} of these {len(truth.file_names):,} images: a model repeats errors of "
+        "annotation that it has learned, so that fewer are found. --folds 5 trains models that have not seen the "
+        "images that they judge."
+    )
+    console.warn(warning)
+    return trained, [warning]

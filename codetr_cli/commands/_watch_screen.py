@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from codetr_cli import console
+from codetr_cli.commands._text_plots import curve
+from codetr_cli.number_text import bytes_text, cell_text, seconds_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 LABEL, VALUE = 20, 11
 """Columns of names and of numbers; the rest of a line is for the curve."""
-BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 DONE, PLAIN_DONE = ("━", "╌"), ("#", "-")
 LONGEST_CURVE = 60
-LOG_SCALE_FROM = 20.0
-"""Curves of losses are logarithmic where the largest value is so many times the smallest."""
 LEAST_EVENTS, MOST_EVENTS = 3, 12
 MOST_NAMES = 6
 DAY_S = 86400.0
@@ -89,13 +86,13 @@ def change_text(status: RunStatus) -> str:
     history = status.history
     parts = [f"step {_of(status.step, status.total_steps)}"]
     if (loss := history.number("loss")) is not None:
-        parts.append(f"loss {console.cell_text(loss)}")
+        parts.append(f"loss {cell_text(loss)}")
     if history.evaluation is not None and history.best is not None:
         parts.append(f"AP {_ap(history.evaluation)} (best {_ap(history.best)})")
     if (rate := history.number("images_per_s")) is not None:
-        parts.append(f"{console.cell_text(rate)} images/s")
+        parts.append(f"{cell_text(rate)} images/s")
     if status.seconds_left:
-        parts.append(f"{console.seconds_text(status.seconds_left)} left")
+        parts.append(f"{seconds_text(status.seconds_left)} left")
     return ", ".join(parts)
 
 
@@ -103,7 +100,7 @@ def age_text(age_s: float) -> str:
     """A time that has passed, in days where it is long."""
     if age_s >= 2 * DAY_S:
         return f"{age_s / DAY_S:.0f} days"
-    return console.seconds_text(age_s) if age_s >= 60 else f"{max(age_s, 1):.0f} s"
+    return seconds_text(age_s) if age_s >= 60 else f"{max(age_s, 1):.0f} s"
 
 
 def as_json(status: RunStatus) -> dict[str, Any]:
@@ -142,21 +139,6 @@ def as_json(status: RunStatus) -> dict[str, Any]:
     }
 
 
-def curve(values: Sequence[float], width: int, *, logarithmic: bool = False) -> str:
-    """Values as a line of bars, the lowest value at the bottom: means over equal parts where they are many."""
-    if len(values) < 2 or width < 2:
-        return ""
-    bars = BARS if console.can_show(BARS) else PLAIN_BARS
-    parts = min(len(values), width)
-    edges = [len(values) * i // parts for i in range(parts + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    if logarithmic and min(means) > 0 and max(means) > LOG_SCALE_FROM * min(means):
-        means = [math.log(value) for value in means]
-    low, high = min(means), max(means)
-    scale = (len(bars) - 1) / (high - low) if high > low else 0.0
-    return "".join(bars[round((value - low) * scale)] for value in means)
-
-
 def _title(status: RunStatus, width: int) -> Iterator[Line]:
     state, preset = status.state, f" ({status.preset})" if status.preset else ""
     name, room = str(status.run), max(width - len(state) - len(preset) - 2, 10)
@@ -172,7 +154,7 @@ def _progress(status: RunStatus, width: int) -> Iterator[Line]:
     total, step = status.total_steps, status.step
     epoch = "" if status.epochs is None else f"epoch {min(status.epochs_done + 1, status.epochs)} of {status.epochs}, "
     text = f"{epoch}step {_of(step, total)}"
-    left = "" if not status.seconds_left else f", {console.seconds_text(status.seconds_left)} left"
+    left = "" if not status.seconds_left else f", {seconds_text(status.seconds_left)} left"
     if not total:
         yield [(text + left, "")]
         return
@@ -225,7 +207,7 @@ def _row(
     room = min(width - LABEL - VALUE - 2, LONGEST_CURVE)
     drawn = "" if series is None else curve(series.values, room, logarithmic=is_loss)
     is_main = not name.startswith(" ")
-    number = console.cell_text(value) if is_loss else "-" if value is None or value < 0 else f"{value:.3f}"
+    number = cell_text(value) if is_loss else "-" if value is None or value < 0 else f"{value:.3f}"
     return [
         (f"{name[: LABEL - 1]:<{LABEL}}", "bold" if is_main else ""),
         (f"{number:>{VALUE}}", "bold" if is_main else ""),
@@ -238,11 +220,11 @@ def _numbers(status: RunStatus) -> Iterator[Line]:
     if history.training is None:
         return
     rates = [("learning rate", history.number("lr")), ("gradient norm", history.number("grad_norm"))]
-    yield _pairs([(name, None if value is None else console.cell_text(value)) for name, value in rates])
+    yield _pairs([(name, None if value is None else cell_text(value)) for name, value in rates])
     wait, rate = history.number("data_wait"), history.number("images_per_s")
     yield _pairs(
         [
-            ("images/s", None if rate is None else console.cell_text(rate)),
+            ("images/s", None if rate is None else cell_text(rate)),
             ("waiting for data", None if wait is None else f"{wait:.0%} of the time"),
         ]
     )
@@ -250,8 +232,8 @@ def _numbers(status: RunStatus) -> Iterator[Line]:
     is_gpu = status.process is not None and status.process.device not in ("", "cpu")
     yield _pairs(
         [
-            ("GPU memory" if is_gpu else "memory", f"{console.bytes_text(memory)} at most" if memory else None),
-            ("free RAM", None if free is None else console.bytes_text(free)),
+            ("GPU memory" if is_gpu else "memory", f"{bytes_text(memory)} at most" if memory else None),
+            ("free RAM", None if free is None else bytes_text(free)),
         ]
     )
     if history.skipped:

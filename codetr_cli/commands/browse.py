@@ -11,6 +11,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._data import data_folder
 from codetr_cli.commands._defaults import Invocation
+from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both
 
 if TYPE_CHECKING:
     from codetr_cli.analysis.data.splits import DataSplit
@@ -53,8 +54,8 @@ def browse(
     is hotcoco's, is only for this machine, and loads nothing from elsewhere. Ctrl-C ends it.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    named = opt.argument_or_option(context, "path", "data")
-    opt.refuse_both(annotations, named)
+    named = argument_or_option(context, "path", "data")
+    refuse_both(annotations, named)
     from codetr_cli.serving.browse_app import check_installed
 
     check_installed()
@@ -67,7 +68,7 @@ def browse(
     chosen = _read_split(
         named,
         split,
-        opt.data_settings(**options, overrides=overrides),
+        data_settings(**options, overrides=overrides),
         context.obj,
         with_outlines=not boxes_only,
         note=not json_output,

@@ -10,6 +10,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError
+from codetr_cli.number_text import bytes_text
 
 if TYPE_CHECKING:
     from codetr_cli.weights.cached_files import CachedFile
@@ -80,7 +81,7 @@ def cache(
 
 def _show(caches: tuple[_Cache, ...]) -> None:
     rows = [
-        [each.title, each.folder, len(each.entries), console.bytes_text(each.size_bytes)]
+        [each.title, each.folder, len(each.entries), bytes_text(each.size_bytes)]
         for each in caches
         if each.entries or each.key != "kernels"
     ]
@@ -144,7 +145,7 @@ def _clear(found: _Cache, *, ask: bool, whole: bool) -> bool:
         if found.key == "datasets" or (whole and found.key == "downloads"):
             console.result(f"{found.folder} holds no {found.title}.")
         return False
-    size = console.bytes_text(sum(file.size_bytes for file in files) if files else found.size_bytes)
+    size = bytes_text(sum(file.size_bytes for file in files) if files else found.size_bytes)
     what = f"{count} {found.title}" if whole else f"{count} damaged or unfinished files of {found.title}"
     if ask and not typer.confirm(f"Remove {what} ({size}) from {found.folder}?"):
         console.result("Nothing was removed.")

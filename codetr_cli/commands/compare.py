@@ -9,9 +9,10 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._data import show_notes
 from codetr_cli.commands._defaults import Invocation
+from codetr_cli.commands._option_values import data_settings, refuse_both
 from codetr_cli.commands._weights import resolve_weights
-from codetr_cli.commands.eval import show_notes
 from codetr_cli.errors import CodetrError, ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def compare(
     console.set_mode(json=json_output, quiet=quiet)
     if results is None or len(results) < 2:
         raise ConfigError("give at least two results: codetr compare A B")
-    opt.refuse_both(annotations, data)
+    refuse_both(annotations, data)
     _check_page(html, force=force)
-    settings = opt.data_settings(
+    settings = data_settings(
         format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
     )
     words = [resolve_weights(each) or each for each in results]

@@ -9,7 +9,9 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._option_values import argument_or_option
 from codetr_cli.errors import ConfigError, listed
+from codetr_cli.number_text import bytes_text
 
 if TYPE_CHECKING:
     from codetr_cli.weights.convert import Conversion
@@ -43,7 +45,7 @@ def convert(
     console.set_mode(json=json_output, quiet=quiet)
     if checkpoint is not None and destination is None:  # codetr convert --checkpoint SRC DST
         destination, context.params["source"] = Path(source) if source else None, None
-    given = opt.argument_or_option(context, "source", "checkpoint")
+    given = argument_or_option(context, "source", "checkpoint")
     if given is None or destination is None:
         raise ConfigError("give the checkpoint and the file to write: codetr convert SRC DST")
     source_file = Path(given)
@@ -91,7 +93,7 @@ def _show(conversion: Conversion, source: Path, target: Path) -> None:
     from codetr_cli.weights.names import NAMING_TITLES
 
     checkpoint = conversion.checkpoint
-    size = console.bytes_text(target.stat().st_size)
+    size = bytes_text(target.stat().st_size)
     console.info(f"{source}: names of {NAMING_TITLES[conversion.naming]}, architecture of preset {conversion.preset}.")
     for reason, names in conversion.dropped.items():
         console.info(f"skipped {len(names)}: {reason} ({listed(names)})")

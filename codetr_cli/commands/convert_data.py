@@ -11,6 +11,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.files import check_folder
 from codetr_cli.formats.layout_names import LISTED, LayoutName
@@ -104,8 +105,8 @@ def convert_data(
     With --slice, a tile has an object if it shows at least --min-visible of what a tile can show of it.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    given = opt.argument_or_option(context, "path", "data")
-    opt.refuse_both(annotations, given)
+    given = argument_or_option(context, "path", "data")
+    refuse_both(annotations, given)
     if (given is None and annotations is None) or out is None:
         raise ConfigError("give the dataset and where to write: codetr convert-data DIR --out PATH")
     check_folder(out.parent if out.suffix.lower() == ".json" else out, "--out")
@@ -116,7 +117,7 @@ def convert_data(
 
     if val_fraction is None and split is None and out.suffix.lower() == ".json":
         val_fraction = 0.0  # one file of all images, unless a part of them is asked for
-    overrides = opt.data_settings(
+    overrides = data_settings(
         format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
     )
     config = apply_overrides(Settings(name="convert-data"), overrides).data

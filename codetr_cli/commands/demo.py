@@ -8,6 +8,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._option_values import argument_or_option
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError
 
@@ -46,7 +47,7 @@ def demo(
     is something else: it writes a synthetic dataset.)
     """
     console.set_mode(json=json_output, quiet=quiet)
-    checkpoint = opt.argument_or_option(context, "checkpoint", "checkpoint_option")
+    checkpoint = argument_or_option(context, "checkpoint", "checkpoint_option")
     if checkpoint is None:
         raise ConfigError("which checkpoint? codetr demo CHECKPOINT, e.g. a run folder or a .safetensors file")
     if examples is not None and not examples.is_dir():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from codetr_cli import __version__, console
 from codetr_cli.commands import _options as opt
+from codetr_cli.number_text import bytes_text
 
 if TYPE_CHECKING:
     from codetr_cli.runtime.environment import MachineReport
@@ -34,7 +35,7 @@ def doctor(json_output: opt.JsonOption = False) -> None:
 
 def show_machine(report: MachineReport) -> None:
     """Prints the table of this machine and warns of what should be fixed."""
-    disks = [(f"disk of {disk.path}", f"{console.bytes_text(disk.free_bytes)} free") for disk in report.disks]
+    disks = [(f"disk of {disk.path}", f"{bytes_text(disk.free_bytes)} free") for disk in report.disks]
     console.table("This machine", ["what", "found"], [*report.rows(), *disks])
     for remark in report.remarks:
         console.warn(remark)

@@ -11,6 +11,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._weights import byte_progress
+from codetr_cli.number_text import bytes_text
 
 if TYPE_CHECKING:
     from codetr_cli.weights.published import PretrainedBackbone, PublishedWeights
@@ -100,7 +101,7 @@ def _download_preset(place: PublishedWeights, *, force: bool, dry_run: bool) -> 
     conversion = convert_preset(place, model_shapes)
     for note in conversion.notes:
         console.warn(note)
-    console.result(f"{name}: {place.converted}, {console.bytes_text(place.converted.stat().st_size)}.")
+    console.result(f"{name}: {place.converted}, {bytes_text(place.converted.stat().st_size)}.")
     console.info(f"The preset name now refers to these weights, e.g. `codetr eval {name}`.")
     _show_cache_size()
     summary |= {"sha256": conversion.checkpoint.extra["source_sha256"], "bytes": place.file.stat().st_size}
@@ -127,7 +128,7 @@ def _download_backbone(backbone: PretrainedBackbone, url: str | None, *, force: 
         console.result(f"{backbone.name}: {'already downloaded' if there and not force else 'would be downloaded'}.")
     else:
         downloaded = _fetch(remote, backbone.file, force=force)
-        console.result(f"{backbone.name}: {backbone.file}, {console.bytes_text(backbone.file.stat().st_size)}.")
+        console.result(f"{backbone.name}: {backbone.file}, {bytes_text(backbone.file.stat().st_size)}.")
         console.info("Presets with this backbone now start from it when they are trained from scratch.")
         _show_cache_size()
     console.result_json(
@@ -150,7 +151,7 @@ def _show_cache_size() -> None:
 
     size = sum(path.lstat().st_size for path in cache_dir().rglob("*") if path.is_file())
     console.info(
-        f"The cache {cache_dir()} holds {console.bytes_text(size)}; see `codetr cache`. Removed files are fetched or "
+        f"The cache {cache_dir()} holds {bytes_text(size)}; see `codetr cache`. Removed files are fetched or "
         "converted again when needed."
     )
 

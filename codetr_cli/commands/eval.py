@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._data import evaluated_data, show_notes
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._launch import refuse_launch_options, requested, run_placed, worker_output
+from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both, tile_options
 from codetr_cli.commands._report import RequestedReport, requested_report
+from codetr_cli.commands._score_file import score_file
+from codetr_cli.commands._scores import show_scores
 from codetr_cli.commands._submit import submit_command
 from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.errors import ConfigError
 from codetr_cli.files import check_folder
+from codetr_cli.number_text import seconds_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import torch
 
     from codetr_cli.distributed.topology import Request
     from codetr_cli.evaluation.job import EvalJob, EvalOutcome
-    from codetr_cli.evaluation.scoring import ClassScore
-    from codetr_cli.formats.resolve import DataPaths
 
 EXAMPLES = (
     "codetr eval runs/co_dino_r50/1",
     "codetr eval co_dino_r50.safetensors --data /path/to/coco --gpus 8",
     "codetr eval --detections eval/val/detections.json --data /path/to/coco --report",
 )
-CLASS_COLUMNS = {
-    "name": "class",
-    "category_id": "category id",
-    "frequency": "frequency",
-    "objects": "objects",
-    "AP": "AP",
-    "AP50": "AP50",
-    "mask_AP": "mask AP",
-    "mask_AP50": "mask AP50",
-}
-"""Columns of the table of classes -> their titles; a column that no class has a value for is not shown."""
 
 
 def eval(
@@ -92,12 +80,12 @@ def eval(
     """
     console.set_mode(json=json_output, quiet=quiet)
     check_folder(out, "--out")
-    opt.refuse_both(annotations, data)
-    tile_options = opt.tile_options(tiles, overlap, tta=tta)
-    overrides = opt.data_settings(
+    refuse_both(annotations, data)
+    cut = tile_options(tiles, overlap, tta=tta)
+    overrides = data_settings(
         format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
     )
-    checkpoint = opt.argument_or_option(context, "checkpoint", "checkpoint_option")
+    checkpoint = argument_or_option(context, "checkpoint", "checkpoint_option")
     if (checkpoint is None) == (detections is None):
         raise ConfigError(
             "give a checkpoint to evaluate, or --detections detections.json to score a file"
@@ -119,7 +107,7 @@ def eval(
     paths, name = evaluated_data(data, split if is_chosen else None, overrides or [], checkpoint)
     if detections is not None:
         show_notes(paths)
-        _score_file(
+        score_file(
             detections,
             paths,
             overrides=overrides or [],
@@ -145,7 +133,7 @@ def eval(
         max_images=max_images,
         masks=not boxes_only,
         tta=tta,
-        tiles=tile_options,
+        tiles=cut,
         scorer=scorer,
         out=out,
         force=force,
@@ -167,33 +155,6 @@ def _check_early(checkpoint: str, device: str) -> None:
 
     choose_device(device)
     find_checkpoint(checkpoint)
-
-
-def show_notes(paths: DataPaths) -> None:
-    """Prints how data were found, and warnings about them."""
-    for note in paths.notes:
-        console.info(note)
-    for warning in paths.warnings:
-        console.warn(warning)
-
-
-def evaluated_data(
-    data: Sequence[str] | None, split: opt.Split | None, overrides: Sequence[str], checkpoint: str | None
-) -> tuple[DataPaths, str]:
-    """Where images and annotations are, and a name for them; no checkpoint: images are not needed.
-
-    The data that the checkpoint was trained on plays no part, except that the same images are reserved for validation.
-    """
-    from codetr_cli.evaluation.data_choice import choose_data, data_config
-    from codetr_cli.formats.resolve import unused_roots
-
-    config, chosen = data_config(overrides)
-    unused: tuple[str, ...] = ()
-    if data:
-        unused = unused_roots(config, data)
-        config = config.model_copy(update={"root": data[0], "extra_roots": tuple(data[1:]), "annotations": None})
-    found, name = choose_data(config, chosen, split, checkpoint)
-    return replace(found, warnings=(*found.warnings, *unused)), name
 
 
 def _evaluate(
@@ -271,12 +232,12 @@ def _report(outcome: EvalOutcome, job: EvalJob, *, protocol: bool, per_class: bo
     summary, speed = outcome.summary, outcome.summary["speed"]
     if outcome.warning:
         console.warn(outcome.warning)
-    _show(outcome.metrics, outcome.per_class if per_class else [], f"{job.split}, {outcome.images} images")
+    show_scores(outcome.metrics, outcome.per_class if per_class else [], f"{job.split}, {outcome.images} images")
     if protocol:
         console.result(f"Protocol: {summary['protocol']}.")
     if outcome.published is not None:
         console.result(outcome.published.sentence(outcome.metrics))
-    scoring = f"scoring {console.seconds_text(speed['scoring_seconds'])}"
+    scoring = f"scoring {seconds_text(speed['scoring_seconds'])}"
     by = f"by {speed['processes']} processes " if speed["processes"] > 1 else ""
     if speed["images"]:
         console.result(
@@ -286,99 +247,3 @@ def _report(outcome: EvalOutcome, job: EvalJob, *, protocol: bool, per_class: bo
         )
     else:
         console.result(f"Speed: all images were done before; {scoring}.")
-
-
-def _score_file(
-    file: Path,
-    paths: DataPaths,
-    *,
-    overrides: Sequence[str],
-    masks: bool,
-    max_images: int | None,
-    scorer: opt.ScorerName | None,
-    protocol: bool,
-    per_class: bool,
-    report: RequestedReport | None,
-) -> None:
-    """Scores a file of detections by the rules of the dataset that the annotations belong to."""
-    from codetr_cli.annotations.objects import check_kind, read_annotations
-    from codetr_cli.evaluation.backends import choose_backend, scorer_version
-    from codetr_cli.evaluation.data_choice import data_config
-    from codetr_cli.evaluation.detection_files import read_detection_file
-    from codetr_cli.evaluation.detection_records import has_masks, match_detections
-    from codetr_cli.evaluation.protocol import metric_names
-    from codetr_cli.evaluation.scoring import score_detections
-
-    config, named = data_config(overrides)
-    content = read_detection_file(file)
-    masks = masks and has_masks(content)
-    ground_truth = read_annotations(paths.annotations_path, with_outlines=masks)
-    if "data.dataset" in named:
-        check_kind(ground_truth, config.dataset, paths.annotations_path)
-    matched = match_detections(content, ground_truth, str(paths.annotations_path), with_masks=masks)
-    del content  # gigabytes
-    detections = matched.table
-    for note in matched.notes:
-        console.info(f"{note}.")
-    for hint in matched.hints:
-        console.warn(f"{hint}.")
-    chosen = choose_backend(scorer, len(detections))
-    image_ids = ground_truth.image_ids[:max_images].tolist()
-    scores = score_detections(ground_truth, detections, image_ids, where=str(paths.annotations_path), scorer=chosen)
-    metrics, convention = metric_names(lvis=ground_truth.is_lvis, masks=masks)
-    described = (
-        f"{len(detections)} detections of {file}; {paths.annotations_path.stem}, {scores.images} images; {metrics} "
-        f"metrics by {scorer_version(chosen)}: {convention}"
-    )
-    _show(scores.metrics, scores.per_class if per_class else [], f"{file.name}, {scores.images} images")
-    if protocol:
-        console.result(f"Protocol: {described}.")
-    written: dict[str, Any] = {}
-    if report is not None:
-        written["report"] = report.of_file(
-            file,
-            detections,
-            scores,
-            ground_truth,
-            paths,
-            image_ids=image_ids,
-            protocol=described,
-            notes=[f"{note}." for note in (*matched.notes, *matched.hints)],
-        )
-        console.result(f"Report: {written['report']['html']}")
-    console.result_json(
-        {
-            **scores.metrics,
-            "annotations": str(paths.annotations_path),
-            "images": scores.images,
-            "objects": scores.objects,
-            "protocol": described,
-            "per_class": [score.as_dict() for score in scores.per_class],
-            "detections": str(file),
-            "notes": matched.notes,
-            "warnings": matched.hints,
-            **written,
-        }
-    )
-
-
-def _show(metrics: Mapping[str, float], per_class: Sequence[ClassScore], what: str) -> None:
-    for subject, prefix in (("Box", ""), ("Mask", "mask_")):
-        for kind, start in (("precision", "AP"), ("recall", "AR")):
-            names = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix + start)]
-            if names:
-                values = [_metric_text(metrics[prefix + name]) for name in names]
-                console.table(f"{subject} {kind} ({what})", names, [values])
-    if per_class:
-        tables = [score.as_dict() for score in per_class]
-        columns = [name for name in CLASS_COLUMNS if any(name in table for table in tables)]
-        rows = [
-            [_metric_text(table[name]) if "AP" in name and name in table else table.get(name) for name in columns]
-            for table in tables
-        ]
-        console.table("Per class", [CLASS_COLUMNS[name] for name in columns], rows)
-
-
-def _metric_text(value: float) -> str:
-    """Three digits as in COCO's tables; a dash where there are no objects."""
-    return "-" if value < 0 else f"{value:.3f}"

@@ -13,9 +13,11 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._option_values import argument_or_option, tile_options
 from codetr_cli.commands._verify import ProofOptions, check_report, prove, show_proof
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError
+from codetr_cli.number_text import bytes_text
 
 if TYPE_CHECKING:
     from codetr_cli.export.job import ExportResult
@@ -126,7 +128,7 @@ def export(
     and `codetr eval` take it.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    given = opt.argument_or_option(context, "source", "checkpoint")
+    given = argument_or_option(context, "source", "checkpoint")
     if runner:
         if given is not None:
             raise ConfigError("--runner prints a program for every file: give no checkpoint with it")
@@ -140,7 +142,7 @@ def export(
         show_proof(verify_only, prove(given, verify_only, proof, force=force), {"output": verify_only})
         return
     target_size, images = _size(size), _batch(batch)
-    tile_options = opt.tile_options(tiles, overlap, tta=False)
+    cut = tile_options(tiles, overlap, tta=False)
 
     from codetr_cli.export.options import ExportOptions
 
@@ -153,7 +155,7 @@ def export(
         attention=attention,
         preprocess=preprocess,
         postprocess=postprocess,
-        tiles=tile_options,
+        tiles=cut,
     )
     target = _target(named, format, layout, out, verify=verify)
     if verify and layout == "file":
@@ -229,7 +231,7 @@ def _show(result: ExportResult) -> None:
         for line in lines:
             console.info(f"{title} {line}")
     for path in result.files:
-        console.result(f"wrote {path}: {console.bytes_text(path.stat().st_size)}.")
+        console.result(f"wrote {path}: {bytes_text(path.stat().st_size)}.")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._detection import detect_options, submit_job
 from codetr_cli.commands._labels import label_options
 from codetr_cli.commands._launch import requested, run_placed, worker_output
+from codetr_cli.commands._option_values import separated
 from codetr_cli.commands._pictures import comparison_columns, picture_options, show_comparison
 from codetr_cli.commands._predict_video import predict_videos
 from codetr_cli.commands._weights import place_exported, refuse_secrets, resolve_weights
@@ -113,7 +114,7 @@ def predict(
 
     if predict_videos(context, options, weights=lambda: resolve_weights(checkpoint) or str(newest_run())):
         return
-    formats = check_formats(opt.separated(result_formats, "coco"))
+    formats = check_formats(separated(result_formats, "coco"))
     skipped = Skipped()
     images = find_images(sources, column=column, skipped=skipped)
     for sentence in skipped.sentences():

@@ -14,9 +14,11 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._data import data_folder
 from codetr_cli.commands._defaults import Invocation
+from codetr_cli.commands._option_values import argument_or_option, data_settings, data_words, refuse_both
 from codetr_cli.commands.doctor import show_machine
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.files import real_path
+from codetr_cli.number_text import seconds_text
 
 if TYPE_CHECKING:
     from codetr_cli.data.checks.dataset import DatasetReport
@@ -68,9 +70,9 @@ def prepare(
         "annotations": annotations,
         "images": images,
     }
-    settings = apply_overrides(Settings(name="prepare"), opt.data_settings(**options, overrides=overrides))
-    named = opt.argument_or_option(context, "path", "data")
-    opt.refuse_both(annotations, named or demo)
+    settings = apply_overrides(Settings(name="prepare"), data_settings(**options, overrides=overrides))
+    named = argument_or_option(context, "path", "data")
+    refuse_both(annotations, named or demo)
     invocation: Invocation = context.obj
     if demo is not None:
         folder = _write_demo(demo, named)
@@ -88,7 +90,7 @@ def prepare(
     made = link_folder(folder, link or Path(LAYOUTS[report.dataset].roots[0])) if is_linked else None
     if made is not None:
         _show_link(made, folder)
-    words = opt.data_words(**options)
+    words = data_words(**options)
     command = _next(report, environment, made, None if annotations else folder, words, is_demo=demo is not None)
     console.result_json(
         {
@@ -177,7 +179,7 @@ def _show_report(report: DatasetReport) -> None:
     checked = sum(len(split.images) for split in report.splits.values())
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     console.result(
-        f"{checked:,} image files checked in {console.seconds_text(report.seconds)}: "
+        f"{checked:,} image files checked in {seconds_text(report.seconds)}: "
         f"{_kinds(report.errors, 'error')}, {_kinds(warnings, 'warning')}."
     )
 

@@ -8,6 +8,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.number_text import cell_text
 
 if TYPE_CHECKING:
     from codetr_cli.config.schema import Settings
@@ -176,5 +177,5 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 
 def _table_columns(columns: list[Column], rows: list[dict[str, Any]]) -> int:
-    cells = [max(len(column.heading), *(len(console.cell_text(row[column.key])) for row in rows)) for column in columns]
+    cells = [max(len(column.heading), *(len(cell_text(row[column.key])) for row in rows)) for column in columns]
     return sum(cells) + SPACE_BETWEEN * len(cells)

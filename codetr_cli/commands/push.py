@@ -11,6 +11,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import ConfigError
+from codetr_cli.number_text import bytes_text
 
 if TYPE_CHECKING:
     from codetr_cli.inference.hub.publication import Publication
@@ -76,7 +77,7 @@ def push(
 
 
 def _show(publication: Publication) -> None:
-    rows = [[path.name, console.bytes_text(path.stat().st_size)] for path in publication.files]
+    rows = [[path.name, bytes_text(path.stat().st_size)] for path in publication.files]
     console.table("Files", ["file", "size"], rows)
     console.result(f"Licence of the weights: {publication.licence.name} ({publication.licence.reason}).")
     if not publication.is_written:

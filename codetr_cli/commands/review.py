@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,10 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._data import show_notes
 from codetr_cli.commands._defaults import Invocation
+from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both
+from codetr_cli.commands._review_findings import show_review, shown_facts
 from codetr_cli.commands._review_inputs import (
     DetectionRun,
     check_weights,
@@ -20,18 +23,14 @@ from codetr_cli.commands._review_inputs import (
     fold_start,
     place_review,
     read_inputs,
+    seen_images,
+    weights_file,
 )
 from codetr_cli.commands._weights import place_exported, resolve_weights
-from codetr_cli.commands.eval import show_notes
 from codetr_cli.errors import ConfigError, nearest
 from codetr_cli.files import check_folder
 
 if TYPE_CHECKING:
-    from codetr_cli.analysis.inputs import AnalysisInputs
-    from codetr_cli.analysis.label_errors import LabelError
-    from codetr_cli.annotations.objects import Annotations
-    from codetr_cli.formats.resolve import DataPaths
-    from codetr_cli.report.review_files import ReviewFiles
     from codetr_cli.training.fold_reviews import FoldStart
 
 EXAMPLES = (
@@ -40,12 +39,8 @@ EXAMPLES = (
     "codetr review --detections detections.json --data my_data --format cvat",
 )
 REVIEW = "Review"
-SHOWN = 20
-"""Findings in the terminal; all are in the files."""
 WEAK = 0.7
 """Share of the surest detections that are annotated objects, below which findings are few."""
-WIDE = 100
-"""Characters of a line from which the reasons are in the table of the terminal."""
 
 
 def review(
@@ -106,11 +101,11 @@ def review(
     """
     console.set_mode(json=json_output, quiet=quiet)
     check_folder(out, "--out")
-    opt.refuse_both(annotations, data)
-    checkpoint = opt.argument_or_option(context, "checkpoint", "checkpoint_option")
+    refuse_both(annotations, data)
+    checkpoint = argument_or_option(context, "checkpoint", "checkpoint_option")
     _check_sources(checkpoint, detections, folds, weights)
     chosen_kinds, formats = _kinds(kinds), _formats(format)
-    overrides = opt.data_settings(annotations=annotations, images=images, overrides=overrides)
+    overrides = data_settings(annotations=annotations, images=images, overrides=overrides)
     if checkpoint is not None:
         checkpoint = resolve_weights(checkpoint) or checkpoint
         overrides = [*place_exported(context, checkpoint), *overrides]
@@ -126,7 +121,7 @@ def review(
     show_notes(paths)
     truth = read_annotations(paths.annotations_path, with_outlines=True)
     check_class_names(formats, truth.class_names)  # before hours of training
-    trained, warnings = _seen(checkpoint, paths, truth, folds)
+    trained, warnings = seen_images(checkpoint, paths, truth, folds)
     asked: dict[str, Any] = {
         "checkpoint": checkpoint,
         "detections": detections,
@@ -136,7 +131,7 @@ def review(
         "weights": weights,
         "overrides": overrides,
     }
-    request = request_digest(**asked, state=_state(checkpoint))
+    request = request_digest(**asked, state=weights_file(checkpoint))
     # What fails is found before there is a folder.
     inputs = None if detections is None else read_inputs([detections], paths, truth)
     start: FoldStart | None = None
@@ -171,13 +166,13 @@ def review(
         inputs,
         formats=formats,
         facts={key: str(value) if isinstance(value, Path) else value for key, value in facts.items()},
-        shown_facts=_shown_facts(facts, inputs),
+        shown_facts=shown_facts(facts, inputs),
         warnings=warnings,
         total=len(found),
         request=request,
         force=force,
     )
-    _report(found[:limit], len(found), inputs, written, warnings, facts)
+    show_review(found[:limit], len(found), inputs, written, warnings, facts)
 
 
 def _check_sources(checkpoint: str | None, detections: Path | None, folds: int | None, weights: str | None) -> None:
@@ -239,94 +234,3 @@ def _formats(given: Sequence[str] | None) -> list[Any]:
         if word not in FORMATS:
             raise ConfigError(f"--format {word}: there is no such format of proposals; {nearest(word, list(FORMATS))}")
     return list(dict.fromkeys(words))
-
-
-def _state(checkpoint: str | None) -> Path | None:
-    """The file of a checkpoint, whose content a request depends on."""
-    from codetr_cli.config.presets import preset_names
-    from codetr_cli.inference.loading import find_checkpoint
-
-    return None if checkpoint is None or checkpoint in preset_names() else find_checkpoint(checkpoint)
-
-
-def _seen(
-    checkpoint: str | None, paths: DataPaths, truth: Annotations, folds: int | None
-) -> tuple[int | None, list[str]]:
-    """How many of the images a checkpoint was trained on, and a warning if there are any; None: not known."""
-    from codetr_cli.evaluation.trained_images import count_trained
-
-    path = _state(checkpoint)
-    trained = None if path is None else count_trained(path, paths, truth.file_names)
-    if not trained or folds is not None:
-        return trained, []
-    warning = (
-        f"{checkpoint} was trained on {trained:,} of these {len(truth.file_names):,} images: a model repeats errors of "
-        "annotation that it has learned, so that fewer are found. --folds 5 trains models that have not seen the "
-        "images that they judge."
-    )
-    console.warn(warning)
-    return trained, [warning]
-
-
-def _shown_facts(facts: Mapping[str, Any], inputs: AnalysisInputs) -> dict[str, str]:
-    """What the page says at its head."""
-    from codetr_cli.annotations.cache import source_of
-
-    shown = {
-        "Checkpoint": facts["checkpoint"],
-        "Detections": facts["detections"],
-        "Folds": facts["folds"] and f"{facts['folds']}: each image is judged by a model that has not seen it",
-        "Annotations": source_of(facts["annotations"]).name,
-        "Images": f"{len(inputs.image_ids):,} in {facts['images_dir']}",
-        "Command": facts["command"],
-    }
-    return {name: str(value) for name, value in shown.items() if value}
-
-
-def _report(
-    errors: Sequence[LabelError],
-    total: int,
-    inputs: AnalysisInputs,
-    written: ReviewFiles,
-    warnings: Sequence[str],
-    facts: Mapping[str, Any],
-) -> None:
-    """Prints the findings and where the files are."""
-    from codetr_cli.report.review_report import counts_of, review_json
-
-    files = {
-        "page": str(written.page),
-        "table": str(written.table),
-        "proposals": {layout: str(path) for layout, path in written.proposals.items()},
-    }
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in facts.items()}
-    console.result_json(
-        {**review_json(errors, inputs, {**plain, "warnings": list(warnings)}, total=total), "files": files}
-    )
-    listed = "" if total == len(errors) else f", the {len(errors):,} most suspicious listed"
-    objects, images = len(inputs.object_rows), len(inputs.image_ids)
-    console.result(f"{total:,} suspected label errors in {objects:,} annotations of {images:,} images{listed}.")
-    if errors:
-        counts = counts_of(errors)
-        console.table("By kind", list(counts), [list(counts.values())])
-        _show_findings(errors, inputs)
-    console.result(f"Page: {written.page}")
-    for layout, path in written.proposals.items():
-        console.result(f"Proposals ({layout}): {path}")
-
-
-def _show_findings(errors: Sequence[LabelError], inputs: AnalysisInputs) -> None:
-    from codetr_cli.report.review_report import PROPOSALS
-
-    truth = inputs.ground_truth
-    names = dict(zip(truth.category_ids, truth.class_names, strict=True))
-    is_wide = console.columns() >= WIDE
-    rows = []
-    for number, error in enumerate(errors[:SHOWN], 1):
-        annotated = None if error.object_row is None else truth.class_names[truth.labels[error.object_row]]
-        proposed = None if error.action == "remove" else names[error.category_id]
-        cells = [number, error.kind, f"{error.score:.2f}", inputs.file_name(error.image), annotated, proposed]
-        rows.append([*cells, error.explanation if is_wide else PROPOSALS[error.action]])
-    more = f", all {len(errors):,} are in the files" if len(errors) > SHOWN else ""
-    columns = ["", "kind", "suspicion", "image", "annotated", "proposed", "why" if is_wide else "proposal"]
-    console.table(f"The most suspicious{more}", columns, rows)

@@ -11,6 +11,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.errors import ConfigError
+from codetr_cli.number_text import seconds_text
 
 if TYPE_CHECKING:
     from codetr_cli.runs.listing import RunRow
@@ -69,4 +70,4 @@ def _of(done: int, total: int | None) -> str:
 
 
 def _age_text(age_s: float) -> str:
-    return f"{age_s / DAY_S:.0f} days" if age_s >= 2 * DAY_S else console.seconds_text(age_s)
+    return f"{age_s / DAY_S:.0f} days" if age_s >= 2 * DAY_S else seconds_text(age_s)

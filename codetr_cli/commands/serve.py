@@ -10,6 +10,7 @@ import typer
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._launch import run_placed, worker_output
+from codetr_cli.commands._option_values import argument_or_option, batch_of
 from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.commands.predict import newest_run
 
@@ -63,13 +64,13 @@ def serve(
     from codetr_cli.serving.options import MEGABYTE, ServeOptions
     from codetr_cli.serving.requirements import check_installed
 
-    given = opt.argument_or_option(context, "checkpoint", "checkpoint_option")
+    given = argument_or_option(context, "checkpoint", "checkpoint_option")
     options = ServeOptions(
         host=host,
         port=port,
         api_key=api_key,
         cors_origins=tuple(cors_origins or ()),
-        batch=opt.batch_of(batch),
+        batch=batch_of(batch),
         max_wait_ms=max_wait_ms,
         queue=queue,
         max_images=min(max_images, queue) if _is_default(context, "max_images") else max_images,

@@ -12,6 +12,8 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._data import data_folder
 from codetr_cli.commands._defaults import Invocation
+from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both
+from codetr_cli.commands._text_plots import bar_text, spark_text
 from codetr_cli.errors import ConfigError, counted
 from codetr_cli.files import check_folder
 
@@ -66,8 +68,8 @@ def stats(
     console.set_mode(json=json_output, quiet=quiet)
     if html is not None:
         check_folder(html.parent, "--html")
-    named = opt.argument_or_option(context, "path", "data")
-    opt.refuse_both(annotations, named)
+    named = argument_or_option(context, "path", "data")
+    refuse_both(annotations, named)
     from codetr_cli.analysis.data.summary import summarize_data
     from codetr_cli.analysis.jsonable import jsonable
 
@@ -77,7 +79,7 @@ def stats(
         "annotations": annotations,
         "images": images,
     }
-    settings = _settings(preset, opt.data_settings(**options, overrides=overrides))
+    settings = _settings(preset, data_settings(**options, overrides=overrides))
     invocation: Invocation = context.obj
     config = _located(settings.data, named, invocation, note=not json_output)
     _check_html(html, force)
@@ -191,7 +193,7 @@ def _show_classes(splits: Sequence[DataStatistics], limit: int | None) -> None:
             each.images,
             *(split[each.name].objects if each.name in split else None for split in others),
             round(100 * each.objects / max(first.objects, 1), 1),
-            console.bar_text(each.objects / most, bar),
+            bar_text(each.objects / most, bar),
         ]
         for each in shown
     ]
@@ -216,7 +218,7 @@ def _show_bins(title: str, summary: DataSummary, what: str) -> None:
         [
             label,
             *(round(100 * each.counts[index] / max(each.total, 1), 1) for _, each in found),
-            console.bar_text(first.counts[index] / max(first.total, 1) / max(largest, 1e-9), BAR),
+            bar_text(first.counts[index] / max(first.total, 1) / max(largest, 1e-9), BAR),
         ]
         for index, label in enumerate(first.labels)
         if any(each.counts[index] for _, each in found)
@@ -242,7 +244,7 @@ def _show_sizes(splits: Sequence[DataStatistics]) -> None:
             each.split,
             sizes_text(each),
             "-" if each.at_input.scales is None else f"{each.at_input.scales.median:.3g}",
-            console.spark_text(each.image_aspects.counts),
+            spark_text(each.image_aspects.counts),
         ]
         for each in splits
     ]

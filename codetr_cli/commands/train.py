@@ -14,6 +14,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._launch import requested, run_placed, worker_output
+from codetr_cli.commands._option_values import data_settings, refuse_both
 from codetr_cli.commands._submit import submit_job
 from codetr_cli.commands._weights import hide_backbone_url, resolve_weights
 from codetr_cli.errors import ConfigError, listed
@@ -86,8 +87,8 @@ def train(
     from codetr_cli.training.plan import plan_job
 
     invocation: Invocation = context.obj
-    opt.refuse_both(annotations, data)
-    overrides = opt.data_settings(
+    refuse_both(annotations, data)
+    overrides = data_settings(
         format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
     )
     overrides = [*invocation.defaults.setting(overrides), *overrides]

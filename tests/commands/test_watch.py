@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from codetr_cli import console
 from codetr_cli.commands import _watch_screen as screen
 from codetr_cli.commands import watch as verb
 from codetr_cli.config.schema import Settings
@@ -177,23 +176,6 @@ def test_a_run_without_lines(folder: RunFolder, codetr: Callable[..., Ran]):
     assert ran.code == 0
     assert "starting" not in ran.out.splitlines()[1]
     assert "step 0" in ran.out
-
-
-def test_curves():
-    assert screen.curve([], 10) == ""
-    assert screen.curve([1.0], 10) == ""
-    assert screen.curve([1.0, 1.0], 10) == "▁▁"
-    assert screen.curve([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], 20) == "▁▂▃▄▅▆▇█"
-    assert screen.curve([0.0, 0.0, 7.0, 7.0, 0.0, 0.0], 3) == "▁█▁"
-    straight, logarithmic = ([10.0**-n for n in range(8)], 8), "█▇▆▅▄▃▂▁"
-    assert screen.curve(*straight) == "█▂▁▁▁▁▁▁"
-    assert screen.curve(*straight, logarithmic=True) == logarithmic
-    assert screen.curve([0.0, 100.0], 2, logarithmic=True) == "▁█"
-
-
-def test_curves_where_characters_are_missing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(console, "can_show", lambda text: text.isascii())
-    assert screen.curve([0.0, 7.0], 2) == "_#"
 
 
 def test_without_a_terminal_changes_are_lines(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from codetr_cli import console
+from codetr_cli.number_text import bytes_text
 
 if TYPE_CHECKING:
     from codetr_cli.benchmark.operators import OperatorReport
@@ -29,7 +30,7 @@ def without_folders(value: Any) -> Any:
 
 def size_text(count: int | None) -> str | None:
     """Bytes with a unit; None stays None."""
-    return None if count is None else console.bytes_text(count)
+    return None if count is None else bytes_text(count)
 
 
 def show_timing(kind: str, numbers: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
@@ -141,7 +142,7 @@ def show_limits(limits: MachineLimits) -> None:
     """Shows the limits of the machine."""
     console.result(
         f"measured here: copy {limits.copy_bytes_per_second / 1e9:.1f} GB/s (read and written), caches of "
-        f"{console.bytes_text(limits.cache_bytes)} {limits.cache_bytes_per_second / 1e9:.1f} GB/s, "
+        f"{bytes_text(limits.cache_bytes)} {limits.cache_bytes_per_second / 1e9:.1f} GB/s, "
         f"{limits.dtype} matrix product {limits.flops_per_second / 1e9:.0f} GFLOP/s"
     )
 

@@ -10,6 +10,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
+from codetr_cli.commands._option_values import data_settings, only, refuse_both
 from codetr_cli.commands.bench import _measurement as measurement
 from codetr_cli.commands.bench import _tables as tables
 from codetr_cli.errors import ConfigError
@@ -65,11 +66,11 @@ def data(
     Reads your training images with the preset's augmentation. On a CPU the speed of a training step is not measured.
     """
     console.set_mode(json=json_output, quiet=quiet)
-    same = opt.only(same_folder, "--data")
+    same = only(same_folder, "--data")
     if folder is not None and same is not None:
         raise ConfigError(f"both {folder} and --data {same} are given, and they mean the same: give one of them")
-    opt.refuse_both(annotations, folder or same)
-    overrides = opt.data_settings(
+    refuse_both(annotations, folder or same)
+    overrides = data_settings(
         format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
     )
     if step_images_per_s is not None and step_images_per_s <= 0:
