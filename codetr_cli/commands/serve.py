@@ -9,7 +9,6 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._launch import run_placed, worker_output
 from codetr_cli.commands._option_values import argument_or_option, batch_of
 from codetr_cli.commands._weights import place_exported, resolve_weights
 from codetr_cli.commands.predict import newest_run
@@ -94,8 +93,14 @@ def serve(
     device = context.params["device"]
     job = ServeJob(weights, [*device_settings, *(overrides or [])], precision, options, threads=threads)
     placement = place_workers(device, gpus=gpus, workers=workers)
-    with shared_port(job, placement) as job:
-        run_placed(_serve_here, (job, placement.device, gpus, json_output, quiet), placement)
+    with console.tolerate_closed_streams(), shared_port(job, placement) as job:
+        arguments = (job, placement.device, gpus, json_output, quiet)
+        if placement.processes == 1:
+            _serve_here(*arguments)
+        else:
+            from codetr_cli.serving.supervisor import supervise
+
+            supervise(_serve_here, arguments, placement.processes)
 
 
 def _is_default(context: typer.Context, name: str) -> bool:
@@ -107,7 +112,8 @@ def _serve_here(job: ServeJob, device: torch.device, gpus: int | None, json_outp
     """Serves in this process, alone or as one of several."""
     from codetr_cli.serving.workers import serve_here
 
-    with worker_output(json=json_output, quiet=quiet):
+    console.set_mode(json=json_output, quiet=quiet)
+    with console.tolerate_closed_streams(), console.log_to_console():
         serve_here(
             job, device, gpus=gpus, announce=lambda running, processes: _announce(running, job.options, processes)
         )

@@ -139,7 +139,7 @@ def share_threads(processes: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
 
 
-def _run_worker(function: Callable[..., Any], arguments: tuple[Any, ...], work: Work) -> Any:
+def run_worker(function: Callable[..., Any], arguments: tuple[Any, ...], work: Work) -> Any:
     """The entry point of each process: runs the function, and writes an error for the launcher to read.
 
     A stop by a signal is no failure, so it is returned as a result.
@@ -192,7 +192,7 @@ def _build_agent(
     worker_spec = WorkerSpec(
         role=spec.work.name,
         local_world_size=spec.processes,
-        entrypoint=_run_worker,
+        entrypoint=run_worker,
         args=(function, tuple(arguments), spec.work),
         rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=spec.max_restarts,

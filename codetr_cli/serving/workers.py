@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from codetr_cli.distributed.launcher import LaunchSpec
-from codetr_cli.distributed.process_group import launched_rank, launched_world_size
-from codetr_cli.distributed.topology import Placement
-from codetr_cli.distributed.worker_errors import Work
+from codetr_cli.distributed.process_group import launched_rank, launched_world_size, was_restarted
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.inference.detector import Detector
 from codetr_cli.runtime.devices import choose_device
@@ -24,13 +21,6 @@ from codetr_cli.serving.options import METRICS_FOLDER, ServeOptions
 
 if TYPE_CHECKING:
     from codetr_cli.serving.run import Running
-
-SERVING = Work(
-    name="server",
-    less_memory="lower --batch, --max-pixels or the number of processes",
-    continues="with new requests",
-    max_restarts=10,
-)
 
 
 @dataclass(frozen=True)
@@ -58,6 +48,19 @@ class ServeJob:
         return Detector.load(self.weights, device, self.precision, overrides=self.overrides)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """The processes of a server.
+
+    Attributes:
+        device: of the command; with several GPUs each process has one of them.
+        processes: how many.
+    """
+
+    device: torch.device
+    processes: int
+
+
 def place_workers(device: str, *, gpus: int | None, workers: int | None) -> Placement:
     """The processes of a server.
 
@@ -79,15 +82,12 @@ def place_workers(device: str, *, gpus: int | None, workers: int | None) -> Plac
         available = torch.cuda.device_count()
         raise ResourceError(f"--gpus {gpus}: this machine has {available}, use --gpus {available}")
     processes = workers or gpus or 1
-    if processes == 1:
-        return Placement(chosen, 1, None)
-    if sys.platform != "linux":
+    if processes > 1 and sys.platform != "linux":
         raise ResourceError(
             f"{processes} processes share a port on Linux only: start one process, or several on ports of their own "
             "behind a proxy"
         )
-    spec = LaunchSpec(processes=processes, max_restarts=SERVING.max_restarts, work=SERVING)
-    return Placement(chosen, processes, spec)
+    return Placement(chosen, processes)
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def shared_port(job: ServeJob, placement: Placement) -> Iterator[ServeJob]:
     Raises:
         ConfigError, ResourceError: as `connections.bind`.
     """
-    if placement.spec is None:
+    if placement.processes == 1:
         yield job
         return
     bind(job.options).close()  # nobody else may have it; sockets that share a port would not notice
@@ -124,7 +124,7 @@ def serve_here(
         job: what to do.
         device: of the command.
         gpus: that the processes share; None: all use `device`.
-        announce: called by the first process with what runs and the number of processes.
+        announce: called once, by the first process, with what runs and the number of processes.
 
     Raises:
         StoppedError: a signal stopped it.
@@ -132,6 +132,7 @@ def serve_here(
     from codetr_cli.serving.run import ServerProcess  # after the folder of the metrics is known
 
     rank, processes = launched_rank(), launched_world_size() or 1
+    is_first = rank == 0 and not was_restarted()
     if gpus is not None:
         device = torch.device("cuda", rank % gpus)
     bound = bind(job.options, shared=processes > 1)
@@ -139,6 +140,6 @@ def serve_here(
         lambda: job.load(device),
         job.options,
         bound,
-        on_ready=lambda running: announce(running, processes) if rank == 0 else None,
+        on_ready=lambda running: announce(running, processes) if is_first else None,
         listen_early=processes == 1,
     ).run()
