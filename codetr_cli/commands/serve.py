@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from codetr_cli import console
+from codetr_cli.closed_streams import tolerate_closed_streams
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._option_values import argument_or_option, batch_of
 from codetr_cli.commands._weights import place_exported, resolve_weights
@@ -93,7 +94,7 @@ def serve(
     device = context.params["device"]
     job = ServeJob(weights, [*device_settings, *(overrides or [])], precision, options, threads=threads)
     placement = place_workers(device, gpus=gpus, workers=workers)
-    with console.tolerate_closed_streams(), shared_port(job, placement) as job:
+    with tolerate_closed_streams(), shared_port(job, placement) as job:
         arguments = (job, placement.device, gpus, json_output, quiet)
         if placement.processes == 1:
             _serve_here(*arguments)
@@ -113,7 +114,7 @@ def _serve_here(job: ServeJob, device: torch.device, gpus: int | None, json_outp
     from codetr_cli.serving.workers import serve_here
 
     console.set_mode(json=json_output, quiet=quiet)
-    with console.tolerate_closed_streams(), console.log_to_console():
+    with tolerate_closed_streams(), console.log_to_console():
         serve_here(
             job, device, gpus=gpus, announce=lambda running, processes: _announce(running, job.options, processes)
         )
