@@ -1,18 +1,21 @@
 """hotcoco's browser of a data set, behind a guard, on this machine only, until a signal comes.
 
 The app trusts its callers in ways that codetr does not: it serves every file of the folder of images, to pages of any
-origin that make their name point to this machine; its description of itself loads scripts from elsewhere. The guard
-answers for what it knows: the addresses that the app's own pages need, asked for by the name of this machine, and
-images that the annotations list, as images. Policies tell browsers to load nothing from elsewhere.
+origin that make their name point to this machine, and to every user of this machine; its description of itself loads
+scripts from elsewhere. The guard answers those who have the address that was printed, with its token, and for what it
+knows: the addresses that the app's own pages need, asked for by the name of this machine, and images that the
+annotations list, as images. Policies tell browsers to load nothing from elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import os
 import re
+import secrets
 import socket
 import sys
 import threading
@@ -54,9 +57,54 @@ HEADERS = {
     "cache-control": "no-store",
 }
 MEDIA_TYPES = {suffix: f"image/{kind}" for kind, suffixes in FORMAT_SUFFIXES.items() for suffix in suffixes}
+TOKEN_BYTES = 32
+ENTRANCE = (
+    '<!doctype html><meta charset="utf-8"><title>codetr browse</title><meta http-equiv="refresh" content="0; url=/">'
+)
+"""Answer to a token. A redirect would still count as asked for by the page that the address was opened from, and a
+browser would not send the cookie with it."""
 TICK_S = 0.05
 
 Scope = MutableMapping[str, Any]
+
+
+class Keys:
+    """Who may look: a token in the address that is printed, which a browser keeps as a cookie after its first request.
+
+    Other users of this machine reach the port, too, and may see the command line of the browser that is opened. So that
+    browser gets a ticket instead, which is good for one request.
+
+    Args:
+        port: of the server: browsers send cookies to all ports of a machine, so the name of the cookie has it.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.token, self._ticket = secrets.token_urlsafe(TOKEN_BYTES), ""
+        self._cookie = f"codetr-browse-{port}"
+
+    def new_ticket(self) -> str:
+        """A token for one request; the one before is no longer good."""
+        self._ticket = secrets.token_urlsafe(TOKEN_BYTES)
+        return self._ticket
+
+    def opens(self, token: str) -> bool:
+        """Whether a token of an address is good; a ticket is used by this."""
+        if self._ticket and _is_same(token, self._ticket):
+            self._ticket = ""
+            return True
+        return _is_same(token, self.token)
+
+    def holds(self, cookies: Mapping[str, str]) -> bool:
+        """Whether the cookie is among those of a request."""
+        return _is_same(cookies.get(self._cookie, ""), self.token)
+
+    def cookie(self) -> str:
+        """The value of a Set-Cookie header: for this session of the browser, for no script and no other page."""
+        return f"{self._cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
+
+
+def _is_same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(), expected.encode())
 
 
 class Guard:
@@ -66,18 +114,20 @@ class Guard:
         app: hotcoco's.
         images: name of each image -> its file.
         image_ids: of the images, as the app has them; it fails at others.
+        keys: of those who may look.
     """
 
-    def __init__(self, app: Any, images: Mapping[str, Path], image_ids: Collection[int]) -> None:
+    def __init__(self, app: Any, images: Mapping[str, Path], image_ids: Collection[int], keys: Keys) -> None:
         self._app, self._images, self._image_ids = app, images, frozenset(map(str, image_ids))
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answers a request, or passes it on."""
         if scope["type"] != "http":
             return
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await refusal(scope, receive, send)
+        answer = self._own_answer(scope)
+        if answer is not None:
+            await answer(scope, receive, send)
             return
         path = scope["path"]
         if path.startswith("/images/"):
@@ -93,13 +143,23 @@ class Guard:
 
         await self._app(scope, receive, with_headers)
 
-    def _refusal(self, scope: Scope) -> Response | None:
-        from starlette.responses import PlainTextResponse
+    def _own_answer(self, scope: Scope) -> Response | None:
+        """The way in for a token, a refusal, or None for what the app or a file answers."""
+        from starlette.requests import Request
+        from starlette.responses import HTMLResponse, PlainTextResponse
 
-        headers = dict(scope["headers"])
-        if _host_name(headers.get(b"host", b"").decode("latin-1")) not in HOSTS:
+        request = Request(scope)
+        if _host_name(request.headers.get("host", "")) not in HOSTS:
             return PlainTextResponse("Open it by the address that codetr prints.", 421, headers=HEADERS)
-        if headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
+        token = request.query_params.get("token", "")
+        if scope["path"] == "/" and scope["method"] == "GET" and token and self._keys.opens(token):
+            policy = {"content-security-policy": "default-src 'none'", "set-cookie": self._keys.cookie()}
+            return HTMLResponse(ENTRANCE, headers={**HEADERS, **policy})
+        if not self._keys.holds(request.cookies):
+            return PlainTextResponse(
+                "Open it by the whole address that codetr prints, with its token.", 403, headers=HEADERS
+            )
+        if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             return PlainTextResponse("Other pages may not ask.", 403, headers=HEADERS)
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("Nothing can be changed.", 405, headers=HEADERS)
@@ -138,7 +198,7 @@ def check_installed() -> None:
     check_packages("browse", PACKAGES)
 
 
-def build_app(data: BrowseData) -> Guard:
+def build_app(data: BrowseData, keys: Keys) -> Guard:
     """The app of hotcoco for a data set, guarded."""
     from hotcoco.server import create_app
 
@@ -148,7 +208,7 @@ def build_app(data: BrowseData) -> Guard:
         dt_coco=data.detections,
         coco_eval=data.evaluation,
     )
-    return Guard(app, data.images, data.coco.get_img_ids())
+    return Guard(app, data.images, data.coco.get_img_ids(), keys)
 
 
 def serve_browser(data: BrowseData, *, port: int | None, open_browser: bool, ready: Callable[[str], object]) -> None:
@@ -158,7 +218,7 @@ def serve_browser(data: BrowseData, *, port: int | None, open_browser: bool, rea
         data: what is shown.
         port: None: the first free one from `FIRST_PORT`; 0: any.
         open_browser: open it in the user's browser if there is a display.
-        ready: called with the address when the app answers.
+        ready: called with the address and its token when the app answers.
 
     Raises:
         StoppedError: a signal came.
@@ -169,17 +229,19 @@ def serve_browser(data: BrowseData, *, port: int | None, open_browser: bool, rea
     logging.getLogger("hotcoco.server").setLevel(logging.CRITICAL)  # its tracebacks: uvicorn reports an error in a line
     stopped = threading.Event()
     with bind_local(port) as bound, quiet_uvicorn(), StopRequest(lambda number: stopped.set(), lambda: None) as stop:
-        address = f"http://{HOST}:{bound.getsockname()[1]}"
+        bound_port = bound.getsockname()[1]
+        address, keys = f"http://{HOST}:{bound_port}/?token=", Keys(bound_port)
 
         async def serve() -> None:
-            server = build_server(build_app(data))
+            server = build_server(build_app(data, keys))
             listening = asyncio.create_task(server.serve(sockets=[bound]))
             while not (server.started or stopped.is_set() or listening.done()):
                 await asyncio.sleep(TICK_S)
             if not stopped.is_set():
-                ready(address)
+                ready(address + keys.token)
                 if open_browser and has_display():
-                    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+                    opened = address + keys.new_ticket()
+                    threading.Thread(target=webbrowser.open, args=(opened,), daemon=True).start()
             while not (stopped.is_set() or listening.done()):
                 await asyncio.sleep(TICK_S)
             server.should_exit = server.force_exit = True  # open tabs keep their connections

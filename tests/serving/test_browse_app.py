@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from codetr_cli.config.schema import DataConfig
 from codetr_cli.errors import ResourceError
 from codetr_cli.inference.detections import DetectionTable
 from codetr_cli.serving import browse_app
-from codetr_cli.serving.browse_app import ADDRESSES, Guard, bind_local, build_app, check_installed, has_display
+from codetr_cli.serving.browse_app import ADDRESSES, Guard, Keys, bind_local, build_app, check_installed, has_display
 from codetr_cli.serving.browse_data import browse_data
 from tests.conftest import REPOSITORY
 
 MARKUP = "<img src=x onerror=alert(1)>"
+KEYS = Keys(7860)
+COOKIE = KEYS.cookie().partition(";")[0]
 
 
 @dataclass
@@ -47,9 +50,13 @@ class Answer:
 
 
 def ask(app: Guard, address: str, *, method: str = "GET", **headers: str) -> Answer:
-    """Asks an ASGI application."""
+    """Asks an ASGI application, with the cookie of those who may look unless another one is given."""
     path, _, query = address.partition("?")
-    given = {"host": "127.0.0.1:7860", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    given = {
+        "host": "127.0.0.1:7860",
+        "cookie": COOKIE,
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
@@ -94,7 +101,7 @@ def app(split: DataSplit) -> Iterator[Guard]:
         objects.boxes_xywh,
         objects.boxes_xywh[:, 0] * 0 + 0.5,
     )
-    return build_app(browse_data(split, detections))
+    return build_app(browse_data(split, detections), KEYS)
 
 
 def test_pages_and_pictures_are_answered(app: Guard, split: DataSplit) -> None:
@@ -156,6 +163,39 @@ def test_names_of_this_machine_are_answered(app: Guard, host: str) -> None:
     assert ask(app, "/", host=host).status == 200
 
 
+@pytest.mark.parametrize(
+    "cookie", ["", "other=1", f"{COOKIE}x", COOKIE[:-1], COOKIE.replace("7860", "7861"), COOKIE.partition("=")[0] + "="]
+)
+def test_other_users_of_this_machine_see_nothing(app: Guard, split: DataSplit, cookie: str) -> None:
+    image_id, name = int(split.annotations.image_ids[0]), split.annotations.file_names[0]
+    addresses = ("/", "/?token=", "/?token=\u00e9", f"/detail/{image_id}", f"/thumbnail/{image_id}", f"/images/{name}")
+    for address in (
+        *addresses,
+        "/gallery",
+        "/dashboard",
+        "/static/style.css",
+        "/nowhere",
+        f"/gallery?token={KEYS.token}",
+    ):
+        found = ask(app, address, cookie=cookie)
+        assert (found.status, found.headers.get("set-cookie")) == (403, None), address
+        assert name not in found.text
+
+
+def test_a_token_becomes_a_cookie_and_a_ticket_only_once(app: Guard) -> None:
+    entrance = ask(app, f"/?token={KEYS.token}", cookie="", sec_fetch_site="cross-site")
+    assert entrance.status == 200
+    assert "url=/" in entrance.text
+    assert KEYS.token not in entrance.text
+    cookie, *attributes = entrance.headers["set-cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=Strict"} <= set(attributes)
+    assert ask(app, "/", cookie=f'"odd={{; {cookie}; other=1').status == 200
+    ticket = KEYS.new_ticket()
+    assert ticket != KEYS.token
+    assert ask(app, f"/?token={ticket}", cookie="").headers["set-cookie"] == KEYS.cookie()
+    assert ask(app, f"/?token={ticket}", cookie="").status == 403
+
+
 def test_other_pages_may_not_ask_and_nothing_can_be_changed(app: Guard) -> None:
     assert ask(app, "/", sec_fetch_site="cross-site").status == 403
     assert ask(app, "/", sec_fetch_site="same-origin").status == 200
@@ -169,7 +209,7 @@ def test_a_file_that_is_no_image_by_its_name_is_not_sent_as_one(split: DataSplit
     page.write_text("<script>")
     link = tmp_path / "link.png"
     link.symlink_to(page)
-    guard = Guard(None, {"page.html": page, "link.png": link, "gone.png": tmp_path / "gone.png"}, [])
+    guard = Guard(None, {"page.html": page, "link.png": link, "gone.png": tmp_path / "gone.png"}, [], KEYS)
     assert ask(guard, "/images/page.html").status == 404
     assert ask(guard, "/images/link.png").headers["content-type"] == "image/png"  # as decoders would see it
     assert ask(guard, "/images/gone.png").status == 404
@@ -214,9 +254,13 @@ def test_a_signal_ends_it(tiny_coco: Path) -> None:
             lines.append(server.stdout.readline())
             assert lines[-1], server.stderr and server.stderr.read()
         address = json.loads(b"".join(lines))["address"]
-        with urllib.request.urlopen(address, timeout=20) as page:
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        browser.open(address, timeout=20).close()
+        place = address.partition("?")[0]
+        with browser.open(place, timeout=20) as page:
             assert b"dataset browser" in page.read()
-        waiting = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))  # as a tab that is open
+        port = urllib.parse.urlsplit(place).port
+        waiting = socket.create_connection(("127.0.0.1", port))  # as a tab that is open
         server.send_signal(signal.SIGINT)
         assert server.wait(20) == 130
         waiting.close()
