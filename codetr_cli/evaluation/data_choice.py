@@ -64,11 +64,12 @@ def choose_data(
     any_dataset = "data.dataset" not in chosen
     root = data_root(config)
     if config.extra_roots or not is_single_file(root):
-        return find_data(config, None, split or "val", any_dataset=any_dataset), split or "val"
+        part = split or "val"
+        return find_data(config, None, part, any_dataset=any_dataset, needs_images=checkpoint is not None), part
     if split is not None:
         return find_data(config, None, split, any_dataset=any_dataset), f"{root.stem}_{split}"
-    part = _part(trained, root) if trained is not None else None
-    if part == "reserved":
+    used = _part(trained, root) if trained is not None else None
+    if used == "reserved":
         found = find_data(config, None, "val", any_dataset=any_dataset)
         note = (
             f"the checkpoint was trained on a part of {root}: only the images that were reserved for validation are "
@@ -78,7 +79,7 @@ def choose_data(
     if checkpoint is None and config.images is None:
         return DataPaths(Path(), root, NameRule.of(Path(), allow_outside=config.allow_outside)), root.stem
     found = find_data(config, None, "val", any_dataset=any_dataset, whole=True)
-    if part == "all":
+    if used == "all":
         warning = f"the checkpoint was trained on the images of {root}: their scores are not representative"
         found = replace(found, warnings=(*found.warnings, warning))
     return found, root.stem
@@ -107,7 +108,7 @@ def choose_reviewed(
     root = data_root(config)
     if config.extra_roots or not is_single_file(root):
         part = split or default
-        return find_data(config, None, part, any_dataset=any_dataset), part
+        return find_data(config, None, part, any_dataset=any_dataset, needs_images=needs_images), part
     if split is not None:
         return find_data(config, None, split, any_dataset=any_dataset), f"{root.stem}_{split}"
     try:

@@ -44,7 +44,13 @@ class DataPaths:
 
 
 def find_data(
-    config: DataConfig, data: str | None, split: Split, *, any_dataset: bool = False, whole: bool = False
+    config: DataConfig,
+    data: str | None,
+    split: Split,
+    *,
+    any_dataset: bool = False,
+    whole: bool = False,
+    needs_images: bool = True,
 ) -> DataPaths:
     """Finds one split of a data set in a published layout, see `annotations.layouts`, or in VOC's or YOLO's.
 
@@ -52,7 +58,8 @@ def find_data(
     data/objects365). `config.annotations`, a single file, replaces it: a part of it is reserved for validation or, with
     `whole`, all of it is every split. Paths of `config` for the split's images or annotations take precedence over its
     content. The data sets of `config.extra_roots` are merged with it, each in its own layout. With `any_dataset`,
-    another known data set is used if the folder does not contain `config.dataset`.
+    another known data set is used if the folder does not contain `config.dataset`. Without `needs_images` the folder of
+    the images may be absent.
 
     Raises:
         ConfigError: a folder is given twice.
@@ -62,7 +69,7 @@ def find_data(
     if config.extra_roots:
         return _find_several(config, [root, *map(Path, config.extra_roots)], split)
     location = _locate(config, root, split, any_dataset=any_dataset, whole=whole)
-    _check_present(config, root, location, split)
+    _check_present(config, root, location, split, needs_images=needs_images)
     return location.paths
 
 
@@ -178,11 +185,13 @@ def _names_absent_classes(found: FoundDataset) -> bool:
     return False
 
 
-def _check_present(config: DataConfig, root: Path, location: _Location, split: Split) -> None:
+def _check_present(
+    config: DataConfig, root: Path, location: _Location, split: Split, *, needs_images: bool = True
+) -> None:
     if location.absent:
         raise DatasetError(location.absent)
     paths = location.paths
-    missing = [f"the folder {paths.images_dir}"] if not paths.images_dir.is_dir() else []
+    missing = [f"the folder {paths.images_dir}"] if needs_images and not paths.images_dir.is_dir() else []
     missing += [f"the file {paths.annotations_path}"] if not paths.annotations_path.is_file() else []
     if not missing:
         return
@@ -191,7 +200,7 @@ def _check_present(config: DataConfig, root: Path, location: _Location, split: S
     layout = LAYOUTS[location.dataset]
     others = ", or in any other that `codetr prepare` knows," if layout is LAYOUTS["coco"] else ""
     hint = ""
-    if not root.exists() and len(missing) == 2:
+    if not root.exists() and len(missing) == 1 + needs_images:
         missing = [f"the folder {root}"]
         close = similar_folder(root)
         hint = f"Did you mean {close}? " if close else ""

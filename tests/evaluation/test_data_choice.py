@@ -14,6 +14,7 @@ from codetr_cli.errors import DatasetError
 from codetr_cli.evaluation import data_choice
 from codetr_cli.evaluation.data_choice import choose_data, choose_reviewed
 from codetr_cli.formats.resolve import DataPaths
+from tests.data.fakes import mixed_content, write_split
 from tests.formats.coco_exports import roboflow, write_set
 
 NAMES = [f"{index}.jpg" for index in range(10)]
@@ -124,6 +125,17 @@ def test_a_review_of_a_file_without_images(annotations: Path) -> None:
         choose_reviewed(config, (), None, default="train", needs_images=True)
     paths, name = choose_reviewed(config, (), None, default="val", needs_images=False)
     assert (count(paths), name) == (10, "all")
+
+
+def test_detections_are_scored_where_the_folder_of_the_images_is_absent(tmp_path: Path) -> None:
+    write_split(tmp_path, "val", mixed_content())
+    shutil.rmtree(tmp_path / "val2017")
+    config = DataConfig(root=str(tmp_path))
+    paths, _ = choose_data(config, (), None, None)
+    assert choose_reviewed(config, (), None, default="val", needs_images=False)[0] == paths
+    assert paths.annotations_path.is_file()
+    with pytest.raises(DatasetError, match="val2017 not found"):
+        choose_reviewed(config, (), None, default="val", needs_images=True)
 
 
 def test_a_review_of_a_folder_is_of_one_part(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from codetr_cli.annotations.cache import source_of
+from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.image_folder import ImageFolder
 from codetr_cli.annotations.objects import Annotations, read_annotations
 from codetr_cli.config.schema import DataConfig
+from codetr_cli.errors import DatasetError
 from codetr_cli.formats.coco_json import sample_of
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.open import open_dataset
-from codetr_cli.formats.resolve import SPLITS, DataPaths, Split, data_root, find_data
+from codetr_cli.formats.resolve import SPLITS, DataPaths, Split, data_root, find_data, is_single_file
 
 Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for a description and a total; yields the function that advances it."""
@@ -60,7 +62,12 @@ def split_names(config: DataConfig) -> list[Split]:
 
 
 def read_splits(
-    config: DataConfig, *, only: Split | None = None, with_outlines: bool = False, progress: Progress | None = None
+    config: DataConfig,
+    *,
+    only: Split | None = None,
+    with_outlines: bool = False,
+    needs_images: bool = True,
+    progress: Progress | None = None,
 ) -> list[DataSplit]:
     """The splits of a data set that have annotations, training images first.
 
@@ -68,6 +75,7 @@ def read_splits(
         config: where the data are and how they are read.
         only: the one that is read; None: all.
         with_outlines: of objects.
+        needs_images: whether their folders must be there. Without them, all images of a single file are one split.
         progress: displays the progress.
 
     Raises:
@@ -75,9 +83,7 @@ def read_splits(
         DatasetError: there is no such data set or split, or its annotations are broken.
     """
     splits = []
-    # A split that is not there is an error that says where it was looked for.
-    for name in [only] if only is not None else split_names(config) or ["train"]:
-        paths = find_data(config, None, name, any_dataset=True)
+    for name, paths in _split_paths(config, only, needs_images=needs_images):
         if progress is None:
             annotations = read_annotations(paths.annotations_path, with_outlines=with_outlines)
         else:
@@ -86,6 +92,20 @@ def read_splits(
                 advance(1)
         splits.append(DataSplit(name, paths, annotations))
     return splits
+
+
+def _split_paths(config: DataConfig, only: Split | None, *, needs_images: bool) -> list[tuple[Split, DataPaths]]:
+    try:
+        # A split that is not there is an error that says where it was looked for.
+        names: list[Split] = [only] if only is not None else split_names(config) or ["train"]
+        return [(name, find_data(config, None, name, any_dataset=True, needs_images=needs_images)) for name in names]
+    except DatasetError:
+        root = data_root(config)
+        if needs_images or config.images is not None or only is not None or not is_single_file(root):
+            raise
+        note = f"the images of {root.name} are not found: all of them are one split"
+        rule = NameRule.of(Path(), allow_outside=config.allow_outside)
+        return [("train", DataPaths(Path(), root, rule, notes=(note,)))]
 
 
 def _has_objects(name: Split, path: Path) -> bool:

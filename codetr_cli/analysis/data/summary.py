@@ -55,7 +55,7 @@ def summarize_data(
         DatasetError: there is no such data set, its annotations are broken, or names lead out of it.
     """
     limits = NetworkLimits.of(settings)
-    splits = read_splits(config, progress=progress)
+    splits = read_splits(config, needs_images=with_images, progress=progress)
     statistics = []
     with _shown(progress, "counting", len(splits)) as advance:
         for split in splits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,21 @@ def test_names_that_lead_out_of_the_data_set_are_refused_when_images_are_read(tm
     found = read_splits(config)
     with pytest.raises(DatasetError, match="out of the data set's folder"):
         found[0].image_files()
+
+
+def test_images_may_be_absent_where_they_are_not_needed(tmp_path: Path) -> None:
+    data = tmp_path / "a" / "b"  # deep enough that images are not looked for in the folders of other tests
+    config = coco(data, "train", "val")
+    for folder in data.glob("*2017"):
+        shutil.rmtree(folder)
+    found = read_splits(config, needs_images=False)
+    assert [each.name for each in found] == ["train", "val"]
+    with pytest.raises(DatasetError, match="train2017 not found"):
+        read_splits(config)
+    alone = DataConfig(annotations=str(found[0].paths.annotations_path))
+    (whole,) = read_splits(alone, needs_images=False)
+    assert len(whole.annotations.image_ids) == len(found[0].annotations.image_ids)
+    assert "all of them are one split" in whole.paths.notes[0]
+    for others in ({"needs_images": True}, {"needs_images": False, "only": "val"}):
+        with pytest.raises(DatasetError, match="--images DIR"):
+            read_splits(alone, **others)  # type: ignore[arg-type]
