@@ -31,6 +31,12 @@ def argument_or_option(context: typer.Context, argument: str, option: str) -> An
     return second if first is None else first
 
 
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether an option is on the command line, rather than a default of the program or of the user's file."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def separated(values: Sequence[str] | None, default: str) -> list[str]:
     """The values of a repeatable option that takes several with commas between them.
 

@@ -9,6 +9,7 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands._launch import refuse_launch_options, requested, worker_output
+from codetr_cli.commands._option_values import is_given
 from codetr_cli.commands._weights import place_exported
 from codetr_cli.errors import ConfigError, DatasetError, StoppedError, listed
 
@@ -42,7 +43,7 @@ def predict_videos(context: typer.Context, options: DetectOptions, *, weights: C
 
     given = context.params
     videos, others = split_inputs(given["sources"])
-    used = [name for name in given if _is_given(context, name)]
+    used = [name for name in given if is_given(context, name)]
     if not videos:
         if wrong := [name for name in used if name in VIDEO_ONLY]:
             raise ConfigError(f"{_option(context, wrong[0])} is for videos, and {listed(others)} is none")
@@ -68,11 +69,6 @@ def _refuse_endless(videos: Sequence[VideoInput], given: Mapping[str, Any]) -> N
         raise ConfigError(f"{cameras[0]} has no end, and the next video would wait for it: start a command for each")
     if given["fps"] is not None and (timed := [video.label for video in videos if video.kind != "sequence"]):
         raise ConfigError(f"--fps is for numbered image sequences: {listed(timed)} has timestamps of its own")
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _option(context: typer.Context, name: str) -> str:

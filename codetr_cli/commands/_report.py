@@ -26,6 +26,7 @@ class RequestedReport:
     """What `--report` asks for, for this process or another one; attributes are those of `ReportRequest`."""
 
     html: Path | None
+    folder: Path | None
     command: str
     force: bool
 
@@ -52,15 +53,18 @@ class RequestedReport:
     def _resolved(self) -> ReportRequest:
         from codetr_cli.report.job import ReportRequest
 
-        return ReportRequest(html=self.html, command=self.command, force=self.force)
+        return ReportRequest(html=self.html, folder=self.folder, command=self.command, force=self.force)
 
 
-def requested_report(context: typer.Context, report: str | None, *, force: bool) -> RequestedReport | None:
+def requested_report(
+    context: typer.Context, report: str | None, *, folder: Path | None = None, force: bool
+) -> RequestedReport | None:
     """The report that the option asks for.
 
     Args:
         context: of the command.
         report: the value of the option, empty for the default name; None: no report.
+        folder: of a report with the default name; None: that of the detections.
         force: replace own reports.
 
     Raises:
@@ -76,7 +80,7 @@ def requested_report(context: typer.Context, report: str | None, *, force: bool)
     if html is not None:
         report_paths(html, is_named=True, force=force)
     words = ["--report" if word == "--report=" else word for word in invocation.words]
-    return RequestedReport(html, command_text(words), force)
+    return RequestedReport(html, folder, command_text(words), force)
 
 
 @contextmanager

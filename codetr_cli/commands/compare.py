@@ -11,7 +11,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._data import show_notes
 from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._option_values import data_settings, refuse_both
+from codetr_cli.commands._option_values import data_settings, is_given, refuse_both
 from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.errors import CodetrError, ConfigError, ResourceError
 
@@ -86,7 +86,7 @@ def compare(
         format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
     )
     words = [resolve_weights(each) or each for each in results]
-    typed = [name for name in ("data", "annotations", "images", "split") if _is_typed(context, name)]
+    typed = [name for name in ("data", "annotations", "images", "split") if is_given(context, name)]
     wanted_split = split if "split" in typed else None
 
     from codetr_cli.report.compared_runs import compare_results, comparison_table, steps
@@ -140,12 +140,6 @@ def _write_page(compared: ComparedRuns, html: Path | None, command: str, *, forc
     except CodetrError as error:
         return error
     return None
-
-
-def _is_typed(context: typer.Context, parameter: str) -> bool:
-    """Whether the user has given an option, rather than a file of defaults."""
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _check_page(html: Path | None, *, force: bool) -> None:

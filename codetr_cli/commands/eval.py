@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,7 +13,7 @@ from codetr_cli.commands import _options as opt
 from codetr_cli.commands._data import evaluated_data, show_notes
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._launch import refuse_launch_options, requested, run_placed, worker_output
-from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both, tile_options
+from codetr_cli.commands._option_values import argument_or_option, data_settings, is_given, refuse_both, tile_options
 from codetr_cli.commands._report import RequestedReport, requested_report
 from codetr_cli.commands._score_file import score_file
 from codetr_cli.commands._scores import show_scores
@@ -33,6 +34,8 @@ EXAMPLES = (
     "codetr eval co_dino_r50.safetensors --data /path/to/coco --gpus 8",
     "codetr eval --detections eval/val/detections.json --data /path/to/coco --report",
 )
+NETWORK_OPTIONS = ("head", "tta", "tiles", "precision", "batch")
+"""Of how a network runs."""
 
 
 def eval(
@@ -92,19 +95,17 @@ def eval(
             + ("; not both" if checkpoint else ": codetr eval CHECKPOINT")
         )
     request = requested(context)
-    wanted = requested_report(context, report, force=force)
-    if checkpoint is None and tiles is not None:
-        raise ConfigError("--tiles is for a checkpoint: the detections of a file are there already")
+    wanted = requested_report(context, report, folder=None if checkpoint else out, force=force)
     if checkpoint is None:
         refuse_launch_options(context, "scoring a file")
+        _check_file_options(context, out, report)
     else:
         checkpoint = resolve_weights(checkpoint) or checkpoint
         overrides = [*place_exported(context, checkpoint), *overrides]
         request = requested(context)
         _check_early(checkpoint, request.device)
-    source = context.get_parameter_source("split")
-    is_chosen = source is not None and source.name != "DEFAULT"
-    paths, name = evaluated_data(data, split if is_chosen else None, overrides or [], checkpoint)
+    chosen = split if is_given(context, "split") else None
+    paths, name = evaluated_data(data, chosen, overrides or [], checkpoint)
     if detections is not None:
         show_notes(paths)
         score_file(
@@ -146,6 +147,18 @@ def eval(
     outcome = _evaluate(job, request, mode=(json_output, quiet), shown=(protocol, per_class), wanted=wanted)
     if outcome is not None:
         _finish(outcome)
+
+
+def _check_file_options(context: typer.Context, out: Path | None, report: str | None) -> None:
+    """Raises a ConfigError for options that scoring a file of detections would ignore."""
+    given = [name for name in NETWORK_OPTIONS if is_given(context, name)]
+    if given:
+        raise ConfigError(f"--{given[0]} is for a checkpoint: the detections of a file are there already")
+    if out is not None and report != "":
+        raise ConfigError(
+            f"--out {out} is for a report without a name: scoring a file writes nothing else. Add --report, or give "
+            "--report FILE alone"
+        )
 
 
 def _check_early(checkpoint: str, device: str) -> None:

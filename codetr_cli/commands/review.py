@@ -12,7 +12,7 @@ from codetr_cli import console
 from codetr_cli.commands import _options as opt
 from codetr_cli.commands._data import show_notes
 from codetr_cli.commands._defaults import Invocation
-from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both
+from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both, separated
 from codetr_cli.commands._review_findings import show_review, shown_facts
 from codetr_cli.commands._review_inputs import (
     DetectionRun,
@@ -211,10 +211,10 @@ def _kinds(given: Sequence[str] | None) -> list[Any]:
     """
     from codetr_cli.analysis.label_errors import KINDS
 
-    if not given:
-        return list(KINDS)
     by_word = {word: kind for kind in KINDS for word in (kind, *kind.split()) if word != "box"}
-    words = [word.strip() for text in given for word in text.split(",")]
+    words = separated(given, "")
+    if words == [""]:
+        return list(KINDS)
     for word in words:
         if word not in by_word:
             raise ConfigError(f"--kinds {word}: there is no such kind of label error; {nearest(word, sorted(by_word))}")
@@ -229,7 +229,7 @@ def _formats(given: Sequence[str] | None) -> list[Any]:
     """
     from codetr_cli.report.review_proposals import FORMATS
 
-    words = [word.strip() for text in given or ["coco"] for word in text.split(",")]
+    words = separated(given, "coco")
     for word in words:
         if word not in FORMATS:
             raise ConfigError(f"--format {word}: there is no such format of proposals; {nearest(word, list(FORMATS))}")

@@ -29,23 +29,29 @@ class ReportRequest:
     """What report the user wants.
 
     Attributes:
-        html: path of the page; None: `report.html` beside the detections.
+        html: path of the page; None: `report.html` in `folder`.
+        folder: None: that of the detections.
         command: that makes it again.
         force: replace own reports.
     """
 
     html: Path | None = None
+    folder: Path | None = None
     command: str = ""
     force: bool = False
 
-    def page_path(self, folder: Path) -> Path:
-        """Where the page is written: as named, or under a free name in a folder.
+    def page_path(self, detections: Path) -> Path:
+        """Where the page is written: as named, or under a free name in the folder.
+
+        Args:
+            detections: the file of them.
 
         Raises:
             ConfigError: see `report_paths`.
         """
         is_named = self.html is not None
-        path, _ = report_paths(self.html or folder / HTML_NAME, is_named=is_named, force=self.force)
+        default = (self.folder or detections.parent) / HTML_NAME
+        path, _ = report_paths(self.html or default, is_named=is_named, force=self.force)
         return path
 
 
@@ -94,7 +100,7 @@ def report_evaluation(
     )
     inputs = AnalysisInputs.of(evaluated.ground_truth, result.detections, paths, result.image_ids)
     analyse_these = partial(analyse, inputs, result, show=show, limits=NetworkLimits.of(evaluated.settings))
-    return _write(analyse_these, facts, request.page_path(detections.parent), request)
+    return _write(analyse_these, facts, request.page_path(detections), request)
 
 
 def report_detections(
@@ -127,7 +133,7 @@ def report_detections(
     title = f"{file.name} on {paths.annotations_path.stem}"
     facts = _facts(scores, paths, file, request, title=title, protocol=protocol, notes=list(notes))
     inputs = AnalysisInputs.of(ground_truth, detections, paths, image_ids)
-    return _write(partial(analyse, inputs, scores, show=show), facts, request.page_path(file.parent), request)
+    return _write(partial(analyse, inputs, scores, show=show), facts, request.page_path(file), request)
 
 
 def _facts(scores: Scores, paths: DataPaths, detections: Path, request: ReportRequest, **more: Any) -> ReportFacts:

@@ -59,6 +59,23 @@ def test_a_file_of_detections_has_a_report_under_a_given_name(codetr, tiny_coco,
     beside = codetr(*words)
     assert beside.json["report"]["html"] == str(tmp_path / "report.html")
     assert codetr(*words).json["report"]["html"] == str(tmp_path / "report_2.html")
+    elsewhere = codetr(*words, "--out", tmp_path / "elsewhere")
+    assert elsewhere.json["report"]["html"] == str(tmp_path / "elsewhere" / "report.html")
+    assert read_report(tmp_path / "elsewhere" / "report.html").detections_path == found
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--out", "there"], "--out there is for a report"),
+        (["--out", "there", "--report", "mine.html"], "--out there is for a report"),
+        *((words, f"{words[0]} is for a checkpoint") for words in (["--tta"], ["--batch", "2"], ["--head", "roi"])),
+    ],
+)
+def test_options_that_a_file_of_detections_would_ignore_are_refused(codetr, tiny_coco, tmp_path, words, reason):
+    found = perfect(tiny_coco, tmp_path / "found.json")
+    ran = codetr("eval", "--detections", found, "--data", tiny_coco, *words)
+    assert (ran.code, reason in ran.err) == (2, True), ran.err
 
 
 def test_a_page_of_the_user_is_found_before_the_evaluation(codetr, run, tiny_coco, tmp_path):
