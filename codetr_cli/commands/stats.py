@@ -146,16 +146,7 @@ def _write_page(summary: DataSummary, config: DataConfig, path: Path, *, words: 
 def _show(summary: DataSummary, *, classes: int | None) -> None:
     columns = ["split", "images", "no objects", "objects", "crowds", "excluded", "classes", "most"]
     rows = [
-        [
-            each.split,
-            each.images,
-            each.empty_images,
-            each.objects,
-            each.crowds,
-            each.excluded,
-            f"{len(each.used_classes)} of {len(each.classes)}",
-            each.most_objects[1] if each.most_objects else 0,
-        ]
+        [*each.counts, f"{len(each.used_classes)} of {len(each.classes)}", each.most_in_image]
         for each in summary.splits
     ]
     _table("Splits", columns, rows)

@@ -19,8 +19,8 @@ SERIES = 6
 """Colours of series; with the dashes, 24 lines differ."""
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 44
-ROW_NAMES = 168
-"""Room for the names of rows."""
+ROW_NAMES = 204
+"""Room for the names of rows, also in the larger letters of narrow screens."""
 TICKS = 5
 HEAT_LEAST = 0.005
 """Lower values of a heat map look like zero."""

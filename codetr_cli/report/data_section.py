@@ -98,20 +98,7 @@ def _overview(statistics: Sequence[DataStatistics]) -> Section:
         Column("most in an image", "number"),
         Column("sizes of images", hint="the most frequent ones"),
     ]
-    rows = [
-        [
-            each.split,
-            each.images,
-            each.empty_images,
-            each.objects,
-            each.crowds,
-            each.excluded,
-            len(each.used_classes),
-            each.most_objects[1] if each.most_objects else 0,
-            sizes_text(each),
-        ]
-        for each in statistics
-    ]
+    rows = [[*each.counts, len(each.used_classes), each.most_in_image, sizes_text(each)] for each in statistics]
     return Section("data-splits", "Splits", "What is in each part of the data set.", [Table("Splits", columns, rows)])
 
 
@@ -214,7 +201,7 @@ def _crowding(statistics: Sequence[DataStatistics]) -> Section:
     rows = [
         [
             each.split,
-            each.most_objects[1] if each.most_objects else 0,
+            each.most_in_image,
             each.most_objects[0] if each.most_objects else None,
             each.at_input.over_queries,
             each.at_input.over_detections,

@@ -130,6 +130,7 @@ def _coco(by_image: Mapping[int, list[tuple[int, LabelError]]], inputs: Analysis
     truth = inputs.ground_truth
     marks = _marks(by_image, truth)
     entry_ids = [record.get("id") for record in table["annotations"]]
+    has_outlines = truth.outlines is not None and bool(truth.outlines.present.any())
     free = max((number for each in entry_ids if (number := id_number(each)) is not None), default=0) + 1
     marked = [{**record, **marks.get(entry, {})} for entry, record in enumerate(table["annotations"])]
     ids = {inputs.image_ids[image].item() for image in by_image}
@@ -138,7 +139,7 @@ def _coco(by_image: Mapping[int, list[tuple[int, LabelError]]], inputs: Analysis
         for number, error in findings:
             replaces = None if error.object_row is None else entry_ids[_entry(truth, error.object_row)]
             for proposal in proposals_of(error, number):
-                part["annotations"].append(_record(proposal, free, replaces))
+                part["annotations"].append(_record(proposal, free, replaces, has_outlines=has_outlines))
                 free += 1
     info = {"description": "proposals of `codetr review`: annotations with the key proposed are no annotations yet"}
     return {**part, "info": info}
@@ -160,7 +161,11 @@ def _marks(by_image: Mapping[int, list[tuple[int, LabelError]]], truth: Annotati
     }
 
 
-def _record(proposal: Proposal, number: int, replaces: Any) -> dict[str, Any]:
+def _record(proposal: Proposal, number: int, replaces: Any, *, has_outlines: bool) -> dict[str, Any]:
+    """The record of a proposal; its outline is the box where annotations have outlines, as pycocotools needs one.
+
+    Where they have none, nor has it: CVAT's reader makes a polygon of any outline, and a box without one.
+    """
     error = proposal.error
     x1, y1, x2, y2 = proposal.box_xyxy
     box = [round(value, BOX_DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)]
@@ -171,7 +176,7 @@ def _record(proposal: Proposal, number: int, replaces: Any) -> dict[str, Any]:
         "bbox": box,
         "area": round(box[2] * box[3], BOX_DIGITS),
         "iscrowd": 0,
-        "segmentation": [],
+        "segmentation": [_corners(box)] if has_outlines else [],
         "score": round(error.score, 4),
         "proposed": error.kind,
         "action": error.action,
@@ -179,6 +184,13 @@ def _record(proposal: Proposal, number: int, replaces: Any) -> dict[str, Any]:
         "finding": proposal.number,
         "explanation": error.explanation,
     }
+
+
+def _corners(box_xywh: Sequence[float]) -> list[float]:
+    """The corners of a box (x, y, width, height), one after the other, as pycocotools makes an outline of a box."""
+    x1, y1, width, height = box_xywh
+    x2, y2 = round(x1 + width, BOX_DIGITS), round(y1 + height, BOX_DIGITS)
+    return [x1, y1, x1, y2, x2, y2, x2, y1]
 
 
 def _entry(truth: Annotations, row: int) -> int:

@@ -63,6 +63,24 @@ def test_coco_has_annotations_and_marked_proposals(scene: Scene, tmp_path: Path)
     assert next(record["bbox"] for record in added if record["proposed"] == "loose box") == [200, 10, 40, 40]
 
 
+def test_proposals_have_outlines_where_annotations_have(scene: Scene, tmp_path: Path) -> None:
+    mask = pytest.importorskip("pycocotools.mask")
+    for outline in ([], [[100, 10, 140, 10, 140, 50, 100, 50]]):
+        out = tmp_path / f"out{len(outline)}"
+        out.mkdir()
+        for record in scene.content["annotations"]:
+            record["segmentation"] = outline
+        table = json.loads(write_proposals(out, "coco", scene.errors(), scene.inputs()).read_text())
+        added = [record for record in table["annotations"] if "proposed" in record]
+        if not outline:
+            assert {str(record["segmentation"]) for record in added} == {"[]"}
+            continue
+        for record in added:  # as pycocotools' annToRLE does
+            (code,) = mask.frPyObjects(record["segmentation"], 300, 400)
+            assert mask.toBbox(code).tolist() == record["bbox"]
+            assert mask.area(code) == record["area"]
+
+
 def test_parts_of_a_box_around_several_objects(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.annotate((200, 100, 150, 60))

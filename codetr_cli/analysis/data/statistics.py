@@ -226,6 +226,16 @@ class DataStatistics:
         """Classes with objects, the one with the most first."""
         return sorted((each for each in self.classes if each.objects), key=lambda each: -each.objects)
 
+    @property
+    def most_in_image(self) -> int:
+        """Objects of the image with the most."""
+        return self.most_objects[1] if self.most_objects else 0
+
+    @property
+    def counts(self) -> tuple[str, int, int, int, int, int]:
+        """Its name, images, those without objects, objects, crowds, and excluded ones: cells of a table of splits."""
+        return self.split, self.images, self.empty_images, self.objects, self.crowds, self.excluded
+
 
 def data_statistics(
     annotations: Annotations, limits: NetworkLimits | None = None, *, split: str = "train"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from codetr_cli.analysis.confusion import Confusion, Example
 from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.errors import counted
 from codetr_cli.report.charts import heat_map
 from codetr_cli.report.markup import element, joined
 from codetr_cli.report.page import Cell, Column, Section, Table
@@ -62,12 +63,14 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
 
 
 def _threshold_text(confusion: Confusion) -> Markup:
-    count = (
-        f"Detections from score {confusion.threshold} on, matched at IoU {confusion.iou:.2f} regardless of class. "
-        f"Of {int(confusion.matrix[-1].sum()):,} detections in the last row, {confusion.repeated:,} are on an object "
-        "that another detection has."
-    )
-    return element("p", count, class_="hint")
+    text = f"Detections from score {confusion.threshold} on, matched at IoU {confusion.iou:.2f} regardless of class."
+    alarms = int(confusion.matrix[-1].sum())
+    if alarms:
+        text += (
+            f" Of {counted(alarms, 'detection')} in the last row, {confusion.repeated:,} are on an object that another "
+            "detection has."
+        )
+    return element("p", text, class_="hint")
 
 
 def _pairs(matrix: NDArray[np.int64]) -> list[tuple[int, int]]:

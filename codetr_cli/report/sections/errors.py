@@ -37,8 +37,8 @@ def errors_section(errors: ErrorTypes) -> Section:
     chart = row_chart(
         f"AP50 that each type of error costs (AP50 is {errors.ap50:.3f})" if known(errors.ap50) is not None else "AP50",
         order,
-        [round(100 * gain, 1) for gain in gains],
-        Axis("AP50 points", low=0.0),
+        [round(gain, 3) for gain in gains],
+        Axis("AP50", low=0.0),
     )
     at = f"from score {errors.threshold}"
     columns = [
@@ -63,9 +63,8 @@ def errors_section(errors: ErrorTypes) -> Section:
     alarms, misses = known(errors.delta_false_alarms), known(errors.delta_misses)
     if alarms is not None and misses is not None:
         text = (
-            f"All false alarms together cost {100 * alarms:.1f} points of AP50, all objects that are not found "
-            f"{100 * misses:.1f}. Types by TIDE (arXiv 2008.08115), at IoU 0.50, of the detections "
-            "that AP counts."
+            f"All false alarms together cost {alarms:.3f} of AP50, all objects that are not found {misses:.3f}. Types "
+            "by TIDE (arXiv 2008.08115), at IoU 0.50, of the detections that AP counts."
         )
         if errors.missed_classes:
             text += (

@@ -31,7 +31,8 @@ def label_errors_section(errors: Sequence[LabelError], inputs: AnalysisInputs, t
     parts: list[Table | Markup] = [
         element("p", f"Suspected: {len(errors):,} ({text})." if errors else "None is suspected.")
     ]
-    pictures = [drawn for error in errors[:PICTURES] if (drawn := _picture(error, boxes, thumbnails)) is not None]
+    found = (_picture(error, inputs.file_name(error.image), boxes, thumbnails) for error in errors[:PICTURES])
+    pictures = [drawn for drawn in found if drawn is not None]
     if pictures:
         parts += [legend(["suspected", "proposed"]), gallery(pictures[:SHOWN], small=True)]
     if len(pictures) > SHOWN:
@@ -49,16 +50,17 @@ def label_errors_section(errors: Sequence[LabelError], inputs: AnalysisInputs, t
     return Section("labels", "Suspected label errors", LEAD, parts)
 
 
-def _picture(error: LabelError, boxes: Boxes, thumbnails: Thumbnails) -> Markup | None:
+def _picture(error: LabelError, name: str, boxes: Boxes, thumbnails: Thumbnails) -> Markup | None:
     drawn = [] if error.object_row is None else boxes.objects([error.object_row], "suspected")
     box = error.box_xyxy
     if box is not None:
-        name = "" if error.category_id is None else boxes.name(error.category_id)
-        drawn.append(DrawnBox(tuple(map(float, box)), "proposed", f"proposed: {name}"))  # type: ignore[arg-type]
+        proposed = "" if error.category_id is None else boxes.name(error.category_id)
+        drawn.append(DrawnBox(tuple(map(float, box)), "proposed", f"proposed: {proposed}"))  # type: ignore[arg-type]
     if not drawn:
         return None
     around = _union(drawn)
-    return thumbnails.crop(error.image, around, drawn, f"{error.kind}, {error.score:.2f}: {error.explanation}")
+    caption = f"{name}: {error.kind}, suspicion {error.score:.2f}: {error.explanation}"
+    return thumbnails.crop(error.image, around, drawn, caption)
 
 
 def _union(drawn: Sequence[DrawnBox]) -> tuple[float, float, float, float]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from codetr_cli.analysis.classes import known
 from codetr_cli.analysis.queries import RecallAt
 from codetr_cli.report.charts import Axis, Series, line_chart
+from codetr_cli.report.markup import element
 from codetr_cli.report.page import Column, Section, Table
 
 LEAD = (
-    "Where recall still rises at the end, objects are lost to the limit: allow more detections (test.max_detections) "
-    "or train with more queries (model.num_queries). Where it is flat, fewer are enough."
+    "Where recall still rises at the end, and an image has as many detections as the detector may give, objects are "
+    "lost to this limit: allow more detections (test.max_detections) or train with more queries (model.num_queries). "
+    "Where it is flat, fewer are enough."
 )
 
 
@@ -49,4 +53,16 @@ def queries_section(rows: Sequence[RecallAt]) -> Section:
         ],
         [(row.detections, known(row.recall50), known(row.recall), known(row.ap)) for row in rows],
     )
-    return Section("queries", "Detections of an image", LEAD, [chart, table] if rows else [table])
+    return Section("queries", "Detections of an image", LEAD, [chart, *_end(rows), table] if rows else [table])
+
+
+def _end(rows: Sequence[RecallAt]) -> list[Markup]:
+    """How much recall rises at the end, where it is known."""
+    if len(rows) < 2 or known(rows[-1].recall50) is None:
+        return []
+    before, last = rows[-2:]
+    text = (
+        f"From {before.detections:,} to {last.detections:,} detections, the most that an image has, recall at IoU 0.50 "
+        f"rises by {last.recall50 - before.recall50:.3f}."
+    )
+    return [element("p", text)]
