@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CheckpointError, ConfigError, ResourceError
 from codetr_cli.export import torch_package
-from codetr_cli.export.graph import DetectionGraph
+from codetr_cli.export.graph import MAX_BATCH, DetectionGraph
 from codetr_cli.export.job import describe, export
 from codetr_cli.export.options import ExportOptions
 from codetr_cli.export.request import WriteRequest
@@ -130,7 +130,8 @@ class Doubled(nn.Module):
 @needs_compiler
 def test_a_package_is_its_own_and_runs_without_codetr(tiny_settings, tmp_path, monkeypatch):
     """A trivial program in the place of the network: AOTInductor takes minutes for real ones."""
-    program = torch.export.export(Doubled(), images_of(2), dynamic_shapes=({0: torch.export.Dim("b")},) * 2)
+    batch = {0: torch.export.Dim("batch", max=MAX_BATCH)}  # torch 2.7 traces no batch without a limit
+    program = torch.export.export(Doubled(), images_of(2), dynamic_shapes=(batch, batch))
     monkeypatch.setattr(torch_package, "trace_program", lambda request: program)
     monkeypatch.setenv("CI", "true")  # there, inductor refuses what it does itself elsewhere
     steps: list[str] = []

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from codetr_cli import files
+from codetr_cli import result_files
 from codetr_cli.commands.bench import COMMANDS, with_command
 from codetr_cli.errors import ConfigError, ResourceError
 from tests.commands.bench.fakes import SMALL_RUN
@@ -42,7 +42,7 @@ def test_a_full_disk_costs_no_measurement(codetr, checkpoint, tmp_path, monkeypa
     def full(path, **named):
         raise ResourceError(f"no space left on the disk while writing {path}.")
 
-    monkeypatch.setattr(files, "write_result", full)
+    monkeypatch.setattr(result_files, "write_result", full)
     ran = codetr("bench", "infer", "--checkpoint", checkpoint, *SMALL_RUN, "--json", "--out", tmp_path / "b.json")
     assert ran.code == 5
     assert f"while writing {tmp_path / 'b.json'}" in ran.err
