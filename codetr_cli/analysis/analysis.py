@@ -21,11 +21,11 @@ from codetr_cli.analysis.image_properties import groups_of_images, image_propert
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_errors import LabelError, find_label_errors
 from codetr_cli.analysis.masks import Masks, masks_beside_boxes
-from codetr_cli.analysis.matches import Matches, match_detections, matches_of_ap50
+from codetr_cli.analysis.matches import Matches, inside_area, match_pairs, matches_of_ap50
+from codetr_cli.analysis.pairs import PairedDetections, pair_detections
 from codetr_cli.analysis.queries import RecallAt, recall_by_detections
-from codetr_cli.analysis.slices import SliceGroup, image_slices, object_slices, slice_inputs
+from codetr_cli.analysis.slices import SliceGroup, image_slices, object_slices
 from codetr_cli.analysis.worst_images import WorstImage, worst_images
-from codetr_cli.evaluation.backends import HotcocoInputs
 from codetr_cli.evaluation.scoring import Scores
 from codetr_cli.formats.resolve import Split
 
@@ -147,7 +147,8 @@ def analyse(
     """
     show = show or (lambda name: logger.debug("Analysing: %s", name))
     show("matches")
-    matches = match_detections(inputs)
+    paired = pair_detections(inputs)
+    matches = match_pairs(paired, *inside_area(inputs))
     classes = class_rows(inputs, scores, matches)
     analysis = Analysis(
         inputs=inputs,
@@ -166,7 +167,7 @@ def analyse(
     if analysis.counts.objects:
         analysis = _with_intervals(analysis, of_ap50, show)
         analysis = _with_errors(analysis, show)
-        analysis = _with_slices(analysis, show)
+        analysis = _with_slices(analysis, paired, show)
     else:
         none = "the evaluated images have no annotated object to find"
         analysis.reasons.update(dict.fromkeys(("ap_interval", "errors", "slices"), none))
@@ -250,20 +251,18 @@ def _with_errors(analysis: Analysis, show: Show) -> Analysis:
     return replace(analysis, errors=types, found_errors=errors)
 
 
-def _with_slices(analysis: Analysis, show: Show) -> Analysis:
+def _with_slices(analysis: Analysis, paired: PairedDetections, show: Show) -> Analysis:
     """AP of parts of the data; adds to `reasons` for parts that cannot be."""
     inputs = analysis.inputs
     show("parts of the data")
-    scored = slice_inputs(inputs)
-    loaded = HotcocoInputs.of(scored)
-    of_objects = object_slices(loaded, scored)
+    of_objects = object_slices(paired)
     if not any(group.key == "position" for group in of_objects):
         reason = "the annotations have no size of some images"
         analysis.reasons.update(dict.fromkeys(("slices.position", "slices.border"), reason))
     show("images")
     groups, missing = groups_of_images(inputs, image_properties(inputs))
     analysis.reasons.update({f"slices.{key}": reason for key, reason in missing.items()})
-    return replace(analysis, slices=[*of_objects, *image_slices(loaded, inputs, groups)])
+    return replace(analysis, slices=[*of_objects, *image_slices(analysis.matches, groups)])
 
 
 def _with_images(analysis: Analysis, show: Show) -> Analysis:

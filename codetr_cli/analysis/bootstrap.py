@@ -30,8 +30,10 @@ RECALLS = np.linspace(0, 1, 101)
 """Recalls at which COCO averages precision."""
 FEWEST_IMAGES = 5
 """With objects in fewer images there are no samples: those of one found object in one image would always be 1."""
-CELLS_AT_ONCE = 1_000_000
+CELLS_AT_ONCE = 10_000_000
 """Of an array of samples and places: bounds memory."""
+CELLS_OF_A_CLASS = 200_000
+"""Of an array of IoUs, places and samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +60,52 @@ def average_precision(matches: Matches, weights: NDArray[np.float64] | None = No
         matches: the detections that count.
         weights: (I,) how often each image counts; None: once. A whole number for AP in COCO's sense, 0 excludes.
     """
-    return float(_mean_of_classes(class_average_precision(matches, weights).mean(axis=0)[None])[0])
+    return float(mean_of_classes(class_average_precision(matches, weights).mean(axis=0)[None])[0])
 
 
 def class_average_precision(matches: Matches, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """(10 IoUs, K) AP of each class in [0, 1]; NaN where it has no object to find. Args as `average_precision`."""
     counts = np.ones(matches.num_images) if weights is None else np.asarray(weights, np.float64)
-    return _weighted_ap(matches, counts[None])[0]
+    return weighted_average_precision(matches, counts[None])[0]
+
+
+def weighted_average_precision(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(S, 10, K) AP of each class in [0, 1] with each row of weights (S, I); of fewer IoUs where `matches` has fewer.
+
+    NaN where a class has no object to find.
+    """
+    ap = np.full((len(weights), len(matches.objects), matches.num_classes), math.nan)
+    objects = _object_weights(matches, weights)
+    hits = (matches.objects >= 0) & ~matches.ignored  # (10, N)
+    places = np.flatnonzero(hits.any(axis=0))  # (H,)
+    between = _detections_between(matches, places)
+    starts, place_starts = matches.class_starts, np.searchsorted(places, matches.class_starts)
+    by_image = np.ascontiguousarray(weights.T)
+    labels = np.flatnonzero(matches.class_objects).tolist()
+    step = max(1, CELLS_AT_ONCE // (len(places) + 1))
+    for begin in range(0, len(weights), step):
+        part = slice(begin, begin + step)
+        detections = between @ by_image[:, part]  # (H, S)
+        for label in labels:
+            of_class = slice(*place_starts[label : label + 2].tolist())
+            last = places[of_class.stop - 1] + 1 if of_class.stop > of_class.start else starts[label]
+            ranking = _Ranking(
+                images=matches.images[starts[label] : last],
+                ignored=matches.ignored[:, starts[label] : last],
+                places=places[of_class] - starts[label],
+                hits=hits[:, places[of_class]],
+                detections=np.cumsum(detections[of_class], axis=0),
+            )
+            ap[part, :, label] = ranking.average_precision(by_image[:, part], objects[part, label])
+    return ap
+
+
+def mean_of_classes(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(S,) mean over the classes of (S, K) that are not NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=1)
+    sums = np.where(known, values, 0).sum(axis=1)
+    return np.divide(sums, counts, out=np.full(len(values), math.nan), where=counts > 0)
 
 
 def resampled_ap(
@@ -82,17 +123,17 @@ def resampled_ap(
     if len(np.unique(matches.object_images[~matches.object_ignored])) < FEWEST_IMAGES:
         unknown = np.full(samples, math.nan)
         return Resampled(unknown, unknown, np.full((samples, matches.num_classes), math.nan))
-    ap = _weighted_ap(matches, weights)  # (S, 10, K)
+    ap = weighted_average_precision(matches, weights)  # (S, 10, K)
     of_all = class_average_precision(matches)[None]  # (1, 10, K)
     ap50, ap50_of_all = ap[:, 0], of_all[:, 0]
     if of_ap50 is not None and of_ap50 is not matches:
         at_50 = replace(of_ap50, objects=of_ap50.objects[:1], ignored=of_ap50.ignored[:1])
-        ap50, ap50_of_all = _weighted_ap(at_50, weights)[:, 0], class_average_precision(at_50)[None, 0]
+        ap50, ap50_of_all = weighted_average_precision(at_50, weights)[:, 0], class_average_precision(at_50)[None, 0]
     class_ap = _around(ap.mean(axis=1), of_all.mean(axis=1))
     class_ap[:, _images_of_classes(matches) < FEWEST_IMAGES] = math.nan
     return Resampled(
-        ap=_around(_mean_of_classes(ap.mean(axis=1)), _mean_of_classes(of_all.mean(axis=1))),
-        ap50=_around(_mean_of_classes(ap50), _mean_of_classes(ap50_of_all)),
+        ap=_around(mean_of_classes(ap.mean(axis=1)), mean_of_classes(of_all.mean(axis=1))),
+        ap50=_around(mean_of_classes(ap50), mean_of_classes(ap50_of_all)),
         class_ap=class_ap,
     )
 
@@ -126,40 +167,6 @@ def _around(values: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[n
     counts = known.sum(axis=0)
     means = np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1)
     return (values + (mean - means)).clip(0, 1)
-
-
-def _mean_of_classes(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(S,) mean over the classes of (S, K) that are not NaN; NaN where all are."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis=1)
-    sums = np.where(known, values, 0).sum(axis=1)
-    return np.divide(sums, counts, out=np.full(len(values), math.nan), where=counts > 0)
-
-
-def _weighted_ap(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(S, 10, K) AP with weights (S, I); of fewer IoUs where `matches` has fewer."""
-    ap = np.full((len(weights), len(matches.objects), matches.num_classes), math.nan)
-    objects = _object_weights(matches, weights)
-    hits = (matches.objects >= 0) & ~matches.ignored  # (10, N)
-    places = np.flatnonzero(hits.any(axis=0))  # (H,)
-    between = _detections_between(matches, places)
-    starts, place_starts = matches.class_starts, np.searchsorted(places, matches.class_starts)
-    by_image = np.ascontiguousarray(weights.T)
-    for label in np.flatnonzero(matches.class_objects).tolist():
-        of_class = slice(*place_starts[label : label + 2].tolist())
-        last = places[of_class.stop - 1] + 1 if of_class.stop > of_class.start else starts[label]
-        ranking = _Ranking(
-            images=matches.images[starts[label] : last],
-            ignored=matches.ignored[:, starts[label] : last],
-            places=places[of_class] - starts[label],
-            hits=hits[:, places[of_class]],
-            between=between[of_class],
-        )
-        step = max(1, CELLS_AT_ONCE // (len(ranking.places) + 1))
-        for begin in range(0, len(weights), step):
-            part = slice(begin, begin + step)
-            ap[part, :, label] = ranking.average_precision(by_image[:, part], objects[part, label])
-    return ap
 
 
 def _object_weights(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -201,49 +208,64 @@ class _Ranking:
         ignored: (10, N) bool.
         places: (H,) of detections that find an object at any IoU.
         hits: (10, H) bool: at this IoU.
-        between: (H, I) see `_detections_between`.
+        detections: (H, S) summed weights of the images of the detections until each place.
     """
 
     images: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     places: NDArray[np.int64]
     hits: NDArray[np.bool_]
-    between: csr_array
+    detections: NDArray[np.float64]
 
     def average_precision(self, weights: NDArray[np.float64], objects: NDArray[np.float64]) -> NDArray[np.float64]:
         """(S, 10) AP with weights (I, S) of images, and so (S,) of the objects to find; NaN where there are none."""
         ap = np.zeros((len(objects), len(self.hits)))
-        detections = np.cumsum((self.between @ weights).T, axis=1)  # (S, H)
-        found = weights[self.images[self.places]].T  # (S, H)
+        found = weights[self.images[self.places]]  # (H, S)
         sometimes = np.flatnonzero(self.ignored.any(axis=0) & ~self.ignored.all(axis=0))
-        to_find = np.where(objects > 0, objects, 1)[:, None]
-        for level, is_hit in enumerate(self.hits):
-            hits = np.flatnonzero(is_hit)
-            skipped = sometimes[self.ignored[level, sometimes]]
-            counted = detections[:, hits] - self._weights_until(self.places[hits], skipped, weights)
-            correct = np.cumsum(found[:, hits], axis=1)
-            precision = correct / (counted + np.spacing(1))
+        to_find = np.where(objects > 0, objects, 1)
+        # Of a small class, all IoUs at once: calls would take longer than the numbers of one.
+        step = 1 if len(self.hits) * found.size > CELLS_OF_A_CLASS else len(self.hits)
+        for begin in range(0, len(self.hits), step):
+            levels = slice(begin, begin + step)
+            hits = np.flatnonzero(self.hits[levels].any(axis=0))
+            if not len(hits):
+                continue
+            skipped = self._weights_until(self.places[hits], sometimes, levels, weights)
+            counted = self.detections[hits] - skipped + np.spacing(1)  # (levels, hits, S)
+            correct = np.cumsum(found[hits] * self.hits[levels, hits, None], axis=1)
+            precision = np.divide(correct, counted, out=counted)
             best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            reached = _recalls_reached(correct / to_find)
+            correct /= to_find
+            reached = _recalls_reached(correct)
             reached[:, 1:] -= reached[:, :-1].copy()
-            ap[:, level] = np.einsum("sh,sh->s", reached, best_from_here) / len(RECALLS)
+            ap[:, levels] = np.einsum("lhs,lhs->sl", reached, best_from_here) / len(RECALLS)
         ap[objects <= 0] = math.nan
         return ap
 
     def _weights_until(
-        self, places: NDArray[np.int64], detections: NDArray[np.int64], weights: NDArray[np.float64]
-    ) -> NDArray[np.float64] | float:
-        """(S, len(places)) summed weights of the images of some detections that do not come after each place."""
-        if not len(detections):
-            return 0.0
-        sums = np.cumsum(weights[self.images[detections]].T, axis=1)
-        sums = np.concatenate([np.zeros((len(sums), 1)), sums], axis=1)
-        until: NDArray[np.float64] = sums[:, np.searchsorted(detections, places, side="right")]
+        self,
+        places: NDArray[np.int64],
+        sometimes: NDArray[np.int64],
+        levels: slice,
+        weights: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """(levels, len(places), S) summed weights of ignored detections that do not come after each place.
+
+        Args:
+            places: of detections that find an object.
+            sometimes: detections that are ignored at some IoUs.
+            levels: the IoUs.
+            weights: (I, S) of images.
+        """
+        skipped = sometimes[self.ignored[levels, sometimes].any(axis=0)]
+        sums = np.zeros((len(self.hits[levels]), len(skipped) + 1, weights.shape[1]))
+        of_each = weights[self.images[skipped]] * self.ignored[levels, skipped, None]
+        np.cumsum(of_each, axis=1, out=sums[:, 1:])
+        until: NDArray[np.float64] = sums[:, np.searchsorted(skipped, places, side="right")]
         return until
 
 
 def _recalls_reached(recall: NDArray[np.float64]) -> NDArray[np.int64]:
     """How many of the 101 recalls are not above each: np.searchsorted(RECALLS, recall, side="right"), but faster."""
     number = (recall * 100 + 1e-9).astype(np.int64)
-    number += RECALLS[number] <= recall  # 0.07 * 100 is 7, but the 7th of them is a bit more than 0.07
-    return number
+    return number + (RECALLS[number] <= recall)  # 0.07 * 100 is 7, but the 7th of them is a bit more than 0.07

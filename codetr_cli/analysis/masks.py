@@ -13,7 +13,8 @@ from pycocotools import mask as mask_utils
 
 from codetr_cli.analysis.classes import known
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import Matches, object_codes
+from codetr_cli.analysis.matches import Matches
+from codetr_cli.analysis.pairs import object_codes
 from codetr_cli.evaluation.scoring import MASK_PREFIX, Scores
 
 BINS = 20

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from codetr_cli.analysis.bootstrap import average_precision
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import IOU_THRESHOLDS, Matches, group_ranks, match_detections, matches_of_ap50
+from codetr_cli.analysis.matches import IOU_THRESHOLDS, Matches, match_detections, matches_of_ap50
+from codetr_cli.analysis.pairs import group_ranks
 from codetr_cli.evaluation.scoring import LVIS_MAX_DETS
 
 

@@ -16,7 +16,8 @@ from codetr_cli.analysis.curves import class_curves, overall_curve, suggested_th
 from codetr_cli.analysis.errors import error_counts_per_image, error_types, find_errors
 from codetr_cli.analysis.image_outcomes import ImageOutcomes, image_outcomes
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import AP50_MAX_DETS, MAX_AREA, match_detections, matches_of_ap50
+from codetr_cli.analysis.matches import MAX_AREA, inside_area, match_detections, match_pairs, matches_of_ap50
+from codetr_cli.analysis.pairs import AP50_MAX_DETS, pair_detections
 from codetr_cli.evaluation.scoring import MASK_PREFIX, Scores, score_detections
 
 STEPS = 4
@@ -73,9 +74,11 @@ def measure_run(
     found = resampled_ap(matches, samples, of_ap50=matches_of_ap50(inputs, matches))
     done()
     by_metric = {"AP": found.ap, "AP50": found.ap50}
-    for metric, area in () if truth.is_lvis else AREAS.items():
-        of_size = match_detections(inputs, area=area, max_dets=AP50_MAX_DETS)
-        by_metric[metric] = resampled_ap(of_size, samples).ap
+    if not truth.is_lvis:
+        paired = pair_detections(inputs, max_dets=AP50_MAX_DETS)
+        for metric, area in AREAS.items():
+            of_size = match_pairs(paired, *inside_area(inputs, area)).without_ignored()
+            by_metric[metric] = resampled_ap(of_size, samples).ap
     if MASK_PREFIX + "AP" in scores.metrics:
         matched_masks = match_detections(inputs, "segm")
         of_masks = resampled_ap(matched_masks, samples, of_ap50=matches_of_ap50(inputs, matched_masks, "segm"))

@@ -1,28 +1,33 @@
 """AP of parts of the data: of objects by size, shape, crowding and place, and of images by what they look like.
 
 COCO's rule for small, medium and large objects serves for any property of a box: objects outside of a range are
-ignored, and so are detections outside of it that find nothing. Only the column `area` changes, the matching is COCO's.
+ignored, and so are detections outside of it that find nothing.
 Images form groups of their own: AP of a group counts the objects and the detections of its images alone.
-Shape letters: G objects, N detections, I images.
+An interval is that of a normal distribution with the standard deviation of AP among resamples of all images; its
+quantiles would need many more of them.
+Shape letters: G objects, N detections, I images, K classes, S resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr_cli.analysis.bootstrap import FEWEST_IMAGES, image_weights, mean_of_classes, weighted_average_precision
 from codetr_cli.analysis.classes import known
 from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.analysis.matches import Matches, inside, match_pairs
 from codetr_cli.analysis.overlaps import PlacedBoxes, overlap_counts
-from codetr_cli.evaluation.backends import HotcocoInputs, Instances, ScoringInputs
-from codetr_cli.evaluation.scoring import LVIS_MAX_DETS, scoring_inputs
+from codetr_cli.analysis.pairs import PairedDetections
 
-MAX_DETS = 100
-"""Detections of an image and class that count, as in AP; LVIS has its own number."""
-EVERYTHING = (-1e12, 1e12)
+SAMPLES = 60
+"""Resamples of the images: with these, the width of an interval is known to 10 %."""
+NORMAL_95 = 1.959964
+"""Standard deviations on each side of the mean that 95 % of a normal distribution are within."""
 BORDER = 0.01
 """A box is cut by the border of its image if it is within this share of the image's side of it."""
 
@@ -40,6 +45,7 @@ class Slice:
         ap: over IoU 0.50:0.95 at 100 detections of an image and class (LVIS: 300 of an image), in [0, 1].
         ap50: at IoU 0.50.
         recall: mean share of the objects found at IoU 0.50:0.95 (AR), mean over the classes.
+        ap_interval: 95 % interval of `ap`; None where such objects are in fewer than `FEWEST_IMAGES`.
     """
 
     label: str
@@ -50,6 +56,7 @@ class Slice:
     ap: float | None
     ap50: float | None
     recall: float | None
+    ap_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class Ranges:
 
     def limits(self) -> dict[str, tuple[float, float]]:
         """The ranges by label. A value on an edge belongs to both, as in COCO."""
-        bounds = (EVERYTHING[0], *self.edges, EVERYTHING[1])
+        bounds = (-math.inf, *self.edges, math.inf)
         return {label: (bounds[i], bounds[i + 1]) for i, label in enumerate(self.labels)}
 
 
@@ -132,123 +139,146 @@ CUT = Ranges(
     (0.5,),
     ("inside the image", "at the border"),
 )
+RANGES = (SIZE, ASPECT, CROWDING, POSITION, CUT)
 
 
-def object_slices(loaded: HotcocoInputs, scored: ScoringInputs) -> list[SliceGroup]:
+def object_slices(paired: PairedDetections) -> list[SliceGroup]:
     """AP by size, shape, crowding, and, where all images have a size, by position of the objects.
 
     Args:
-        loaded: of `scored`; its areas are replaced.
-        scored: from `slice_inputs`.
+        paired: boxes, by the rules of AP.
     """
-    crowding = _crowding(scored)
-    groups = [
-        sliced_by(loaded, scored, SIZE, scored.objects.area, scored.detections.area),
-        sliced_by(loaded, scored, ASPECT, _log_aspect(scored.objects), _log_aspect(scored.detections)),
-        sliced_by(loaded, scored, CROWDING, *crowding),
-    ]
-    if all(height > 0 and width > 0 for _, height, width in scored.images):
-        groups.append(sliced_by(loaded, scored, POSITION, *(_distance(scored, side) for side in _sides(scored))))
-        groups.append(sliced_by(loaded, scored, CUT, *(_at_border(scored, side) for side in _sides(scored))))
-    return groups
+    values = object_values(paired)
+    return [sliced_by(paired, ranges, *values[ranges.key]) for ranges in RANGES if ranges.key in values]
 
 
-def slice_inputs(inputs: AnalysisInputs) -> ScoringInputs:
-    """What is scored in each slice: boxes, by the rules of AP."""
-    limit = LVIS_MAX_DETS if inputs.ground_truth.is_lvis else MAX_DETS
-    return scoring_inputs(inputs.ground_truth, inputs.image_ids, inputs.object_rows, inputs.detections, [limit])
+def object_values(paired: PairedDetections) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """The properties of each object, (G,), and of each detection of the inputs, (N,), by the key of their `Ranges`."""
+    inputs, truth = paired.inputs, paired.inputs.ground_truth
+    sides = _sides(paired)
+    values = {
+        SIZE.key: (truth.area[inputs.object_rows], sides[1].boxes_xywh[:, 2:].prod(axis=1)),
+        ASPECT.key: (_log_aspect(sides[0].boxes_xywh), _log_aspect(sides[1].boxes_xywh)),
+        CROWDING.key: _crowding(sides[0], sides[1], paired.crowds),
+    }
+    image_sides = truth.sizes[inputs.file_rows][:, ::-1].astype(np.float64)  # (I, 2) width, height
+    if (image_sides > 0).all():
+        placed = [(side.boxes_xywh, image_sides[side.images]) for side in sides]
+        values[POSITION.key] = (_distance(*placed[0]), _distance(*placed[1]))
+        values[CUT.key] = (_at_border(*placed[0]), _at_border(*placed[1]))
+    return values
+
+
+def _sides(paired: PairedDetections) -> tuple[PlacedBoxes, PlacedBoxes]:
+    """All objects and all detections of the inputs, in the order of their rows."""
+    inputs = paired.inputs
+    truth, found = inputs.ground_truth, inputs.detections
+    images = np.searchsorted(inputs.image_ids, found.image_ids).astype(np.int64)
+    labels = np.searchsorted(np.array(truth.category_ids, np.int64), found.category_ids).astype(np.int64)
+    objects = PlacedBoxes(truth.boxes_xywh[inputs.object_rows], paired.object_images, paired.object_labels)
+    return objects, PlacedBoxes(found.boxes_xywh, images, labels)
 
 
 def sliced_by(
-    loaded: HotcocoInputs,
-    scored: ScoringInputs,
-    ranges: Ranges,
-    of_objects: NDArray[np.float64],
-    of_detections: NDArray[np.float64],
+    paired: PairedDetections, ranges: Ranges, of_objects: NDArray[np.float64], of_detections: NDArray[np.float64]
 ) -> SliceGroup:
     """AP of the objects in each range of a property.
 
     Args:
-        loaded: of `scored`; its areas are replaced.
-        scored: objects and detections.
+        paired: objects and detections.
         ranges: of the property.
         of_objects: (G,) the property of each object.
-        of_detections: (N,) the property of each detection; decides where it counts if it finds nothing.
+        of_detections: (N,) the property of each detection of the inputs; decides where it counts if it finds nothing.
     """
-    limits = ranges.limits()
-    loaded.set_areas(of_objects, of_detections)
-    evaluation = loaded.evaluate(limits)
-    evaluation.accumulate()
-    tables = evaluation.eval
-    assert tables is not None
-    precision, recall = np.asarray(tables["precision"]), np.asarray(tables["recall"])
+    weights = _weights(len(paired.inputs.image_ids))
     slices = []
-    for number, (label, (low, high)) in enumerate(limits.items()):
-        inside = (of_objects >= low) & (of_objects <= high) & (scored.objects.iscrowd == 0)
-        slices.append(
-            Slice(
-                label=label,
-                low=None if low == EVERYTHING[0] else low,
-                high=None if high == EVERYTHING[1] else high,
-                images=len(np.unique(scored.objects.image_ids[inside])),
-                objects=int(inside.sum()),
-                ap=_mean(precision[:, :, :, number, -1]),
-                ap50=_mean(precision[0, :, :, number, -1]),
-                recall=_mean(recall[:, :, number, -1]),
-            )
-        )
+    for label, limits in ranges.limits().items():
+        matches = match_pairs(paired, inside(of_objects, limits), inside(of_detections, limits)).without_ignored()
+        low, high = (limit if math.isfinite(limit) else None for limit in limits)
+        slices.append(_scored(matches, weights, label, low, high))
     return SliceGroup(ranges.key, ranges.title, ranges.how_to_read, slices)
 
 
-def _mean(table: NDArray[np.float64]) -> float | None:
-    values = table[table > -1]
-    return float(values.mean()) if values.size else None
+def _weights(images: int) -> NDArray[np.float64]:
+    """(1 + S, I) how often each image counts: once, and then in each resample."""
+    return np.concatenate([np.ones((1, images)), image_weights(images, SAMPLES, 0)])
 
 
-def _sides(scored: ScoringInputs) -> tuple[Instances, Instances]:
-    return scored.objects, scored.detections
+def _scored(
+    matches: Matches,
+    weights: NDArray[np.float64],
+    label: str,
+    low: float | None,
+    high: float | None,
+    *,
+    group: NDArray[np.int64] | None = None,
+) -> Slice:
+    """A part of the data: the objects that are not ignored, of all images or those of a group."""
+    is_object, images = ~matches.object_ignored, matches.object_images
+    if group is not None:
+        is_member = np.zeros(matches.num_images, bool)
+        is_member[group] = True
+        is_object &= is_member[images]
+        matches = replace(matches.select(is_member[matches.images]), object_ignored=~is_object)
+        weights = weights * is_member
+    ap = weighted_average_precision(matches, weights)  # (1 + S, 10, K)
+    of_all, ap50 = mean_of_classes(ap.mean(axis=1)), mean_of_classes(ap[:1, 0])
+    with_objects = len(np.unique(images[is_object]))
+    interval = None
+    if with_objects >= FEWEST_IMAGES:
+        half = NORMAL_95 * float(np.nanstd(of_all[1:], ddof=1))
+        interval = (max(float(of_all[0]) - half, 0.0), min(float(of_all[0]) + half, 1.0))
+    return Slice(
+        label=label,
+        low=low,
+        high=high,
+        images=with_objects if group is None else len(group),
+        objects=int(is_object.sum()),
+        ap=known(float(of_all[0])),
+        ap50=known(float(ap50[0])),
+        recall=_average_recall(matches, is_object),
+        ap_interval=interval,
+    )
 
 
-def _log_aspect(instances: Instances) -> NDArray[np.float64]:
+def _average_recall(matches: Matches, is_object: NDArray[np.bool_]) -> float | None:
+    """Share of the objects that are found, mean over the IoUs and the classes; None without objects."""
+    totals = np.bincount(matches.object_labels[is_object], minlength=matches.num_classes)
+    if not totals.any():
+        return None
+    found = [np.bincount(matches.labels[matches.hits(level)], minlength=len(totals)) for level in range(10)]
+    return float((np.mean(found, axis=0)[totals > 0] / totals[totals > 0]).mean())
+
+
+def _log_aspect(boxes_xywh: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) logarithm of width over height; a side of zero counts as a hundredth of a pixel."""
-    sides = instances.boxes_xywh[:, 2:].clip(min=0.01)
+    sides = boxes_xywh[:, 2:].clip(min=0.01)
     aspect: NDArray[np.float64] = np.log(sides[:, 0] / sides[:, 1])
     return aspect
 
 
-def _image_sides(scored: ScoringInputs, instances: Instances) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(N,) number of the image, and (N, 2) its width and height."""
-    images = np.array(scored.images, np.int64).reshape(-1, 3)
-    numbers = np.searchsorted(images[:, 0], instances.image_ids)
-    return numbers, images[numbers][:, [2, 1]].astype(np.float64)
-
-
-def _distance(scored: ScoringInputs, instances: Instances) -> NDArray[np.float64]:
-    """(N,) distance of the box's centre from that of the image: 0 to 1 in its corner."""
-    _, sides = _image_sides(scored, instances)
-    centres = instances.boxes_xywh[:, :2] + instances.boxes_xywh[:, 2:] / 2
-    offsets = (centres / sides - 0.5) * 2
+def _distance(boxes_xywh: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) distance of the box's centre from that of the image, whose (N, 2) sides are given: 0 to 1 in its corner."""
+    offsets = ((boxes_xywh[:, :2] + boxes_xywh[:, 2:] / 2) / sides - 0.5) * 2
     return np.asarray(np.hypot(offsets[:, 0], offsets[:, 1]) / np.sqrt(2))
 
 
-def _at_border(scored: ScoringInputs, instances: Instances) -> NDArray[np.float64]:
-    """(N,) 1 where the box reaches the border of the image, else 0."""
-    _, sides = _image_sides(scored, instances)
-    start, end = instances.boxes_xywh[:, :2], instances.boxes_xywh[:, :2] + instances.boxes_xywh[:, 2:]
+def _at_border(boxes_xywh: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) 1 where the box reaches the border of the image, whose (N, 2) sides are given, else 0."""
+    start, end = boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]
     reaches = (start <= BORDER * sides) | (end >= (1 - BORDER) * sides)
     return np.asarray(reaches.any(axis=1), np.float64)
 
 
-def _crowding(scored: ScoringInputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _crowding(
+    objects: PlacedBoxes, detections: PlacedBoxes, crowds: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(G,) and (N,) number of other annotated objects that each box overlaps.
 
     One of those that a detection overlaps is the object that it may be about.
     """
-    objects, detections = (
-        PlacedBoxes(side.boxes_xywh, _image_sides(scored, side)[0], side.category_ids) for side in _sides(scored)
-    )
-    others = objects.select(scored.objects.iscrowd == 0)
-    is_itself = (scored.objects.iscrowd == 0) & (scored.objects.boxes_xywh[:, 2:] > 0).all(axis=1)
+    others = objects.select(~crowds)
+    is_itself = ~crowds & (objects.boxes_xywh[:, 2:] > 0).all(axis=1)
     around = overlap_counts(objects, others) - is_itself
     return around.astype(np.float64), (overlap_counts(detections, others) - 1).clip(min=0).astype(np.float64)
 
@@ -270,38 +300,26 @@ class ImageGroups:
     groups: Mapping[str, tuple[NDArray[np.int64], float, float]]
 
 
-def image_slices(loaded: HotcocoInputs, inputs: AnalysisInputs, properties: Sequence[ImageGroups]) -> list[SliceGroup]:
+def image_slices(matches: Matches, properties: Sequence[ImageGroups]) -> list[SliceGroup]:
     """AP of the images of each group of each property.
 
     Args:
-        loaded: of `slice_inputs`.
-        inputs: objects and images.
+        matches: of boxes, by the rules of AP.
         properties: groups of the images.
     """
-    if not properties or not any(group.groups for group in properties):
-        return []
-    evaluation = loaded.evaluate({"all": EVERYTHING})
-    names = {
-        f"{group.key} {label}": (images + 1).tolist()  # hotcoco's images are numbered from 1
-        for group in properties
-        for label, (images, _, _) in group.groups.items()
-    }
-    scores = evaluation.slice_by(names)
-    objects = objects_per_image(inputs)
+    weights = _weights(matches.num_images)
     return [
         SliceGroup(
-            group.key,
-            group.title,
-            group.how_to_read,
+            each.key,
+            each.title,
+            each.how_to_read,
             [
-                Slice(
-                    label, low, high, len(images), int(objects[images].sum()), *_metrics(scores[f"{group.key} {label}"])
-                )
-                for label, (images, low, high) in group.groups.items()
+                _scored(matches, weights, label, low, high, group=images)
+                for label, (images, low, high) in each.groups.items()
             ],
             of_images=True,
         )
-        for group in properties
+        for each in properties
     ]
 
 
@@ -311,10 +329,3 @@ def objects_per_image(inputs: AnalysisInputs) -> NDArray[np.int64]:
     rows = rows if truth.is_lvis else rows[truth.iscrowd[rows] == 0]
     numbers = np.searchsorted(inputs.image_ids, truth.image_ids[truth.image_rows[rows]])
     return np.bincount(numbers, minlength=len(inputs.image_ids))
-
-
-def _metrics(scores: Mapping[str, float]) -> Iterable[float | None]:
-    """AP, AP50 and the average recall at the number of detections that count."""
-    limits = {name: name.removeprefix("AR").removeprefix("@") for name in scores if name.startswith("AR")}
-    recalls = {int(limit): name for name, limit in limits.items() if limit.isdigit()}  # "AR100", of LVIS "AR@300"
-    return [known(scores["AP"]), known(scores["AP50"]), known(scores[recalls[max(recalls)]])]

@@ -11,7 +11,7 @@ import contextlib
 import importlib.metadata
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,6 @@ from codetr_cli.errors import DatasetError, ResourceError, shown
 from codetr_cli.runtime.memory import gib_text, main_memory_left
 
 if TYPE_CHECKING:
-    import hotcoco
     from hotcoco import COCOeval
 
 logger = logging.getLogger(__name__)
@@ -232,77 +231,39 @@ def _hotcoco_tables(inputs: ScoringInputs) -> PrecisionRecall:
     return PrecisionRecall(np.asarray(tables["precision"]), np.asarray(tables["recall"]))
 
 
-def hotcoco_evaluation(inputs: ScoringInputs, ranges: Mapping[str, tuple[float, float]] | None = None) -> COCOeval:
+def hotcoco_evaluation(inputs: ScoringInputs) -> COCOeval:
     """Detections that hotcoco has matched to objects; it computes more from them than tables.
 
     In hotcoco, images and classes are numbered from 1 in the order of `inputs`, objects and detections from 1 in the
     order of their rows.
-
-    Args:
-        inputs: what is matched.
-        ranges: by name, the smallest and the largest `area` of objects that count together; None: COCO's by size. The
-            first one has to contain all, for everything but hotcoco's tables.
     """
-    loaded = HotcocoInputs.of(inputs)
-    detections = inputs.detections
-    if detections.segmentations is not None or ranges is not None:  # hotcoco uses the area of the box
-        loaded.set_areas(inputs.objects.area, detections.area)
-    return loaded.evaluate(ranges)
+    import hotcoco
 
-
-@dataclass(frozen=True, eq=False)
-class HotcocoInputs:
-    """Objects and detections that hotcoco has read, to be matched once or several times.
-
-    Attributes:
-        ground_truth: hotcoco's data set.
-        results: the detections in it, with the areas of their boxes.
-        inputs: what they were made of.
-    """
-
-    ground_truth: hotcoco.COCO
-    results: hotcoco.COCO
-    inputs: ScoringInputs
-
-    @classmethod
-    def of(cls, inputs: ScoringInputs) -> HotcocoInputs:
-        """Inputs that hotcoco has read; see `hotcoco_evaluation` for its numbers of images and rows."""
-        import hotcoco
-
-        inputs = _renumbered(inputs)
-        objects, detections = inputs.objects, inputs.detections
-        assert detections.scores is not None
-        ground_truth = hotcoco.COCO.from_arrays(
-            inputs.image_entries(),
-            inputs.category_entries(),
-            objects.image_ids,
-            objects.category_ids,
-            objects.boxes_xywh,
-            area=objects.area,
-            iscrowd=objects.iscrowd,
-            segmentation=objects.segmentations,
-        )
-        columns = (detections.image_ids, *detections.boxes_xywh.T, detections.scores, detections.category_ids)
-        rows = np.stack(columns, axis=1).astype(np.float64)
-        return cls(ground_truth, ground_truth.load_res(rows, segmentation=detections.segmentations), inputs)
-
-    def set_areas(self, objects: NDArray[np.float64], detections: NDArray[np.float64]) -> None:
-        """Replaces the areas of the objects and the detections, for evaluations from now on."""
-        for data, areas in ((self.ground_truth, objects), (self.results, detections)):
-            data.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
-
-    def evaluate(self, ranges: Mapping[str, tuple[float, float]] | None = None) -> COCOeval:
-        """Matches the detections to the objects; `ranges` as of `hotcoco_evaluation`."""
-        import hotcoco
-
-        is_lvis = self.inputs.federation is not None
-        evaluation = hotcoco.COCOeval(self.ground_truth, self.results, self.inputs.iou_type, lvis_style=is_lvis)
-        evaluation.params.max_dets = list(self.inputs.max_dets)
-        if ranges is not None:
-            evaluation.params.area_rng = [list(limits) for limits in ranges.values()]
-            evaluation.params.area_rng_lbl = list(ranges)
-        evaluation.evaluate()
-        return evaluation
+    areas = (inputs.objects.area, inputs.detections.area)
+    inputs = _renumbered(inputs)
+    objects, detections = inputs.objects, inputs.detections
+    assert detections.scores is not None
+    ground_truth = hotcoco.COCO.from_arrays(
+        inputs.image_entries(),
+        inputs.category_entries(),
+        objects.image_ids,
+        objects.category_ids,
+        objects.boxes_xywh,
+        area=objects.area,
+        iscrowd=objects.iscrowd,
+        segmentation=objects.segmentations,
+    )
+    columns = (detections.image_ids, *detections.boxes_xywh.T, detections.scores, detections.category_ids)
+    rows = np.stack(columns, axis=1).astype(np.float64)
+    results = ground_truth.load_res(rows, segmentation=detections.segmentations)
+    if detections.segmentations is not None:  # hotcoco uses the area of the box
+        for data, area in zip((ground_truth, results), areas, strict=True):
+            data.update_anns(ids=np.arange(1, len(area) + 1), area=area)
+    is_lvis = inputs.federation is not None
+    evaluation = hotcoco.COCOeval(ground_truth, results, inputs.iou_type, lvis_style=is_lvis)
+    evaluation.params.max_dets = list(inputs.max_dets)
+    evaluation.evaluate()
+    return evaluation
 
 
 def _pycocotools_tables(inputs: ScoringInputs) -> PrecisionRecall:

@@ -299,13 +299,18 @@ def table_line(values: Sequence[float], *, high: float = 1.0) -> Markup:
     return element("svg", line, viewBox="0 0 60 20", width=60, height=20, aria_hidden="true")
 
 
-def table_bar(value: float | None) -> Markup | None:
-    """A bar for a cell of a table: a value from 0 to 1; None where there is none."""
+def table_bar(value: float | None, interval: tuple[float, float] | None = None) -> Markup | None:
+    """A bar for a cell of a table: a value from 0 to 1 with its interval as a line; None where there is none."""
     if value is None:
         return None
-    box = element("rect", x=0.5, y=3.5, width=59, height=11, class_="frame")
-    bar = element("rect", x=0.5, y=3.5, width=max(59 * min(value, 1.0), 0.5), height=11, class_="fill0")
-    return element("svg", box, bar, viewBox="0 0 60 18", width=60, height=18, aria_hidden="true")
+    parts = [
+        element("rect", x=0.5, y=3.5, width=59, height=11, class_="frame"),
+        element("rect", x=0.5, y=3.5, width=max(59 * min(value, 1.0), 0.5), height=11, class_="fill0"),
+    ]
+    if interval is not None:
+        start, end = (0.5 + 59 * limit for limit in interval)
+        parts.append(element("line", x1=round(start, 1), y1=9, x2=round(end, 1), y2=9, class_="whisker"))
+    return element("svg", joined(parts), viewBox="0 0 60 18", width=60, height=18, aria_hidden="true")
 
 
 @dataclass(frozen=True)

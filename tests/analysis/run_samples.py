@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,20 @@ def detections(truth: Annotations, *, seed: int, found: float = 0.7, noise: floa
 def inputs(truth: Annotations, table: DetectionTable, images: Sequence[int] | None = None) -> AnalysisInputs:
     """Detections with the annotations that they are compared with; the images are nowhere."""
     return AnalysisInputs.of(truth, table, DataPaths(Path("images"), Path("val.json"), NameRule.of(Path())), images)
+
+
+def copied_images(truth: Annotations, table: DetectionTable, rows: np.ndarray) -> tuple[Annotations, DetectionTable]:
+    """A data set in which images, by their rows, are as often as they are listed."""
+    objects = [np.flatnonzero(truth.image_rows == row) for row in rows]
+    found = [np.flatnonzero(table.image_ids == truth.image_ids[row]) for row in rows]
+    chosen = np.concatenate(objects)
+    columns = {name: getattr(truth, name)[chosen] for name in ("labels", "boxes_xywh", "area", "iscrowd", "ignore")}
+    copy = replace(
+        truth,
+        **columns,
+        image_ids=np.arange(len(rows)) + 1,
+        file_names=[str(number) for number in range(len(rows))],
+        image_rows=np.repeat(np.arange(len(rows)), [len(each) for each in objects]),
+    )
+    ids = np.repeat(np.arange(len(rows)) + 1, [len(each) for each in found])
+    return copy, replace(table.select(np.concatenate(found)), image_ids=ids)

@@ -12,7 +12,8 @@ from pycocotools.cocoeval import COCOeval
 
 from codetr_cli.analysis.bootstrap import average_precision
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.matches import NONE, Matches, match_detections
+from codetr_cli.analysis.matches import NONE, Matches, inside_area, match_detections, match_pairs
+from codetr_cli.analysis.pairs import pair_detections
 from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import parsed_outlines, score_detections, scoring_inputs
 from codetr_cli.inference.detections import DetectionTable
@@ -150,13 +151,6 @@ def test_the_best_300_of_an_image_count_by_the_rules_of_lvis(tmp_path):
     assert average_precision(matches) == pytest.approx(scores.metrics["AP"], abs=1e-12)
 
 
-def test_large_numbers_of_pairs_are_split(tmp_path, monkeypatch):
-    inputs = material(tmp_path)
-    expected = match_detections(inputs)
-    monkeypatch.setattr("codetr_cli.analysis.matches.PAIRS_AT_ONCE", 7)
-    assert np.array_equal(match_detections(inputs).objects, expected.objects)
-
-
 @pytest.mark.parametrize("lvis", [False, True])
 def test_nothing_to_match(tmp_path, lvis):
     nothing = AnalysisInputs.of(without_objects(lvis=lvis), DetectionTable.empty(), material(tmp_path).paths)
@@ -190,4 +184,6 @@ def test_a_range_of_areas_gives_the_ap_of_a_size(name: str, area: tuple[float, f
     truth = run_samples.annotations(60, crowds=4)
     inputs = run_samples.inputs(truth, run_samples.detections(truth, seed=3))
     scores = score_detections(truth, inputs.detections, where="val.json")
-    assert average_precision(match_detections(inputs, area=area)) == pytest.approx(scores.metrics[name], abs=1e-9)
+    assert average_precision(match_pairs(pair_detections(inputs), *inside_area(inputs, area))) == pytest.approx(
+        scores.metrics[name], abs=1e-9
+    )

@@ -22,12 +22,11 @@ from codetr_cli.analysis.run_comparison import (
     same_detections,
 )
 from codetr_cli.analysis.run_numbers import measure_run
-from codetr_cli.annotations.objects import Annotations
 from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import score_detections, scoring_inputs
 from codetr_cli.inference.detections import DetectionTable
 from tests.analysis.input_samples import crowded, material
-from tests.analysis.run_samples import NAMES, annotations, detections, inputs
+from tests.analysis.run_samples import NAMES, annotations, copied_images, detections, inputs
 
 
 def compared(first: AnalysisInputs, second: AnalysisInputs, samples: int = 300) -> RunComparison:
@@ -117,23 +116,6 @@ def test_resamples_are_those_of_copies_of_the_images(truth):
             shift = (found - expected)[inside]  # all samples are shifted so that their mean is the AP of all images
             assert shift == pytest.approx(np.full(len(shift), shift[0]), abs=1e-9)
             assert np.nanmean(side.samples[name]) == pytest.approx(side.scores.metrics[name], abs=0.01)
-
-
-def copied_images(truth: Annotations, table: DetectionTable, rows: np.ndarray) -> tuple[Annotations, DetectionTable]:
-    """A data set in which images, by their rows, are as often as they are listed."""
-    objects = [np.flatnonzero(truth.image_rows == row) for row in rows]
-    found = [np.flatnonzero(table.image_ids == truth.image_ids[row]) for row in rows]
-    chosen = np.concatenate(objects)
-    columns = {name: getattr(truth, name)[chosen] for name in ("labels", "boxes_xywh", "area", "iscrowd", "ignore")}
-    copy = replace(
-        truth,
-        **columns,
-        image_ids=np.arange(len(rows)) + 1,
-        file_names=[str(number) for number in range(len(rows))],
-        image_rows=np.repeat(np.arange(len(rows)), [len(each) for each in objects]),
-    )
-    ids = np.repeat(np.arange(len(rows)) + 1, [len(each) for each in found])
-    return copy, replace(table.select(np.concatenate(found)), image_ids=ids)
 
 
 def test_intervals_contain_the_difference_of_equal_detectors():

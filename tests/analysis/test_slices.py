@@ -13,19 +13,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from codetr_cli.analysis import slices
+from codetr_cli.analysis.bootstrap import average_precision, image_weights
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.slices import (
-    ImageGroups,
-    Ranges,
-    SliceGroup,
-    image_slices,
-    object_slices,
-    slice_inputs,
-    sliced_by,
-)
-from codetr_cli.evaluation.backends import HotcocoInputs, ScoringInputs
-from codetr_cli.evaluation.scoring import score_detections
+from codetr_cli.analysis.matches import inside_area, match_detections, match_pairs
+from codetr_cli.analysis.pairs import pair_detections
+from codetr_cli.analysis.slices import ImageGroups, SliceGroup, image_slices, object_slices, object_values, sliced_by
+from codetr_cli.evaluation.backends import ScoringInputs
+from codetr_cli.evaluation.scoring import score_detections, scoring_inputs
+from tests.analysis import run_samples
 from tests.analysis.input_samples import material
+from tests.analysis.run_samples import copied_images
 from tests.analysis.scene import Scene
 from tests.analysis.tide_samples import inputs_of_sample
 
@@ -33,12 +30,11 @@ TOLERANCE = 1e-9
 
 
 def groups_of(inputs: AnalysisInputs) -> list[SliceGroup]:
-    scored = slice_inputs(inputs)
-    return object_slices(HotcocoInputs.of(scored), scored)
+    return object_slices(pair_detections(inputs))
 
 
 def of_images(inputs: AnalysisInputs, properties: list[ImageGroups]) -> list[SliceGroup]:
-    return image_slices(HotcocoInputs.of(slice_inputs(inputs)), inputs, properties)
+    return image_slices(match_detections(inputs), properties)
 
 
 def pycocotools_of(scored: ScoringInputs, objects: np.ndarray, detections: np.ndarray, limits: Any) -> COCOeval:
@@ -74,29 +70,17 @@ def pycocotools_of(scored: ScoringInputs, objects: np.ndarray, detections: np.nd
     return evaluation
 
 
-def properties_of(scored: ScoringInputs, ranges: Ranges) -> tuple[np.ndarray, np.ndarray]:
-    sides = (scored.objects, scored.detections)
-    if ranges is slices.CROWDING:
-        return slices._crowding(scored)
-    if ranges is slices.SIZE:
-        return scored.objects.area, scored.detections.area
-    of = {
-        "aspect": slices._log_aspect,
-        "position": lambda side: slices._distance(scored, side),
-        "border": lambda side: slices._at_border(scored, side),
-    }[ranges.key]
-    return of(sides[0]), of(sides[1])
-
-
 @pytest.mark.parametrize("sample", ["crowds", "material"])
 @pytest.mark.parametrize("number", range(5))
 def test_pycocotools_has_the_same_scores(tmp_path: Path, sample: str, number: int) -> None:
     inputs = material(tmp_path) if sample == "material" else inputs_of_sample(tmp_path, sample)
     group = groups_of(inputs)[number]
-    ranges = (slices.SIZE, slices.ASPECT, slices.CROWDING, slices.POSITION, slices.CUT)[number]
+    ranges = slices.RANGES[number]
     assert (group.key, group.title) == (ranges.key, ranges.title)
-    scored = slice_inputs(inputs)
-    theirs = pycocotools_of(scored, *properties_of(scored, ranges), list(ranges.limits().values())).eval
+    scored = scoring_inputs(inputs.ground_truth, inputs.image_ids, inputs.object_rows, inputs.detections, [100])
+    values = object_values(pair_detections(inputs))[ranges.key]
+    limits = np.clip(list(ranges.limits().values()), -1e12, 1e12).tolist()
+    theirs = pycocotools_of(scored, *values, limits).eval
     for index, part in enumerate(group.slices, start=1):
         for ours, table in (
             (part.ap, theirs["precision"][:, :, :, index, 0]),
@@ -180,8 +164,38 @@ def test_a_value_on_an_edge_is_in_both_ranges(tmp_path: Path) -> None:
     """As COCO has it."""
     scene = Scene(tmp_path)
     scene.annotate((10, 10, 32, 32))
-    scored = slice_inputs(scene.inputs())
-    group = sliced_by(HotcocoInputs.of(scored), scored, slices.SIZE, scored.objects.area, scored.detections.area)
+    paired = pair_detections(scene.inputs())
+    group = sliced_by(paired, slices.SIZE, *object_values(paired)[slices.SIZE.key])
     assert [part.objects for part in group.slices] == [0, 1, 1, 0, 0]
     assert [part.high for part in group.slices] == [256, 1024, 9216, 82944, None]
     assert [part.low for part in group.slices] == [None, 256, 1024, 9216, 82944]
+
+
+def test_an_interval_is_that_of_the_ap_of_copies_of_the_images() -> None:
+    truth = run_samples.annotations(25, crowds=2)
+    table = run_samples.detections(truth, seed=1)
+    paired = pair_detections(run_samples.inputs(truth, table))
+    part = sliced_by(paired, slices.SIZE, *object_values(paired)[slices.SIZE.key]).slices[2]
+    groups = ImageGroups("half", "Half", "of the images", {"first": (np.arange(12), 0.0, 1.0)})
+    (half,) = image_slices(match_detections(run_samples.inputs(truth, table)), [groups])
+    of_size, of_half = [], []
+    for drawn in image_weights(25, slices.SAMPLES, 0).astype(int):
+        copies = run_samples.inputs(*copied_images(truth, table, np.repeat(np.arange(25), drawn)))
+        of_size.append(average_precision(match_pairs(pair_detections(copies), *inside_area(copies, (32**2, 96**2)))))
+        copies = run_samples.inputs(*copied_images(truth, table, np.repeat(np.arange(12), drawn[:12])))
+        of_half.append(average_precision(match_detections(copies)))
+    for found, copied in ((part, of_size), (half.slices[0], of_half)):
+        assert found.ap is not None
+        assert found.ap_interval is not None
+        margin = 1.959964 * np.std(copied, ddof=1)
+        assert margin > 0.01
+        assert found.ap_interval == pytest.approx((max(found.ap - margin, 0), min(found.ap + margin, 1)), abs=1e-9)
+
+
+def test_parts_of_fewer_than_five_images_have_no_interval(tmp_path: Path) -> None:
+    truth = run_samples.annotations(30)
+    matches = match_detections(run_samples.inputs(truth, run_samples.detections(truth, seed=1)))
+    images = {str(count): (np.arange(count), 0.0, 1.0) for count in (4, 5)}
+    (group,) = image_slices(matches, [ImageGroups("few", "Few", "images", images)])
+    assert [part.ap_interval is None for part in group.slices] == [True, False]
+    assert all(part.ap is not None for part in group.slices)

@@ -13,7 +13,8 @@ from codetr_cli.report.page import Column, Section, Table, table_markup
 
 LEAD = (
     "Where AP falls from one row to the next, this property makes objects hard: more such images, a higher resolution "
-    "or tiles may help. Rows with few objects say little, and each averages over the classes that have objects in it."
+    "or tiles may help. Each row averages over the classes that have objects in it. The line in a bar is the 95 % "
+    "interval of AP: two rows whose intervals overlap by half may differ by chance."
 )
 
 
@@ -25,6 +26,8 @@ def slices_section(groups: Sequence[SliceGroup]) -> Section:
         Column("images", "number"),
         Column("objects", "number"),
         Column("AP", "score", "over IoU 0.50 to 0.95"),
+        Column("low", "score", "start of the 95 % interval of AP; none where the objects are in fewer than 5 images"),
+        Column("high", "score", "end of the 95 % interval of AP"),
         Column("", "chart"),
         Column("AP50", "score", "at IoU 0.50, of the detections that AP counts"),
         Column("AR", "score", "part of the objects that are found, over IoU 0.50 to 0.95, by detections of any score"),
@@ -32,7 +35,11 @@ def slices_section(groups: Sequence[SliceGroup]) -> Section:
     plain = [Column(column.title, column.kind) for column in columns]
     for number, group in enumerate(groups):
         rows = [
-            (each.label, each.images, each.objects, each.ap, table_bar(each.ap), each.ap50, each.recall)
+            [
+                *(each.label, each.images, each.objects, each.ap),
+                *(each.ap_interval or (None, None)),
+                *(table_bar(each.ap, each.ap_interval), each.ap50, each.recall),
+            ]
             for each in group.slices
         ]
         table = Table(group.title, plain if number else columns, rows)
