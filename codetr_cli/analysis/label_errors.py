@@ -15,6 +15,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr_cli.analysis.background import Background, surest_near
+from codetr_cli.analysis.box_spread import BoxSpread
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_evidence import (
     HIT_IOU,
@@ -26,14 +28,12 @@ from codetr_cli.analysis.label_evidence import (
     readings_of,
 )
 
-Kind = Literal["missing box", "wrong class", "loose box", "duplicate", "crowd"]
+Kind = Literal["missing box", "wrong class", "loose box", "duplicate", "crowd", "spurious box"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Action = Literal["add", "change class", "change box", "remove", "split", "unmark crowd"]
 
 LISTED_FROM = 0.4
 """Suspicion of the least suspicious findings: of planted errors, about half of those near it are right."""
-SURE = 0.5
-"""Share of annotated objects from which detections are used for what is usual."""
 USUAL_DEVIATION = 3.0
 """Typical deviations of a side that say nothing; further ones are judged by Chebyshev's inequality."""
 PART_INSIDE = 0.8
@@ -97,63 +97,39 @@ def find_label_errors(
         evidence: of the inputs; None: it is gathered here.
     """
     evidence = evidence or gather_evidence(inputs)
-    search = _Search(inputs, evidence, BoxSpread.of(evidence.images), listed_from)
+    spread, background = BoxSpread.of(evidence.images), Background.of(inputs, evidence.images)
+    search = _Search(inputs, evidence, spread, background, listed_from)
     found = [error for each in evidence.images for error in search.errors_of(each)]
     found = [error for error in found if error.kind in kinds and error.score >= listed_from]
     found.sort(key=lambda error: (-error.score, error.image, KINDS.index(error.kind), error.box_xyxy))
     return found[:limit]
 
 
-@dataclass(frozen=True)
-class BoxSpread:
-    """How far the sides of sure detections are from those of the objects that they have found.
-
-    Attributes:
-        sides: (4,) typical deviation of left, top, right and bottom, as parts of the object's width and height.
-    """
-
-    sides: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, evidence: Sequence[ImageEvidence]) -> BoxSpread:
-        """By the median of the deviations: a few wrong boxes do not change it."""
-        found = [np.zeros((0, 4))]
-        for each in evidence:
-            objects = np.flatnonzero(each.detection_of >= 0)
-            detections = each.detection_of[objects]
-            sure = each.sureness[detections] >= SURE
-            found.append(deviations(each.boxes[detections[sure]], each.object_boxes[objects[sure]]))
-        joined = np.abs(np.concatenate(found))
-        median = np.median(joined, axis=0) if len(joined) else np.full(4, 0.1)
-        return cls(np.maximum(1.4826 * median, 0.005))
-
-    def of_pair(self, box: NDArray[np.float64], annotated: NDArray[np.float64]) -> float:
-        """The largest deviation of a side, in typical ones."""
-        return float((np.abs(deviations(box[None], annotated[None]))[0] / self.sides).max())
-
-
-def deviations(boxes: NDArray[np.float64], annotated: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, 4) distances of left, top, right, bottom between boxes xywh, as parts of the annotated width and height."""
-    sizes = np.maximum(annotated[:, 2:], 1.0)
-    start = (boxes[:, :2] - annotated[:, :2]) / sizes
-    end = (boxes[:, :2] + boxes[:, 2:] - annotated[:, :2] - annotated[:, 2:]) / sizes
-    return np.concatenate([start, end], axis=1)
-
-
 class _Search:
     """Finds the errors of one image after the other."""
 
-    def __init__(self, inputs: AnalysisInputs, evidence: Evidence, spread: BoxSpread, listed_from: float) -> None:
-        self._inputs, self._evidence, self._spread = inputs, evidence, spread
+    def __init__(
+        self,
+        inputs: AnalysisInputs,
+        evidence: Evidence,
+        spread: BoxSpread,
+        background: Background,
+        listed_from: float,
+    ) -> None:
+        self._inputs, self._evidence, self._spread, self._background = inputs, evidence, spread, background
         self._listed_from = listed_from
         self._names = inputs.ground_truth.class_names
         self._ids = inputs.ground_truth.category_ids
 
     def errors_of(self, each: ImageEvidence) -> Iterator[LabelError]:
         explained = np.zeros(len(each.rows), bool)
+        suspected: set[int | None] = set()
         for search in (self._crowds, self._duplicates, self._wrong_classes, self._loose_boxes):
-            yield from search(each, explained)
+            for error in search(each, explained):
+                suspected |= {error.object_row} if error.score >= self._listed_from else set()
+                yield error
         yield from self._missing_boxes(each, explained)
+        yield from self._spurious_boxes(each, suspected)
 
     def _missing_boxes(self, each: ImageEvidence, explained: NDArray[np.bool_]) -> Iterator[LabelError]:
         """Detections where no object of any class is annotated."""
@@ -171,6 +147,27 @@ class _Search:
                     text=f"{self._name(each, index)} is detected where nothing is annotated; "
                     f"{_percent(sureness)} of detections as sure as this one are annotated",
                 )
+
+    def _spurious_boxes(self, each: ImageEvidence, suspected: Collection[int | None]) -> Iterator[LabelError]:
+        """Annotations near which nothing is detected, of any class, and which nothing else is wrong with."""
+        near = surest_near(each, each.object_boxes)
+        for number in np.flatnonzero(~each.crowd).tolist():
+            ratio = self._background.ratio(each, number, float(near[number]))
+            score = self._background.suspicion(ratio)
+            if score < self._listed_from or int(each.object_rows[number]) in suspected:
+                continue
+            what = f"nothing surer than {_percent(float(near[number]))}" if near[number] > 0 else "nothing"
+            yield self._error(
+                each,
+                "spurious box",
+                "remove",
+                score,
+                number=number,
+                box=each.object_boxes[number],
+                label=int(each.object_labels[number]),
+                text=f"annotated as {self._names[each.object_labels[number]]}, and {what} is detected here, of any "
+                f"class: that is {1 / ratio:.0f} times as frequent where nothing is annotated",
+            )
 
     def _wrong_classes(self, each: ImageEvidence, explained: NDArray[np.bool_]) -> Iterator[LabelError]:
         """Annotations on which another class is detected, and their own one is not, or with less certainty."""

@@ -68,7 +68,9 @@ def review(
     ] = None,
     kinds: Annotated[
         list[str] | None,
-        opt.option("--kinds", "KIND", "missing, class, loose, duplicate, crowd. Several: missing,class.", REVIEW),
+        opt.option(
+            "--kinds", "KIND", "missing, class, loose, duplicate, crowd, spurious. Several: missing,class.", REVIEW
+        ),
     ] = None,
     suspicion: Annotated[
         float, opt.option("--suspicion", "S", "The lowest that is listed, 0 to 1.", REVIEW, min=0, max=1)
@@ -95,9 +97,9 @@ def review(
 ) -> None:
     """List suspected label errors of a data set, the most suspicious first.
 
-    Missing boxes, wrong classes, loose boxes, duplicates and crowds, by what a model detects: in the terminal, as a
-    page with pictures, and as proposals for a labelling tool. Annotations are never changed. A model repeats errors
-    that it was trained on: --folds trains models for this. The same command continues an interrupted one.
+    Missing, loose and spurious boxes, wrong classes, duplicates and crowds, by what a model detects: in the terminal,
+    as a page with pictures, and as proposals for a labelling tool. Annotations are never changed. A model repeats
+    errors that it was trained on: --folds trains models for this. The same command continues an interrupted one.
     """
     console.set_mode(json=json_output, quiet=quiet)
     check_folder(out, "--out")

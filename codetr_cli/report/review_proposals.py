@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.analysis.label_errors import LabelError
+from codetr_cli.analysis.label_errors import Action, LabelError
 from codetr_cli.annotations.annotation_json import UnusableFileError, id_number, part_of_table, read_json_file
 from codetr_cli.annotations.objects import Annotations
 from codetr_cli.annotations.run_length_codes import OutlineError
@@ -41,15 +41,8 @@ NAMES: Mapping[ProposalFormat, str] = {
 """File or folder of each format."""
 BY = "review"
 BOX_DIGITS = 2
-NOTES = {
-    "add": "missing?",
-    "change class": "wrong class?",
-    "change box": "loose box?",
-    "remove": "duplicate?",
-    "split": "several objects?",
-    "unmark crowd": "one object, no crowd?",
-}
-"""What is asked about an annotation or a proposal, by the action that corrects it."""
+NOTES: Mapping[Action, str] = {"split": "several objects?", "unmark crowd": "one object, no crowd?"}
+"""What is asked about an annotation or a proposal, by the action that corrects it; of others the kind is."""
 
 
 @dataclass(frozen=True)
@@ -280,4 +273,5 @@ def _proposed(truth: Annotations, findings: Sequence[tuple[int, LabelError]]) ->
 
 
 def _note(error: LabelError, number: int) -> str:
-    return f"{NOTES[error.action]} finding {number}, suspicion {error.score:.2f}: {error.explanation}"
+    question = NOTES.get(error.action, f"{error.kind}?")
+    return f"{question} finding {number}, suspicion {error.score:.2f}: {error.explanation}"

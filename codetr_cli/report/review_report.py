@@ -27,6 +27,7 @@ LEADS: Mapping[Kind, str] = {
     "loose box": "The annotated box fits worse than the boxes of this network usually do.",
     "duplicate": "Two annotations seem to be of one object; the one in question is less like the detection.",
     "crowd": "A box is around several objects and not marked as a crowd, or one object is marked as a crowd.",
+    "spurious box": "Nothing is detected where something is annotated; this network may also have missed it.",
 }
 TITLES: Mapping[Kind, str] = {
     "missing box": "Missing boxes",
@@ -34,12 +35,13 @@ TITLES: Mapping[Kind, str] = {
     "loose box": "Loose boxes",
     "duplicate": "Duplicates",
     "crowd": "Crowds",
+    "spurious box": "Spurious boxes",
 }
 PROPOSALS: Mapping[Action, str] = {
     "add": "annotate it",
     "change class": "new class",
     "change box": "new box",
-    "remove": "remove one",
+    "remove": "remove it",
     "split": "annotate each",
     "unmark crowd": "no crowd",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("missing box", "wrong class", "loose box", "duplicate", "crowd")
+KINDS = ("missing box", "wrong class", "loose box", "duplicate", "crowd", "spurious box")
 Xywh = tuple[float, float, float, float]
 
 
@@ -30,7 +30,7 @@ def plant(content: dict[str, Any], share: float, seed: int = 0) -> tuple[dict[st
     are near each other, the others a crowd flag on a single object.
     """
     rng = np.random.default_rng(seed)
-    content = copy.deepcopy(content)
+    right, content = content["annotations"], copy.deepcopy(content)
     by_id = {entry["id"]: entry for entry in content["annotations"]}
     for entry in by_id.values():
         entry.pop("segmentation", None)
@@ -71,16 +71,45 @@ def plant(content: dict[str, Any], share: float, seed: int = 0) -> tuple[dict[st
         else:
             entry["iscrowd"] = 1
         planted.append(Planted(kind, entry["image_id"], tuple(entry["bbox"]), (true,), ids))
+    planted += _spurious(by_id, right, sizes, count, rng)
     for entry in by_id.values():
         entry["area"] = entry["bbox"][2] * entry["bbox"][3]
     content["annotations"] = list(by_id.values())
     return content, planted
 
 
-def noisy_detections(content: dict[str, Any], seed: int = 0) -> list[dict[str, Any]]:
+def _spurious(
+    by_id: dict[int, dict[str, Any]],
+    right: list[dict[str, Any]],
+    sizes: dict[int, tuple[int, int]],
+    count: int,
+    rng: np.random.Generator,
+) -> list[Planted]:
+    """Adds annotations of nothing, with classes and sizes of real ones, in places that are on objects by under 10 %."""
+    in_image: dict[int, list[Any]] = {image: [] for image in sizes}
+    for entry in right:
+        in_image[entry["image_id"]].append(entry["bbox"])
+    planted: list[Planted] = []
+    number = max(by_id) + 1
+    while len(planted) < count:
+        like, image = right[int(rng.integers(len(right)))], int(rng.choice(list(sizes)))
+        w, h = like["bbox"][2:]
+        x, y = rng.uniform(0, 1, 2) * (sizes[image][0] - w, sizes[image][1] - h)
+        box = (float(x), float(y), float(w), float(h))
+        if min(x, y) < 0 or any(_shared(box, other) >= 0.1 * w * h for other in in_image[image]):
+            continue
+        in_image[image].append(box)
+        by_id[number] = {**like, "id": number, "image_id": image, "bbox": list(box), "iscrowd": 0}
+        by_id[number].pop("segmentation", None)
+        planted.append(Planted("spurious box", image, box, (), (number,)))
+        number += 1
+    return planted
+
+
+def noisy_detections(content: dict[str, Any], seed: int = 0, *, missed: float = 0.1) -> list[dict[str, Any]]:
     """Detections of a fair detector, as COCO's records: it misses objects, confuses classes and sees things.
 
-    Of the objects, a tenth is missed and a twelfth has another class; each has readings as other classes with low
+    Of the objects, a share is missed and a twelfth has another class; each has readings as other classes with low
     scores. Every image has some detections of nothing. Sides are off by 3 % (standard deviation).
     """
     rng = np.random.default_rng(seed)
@@ -93,7 +122,7 @@ def noisy_detections(content: dict[str, Any], seed: int = 0) -> list[dict[str, A
 
     for entry in content["annotations"]:
         others = [each for each in classes if each != entry["category_id"]]
-        if rng.random() < 0.1:
+        if rng.random() < missed:
             continue
         is_right = rng.random() > 1 / 12
         score = float(rng.beta(6, 2) if is_right else rng.beta(2, 3))
@@ -193,7 +222,12 @@ def _jittered(box: Any, amount: float, rng: np.random.Generator) -> Xywh:
 
 def iou(a: Any, b: Any) -> float:
     """IoU of two boxes (x, y, width, height)."""
+    both = _shared(a, b)
+    return both / (_area(a) + _area(b) - both) if both else 0.0
+
+
+def _shared(a: Any, b: Any) -> float:
+    """Area that two boxes share."""
     across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    both = max(across, 0.0) * max(down, 0.0)
-    return both / (_area(a) + _area(b) - both) if both else 0.0
+    return max(across, 0.0) * max(down, 0.0)

@@ -138,3 +138,18 @@ def test_files_of_others_are_kept(scene: Scene, tmp_path: Path, layout: str) -> 
         with pytest.raises(ConfigError):
             write_proposals(out, layout, errors, inputs, request=request, force=True)
     assert target.read_text() == "mine"
+
+
+def test_removal_of_a_spurious_box_is_a_mark(tmp_path: Path) -> None:
+    """The annotation stays and says what is asked; no box is proposed in its place."""
+    scene = Scene(tmp_path)
+    row = scene.annotate((200, 100, 50, 60))
+    errors, inputs = scene.errors(listed_from=0.2), scene.inputs()
+    table = json.loads(write_proposals(tmp_path, "coco", errors, inputs).read_text())
+    (record,) = table["annotations"]
+    assert (record["id"], record["suspected"], record["action"]) == (row + 1, "spurious box", "remove")
+    (box,) = ET.parse(write_proposals(tmp_path, "cvat", errors, inputs) / "annotations.xml").getroot().iter("box")
+    assert (box.findtext("attribute[@name='review']") or "").startswith("spurious box? finding 1, suspicion 0.26: ")
+    (shape,) = json.loads((write_proposals(tmp_path, "labelme", errors, inputs) / "41.json").read_text())["shapes"]
+    assert shape["description"].startswith("spurious box? finding 1")
+    assert "proposed" not in shape["flags"]

@@ -62,6 +62,7 @@ def test_json_has_everything(scene: Scene) -> None:
             "loose box": 0,
             "duplicate": 0,
             "crowd": 0,
+            "spurious box": 0,
         }
     )
     assert (table["checkpoint"], table["images"], table["objects"], table["findings_total"]) == ("a", 41, 41, 2)
@@ -70,3 +71,15 @@ def test_json_has_everything(scene: Scene) -> None:
     assert wrong["class"] == "plate"
     assert wrong["annotated_box_xyxy"] == wrong["box_xyxy"] == [200, 100, 250, 160]
     assert wrong["file_name"] == "41.jpg"
+
+
+def test_spurious_box_is_gone_in_the_proposal(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.annotate((200, 100, 50, 60))
+    cv2.imwrite(str(tmp_path / "41.jpg"), np.full((300, 400, 3), 90, np.uint8))
+    page = review_page(scene.errors(listed_from=0.2), scene.inputs(), {}, total=1)
+    assert "1 spurious box. Nothing was changed." in page
+    assert "Spurious boxes" in page
+    assert "proposed: remove it" in page
+    assert page.count('class="box suspected"') == 2  # of the legend and the picture
+    assert page.count('class="box proposed"') == 1  # of the legend

@@ -52,12 +52,8 @@ def label_errors_section(errors: Sequence[LabelError], inputs: AnalysisInputs, t
 
 def _picture(error: LabelError, name: str, boxes: Boxes, thumbnails: Thumbnails) -> Markup | None:
     drawn = [] if error.object_row is None else boxes.objects([error.object_row], "suspected")
-    box = error.box_xyxy
-    if box is not None:
-        proposed = "" if error.category_id is None else boxes.name(error.category_id)
-        drawn.append(DrawnBox(tuple(map(float, box)), "proposed", f"proposed: {proposed}"))  # type: ignore[arg-type]
-    if not drawn:
-        return None
+    if error.action != "remove":
+        drawn.append(DrawnBox(error.box_xyxy, "proposed", f"proposed: {boxes.name(error.category_id)}"))
     around = _union(drawn)
     caption = f"{name}: {error.kind}, suspicion {error.score:.2f}: {error.explanation}"
     return thumbnails.crop(error.image, around, drawn, caption)
