@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from codetr_cli.boxes import cxcywh_to_xyxy
 from codetr_cli.data.batch import normalize
+from codetr_cli.export.fake_shapes import quick_shapes
 from codetr_cli.export.precision import cast_network, input_dtype
 from codetr_cli.inference.exported.metadata import ExportMetadata
 from codetr_cli.models.codetr import CoDETR, Encoded
@@ -142,7 +143,7 @@ def trace(model: CoDETR, metadata: ExportMetadata) -> ExportedProgram:
     """The program of a network, in evaluation mode and without gradients."""
     graph = DetectionGraph(cast_network(model, metadata.precision), metadata).eval()
     example = example_input(metadata, model)
-    with torch.no_grad(), use_formulation(metadata.attention):
+    with torch.no_grad(), quick_shapes(), use_formulation(metadata.attention):
         return torch.export.export(
             graph, (example.images, example.image_sizes), dynamic_shapes=example.dynamic_shapes, strict=False
         )

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from codetr_cli.errors import ResourceError
 from codetr_cli.export.attention import onnx_translations
+from codetr_cli.export.fake_shapes import quick_shapes
 from codetr_cli.export.graph import trace
 from codetr_cli.export.precision import DTYPES, keep_softmax_in_float32
 from codetr_cli.export.quiet import without_warnings
@@ -80,7 +81,10 @@ def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
     """The program as an `onnx.ModelProto` without stack traces and file names of this machine."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    with without_warnings("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(without_warnings("torch.onnx", "onnxscript", "onnx_ir"))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(quick_shapes())
         exported = torch.onnx.export(
             program,
             (),

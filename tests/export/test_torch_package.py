@@ -34,6 +34,7 @@ from codetr_cli.ops.deform_attn import available_backends
 from codetr_cli.ops.package_kernel import why_not_package
 from tests.conftest import REPOSITORY
 from tests.document_blocks import blocks
+from tests.export import networks
 from tests.inference.fakes import write_run
 
 CPU = torch.device("cpu")
@@ -108,16 +109,17 @@ def called_by(program: torch.export.ExportedProgram) -> list[str]:
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
-def test_the_default_program_calls_torch_only(tiny_settings, tmp_path):
-    calls = called_by(trace_program(request_for(tiny_settings, tmp_path / "network.pt2")))
+def test_the_default_program_calls_torch_only(tmp_path):
+    calls = called_by(trace_program(request_for(networks.settings_of(), tmp_path / "network.pt2")))
     assert not [name for name in calls if name.startswith("codetr")]
-    assert calls.count("aten.grid_sampler.default") == 4 * 4  # layers, levels
+    assert calls.count("aten.grid_sampler.default") == 2 * 4  # layers, levels
 
 
 @pytest.mark.skipif(available_backends()["cpu"] is not None, reason="the compiled kernel is not here")
-def test_the_plugin_is_the_operator_of_the_kernel(tiny_settings, tmp_path):
-    calls = called_by(trace_program(request_for(tiny_settings, tmp_path / "network.pt2", attention="plugin")))
-    assert calls.count("codetr.deform_attn.default") == 4
+def test_the_plugin_is_the_operator_of_the_kernel(tmp_path):
+    request = request_for(networks.settings_of(), tmp_path / "network.pt2", attention="plugin")
+    calls = called_by(trace_program(request))
+    assert calls.count("codetr.deform_attn.default") == 2
     assert "aten.grid_sampler.default" not in calls
 
 
