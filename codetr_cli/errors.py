@@ -120,7 +120,7 @@ def machine_error(error: Exception, less_memory: str) -> ResourceError | None:
     return None
 
 
-def nearest(word: str, choices: list[str]) -> str:
+def nearest(word: str, choices: Sequence[str]) -> str:
     """A phrase that suggests the closest choice for a misspelled word, or lists the choices."""
     same = [choice for choice in choices if choice.casefold() == word.casefold()]
     # The search takes longer for longer words.

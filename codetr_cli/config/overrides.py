@@ -7,6 +7,7 @@ Error messages suggest the nearest known name.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -250,7 +251,8 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     return [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
 
 
-def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+@functools.cache  # every changed setting is looked up in them
+def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> tuple[str, ...]:
     """Dotted names of all settings, in the order of definition."""
     names: list[str] = []
     for name, children in _fields(section).items():
@@ -258,7 +260,7 @@ def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> list
             names += [known for known in setting_names(child, f"{prefix}{name}.") if known not in names]
         if not children:
             names.append(prefix + name)
-    return names
+    return tuple(names)
 
 
 def _is_optional(key: str) -> bool:

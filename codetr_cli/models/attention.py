@@ -35,10 +35,11 @@ class MultiScaleDeformableAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Offsets point in a different direction for every head, further out for every point; weights are uniform."""
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        # On the CPU: with torch.device("meta"), where nothing has a value, each operator takes a millisecond.
+        angles = torch.arange(self.num_heads, device="cpu") * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
         directions = directions / directions.abs().max(-1, keepdim=True)[0]  # on the border of the unit square
-        steps = torch.arange(1, self.num_points + 1)
+        steps = torch.arange(1, self.num_points + 1, device="cpu")
         bias = directions[:, None, None, :] * steps[None, None, :, None]
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(bias.expand(-1, self.num_levels, -1, -1).reshape(-1))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from codetr_cli.config.schema import ModelConfig, ResNetConfig, SwinConfig, TestConfig, ViTConfig
 from codetr_cli.models.attention import MultiScaleDeformableAttention
@@ -40,10 +43,26 @@ def model_outline(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
         ValueError: the settings do not fit together.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutRandomNumbers():
             return build_model(config, aux_heads=aux_heads)
     except (ValueError, RuntimeError, TypeError, ArithmeticError, IndexError) as error:
         raise ValueError(f"the model settings do not fit together: {error}") from error
+
+
+_RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+"""What fills a tensor with random numbers and asks a `TorchFunctionMode` first."""
+
+
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Inside, random numbers are not drawn: on the meta device they take longer than elsewhere and are no numbers."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func in _RANDOM:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def build_model(config: ModelConfig, *, aux_heads: bool = True) -> CoDETR:
