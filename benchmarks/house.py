@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import io
 import json
 import subprocess
@@ -142,16 +143,21 @@ def imports(sources: Sources) -> dict[str, set[str]]:
     for name, path in modules.items():
         package = name if path.endswith("/__init__.py") else name.rpartition(".")[0]
         named: set[str] = set()
-        for node in ast.walk(ast.parse(sources[path])):
+        for node in _import_statements(sources[path]):
             if isinstance(node, ast.Import):
                 named |= {alias.name for alias in node.names if alias.name in modules}
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 base = _absolute(node, package)
                 for alias in node.names:
                     part = f"{base}.{alias.name}"
                     named |= {part} & modules.keys() or {base} & modules.keys()
         found[name] = named - {name}
     return found
+
+
+@functools.cache  # the cycles are found by the imports, too
+def _import_statements(text: str) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def module_name(path: str) -> str:

@@ -109,7 +109,7 @@ def _curves(
             right = np.cumsum(rights)
             recalls, precisions = right / total, right / np.arange(1, len(rights) + 1)
             recall[index] = recalls[-1]
-            precision[index] = [max(precisions[recalls >= r], default=0.0) for r in RECALLS]
+            precision[index] = [precisions[recalls >= r].max(initial=0.0) for r in RECALLS]
     return precision, recall
 
 
@@ -129,8 +129,7 @@ def _match(
         for index, candidate in enumerate(ground_truth):
             if chosen is not None and asked[chosen] and not asked[index]:
                 break
-            overlap = _overlap(entry, candidate, kind)
-            if free[index] and overlap >= best:
+            if free[index] and (overlap := _overlap(entry, candidate, kind)) >= best:
                 best, chosen = overlap, index
         if chosen is not None:
             free[chosen] = False

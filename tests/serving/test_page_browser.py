@@ -23,8 +23,8 @@ from codetr_cli.inference.detector import Detector
 from tests.conftest import REPOSITORY, TINY_TABLE
 from tests.inference.fakes import write_checkpoint
 
-pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytest.importorskip("gradio", reason="the extra [demo] is not installed")  # takes seconds to import: last
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
