@@ -24,7 +24,7 @@ published Co-DINO R50, 5 scales, 12 epochs; a preset holds only what differs (`c
 Sides and sizes are in pixels, sizes are (height, width). A settings file of your own is TOML with the tables below:
 `--preset my.toml`.
 
-*Written by `python -m tests.settings_page` from `codetr_cli/config/schema.py`.*
+*Written by `python -m tests.settings_page` from `codetr_cli/config/schema.py` and the files of its tables.*
 """
 
 

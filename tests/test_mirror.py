@@ -29,6 +29,7 @@ TESTED_ELSEWHERE = {
     "commands/runs.py": "runs/test_listing.py",
     "export/request.py": "export/test_job.py",  # only data
     "formats/converted.py": "formats/test_voc.py",  # also test_yolo.py: both formats are converted
+    "formats/linked_folders.py": "formats/test_voc_folders.py",
     "formats/merged_table.py": "formats/test_merged.py",
     **{  # round trips through all layouts
         f"data/writers/{name}.py": "data/writers/test_write.py"
@@ -36,6 +37,10 @@ TESTED_ELSEWHERE = {
     },
     "prediction/labels/interface.py": "prediction/labels/test_dataset.py",  # only names
     "prediction/labels/options.py": "prediction/labels/test_selection.py",  # only data
+    **{
+        f"config/{name}.py": "config/test_schema.py"
+        for name in ("fields", "data_settings", "model_settings", "train_settings")
+    },
     "data/writers/source.py": "data/writers/test_selection.py",
     "data/loading/worker_process.py": "data/loading/test_workers.py",
     "inference/stage_seconds.py": "inference/test_stream.py",

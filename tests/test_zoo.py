@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from codetr_cli.config.model_settings import ModelConfig
 from codetr_cli.config.presets import load_preset, preset_names
-from codetr_cli.config.schema import ModelConfig, Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.models.build import FINEST_SCALE_CELLS, build_model
 from codetr_cli.weights.names import Naming, to_ours, to_published
 from codetr_cli.weights.tensor_layout import to_our_state

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from codetr_cli.commands.presets import BACKBONES, DATASETS, backbone_key
+from codetr_cli.config.model_settings import ModelConfig
 from codetr_cli.config.presets import load_preset, preset_figures, preset_names
-from codetr_cli.config.schema import ModelConfig, Settings
+from codetr_cli.config.schema import Settings
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "zoo.md"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.annotations.data_files import check_length
-from codetr_cli.config.schema import DatasetName
+from codetr_cli.config.data_settings import DatasetName
 
 _PATCH = re.compile(r"(?:images/)?v\d+/(patch\d+/objects365_v\d+_\d+\.\w+)")
 """A name that only Objects365 gives to an image."""

@@ -27,7 +27,7 @@ from codetr_cli.annotations.findings import KINDS
 from codetr_cli.annotations.json_text import UnusableFileError
 from codetr_cli.annotations.outlines import Outlines
 from codetr_cli.class_names import storable_class_name
-from codetr_cli.config.schema import DatasetName
+from codetr_cli.config.data_settings import DatasetName
 from codetr_cli.errors import DatasetError
 
 

@@ -14,9 +14,10 @@ from codetr_cli.files import user_path
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from codetr_cli.commands._defaults import Defaults
+    from codetr_cli.commands._defaults import Defaults, Invocation
     from codetr_cli.commands._options import Split
-    from codetr_cli.config.schema import DataConfig, DatasetName
+    from codetr_cli.config.data_settings import DataConfig, DatasetName
+    from codetr_cli.evaluation.detection_records import MatchedDetections
     from codetr_cli.formats.resolve import DataPaths
 
 
@@ -50,6 +51,22 @@ def data_folder(named: str | None, dataset: DatasetName, defaults: Defaults, *, 
         f"which folder? Give the dataset: `codetr {verb} DIR`. To try the program without data of your own: "
         "`codetr prepare --demo demo/data`."
     )
+
+
+def located(config: DataConfig, named: str | None, invocation: Invocation, *, verb: str, note: bool) -> DataConfig:
+    """The settings of the data with the folder that is read, unless they name one annotation file.
+
+    Args:
+        config: of the command.
+        named: the folder as the user has given it.
+        invocation: of the command.
+        verb: as for `data_folder`, and so is the next.
+        note: whether to print which default is used.
+    """
+    if config.annotations and named is None:
+        return config
+    folder = data_folder(named or config.root, config.dataset, invocation.defaults, verb=verb, note=note)
+    return config.model_copy(update={"root": str(folder)})
 
 
 def show_notes(paths: DataPaths) -> None:
@@ -87,3 +104,11 @@ def named_data(
     unused = unused_roots(config, data)
     named = {"root": data[0], "extra_roots": tuple(data[1:]), "annotations": None}
     return config.model_copy(update=named), chosen, unused
+
+
+def show_matching(matched: MatchedDetections) -> None:
+    """Prints what was found out while the detections of a file were matched with annotations."""
+    for note in matched.notes:
+        console.info(f"{note}.")
+    for hint in matched.hints:
+        console.warn(f"{hint}.")

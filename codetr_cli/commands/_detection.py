@@ -1,4 +1,4 @@
-"""How images are detected, and the submission of such a job, as `predict` and `label` both have it."""
+"""The images, settings and submission of a job that detects objects, as `predict` and `label` both have them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from codetr_cli import console
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._labels import scores_of
 from codetr_cli.commands._launch import requested
 from codetr_cli.commands._option_values import batch_of, tile_options
 from codetr_cli.commands._submit import submit_command
+from codetr_cli.commands._weights import place_exported
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from codetr_cli.images.image_files import Skipped
     from codetr_cli.inference.options import DetectOptions
+    from codetr_cli.prediction.inputs import InputList
     from codetr_cli.prediction.job import PredictJob
 
 
@@ -40,6 +46,24 @@ def detect_options(context: typer.Context) -> DetectOptions:
         exact=given["exact"],
         workers=given["workers"],
     )
+
+
+def given_images(sources: Sequence[str], column: str | None = None) -> tuple[InputList, Skipped]:
+    """The images of a command, as `find_images` finds them, and what was skipped, which is printed."""
+    from codetr_cli.images.image_files import Skipped
+    from codetr_cli.prediction.inputs import find_images
+
+    skipped = Skipped()
+    images = find_images(sources, column=column, skipped=skipped)
+    for sentence in skipped.sentences():
+        console.warn(f"{sentence}.")
+    return images, skipped
+
+
+def model_settings(context: typer.Context, weights: str) -> list[str]:
+    """The overrides of a command with those of `--head` and of the file that runs, which count less."""
+    head, overrides = context.params["head"], context.params["overrides"]
+    return [*([f"test.head={head}"] if head else []), *place_exported(context, weights), *(overrides or [])]
 
 
 def submit_job(job: PredictJob, context: typer.Context, *, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._data import evaluated_data, named_data
+from codetr_cli.commands._data import evaluated_data, named_data, show_matching
 from codetr_cli.commands._launch import run_placed, worker_output
 from codetr_cli.commands.train import train_here
 from codetr_cli.errors import ConfigError, ResourceError
@@ -207,10 +207,7 @@ def read_inputs(files: Sequence[Path], paths: DataPaths, truth: Annotations) -> 
     tables = []
     for file in files:
         matched = match_detections(read_detection_file(file), truth, str(paths.annotations_path), with_masks=False)
-        for note in matched.notes:
-            console.info(f"{note}.")
-        for hint in matched.hints:
-            console.warn(f"{hint}.")
+        show_matching(matched)
         tables.append(matched.table)
     return AnalysisInputs.of(truth, DetectionTable.join(tables), paths)
 

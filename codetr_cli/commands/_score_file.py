@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codetr_cli import console
+from codetr_cli.commands._data import show_matching
 from codetr_cli.commands._scores import show_scores
 
 if TYPE_CHECKING:
@@ -48,10 +49,7 @@ def score_file(
 
     matched, ground_truth, masks = _read(file, paths, overrides, masks=masks)
     detections = matched.table
-    for note in matched.notes:
-        console.info(f"{note}.")
-    for hint in matched.hints:
-        console.warn(f"{hint}.")
+    show_matching(matched)
     chosen = choose_backend(scorer, len(detections))
     image_ids = ground_truth.image_ids[:max_images].tolist()
     scores = score_detections(ground_truth, detections, image_ids, where=str(paths.annotations_path), scorer=chosen)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._data import data_folder
+from codetr_cli.commands._data import located, show_matching
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both
 
@@ -59,20 +59,10 @@ def browse(
     from codetr_cli.serving.browse_app import check_installed
 
     check_installed()
-    options: dict[str, Any] = {
-        "format": format,
-        "val_fraction": val_fraction,
-        "annotations": annotations,
-        "images": images,
-    }
-    chosen = _read_split(
-        named,
-        split,
-        data_settings(**options, overrides=overrides),
-        context.obj,
-        with_outlines=not boxes_only,
-        note=not json_output,
+    overrides = data_settings(
+        format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
     )
+    chosen = _read_split(named, split, overrides, context.obj, with_outlines=not boxes_only, note=not json_output)
     found = None if detections is None else _detections(detections, chosen)
     from codetr_cli.serving.browse_app import serve_browser
     from codetr_cli.serving.browse_data import browse_data
@@ -108,9 +98,7 @@ def _read_split(
     from codetr_cli.config.schema import Settings
 
     config = apply_overrides(Settings(name="browse"), overrides).data
-    if not config.annotations or named is not None:
-        folder = data_folder(named or config.root, config.dataset, invocation.defaults, verb="browse", note=note)
-        config = config.model_copy(update={"root": str(folder)})
+    config = located(config, named, invocation, verb="browse", note=note)
     if split is None:
         names = split_names(config)
         split = "val" if "val" in names else names[0] if names else "train"
@@ -122,8 +110,5 @@ def _detections(file: Path, split: DataSplit) -> DetectionTable:
     from codetr_cli.evaluation.detection_records import match_detections
 
     matched = match_detections(read_detection_file(file), split.annotations, str(split.paths.annotations_path))
-    for text in matched.notes:
-        console.info(f"{text}.")
-    for hint in matched.hints:
-        console.warn(f"{hint}.")
+    show_matching(matched)
     return matched.table

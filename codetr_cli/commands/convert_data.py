@@ -17,7 +17,7 @@ from codetr_cli.files import check_folder
 from codetr_cli.formats.layout_names import LISTED, LayoutName
 
 if TYPE_CHECKING:
-    from codetr_cli.config.schema import DataConfig
+    from codetr_cli.config.data_settings import DataConfig
     from codetr_cli.data.writers.options import WriteOptions
     from codetr_cli.data.writers.slicing import SliceRule
     from codetr_cli.data.writers.write import Written

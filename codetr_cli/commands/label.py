@@ -10,9 +10,9 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._detection import detect_options, submit_job
+from codetr_cli.commands._detection import detect_options, given_images, model_settings, submit_job
 from codetr_cli.commands._labels import label_options
-from codetr_cli.commands._weights import place_exported, resolve_weights
+from codetr_cli.commands._weights import resolve_weights
 from codetr_cli.commands.predict import newest_run, run_job
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
 from codetr_cli.files import check_folder
@@ -86,8 +86,6 @@ def label(
     options = detect_options(context)
 
     from codetr_cli.data.writers.folder import check_outside
-    from codetr_cli.images.image_files import Skipped
-    from codetr_cli.prediction.inputs import find_images
     from codetr_cli.prediction.job import PredictJob
     from codetr_cli.prediction.labels.options import DatasetOptions
     from codetr_cli.prediction.outputs import DATASET
@@ -99,15 +97,12 @@ def label(
             raise DatasetError(f"{folder} is no folder: give the folder of the images; unpack an archive first")
         raise DatasetError(f"there is no folder {folder}: give the folder of the images")
     check_outside(out, folder)
-    skipped = Skipped()
-    images = find_images([str(folder)], skipped=skipped)
-    for sentence in skipped.sentences():
-        console.warn(f"{sentence}.")
+    images, skipped = given_images([str(folder)])
     weights = resolve_weights(checkpoint) or str(newest_run())
     job = PredictJob(
         images=images,
         weights=weights,
-        overrides=[*([f"test.head={head}"] if head else []), *place_exported(context, weights), *(overrides or [])],
+        overrides=model_settings(context, weights),
         precision=precision,
         tta=tta,
         options=options,

@@ -11,13 +11,13 @@ import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._detection import detect_options, submit_job
+from codetr_cli.commands._detection import detect_options, given_images, model_settings, submit_job
 from codetr_cli.commands._labels import label_options
 from codetr_cli.commands._launch import requested, run_placed, worker_output
 from codetr_cli.commands._option_values import separated
 from codetr_cli.commands._pictures import comparison_columns, picture_options, show_comparison
 from codetr_cli.commands._predict_video import predict_videos
-from codetr_cli.commands._weights import place_exported, refuse_secrets, resolve_weights
+from codetr_cli.commands._weights import refuse_secrets, resolve_weights
 from codetr_cli.errors import ConfigError, DatasetError, ResourceError, listed
 from codetr_cli.files import check_folder
 
@@ -107,23 +107,18 @@ def predict(
     if against is None and against_view != "side":
         raise ConfigError(f"--against-view {against_view} is of comparisons: give --against PATH, too")
 
-    from codetr_cli.images.image_files import Skipped
-    from codetr_cli.prediction.inputs import find_images
     from codetr_cli.prediction.job import PredictJob
     from codetr_cli.prediction.outputs import check_formats
 
     if predict_videos(context, options, weights=lambda: resolve_weights(checkpoint) or str(newest_run())):
         return
     formats = check_formats(separated(result_formats, "coco"))
-    skipped = Skipped()
-    images = find_images(sources, column=column, skipped=skipped)
-    for sentence in skipped.sentences():
-        console.warn(f"{sentence}.")
+    images, skipped = given_images(sources, column)
     weights = resolve_weights(checkpoint) or str(newest_run())
     job = PredictJob(
         images=images,
         weights=weights,
-        overrides=[*([f"test.head={head}"] if head else []), *place_exported(context, weights), *(overrides or [])],
+        overrides=model_settings(context, weights),
         precision=precision,
         tta=tta,
         options=options,

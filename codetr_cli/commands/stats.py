@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from codetr_cli import console
 from codetr_cli.commands import _options as opt
-from codetr_cli.commands._data import data_folder
+from codetr_cli.commands._data import located
 from codetr_cli.commands._defaults import Invocation
 from codetr_cli.commands._option_values import argument_or_option, data_settings, refuse_both
 from codetr_cli.commands._text_plots import bar_text, spark_text
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from codetr_cli.analysis.data.image_copies import CopiedImages
     from codetr_cli.analysis.data.statistics import DataStatistics, Histogram
     from codetr_cli.analysis.data.summary import DataSummary
-    from codetr_cli.config.schema import DataConfig, Settings
+    from codetr_cli.config.data_settings import DataConfig
+    from codetr_cli.config.schema import Settings
 
 EXAMPLES = (
     "codetr stats my_dataset",
@@ -73,15 +74,12 @@ def stats(
     from codetr_cli.analysis.data.summary import summarize_data
     from codetr_cli.analysis.jsonable import jsonable
 
-    options: dict[str, Any] = {
-        "format": format,
-        "val_fraction": val_fraction,
-        "annotations": annotations,
-        "images": images,
-    }
-    settings = _settings(preset, data_settings(**options, overrides=overrides))
+    overrides = data_settings(
+        format=format, val_fraction=val_fraction, annotations=annotations, images=images, overrides=overrides
+    )
+    settings = _settings(preset, overrides)
     invocation: Invocation = context.obj
-    config = _located(settings.data, named, invocation, note=not json_output)
+    config = located(settings.data, named, invocation, verb="stats", note=not json_output)
     _check_html(html, force)
     summary = summarize_data(config, settings, with_images=not no_images, progress=console.progress)
     for note in summary.notes:
@@ -97,14 +95,6 @@ def _settings(preset: str | None, overrides: list[str]) -> Settings:
     from codetr_cli.config.presets import load_preset
 
     return load_preset(preset or DEFAULT_PRESET, overrides)
-
-
-def _located(config: DataConfig, named: str | None, invocation: Invocation, *, note: bool) -> DataConfig:
-    """The settings of the data with the folder that is read."""
-    if config.annotations and named is None:
-        return config
-    folder = data_folder(named or config.root, config.dataset, invocation.defaults, verb="stats", note=note)
-    return config.model_copy(update={"root": str(folder)})
 
 
 def _check_html(path: Path | None, force: bool) -> None:

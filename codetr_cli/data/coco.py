@@ -18,7 +18,8 @@ from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.image_folder import ImageFolder
 from codetr_cli.annotations.objects import Annotations, check_kind, read_annotations
 from codetr_cli.annotations.outlines import Outlines
-from codetr_cli.config.schema import DataConfig, DatasetName, Settings
+from codetr_cli.config.data_settings import DataConfig, DatasetName
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.bad_files import BAD_FILES_KEY, BLANK, BadFile
 from codetr_cli.data.copy_paste import CopyPaste
 from codetr_cli.data.oversampling import repeated_images

@@ -17,7 +17,8 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from codetr_cli.config.schema import DataConfig, TestConfig
+from codetr_cli.config.data_settings import DataConfig
+from codetr_cli.config.schema import TestConfig
 from codetr_cli.data.sample import Sample
 from codetr_cli.images.image_header import Size
 

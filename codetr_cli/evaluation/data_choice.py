@@ -12,8 +12,9 @@ from typing import Literal
 
 from codetr_cli.annotations.cache import source_of
 from codetr_cli.annotations.file_names import NameRule
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.config.overrides import apply_overrides, user_set
-from codetr_cli.config.schema import DataConfig, Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import CodetrError, DatasetError
 from codetr_cli.files import real_path
 from codetr_cli.formats.found import ReadOptions

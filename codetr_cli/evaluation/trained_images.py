@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codetr_cli.annotations.objects import read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import CodetrError
 from codetr_cli.formats.resolve import DataPaths, find_data
 from codetr_cli.inference.exported.engine import is_exported

@@ -29,9 +29,9 @@ from codetr_cli.formats.intermediate import (
     ParsedDataset,
     ParsedImage,
 )
+from codetr_cli.formats.linked_folders import unused_links
 from codetr_cli.formats.split_names import split_in, splits_of_folders
 from codetr_cli.formats.splits import choose_splits
-from codetr_cli.formats.voc_folders import unused_links
 from codetr_cli.images.headers import ImageFileError, read_header
 from codetr_cli.images.image_files import unreadable_images, unreadable_sentence
 from codetr_cli.images.image_header import Size

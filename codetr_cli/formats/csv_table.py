@@ -50,8 +50,8 @@ from codetr_cli.formats.csv_images import RowImages, same_name, stated_names, ta
 from codetr_cli.formats.csv_rows import Row, TableReader
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.intermediate import MAX_CLASSES, ParsedDataset
+from codetr_cli.formats.linked_folders import files_and_images, with_links
 from codetr_cli.formats.split_names import split_of
-from codetr_cli.formats.voc_folders import with_links
 from codetr_cli.images.image_header import Size
 from codetr_cli.reading import read_bytes
 
@@ -91,9 +91,7 @@ def why_none(survey: Survey) -> str:
 
 def files_read(survey: Survey, names: NameRule) -> Iterable[Path]:
     """The files that decide the result of `read`, except the content of images."""
-    survey = with_links(survey)
-    yield from (survey.folder / name for name in survey.with_suffix(".csv", ".tsv"))
-    yield from (survey.folder / name for name in survey.images)
+    return files_and_images(survey, ".csv", ".tsv")
 
 
 def read(survey: Survey, names: NameRule, options: ReadOptions) -> ParsedDataset:

@@ -30,9 +30,9 @@ from codetr_cli.formats.intermediate import (
     ParsedImage,
     size_of,
 )
+from codetr_cli.formats.linked_folders import unused_links, with_links
 from codetr_cli.formats.split_names import split_in, splits_of_folders
 from codetr_cli.formats.splits import choose_splits
-from codetr_cli.formats.voc_folders import unused_links, with_links
 from codetr_cli.formats.xml_text import likely_names, root_of
 
 KEY = "cvat"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from codetr_cli.annotations.layouts import SplitFiles, published_split, published_splits
 from codetr_cli.annotations.survey import Survey
-from codetr_cli.config.schema import DatasetName, FormatName
+from codetr_cli.config.data_settings import DatasetName, FormatName
 from codetr_cli.errors import DatasetError, listed
 from codetr_cli.files import real_path
 from codetr_cli.formats import csv_table

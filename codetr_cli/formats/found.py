@@ -8,7 +8,7 @@ from pathlib import Path
 
 from codetr_cli.annotations.findings import Finding
 from codetr_cli.annotations.layouts import SplitFiles
-from codetr_cli.config.schema import BoxFormat, DataConfig, FormatName, YoloLabels
+from codetr_cli.config.data_settings import BoxFormat, DataConfig, FormatName, YoloLabels
 from codetr_cli.errors import counted, listed
 from codetr_cli.formats.intermediate import SHOWN
 

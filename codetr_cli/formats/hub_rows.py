@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from codetr_cli.config.schema import BoxFormat
+from codetr_cli.config.data_settings import BoxFormat
 from codetr_cli.errors import DatasetError, shown
 from codetr_cli.formats.assembly import AnnotatedImage, Content, NamedBox, class_name
 from codetr_cli.formats.intermediate import MAX_CORNER, MAX_OBJECTS

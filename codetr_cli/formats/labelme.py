@@ -37,7 +37,7 @@ from codetr_cli.formats.assembly import (
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.intermediate import MAX_OBJECTS, MAX_POINTS, MAX_SIDE, ParsedDataset
 from codetr_cli.formats.json_sample import first_keys
-from codetr_cli.formats.voc_folders import with_links
+from codetr_cli.formats.linked_folders import files_and_images, with_links
 from codetr_cli.images.image_header import Size
 from codetr_cli.reading import parse_json, read_bytes
 
@@ -82,9 +82,7 @@ def _is_labelme(head: str) -> bool:
 
 def files_read(survey: Survey, names: NameRule) -> Iterable[Path]:
     """The files that decide the result of `read`, except the content of images."""
-    survey = with_links(survey)
-    yield from (survey.folder / name for name in survey.with_suffix(".json"))
-    yield from (survey.folder / name for name in survey.images)
+    return files_and_images(survey, ".json")
 
 
 def read(survey: Survey, names: NameRule, options: ReadOptions) -> ParsedDataset:

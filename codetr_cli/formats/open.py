@@ -17,7 +17,7 @@ from codetr_cli.annotations.data_files import check_length, is_file
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.layouts import LAYOUTS, published_split, published_splits
 from codetr_cli.annotations.survey import Survey
-from codetr_cli.config.schema import DatasetName
+from codetr_cli.config.data_settings import DatasetName
 from codetr_cli.errors import ConfigError, DatasetError, listed
 from codetr_cli.files import real_path
 from codetr_cli.formats import coco_json, csv_table, cvat, label_studio, labelme, parquet, voc, voc_published, yolo

@@ -25,8 +25,8 @@ from codetr_cli.formats.assembly import AnnotatedImage, Content, assemble, class
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.hub_rows import BOXES, LABELS, OBJECTS, HubImage, add_objects, place_boxes
 from codetr_cli.formats.intermediate import MAX_CLASSES, ParsedDataset
+from codetr_cli.formats.linked_folders import files_and_images, with_links
 from codetr_cli.formats.split_names import split_in, split_of_folder, splits_of_files
-from codetr_cli.formats.voc_folders import with_links
 from codetr_cli.reading import open_file, parse_json
 
 KEY = "parquet"
@@ -78,9 +78,7 @@ def _is_metadata(head: str) -> bool:
 
 def files_read(survey: Survey, names: NameRule) -> Iterable[Path]:
     """The files that decide the result of `read`, except the content of images."""
-    survey = with_links(survey)
-    yield from (survey.folder / name for name in survey.with_suffix(".parquet", ".jsonl"))
-    yield from (survey.folder / name for name in survey.images)
+    return files_and_images(survey, ".parquet", ".jsonl")
 
 
 def read(survey: Survey, names: NameRule, options: ReadOptions) -> ParsedDataset:

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.layouts import LAYOUTS, default_root, published_split
-from codetr_cli.config.schema import DataConfig, DatasetName
+from codetr_cli.config.data_settings import DataConfig, DatasetName
 from codetr_cli.errors import ConfigError, DatasetError, listed
 from codetr_cli.files import real_path
 from codetr_cli.formats.detect import similar_folder, why_unknown

@@ -34,9 +34,10 @@ from codetr_cli.formats.intermediate import (
     ParsedImage,
     size_of,
 )
+from codetr_cli.formats.linked_folders import unused_links, with_links
 from codetr_cli.formats.split_names import split_of_folder, splits_of_folders
 from codetr_cli.formats.splits import choose_splits
-from codetr_cli.formats.voc_folders import ImageFinder, find_lists, list_paths, unused_links, with_links
+from codetr_cli.formats.voc_folders import ImageFinder, find_lists, list_paths
 from codetr_cli.formats.voc_published import ANNOTATIONS, IMAGES
 from codetr_cli.formats.voc_xml import ROOT, VocFile, read_file
 from codetr_cli.formats.xml_text import likely_names, root_of

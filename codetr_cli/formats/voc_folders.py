@@ -22,34 +22,7 @@ from codetr_cli.images.image_files import IMAGE_SUFFIXES
 LIST_FOLDERS = ("main", "imagesets", "", "lists", "list", "splits", "split", "sets")
 """Names of the folders of lists, in lower case, the preferred first; "" is the data set's own."""
 LISTS = {**WORDS, "default": "all", "all": "all"}
-MAX_LINKS = 20
 _JPEG = (".jpg", ".jpeg")
-
-
-def with_links(survey: Survey) -> Survey:
-    """A survey with the files in links to folders that are called `images`, `Annotations` and the like.
-
-    Links that lead into the folder, or to one that contains it, are skipped.
-
-    Raises:
-        DatasetError: as `Survey.of`.
-    """
-    root = os.path.realpath(survey.folder)
-    names: list[str] = []
-    for link in _followed(survey):
-        target = os.path.realpath(survey.folder / link)
-        if not f"{target}/".startswith(f"{root}/") and not f"{root}/".startswith(target.rstrip("/") + "/"):
-            names += [f"{link}/{name}" for name in Survey.of(survey.folder / link).names]
-    return Survey(survey.folder, sorted([*survey.names, *names]), survey.linked, survey.debris) if names else survey
-
-
-def unused_links(survey: Survey) -> list[str]:
-    """The links to folders that are not searched."""
-    return sorted(set(survey.linked).difference(_followed(survey)))
-
-
-def _followed(survey: Survey) -> list[str]:
-    return [link for link in survey.linked if not place_of(link.rpartition("/")[2])][:MAX_LINKS]
 
 
 class ImageFinder:

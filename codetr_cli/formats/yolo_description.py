@@ -17,7 +17,7 @@ from pathlib import Path
 from codetr_cli.annotations.data_files import is_file, is_folder
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.survey import Survey
-from codetr_cli.config.schema import YoloLabels
+from codetr_cli.config.data_settings import YoloLabels
 from codetr_cli.errors import MAX_ITEM, DatasetError, listed
 from codetr_cli.formats.intermediate import MAX_LETTERS, SHOWN
 from codetr_cli.formats.yolo_folders import describe_folders
@@ -78,14 +78,7 @@ def describe(survey: Survey, names: NameRule) -> Description:
             f"{survey.folder} is a YOLO data set without images: expected images/train/ beside labels/train/, or "
             "train/images/ beside train/labels/, or images and label files in one folder"
         )
-    return Description(
-        class_names,
-        names_file,
-        {split: paths for split, paths in images.items() if paths},
-        [*notes, *reader.notes],
-        _keypoints(table, path),
-        _long_rows(table),
-    )
+    return _description(table, path, (class_names, names_file), images, [*notes, *reader.notes])
 
 
 def _describe_yaml(survey: Survey, names: NameRule, file: YamlFile, reader: ListReader) -> Description:
@@ -121,14 +114,19 @@ def _describe_yaml(survey: Survey, names: NameRule, file: YamlFile, reader: List
     images = _collect(places, lambda place: reader.read(place, bases), path)
     if not any(images.values()):
         raise DatasetError(f"{path} lists no image: add `train: images/train` and `val: images/val`")
-    return Description(
-        class_names,
-        names_file,
-        {split: paths for split, paths in images.items() if paths},
-        [*notes, *reader.notes],
-        _keypoints(table, path),
-        _long_rows(table),
-    )
+    return _description(table, path, (class_names, names_file), images, [*notes, *reader.notes])
+
+
+def _description(
+    table: dict[str, Value],
+    path: Path,
+    named: tuple[list[str], Path],
+    images: dict[str, list[Path]],
+    notes: list[str],
+) -> Description:
+    """With what the table of a file says about rows of label files, and the splits that have images."""
+    found = {split: paths for split, paths in images.items() if paths}
+    return Description(*named, found, notes, _keypoints(table, path), _long_rows(table))
 
 
 def _bases(survey: Survey, names: NameRule, file: YamlFile, notes: list[str]) -> tuple[list[str], list[str]]:

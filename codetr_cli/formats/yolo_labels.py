@@ -30,7 +30,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from codetr_cli.config.schema import YoloLabels
+from codetr_cli.config.data_settings import YoloLabels
 from codetr_cli.errors import DatasetError
 from codetr_cli.formats.intermediate import ParsedBox
 

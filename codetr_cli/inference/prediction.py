@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import ArgumentError
 from codetr_cli.inference import adapters
 from codetr_cli.inference.arguments import check_image_id, check_pixels, check_size, check_word, to_pixels

@@ -18,7 +18,8 @@ from itertools import islice
 import numpy as np
 import torch
 
-from codetr_cli.config.schema import DataConfig, Settings, TestConfig
+from codetr_cli.config.data_settings import DataConfig
+from codetr_cli.config.schema import Settings, TestConfig
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from codetr_cli.config.schema import DataConfig, Settings, TestConfig
+from codetr_cli.config.data_settings import DataConfig
+from codetr_cli.config.schema import Settings, TestConfig
 from codetr_cli.data.batch import Batch, collate
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.targets import Target

@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codetr_cli.boxes import Target
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.config.overrides import parse_settings
-from codetr_cli.config.schema import DataConfig, Settings, TestConfig
+from codetr_cli.config.schema import Settings, TestConfig
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.transforms import build_transforms, resized_size

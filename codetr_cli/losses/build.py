@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codetr_cli.config.schema import LossConfig
+from codetr_cli.config.train_settings import LossConfig
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.normalizers import SINGLE_PROCESS, Normalizers
 from codetr_cli.losses.options import (

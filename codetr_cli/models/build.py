@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from codetr_cli.config.schema import ModelConfig, ResNetConfig, SwinConfig, TestConfig, ViTConfig
+from codetr_cli.config.model_settings import ModelConfig, ResNetConfig, SwinConfig, ViTConfig
+from codetr_cli.config.schema import TestConfig
 from codetr_cli.models.attention import MultiScaleDeformableAttention
 from codetr_cli.models.aux_heads.anchors import AnchorGrid
 from codetr_cli.models.aux_heads.atss import AtssHead

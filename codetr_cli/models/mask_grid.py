@@ -114,18 +114,6 @@ def _chunks(sides: Sequence[tuple[int, int]], pixels: int) -> list[list[int]]:
     return chunks
 
 
-def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The masks as bool (N, height, width) on the host; arguments as for `paste_crops`.
-
-    The result is large: call it in chunks.
-    """
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for i, pasted in paste_crops(probabilities, boxes, size):
-        height, width = pasted.pixels.shape
-        masks[i, pasted.top : pasted.top + height, pasted.left : pasted.left + width] = pasted.pixels
-    return masks
-
-
 def _covered(low: float, high: float, limit: int) -> tuple[int, int]:
     """First and one after last pixel whose centres can be between two coordinates, inside [0, limit]."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.objects import Annotations, read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import CodetrError, DatasetError, listed
 from codetr_cli.evaluation.detection_files import read_detection_file
 from codetr_cli.evaluation.detection_records import has_masks, match_detections

@@ -9,7 +9,7 @@ from pathlib import Path
 from codetr_cli.analysis.analysis import analyse
 from codetr_cli.analysis.data.input_size import NetworkLimits
 from codetr_cli.analysis.inputs import AnalysisInputs
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import CodetrError
 from codetr_cli.evaluation.evaluator import EvalResult
 from codetr_cli.evaluation.protocol import find_published

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from codetr_cli.config.schema import ResNetConfig, Settings
+from codetr_cli.config.model_settings import ResNetConfig
+from codetr_cli.config.schema import Settings
 from codetr_cli.inference.model_size import check_size
 from codetr_cli.models.build import build_model
 from codetr_cli.models.codetr import CoDETR

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from codetr_cli.config.schema import Settings, ViTConfig
+from codetr_cli.config.model_settings import ViTConfig
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.transforms import (

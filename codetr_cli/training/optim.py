@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codetr_cli.config.schema import TrainConfig
+from codetr_cli.config.train_settings import TrainConfig
 from codetr_cli.distributed import process_group
 from codetr_cli.errors import CheckpointError, ConfigError
 

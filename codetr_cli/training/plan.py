@@ -12,8 +12,9 @@ from pathlib import Path
 
 from codetr_cli.annotations.cache import content_digest, source_of
 from codetr_cli.annotations.objects import Annotations, check_kind, dataset_of, read_annotations, unmatched_classes
+from codetr_cli.config.data_settings import DatasetName
 from codetr_cli.config.overrides import replace_settings
-from codetr_cli.config.schema import DatasetName, Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, DatasetError, listed
 from codetr_cli.formats.resolve import DataPaths, find_data, unused_roots
 from codetr_cli.inference.loading import find_checkpoint

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from codetr_cli.config.schema import ModelConfig, Settings
+from codetr_cli.config.model_settings import ModelConfig
+from codetr_cli.config.schema import Settings
 
 
 def set_checkpointing(model: nn.Module, config: ModelConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from codetr_cli.config.schema import ModelConfig
+from codetr_cli.config.model_settings import ModelConfig
 from codetr_cli.errors import CheckpointError
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.config.schema import ResNetConfig, Settings, SwinConfig, ViTConfig
+from codetr_cli.config.model_settings import ResNetConfig, SwinConfig, ViTConfig
+from codetr_cli.config.schema import Settings
 from codetr_cli.files import WEIGHTS_NAME, cache_dir
 from codetr_cli.weights.remote import Remote
 from codetr_cli.weights.urls import local_name

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from codetr_cli.annotations.objects import read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.formats.resolve import find_data
 from tests.conftest import Ran
 from tests.data.fakes import write_voc, xml

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from codetr_cli.config.model_settings import SwinConfig
 from codetr_cli.config.overrides import (
     REMOVED,
     RENAMED,
@@ -20,7 +21,7 @@ from codetr_cli.config.overrides import (
     user_set,
 )
 from codetr_cli.config.presets import load_preset
-from codetr_cli.config.schema import Settings, SwinConfig
+from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError
 from codetr_cli.reading import parse_toml
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from codetr_cli.annotations.objects import check_kind, read_annotations
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.config.overrides import parse_settings
-from codetr_cli.config.schema import DataConfig, Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.errors import DatasetError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from codetr_cli.annotations.outlines import decode
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.demo import MAX_OBJECTS, MIN_SIDE, MIN_VISIBLE, OUTLINES, draw_picture, visible_box, write_demo
 from codetr_cli.data.transforms import ResizeShortLong

@@ -13,6 +13,7 @@ import torch
 
 from codetr_cli.annotations.masks import Masks
 from codetr_cli.config import schema
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.config.overrides import parse_settings
 from codetr_cli.config.schema import Settings
 from codetr_cli.data.batch import collate
@@ -119,7 +120,7 @@ def test_drawn_sizes_and_windows_are_within_the_image() -> None:
 
 
 def test_test_images_get_a_canvas_and_detections_come_back() -> None:
-    transform = build_transforms(schema.DataConfig(), schema.TestConfig(canvas=160), train=False)
+    transform = build_transforms(DataConfig(), schema.TestConfig(canvas=160), train=False)
     assert isinstance(transform, ResizeToCanvas)
     result = transform(sample(), np.random.default_rng(0))
     assert result.size == (160, 160)
@@ -128,7 +129,7 @@ def test_test_images_get_a_canvas_and_detections_come_back() -> None:
     target = result.to_target(image_id=1, orig_size=(40, 80), pad_divisor=32)
     assert (result.boxes / np.float32(target["scale_factor"] * 2)).tolist() == [[20, 10, 40, 30]]
     # Without augmentation, training images are prepared as test images are.
-    plain = schema.DataConfig(augmentation="none")
+    plain = DataConfig(augmentation="none")
     assert isinstance(build_transforms(plain, schema.TestConfig(canvas=160), train=True), ResizeToCanvas)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from codetr_cli.annotations.objects import Annotations, check_kind, read_annotations, unmatched_classes
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.sample import Sample

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from codetr_cli.annotations.objects import read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.formats.resolve import find_data
 from tests.data.checks.fakes import check
 

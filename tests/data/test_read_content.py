@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from codetr_cli.annotations.objects import read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.formats.resolve import find_data
 
 RECORDED = {

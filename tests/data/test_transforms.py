@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from codetr_cli.config import schema
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.transforms import (
     CropParams,
     DetrAugmentation,
@@ -139,7 +140,7 @@ def test_augmentation_is_its_choices_and_both_policies_occur() -> None:
 
 def test_build_transforms_reads_the_settings() -> None:
     data, test = (
-        schema.DataConfig(short_sides=(64,), crop_size=(10, 20)),
+        DataConfig(short_sides=(64,), crop_size=(10, 20)),
         schema.TestConfig(short_side=96, long_side=160),
     )
     train = build_transforms(data, test, train=True)
@@ -166,7 +167,7 @@ def test_build_transforms_reads_the_settings() -> None:
 )
 def test_fitting_reduces_only_what_does_not_fit(size: tuple[int, int], expected: tuple[int, int]):
     test = schema.TestConfig(short_side=80, long_side=160, fixed_size=(96, 160))
-    transform = build_transforms(schema.DataConfig(), test, train=False)
+    transform = build_transforms(DataConfig(), test, train=False)
     assert isinstance(transform, ResizeToFit)
     assert transform.new_size(size) == resized_size(size, test) == expected
     sample = transform(make_sample(*size), np.random.default_rng(0))
@@ -177,7 +178,7 @@ def test_fitting_reduces_only_what_does_not_fit(size: tuple[int, int], expected:
 
 
 def test_without_a_frame_images_count_as_padded_to_multiples():
-    sample = build_transforms(schema.DataConfig(), schema.TestConfig(short_side=80, long_side=160), train=False)(
+    sample = build_transforms(DataConfig(), schema.TestConfig(short_side=80, long_side=160), train=False)(
         make_sample(40, 60), np.random.default_rng(0)
     )
     assert sample.to_target(image_id=1, orig_size=(40, 60), pad_divisor=32)["pad_size"] == (96, 128)

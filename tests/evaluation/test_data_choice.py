@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.annotations.objects import read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.evaluation import data_choice
 from codetr_cli.evaluation.data_choice import choose_data, choose_reviewed

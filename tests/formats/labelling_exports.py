@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from codetr_cli.annotations.objects import Annotations, read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.formats.found import FoundDataset, ReadOptions
 from codetr_cli.formats.open import open_dataset
 from codetr_cli.formats.resolve import Split, find_data

@@ -12,7 +12,7 @@ import pytest
 from codetr_cli import reading
 from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.annotations.survey import Survey
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.formats import coco_json
 from codetr_cli.formats.found import FoundDataset, ReadOptions

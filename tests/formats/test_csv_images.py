@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.errors import DatasetError
 from tests.data.checks.fakes import silent

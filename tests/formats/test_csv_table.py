@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.errors import DatasetError
 from codetr_cli.formats import csv_table

@@ -12,7 +12,7 @@ import pytest
 
 from codetr_cli.annotations.cache import source_of
 from codetr_cli.annotations.objects import read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.errors import DatasetError
 from codetr_cli.formats.found import ReadOptions

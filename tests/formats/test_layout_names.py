@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from codetr_cli.config.schema import FormatName
+from codetr_cli.config.data_settings import FormatName
 from codetr_cli.data.writers.write import WRITERS
 from codetr_cli.formats.layout_names import LAYOUTS, LISTED, TITLES
 from codetr_cli.prediction.outputs import check_formats

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.annotations.objects import read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.open import open_dataset

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.annotations.cache import cache_entries, cache_folder, clear_cache
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError, ResourceError
 from codetr_cli.formats.resolve import find_data
 from tests.data.fakes import snapshot

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.annotations.layouts import LAYOUTS
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.formats.detect import find_splits
 from codetr_cli.formats.resolve import find_data

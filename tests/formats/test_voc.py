@@ -10,8 +10,8 @@ import pytest
 
 from codetr_cli.annotations.cache import cache_folder, source_of
 from codetr_cli.annotations.objects import Annotations, read_annotations
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.config.overrides import parse_settings
-from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.errors import DatasetError, ResourceError
 from codetr_cli.formats.open import open_dataset

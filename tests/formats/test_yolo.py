@@ -10,7 +10,7 @@ from codetr_cli import reading
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.objects import Annotations, read_annotations
 from codetr_cli.annotations.survey import Survey
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.formats import yolo as yolo_format
 from codetr_cli.formats.found import ReadOptions

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.annotations.survey import Survey
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.formats.resolve import find_data
 from codetr_cli.formats.yolo_files import LabelFiles, find_almost_label, find_label_file, is_label_text

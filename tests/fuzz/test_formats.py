@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.config.overrides import parse_settings
-from codetr_cli.config.schema import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.data.coco import build_dataset
 from codetr_cli.errors import DatasetError

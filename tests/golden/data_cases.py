@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from codetr_cli.config.schema import DataConfig, TestConfig
+from codetr_cli.config.data_settings import DataConfig
+from codetr_cli.config.schema import TestConfig
 from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.coco import CocoDataset
 from codetr_cli.data.copy_paste import CopyPaste, CopyPasteParams

@@ -12,7 +12,6 @@ from torch import Tensor
 from codetr_cli.losses.mask_losses import MaskBranchOutput, RoiMaskOutput
 from codetr_cli.losses.record import ForwardRecord
 from codetr_cli.models.codetr import CoDETR, Encoded
-from codetr_cli.models.mask_grid import paste_masks
 from codetr_cli.models.mask_heads.fcn import FcnMaskHead, of_class
 from codetr_cli.models.mask_heads.refine import keep_fine_boundaries
 from codetr_cli.models.pooling import number_regions
@@ -20,6 +19,7 @@ from codetr_cli.models.postprocess import Detections, PostProcess
 from tests.golden import synth
 from tests.golden.case import Case
 from tests.golden.network_stages import Values
+from tests.models.pasted_masks import paste_masks
 
 Targets = list[dict[str, Any]]
 

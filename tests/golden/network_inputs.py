@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codetr_cli.config.model_settings import ModelConfig
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.config.presets import load_preset, preset_names
-from codetr_cli.config.schema import ModelConfig, Settings
+from codetr_cli.config.schema import Settings
 from codetr_cli.losses.build import build_objective
 from codetr_cli.losses.collaborative import CollaborativeObjective
 from codetr_cli.losses.random import RandomSource

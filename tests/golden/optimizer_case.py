@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from codetr_cli.config.presets import load_preset, preset_names
-from codetr_cli.config.schema import Settings, TrainConfig
+from codetr_cli.config.schema import Settings
+from codetr_cli.config.train_settings import TrainConfig
 from codetr_cli.models.build import build_model
 from codetr_cli.training.ema import ModelEma, step_momentum
 from codetr_cli.training.optim import Schedule, base_learning_rate, build_optimizer, set_learning_rate

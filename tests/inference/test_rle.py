@@ -8,8 +8,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from codetr_cli.inference.rle import decode_masks, encode_crop, encode_masks, resize_mask
-from codetr_cli.models.mask_grid import paste_masks
 from codetr_cli.models.postprocess import Detections
+from tests.models.pasted_masks import paste_masks
 
 
 def as_coco(full):

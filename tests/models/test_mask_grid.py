@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from codetr_cli.models import mask_grid
-from codetr_cli.models.mask_grid import boundary, enlarge, paste_crops, paste_masks
+from codetr_cli.models.mask_grid import boundary, enlarge, paste_crops
+from tests.models.pasted_masks import paste_masks
 
 
 def count_others(masks, width):

@@ -22,7 +22,7 @@ pytest.importorskip("fastapi", reason="the extra browse is not installed")
 pytest.importorskip("plotly", reason="the extra browse is not installed")
 
 from codetr_cli.analysis.data.splits import DataSplit, read_splits
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import ResourceError
 from codetr_cli.inference.detections import DetectionTable
 from codetr_cli.serving import browse_app

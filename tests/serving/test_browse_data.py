@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from codetr_cli.analysis.data.splits import DataSplit, read_splits
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.inference.detections import DetectionTable
 from codetr_cli.serving.browse_data import browse_data, shown_class

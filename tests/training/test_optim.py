@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from codetr_cli.config.schema import TrainConfig
+from codetr_cli.config.train_settings import TrainConfig
 from codetr_cli.errors import ConfigError
 from codetr_cli.training.optim import (
     Schedule,

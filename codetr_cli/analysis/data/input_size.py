@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.config.schema import DataConfig, Settings, TestConfig
+from codetr_cli.config.data_settings import DataConfig
+from codetr_cli.config.schema import Settings, TestConfig
 from codetr_cli.inference.options import AUTO_FACTOR
 
 INPUT_MULTIPLE = 32

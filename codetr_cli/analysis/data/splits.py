@@ -12,7 +12,7 @@ from codetr_cli.annotations.cache import source_of
 from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.image_folder import ImageFolder
 from codetr_cli.annotations.objects import Annotations, read_annotations
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.formats.coco_json import sample_of
 from codetr_cli.formats.found import ReadOptions

@@ -13,7 +13,8 @@ from codetr_cli.analysis.data.input_size import NetworkLimits
 from codetr_cli.analysis.data.split_differences import SplitDifference, split_difference
 from codetr_cli.analysis.data.splits import DataSplit, Progress, read_splits
 from codetr_cli.analysis.data.statistics import DataStatistics, data_statistics
-from codetr_cli.config.schema import DataConfig, Settings
+from codetr_cli.config.data_settings import DataConfig
+from codetr_cli.config.schema import Settings
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from codetr_cli.annotations.findings import Findings
 from codetr_cli.annotations.json_text import UnusableFileError, without_collector
 from codetr_cli.annotations.objects import Annotations, assemble, dataset_of, unmatched_classes
 from codetr_cli.class_names import storable_class_name
-from codetr_cli.config.schema import DatasetName
+from codetr_cli.config.data_settings import DatasetName
 from codetr_cli.data.checks.boxes import check_boxes
 from codetr_cli.data.checks.schema import AllProblems, AnnotationSummary, summarize_categories, summarize_images
 from codetr_cli.errors import shown

@@ -16,7 +16,7 @@ from codetr_cli.annotations.findings import Finding, Findings
 from codetr_cli.annotations.image_folder import ImageFolder
 from codetr_cli.annotations.json_text import UnusableFileError
 from codetr_cli.annotations.layouts import LAYOUTS, SplitFiles
-from codetr_cli.config.schema import DataConfig, DatasetName
+from codetr_cli.config.data_settings import DataConfig, DatasetName
 from codetr_cli.data.checks.annotations import check_annotations, check_category_ids, check_kinds, compare_categories
 from codetr_cli.data.checks.files import FileRules, ImageRecord, check_files, default_workers
 from codetr_cli.data.checks.image_copies import ImageCopies

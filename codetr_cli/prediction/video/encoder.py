@@ -36,7 +36,6 @@ _CODECS: dict[str, dict[str, str]] = {
     "mpeg4": {"bf": "0"},
 }
 """Codecs by preference, and their options."""
-MAX_PTS = 1 << 60
 
 
 @dataclass(frozen=True)

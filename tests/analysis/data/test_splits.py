@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codetr_cli.analysis.data.splits import read_splits
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from tests.data.fakes import mixed_content, write_split
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from codetr_cli.analysis.data.summary import summarize_data
 from codetr_cli.analysis.jsonable import jsonable
-from codetr_cli.config.schema import DataConfig, Settings
+from codetr_cli.config.data_settings import DataConfig
+from codetr_cli.config.schema import Settings
 
 SETTINGS = Settings(name="test")
 

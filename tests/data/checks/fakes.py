@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.annotations.findings import Finding
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.checks.dataset import DatasetReport, check_dataset
 
 Edit = Callable[[dict[str, Any]], None]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
 from tests.data.checks.fakes import check, found, silent
 from tests.data.fakes import write_image

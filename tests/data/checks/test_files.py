@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
 from tests.data.checks.fakes import check, edit, found, put, silent
 from tests.data.fakes import huge_png

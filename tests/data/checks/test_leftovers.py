@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from codetr_cli.annotations.findings import Findings
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.data.checks.dataset import check_dataset
 from codetr_cli.data.checks.leftovers import Leftovers
 from tests.data.checks.fakes import check, found, silent
