@@ -25,7 +25,8 @@ from codetr_cli.export.openvino_model import read_onnx, save_openvino
 from codetr_cli.export.request import Step, WriteRequest
 from codetr_cli.formats.resolve import Split
 from codetr_cli.images.decoder import read_image
-from codetr_cli.inference.detector import Detector, PreparedImage
+from codetr_cli.inference.detection_steps import PreparedImage
+from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.exported.engine_info import EngineInfo
 from codetr_cli.inference.exported.metadata import ExportMetadata, input_names
 from codetr_cli.inference.exported.network import ExportedNetwork

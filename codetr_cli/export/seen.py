@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from codetr_cli.export.agreement import Agreement
 from codetr_cli.export.verify_images import VerifyImage
-from codetr_cli.inference.detector import Detector, PreparedImage
+from codetr_cli.inference.detection_steps import PreparedImage
+from codetr_cli.inference.detector import Detector
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.runtime.timing import seconds_of
