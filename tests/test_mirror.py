@@ -43,6 +43,8 @@ TESTED_ELSEWHERE = {
     },
     "data/writers/source.py": "data/writers/test_selection.py",
     "data/loading/worker_process.py": "data/loading/test_workers.py",
+    "annotations/finding_kinds.py": "annotations/test_findings.py",
+    "inference/given_pixels.py": "inference/test_arguments.py",
     "inference/detection_steps.py": "inference/test_detector.py",
     "inference/stage_seconds.py": "inference/test_stream.py",
     "images/image_header.py": "images/test_headers.py",

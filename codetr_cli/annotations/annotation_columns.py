@@ -53,7 +53,7 @@ class Problems(Protocol):
     """What becomes of the problems of a file: an exception at the first error, or findings."""
 
     def add(self, kind: str, problems: Sequence[Any], describe: Callable[[Any], Problem]) -> None:
-        """Takes problems of one kind, a key of `findings.KINDS`, in order; describing one takes time."""
+        """Takes problems of one kind, a key of `finding_kinds.KINDS`, in order; describing one takes time."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from codetr_cli.annotations.annotation_columns import (
 )
 from codetr_cli.annotations.annotation_json import read_tables
 from codetr_cli.annotations.cache import Source, source_of
-from codetr_cli.annotations.findings import KINDS
+from codetr_cli.annotations.finding_kinds import KINDS
 from codetr_cli.annotations.json_text import UnusableFileError
 from codetr_cli.annotations.outlines import Outlines
 from codetr_cli.class_names import storable_class_name

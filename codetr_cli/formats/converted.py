@@ -19,7 +19,8 @@ from codetr_cli.annotations.cache import (
     writing_to_cache,
 )
 from codetr_cli.annotations.file_names import NameRule
-from codetr_cli.annotations.findings import KINDS, Finding
+from codetr_cli.annotations.finding_kinds import KINDS
+from codetr_cli.annotations.findings import Finding
 from codetr_cli.annotations.layouts import SplitFiles
 from codetr_cli.annotations.survey import Survey
 from codetr_cli.files import real_path

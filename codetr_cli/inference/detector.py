@@ -22,14 +22,12 @@ from codetr_cli.inference.arguments import (
     check_score,
     check_tiles,
     check_word,
-    to_pixels,
-    to_regions,
     worded_for_python,
-    worded_images,
 )
 from codetr_cli.inference.detection_steps import DetectionSteps
 from codetr_cli.inference.exported.network import check_precision, check_views
 from codetr_cli.inference.given_images import predict_images
+from codetr_cli.inference.given_pixels import to_pixels, to_regions, worded_images
 from codetr_cli.inference.loading import LoadedModel, choose_for_file, load_detector
 from codetr_cli.inference.options import NO_TILES, DetectOptions, Nms, TileOptions
 from codetr_cli.inference.prediction import ImageInput, Prediction

@@ -10,7 +10,7 @@ from typing import Any
 from codetr_cli.errors import ArgumentError
 from codetr_cli.images.decoder import BrokenImageError
 from codetr_cli.images.headers import decoded_bytes
-from codetr_cli.inference.arguments import to_pixels, to_regions, worded_images
+from codetr_cli.inference.given_pixels import to_pixels, to_regions, worded_images
 from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import BatchDetector, detect_stream

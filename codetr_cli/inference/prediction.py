@@ -17,10 +17,11 @@ from PIL import Image
 from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import ArgumentError
 from codetr_cli.inference import adapters
-from codetr_cli.inference.arguments import check_image_id, check_pixels, check_size, check_word, to_pixels
+from codetr_cli.inference.arguments import check_image_id, check_pixels, check_size, check_word
 from codetr_cli.inference.detections import DetectionTable, Rle
 from codetr_cli.inference.draw_options import LABELS, MAX_PX, DrawOptions, Labels
 from codetr_cli.inference.drawing import draw_detections
+from codetr_cli.inference.given_pixels import to_pixels
 from codetr_cli.inference.palette import class_colours
 from codetr_cli.inference.rle import decode_masks, resize_mask
 

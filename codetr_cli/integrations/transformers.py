@@ -32,7 +32,7 @@ from codetr_cli.data.batch import collate, normalize
 from codetr_cli.data.sample import Sample
 from codetr_cli.data.transforms import build_transforms, resized_size
 from codetr_cli.errors import ConfigError, ResourceError, shown
-from codetr_cli.inference.arguments import to_pixels
+from codetr_cli.inference.given_pixels import to_pixels
 from codetr_cli.inference.hub.pretrained import find_weights
 from codetr_cli.inference.hub.tables import MODEL_TYPE, POSTPROCESSING, PREPROCESSING, model_table
 from codetr_cli.inference.loading import load_detector

@@ -16,8 +16,9 @@ import numpy as np
 from codetr_cli.errors import ArgumentError, CodetrError, listed
 from codetr_cli.images.decoder import BrokenImageError, decode_image, read_image
 from codetr_cli.images.large_images import open_regions
-from codetr_cli.inference.arguments import check_tiles, to_pixels
+from codetr_cli.inference.arguments import check_tiles
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.given_pixels import to_pixels
 from codetr_cli.inference.options import NO_TILES, DetectOptions, Nms, TileOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.inference.stream import detect_stream

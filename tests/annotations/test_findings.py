@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from codetr_cli.annotations.findings import KINDS, Findings
+from codetr_cli.annotations.finding_kinds import KINDS
+from codetr_cli.annotations.findings import Findings
 from tests.data.checks.fakes import check, edit, found
 
 

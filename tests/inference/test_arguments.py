@@ -15,8 +15,9 @@ from PIL import Image
 
 from codetr_cli.errors import ArgumentError, ConfigError, DatasetError
 from codetr_cli.images.decoder import BrokenImageError
-from codetr_cli.inference.arguments import check_count, check_device, check_score, for_python, to_pixels, to_regions
+from codetr_cli.inference.arguments import check_count, check_device, check_score, for_python
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.given_pixels import to_pixels, to_regions
 from codetr_cli.inference.prediction import Detection
 from tests.inference.fakes import write_checkpoint
 

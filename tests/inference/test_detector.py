@@ -16,8 +16,8 @@ from codetr_cli.data.coco import build_dataset
 from codetr_cli.errors import CheckpointError, ConfigError, DatasetError, ResourceError
 from codetr_cli.images import large_images
 from codetr_cli.images.decoder import read_image
-from codetr_cli.inference.arguments import to_pixels
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.given_pixels import to_pixels
 from codetr_cli.inference.prediction import Detection
 from tests.inference.fakes import CATEGORY_IDS, CLASS_NAMES, evaluated_records, write_checkpoint, write_run
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from codetr_cli.annotations.annotation_columns import CategoryColumns, ImageColumns, Problem
 from codetr_cli.annotations.annotation_json import FREQUENCIES
-from codetr_cli.annotations.findings import KINDS, SHOWN, Findings
+from codetr_cli.annotations.finding_kinds import KINDS
+from codetr_cli.annotations.findings import SHOWN, Findings
 from codetr_cli.class_names import plain_class_name
 
 
