@@ -54,6 +54,7 @@ TESTED_ELSEWHERE = {
     "distributed/elastic_agent.py": "distributed/test_launcher.py",  # it runs inside the launcher
     "distributed/sharded_state.py": "distributed/test_fsdp.py",
     "evaluation/job.py": "commands/test_eval.py",
+    "evaluation/result_folder.py": "commands/test_eval.py",
     "losses/build.py": "test_families.py",
     "losses/options.py": "losses/test_collaborative.py",  # only data
     "losses/random.py": "losses/test_denoising.py",

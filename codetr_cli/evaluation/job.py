@@ -21,14 +21,21 @@ from codetr_cli.distributed import process_group
 from codetr_cli.distributed.part_files import PartFiles, output_folder, request_digest, unpacking
 from codetr_cli.distributed.shared_work import SharedWork, agree_on_weights, stop_request
 from codetr_cli.distributed.worker_errors import EVALUATION
-from codetr_cli.errors import ConfigError, ResourceError
+from codetr_cli.errors import ResourceError
 from codetr_cli.evaluation.backends import Scorer
 from codetr_cli.evaluation.evaluator import EvalResult, evaluate
 from codetr_cli.evaluation.protocol import Published, find_published
 from codetr_cli.evaluation.request import EvalRequest
+from codetr_cli.evaluation.result_folder import (
+    DETECTIONS_NAME,
+    METRICS_NAME,
+    RESULT_NAMES,
+    SPEED_NAME,
+    check_place,
+    default_folder,
+)
 from codetr_cli.evaluation.results import RankResults, check_packed, pack_results, unpack_results
 from codetr_cli.evaluation.scoring import ClassScore
-from codetr_cli.files import cache_dir, real_path
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.inference.exported.network import ExportedNetwork, check_views, precision_of, runtime_facts
 from codetr_cli.inference.loading import Classes, LoadedModel, check_image_size, find_checkpoint, load_detector
@@ -38,11 +45,6 @@ from codetr_cli.weights.checkpoint import content_id
 
 logger = logging.getLogger(__name__)
 
-DETECTIONS_NAME = "detections.json"
-METRICS_NAME = "metrics.json"
-SPEED_NAME = "speed.json"
-RESULT_NAMES = (DETECTIONS_NAME, METRICS_NAME, SPEED_NAME)
-"""The files of an evaluation; a folder with one of them is not free."""
 
 Shown = Callable[[int, int], AbstractContextManager[Callable[[int], object]]]
 """Shows progress: from the number of images, and how many of them were done before, to a function that counts more."""
@@ -286,62 +288,25 @@ def _digest(job: EvalJob, loaded: LoadedModel, device: torch.device, batch_size:
 
 def _wanted_folder(job: EvalJob, loaded: LoadedModel) -> Path:
     name = Path(job.checkpoint).stem if loaded.path is None else loaded.settings.name
-    return job.out or _default_folder(loaded.path, name, job.split)
+    return job.out or default_folder(loaded.path, name, job.split)
 
 
 def _output_folder(job: EvalJob, loaded: LoadedModel, digest: str) -> Path:
     """The folder of the results, created now: one that cannot be written must not cost an evaluation."""
     folder = output_folder(_wanted_folder(job, loaded), *RESULT_NAMES, request=digest, force=job.force)
     if job.out is None:
-        _check_place(folder, loaded.path)
+        check_place(folder, loaded.path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def submitted_folder(job: EvalJob) -> Path:
     """The output folder of an evaluation that runs later, in a SLURM job."""
-    folder = job.out or _default_folder(find_checkpoint(job.checkpoint), Path(job.checkpoint).stem, job.split)
+    folder = job.out or default_folder(find_checkpoint(job.checkpoint), Path(job.checkpoint).stem, job.split)
     folder = free_folder(folder, *RESULT_NAMES, force=job.force)
     if job.out is None:
-        _check_place(folder, find_checkpoint(job.checkpoint))
+        check_place(folder, find_checkpoint(job.checkpoint))
     return folder
-
-
-def _check_place(folder: Path, weights: Path | None) -> None:
-    """Refuses a default folder that links lead elsewhere: a run may come from somebody else.
-
-    Raises:
-        ConfigError: a folder between that of the run, or of the checkpoint, and that of the results is a link.
-    """
-    base = _base_folder(weights)
-    if base is not None and not real_path(folder).is_relative_to(real_path(base)):
-        place = next(path for path in (folder, *folder.parents) if path.is_symlink())
-        raise ConfigError(f"{place} is a symbolic link out of {base}: remove it, or give another folder with --out")
-
-
-def _base_folder(weights: Path | None) -> Path | None:
-    """The folder of the run, or else of the checkpoint, that has the results; None: they are in this folder."""
-    if weights is None or cache_dir() in weights.parents:
-        return None
-    folder = weights.parent
-    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
-
-
-def evaluations_folder(weights: Path) -> Path | None:
-    """The folder that has the evaluations of a checkpoint by default; None: they are in no place of its own."""
-    base = _base_folder(weights)
-    if base is None:
-        return None
-    return base / "eval" if base == weights.parent else base / "eval" / weights.parent.name
-
-
-def _default_folder(weights: Path | None, name: str, split: str) -> Path:
-    """Beside the checkpoint; for a run in the run folder itself, since its checkpoint folders are replaced.
-
-    Random weights and those in the cache have a folder of their name.
-    """
-    folder = None if weights is None else evaluations_folder(weights)
-    return (folder or Path("eval") / name) / split
 
 
 def _speed(result: EvalResult, work: SharedWork, device: torch.device, batch_size: int) -> dict[str, Any]:

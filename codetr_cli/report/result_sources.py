@@ -13,7 +13,7 @@ from typing import Any
 
 from codetr_cli.config.presets import preset_names
 from codetr_cli.errors import CodetrError, ConfigError, DatasetError
-from codetr_cli.evaluation.job import DETECTIONS_NAME, METRICS_NAME, evaluations_folder
+from codetr_cli.evaluation.result_folder import DETECTIONS_NAME, METRICS_NAME, evaluations_folder
 from codetr_cli.evaluation.scoring import MASK_PREFIX
 from codetr_cli.files import real_path
 from codetr_cli.inference.loading import checkpoint_of_run, find_checkpoint

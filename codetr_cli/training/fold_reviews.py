@@ -25,7 +25,8 @@ from codetr_cli.config.overrides import apply_overrides, replace_settings, user_
 from codetr_cli.config.presets import load_preset, preset_names
 from codetr_cli.config.schema import Settings
 from codetr_cli.errors import ConfigError, DatasetError
-from codetr_cli.evaluation.job import DETECTIONS_NAME, METRICS_NAME, EvalJob
+from codetr_cli.evaluation.job import EvalJob
+from codetr_cli.evaluation.result_folder import DETECTIONS_NAME, METRICS_NAME
 from codetr_cli.files import WEIGHTS_NAME
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.formats.similar import similar_groups

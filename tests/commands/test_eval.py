@@ -10,6 +10,7 @@ import torch
 from codetr_cli.config.overrides import apply_overrides
 from codetr_cli.errors import ResourceError
 from codetr_cli.evaluation import job
+from codetr_cli.evaluation.result_folder import RESULT_NAMES
 from codetr_cli.evaluation.scoring import LVIS_METRICS, METRICS
 from codetr_cli.models.build import build_model
 from codetr_cli.result_files import RECORD_NAME
@@ -345,7 +346,7 @@ def test_the_numbers_are_shown_before_files_are_written(codetr, run, tiny_coco, 
     assert ran.code == 0
     assert "2 of 2 images were done before" in ran.err
     assert ran.json["AP"] == as_json.json["AP"]
-    assert {path.name for path in Path("out").iterdir()} == {*job.RESULT_NAMES, RECORD_NAME}
+    assert {path.name for path in Path("out").iterdir()} == {*RESULT_NAMES, RECORD_NAME}
 
 
 def test_files_of_the_user_are_kept_even_with_force(codetr, run, tiny_coco):
