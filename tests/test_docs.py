@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_named_tests_exist():
         assert files, path
         if function:
             assert any(f"def {function}(" in file.read_text(encoding="utf-8") for file in files), f"{path}::{function}"
+
+
+def test_the_layers_of_the_package_are_those_that_are_enforced():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (drawn,) = re.findall(r"```\n(__main__ > [^`]+)```", text)
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert " ".join(drawn.split()).split(" > ") == settings["tool"]["importlinter"]["contracts"][0]["layers"]
 
 
 def test_every_page_is_in_the_navigation_and_in_the_index():
