@@ -24,7 +24,7 @@ from codetr_cli.closed_streams import tolerate_closed_streams
 from codetr_cli.commands._defaults import Defaults, Invocation, find_defaults
 from codetr_cli.commands._help import Group, add_verb
 from codetr_cli.commands._options import use_shown_spelling
-from codetr_cli.errors import CodetrError, ResourceError, machine_error
+from codetr_cli.errors import ArgumentError, CodetrError, ConfigError, ResourceError, machine_error
 from codetr_cli.escaping import visible, without_credentials
 
 VERB_GROUPS = {
@@ -166,7 +166,8 @@ def _run(words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except CodetrError as error:
-        return _fail(str(error), error.exit_code)
+        has_other_words = isinstance(error, ArgumentError) and isinstance(error.__cause__, ConfigError)
+        return _fail(str(error.__cause__ if has_other_words else error), error.exit_code)  # those of the options
     except typer.TyperException as error:
         return _fail(_usage_text(error), error.exit_code) if str(error) else error.exit_code
     except (KeyboardInterrupt, typer.Abort):

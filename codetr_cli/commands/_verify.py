@@ -58,12 +58,13 @@ def prove(checkpoint: str, file: Path, options: ProofOptions, *, force: bool) ->
     """
     from codetr_cli.export.accuracy import find_images
     from codetr_cli.export.verify import verify
-    from codetr_cli.inference.loading import find_checkpoint
+    from codetr_cli.inference.loading import choose_for_file, find_checkpoint
     from codetr_cli.result_files import write_result
     from codetr_cli.runtime.devices import choose_device
 
     check_report(file, force=force)
-    device = choose_device(options.device)
+    name, file_settings = choose_for_file(file, options.device)
+    device = choose_device(name)
     for needed in (checkpoint, file):
         find_checkpoint(needed)
     data = None
@@ -74,6 +75,7 @@ def prove(checkpoint: str, file: Path, options: ProofOptions, *, force: bool) ->
         file,
         device=device,
         overrides=options.overrides,
+        file_settings=file_settings,
         data=data,
         step=lambda text: console.info(f"{text} ..."),
     )

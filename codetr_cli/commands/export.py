@@ -97,7 +97,7 @@ def export(
         bool, opt.flag("--verify", "Compare the file with the checkpoint; an error if it detects anything else.", PROOF)
     ] = False,
     verify_only: Annotated[
-        Path | None, opt.option("--verify-only", "FILE", "Write nothing: verify this file, made from CKPT.", PROOF)
+        Path | None, opt.option("--verify-only", "FILE", "Export nothing: verify this file, made from CKPT.", PROOF)
     ] = None,
     data: Annotated[
         str | None,

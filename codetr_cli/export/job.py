@@ -20,6 +20,7 @@ from codetr_cli.export.options import SUFFIXES, ExportOptions
 from codetr_cli.export.request import Step, Writer, WriteRequest, no_report
 from codetr_cli.export.tensorrt_engine import write_tensorrt
 from codetr_cli.export.torch_package import write_torch_package
+from codetr_cli.inference.exported.engine import is_exported
 from codetr_cli.inference.exported.metadata import (
     VERSION,
     Attention,
@@ -187,23 +188,37 @@ def export(
     writer = writer or WRITERS.get(options.format)
     if writer is None:
         raise ConfigError(f"--format {options.format}: this version of codetr cannot write it")
-    if output.suffix != SUFFIXES[options.format]:
-        raise ConfigError(
-            f"{output}: a file of --format {options.format} ends in {SUFFIXES[options.format]}, by which it is "
-            f"recognised, e.g. {output.with_suffix(SUFFIXES[options.format])}"
-        )
+    _check_suffix(output, options.format)
     refuse_taken([output], force=force)
+    if is_exported(path_or_preset):  # before its library is needed
+        raise CheckpointError(f"{path_or_preset} is an exported file: export the checkpoint it was made from")
     step("loading the checkpoint")
     made_for = device if device is not None and options.format in DEVICE_FORMATS else torch.device("cpu")
     loaded = load_detector(path_or_preset, made_for, overrides)
-    if not isinstance(loaded.model, CoDETR):
-        raise CheckpointError(f"{path_or_preset} is an exported file: export the checkpoint it was made from")
+    assert isinstance(loaded.model, CoDETR)
     metadata = describe(loaded, options)
     with write_results(output, by="export", force=force) as temporary:
         writer(WriteRequest(loaded.model, metadata, temporary, step))
         files = sorted(output.with_name(path.name) for path in temporary.parent.iterdir())
     written = output if output in files else next(path for path in files if path.suffix == ".onnx")
     return ExportResult(written, files, metadata, size_notes(loaded, options, metadata))
+
+
+def _check_suffix(output: Path, format: ExportFormat) -> None:
+    """Ensures that a file has the suffix of its format, by which it is recognised.
+
+    Raises:
+        ConfigError: it has another one, perhaps that of another format.
+    """
+    suffix = SUFFIXES[format]
+    if output.suffix == suffix:
+        return
+    other = next((name for name, ending in SUFFIXES.items() if ending == output.suffix), None)
+    advice = f"; {output.suffix} is that of --format {other}" if other else ""
+    raise ConfigError(
+        f"{output}: a file of --format {format} ends in {suffix}, by which it is recognised, e.g. "
+        f"{output.with_suffix(suffix)}{advice}"
+    )
 
 
 def size_notes(loaded: LoadedModel, options: ExportOptions, metadata: ExportMetadata) -> list[str]:

@@ -28,6 +28,7 @@ from codetr_cli.export.seen import Reading, Seen, detect_timed, prepare
 from codetr_cli.export.tolerances import TOLERANCES, Tolerance
 from codetr_cli.export.verify_images import VerifyImage, data_images, synthetic_images
 from codetr_cli.inference.detector import Detector
+from codetr_cli.inference.exported.engine import is_exported
 from codetr_cli.inference.exported.metadata import VERSION, ExportMetadata, Precision
 from codetr_cli.inference.exported.network import ExportedNetwork
 from codetr_cli.inference.loading import LoadedModel, load_detector
@@ -168,6 +169,7 @@ def verify(
     *,
     device: torch.device,
     overrides: Sequence[str] = (),
+    file_settings: Sequence[str] = (),
     data: VerifyData | None = None,
     step: Step = lambda _: None,
 ) -> VerifyReport:
@@ -178,6 +180,7 @@ def verify(
         file: the exported file.
         device: of both.
         overrides: settings of the export as `key=value`.
+        file_settings: of the file alone: what OpenVINO runs on.
         data: images to compare on, and AP of both; None: synthetic images, no AP.
         step: is called when a slow step starts.
 
@@ -186,13 +189,14 @@ def verify(
         ConfigError: a setting that cannot be exported.
         ResourceError: a package is not installed, or the device is not available.
     """
+    if is_exported(checkpoint):
+        raise CheckpointError(f"{checkpoint} is an exported file itself: verify against the checkpoint")
+    if not is_exported(file):
+        raise CheckpointError(f"{file} is a checkpoint, not an exported file")
     step("loading both networks")
     loaded = load_detector(checkpoint, device, [*overrides, "test.cuda_graph=false"])
-    exported = load_detector(file, device)
-    if isinstance(loaded.model, ExportedNetwork):
-        raise CheckpointError(f"{checkpoint} is an exported file itself: verify against the checkpoint")
-    if not isinstance(exported.model, ExportedNetwork):
-        raise CheckpointError(f"{file} is a checkpoint, not an exported file")
+    exported = load_detector(file, device, file_settings)
+    assert isinstance(exported.model, ExportedNetwork)
     metadata = exported.model.engine.metadata
     options = options_of(metadata)
     differences = metadata_differences(describe(loaded, options), metadata)

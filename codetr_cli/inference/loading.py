@@ -234,6 +234,8 @@ def find_checkpoint(path_or_preset: str | Path, *, random_weights: bool = False)
         settings = load_preset(str(path_or_preset))
         place = published_weights(settings)
         return preset_weights(settings) if not random_weights and (place.known or place.ready) else None
+    if is_exported(path):
+        raise CheckpointError(f"there is no file {path}: `codetr export` writes such files")
     if path.suffix or len(path.parts) > 1:
         raise CheckpointError(f"there is no checkpoint {path}. {_hint(path)}{_hub_hint(path)}")
     raise ConfigError(

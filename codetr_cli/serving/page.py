@@ -319,7 +319,7 @@ class _Components:
     def __init__(self, gr: Any, page: Page, detector: PageDetector, examples: Sequence[Example]) -> None:
         self._gr, self._page, self._detector = gr, page, detector
         with gr.Blocks(
-            analytics_enabled=False, title="codetr demo", fill_width=True, delete_cache=(600, 3600)
+            analytics_enabled=False, title="codetr demo", fill_width=True, delete_cache=(CHECK_FILES_S, KEEP_FILES_S)
         ) as blocks:
             self.blocks = blocks
             gr.HTML(f'<h1 class="codetr-title">{html.escape(detector.title)}</h1>')

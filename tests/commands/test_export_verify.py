@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from codetr_cli.export import job
 from codetr_cli.export import verify as module
@@ -114,6 +115,17 @@ def test_a_file_that_is_there(codetr, checkpoint, verified, tiny_coco):
     assert (verified["data"].split, verified["data"].max_images) == ("train", 3)
     assert not checkpoint.with_suffix(".onnx").exists()
     assert file.read_bytes() == b"graph"
+
+
+def test_openvino_runs_on_its_own_devices(codetr, checkpoint, verified, monkeypatch):
+    """Its files are verified on the CPU where PyTorch has a GPU, and on another device of OpenVINO if one is given."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    file = checkpoint.with_name("other.xml")
+    file.write_text("<net/>", encoding="utf-8")
+    for words, settings in (((), []), (("--device", "npu"), ["test.openvino_device=NPU"])):
+        ran = codetr("export", checkpoint, "--verify-only", file, *words)
+        assert ran.code == 0, ran.err
+        assert (verified["device"].type, verified["file_settings"]) == ("cpu", settings)
 
 
 def test_what_is_checked_before_any_work(codetr, checkpoint, verified):

@@ -81,7 +81,7 @@ def choose_for_file(path: str | Path, device: str) -> tuple[str, list[str]]:
 
     Returns:
         the device for `choose_device`, and overrides as `key=value`. "auto" is the CPU where the library of the file
-        has nothing for the GPU that PyTorch may have.
+        has nothing for the GPU that PyTorch may have, and for packages that are compiled for a CPU.
     """
     suffix = Path(path).suffix
     if suffix == ".xml":
@@ -95,7 +95,9 @@ def choose_for_file(path: str | Path, device: str) -> tuple[str, list[str]]:
 
         return ("auto" if has_gpu_provider() else "cpu"), []
     if suffix == ".pt2" and device == "auto":
-        return "cpu", []  # what packages are compiled for
+        from codetr_cli.inference.exported.torch_package import is_for_gpu
+
+        return ("auto" if is_for_gpu(Path(path)) else "cpu"), []
     return device, []
 
 

@@ -40,6 +40,9 @@ INSTRUCTION_SETS = ("DEFAULT", "AVX2", "AVX512")
 
 METADATA_SUFFIX = "_metadata.json"
 
+UNREADABLE = (OSError, ValueError, zipfile.BadZipFile, EOFError)
+"""Errors of `read_table`."""
+
 
 class TorchPackageEngine:
     """See `engine.Engine`."""
@@ -59,7 +62,7 @@ class TorchPackageEngine:
         """
         try:
             table = read_table(path)
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(f"{path} is not a package of PyTorch that codetr can read: {error}") from error
         text = table.get(METADATA_KEY)
         metadata = parse_metadata(text if isinstance(text, str) else None, str(path))
@@ -84,6 +87,14 @@ class TorchPackageEngine:
         with torch.no_grad():
             outputs = self._runner(images, image_sizes)
         return dict(zip(output_names(self.metadata), outputs, strict=True))
+
+
+def is_for_gpu(path: Path) -> bool:
+    """Whether a package is compiled for a GPU; False for one that cannot be read, which is no error here."""
+    try:
+        return read_table(path).get(DEVICE_KEY) == "cuda"
+    except UNREADABLE:
+        return False
 
 
 def read_table(path: Path) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from codetr_cli.errors import CheckpointError, ResourceError
 from codetr_cli.export.job import describe
 from codetr_cli.export.options import ExportOptions
 from codetr_cli.inference.exported import torch_package, trust
-from codetr_cli.inference.exported.engine import open_engine
+from codetr_cli.inference.exported.engine import choose_for_file, open_engine
 from codetr_cli.inference.exported.metadata import METADATA_KEY
 from codetr_cli.inference.exported.torch_package import INSTRUCTION_SETS, TorchPackageEngine
 from codetr_cli.inference.loading import LoadedModel
@@ -105,6 +105,11 @@ def gpu_package(tmp_path, table, monkeypatch):
     path = write(tmp_path / "gpu.pt2", table | {"AOTI_DEVICE_KEY": "cuda", "AOTI_COMPUTE_CAPABILITY": "86"})
     monkeypatch.setenv(trust.VARIABLE, trust.file_digest(path))
     return path
+
+
+def test_auto_is_what_a_package_is_compiled_for(gpu_package, tmp_path):
+    assert choose_for_file(gpu_package, "auto") == ("auto", [])
+    assert choose_for_file(write(tmp_path / "cpu.pt2", {"AOTI_DEVICE_KEY": "cpu"}), "auto") == ("cpu", [])
 
 
 @pytest.mark.parametrize("capability", [(8, 6), (8, 9)])
