@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,34 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.unfreeze = lambda: None
+    gc.callbacks.append(_long_collections)
+
+
+LONG_COLLECTION_S = 0.1
+
+
+class _LongCollections:
+    """Notes when a garbage collection took long: tests have left many objects, as traced and compiled programs do."""
+
+    def __init__(self) -> None:
+        self.found, self._start = False, 0.0
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._start = time.thread_time()
+        elif time.thread_time() - self._start > LONG_COLLECTION_S:
+            self.found = True
+
+
+_long_collections = _LongCollections()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Between two tests, takes what former ones have left out of garbage collections, too."""
+    if _long_collections.found:
+        gc.collect()
+        gc.freeze()
+        _long_collections.found = False
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
@@ -13,36 +15,55 @@ from tests.conftest import REPOSITORY
 
 HEAVY = ("torch", "torchvision", "numpy", "cv2", "scipy", "PIL", "matplotlib", "pycocotools", "safetensors")
 LISTER = """
-import sys
+import json, os, sys
 from codetr_cli.cli import main
-try:
-    main({words!r})
-finally:
-    loaded = sorted(name for name in {heavy!r} if name in sys.modules)
-    print("LOADED", *loaded, file=sys.stderr)
+for words in json.loads(sys.argv[1]):
+    child = os.fork()  # a command in an interpreter that has imported the command line only, as every start does
+    if child == 0:
+        try:
+            main(words)
+        finally:
+            loaded = sorted(name for name in {heavy!r} if name in sys.modules)
+            os.write(int(sys.argv[2]), json.dumps([words, loaded]).encode() + b"\\n")
+            os._exit(0)
+    os.waitpid(child, 0)
 """
+COMMANDS = [
+    ["--help"],
+    [],
+    ["--version"],
+    ["presets"],
+    ["no-such-verb"],
+    *([verb, "--help"] for verb in VERBS),
+    ["bench", "data", "--help"],
+    ["bench", "--fbs"],
+]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--help"],
-        [],
-        ["--version"],
-        ["presets"],
-        ["no-such-verb"],
-        *([verb, "--help"] for verb in VERBS),
-        ["bench", "data", "--help"],
-        ["bench", "--fbs"],
-    ],
-    ids=" ".join,
-)
-def test_answers_without_numerical_libraries(words: list[str]):
-    script = LISTER.format(words=words, heavy=HEAVY)
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """Command -> the numerical libraries that are loaded when it ends."""
+    reader, writer = os.pipe()
+    words = [sys.executable, "-c", LISTER.format(heavy=HEAVY), json.dumps(COMMANDS), str(writer)]
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False, pass_fds=[writer]
     )
-    assert done.stderr.splitlines()[-1] == "LOADED", done.stderr
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    with os.fdopen(reader, encoding="utf-8") as lines:
+        return {" ".join(words): libraries for words, libraries in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_answers_without_numerical_libraries(words: list[str], loaded: dict[str, list[str]]):
+    assert loaded[" ".join(words)] == []
+
+
+def test_a_library_that_a_command_loads_is_seen():
+    script = LISTER.format(heavy=("json", "no_such_library"))
+    words = [sys.executable, "-c", script, '[["--version"]]', "1"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [["--version"], ["json"]]
 
 
 def test_importing_the_package_loads_nothing_heavy():

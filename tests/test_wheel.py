@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,9 +69,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the kernel where there is a compiler; compiled only once, because that takes seconds."""
-    before = files_of(checkout)
-    built = build(checkout, tmp_path_factory.mktemp("dist"))
+    """With the kernel where there is a compiler; compiled only once and not optimized, because that takes seconds."""
+    before, compiler = files_of(checkout), {}
+    if has_compiler():
+        script = tmp_path_factory.mktemp("compiler") / "cc"
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(find_compiler())} "$@" -O0\n')
+        script.chmod(0o755)
+        compiler = {"CC": str(script)}
+    built = build(checkout, tmp_path_factory.mktemp("dist"), **compiler)
     assert files_of(checkout) == before, "a source tree may be read-only"
     assert (checkout / KERNEL).read_bytes() == STALE
     return built

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,7 +18,7 @@ from codetr_cli.inference.detector import Detector
 from codetr_cli.serving import page as page_module
 from codetr_cli.serving.page import OpenFile, Page, close, find_examples, import_gradio
 from codetr_cli.serving.page_detection import PageDetector
-from tests.conftest import REPOSITORY
+from tests.forked import run_forked
 from tests.inference.fakes import CLASS_NAMES, write_checkpoint
 
 
@@ -222,14 +220,8 @@ def built(tmp_path: Path, photos: Path, tiny_settings) -> dict:
     if find_spec("gradio") is None:
         pytest.skip("the extra [demo] is not installed")
     checkpoint, folder = write_checkpoint(tmp_path / "tiny.safetensors", tiny_settings), tmp_path / "results"
-    done = subprocess.run(
-        [sys.executable, "-c", COMPONENTS, checkpoint, photos, folder],
-        cwd=REPOSITORY,
-        env={**os.environ, "GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    gradio = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    done = run_forked("-c", COMPONENTS, checkpoint, photos, folder, **gradio)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
