@@ -86,7 +86,7 @@ def shown_facts(facts: Mapping[str, Any], inputs: AnalysisInputs) -> dict[str, s
         "Detections": facts["detections"],
         "Folds": facts["folds"] and f"{facts['folds']}: each image is judged by a model that has not seen it",
         "Annotations": source_of(facts["annotations"]).name,
-        "Images": f"{len(inputs.image_ids):,} in {facts['images_dir']}",
+        "Images": f"{len(inputs.image_ids):,} in {facts['images_dir'] or 'no known folder'}",
         "Command": facts["command"],
     }
     return {name: str(value) for name, value in shown.items() if value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from codetr_cli.runs.history import Series
     from codetr_cli.runs.watch import RunStatus
 
-LABEL, VALUE = 20, 11
-"""Columns of names and of numbers; the rest of a line is for the curve."""
+LABEL, VALUE, BEST = 20, 11, 30
+"""Columns of names, of numbers, and of the best AP behind them; the rest of a line is for the curve."""
 DONE, PLAIN_DONE = ("━", "╌"), ("#", "-")
+TALL, UNFOLDED = 30, 10_000
+"""Lines of a terminal from which what is too long for one gets several; below, it is cut, and losses stay in sight."""
 LONGEST_CURVE = 60
 LEAST_EVENTS, MOST_EVENTS = 3, 12
 MOST_NAMES = 6
@@ -44,10 +47,11 @@ def screen_lines(status: RunStatus, width: int, height: int | None = None) -> li
         width: columns of the terminal.
         height: its lines; None: as many as needed.
     """
-    head = [*_title(status, width), *_progress(status, width)]
-    numbers, files = list(_numbers(status)), list(_files(status))
+    fold = width if height is None or height >= TALL else UNFOLDED
+    head = [*_title(status, width, fold), *_progress(status, width, fold)]
+    numbers, files = list(_numbers(status, fold)), list(_files(status))
     room = None if height is None else height - len(head) - len(numbers) - len(files) - 5  # four gaps, and a heading
-    curves = _fitting(list(_losses(status, width)), list(_metrics(status, width)), room)
+    curves = _fitting(list(_losses(status, width)), list(_metrics(status, width, fold)), room)
     left = MOST_EVENTS if room is None else min(room - len(curves), MOST_EVENTS)
     events: list[Line] = [_event(text) for text in (status.events[-left:] if left > 0 else [])]
     blocks: list[list[Line]] = [head, curves, numbers, [[("events", "bold")], *events] if events else [], files]
@@ -139,18 +143,18 @@ def as_json(status: RunStatus) -> dict[str, Any]:
     }
 
 
-def _title(status: RunStatus, width: int) -> Iterator[Line]:
+def _title(status: RunStatus, width: int, fold: int) -> Iterator[Line]:
     state, preset = status.state, f" ({status.preset})" if status.preset else ""
     name, room = str(status.run), max(width - len(state) - len(preset) - 2, 10)
     if len(name) > room:
         name = f"...{name[3 - room :]}"  # runs differ at the end
     yield [(state, STATE_STYLES[state]), (f"  {name}", "bold"), (preset, "dim")]
     text = state_text(status)
-    if text:
-        yield [(text, "red" if status.problem else "dim")]
+    for line in textwrap.wrap(text, fold):
+        yield [(line, "red" if status.problem else "dim")]
 
 
-def _progress(status: RunStatus, width: int) -> Iterator[Line]:
+def _progress(status: RunStatus, width: int, fold: int) -> Iterator[Line]:
     total, step = status.total_steps, status.step
     epoch = "" if status.epochs is None else f"epoch {min(status.epochs_done + 1, status.epochs)} of {status.epochs}, "
     text = f"{epoch}step {_of(step, total)}"
@@ -160,6 +164,11 @@ def _progress(status: RunStatus, width: int) -> Iterator[Line]:
         return
     share = min(step / total, 1.0)
     end = f" {share:4.0%}{left}"
+    if len(text) + len(end) > fold:
+        yield [(f"{text} {share:4.0%}", "")]
+        if left:
+            yield [(left.removeprefix(", "), "")]
+        return
     room = min(width - len(text) - len(end) - 2, 50)
     bar: list[tuple[str, str]] = []
     if room >= 10:
@@ -187,18 +196,22 @@ def _losses(status: RunStatus, width: int) -> Iterator[Line]:
         yield _row(f"  {name}", value, history.series.get(f"loss/{name}"), width, "cyan", is_loss=True)
 
 
-def _metrics(status: RunStatus, width: int) -> Iterator[Line]:
+def _metrics(status: RunStatus, width: int, fold: int) -> Iterator[Line]:
     """AP and further metrics of the evaluations, with their courses."""
     history = status.history
     if history.evaluation is None or history.best is None:
         return
     best = history.best
-    line = _row("AP", history.evaluation["metrics"]["AP"], history.series.get("eval/AP"), width - 30, "green")
-    yield [*line, (f"  best {_ap(best)} at step {best['step']:,}", "bold")]
+    line = _row("AP", history.evaluation["metrics"]["AP"], history.series.get("eval/AP"), width - BEST, "green")
+    step = f"step {best['step']:,}"
+    if fold >= LABEL + VALUE + BEST:
+        yield [*line, (f"  best {_ap(best)} at {step}", "bold")]
+    else:
+        yield from (line, [(f"{f'  best, {step}':<{LABEL}}{_ap(best):>{VALUE}}", "bold")])
     for name, series in history.series.items():
         metric = name.removeprefix("eval/")
         if name.startswith("eval/") and metric != "AP":
-            yield _row(f"  {metric}", series.values[-1], series, width - 30, "green")
+            yield _row(f"  {metric}", series.values[-1], series, width - BEST, "green")
 
 
 def _row(
@@ -215,36 +228,42 @@ def _row(
     ]
 
 
-def _numbers(status: RunStatus) -> Iterator[Line]:
+def _numbers(status: RunStatus, fold: int) -> Iterator[Line]:
     history = status.history
     if history.training is None:
         return
     rates = [("learning rate", history.number("lr")), ("gradient norm", history.number("grad_norm"))]
-    yield _pairs([(name, None if value is None else cell_text(value)) for name, value in rates])
+    yield from _pairs([(name, None if value is None else cell_text(value)) for name, value in rates], fold)
     wait, rate = history.number("data_wait"), history.number("images_per_s")
-    yield _pairs(
+    yield from _pairs(
         [
             ("images/s", None if rate is None else cell_text(rate)),
             ("waiting for data", None if wait is None else f"{wait:.0%} of the time"),
-        ]
+        ],
+        fold,
     )
     memory, free = history.number("memory_bytes"), history.number("ram_free_bytes")
     is_gpu = status.process is not None and status.process.device not in ("", "cpu")
-    yield _pairs(
+    yield from _pairs(
         [
             ("GPU memory" if is_gpu else "memory", f"{bytes_text(memory)} at most" if memory else None),
             ("free RAM", None if free is None else bytes_text(free)),
-        ]
+        ],
+        fold,
     )
     if history.skipped:
         yield [(f"{'skipped steps':<{LABEL}}", ""), (f"{history.skipped:>{VALUE},}", "yellow")]
 
 
-def _pairs(pairs: Sequence[tuple[str, str | None]]) -> Line:
-    line: list[tuple[str, str]] = []
-    for number, (name, value) in enumerate((name, value) for name, value in pairs if value is not None):
-        line += [(f"{name:<{LABEL}}" if number == 0 else f"    {name} ", "dim"), (f"{value:>{VALUE}}", "")]
-    return line
+def _pairs(pairs: Sequence[tuple[str, str | None]], fold: int) -> Iterator[Line]:
+    """Names with their values in one line, or in one each where that is too long."""
+    known = [(name, value) for name, value in pairs if value is not None]
+    columns = [[(f"{name:<{LABEL}}", "dim"), (f"{value:>{VALUE}}", "")] for name, value in known]
+    line = [*columns[:1], *([(f"    {name} ", "dim"), (f"{value:>{VALUE}}", "")] for name, value in known[1:])]
+    if sum(len(text) for pair in line for text, _ in pair) <= fold:
+        yield [part for pair in line for part in pair]
+    else:
+        yield from columns
 
 
 def _event(text: str) -> Line:

@@ -93,6 +93,11 @@ def eval(
         raise ConfigError(
             "give a checkpoint to evaluate, or --detections detections.json to score a file"
             + ("; not both" if checkpoint else ": codetr eval CHECKPOINT")
+            + (
+                f". {checkpoint} is taken for a checkpoint: names of reports end with .html"
+                if checkpoint and report == ""
+                else ""
+            )
         )
     request = requested(context)
     wanted = requested_report(context, report, folder=None if checkpoint else out, force=force)

@@ -128,7 +128,7 @@ def review(
         "checkpoint": checkpoint,
         "detections": detections,
         "annotations": paths.annotations_path,
-        "images_dir": str(paths.images_dir.absolute()),
+        "images_dir": "" if paths.images_dir == Path() else str(paths.images_dir.absolute()),
         "folds": folds,
         "weights": weights,
         "overrides": overrides,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from codetr_cli.annotations.cache import source_of
-from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.config.overrides import apply_overrides, user_set
 from codetr_cli.config.schema import Settings
@@ -19,7 +18,7 @@ from codetr_cli.errors import CodetrError, DatasetError
 from codetr_cli.files import real_path
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.open import open_dataset
-from codetr_cli.formats.resolve import DataPaths, Split, data_root, find_data, is_single_file
+from codetr_cli.formats.resolve import DataPaths, Split, data_root, find_data, is_single_file, without_images
 from codetr_cli.inference.exported.engine import is_exported
 from codetr_cli.inference.exported.read import settings_of_file
 from codetr_cli.inference.loading import find_checkpoint
@@ -50,7 +49,8 @@ def choose_data(
         chosen: dotted names of the settings that the user set.
         split: the part that the user chose; None: "val" of a data set. Of a single file all images, or its reserved
             part if the checkpoint was trained on the others.
-        checkpoint: a file, run folder, URL or preset; None: detections are scored, which needs no images.
+        checkpoint: a file, run folder, URL or preset; None: detections are scored, which needs no images. Those of a
+            single file are used if they are found.
 
     Returns:
         the paths, and a name for them.
@@ -77,9 +77,12 @@ def choose_data(
             "evaluated; --split train evaluates the others."
         )
         return replace(found, notes=(*found.notes, note)), f"{root.stem}_val"
-    if checkpoint is None and config.images is None:
-        return DataPaths(Path(), root, NameRule.of(Path(), allow_outside=config.allow_outside)), root.stem
-    found = find_data(config, None, "val", any_dataset=any_dataset, whole=True)
+    try:
+        found = find_data(config, None, "val", any_dataset=any_dataset, whole=True)
+    except DatasetError:
+        if checkpoint is not None or config.images is not None:
+            raise
+        return without_images(config, root), root.stem
     if used == "all":
         warning = f"the checkpoint was trained on the images of {root}: their scores are not representative"
         found = replace(found, warnings=(*found.warnings, warning))
@@ -112,12 +115,9 @@ def choose_reviewed(
         return find_data(config, None, part, any_dataset=any_dataset, needs_images=needs_images), part
     if split is not None:
         return find_data(config, None, split, any_dataset=any_dataset), f"{root.stem}_{split}"
-    try:
-        return find_data(config, None, "val", any_dataset=any_dataset, whole=True), root.stem
-    except DatasetError:
-        if needs_images or config.images is not None:
-            raise
+    if not needs_images:
         return choose_data(config, chosen, split, None)
+    return find_data(config, None, "val", any_dataset=any_dataset, whole=True), root.stem
 
 
 def _trained_on(checkpoint: str | None) -> DataConfig | None:

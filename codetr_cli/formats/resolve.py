@@ -73,6 +73,11 @@ def find_data(
     return location.paths
 
 
+def without_images(config: DataConfig, annotations: Path) -> DataPaths:
+    """All of an annotation file whose images are not found: names count from the current folder."""
+    return DataPaths(Path(), annotations, NameRule.of(Path(), allow_outside=config.allow_outside))
+
+
 def data_root(config: DataConfig, data: str | None = None) -> Path:
     """The folder or the annotation file of the data set, see `find_data`.
 

@@ -36,7 +36,7 @@ class ReportFacts:
         images: number of scored images.
         objects: number of scored objects, crowds included.
         annotations: path of the annotations.
-        images_dir: folder of the images.
+        images_dir: folder of the images; empty: not found.
         data: digest of the annotations' content.
         detections: path of the file of detections; None: they were not written.
         detections_sha256: of that file.

@@ -143,7 +143,7 @@ def _facts(scores: Scores, paths: DataPaths, detections: Path, request: ReportRe
         images=scores.images,
         objects=scores.objects,
         annotations=str(paths.annotations_path),
-        images_dir=str(paths.images_dir),
+        images_dir="" if paths.images_dir == Path() else str(paths.images_dir),
         data=data_digest(paths.annotations_path),
         detections=str(detections),
         detections_sha256=file_sha256(detections),

@@ -69,6 +69,7 @@ def test_a_file_of_detections_has_a_report_under_a_given_name(codetr, tiny_coco,
     [
         (["--out", "there"], "--out there is for a report"),
         (["--out", "there", "--report", "mine.html"], "--out there is for a report"),
+        (["--report", "mine.txt"], "names of reports end with .html"),
         *((words, f"{words[0]} is for a checkpoint") for words in (["--tta"], ["--batch", "2"], ["--head", "roi"])),
     ],
 )

@@ -142,7 +142,8 @@ def test_the_screen_fits_the_terminal(folder: RunFolder, width: int, height: int
     assert len(lines) <= height
     assert lines[0].startswith("running  ")
     assert lines[0].endswith("/1 (tiny)")
-    assert len(lines[0]) <= width
+    if height >= screen.TALL:
+        assert max(map(len, lines)) <= width
     if height >= 24:
         assert lines[-1].startswith("plots")
         assert sum(line.startswith("  ") for line in lines) >= len(GROUPS)

@@ -13,7 +13,7 @@ from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.errors import DatasetError
 from codetr_cli.evaluation import data_choice
 from codetr_cli.evaluation.data_choice import choose_data, choose_reviewed
-from codetr_cli.formats.resolve import DataPaths
+from codetr_cli.formats.resolve import DataPaths, without_images
 from tests.data.fakes import mixed_content, write_split
 from tests.formats.coco_exports import roboflow, write_set
 
@@ -125,6 +125,12 @@ def test_a_review_of_a_file_without_images(annotations: Path) -> None:
         choose_reviewed(config, (), None, default="train", needs_images=True)
     paths, name = choose_reviewed(config, (), None, default="val", needs_images=False)
     assert (count(paths), name) == (10, "all")
+    assert choose_data(config, (), None, None)[0] == paths == without_images(config, annotations)
+
+
+def test_the_images_of_a_file_are_found_for_its_report(annotations: Path) -> None:
+    paths, _ = choose_data(DataConfig(annotations=str(annotations)), (), None, None)
+    assert paths.images_dir == annotations.parent / "images"
 
 
 def test_detections_are_scored_where_the_folder_of_the_images_is_absent(tmp_path: Path) -> None:

@@ -116,12 +116,14 @@ def test_data_without_objects_or_detections_have_a_report(tmp_path: Path, names:
         folder.mkdir()
         inputs = sample_inputs(folder, names, images=3, objects=objects)
         table = DetectionTable.empty() if empty else full.detections
-        analysis, facts = analysed(type(inputs).of(inputs.ground_truth, table, inputs.paths))
+        analysis, facts = analysed(type(inputs).of(inputs.ground_truth, table, inputs.paths), images_dir="")
         text = report_page(analysis, facts)
         check_page(text)
         json.dumps(report_table(analysis, facts), allow_nan=False)
         assert ("AP is not defined" in text) == (objects == 0)
         assert ("Classes of which every object is missed" in text) == (objects > 0)
+        assert not (empty and ("Bins of scores" in text or "Detections by score" in text))
+        assert "<dt>Images</dt>" not in text
         assert "nan" not in re.sub(r"data:image\S+|<(script|style)>.*?</\1>", "", text, flags=re.DOTALL)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from codetr_cli.annotations.cache import source_of
-from codetr_cli.annotations.file_names import NameRule
 from codetr_cli.annotations.image_folder import ImageFolder
 from codetr_cli.annotations.objects import Annotations, read_annotations
 from codetr_cli.config.data_settings import DataConfig
@@ -17,7 +16,7 @@ from codetr_cli.errors import DatasetError
 from codetr_cli.formats.coco_json import sample_of
 from codetr_cli.formats.found import ReadOptions
 from codetr_cli.formats.open import open_dataset
-from codetr_cli.formats.resolve import SPLITS, DataPaths, Split, data_root, find_data, is_single_file
+from codetr_cli.formats.resolve import SPLITS, DataPaths, Split, data_root, find_data, is_single_file, without_images
 
 Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for a description and a total; yields the function that advances it."""
@@ -104,8 +103,7 @@ def _split_paths(config: DataConfig, only: Split | None, *, needs_images: bool) 
         if needs_images or config.images is not None or only is not None or not is_single_file(root):
             raise
         note = f"the images of {root.name} are not found: all of them are one split"
-        rule = NameRule.of(Path(), allow_outside=config.allow_outside)
-        return [("train", DataPaths(Path(), root, rule, notes=(note,)))]
+        return [("train", replace(without_images(config, root), notes=(note,)))]
 
 
 def _has_objects(name: Split, path: Path) -> bool:

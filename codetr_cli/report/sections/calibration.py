@@ -16,6 +16,8 @@ LEAD = (
 def calibration_section(calibration: Calibration) -> Section:
     """The section of the calibration."""
     used = [each for each in calibration.bins if each.count]
+    if not used:
+        return Section("calibration", "Calibration", LEAD, [element("p", "There are no detections.")])
     charts = [
         line_chart(
             "Part of the detections that is right, over their score",
@@ -54,8 +56,6 @@ def calibration_section(calibration: Calibration) -> Section:
         f"Expected calibration error {calibration.ece:.3f}: the mean difference of score and part that is right, over "
         f"{calibration.count:,} detections with scores from {calibration.min_score:g} on. The largest is "
         f"{calibration.mce:.3f}."
-        if used
-        else "There are no detections."
     )
     return Section(
         "calibration",

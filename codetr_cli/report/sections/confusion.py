@@ -55,7 +55,8 @@ def confusion_section(confusion: Confusion, inputs: AnalysisInputs, thumbnails: 
             links={(place[i], place[j]): f"#{key}" for (i, j), key in links.items() if i in place and j in place},
         )
     )
-    parts.append(_table(matrix, pairs[:LISTED_PAIRS], names, links))
+    if pairs:
+        parts.append(_table(matrix, pairs[:LISTED_PAIRS], names, links))
     if crops:
         parts += [element("h3", "Examples"), legend(["annotated", "detected"])]
         parts.append(element("div", joined(crops), class_="groups"))
