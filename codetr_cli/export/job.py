@@ -92,11 +92,6 @@ def export_settings(settings: Settings, options: ExportOptions) -> Settings:
             )
         return settings
     if options.dynamic_size:
-        if settings.model.backbone.kind == "swin":
-            raise ConfigError(
-                "--dynamic-size: the windows of a Swin backbone cannot be traced for images of any size in reasonable "
-                "time. Export a file for each size that you need, with --size HxW"
-            )
         return replace_settings(settings, {"test.fixed_size": None})
     divisor = settings.data.pad_divisor
     size = options.size or settings.test.input_size

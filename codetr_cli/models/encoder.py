@@ -81,8 +81,8 @@ def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor | None) -> Toke
         sizes = cells.sizes.expand(maps[0].shape[0], -1, -1)
         return TokenLayout(shapes, cells, [], None, sizes, torch.ones_like(sizes))
     # Parity: the mask is resized to each level with nearest interpolation, not by a ceiling division.
-    full = padding_mask[:, None].to(dtype)
-    padded = torch.cat([F.interpolate(full, size=shape, mode="nearest").flatten(1) for shape in shapes], 1).bool()
+    resize = nearest_cells if torch.compiler.is_exporting() else interpolate_nearest
+    padded = torch.cat([resized.flatten(1) for resized in resize(padding_mask, shapes, dtype)], 1).bool()
     areas = [height * width for height, width in shapes]
     masks, inside = (
         [part.view(-1, *shape) for part, shape in zip(torch.split(tokens, areas, 1), shapes, strict=True)]
@@ -91,6 +91,39 @@ def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor | None) -> Toke
     edges = [edge.sum(1) for part in inside for edge in (part[:, 0], part[:, :, 0])]  # first row, first column
     sizes = torch.stack(edges, 1).view(-1, len(shapes), 2).to(dtype)
     return TokenLayout(shapes, cells, masks, padded, sizes, sizes / cells.sizes)
+
+
+def interpolate_nearest(mask: Tensor, shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> list[Tensor]:
+    """What `nearest_cells` does in less time, as numbers of a dtype."""
+    full = mask[:, None].to(dtype)
+    return [F.interpolate(full, size=shape, mode="nearest")[:, 0] for shape in shapes]
+
+
+def nearest_cells(mask: Tensor, shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> list[Tensor]:
+    """Nearest interpolation as arithmetic of PyTorch's rounding, for programs that are exported.
+
+    ONNX's Resize divides by the inverse of the factor: where a cell begins at a whole pixel, e.g. at 4 * 150 / 5, other
+    rounding takes the pixel before it, and with it the last row or column of an image for padding or the reverse.
+
+    Args:
+        mask: (B, H, W).
+        shapes: (H_i, W_i) of each result, not larger than the mask.
+        dtype: of the arithmetic.
+
+    Returns:
+        (B, H_i, W_i) of each shape.
+    """
+    height, width = mask.shape[1:]
+    like = mask.new_empty(0, dtype=dtype)
+    factors = level_sizes([(height, width)], like) / level_sizes(shapes, like)  # (L, 2) as (w, h)
+    resized = []
+    for shape, factor in zip(shapes, factors, strict=True):
+        rows, columns = (
+            (torch.arange(side, dtype=dtype, device=mask.device) * step).floor().long()
+            for side, step in zip(shape, factor.flip(0), strict=True)
+        )
+        resized.append(mask[:, rows][:, :, columns])
+    return resized
 
 
 @cached_constant(maxsize=32)

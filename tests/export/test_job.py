@@ -108,11 +108,6 @@ def test_settings_with_a_canvas(tiny_settings):
             export_settings(settings, options)
 
 
-def test_windows_of_swin_have_one_size():
-    with pytest.raises(ConfigError, match="Export a file for each size that you need, with --size HxW"):
-        describe(networks.load_random(*networks.SWIN), ExportOptions(dynamic_size=True))
-
-
 def test_only_the_decoder_is_exported(tiny_settings):
     with pytest.raises(ConfigError, match=r"test\.head=atss: only the decoder's head"):
         export_settings(replace_settings(tiny_settings, {"test.head": "atss"}), ExportOptions())

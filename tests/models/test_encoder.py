@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codetr_cli.models.build import build_model
-from codetr_cli.models.encoder import EncoderLayer
+from codetr_cli.models.encoder import EncoderLayer, interpolate_nearest, nearest_cells
 from tests.models.networks import make_batch
 from tests.strict_device import strict_device, values, why_not
 
@@ -93,3 +93,13 @@ def test_a_layout_without_padding_equals_one_whose_mask_is_empty(tiny_settings):
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
     assert torch.equal(positions[0].expand_as(positions[1]), positions[1])
+
+
+def test_masks_of_exported_programs_are_those_of_the_network():
+    generator = torch.Generator().manual_seed(0)
+    for side in (1, 31, 150, 200, 608, 800, 1333):
+        mask = torch.rand(1, side, side + 7, generator=generator) < 0.5
+        shapes = [(-(-side // stride), (side + 7) // stride or 1) for stride in (1, 4, 8, 16, 32, 64, 3)]
+        found, expected = (resize(mask, shapes, torch.float32) for resize in (nearest_cells, interpolate_nearest))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours, theirs.bool())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from codetr_cli.models.backbones.swin import SwinTransformer
+from codetr_cli.models.backbones.swin import Grid, SwinTransformer
 from codetr_cli.weights.tensor_layout import to_our_state, to_published_state
 
 WIDTH = 8
@@ -55,7 +55,7 @@ def test_merged_tokens_are_in_unfolds_order():
         unfolded, (4 * WIDTH,), theirs[prefix + "norm.weight"], theirs[prefix + "norm.bias"]
     )
     expected = torch.nn.functional.linear(normed, theirs[prefix + "reduction.weight"])
-    torch.testing.assert_close(merging(x).flatten(1, 2), expected)
+    torch.testing.assert_close(merging(x, Grid(3, 2, 1, 1)).flatten(1, 2), expected)
 
 
 def test_only_merged_entries_change():

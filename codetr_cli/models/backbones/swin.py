@@ -8,6 +8,7 @@ Shape letters: B images, C channels, D channels of a head, N heads, T tokens of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,15 @@ PATCH_SIZE = 4
 MLP_RATIO = 4
 MASKED_SCORE = -100.0
 """Added to the attention score of two tokens that are in one window only because of the shift."""
+
+
+class Grid(NamedTuple):
+    """Sizes of a stage: of its map in tokens, and of the windows that cover it."""
+
+    height: int
+    width: int
+    rows: int
+    columns: int
 
 
 class SwinTransformer(nn.Module):
@@ -47,7 +57,7 @@ class SwinTransformer(nn.Module):
         checkpointing: bool,
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
+        self.window_size, self.checkpointing = window_size, checkpointing
         self.first_output = {4: 0, 8: 1}[finest_stride]
         self.patch_embed = PatchEmbed(embed_dim)
         last = max(sum(layers) - 1, 1)
@@ -84,14 +94,17 @@ class SwinTransformer(nn.Module):
         outputs = []
         for index, stage in enumerate(self.layers):
             assert isinstance(stage, Stage)
+            height, width = images.shape[-2:]
+            grid = stage_grid(height, width, PATCH_SIZE * 2**index, self.window_size)
             for block in stage.blocks:
                 if self.checkpointing and torch.is_grad_enabled() and self.training:
-                    x = checkpoint(block, x, self.relative_index, self.masks, use_reentrant=False)
+                    x = checkpoint(block, x, grid, self.relative_index, self.masks, use_reentrant=False)
                 else:
-                    x = block(x, self.relative_index, self.masks)
+                    x = block(x, grid, self.relative_index, self.masks)
             if index >= self.first_output:
                 outputs.append(getattr(self, f"norm{index}")(x).permute(0, 3, 1, 2))
-            x = stage.downsample(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x, stage_grid(height, width, PATCH_SIZE * 2 ** (index + 1), self.window_size))
         return outputs
 
 
@@ -110,7 +123,8 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, 3, H, W), zero padded at the bottom and right to whole patches, to (B, H / 4, W / 4, C)."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % PATCH_SIZE, 0, -height % PATCH_SIZE))
+        below, right = (PATCH_SIZE * ceil_div(side, PATCH_SIZE) - side for side in (height, width))
+        images = F.pad(images, (0, right, 0, below))
         return self.norm(self.proj(images).permute(0, 2, 3, 1))
 
 
@@ -130,7 +144,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, window_size, shifted=i % 2 == 1, drop_path=rate) for i, rate in enumerate(drop_path)
         )
-        self.downsample = PatchMerging(dim) if merge else nn.Identity()
+        self.downsample = PatchMerging(dim) if merge else None
 
 
 class Block(nn.Module):
@@ -157,34 +171,35 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, MLP_RATIO * dim)
 
-    def forward(self, x: Tensor, index: Tensor, masks: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid, index: Tensor, masks: Tensor) -> Tensor:
         """Maps tokens (B, H, W, C) to the same shape.
 
         Args:
             x: tokens.
+            grid: their number, and that of the windows.
             index: of `relative_index`.
             masks: of `shift_masks`.
         """
-        x = x + self.drop_path(self._attend(self.norm1(x), index, masks if self.shift else None))
+        x = x + self.drop_path(self._attend(self.norm1(x), grid, index, masks if self.shift else None))
         if runs_in_chunks(self.chunk_tokens):
             return add_rows_in_chunks(x, lambda part: self.mlp(self.norm2(part)), self.chunk_tokens)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _attend(self, x: Tensor, index: Tensor, masks: Tensor | None) -> Tensor:
-        batch, height, width, dim = x.shape
+    def _attend(self, x: Tensor, grid: Grid, index: Tensor, masks: Tensor | None) -> Tensor:
+        batch, _, _, dim = x.shape
+        height, width, rows, columns = grid
         size = self.window_size
         # Parity: zero padding is added after the norm and takes part in the attention.
-        x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+        x = F.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
-        rows, columns = x.shape[1] // size, x.shape[2] // size
         x = x.view(batch, rows, size, columns, size, dim).transpose(2, 3)  # (B, rows, columns, size, size, C)
         x = self.attn(x.reshape(batch, rows, columns, size * size, dim), index, masks)
         x = x.view(batch, rows, columns, size, size, dim).transpose(2, 3)
         x = x.reshape(batch, rows * size, columns * size, dim)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
-        return x[:, :height, :width]
+        return x.narrow(1, 0, height).narrow(2, 0, width)
 
 
 class WindowAttention(nn.Module):
@@ -215,6 +230,8 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x)
         if masks is None:
             return self.proj(self._attend(qkv, bias))
+        if not isinstance(qkv.shape[1], int):
+            return self.proj(self.attend_any_grid(qkv, bias, masks))
         # Only windows of the last row and column contain tokens of two edges of the image: four masks are enough.
         rows = []
         for mask_row, part in zip(masks, (qkv[:, :-1], qkv[:, -1:]), strict=True):
@@ -231,6 +248,29 @@ class WindowAttention(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # (windows, N, T, D) each
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
         return attended.transpose(1, 2).reshape(*grid, tokens, channels // 3)
+
+    def attend_any_grid(self, qkv: Tensor, bias: Tensor, masks: Tensor) -> Tensor:
+        """What `forward` does piece by piece, as operators that do not depend on the number of windows.
+
+        `torch.export` traces it for images of any size, in which a piece may be empty.
+
+        Args:
+            qkv: (B, rows, columns, T, 3 C).
+            bias: (N, T, T).
+            masks: of `shift_masks`.
+
+        Returns:
+            (B, rows, columns, T, C).
+        """
+        batch, rows, columns, tokens, channels = qkv.shape
+        heads = qkv.reshape(batch, rows * columns, tokens, 3, self.num_heads, channels // (3 * self.num_heads))
+        q, k, v = heads.permute(3, 0, 1, 4, 2, 5)  # (B, windows, N, T, D) each
+        last_row, last_column = (torch.arange(1 - n, 1, device=qkv.device) == 0 for n in (rows, columns))
+        which = 2 * last_row.long()[:, None] + last_column.long()  # (rows, columns)
+        mask = masks.flatten(0, 1)[which.flatten()][:, None]  # (windows, 1, T, T)
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias.to(q.dtype) + mask.to(q.dtype)
+        attended = scores.softmax(-1) @ v
+        return attended.transpose(2, 3).reshape(batch, rows, columns, tokens, channels // 3)
 
 
 class Mlp(nn.Module):
@@ -263,12 +303,35 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C), zero padded at the bottom and right to even sides, to (B, H / 2, W / 2, 2 C)."""
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+    def forward(self, x: Tensor, merged: Grid) -> Tensor:
+        """Maps (B, H, W, C), zero padded at the bottom and right to even sides, to (B, H / 2, W / 2, 2 C).
+
+        Args:
+            x: tokens.
+            merged: sizes of the result.
+        """
+        batch, height, width, dim = x.shape
+        rows, columns = merged.height, merged.width
+        x = F.pad(x, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
+        x = x.reshape(batch, rows, 2, columns, 2, dim)
         # Parity: the second quarter of the channels is the token below, the third the one to the right.
-        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
+        x = x.permute(0, 1, 3, 4, 2, 5).reshape(batch, rows, columns, 4 * dim)
         return self.reduction(self.norm(x))
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """The quotient rounded up. In a program for images of any size, `-(-a // b)` and `%` take minutes to simplify."""
+    return (number + divisor - 1) // divisor
+
+
+def stage_grid(height: int, width: int, stride: int, window_size: int) -> Grid:
+    """Sizes of the stage with a stride, for images of this height and width.
+
+    All are computed from the images', with one division each: rounding up stage by stage gives the same numbers, but
+    expressions that grow from stage to stage, which torch.export does not simplify within minutes.
+    """
+    window = stride * window_size
+    return Grid(ceil_div(height, stride), ceil_div(width, stride), ceil_div(height, window), ceil_div(width, window))
 
 
 def relative_index(window_size: int) -> Tensor:

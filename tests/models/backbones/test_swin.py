@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from codetr_cli.models.backbones.swin import MASKED_SCORE, SwinTransformer, relative_index, shift_masks
+from codetr_cli.models.backbones.swin import (
+    MASKED_SCORE,
+    SwinTransformer,
+    WindowAttention,
+    relative_index,
+    shift_masks,
+    stage_grid,
+)
 
 
 def small(**changes):
@@ -70,6 +77,30 @@ def test_masks_of_windows_are_those_of_the_whole_shifted_image(rows, columns, wi
     for i in range(rows):
         for j in range(columns):
             assert torch.equal(masks[int(i == rows - 1), int(j == columns - 1)], expected[i, j])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 3), (2, 1), (3, 4)])
+def test_attention_that_is_exported_for_any_size_is_that_of_the_pieces(rows, columns):
+    torch.manual_seed(0)
+    attention, masks = WindowAttention(8, 2, 3).double(), shift_masks(3).double()
+    nn.init.normal_(attention.relative_position_bias_table)
+    windows, index = torch.randn(2, rows, columns, 9, 8, dtype=torch.float64), relative_index(3)
+    expected = attention(windows, index, masks)
+    bias = attention.relative_position_bias_table[index].permute(2, 0, 1)
+    found = attention.proj(attention.attend_any_grid(attention.qkv(windows), bias, masks))
+    torch.testing.assert_close(found, expected)
+    if rows > 1:  # the masks matter, and the last row's are not those of the first
+        assert not torch.allclose(attention(windows.flip(1), index, masks).flip(1), expected)
+
+
+def test_sizes_of_a_stage_are_those_of_rounding_up_stage_by_stage():
+    for side in range(1, 300):
+        tokens = -(-side // 4)
+        for stage in range(4):
+            grid = stage_grid(side, 2 * side, 4 * 2**stage, 7)
+            assert (grid.height, grid.rows) == (tokens, -(-tokens // 7))
+            assert stage_grid(2 * side, side, 4 * 2**stage, 7) == (grid[1], grid[0], grid[3], grid[2])
+            tokens = -(-tokens // 2)
 
 
 def test_windows_of_one_image_do_not_depend_on_the_others():
