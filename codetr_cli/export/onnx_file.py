@@ -30,6 +30,8 @@ MAX_INLINE_BYTES = 2**31 - 2**24
 """A file that would be larger keeps its weights in a second file, as protobuf holds less than 2 GiB."""
 
 
+MIN_ONNXSCRIPT = (0, 7)
+"""The oldest that was tested: 0.5 accepts the newest onnx_ir, with which it fails on graphs of torch 2.7."""
 FLOAT = 1
 """float32 among the types of ONNX."""
 DATA_SUFFIX = ".data"
@@ -39,7 +41,7 @@ def write_onnx(request: WriteRequest) -> None:
     """Writes an ONNX file, and one of weights beside it if they are larger than `MAX_INLINE_BYTES`.
 
     Raises:
-        ResourceError: the packages onnx and onnxscript are not installed.
+        ResourceError: the packages onnx and onnxscript are not installed, or too old.
     """
     onnx = _import_onnx()
     model = build_onnx(request)
@@ -55,7 +57,7 @@ def build_onnx(request: WriteRequest) -> Any:
     """The graph with its metadata, an `onnx.ModelProto`; formats that are made from ONNX start from it.
 
     Raises:
-        ResourceError: the packages onnx and onnxscript are not installed.
+        ResourceError: the packages onnx and onnxscript are not installed, or too old.
     """
     onnx = _import_onnx()
     metadata = request.metadata
@@ -105,18 +107,22 @@ def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
         return exported.model_proto
 
 
-def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e-5, cudnn_enabled: bool = True) -> Any:
+def _group_norm(
+    input: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Any:
     """Nodes for the group normalization of (B, C, H, W): means over rows, then over the rest, in float32.
 
     torch.onnx writes InstanceNormalization, which ONNX Runtime adds up in one go: of the 240,000 numbers in a group of
     the finest level, the result is wrong by 1e-4, a hundred times the error of PyTorch.
+
+    The parameters have the names of the operator's own: torch 2.7 passes over a function with others.
     """
     from onnxscript import opset18
 
     op: Any = opset18
-    shape = op.Shape(x)
+    shape = op.Shape(input)
     rows = op.Concat(op.Constant(value_ints=[0, num_groups, -1]), op.Gather(shape, op.Constant(value_ints=[3])), axis=0)
-    grouped = op.Reshape(op.Cast(x, to=FLOAT), rows)  # (B, groups, C / groups * H, W)
+    grouped = op.Reshape(op.Cast(input, to=FLOAT), rows)  # (B, groups, C / groups * H, W)
 
     def mean(values: Any) -> Any:
         over_rows = op.ReduceMean(values, op.Constant(value_ints=[3]))
@@ -127,7 +133,7 @@ def _group_norm(x: Any, num_groups: int, weight: Any, bias: Any, eps: float = 1e
     normed = op.Reshape(op.Div(centred, deviation), shape)
     spatial = op.Constant(value_ints=[1, 2])
     scale, shift = (op.Unsqueeze(op.Cast(each, to=FLOAT), spatial) for each in (weight, bias))
-    return op.CastLike(op.Add(op.Mul(normed, scale), shift), x)
+    return op.CastLike(op.Add(op.Mul(normed, scale), shift), input)
 
 
 def _module(scopes: str | None) -> str:
@@ -139,10 +145,15 @@ def _module(scopes: str | None) -> str:
 def _import_onnx() -> Any:
     try:
         import onnx
-        import onnxscript  # noqa: F401
+        import onnxscript
     except ImportError as error:
         raise ResourceError(
             "ONNX files are written by the packages onnx and onnxscript, which are not installed: "
             "pip install 'codetr-cli[onnx]'"
         ) from error
+    if tuple(int(part) for part in onnxscript.__version__.split(".")[:2]) < MIN_ONNXSCRIPT:
+        raise ResourceError(
+            f"ONNX files are written by onnxscript {'.'.join(map(str, MIN_ONNXSCRIPT))} or newer, and "
+            f"{onnxscript.__version__} is installed: pip install --upgrade 'codetr-cli[onnx]'"
+        )
     return onnx

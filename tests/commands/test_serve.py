@@ -8,10 +8,12 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
+from codetr_cli.serving.requirements import PACKAGES
 from tests.forked import ForkedPython, run_forked
 from tests.inference.fakes import write_checkpoint
 from tests.serving.client import Answer, ask, form, get, post
@@ -146,9 +148,9 @@ def test_several_processes_share_the_port(tmp_path: Path, checkpoint: Path):
 
 
 def test_missing_packages_are_named(codetr, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    find = importlib.util.find_spec
+    real, found = importlib.util.find_spec, {**dict.fromkeys(PACKAGES, ModuleSpec("", None)), "uvicorn": None}
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else find(name, *more)
+        importlib.util, "find_spec", lambda name, *more: found[name] if name in found else real(name, *more)
     )
     ran = codetr("serve", checkpoint)
     assert ran.code == 5

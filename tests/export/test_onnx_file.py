@@ -164,3 +164,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ResourceError, match=r"pip install 'codetr-cli\[onnx\]'"):
         onnx_file._import_onnx()
+
+
+def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch):
+    onnxscript = pytest.importorskip("onnxscript", reason="the optional package onnxscript converts programs to ONNX")
+    monkeypatch.setattr(onnxscript, "__version__", "0.6.2")
+    with pytest.raises(ResourceError, match=r"0\.7 or newer, and 0\.6\.2 is .* --upgrade 'codetr-cli\[onnx\]'"):
+        onnx_file._import_onnx()
