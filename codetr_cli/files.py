@@ -256,10 +256,15 @@ def restore_bytes(text: str) -> str:
 
 def rename_synced(source: Path, target: Path) -> None:
     """Renames a file so that name and content survive a power failure."""
-    with source.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync_file(source)
     source.replace(target)
     sync_folder(target.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Flushes the content of a file to disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:

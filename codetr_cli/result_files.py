@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from codetr_cli.errors import ConfigError, listed
-from codetr_cli.files import real_path, rename_synced, replace_file, scratch_folder
+from codetr_cli.files import real_path, replace_file, scratch_folder, sync_file, sync_folder
 from codetr_cli.reading import open_file, parse_json
 
 logger = logging.getLogger(__name__)
@@ -194,8 +194,11 @@ def write_result(
 
 
 @contextmanager
-def write_results(path: Path, *, by: str, force: bool = False) -> Iterator[Path]:
-    """`write_result` for a file and others that belong to it: none gets its name before all are written.
+def write_results(path: Path, *, by: str, force: bool = False, request: str = "") -> Iterator[Path]:
+    """`write_result` for a file and others that belong to it: none gets its name before all are on the disk.
+
+    Then all get their names at once: a kill leaves all of the old ones, or all of the new ones, unless it comes between
+    two renames.
 
     Yields a temporary path with the final name, in a folder of its own. All files of that folder are results.
 
@@ -203,21 +206,24 @@ def write_results(path: Path, *, by: str, force: bool = False) -> Iterator[Path]
         path: the final path of the file; the others get theirs beside it.
         by: the verb.
         force: replace own results.
+        request: see `Result`.
 
     Raises:
         ConfigError: there is a file that may not be replaced.
         ResourceError: as of `replace_file`.
     """
     record = ResultRecord(path.parent)
-    refuse_taken([path], force=force, record=record)
+    refuse_taken([path], force=force, request=request, record=record)
     with scratch_folder(path) as scratch:
         yield scratch / path.name
         written = sorted(scratch.iterdir(), key=lambda file: file.name == path.name)  # the file itself comes last
-        refuse_taken([path.with_name(file.name) for file in written], force=force, record=record)
+        refuse_taken([path.with_name(file.name) for file in written], force=force, request=request, record=record)
         for file in written:
-            record.add(path.with_name(file.name), file, by=by)
+            record.add(path.with_name(file.name), file, by=by, request=request)
+            sync_file(file)
         for file in written:
-            rename_synced(file, path.with_name(file.name))
+            file.replace(path.with_name(file.name))
+        sync_folder(path.parent)
 
 
 def refuse_taken(paths: Iterable[Path], *, force: bool, request: str = "", record: ResultRecord | None = None) -> None:

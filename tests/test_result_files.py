@@ -19,6 +19,7 @@ from codetr_cli.result_files import (
     numbered,
     refuse_taken,
     write_result,
+    write_results,
 )
 
 
@@ -210,3 +211,31 @@ def test_forced_results_elsewhere_are_explained(tmp_path: Path, caplog: pytest.L
     assert free_folder(path.parent, path.name, force=True) == tmp_path / "out_2"
     assert f"{path} is not as codetr" in caplog.text
     assert str(tmp_path / "out_2") in caplog.text
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page, table = tmp_path / "report.html", tmp_path / "report.json"
+
+    def write(text: str, *, fail: bool = False) -> None:
+        with write_results(page, by="eval", force=True, request=text) as temporary:
+            temporary.with_suffix(".json").write_text(text)
+            if fail:
+                raise KeyboardInterrupt
+            temporary.write_text(text)
+
+    write("old")
+    with pytest.raises(KeyboardInterrupt):
+        write("new", fail=True)
+    assert (page.read_text(), table.read_text()) == ("old", "old")
+    # The slow part, until the content is on the disk, is over before the first file is replaced.
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("sync"), sync(descriptor)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (done.append(f"replace {to.name}"), replace(self, to))[1])
+    write("new")
+    assert done == ["sync", "sync", "replace report.json", "replace report.html", "sync"]
+    assert (page.read_text(), table.read_text()) == ("new", "new")
+    record = ResultRecord(tmp_path)
+    assert record.is_own(page, request="new")
+    assert record.is_own(table, request="new")
+    assert not record.is_own(table, request="old")

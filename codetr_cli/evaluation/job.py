@@ -40,7 +40,7 @@ from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.inference.exported.network import ExportedNetwork, check_views, precision_of, runtime_facts
 from codetr_cli.inference.loading import Classes, LoadedModel, check_image_size, find_checkpoint, load_detector
 from codetr_cli.inference.options import TileOptions
-from codetr_cli.result_files import free_folder, write_result
+from codetr_cli.result_files import free_folder, write_results
 from codetr_cli.weights.checkpoint import content_id
 
 logger = logging.getLogger(__name__)
@@ -381,11 +381,11 @@ def _write(outcome: EvalOutcome, result: EvalResult, parts: PartFiles, *, reques
     # The detections are beside the metrics, wherever the folder is moved; the speed is not the same twice.
     metrics = {name: value for name, value in outcome.summary.items() if name != "speed"}
     metrics["detections"] = DETECTIONS_NAME
-    for name, text in (
-        (DETECTIONS_NAME, result.detections.to_json()),
-        (METRICS_NAME, json.dumps(metrics, indent=2) + "\n"),
-        (SPEED_NAME, json.dumps(outcome.summary["speed"], indent=2) + "\n"),
-    ):
-        path = folder / name
-        with write_result(path, by="eval", force=force, request=request, scratch=parts.path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    # Of one evaluation, or of the one before: numbers beside the detections of another would be taken for theirs.
+    with write_results(folder / METRICS_NAME, by="eval", force=force, request=request) as temporary:
+        for name, text in (
+            (DETECTIONS_NAME, result.detections.to_json()),
+            (SPEED_NAME, json.dumps(outcome.summary["speed"], indent=2) + "\n"),
+            (METRICS_NAME, json.dumps(metrics, indent=2) + "\n"),
+        ):
+            temporary.with_name(name).write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -13,7 +13,7 @@ from codetr_cli.analysis.label_errors import LabelError
 from codetr_cli.data.writers.folder import receipt_of
 from codetr_cli.report.review_proposals import BY, NAMES, ProposalFormat, write_proposals
 from codetr_cli.report.review_report import HTML_NAME, JSON_NAME, review_json, review_page
-from codetr_cli.result_files import ResultRecord, free_folder, numbered, write_result
+from codetr_cli.result_files import ResultRecord, free_folder, numbered, write_result, write_results
 
 REQUEST_NAME = "request.json"
 """What was asked for, by which the same command finds its folder."""
@@ -89,17 +89,15 @@ def write_review(
         DatasetError: a format cannot have a name.
         ResourceError: no space left, or the folder cannot be written.
     """
-    how: dict[str, Any] = {"by": BY, "force": force, "request": request}
     formats = [*formats, *_earlier(folder, formats, request)]
     proposals: dict[str, Path] = {
         layout: write_proposals(folder, layout, errors, inputs, request=request, force=force) for layout in formats
     }
-    with write_result(folder / JSON_NAME, **how) as temporary:
-        table = review_json(errors, inputs, {**facts, "warnings": list(warnings)}, total=total)
-        temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8", errors="backslashreplace")
-    with write_result(folder / HTML_NAME, **how) as temporary:
-        page = review_page(errors, inputs, shown_facts, total=total, warnings=warnings)
-        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+    table = review_json(errors, inputs, {**facts, "warnings": list(warnings)}, total=total)
+    page = review_page(errors, inputs, shown_facts, total=total, warnings=warnings)
+    with write_results(folder / HTML_NAME, by=BY, force=force, request=request) as temporary:
+        for name, text in ((JSON_NAME, json.dumps(table, indent=1) + "\n"), (HTML_NAME, page)):
+            temporary.with_name(name).write_text(text, encoding="utf-8", errors="backslashreplace")
     return ReviewFiles(folder / HTML_NAME, folder / JSON_NAME, proposals)
 
 
