@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codetr_cli.analysis.bootstrap import FEWEST_IMAGES, interval, resampled_ap
+from codetr_cli.analysis.bootstrap import FEWEST_IMAGES, SAMPLES, Resampled, interval, resampled_ap
 from codetr_cli.analysis.calibration import Calibration, calibration
 from codetr_cli.analysis.classes import ClassRow, FrequencyGroup, class_rows, frequency_groups, known
 from codetr_cli.analysis.confusion import Confusion, confusion_matrix
@@ -24,6 +24,7 @@ from codetr_cli.analysis.masks import Masks, masks_beside_boxes
 from codetr_cli.analysis.matches import Matches, inside_area, match_pairs, matches_of_ap50
 from codetr_cli.analysis.pairs import PairedDetections, pair_detections
 from codetr_cli.analysis.queries import RecallAt, recall_by_detections
+from codetr_cli.analysis.run_numbers import RunNumbers, metric_samples, run_numbers
 from codetr_cli.analysis.slices import SliceGroup, image_slices, object_slices
 from codetr_cli.analysis.worst_images import WorstImage, worst_images
 from codetr_cli.evaluation.scoring import Scores
@@ -95,6 +96,7 @@ class Analysis:
         label_errors: suspected errors of the annotations.
         queries: recall and AP by the number of detections that are kept of each image.
         data: statistics of the annotations of all images of the file.
+        run: what a comparison with other evaluations needs; None without an object to find.
         reasons: by the name of a field, or "slices." and the key of a group, why it does not apply, a clause.
     """
 
@@ -122,6 +124,7 @@ class Analysis:
     label_errors: list[LabelError] | None = None
     queries: list[RecallAt] | None = None
     data: DataStatistics | None = None
+    run: RunNumbers | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -165,8 +168,12 @@ def analyse(
     of_ap50 = matches_of_ap50(inputs, matches)
     analysis = _with_curves(analysis, of_ap50, show)
     if analysis.counts.objects:
-        analysis = _with_intervals(analysis, of_ap50, show)
+        show("intervals")
+        resampled = resampled_ap(matches, of_ap50=of_ap50)
+        samples = metric_samples(paired, resampled, SAMPLES)
+        analysis = _with_intervals(analysis, resampled)
         analysis = _with_errors(analysis, show)
+        analysis = _with_run(analysis, resampled, samples)
         analysis = _with_slices(analysis, paired, show)
     else:
         none = "the evaluated images have no annotated object to find"
@@ -222,9 +229,7 @@ def _with_curves(analysis: Analysis, of_ap50: Matches, show: Show) -> Analysis:
     )
 
 
-def _with_intervals(analysis: Analysis, of_ap50: Matches, show: Show) -> Analysis:
-    show("intervals")
-    resampled = resampled_ap(analysis.matches, of_ap50=of_ap50)
+def _with_intervals(analysis: Analysis, resampled: Resampled) -> Analysis:
     classes = [
         replace(row, ap_interval=_interval(resampled.class_ap[:, label])) if row.objects else row
         for label, row in enumerate(analysis.classes)
@@ -249,6 +254,14 @@ def _with_errors(analysis: Analysis, show: Show) -> Analysis:
     errors = find_errors(analysis.inputs, analysis.matches)
     types = error_types(analysis.matches, errors, analysis.threshold)
     return replace(analysis, errors=types, found_errors=errors)
+
+
+def _with_run(analysis: Analysis, resampled: Resampled, samples: Mapping[str, NDArray[np.float64]]) -> Analysis:
+    """What a comparison needs."""
+    assert analysis.found_errors is not None
+    thresholds = analysis.class_thresholds
+    numbers = run_numbers(analysis.inputs, analysis.scores, analysis.matches, analysis.found_errors, thresholds)
+    return replace(analysis, run=replace(numbers, samples=samples, class_samples=resampled.class_ap))
 
 
 def _with_slices(analysis: Analysis, paired: PairedDetections, show: Show) -> Analysis:

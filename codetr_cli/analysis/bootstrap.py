@@ -129,11 +129,11 @@ def resampled_ap(
     if of_ap50 is not None and of_ap50 is not matches:
         at_50 = replace(of_ap50, objects=of_ap50.objects[:1], ignored=of_ap50.ignored[:1])
         ap50, ap50_of_all = weighted_average_precision(at_50, weights)[:, 0], class_average_precision(at_50)[None, 0]
-    class_ap = _around(ap.mean(axis=1), of_all.mean(axis=1))
+    class_ap = around(ap.mean(axis=1), of_all.mean(axis=1))
     class_ap[:, _images_of_classes(matches) < FEWEST_IMAGES] = math.nan
     return Resampled(
-        ap=_around(mean_of_classes(ap.mean(axis=1)), mean_of_classes(of_all.mean(axis=1))),
-        ap50=_around(mean_of_classes(ap50), mean_of_classes(ap50_of_all)),
+        ap=around(mean_of_classes(ap.mean(axis=1)), mean_of_classes(of_all.mean(axis=1))),
+        ap50=around(mean_of_classes(ap50), mean_of_classes(ap50_of_all)),
         class_ap=class_ap,
     )
 
@@ -145,6 +145,14 @@ def image_weights(num_images: int, samples: int, seed: int) -> NDArray[np.float6
     for row in weights if num_images else ():
         row += np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
     return weights
+
+
+def around(values: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(S, ...) values of samples, shifted to a mean (1, ...), within [0, 1]; NaN stays."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=0)
+    means = np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1)
+    return (values + (mean - means)).clip(0, 1)
 
 
 def interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
@@ -159,14 +167,6 @@ def interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[float, f
         return math.nan, math.nan
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return low, high
-
-
-def _around(values: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(S, ...) values of samples, shifted to a mean (1, ...), within [0, 1]; NaN stays."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis=0)
-    means = np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1)
-    return (values + (mean - means)).clip(0, 1)
 
 
 def _object_weights(matches: Matches, weights: NDArray[np.float64]) -> NDArray[np.float64]:

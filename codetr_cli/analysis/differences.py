@@ -43,6 +43,8 @@ class Difference:
         p: how often a difference of this size is chance, if there is none (two-sided; from the standard deviation of
             the resamples as that of a normal distribution); NaN without resamples.
         is_good: whether more is better: of AP it is, of errors it is not.
+        is_sampled: whether both sides were measured in the same resamples; without an interval nevertheless, there are
+            too few images for one.
     """
 
     first: float
@@ -51,6 +53,7 @@ class Difference:
     high: float = math.nan
     p: float = math.nan
     is_good: bool = True
+    is_sampled: bool = True
 
     @property
     def value(self) -> float:
@@ -165,6 +168,8 @@ def sentence(difference: Difference, images: int, *, first: str = "A", second: s
     place = f"{second} is {by} {'above' if difference.value > 0 else 'below'} {first}"
     if not difference.value:
         place = f"{second} has the {metric} of {first}"
+    if math.isnan(difference.low) and not difference.is_sampled:
+        return f"No verdict: {place}, {on}; without the detections there is no interval of the difference."
     if math.isnan(difference.low):
         return f"No verdict: {place}, {on}, too few to exclude chance."
     bounds = [100 * difference.low, 100 * difference.high]

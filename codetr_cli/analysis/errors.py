@@ -15,11 +15,20 @@ Shape letters: N detections, G objects, I images, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codetr_cli.analysis.bootstrap import (
+    FEWEST_IMAGES,
+    SAMPLES,
+    around,
+    image_weights,
+    mean_of_classes,
+    weighted_average_precision,
+)
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.matches import Matches
 from codetr_cli.analysis.overlaps import PlacedBoxes, best_overlaps
@@ -136,6 +145,62 @@ def error_types(matches: Matches, errors: FoundErrors, threshold: float = 0.0) -
         missed_classes=int(((totals > 0) & (_by_class(matches, missed, totals) == totals)).sum()),
         threshold=threshold,
         counts_at_threshold=_counts(matches, errors, threshold),
+    )
+
+
+def resampled_costs(
+    matches: Matches, errors: FoundErrors, costs: Mapping[str, float], samples: int = SAMPLES, seed: int = 0
+) -> dict[str, NDArray[np.float64]]:
+    """(S,) AP50 that the errors of each type cost in each resample of the images, around the costs on all images.
+
+    What finds what is decided within an image, so a fix is the same in every resample: detections with fixed errors are
+    resampled as any others. All is NaN where objects are in fewer than `FEWEST_IMAGES`.
+
+    Args:
+        matches: detections and objects.
+        errors: of these detections.
+        costs: AP50 that each type costs on all images, by the names of `ERROR_TYPES`.
+        samples: S.
+        seed: as of `resampled_ap`.
+    """
+    if len(np.unique(matches.object_images[~matches.object_ignored])) < FEWEST_IMAGES:
+        return {name: np.full(samples, np.nan) for name in ERROR_TYPES}
+    weights = image_weights(matches.num_images, samples, seed)
+
+    def class_ap(of: Matches) -> NDArray[np.float64]:
+        return weighted_average_precision(of.without_ignored(), weights)[:, 0]  # (S, K)
+
+    at_50 = replace(matches, objects=matches.objects[:1], ignored=matches.ignored[:1])
+    before = class_ap(at_50)
+    found = {}
+    for kind, name in enumerate(ERROR_TYPES):
+        after = class_ap(_fixed(at_50, errors, kind))
+        # A class all of whose objects are missed has no AP without them, and no gain.
+        after = np.where(np.isnan(after) & ~np.isnan(before), 0.0, after)
+        gains = (mean_of_classes(after) - mean_of_classes(before)).clip(min=0)
+        found[name] = around(gains, np.array([costs[name]]))
+    return found
+
+
+def _fixed(at_50: Matches, errors: FoundErrors, kind: int) -> Matches:
+    """The detections at IoU 0.50 without errors of a type, as `error_types` fixes them."""
+    of_kind, unfound = errors.types == kind, _unfound(at_50, 0.0)
+    if kind == MISSED:
+        missed = unfound & ~_recoverable(at_50, errors, 0.0)
+        return replace(at_50, object_ignored=at_50.object_ignored | missed)
+    fixed = of_kind & _first_of_each_object(at_50, errors, unfound)  # of loose boxes and wrong classes
+    objects = np.where(fixed, errors.targets, at_50.objects)
+    labels = at_50.labels.copy()
+    labels[fixed] = at_50.object_labels[errors.targets[fixed]]
+    order = np.arange(len(labels)) if kind != WRONG_CLASS else np.lexsort((at_50.rows, -at_50.scores, labels))
+    return replace(
+        at_50,
+        rows=at_50.rows[order],
+        images=at_50.images[order],
+        labels=labels[order],
+        scores=at_50.scores[order],
+        objects=objects[:, order],
+        ignored=(at_50.ignored | (of_kind & ~fixed))[:, order],
     )
 
 

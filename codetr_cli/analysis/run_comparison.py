@@ -24,8 +24,7 @@ from codetr_cli.analysis.differences import (
     sentence,
 )
 from codetr_cli.analysis.errors import ERROR_TYPES
-from codetr_cli.analysis.image_outcomes import ImageOutcomes
-from codetr_cli.analysis.run_numbers import RunNumbers
+from codetr_cli.analysis.run_numbers import AREAS, ImageErrors, RunNumbers
 from codetr_cli.evaluation.scoring import MASK_PREFIX
 from codetr_cli.inference.detections import DetectionTable
 
@@ -61,7 +60,7 @@ class ErrorDifference:
 
     Attributes:
         name: of the type.
-        ap: AP50 that they cost, without an interval; less is better.
+        ap: AP50 that they cost; less is better.
         per_100_images: their number; less is better.
     """
 
@@ -123,6 +122,7 @@ class RunComparison:
         worse_images: where it has more.
         cautions: on how far the numbers can be trusted, sentences.
         same_detections: whether both have exactly the same.
+        has_images: whether the errors of each image are known of both; otherwise no image has changed.
     """
 
     verdict: list[str]
@@ -135,27 +135,25 @@ class RunComparison:
     worse_images: int = 0
     cautions: list[str] = field(default_factory=list)
     same_detections: bool = False
+    has_images: bool = True
 
 
 def compare_runs(first: RunNumbers, second: RunNumbers, names: tuple[str, str] = ("A", "B")) -> RunComparison:
-    """The second run beside the first, on the same images.
+    """The second run beside the first, on the same images; what only one of them knows is not compared.
 
     Args:
         first: of one run.
-        second: of the other, with the same annotations, images and number of resamples.
+        second: of the other, with the same annotations and images, and resamples of the same number if it has any.
         names: of both, for sentences.
     """
-    images = len(first.inputs.image_ids)
-    metrics = {
-        name: paired_difference(
-            _known(first.scores.metrics[name]), _known(second.scores.metrics[name]), values, second.samples[name]
-        )
-        for name, values in first.samples.items()
-        if name in second.samples
-    }
-    classes = _classes(first, second)
-    improved, worsened, changed = _changed_images(first, second)
-    same = same_detections(first.inputs.detections, second.inputs.detections)
+    images = first.scores.images
+    metrics = {name: _metric(first, second, name) for name in METRICS if _has_metric(first, second, name)}
+    improved, worsened, changed = _changed_images(first.images, second.images)
+    same = (
+        first.inputs is not None
+        and second.inputs is not None
+        and same_detections(first.inputs.detections, second.inputs.detections)
+    )
     verdict = [
         sentence(metrics[name], images, first=names[0], second=names[1], metric=METRICS[name])
         for name in ("AP", MASK_PREFIX + "AP")
@@ -164,14 +162,15 @@ def compare_runs(first: RunNumbers, second: RunNumbers, names: tuple[str, str] =
     return RunComparison(
         verdict=verdict,
         metrics=metrics,
-        classes=classes,
+        classes=_classes(first, second),
         errors=_errors(first, second),
         images=images,
         changed=changed,
         better_images=improved,
         worse_images=worsened,
-        cautions=_cautions(metrics["AP"], images, same=same),
+        cautions=_own_intervals(first, second, names) or _cautions(metrics["AP"], images, same=same),
         same_detections=same,
+        has_images=first.images is not None and second.images is not None,
     )
 
 
@@ -212,9 +211,35 @@ def _known(value: float) -> float:
     return math.nan if value < 0 else value
 
 
+def _has_metric(first: RunNumbers, second: RunNumbers, name: str) -> bool:
+    """Whether both have a metric; those by size are not compared by LVIS's rules."""
+    is_compared = not first.is_lvis or name not in AREAS
+    return is_compared and name in first.scores.metrics and name in second.scores.metrics
+
+
+def _metric(first: RunNumbers, second: RunNumbers, name: str) -> Difference:
+    sides = (first, second)
+    return _difference(
+        [_known(side.scores.metrics[name]) for side in sides], [side.samples.get(name) for side in sides]
+    )
+
+
+def _difference(
+    values: Sequence[float], samples: Sequence[NDArray[np.float64] | None], *, is_good: bool = True
+) -> Difference:
+    """The difference of two values with its interval, where both sides have been resampled."""
+    first, second = samples
+    if first is None or second is None:
+        return Difference(values[0], values[1], is_good=is_good, is_sampled=False)
+    return paired_difference(values[0], values[1], first, second, is_good=is_good)
+
+
 def _classes(first: RunNumbers, second: RunNumbers) -> list[ClassDifference]:
+    def samples(side: RunNumbers, index: int) -> NDArray[np.float64] | None:
+        return None if side.class_samples is None else side.class_samples[:, index]
+
     found = [
-        (left, paired_difference(left.AP, right.AP, first.class_samples[:, index], second.class_samples[:, index]))
+        (left, _difference([left.AP, _known(right.AP)], [samples(first, index), samples(second, index)]))
         for index, (left, right) in enumerate(zip(first.scores.per_class, second.scores.per_class, strict=True))
         if left.AP >= 0
     ]
@@ -234,21 +259,19 @@ def _classes(first: RunNumbers, second: RunNumbers) -> list[ClassDifference]:
 
 
 def _errors(first: RunNumbers, second: RunNumbers) -> list[ErrorDifference]:
-    images, samples = len(first.inputs.image_ids), len(first.samples["AP"])
-    weights = image_weights(images, samples, 0)
-    before, after = (100 * each.error_counts / max(images, 1) for each in (first, second))
-    resampled = [weights @ each for each in (before, after)]  # (S, 6)
-    if images < FEWEST_IMAGES:
-        resampled = [np.full_like(each, math.nan) for each in resampled]
+    sides = (first, second)
+    totals, resampled = [_per_100_images(side) for side in sides], _resampled_counts(first, second)
     return [
         ErrorDifference(
             name,
-            Difference(first.error_ap[name], second.error_ap[name], is_good=False),
-            paired_difference(
-                float(before[:, kind].sum()),
-                float(after[:, kind].sum()),
-                resampled[0][:, kind],
-                resampled[1][:, kind],
+            _difference(
+                [side.error_ap.get(name, math.nan) for side in sides],
+                [side.error_samples.get(name) for side in sides],
+                is_good=False,
+            ),
+            _difference(
+                [side[kind] for side in totals],
+                [None if each is None else each[:, kind] for each in resampled],
                 is_good=False,
             ),
         )
@@ -256,29 +279,64 @@ def _errors(first: RunNumbers, second: RunNumbers) -> list[ErrorDifference]:
     ]
 
 
-def _changed_images(first: RunNumbers, second: RunNumbers) -> tuple[int, int, list[ChangedImage]]:
+def _per_100_images(side: RunNumbers) -> list[float]:
+    """Errors of each type."""
+    if side.images is None:
+        return [math.nan] * len(ERROR_TYPES)
+    found: list[float] = (100 * side.images.types.sum(axis=0) / max(len(side.images.types), 1)).tolist()
+    return found
+
+
+def _resampled_counts(first: RunNumbers, second: RunNumbers) -> list[NDArray[np.float64] | None]:
+    """(S, 6) errors of each type per 100 images in each resample, of both."""
+    if first.images is None or second.images is None:
+        return [None, None]
+    images, samples = len(first.images.types), len(first.samples["AP"])
+    if images < FEWEST_IMAGES:
+        return [np.full((samples, len(ERROR_TYPES)), math.nan)] * 2
+    weights = image_weights(images, samples, 0)
+    return [100 * (weights @ side.types) / images for side in (first.images, second.images)]
+
+
+def _changed_images(first: ImageErrors | None, second: ImageErrors | None) -> tuple[int, int, list[ChangedImage]]:
     """How many images have fewer errors, how many more, and those of both kinds that changed most."""
-    change = second.outcomes.errors - first.outcomes.errors
+    if first is None or second is None:
+        return 0, 0, []
+    change = second.errors - first.errors
     order = np.argsort(change, kind="stable")
     half = MOST_CHANGED // 2
     better = [image for image in order[:half].tolist() if change[image] < 0]
     worse = [image for image in order[::-1][:half].tolist() if change[image] > 0]
-    inputs = first.inputs
     changed = [
         ChangedImage(
-            image,
-            int(inputs.image_ids[image]),
-            inputs.file_name(image),
-            _counts(first.outcomes, image),
-            _counts(second.outcomes, image),
+            image, int(first.image_ids[image]), first.file_names[image], _counts(first, image), _counts(second, image)
         )
         for image in (*better, *worse)
     ]
     return int((change < 0).sum()), int((change > 0).sum()), changed
 
 
-def _counts(outcomes: ImageOutcomes, image: int) -> Counts:
-    return Counts(int(outcomes.hits[image]), int(outcomes.misses[image]), int(outcomes.alarms[image]))
+def _counts(images: ImageErrors, image: int) -> Counts:
+    return Counts(int(images.hits[image]), int(images.misses[image]), int(images.alarms[image]))
+
+
+def _own_intervals(first: RunNumbers, second: RunNumbers, names: tuple[str, str]) -> list[str]:
+    """What remains to be said where AP has not been resampled on both sides."""
+    if first.samples and second.samples:
+        return []
+    shown = [
+        f"{100 * side.ap_interval[0]:.1f} to {100 * side.ap_interval[1]:.1f} ({name})"
+        for side, name in zip((first, second), names, strict=True)
+        if side.ap_interval is not None and not math.isnan(side.ap_interval[0])
+    ]
+    cautions = ["The errors of each image are not known, so that the images that changed most are not listed."]
+    if len(shown) == 2:
+        cautions.insert(
+            0,
+            f"The 95 % intervals of the two APs themselves are {' and '.join(shown)}. They are no test of the "
+            "difference: what is hard in an image is hard for both.",
+        )
+    return cautions
 
 
 def _cautions(ap: Difference, images: int, *, same: bool) -> list[str]:

@@ -31,7 +31,6 @@ EXAMPLES = (
 )
 SHOWN = 10
 """Classes and images that are printed."""
-COLUMNS_WITH_COSTS = 100
 FEWEST_SAMPLES, MOST_SAMPLES = 50, 10_000
 
 
@@ -95,21 +94,23 @@ def compare(
     chosen = _data(data, wanted_split, settings) if typed else None
     sources = [find_source(each, chosen[0].annotations_path if chosen else None) for each in words]
     check_distinct(sources)
-    lacking = next((source for source in sources if source.detections is None), None)
+    lacking = next((source for source in sources if not source.is_evaluated), None)
     if chosen and lacking:  # its training may have used a part of a single annotation file
         chosen = _data(data, wanted_split, settings, str(lacking.weights))
         sources = [find_source(each, chosen[0].annotations_path) for each in words]
-    paths, name = (
-        chosen or _recorded_data(sources) or _data(data, None, settings, str(lacking.weights) if lacking else None)
-    )
-    show_notes(paths)
+    found = chosen or _recorded_data(sources)
+    if found is None and any(source.report is None for source in sources):
+        found = _data(data, None, settings, str(lacking.weights) if lacking else None)
+    paths, name = found or (None, "")
+    if paths is not None:
+        show_notes(paths)
     sources = [
         source
-        if source.detections is not None
+        if source.is_evaluated or paths is None
         else _evaluated(source, paths, name, settings, device=device, batch=batch, masks=not boxes_only)
         for source in sources
     ]
-    with console.progress("comparing", steps(len(sources))) as advance:
+    with console.progress("comparing", steps(sum(source.report is None for source in sources))) as advance:
         compared = compare_results(
             sources, paths, chosen=chosen is not None, masks=not boxes_only, samples=samples, done=advance
         )
@@ -167,10 +168,15 @@ def _data(
 
 
 def _recorded_data(sources: Sequence[ResultSource]) -> tuple[DataPaths, str] | None:
-    """The data that results were evaluated on; None: it is not recorded."""
+    """The data that results were evaluated on; None: it is not recorded, or not needed for reports alone."""
     from codetr_cli.report.compared_inputs import pictured_paths, recorded_annotations
 
-    annotations = recorded_annotations(sources)
+    reports = [source for source in sources if source.report is not None]
+    others = [source for source in sources if source.report is None]
+    if not others:
+        return None
+    present = [each for each in reports if each.annotations is not None and each.annotations.is_file()]
+    annotations = recorded_annotations([*others, *present])
     if annotations is None:
         return None
     splits = [source.protocol.get("split") for source in sources if source.annotations == annotations]
@@ -264,17 +270,10 @@ def _show_pair(pair: RunComparison, names: tuple[str, str], *, per_class: bool) 
     console.table(f"AP of classes, in points ({some})", ["class", "objects", *values], _aligned(rows))
     if caution := class_caution(pair.classes):
         console.result(caution)
-    has_room = console.columns() >= COLUMNS_WITH_COSTS
-    rows = [
-        [each.name, *_cells(each.per_100_images, is_ap=False), *(_cells(each.ap)[:2] if has_room else [])]
-        for each in pair.errors
-    ]
-    console.result("")
-    console.table(
-        f"Errors per 100 images{', and the AP50 that they cost' if has_room else ''}",
-        ["error", *values, *([f"cost {first}", f"cost {second}"] if has_room else [])],
-        _aligned(rows),
-    )
+    for title, of in (("Errors per 100 images", "per_100_images"), ("AP50 that errors cost, in points", "ap")):
+        rows = [[each.name, *_cells(getattr(each, of), is_ap=of == "ap")] for each in pair.errors]
+        console.result("")
+        console.table(title, ["error", *values], _aligned(rows))
     _show_images(pair, names)
 
 
@@ -298,6 +297,8 @@ def _aligned(rows: Sequence[Sequence[object]]) -> list[list[object]]:
 
 
 def _show_images(pair: RunComparison, names: tuple[str, str]) -> None:
+    if not pair.has_images:
+        return
     better = [each for each in pair.changed if each.change < 0][: SHOWN // 2]
     worse = [each for each in pair.changed if each.change > 0][: SHOWN // 2]
     console.result(

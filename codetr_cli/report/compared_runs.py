@@ -20,6 +20,7 @@ from codetr_cli.files import real_path
 from codetr_cli.formats.resolve import DataPaths
 from codetr_cli.report.compared_inputs import read_sides
 from codetr_cli.report.result_sources import ResultSource
+from codetr_cli.report.stored_numbers import check_same_data, fingerprint_of, numbers_of_report, with_samples
 
 TOLERANCE = 1e-6
 """Between an AP that is recorded and the same measured again."""
@@ -62,12 +63,19 @@ class ComparedRuns:
     @property
     def images(self) -> int:
         """Number of compared images."""
-        return len(self.numbers[0].inputs.image_ids)
+        return self.numbers[0].scores.images
+
+    @property
+    def inputs(self) -> AnalysisInputs | None:
+        """Detections of a run with the images and annotations; None: all runs are reports without detections."""
+        return next((each.inputs for each in self.numbers if each.inputs is not None), None)
 
     @property
     def annotations(self) -> str:
         """The file of the annotations that the runs are compared on."""
-        return str(self.numbers[0].inputs.paths.annotations_path)
+        if self.inputs is not None:
+            return str(self.inputs.paths.annotations_path)
+        return str(next((each.annotations for each in self.sources if each.annotations is not None), ""))
 
 
 def letters(count: int) -> list[str]:
@@ -83,7 +91,7 @@ def steps(count: int) -> int:
 
 def compare_results(
     sources: Sequence[ResultSource],
-    paths: DataPaths,
+    paths: DataPaths | None,
     *,
     chosen: bool,
     masks: bool = True,
@@ -93,23 +101,39 @@ def compare_results(
     """Compares results with those of the first source.
 
     Args:
-        sources: at least two, all with detections.
-        paths: of images and annotations.
+        sources: at least two, all evaluated.
+        paths: of images and annotations; None: all sources are reports without detections.
         chosen: as of `read_sides`.
         masks: whether masks are compared, if all have them.
-        samples: resamples of the images.
+        samples: resamples of the images; reports without detections have a number of their own.
         done: is called after each of `steps`.
 
     Raises:
         DatasetError: files cannot be read, or are not comparable.
     """
     names = letters(len(sources))
-    read = read_sides(sources, names, paths, chosen=chosen, masks=masks, done=done)
-    ground = common_ground(read.sides, names)
-    numbers = [measure_run(inputs, samples=samples, masks=read.masks, done=done) for inputs in ground.inputs]
-    warnings = list(read.warnings)
-    for source, name, before, after in zip(sources, names, read.sides, numbers, strict=True):
-        warnings += _changed_since(source, name, before, after)
+    stored = {name: numbers_of_report(each.report) for name, each in zip(names, sources, strict=True) if each.report}
+    notes = [f"{note}." for source in sources for note in source.notes]
+    counts = {len(each.samples["AP"]) for each in stored.values() if each.samples}
+    if counts and min(counts) < samples:
+        samples = min(counts)
+        notes.append(f"Resamples: {samples:,}, as many as the reports have.")
+    measured: dict[str, RunNumbers] = {}
+    warnings, digest = list[str](), ""
+    having = [(name, source) for name, source in zip(names, sources, strict=True) if source.report is None]
+    if having:
+        assert paths is not None
+        of_files = [name for name, _ in having]
+        read = read_sides([source for _, source in having], of_files, paths, chosen=chosen, masks=masks, done=done)
+        ground = common_ground(read.sides, of_files)
+        digest = ground.fingerprint
+        notes += [*read.notes, *(f"{note[0].upper()}{note[1:]}." for note in ground.notes)]
+        warnings += read.warnings
+        for (name, source), before, inputs in zip(having, read.sides, ground.inputs, strict=True):
+            measured[name] = measure_run(inputs, samples=samples, masks=read.masks, done=done)
+            warnings += _changed_since(source, name, before, measured[name])
+    numbers = [measured[name] if name in measured else with_samples(stored[name], samples, masks) for name in names]
+    check_same_data(names, sources, numbers, digest)
     return ComparedRuns(
         sources=sources,
         names=names,
@@ -122,12 +146,8 @@ def compare_results(
             protocol_differences(sources[0].protocol, other.protocol, (names[0], name))
             for other, name in zip(sources[1:], names[1:], strict=True)
         ],
-        fingerprint=ground.fingerprint,
-        notes=[
-            *(f"{note}." for source in sources for note in source.notes),
-            *read.notes,
-            *(f"{note[0].upper()}{note[1:]}." for note in ground.notes),
-        ],
+        fingerprint=digest or next(filter(None, (fingerprint_of(each) for each in sources)), ""),
+        notes=notes,
         warnings=warnings,
     )
 
@@ -143,6 +163,7 @@ def _changed_since(source: ResultSource, name: str, before: AnalysisInputs, numb
     """
     recorded, now = source.metrics.get("AP"), numbers.scores.metrics["AP"]
     after = numbers.inputs
+    assert after is not None
     is_same = (
         source.annotations is not None
         and real_path(source.annotations) == real_path(before.paths.annotations_path)
@@ -168,7 +189,8 @@ def comparison_table(compared: ComparedRuns) -> dict[str, Any]:
             "name": name,
             "given": source.given,
             "kind": source.kind,
-            "detections": str(source.detections),
+            "detections": source.detections and str(source.detections),
+            "report": source.report and str(source.report.path),
             "checkpoint": source.weights and str(source.weights),
             "metrics": {key: None if value < 0 else value for key, value in numbers.scores.metrics.items()},
             "max_detections": numbers.max_detections,
@@ -181,7 +203,7 @@ def comparison_table(compared: ComparedRuns) -> dict[str, Any]:
         "images": compared.images,
         "objects": int(first.scores.objects),
         "fingerprint": compared.fingerprint,
-        "samples": len(first.samples["AP"]),
+        "samples": len(first.samples.get("AP", ())),
         "comparisons": [
             _pair_table(pair, (compared.names[0], name), protocol)
             for pair, name, protocol in zip(compared.pairs, compared.names[1:], compared.protocol, strict=True)
@@ -238,4 +260,5 @@ def difference_table(difference: Difference) -> dict[str, Any]:
         "difference": difference.value,
         "interval": [difference.low, difference.high],
         "conclusion": difference.conclusion,
+        "paired": difference.is_sampled,
     }

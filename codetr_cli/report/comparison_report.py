@@ -36,12 +36,14 @@ CLASSES_LEAD = (
 )
 ERRORS_LEAD = (
     "Which errors became rarer. Each run is judged at its own best threshold of each class, as it would be used. The "
-    "cost of a type of error is the AP50 that would be gained without it (TIDE); costs have no interval."
+    "cost of a type of error is the AP50 that would be gained without it (TIDE)."
 )
 IMAGES_LEAD = (
     "Images with fewer errors in the second run, then those with more: misses and false alarms at IoU 0.50, each "
     "run at its own best threshold of each class. Objects that were missed are drawn where they are annotated."
 )
+NO_IMAGES = "The images that changed most are found from the detections, which are not there."
+NO_PICTURES = "Images are not drawn: they need the detections of both runs, and those of a report are not there."
 METHOD = (
     "The images are resampled with replacement, the same ones for all runs, and the difference is measured in each "
     "resample: the middle 95 %, shifted until the mean of all is the difference on all images, are the interval. What "
@@ -59,7 +61,7 @@ def comparison_page(compared: ComparedRuns, command: str) -> str:
     """
     names = compared.names
     several = len(compared.pairs) > 1
-    thumbnails = Thumbnails(compared.numbers[0].inputs, PICTURE_BYTES)
+    thumbnails = None if compared.inputs is None else Thumbnails(compared.inputs, PICTURE_BYTES)
     sections: list[Section] = [_overview(compared)] if several else []
     for pair, number in zip(compared.pairs, range(1, len(names)), strict=True):
         runs = (compared.numbers[0], compared.numbers[number])
@@ -97,10 +99,10 @@ def between(difference: Difference, shown: Callable[[float], str] = points) -> s
 def conclusion(difference: Difference, *, is_clear: bool = True) -> str:
     """What the interval of a difference shows, in a word; one that may be chance among many gets a question mark.
 
-    Without an interval, the objects are in too few images.
+    Without an interval, the objects are in too few images, or one side has not been resampled.
     """
     if difference.conclusion == "unclear" and math.isnan(difference.low):
-        return "too few"
+        return "too few" if difference.is_sampled else "no interval"
     word = WORDS[difference.conclusion]
     return word if is_clear or difference.conclusion not in ("better", "worse") else f"{word}?"
 
@@ -112,8 +114,10 @@ def _facts(compared: ComparedRuns, command: str) -> dict[str, str]:
     facts = {}
     for name, source, numbers in zip(compared.names, compared.sources, compared.numbers, strict=True):
         ap = points(numbers.scores.metrics["AP"]) if numbers.scores.metrics["AP"] >= 0 else "-"
-        detections = "" if str(source.detections) == source.given else f"\n{source.detections}"
-        facts[name] = f"{source.given}{detections}\nAP {ap}, up to {numbers.max_detections:,} detections per image"
+        file = source.detections or (source.report and source.report.path)
+        detections = "" if str(file) == source.given else f"\n{file}"
+        limit = "" if numbers.max_detections is None else f", up to {numbers.max_detections:,} detections per image"
+        facts[name] = f"{source.given}{detections}\nAP {ap}{limit}"
     facts["Data"] = (
         f"{compared.annotations}\n{compared.images:,} images, {compared.numbers[0].scores.objects:,} objects"
     )
@@ -155,7 +159,7 @@ def _sections(
     pair: RunComparison,
     runs: tuple[RunNumbers, RunNumbers],
     names: tuple[str, str],
-    thumbnails: Thumbnails,
+    thumbnails: Thumbnails | None,
     *,
     several: bool,
 ) -> list[Section]:
@@ -181,7 +185,8 @@ def _method(compared: ComparedRuns) -> Section:
     remarks = [*compared.notes, *compared.warnings]
     if remarks:
         parts.append(element("ul", joined(element("li", element("bdi", each)) for each in remarks)))
-    resamples = f"Resamples: {len(compared.numbers[0].samples['AP']):,}."
+    count = min(len(each.samples.get("AP", ())) for each in compared.numbers)
+    resamples = f"Resamples: {count:,}."
     return Section("method", "How this was measured", METHOD, [*parts, element("p", resamples, class_="hint")])
 
 
@@ -257,7 +262,11 @@ def _chart(title: str, rows: Sequence[tuple[str, Difference]]) -> list[Markup]:
 
 def _errors(pair: RunComparison, names: tuple[str, str]) -> list[Table | Markup]:
     rows = [
-        [each.name, *_cells(each.per_100_images, number), conclusion(each.per_100_images), *_cells(each.ap)[:3]]
+        [
+            each.name,
+            *(*_cells(each.per_100_images, number), conclusion(each.per_100_images)),
+            *(*_cells(each.ap), conclusion(each.ap)),
+        ]
         for each in pair.errors
     ]
     columns = [
@@ -267,6 +276,8 @@ def _errors(pair: RunComparison, names: tuple[str, str]) -> list[Table | Markup]
         Column(f"AP50 lost, {names[0]}", "number"),
         Column(f"AP50 lost, {names[1]}", "number"),
         Column("difference", "number", "less is better"),
+        Column("95 % interval", "number", "of the difference"),
+        Column(f"{names[1]} is", "text word"),
     ]
     return [Table("Errors per 100 images, and what they cost", columns, rows)]
 
@@ -278,10 +289,12 @@ def _images(
     pair: RunComparison,
     runs: tuple[RunNumbers, RunNumbers],
     names: tuple[str, str],
-    thumbnails: Thumbnails,
+    thumbnails: Thumbnails | None,
     limit: int,
 ) -> list[Table | Markup]:
     total = pair.images
+    if any(run.images is None for run in runs):
+        return [element("p", NO_IMAGES)]
     counts = (
         f"{names[1]} has fewer errors in {pair.better_images:,} of {total:,} images, more in {pair.worse_images:,}, "
         f"and as many in {total - pair.better_images - pair.worse_images:,}."
@@ -311,7 +324,9 @@ def _images(
     for kind, pictures in drawn.items():
         if pictures:
             parts += [element("h3", f"{names[1]} has {kind} errors"), gallery(pictures)]
-    if remark := thumbnails.remark():
+    if any(run.inputs is None for run in runs):
+        parts.append(element("p", NO_PICTURES, class_="hint"))
+    elif thumbnails is not None and (remark := thumbnails.remark()):
         parts.append(element("p", remark, class_="hint"))
     return parts
 
@@ -324,9 +339,11 @@ def _picture(
     changed: ChangedImage,
     runs: tuple[RunNumbers, RunNumbers],
     names: tuple[str, str],
-    thumbnails: Thumbnails,
+    thumbnails: Thumbnails | None,
     key: str,
 ) -> Markup | None:
+    if thumbnails is None or any(run.inputs is None for run in runs):
+        return None
     sides = [
         (f"{name}: {counts.misses} missed, {counts.alarms} false alarms", _boxes(run, changed.image))
         for run, name, counts in zip(runs, names, (changed.first, changed.second), strict=True)
@@ -336,6 +353,8 @@ def _picture(
 
 def _boxes(run: RunNumbers, image: int) -> list[DrawnBox]:
     """Truth and detections of a run in an image: errors are drawn over what is right."""
+    assert run.inputs is not None
+    assert run.outcomes is not None
     boxes, rows = Boxes(run.inputs), run.outcomes.rows_of(image)
     return [
         *boxes.objects(rows.crowds, "crowded"),

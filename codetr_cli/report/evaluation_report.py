@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ from markupsafe import Markup
 
 from codetr_cli.analysis.analysis import Analysis
 from codetr_cli.analysis.data.statistics import DataStatistics
-from codetr_cli.analysis.jsonable import jsonable
 from codetr_cli.report.data_section import data_sections
 from codetr_cli.report.facts import ReportFacts
 from codetr_cli.report.markup import element, joined
 from codetr_cli.report.page import Section, Table, render_page
-from codetr_cli.report.report_file import stored_table, write_report_files
+from codetr_cli.report.report_file import write_report_files
 from codetr_cli.report.sections.calibration import calibration_section
 from codetr_cli.report.sections.classes import classes_section
 from codetr_cli.report.sections.confusion import confusion_section
@@ -30,12 +28,11 @@ from codetr_cli.report.sections.queries import queries_section
 from codetr_cli.report.sections.slices import slices_section
 from codetr_cli.report.sections.training import training_section
 from codetr_cli.report.sections.worst_images import worst_images_section
+from codetr_cli.report.stored_numbers import report_table
 from codetr_cli.report.thumbnails import Thumbnails
 
 PICTURE_BYTES = 9_000_000
 """Of all pictures of a page, which has at most 15 MB for COCO val."""
-NOT_STORED = ("inputs", "matches", "scores", "found_errors")
-"""Fields of an analysis that are no results, or are stored under other names."""
 
 
 def write_report(analysis: Analysis, facts: ReportFacts, html: Path, *, by: str = "eval", force: bool = False) -> None:
@@ -53,12 +50,6 @@ def write_report(analysis: Analysis, facts: ReportFacts, html: Path, *, by: str 
         ResourceError: no space left, or the folder cannot be written.
     """
     write_report_files(html, report_page(analysis, facts), report_table(analysis, facts), by=by, force=force)
-
-
-def report_table(analysis: Analysis, facts: ReportFacts) -> dict[str, Any]:
-    """Every number of a report as JSON values."""
-    parts = {field.name: getattr(analysis, field.name) for field in fields(analysis) if field.name not in NOT_STORED}
-    return stored_table(facts.as_dict(), jsonable(parts))
 
 
 def report_page(analysis: Analysis, facts: ReportFacts) -> str:

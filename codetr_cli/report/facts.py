@@ -31,6 +31,7 @@ class ReportFacts:
     Attributes:
         title: of the page.
         protocol: how detections were made and scored, in a sentence.
+        protocol_parts: the same by name, as `Protocol.as_dict` has it; empty: not known.
         metrics: in [0, 1] by name, -1 where there is nothing to find.
         per_class: name, category_id, objects, AP, AP50, ... of each class.
         images: number of scored images.
@@ -60,6 +61,7 @@ class ReportFacts:
     annotations: str
     images_dir: str
     data: str
+    protocol_parts: Mapping[str, Any] = field(default_factory=dict)
     detections: str | None = None
     detections_sha256: str | None = None
     checkpoint: str | None = None

@@ -92,6 +92,7 @@ def report_evaluation(
         request,
         title=f"{_short_name(checkpoint)} on {paths.annotations_path.stem}",
         protocol=summary["protocol"],
+        protocol_parts=summary["protocol_parts"],
         checkpoint=checkpoint,
         weights=summary["weights"],
         published=summary["published"],

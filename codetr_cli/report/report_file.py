@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from codetr_cli.errors import ConfigError, DatasetError
 from codetr_cli.reading import open_file, parse_json, read_bytes
-from codetr_cli.result_files import ResultRecord, free_file, refuse_taken, write_result
+from codetr_cli.result_files import ResultRecord, free_file, refuse_taken, write_results
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"
@@ -35,6 +35,7 @@ class StoredReport:
         metrics: in [0, 1] by name; None where there is nothing to find.
         per_class: name, category_id, objects, AP, AP50, ... of each class.
         analysis: `Analysis` as `analysis.jsonable` writes it.
+        resamples: of `stored_numbers.stored_numbers`; empty in reports of earlier versions.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class StoredReport:
     metrics: dict[str, float | None]
     per_class: list[dict[str, Any]]
     analysis: dict[str, Any]
+    resamples: dict[str, Any] = field(default_factory=dict)
 
     @property
     def detections_path(self) -> Path | None:
@@ -94,25 +96,29 @@ def _has_other_results(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0 and not is_report(path)
 
 
-def write_report_files(
-    html: Path, page: str, stored: Mapping[str, Any], *, by: str, force: bool = False, parents: bool = True
-) -> None:
-    """Writes a page and its JSON file, each atomically.
+def write_report_files(html: Path, page: str, stored: Mapping[str, Any], *, by: str, force: bool = False) -> None:
+    """Writes a page and its JSON file, both at once: an interrupted command leaves both of the report before.
 
     Raises:
         ConfigError: a file that may not be replaced is in the way.
         ResourceError: no space left, or the folder cannot be written.
     """
-    if parents:
-        html.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(stored, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-    for path, content in ((html.with_suffix(".json"), text), (html, page)):
-        with write_result(path, by=by, force=force) as temporary:
-            temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+    with write_results(html, by=by, force=force) as temporary:
+        for path, content in ((temporary.with_suffix(".json"), text), (temporary, page)):
+            path.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
-def stored_table(facts: Mapping[str, Any], analysis: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of a report file: `facts` of `ReportFacts.as_dict`, `analysis` of `analysis.jsonable`."""
+def stored_table(
+    facts: Mapping[str, Any], analysis: Mapping[str, Any], resamples: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The table of a report file.
+
+    Args:
+        facts: of `ReportFacts.as_dict`.
+        analysis: of `analysis.jsonable`.
+        resamples: of `stored_numbers.stored_numbers`; None: there is no object to find.
+    """
     others = {name: value for name, value in facts.items() if name not in ("metrics", "per_class")}
     known = {name: None if value < 0 else value for name, value in facts["metrics"].items()}
     per_class = [
@@ -126,6 +132,7 @@ def stored_table(facts: Mapping[str, Any], analysis: Mapping[str, Any]) -> dict[
         "metrics": known,
         "per_class": per_class,
         "analysis": analysis,
+        "resamples": resamples or {},
     }
 
 
@@ -166,4 +173,7 @@ def read_report(path: Path) -> StoredReport:
             raise DatasetError(f"{path} is damaged: it has no usable {name!r}; {again}")
     if not all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in table["per_class"]):
         raise DatasetError(f"{path} is damaged: it has classes without a name; {again}")
-    return StoredReport(path, *(table[name] for name in _SHAPE))
+    resamples = table.get("resamples", {})
+    if not isinstance(resamples, dict):
+        raise DatasetError(f"{path} is damaged: it has no usable 'resamples'; {again}")
+    return StoredReport(path, table["facts"], table["metrics"], table["per_class"], table["analysis"], resamples)

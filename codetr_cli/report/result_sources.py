@@ -38,7 +38,8 @@ class ResultSource:
     Attributes:
         given: the user's word.
         kind: "detections", "evaluation", "report" or "checkpoint".
-        detections: the file; None: the checkpoint has to be evaluated first.
+        detections: the file; None: the checkpoint has to be evaluated first, or the report has the numbers.
+        report: the report whose numbers are compared, as its detections are gone; None: those of detections are.
         weights: the checkpoint, as far as it is known.
         annotations: the file that the detections were scored against; None: not recorded.
         images: number of images that were evaluated; None: not recorded.
@@ -51,6 +52,7 @@ class ResultSource:
     given: str
     kind: str
     detections: Path | None = None
+    report: StoredReport | None = None
     weights: Path | None = None
     annotations: Path | None = None
     images: int | None = None
@@ -58,6 +60,11 @@ class ResultSource:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there is something to compare; otherwise the checkpoint has to be evaluated first."""
+        return self.detections is not None or self.report is not None
 
 
 def find_source(given: str, annotations: Path | None = None) -> ResultSource:
@@ -107,7 +114,7 @@ def check_distinct(sources: Sequence[ResultSource]) -> None:
     """Raises a ConfigError if two sources are the same file."""
     seen: dict[Path, str] = {}
     for source in sources:
-        file = source.detections or source.weights
+        file = source.report.path if source.report is not None else source.detections or source.weights
         assert file is not None
         place = real_path(file)
         if place in seen:
@@ -154,18 +161,19 @@ def _of_record(given: str, path: Path, record: Mapping[str, Any]) -> ResultSourc
 
 
 def _of_report(given: str, report: StoredReport, annotations: Path | None) -> ResultSource:
-    """The detections of a report, or else its checkpoint: a training keeps no detections."""
+    """The detections of a report; without these, an evaluation of its checkpoint, or else the numbers of the report.
+
+    A report of an earlier version has no resamples: its checkpoint, if it is there, is evaluated again.
+    """
     facts, found = report.facts, report.detections_path
     digest = report.detections_sha256
     if found is None:
         weights = _weights_of(report)
         if weights is not None:
-            return _of_checkpoint(given, weights, annotations)
-        raise DatasetError(
-            f"the detections of the report {report.path} are neither where it was written nor beside it, its "
-            "checkpoint is not there either, and a comparison needs one of them: keep detections.json beside the "
-            "report, or evaluate the checkpoint again"
-        )
+            source = _of_checkpoint(given, weights, annotations)
+            if source.detections is not None or annotations is not None or not report.resamples:
+                return source
+        return _of_numbers(given, report)
     if digest is not None and file_sha256(found) != digest:
         raise DatasetError(
             f"{found} has changed since the report {report.path} was written: evaluate the checkpoint again, or "
@@ -178,6 +186,22 @@ def _of_report(given: str, report: StoredReport, annotations: Path | None) -> Re
         annotations=source.annotations or _path(facts.get("annotations")),
         images=source.images if source.images is not None else _count(facts.get("images")),
         metrics=source.metrics or _numbers(report.metrics),
+    )
+
+
+def _of_numbers(given: str, report: StoredReport) -> ResultSource:
+    """A report alone."""
+    facts, parts = report.facts, report.facts.get("protocol_parts")
+    return ResultSource(
+        given=given,
+        kind="report",
+        report=report,
+        weights=_path(facts.get("checkpoint")),
+        annotations=_path(facts.get("annotations")),
+        images=_count(facts.get("images")),
+        protocol=parts if isinstance(parts, dict) else {},
+        metrics=_numbers(report.metrics),
+        notes=(f"{given} is compared by the numbers of its report, as its detections are not there",),
     )
 
 

@@ -83,6 +83,7 @@ class BestReport:
         facts = ReportFacts(
             title=f"Best checkpoint of {folder.path.parent.name}/{folder.path.name}",
             protocol=str(protocol),
+            protocol_parts=protocol.as_dict(),
             metrics=result.metrics,
             per_class=[score.as_dict() for score in result.per_class],
             images=result.images,

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codetr_cli.analysis.errors import ERROR_TYPES, error_counts_per_image, error_types, find_errors
+from codetr_cli.analysis.bootstrap import image_weights
+from codetr_cli.analysis.errors import ERROR_TYPES, error_counts_per_image, error_types, find_errors, resampled_costs
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.matches import match_detections
 from codetr_cli.evaluation.backends import hotcoco_evaluation
 from codetr_cli.evaluation.scoring import _best_of_each_image, scoring_inputs
+from codetr_cli.inference.detections import DetectionTable
+from tests.analysis import run_samples
 from tests.analysis.input_samples import material
+from tests.analysis.run_samples import annotations, copied_images, detections
 from tests.analysis.scene import Scene
 from tests.analysis.tide_samples import SAMPLES, inputs_of_sample
 from tests.conftest import REPOSITORY
@@ -144,3 +148,35 @@ def test_without_objects_everything_is_background(tmp_path: Path) -> None:
     assert np.isnan(types.ap50)
     assert types.counts["background"] == 1
     assert error_counts_per_image(inputs, match_detections(inputs)).sum() == 1
+
+
+def test_resampled_costs_are_those_of_copies_of_the_images():
+    truth = annotations(40, crowds=2)
+    table = detections(truth, seed=1, noise=0.2)
+    # Some have a wrong class, and some are there twice, so that all types occur.
+    wrong = np.arange(len(table)) % 4 == 0
+    table = replace(table, category_ids=np.where(wrong, 1 + (table.category_ids + 1) % 6, table.category_ids))
+    table = DetectionTable.join([table, replace(table.select(slice(0, None, 3)), scores=table.scores[::3] / 2)])
+    matches = match_detections(run_samples.inputs(truth, table))
+    errors = find_errors(run_samples.inputs(truth, table), matches)
+    costs = error_types(matches, errors).delta_ap
+    assert all(costs[name] > 0 for name in ("loose box", "wrong class", "duplicate", "background", "missed"))
+    found = resampled_costs(matches, errors, costs, 40)
+    expected: dict[str, list[float]] = {name: [] for name in ERROR_TYPES}
+    for drawn in image_weights(40, 40, 0).astype(int):
+        copies = run_samples.inputs(*copied_images(truth, table, np.repeat(np.arange(40), drawn)))
+        copied = match_detections(copies)
+        for name, cost in error_types(copied, find_errors(copies, copied)).delta_ap.items():
+            expected[name].append(cost)
+    for name in ERROR_TYPES:
+        of_copies = np.array(expected[name])
+        shifted = (of_copies + costs[name] - of_copies.mean()).clip(0, 1)
+        assert found[name] == pytest.approx(shifted, abs=1e-9)
+
+
+def test_costs_on_a_few_images_are_not_resampled():
+    truth = annotations(4)
+    matches = match_detections(run_samples.inputs(truth, detections(truth, seed=1)))
+    errors = find_errors(run_samples.inputs(truth, detections(truth, seed=1)), matches)
+    found = resampled_costs(matches, errors, error_types(matches, errors).delta_ap, 10)
+    assert all(np.isnan(values).all() for values in found.values())

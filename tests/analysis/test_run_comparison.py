@@ -136,19 +136,19 @@ def test_intervals_contain_the_difference_of_equal_detectors():
 def test_errors_are_counted_per_100_images(truth):
     table = detections(truth, seed=1)
     measured = measure_run(inputs(truth, table), samples=50)
-    assert measured.error_counts.shape == (80, len(ERROR_TYPES))
+    assert measured.images.types.shape == (80, len(ERROR_TYPES))
     found = compare_runs(measured, measured)
     by_name = {each.name: each.per_100_images.first for each in found.errors}
     # All false alarms of the images have one of the types, and misses are those that no other error is about.
     alarms = sum(by_name[name] for name in ERROR_TYPES if name != "missed")
-    assert alarms == pytest.approx(100 * measured.outcomes.alarms.sum() / 80)
-    assert by_name["missed"] <= 100 * measured.outcomes.misses.sum() / 80 + 1e-9
+    assert alarms == pytest.approx(100 * measured.images.alarms.sum() / 80)
+    assert by_name["missed"] <= 100 * measured.images.misses.sum() / 80 + 1e-9
 
 
 def test_changed_images_are_those_with_most_more_or_fewer_errors(truth):
     sides = [measure_run(inputs(truth, detections(truth, seed=seed)), samples=50) for seed in (1, 2)]
     found = compare_runs(*sides)
-    change = sides[1].outcomes.errors - sides[0].outcomes.errors
+    change = sides[1].images.errors - sides[0].images.errors
     assert [each.change for each in found.changed] == [change[each.image] for each in found.changed]
     better = [each.change for each in found.changed if each.change < 0]
     worse = [each.change for each in found.changed if each.change > 0]
@@ -172,6 +172,41 @@ def test_nothing_to_find_has_no_verdict():
     assert found.verdict == ["No verdict: on 5 images there is no object to find, so there is no AP."]
     assert found.classes == []
     assert found.cautions == ["5 images are few: the interval is rough, and usually too narrow."]
+
+
+@pytest.mark.parametrize(
+    ("name", "worse", "better"),
+    [("missed", {"found": 0.5}, {"found": 0.9}), ("loose box", {"noise": 0.15}, {"noise": 0.02})],
+)
+def test_costs_of_errors_have_an_interval_of_their_difference(truth, name, worse, better):
+    sides = [inputs(truth, detections(truth, seed=seed, **how)) for seed, how in ((1, worse), (2, better))]
+    found = {each.name: each.ap for each in compared(*sides, samples=100).errors}
+    assert found[name].conclusion == "better"
+    assert all(each.low <= each.value <= each.high for each in found.values())
+
+
+def test_costs_of_errors_of_equal_detectors_differ_by_chance(truth):
+    same = compared(*(inputs(truth, detections(truth, seed=seed)) for seed in (3, 4)), samples=100)
+    assert {each.ap.conclusion for each in same.errors} <= {"unclear", "equal"}
+
+
+def test_without_resamples_there_is_no_interval(truth):
+    sides = [
+        measure_run(inputs(truth, detections(truth, seed=seed, found=found)), samples=50)
+        for seed, found in ((1, 0.5), (2, 0.9))
+    ]
+    alone = replace(sides[1], samples={}, class_samples=None, error_samples={}, images=None, inputs=None, outcomes=None)
+    paired, found = compare_runs(*sides), compare_runs(sides[0], alone)
+    ap = found.metrics["AP"]
+    assert (ap.value, ap.conclusion, ap.is_sampled) == (paired.metrics["AP"].value, "unclear", False)
+    assert math.isnan(ap.low)
+    assert found.verdict[0].startswith("No verdict: B is ")
+    assert found.verdict[0].endswith("; without the detections there is no interval of the difference.")
+    low, high = (100 * limit for limit in sides[1].ap_interval)
+    assert f"{low:.1f} to {high:.1f} (B)" in found.cautions[0]
+    assert {each.ap.value for each in found.classes} == {each.ap.value for each in paired.classes}
+    assert [each.ap.value for each in found.errors] == [each.ap.value for each in paired.errors]
+    assert (found.changed, found.has_images, paired.has_images) == ([], False, True)
 
 
 def test_classes_that_differ_most_clearly_come_first():

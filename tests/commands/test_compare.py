@@ -122,6 +122,29 @@ def test_detections_of_any_tool_need_the_data(codetr, sides, val):
     assert "how the detections of B were made is not recorded" in ran.err
 
 
+def test_reports_without_detections_are_compared_by_their_numbers(codetr, sides):
+    for side in sides:
+        ran = codetr(
+            "eval", "--detections", side / "detections.json", "--ann", "data/val.json", "--report", side / "r.html"
+        )
+        assert ran.code == 0, ran.err
+    words = ["compare", "a/r.html", "b/r.json"]
+    expected = codetr("compare", *sides, "--json").json["comparisons"][0]
+    for side in sides:
+        (side / "detections.json").unlink()
+    Path("data/val.json").unlink()
+    ran = codetr(*words)
+    assert ran.code == 0, ran.err
+    assert "a/r.html is compared by the numbers of its report, as its detections are not there." in ran.out
+    assert expected["verdict"] in ran.out
+    assert "B has fewer errors in" in ran.out
+    found = codetr(*words, "--json", "--html", "page.html").json
+    assert found["comparisons"][0]["metrics"]["AP"] == expected["metrics"]["AP"]
+    assert [run["detections"] for run in found["runs"]] == [None, None]
+    assert [run["report"] for run in found["runs"]] == ["a/r.json", "b/r.json"]
+    assert "Images are not drawn" in Path("page.html").read_text()
+
+
 def test_annotations_of_the_command_replace_those_that_are_gone(codetr, sides, val):
     moved = val.rename("moved.json")
     ran = codetr("compare", *sides)

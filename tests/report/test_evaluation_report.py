@@ -13,13 +13,14 @@ import pytest
 from codetr_cli.analysis.classes import FrequencyGroup
 from codetr_cli.analysis.masks import ClassMasks, MaskHit, Masks
 from codetr_cli.inference.detections import DetectionTable
-from codetr_cli.report.evaluation_report import report_page, report_table, write_report
+from codetr_cli.report.evaluation_report import report_page, write_report
 from codetr_cli.report.report_file import read_report
 from codetr_cli.report.sections.confusion import MOST_CLASSES
 from codetr_cli.report.sections.lvis import lvis_section
 from codetr_cli.report.sections.masks import masks_section
 from codetr_cli.report.sections.overall import meaning
 from codetr_cli.report.sections.training import training_section
+from codetr_cli.report.stored_numbers import report_table
 from codetr_cli.report.thumbnails import Thumbnails
 from tests.analysis.input_samples import material
 from tests.report.report_samples import HOSTILE, analysed, check_page, sample_inputs

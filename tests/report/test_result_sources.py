@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,11 @@ def test_a_report_that_was_moved_with_its_detections(tmp_path, val):
     moved = folder.rename(tmp_path / "elsewhere")
     assert find_source(str(moved / "report.json")).detections == moved / "detections.json"
     (moved / "detections.json").unlink()
-    with pytest.raises(DatasetError, match="neither where it was written nor beside it"):
-        find_source(str(moved / "report.json"))
+    found = find_source(str(moved / "report.json"))
+    assert (found.kind, found.detections, found.is_evaluated) == ("report", None, True)
+    assert found.report is not None
+    assert found.report.path == moved / "report.json"
+    assert "as its detections are not there" in found.notes[0]
 
 
 def test_a_report_of_a_training_stands_for_its_checkpoint(tmp_path, val, tiny_settings):
@@ -141,10 +145,24 @@ def test_a_report_of_a_training_stands_for_its_checkpoint(tmp_path, val, tiny_se
     assert (found.kind, found.weights, found.detections) == ("checkpoint", weights, None)
     place = write_evaluation(tmp_path / "run/eval/best/val", TRUTH, TABLE, val, weights=content_id(weights))
     assert find_source(str(report)).detections == place / "detections.json"
+    shutil.rmtree(place)
+    table["resamples"] = {"metrics": {}}
+    report.write_text(json.dumps(table, separators=(",", ":")))
+    found = find_source(str(report))
+    assert (found.kind, found.report is not None, found.weights) == ("report", True, weights)
+    # On data of the user's choice, the checkpoint is evaluated.
+    assert find_source(str(report), val).kind == "checkpoint"
     table["facts"]["weights"] = "0" * 64
     report.write_text(json.dumps(table, separators=(",", ":")))
-    with pytest.raises(DatasetError, match="its checkpoint is not there either"):
-        find_source(str(report))
+    assert find_source(str(report), val).kind == "report"
+
+
+def test_a_report_twice(tmp_path, val):
+    folder = write_evaluation(tmp_path / "val", TRUTH, TABLE, val)
+    report = write_report(tmp_path / "report.json", folder / "detections.json")
+    (folder / "detections.json").unlink()
+    with pytest.raises(ConfigError, match="are the same results"):
+        check_distinct([find_source(str(report))] * 2)
 
 
 def test_detections_that_changed_since_the_report(tmp_path, val):
