@@ -10,21 +10,14 @@ import pytest
 from codetr_cli.errors import ConfigError
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.prediction.labels.class_map import ClassMap, box_iou, read_class_map
+from tests.prediction.labels.predictions import prediction_of
 
 NAMES, IDS = ["car", "bus", "dog", "person"], [3, 6, 18, 1]
 
 
 def prediction(*rows: tuple[int, float, tuple[float, float, float, float]]) -> Prediction:
     """Of labels, scores and corners."""
-    labels = np.array([label for label, _, _ in rows], np.int64)
-    return Prediction(
-        boxes=np.array([box for _, _, box in rows], np.float32).reshape(-1, 4),
-        scores=np.array([score for _, score, _ in rows], np.float32),
-        labels=labels,
-        category_ids=np.array(IDS, np.int64)[labels],
-        class_names=[NAMES[label] for label in labels],
-        image_size=(100, 100),
-    )
+    return prediction_of(rows, NAMES, IDS, (100, 100))
 
 
 def test_options_and_files_say_the_same(tmp_path: Path):

@@ -13,6 +13,7 @@ from codetr_cli.images.regions import ArrayRegions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.prediction.inputs import InputImage
 from codetr_cli.prediction.labels.crops import CropWriter
+from tests.prediction.labels.predictions import prediction_of
 
 NAMES = ["cat", "Barrel/bucket", "CAT", "../up"]
 
@@ -24,15 +25,7 @@ def writer(folder: Path, *names: str, request: str = "r", force: bool = False) -
 
 
 def prediction(*rows: tuple[int, tuple[float, ...]]) -> Prediction:
-    labels = np.array([label for label, _ in rows], np.int64)
-    return Prediction(
-        boxes=np.array([box for _, box in rows], np.float32).reshape(-1, 4),
-        scores=np.ones(len(rows), np.float32),
-        labels=labels,
-        category_ids=labels,
-        class_names=[NAMES[label] for label in labels],
-        image_size=(40, 60),
-    )
+    return prediction_of([(label, 1.0, box) for label, box in rows], NAMES, range(len(NAMES)), (40, 60))
 
 
 def crops(folder: Path) -> dict[str, tuple[int, ...]]:

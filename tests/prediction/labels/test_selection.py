@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from codetr_cli.errors import ConfigError
@@ -13,6 +12,7 @@ from codetr_cli.inference.options import DetectOptions
 from codetr_cli.inference.prediction import Prediction
 from codetr_cli.prediction.labels.options import LabelOptions
 from codetr_cli.prediction.labels.selection import MAX_REASONS, LabelSelection
+from tests.prediction.labels.predictions import prediction_of
 
 NAMES, IDS = ["cat", "dog"], [5, 9]
 FAR = [(20.0 * i, 0.0, 20.0 * i + 10, 10.0) for i in range(30)]
@@ -24,15 +24,7 @@ def detector() -> Any:
 
 
 def prediction(*rows: tuple[int, float, tuple[float, ...]]) -> Prediction:
-    labels = np.array([label for label, _, _ in rows], np.int64)
-    return Prediction(
-        boxes=np.array([box for _, _, box in rows], np.float32).reshape(-1, 4),
-        scores=np.array([score for _, score, _ in rows], np.float32),
-        labels=labels,
-        category_ids=np.array(IDS, np.int64)[labels],
-        class_names=[NAMES[label] for label in labels],
-        image_size=(100, 700),
-    )
+    return prediction_of(rows, NAMES, IDS, (100, 700))
 
 
 def test_without_a_band_all_is_as_detected():
