@@ -9,6 +9,7 @@ from typing import Any
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.export.onnx_file import MAX_INLINE_BYTES, build_onnx
 from codetr_cli.export.request import WriteRequest
+from codetr_cli.inference.exported.engine_info import first_line
 from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata
 
 
@@ -58,11 +59,21 @@ def save_openvino(model: Any, metadata: ExportMetadata, path: Path) -> None:
         model: an `openvino.Model` with the inputs and outputs of the metadata.
         metadata: becomes part of the file; with "fp16" the weights are stored in half precision.
         path: of the graph; the weights are beside it.
+
+    Raises:
+        ResourceError: the files cannot be written.
     """
     openvino = _import_openvino()
     versions = {**metadata.versions, "openvino": openvino.__version__.partition("-")[0]}
     model.set_rt_info(metadata.model_copy(update={"versions": versions}).to_json(), [METADATA_KEY])
-    openvino.save_model(model, str(path), compress_to_fp16=metadata.precision == "fp16")
+    try:
+        openvino.save_model(model, str(path), compress_to_fp16=metadata.precision == "fp16")
+    except RuntimeError as error:  # "iostream error", whatever the system has said
+        raise ResourceError(
+            f"OpenVINO cannot write {path.name} ({first_line(error).rstrip('.')}): the disk is full, or the file would "
+            "be larger than a file may be (`ulimit -f`). Free some space or choose another folder, then run the "
+            "command again."
+        ) from error
 
 
 def _import_openvino() -> Any:

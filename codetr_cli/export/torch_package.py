@@ -53,10 +53,25 @@ def write_torch_package(request: WriteRequest) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="codetr-package-") as folder, without_warnings(*DEVELOPERS):
             files = compile_program(program, metadata, Path(folder))
-            save_package(request.path, program, files)
+            _save(request.path, program, files)
     except (CompilerError, RuntimeError) as error:
         raise ResourceError(f"the network cannot be compiled here: {_shortened(error)}") from error
     remember(request.path)
+
+
+def _save(path: Path, program: ExportedProgram, files: list[Any]) -> None:
+    """As `save_package`.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    try:
+        save_package(path, program, files)
+    except RuntimeError as error:  # of PyTorch's writer, which does not say what the system has said
+        raise ResourceError(
+            f"PyTorch cannot write {path.name} ({_shortened(error)}): the disk is full, or the file would be larger "
+            "than a file may be (`ulimit -f`). Free some space or choose another folder, then run the command again."
+        ) from error
 
 
 def _device(request: WriteRequest) -> torch.device:

@@ -50,6 +50,17 @@ def test_a_file(request_of: Any, precision: str):
     assert request.path.read_text(encoding="utf-8").count(f"<{METADATA_KEY} ") == 1
 
 
+def test_a_full_disk_is_no_bug(request_of: Any, monkeypatch: pytest.MonkeyPatch):
+    """OpenVINO's error has lost the reason of the system."""
+
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr("openvino.save_model", fail)
+    with pytest.raises(ResourceError, match=r"OpenVINO cannot write model\.xml \(.*iostream error\): the disk is full"):
+        WRITERS["openvino"](request_of())
+
+
 def test_openvino_is_not_installed(request_of: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(openvino_model, "build_onnx", lambda request: pytest.fail("minutes of work before the error"))

@@ -262,6 +262,17 @@ def test_a_compiler_that_fails_is_an_error_of_the_environment(tiny_settings, tmp
         write_torch_package(request_for(tiny_settings, tmp_path / "network.pt2"))
 
 
+def test_a_full_disk_is_no_error_of_the_compiler(tiny_settings, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch_package, "trace_program", lambda request: None)
+    monkeypatch.setattr(torch_package, "compile_program", lambda *arguments: [])
+    monkeypatch.setattr(torch_package, "save_package", fail)
+    with pytest.raises(ResourceError, match=r"PyTorch cannot write network\.pt2 \(.*\): the disk is full"):
+        write_torch_package(request_for(tiny_settings, tmp_path / "network.pt2"))
+
+
 def test_torch_2_7_packages_the_compiled_program_only(tmp_path, monkeypatch):
     """It has no `torch.export.pt2_archive`."""
     importlib.import_module("torch._inductor.package")

@@ -7,6 +7,7 @@ loads those that it has made for this user on this machine, and those whose dige
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from codetr_cli.errors import CheckpointError
 from codetr_cli.models.torch_compile import private_cache
 from codetr_cli.reading import open_file, read_bytes
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "CODETR_TRUST"
 """Environment variable with SHA-256 digests of files that may run their code, separated by commas."""
@@ -25,16 +28,26 @@ MAX_LIST = 2**20  # bytes: 16,000 digests
 
 
 def remember(path: Path) -> None:
-    """Adds a file that codetr has made to the list of its own; does nothing where no private folder can be had."""
+    """Adds a file that codetr has made to the list of its own; does nothing where no private folder can be had.
+
+    A list that cannot be written is no reason to lose a file that took minutes: a warning names what is to be done.
+    """
     folder = private_cache()
     if folder is None:
         return
+    digest = file_digest(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(folder / LIST_NAME, flags, 0o600)
     try:
-        os.write(descriptor, f"{file_digest(path)}\n".encode())
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder / LIST_NAME, flags, 0o600)
+        try:
+            os.write(descriptor, f"{digest}\n".encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        logger.warning(
+            "%s cannot be listed in %s (%s): to load it, set the environment variable %s=%s",
+            *(path.name, folder / LIST_NAME, error.strerror or error, VARIABLE, digest),
+        )
 
 
 def check_trusted(path: Path) -> None:

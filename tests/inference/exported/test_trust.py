@@ -77,3 +77,11 @@ def test_nothing_is_remembered_without_a_private_folder(cache, package):
     trust.remember(package)
     with pytest.raises(CheckpointError):
         trust.check_trusted(package)
+
+
+def test_a_list_that_cannot_be_written_does_not_lose_the_file(cache, package, caplog):
+    (cache / COMPILED_FOLDER).mkdir(mode=0o700, parents=True)
+    (cache / COMPILED_FOLDER / trust.LIST_NAME).mkdir()
+    trust.remember(package)
+    assert f"CODETR_TRUST={trust.file_digest(package)}" in caplog.text
+    assert package.exists()
