@@ -271,6 +271,8 @@ def _show_pair(pair: RunComparison, names: tuple[str, str], *, per_class: bool) 
     if caution := class_caution(pair.classes):
         console.result(caution)
     for title, of in (("Errors per 100 images", "per_100_images"), ("AP50 that errors cost, in points", "ap")):
+        if all(getattr(each, of).conclusion == "unknown" for each in pair.errors):
+            continue
         rows = [[each.name, *_cells(getattr(each, of), is_ap=of == "ap")] for each in pair.errors]
         console.result("")
         console.table(title, ["error", *values], _aligned(rows))

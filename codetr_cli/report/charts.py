@@ -304,13 +304,13 @@ def table_bar(value: float | None, interval: tuple[float, float] | None = None) 
     if value is None:
         return None
     parts = [
-        element("rect", x=0.5, y=3.5, width=59, height=11, class_="frame"),
-        element("rect", x=0.5, y=3.5, width=max(59 * min(value, 1.0), 0.5), height=11, class_="fill0"),
+        element("rect", x=0.5, y=3.5, width=43, height=11, class_="frame"),
+        element("rect", x=0.5, y=3.5, width=max(43 * min(value, 1.0), 0.5), height=11, class_="fill0"),
     ]
     if interval is not None:
-        start, end = (0.5 + 59 * limit for limit in interval)
+        start, end = (0.5 + 43 * limit for limit in interval)
         parts.append(element("line", x1=round(start, 1), y1=9, x2=round(end, 1), y2=9, class_="whisker"))
-    return element("svg", joined(parts), viewBox="0 0 60 18", width=60, height=18, aria_hidden="true")
+    return element("svg", joined(parts), viewBox="0 0 44 18", width=44, height=18, aria_hidden="true")
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def _facts(compared: ComparedRuns, command: str) -> dict[str, str]:
     facts["Data"] = (
         f"{compared.annotations}\n{compared.images:,} images, {compared.numbers[0].scores.objects:,} objects"
     )
-    facts["Fingerprint of the data"] = compared.fingerprint[:16]
+    if compared.fingerprint:
+        facts["Fingerprint of the data"] = compared.fingerprint[:16]
     facts["Command"] = command
     return facts
 
@@ -261,25 +262,18 @@ def _chart(title: str, rows: Sequence[tuple[str, Difference]]) -> list[Markup]:
 
 
 def _errors(pair: RunComparison, names: tuple[str, str]) -> list[Table | Markup]:
-    rows = [
-        [
-            each.name,
-            *(*_cells(each.per_100_images, number), conclusion(each.per_100_images)),
-            *(*_cells(each.ap), conclusion(each.ap)),
-        ]
-        for each in pair.errors
-    ]
-    columns = [
-        Column("error"),
-        *_columns(names, ""),
-        Column(f"{names[1]} is", "text word"),
-        Column(f"AP50 lost, {names[0]}", "number"),
-        Column(f"AP50 lost, {names[1]}", "number"),
-        Column("difference", "number", "less is better"),
-        Column("95 % interval", "number", "of the difference"),
-        Column(f"{names[1]} is", "text word"),
-    ]
-    return [Table("Errors per 100 images, and what they cost", columns, rows)]
+    counts = [(each.name, each.per_100_images) for each in pair.errors]
+    costs = [(each.name, each.ap) for each in pair.errors]
+    columns = [Column("error"), *_columns(names, ""), Column(f"{names[1]} is", "text word")]
+    parts: list[Table | Markup] = []
+    for title, found, shown in (
+        ("Errors per 100 images", counts, number),
+        ("AP50 that errors cost, in points: less is better", costs, points),
+    ):
+        if any(each.conclusion != "unknown" for _, each in found):
+            rows = [[name, *_cells(each, shown), conclusion(each)] for name, each in found]
+            parts.append(Table(title, columns, rows))
+    return parts
 
 
 # -------------------------------------------------------------------------------------------------------------- images

@@ -149,7 +149,8 @@ def test_reports_of_earlier_versions_have_no_interval(alone, tmp_path):
     assert {each["conclusion"] for each in table["comparisons"][0]["per_class"]} == {"unclear"}
     page = comparison_page(found, "")
     check_page(page)
-    for part in ("no interval", "The images that changed most are found from the detections"):
+    assert "Errors per 100 images" not in page
+    for part in ("no interval", "AP50 that errors cost", "The images that changed most are found from the detections"):
         assert part in page
 
 
