@@ -10,11 +10,15 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -62,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.set_mode(json="--json" in words, quiet="--quiet" in words or "-q" in words)
     with tolerate_closed_streams(stdout=False), console.log_to_console():
         try:
-            code = _run(words)
+            with _recorded_interrupts() as interrupts:
+                code = _run(words, interrupts)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader, e.g. `head`, has ended
             _discard_stdout()
@@ -146,7 +151,27 @@ def _versions() -> dict[str, str | None]:
     }
 
 
-def _run(words: list[str]) -> int:
+@contextmanager
+def _recorded_interrupts() -> Iterator[list[int]]:
+    """Yields a list that gets the number of each SIGINT that becomes a KeyboardInterrupt inside."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(words: list[str], interrupts: Sequence[int]) -> int:
     """Runs the words and reports failures; a broken pipe is left to the caller."""
     try:
         # Only the verb that is called gets imported; the others are needed for help and suggestions alone.
@@ -173,6 +198,8 @@ def _run(words: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted.", EXIT_INTERRUPTED)
     except Exception as error:
+        if interrupts:  # a library has taken it for an error of its own, as numpy does while it is imported
+            return _fail("interrupted.", EXIT_INTERRUPTED)
         code, text = _explain(error)
         if os.environ.get("CODETR_DEBUG"):
             for line in traceback.format_exc().splitlines():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import signal
+from contextlib import suppress
 
 import pytest
 
@@ -76,6 +78,22 @@ def test_failures_become_a_paragraph(failing, exception: BaseException, code: in
     assert len(ran.err.splitlines()) <= 1
     for part in parts:
         assert part in ran.err
+
+
+def test_an_interrupt_that_a_library_takes_for_an_error_is_none(codetr, monkeypatch):
+    def load_preset(*_: object) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("module 'numpy' has no attribute 'iinfo'")
+
+    monkeypatch.setattr("codetr_cli.config.presets.load_preset", load_preset)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background ignore it
+    try:
+        ran = codetr("presets", "co_dino_r50")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (ran.code, "bug" in ran.err) == (130, False)
 
 
 def test_out_of_gpu_memory_is_recognised_without_torch(failing):

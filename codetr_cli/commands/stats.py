@@ -195,11 +195,12 @@ def _show_bins(title: str, summary: DataSummary, what: str) -> None:
     if not any(each.total for _, each in found):
         return
     largest = max(first.counts) / max(first.total, 1)
+    bar = min(max(console.columns() - 16 - 12 * len(found), SHORT_BAR), BAR)
     rows = [
         [
             label,
             *(round(100 * each.counts[index] / max(each.total, 1), 1) for _, each in found),
-            bar_text(first.counts[index] / max(first.total, 1) / max(largest, 1e-9), BAR),
+            bar_text(first.counts[index] / max(first.total, 1) / max(largest, 1e-9), bar),
         ]
         for index, label in enumerate(first.labels)
         if any(each.counts[index] for _, each in found)

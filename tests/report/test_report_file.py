@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from codetr_cli.errors import ConfigError, DatasetError
+from codetr_cli.errors import ConfigError, DatasetError, ResourceError
 from codetr_cli.report.facts import ReportFacts, command_text
 from codetr_cli.report.report_file import is_report, read_report, report_paths, stored_table, write_report_files
 from codetr_cli.result_files import write_result
@@ -51,6 +53,24 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert not is_report(tmp_path / "absent.json")
     os.mkfifo(tmp_path / "pipe.json")
     assert not is_report(tmp_path / "pipe.json")  # does not wait for a writer
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_of_page_and_numbers_both_are_written_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    write_text, calls = Path.write_text, []
+
+    def until_full(path: Path, *args: Any, **more: Any) -> int:
+        calls.append(path)
+        if len(calls) > failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, *args, **more)
+
+    monkeypatch.setattr(Path, "write_text", until_full)
+    with pytest.raises(ResourceError, match="no space left"):
+        write(tmp_path / "report.html")
+    assert not list(tmp_path.glob("report*"))
 
 
 def test_detections_that_are_gone_have_no_path(tmp_path: Path) -> None:
