@@ -210,7 +210,8 @@ def paste(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarra
 def load_image(path: str) -> np.ndarray:
     """An image file as uint8 RGB (H, W, 3), rotated as its EXIF data say."""
     if cv2 is not None:
-        image = cv2.imread(path, cv2.IMREAD_COLOR)
+        content = np.fromfile(path, np.uint8)  # cv2.imread takes no names with other letters than ASCII on Windows
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
         if image is None:
             raise ValueError(f"{path} cannot be read as an image")
         return np.ascontiguousarray(image[:, :, ::-1])
@@ -229,7 +230,11 @@ def main() -> None:
     given = parser.parse_args()
     runner, results = Runner(given.model), []
     for path in given.images:
-        detections = runner.detect(load_image(path), given.score)
+        try:
+            image = load_image(path)
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        detections = runner.detect(image, given.score)
         for detection in detections:
             detection.pop("mask", None)
         results.append({"file": path, "detections": detections})

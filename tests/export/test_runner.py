@@ -150,3 +150,18 @@ def test_it_is_printed(codetr):
     assert len(ran.out.splitlines()) <= 250
     assert "Apache License, Version 2.0" in ran.out
     compile(ran.out, "runner.py", "exec")
+
+
+def test_names_and_broken_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """OpenCV opens no file itself: on Windows it cannot open names with other letters than ASCII."""
+    path, empty = tmp_path / "ä b.png", tmp_path / "empty.png"
+    pixels = np.arange(90, dtype=np.uint8).reshape(5, 6, 3)
+    Image.fromarray(pixels).save(path)
+    empty.touch()
+    monkeypatch.setattr(cv2, "imread", lambda *arguments: None)
+    assert np.array_equal(runner.load_image(str(path)), pixels)
+    monkeypatch.setattr(runner, "Runner", lambda model: None)
+    for name, reason in ((empty, "cannot be read as an image"), (tmp_path / "none.png", "No such file")):
+        monkeypatch.setattr(sys, "argv", ["runner.py", "model.onnx", str(name)])
+        with pytest.raises(SystemExit, match=f"error: .*{reason}"):
+            runner.main()
