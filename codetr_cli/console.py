@@ -25,6 +25,7 @@ import typer
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -160,11 +161,25 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         _print(out, Text(visible(title), "bold"))  # not the table's own title, which is wrapped to the table's width
     with _named(out.file):
         if out.is_terminal:
-            out.print(drawn)
+            least = Measurement.get(out, out.options.update_width(PLAIN_WIDTH), drawn).minimum
+            out.print(_listed_rows(columns, rows) if least > out.width else drawn)  # else words would be broken
             return
         with out.capture() as captured:
             out.print(drawn)
         out.file.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+
+
+def _listed_rows(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Text:
+    """The rows of a table one below the other: each cell with its heading, none where it has none, such as bars."""
+    text = Text()
+    for row in rows:
+        first, *others = (visible(cell_text(cell)) for cell in row)
+        text.append(f"{first}\n", "bold")
+        for heading, cell in zip(columns[1:], others, strict=True):
+            if heading:
+                text.append(f"  {visible(heading)}: ", "dim").append(f"{cell}\n")
+    text.rstrip()
+    return text
 
 
 def columns() -> int:

@@ -82,6 +82,19 @@ def test_table_without_a_terminal_is_never_cut(capsys):
     assert all(line == line.rstrip() for line in lines)
 
 
+@pytest.mark.parametrize(("width", "expected"), [(40, "bold: 1,805"), (80, "1,805")])
+def test_a_table_that_a_terminal_has_no_room_for_is_a_list(monkeypatch, width: int, expected: str):
+    rich_console = pytest.importorskip("rich.console", reason="a terminal of its own")
+    out = rich_console.Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(console, "_console", lambda **_: out)
+    headings = ["split", "bold", "without objects", "excluded", "classes", ""]
+    console.table("Splits", headings, [["validation", 1805, 17, 12345, "4 of 4", "#" * 12]])
+    lines = [line.strip() for line in out.file.getvalue().splitlines()]
+    assert any(line == expected if width == 40 else expected in line for line in lines)
+    assert max(map(len, lines)) <= width
+    assert ("validation" in lines) == (width == 40)
+
+
 def test_short_work_shows_no_progress(capsys):
     with console.progress("reading", 10) as advance:
         for _ in range(10):
