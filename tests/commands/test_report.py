@@ -10,6 +10,7 @@ import pytest
 from codetr_cli.commands._options import use_shown_spelling
 from codetr_cli.errors import ResourceError
 from codetr_cli.report.report_file import read_report
+from tests.forked import run_forked
 from tests.inference.fakes import write_run
 from tests.report.report_samples import check_page
 
@@ -100,10 +101,12 @@ def test_the_evaluation_is_kept_where_its_report_cannot_be_written(codetr, run, 
     assert (run / "eval/last/val/metrics.json").is_file()
 
 
-def test_several_processes_write_one_report(codetr, run, tiny_coco):
-    ran = codetr("eval", run, "--report", "--data", tiny_coco, "--json", "--procs", "2", "--device", "cpu")
-    assert ran.code == 0, ran.err
-    assert read_report(Path(ran.json["report"]["html"])).metrics["AP"] == ran.json["AP"]
+def test_several_processes_write_one_report(run, tiny_coco):
+    words = ("eval", run, "--report", "--data", tiny_coco, "--json", "--procs", "2", "--device", "cpu")
+    ran = run_forked("-m", "codetr_cli", *words)
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert read_report(Path(result["report"]["html"])).metrics["AP"] == result["AP"]
 
 
 @pytest.mark.parametrize(
