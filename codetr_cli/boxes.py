@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codetr_cli.tracing import is_exporting
+
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -63,7 +65,7 @@ def level_sizes(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tens
 
     In a program that is exported for images of any size they are computed from the sizes of its input.
     """
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return host_values([(width, height) for height, width in spatial_shapes], like)
     sides = [torch.stack([like.new_full((), side) for side in (width, height)]) for height, width in spatial_shapes]
     return torch.stack(sides)

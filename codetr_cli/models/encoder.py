@@ -21,6 +21,7 @@ from codetr_cli.models.constants import cached_constant
 from codetr_cli.models.feed_forward import FeedForward
 from codetr_cli.models.layers import chunks_of, runs_in_chunks
 from codetr_cli.models.posenc import encode_cells, encode_unpadded_cells
+from codetr_cli.tracing import is_exporting
 
 
 class TokenCells(NamedTuple):
@@ -81,7 +82,7 @@ def describe_tokens(maps: Sequence[Tensor], padding_mask: Tensor | None) -> Toke
         sizes = cells.sizes.expand(maps[0].shape[0], -1, -1)
         return TokenLayout(shapes, cells, [], None, sizes, torch.ones_like(sizes))
     # Parity: the mask is resized to each level with nearest interpolation, not by a ceiling division.
-    resize = nearest_cells if torch.compiler.is_exporting() else interpolate_nearest
+    resize = nearest_cells if is_exporting() else interpolate_nearest
     padded = torch.cat([resized.flatten(1) for resized in resize(padding_mask, shapes, dtype)], 1).bool()
     areas = [height * width for height, width in shapes]
     masks, inside = (

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codetr_cli.tracing import is_exporting
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Converts to float32; float64 stays as it is."""
@@ -36,7 +38,7 @@ def autocast_dtype_of(x: Tensor) -> torch.dtype | None:
 
 def smaller(a: int, b: int) -> int:
     """The smaller of two sizes; in a program that is exported for images of any size, it is computed from theirs."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return torch.sym_min(a, b)  # type: ignore[return-value]
     return min(a, b)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from codetr_cli.boxes import box_area, host_numbers
 from codetr_cli.ops.roi_align import roi_align
+from codetr_cli.tracing import is_exporting
 
 
 def number_regions(boxes: Sequence[Tensor]) -> Tensor:
@@ -76,7 +77,7 @@ class RegionPooling(nn.Module):
         Returns:
             (R, C, output_size, output_size).
         """
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return self._pool_each_map(maps, regions)
         if counts is None:
             whole = torch.ones_like(regions[:, 0], dtype=torch.bool)

@@ -38,6 +38,7 @@ from codetr_cli.ops.deform_attn_torch import (
     reference_fused_multi_scale_deformable_attention,
     reference_multi_scale_deformable_attention,
 )
+from codetr_cli.tracing import is_exporting
 
 __all__ = [
     "BACKENDS",
@@ -122,15 +123,15 @@ def _dispatch(
     scores: Tensor,
     backend: str,
 ) -> Tensor:
-    name = _choose(backend, value.device, torch.compiler.is_exporting())
+    name = _choose(backend, value.device, is_exporting())
     if name == "cpu" and scores.shape[3] * scores.shape[4] > CPU_SAMPLES:
         name = "torch"
-    if name == "triton" and torch.compiler.is_exporting():
+    if name == "triton" and is_exporting():
         return backend_module("triton_export").forward(value, spatial_shapes, reference_points, sampling, scores)
     if name in COMPILED:
         flat_shapes = [side for shape in spatial_shapes for side in shape]
         return _forward_operator(value, flat_shapes, reference_points, sampling, scores, name)
-    if torch.compiler.is_exporting() and backend == "auto":
+    if is_exporting() and backend == "auto":
         return deform_attn_export.forward(value, spatial_shapes, reference_points, sampling, scores)
     gather = name == "torch"
     return deform_attn_torch.forward(value, spatial_shapes, reference_points, sampling, scores, gather=gather)

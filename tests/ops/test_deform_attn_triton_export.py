@@ -28,8 +28,12 @@ SHAPES = [(4, 4), (2, 2)]
 def a_gpu(monkeypatch):
     """Programs are traced as for an H100."""
     driver = pytest.importorskip("triton.runtime").driver
-    target = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0)
-    monkeypatch.setattr(driver, "_active", target)
+    target = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: 0,
+        get_benchmarker=lambda: None,
+    )
+    monkeypatch.setattr(driver, "_active" if hasattr(driver, "_active") else "active", target)  # Triton 3.3: the latter
     monkeypatch.setattr(tuning, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(deform_attn, "_choose", lambda backend, device, exporting: "triton")
 
@@ -49,7 +53,7 @@ def fake_inputs(queries: int, dtype: torch.dtype = torch.float32) -> tuple[Tenso
     with FakeTensorMode():
         value, sampling = torch.empty(2, 20, 8, 32, dtype=dtype), torch.empty(2, queries, 8, 2, 4, 2)
         tensors = (value, torch.empty(2, queries, 2, 2), sampling, torch.empty(2, queries, 8, 2, 4))
-        return tuple(tensor.to("cuda") for tensor in tensors)
+        return tuple(tensor.to("cuda:0") for tensor in tensors)
 
 
 def traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
