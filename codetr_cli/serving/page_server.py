@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import socket
 import tempfile
@@ -163,8 +164,15 @@ def _port_error(place: PagePlace, port: int, error: OSError) -> ResourceError:
 
 def _close(blocks: Any) -> None:
     blocks.server.force_exit = True  # open tabs keep their connections
+    errors = logging.getLogger("uvicorn.error")  # with a traceback of what is cancelled so
+    errors.addFilter(_drop)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         blocks.close(verbose=False)
+    errors.removeFilter(_drop)
+
+
+def _drop(record: logging.LogRecord) -> bool:
+    return False
 
 
 @contextlib.contextmanager

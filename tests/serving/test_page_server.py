@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -144,3 +145,13 @@ def test_a_signal_ends_it(tmp_path: Path, tiny_settings, number, code):
         server.send_signal(number)
         assert server.wait(60) == code
     assert list((tmp_path / "scratch").glob("codetr-demo-*")) == []
+
+
+def test_the_end_logs_no_traceback(caplog: pytest.LogCaptureFixture):
+    """uvicorn logs what the end of the page cancels."""
+    errors = logging.getLogger("uvicorn.error")
+    blocks = SimpleNamespace(server=SimpleNamespace(), close=lambda verbose: errors.error("CancelledError"))
+    page_server._close(blocks)
+    assert not caplog.text
+    errors.error("later")
+    assert "later" in caplog.text
