@@ -32,6 +32,8 @@ MAX_INLINE_BYTES = 2**31 - 2**24
 
 MIN_ONNXSCRIPT = (0, 7)
 """The oldest that was tested: 0.5 accepts the newest onnx_ir, with which it fails on graphs of torch 2.7."""
+MAX_SHARED = 1 << 20
+"""Numbers of a constant that is kept once where it is used several times: more than the tokens of an image."""
 FLOAT = 1
 """float32 among the types of ONNX."""
 DATA_SUFFIX = ".data"
@@ -81,7 +83,7 @@ def _weight_bytes(model: Any) -> int:
 
 def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
     """The program as an `onnx.ModelProto` without stack traces and file names of this machine."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(without_warnings("torch.onnx", "onnxscript", "onnx_ir"))
@@ -102,6 +104,7 @@ def _convert(program: ExportedProgram, metadata: ExportMetadata) -> Any:
         for node in exported.model.graph:  # int8 asks which module a node belongs to
             node.name = f"{_module(node.metadata_props.get(SCOPES))}/{node.name}"
         ClearMetadataAndDocStringPass()(exported.model)
+        DeduplicateInitializersPass(size_limit=MAX_SHARED)(exported.model)  # torch.onnx stops at 1,024 numbers
         exported.model.metadata_props.clear()
         exported.model.graph.metadata_props.clear()
         return exported.model_proto
