@@ -164,7 +164,9 @@ def test_names_of_this_machine_are_answered(app: Guard, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "cookie", ["", "other=1", f"{COOKIE}x", COOKIE[:-1], COOKIE.replace("7860", "7861"), COOKIE.partition("=")[0] + "="]
+    "cookie",
+    ["", "other=1", f"{COOKIE}x", COOKIE[:-1], COOKIE.replace("7860", "7861"), COOKIE.partition("=")[0] + "="],
+    ids=["none", "other", "longer", "shorter", "of another port", "empty"],  # tokens are random
 )
 def test_other_users_of_this_machine_see_nothing(app: Guard, split: DataSplit, cookie: str) -> None:
     image_id, name = int(split.annotations.image_ids[0]), split.annotations.file_names[0]
