@@ -158,13 +158,11 @@ def _data(
 ) -> tuple[DataPaths, str]:
     """Images and annotations as `codetr eval` finds them, and a name; without a checkpoint, images may lack."""
     from codetr_cli.evaluation.data_choice import choose_data, data_config
-    from codetr_cli.report.compared_inputs import pictured_paths
 
     config, named = data_config(settings)
     if data:
         config = config.model_copy(update={"root": data[0], "extra_roots": tuple(data[1:]), "annotations": None})
-    paths, name = choose_data(config, named, split, checkpoint)
-    return paths if paths.images_dir != Path() else pictured_paths(paths.annotations_path), name
+    return choose_data(config, named, split, checkpoint)
 
 
 def _recorded_data(sources: Sequence[ResultSource]) -> tuple[DataPaths, str] | None:

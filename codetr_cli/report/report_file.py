@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,7 @@ class StoredReport:
         if not isinstance(name, str):
             return None
         places = (Path(name), self.path.parent / name, self.path.parent / Path(name).name)
-        return next((place for place in places if place.is_file()), None)
+        return next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113 (is_file may raise)
 
     @property
     def detections_sha256(self) -> str | None:

@@ -39,7 +39,8 @@ class ResultSource:
         given: the user's word.
         kind: "detections", "evaluation", "report" or "checkpoint".
         detections: the file; None: the checkpoint has to be evaluated first, or the report has the numbers.
-        report: the report whose numbers are compared, as its detections are gone; None: those of detections are.
+        report: the report whose numbers are compared, as its detections are gone or others; None: those of detections
+            are.
         weights: the checkpoint, as far as it is known.
         annotations: the file that the detections were scored against; None: not recorded.
         images: number of images that were evaluated; None: not recorded.
@@ -163,22 +164,20 @@ def _of_record(given: str, path: Path, record: Mapping[str, Any]) -> ResultSourc
 def _of_report(given: str, report: StoredReport, annotations: Path | None) -> ResultSource:
     """The detections of a report; without these, an evaluation of its checkpoint, or else the numbers of the report.
 
-    A report of an earlier version has no resamples: its checkpoint, if it is there, is evaluated again.
+    Detections that have changed since are of other numbers than the report, and so may be what is beside the checkpoint
+    now. A report of an earlier version has no resamples: its checkpoint, if it is there, is evaluated again.
     """
     facts, found = report.facts, report.detections_path
     digest = report.detections_sha256
-    if found is None:
+    is_changed = found is not None and digest is not None and file_sha256(found) != digest
+    if found is None or is_changed:
         weights = _weights_of(report)
         if weights is not None:
             source = _of_checkpoint(given, weights, annotations)
-            if source.detections is not None or annotations is not None or not report.resamples:
+            is_known = source.detections is not None and not is_changed
+            if is_known or annotations is not None or not report.resamples:
                 return source
-        return _of_numbers(given, report)
-    if digest is not None and file_sha256(found) != digest:
-        raise DatasetError(
-            f"{found} has changed since the report {report.path} was written: evaluate the checkpoint again, or "
-            "compare the file of detections itself"
-        )
+        return _of_numbers(given, report, changed=found)
     source = _of_file(given, found, annotations)
     return replace(
         source,
@@ -189,9 +188,10 @@ def _of_report(given: str, report: StoredReport, annotations: Path | None) -> Re
     )
 
 
-def _of_numbers(given: str, report: StoredReport) -> ResultSource:
-    """A report alone."""
+def _of_numbers(given: str, report: StoredReport, *, changed: Path | None) -> ResultSource:
+    """A report alone; `changed` is the file of its detections if that has others by now."""
     facts, parts = report.facts, report.facts.get("protocol_parts")
+    reason = f"{changed} has changed since it was written" if changed is not None else "its detections are not there"
     return ResultSource(
         given=given,
         kind="report",
@@ -201,17 +201,17 @@ def _of_numbers(given: str, report: StoredReport) -> ResultSource:
         images=_count(facts.get("images")),
         protocol=parts if isinstance(parts, dict) else {},
         metrics=_numbers(report.metrics),
-        notes=(f"{given} is compared by the numbers of its report, as its detections are not there",),
+        notes=(f"{given} is compared by the numbers of its report, as {reason}",),
     )
 
 
 def _weights_of(report: StoredReport) -> Path | None:
     """The checkpoint that a report is of; None if it is gone, or has other weights now."""
-    given, content = report.facts.get("checkpoint"), report.facts.get("weights")
-    if not isinstance(given, str) or not isinstance(content, str):
+    given, content = _path(report.facts.get("checkpoint")), report.facts.get("weights")
+    if given is None or not isinstance(content, str):
         return None
     try:
-        found = find_checkpoint(given)
+        found = find_checkpoint(given)  # a path: what a report says is never downloaded
         return found if found is not None and content_id(found) == content else None
     except CodetrError:
         return None
@@ -237,11 +237,18 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _numbers(table: Mapping[str, Any]) -> dict[str, float]:
     names = [name for name in table if name.removeprefix(MASK_PREFIX).startswith(("AP", "AR"))]
-    return {name: float(table[name]) for name in names if type(table[name]) in (int, float)}
+    return {name: float(table[name]) for name in names if type(table[name]) in (int, float) and abs(table[name]) <= 1}
 
 
 def _path(value: object) -> Path | None:
-    return Path(value) if isinstance(value, str) and value and "\0" not in value else None
+    """A recorded path; None where it is none, too long, or in a folder that must not be entered."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return None
+    try:
+        Path(value).exists()
+    except OSError:
+        return None
+    return Path(value)
 
 
 def _count(value: object) -> int | None:

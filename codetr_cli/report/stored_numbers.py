@@ -75,7 +75,7 @@ def numbers_of_report(report: StoredReport) -> RunNumbers:
     """
     try:
         return _read(report)
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise DatasetError(
             f"the numbers of the report {report.path} are damaged ({type(error).__name__}): write it again: codetr "
             "eval CHECKPOINT --report"
@@ -119,8 +119,8 @@ def check_same_data(
         if reason:
             reports, they = ("report", "it") if len(alone) == 1 else ("reports", "they")
             raise DatasetError(
-                f"{names[0]} and {name} cannot be compared: {reason}. The detections of the {reports} "
-                f"{' and '.join(alone)} are not there, so that {they} cannot be scored on other data: evaluate the "
+                f"{names[0]} and {name} cannot be compared: {reason}. Without the detections of the {reports} "
+                f"{' and '.join(alone)}, {they} cannot be scored on other data: evaluate the "
                 "checkpoint again, with `codetr eval --data`"
             )
 
@@ -173,15 +173,17 @@ def _read(report: StoredReport) -> RunNumbers:
     )
     errors = analysis.get("errors") or {}
     own = analysis.get("ap_interval")
-    interval = (float(own[0]), float(own[1])) if own else None
+    interval = (_number(own[0]), _number(own[1])) if own else None
     costs = {name: _number(value) for name, value in (errors.get("delta_ap") or {}).items() if name in ERROR_TYPES}
     numbers = RunNumbers(scores=scores, error_ap=costs, ap_interval=interval, is_lvis=bool(analysis.get("is_lvis")))
     if not table:
         return numbers
+    if not isinstance(table["fingerprint"], str):
+        raise TypeError("fingerprint")  # resamples of other images are no pairs
     samples = {str(name): _column(values) for name, values in table["metrics"].items()}
     count = len(samples["AP"])
     class_samples = np.array([_column(values) for values in table["classes"]]).reshape(len(classes), count).T
-    if any(len(values) != count for values in samples.values()):
+    if not count or any(len(values) != count for values in samples.values()):
         raise ValueError("resamples")
     return replace(
         numbers,
@@ -217,9 +219,13 @@ def _column(values: Sequence[float | None]) -> NDArray[np.float64]:
 
 
 def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+    """An AP, or a difference of two; NaN for None."""
+    found = math.nan if value is None else float(value)
+    if value is not None and not -1 <= found <= 1:
+        raise ValueError("no AP")
+    return found
 
 
 def _metric(value: float | None) -> float:
     """A metric as `Scores` has it."""
-    return -1.0 if value is None else float(value)
+    return -1.0 if value is None else _number(value)

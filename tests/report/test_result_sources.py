@@ -165,12 +165,34 @@ def test_a_report_twice(tmp_path, val):
         check_distinct([find_source(str(report))] * 2)
 
 
-def test_detections_that_changed_since_the_report(tmp_path, val):
-    folder = write_evaluation(tmp_path / "val", TRUTH, TABLE, val)
-    report = write_report(folder / "report.json", folder / "detections.json")
+def test_detections_that_changed_since_the_report(tmp_path, val, tiny_settings):
+    """The numbers of the report are compared, and not what the checkpoint's folder has now."""
+    (weights,) = write_run(tmp_path / "run", tiny_settings, "best")
+    facts = {"checkpoint": str(weights), "weights": content_id(weights)}
+    folder = write_evaluation(tmp_path / "run/eval/best/val", TRUTH, TABLE, val, weights=facts["weights"])
+    report = write_report(folder / "report.json", folder / "detections.json", **facts)
+    table = json.loads(report.read_text())
     (folder / "detections.json").write_text("[]")
-    with pytest.raises(DatasetError, match=r"detections\.json has changed since the report"):
-        find_source(str(report))
+    report.write_text(json.dumps({**table, "resamples": {"metrics": {}}}, separators=(",", ":")))
+    found = find_source(str(report))
+    assert (found.kind, found.detections, found.report is not None) == ("report", None, True)
+    assert found.notes[0].endswith(f"as {folder / 'detections.json'} has changed since it was written")
+    # Without resamples there is no interval, so that the checkpoint is better.
+    report.write_text(json.dumps(table, separators=(",", ":")))
+    assert find_source(str(report)).weights == weights
+    assert find_source(str(report)).report is None
+    table["facts"]["checkpoint"] = None
+    report.write_text(json.dumps(table, separators=(",", ":")))
+    assert find_source(str(report)).report is not None
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".json", "x/" * 5000, "\0", "https://127.0.0.1:9/a.pth"])
+def test_a_report_with_names_that_no_file_can_have(tmp_path, val, name):
+    folder = write_evaluation(tmp_path / "val", TRUTH, TABLE, val)
+    facts = {"detections": name, "annotations": name, "checkpoint": name, "weights": "0"}
+    report = write_report(folder / "report.json", folder / "detections.json", **facts)
+    found = find_source(str(report))
+    assert (found.kind, found.detections) == ("report", None)
 
 
 def test_broken_reports(tmp_path, val):

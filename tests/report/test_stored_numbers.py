@@ -213,6 +213,12 @@ def test_other_classes_and_other_files_are_refused(alone, tmp_path):
         lambda table: table["per_class"][0].pop("AP"),
         lambda table: table["metrics"].pop("AP"),
         lambda table: table["facts"].update(images=None),
+        lambda table: table["analysis"].update(ap_interval=[0.1]),
+        lambda table: table["metrics"].update(AP50=10**400),
+        lambda table: table["metrics"].update(AP=float("inf")),
+        lambda table: table["resamples"]["metrics"].update(AP=[7.0] * 300),
+        lambda table: table["resamples"].update(metrics={"AP": []}, classes=[[]] * len(table["per_class"])),
+        lambda table: table["resamples"].pop("fingerprint"),
     ],
 )
 def test_damaged_numbers_are_an_error(alone, damage):

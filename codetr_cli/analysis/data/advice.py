@@ -171,11 +171,12 @@ def _large_input(statistics: Sequence[DataStatistics]) -> Iterator[Advice]:
     smaller = next(each for each in _summed([each.at_input for each in statistics]) if each.factor < 1)
     if lowest < ENLARGED or smaller.small > SMALL_SHARE * objects:
         return
+    few = f"only {_share(smaller.small, objects)}" if 100 * smaller.small >= objects else "fewer than 1 %"
     yield Advice(
         "smaller input",
         f"try a smaller input, which is faster: {smaller.words}",
         f"at the input size {statistics[0].at_input.input_size} 95 % of the images are enlarged {lowest:.3g} times or "
-        f"more, and at half of it only {_share(smaller.small, objects)} of the objects would be under {SMALL:g} pixels",
+        f"more, and at half of it {few} of the objects would be under {SMALL:g} pixels",
         "enlarging adds no detail, but computation; 32 pixels: COCO's small objects",
     )
 

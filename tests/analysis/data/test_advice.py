@@ -99,6 +99,7 @@ def test_a_smaller_input_for_images_that_are_enlarged(size: tuple[int, int], sid
     if is_given:
         assert "test.short_side=416" in found["smaller input"].text
         assert "enlarged 2 times" in found["smaller input"].because
+        assert "fewer than 1 % of the objects" in found["smaller input"].because
 
 
 @pytest.mark.parametrize(("objects", "is_given"), [(50, False), (51, True)])
