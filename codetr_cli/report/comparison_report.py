@@ -240,7 +240,7 @@ def _classes(pair: RunComparison, names: tuple[str, str]) -> list[Table | Markup
         [each.name, each.objects, *_cells(each.ap), conclusion(each.ap, is_clear=each.is_clear)]
         for each in pair.classes
     ]
-    columns = [Column("class"), Column("objects", "number"), *_columns(names)]
+    columns = [Column("class", "text name"), Column("objects", "number"), *_columns(names)]
     columns.append(Column(f"{names[1]} is", "text word", '"better?" and "worse?" may be chance among so many classes'))
     parts.append(Table("Classes", columns, rows, shown=SHOWN_CLASSES))
     charted = [(each.name, each.ap) for each in pair.classes[:CHARTED_CLASSES]]
@@ -309,7 +309,7 @@ def _images(
         rows.append([name, *_counts(each.first), *_counts(each.second), each.change])
     if not rows:
         return parts
-    columns = [Column("image")]
+    columns = [Column("image", "text name")]
     columns += [Column(f"{name}: {what}", "number") for name in names for what in ("found", "missed", "false alarms")]
     columns.append(Column("more errors", "number", f"{names[1]} minus {names[0]}; below zero: fewer"))
     parts.append(Table("Images that changed most", columns, rows, shown=10))

@@ -108,7 +108,7 @@ def _classes(statistics: Sequence[DataStatistics]) -> Section:
     first = counts[0] if counts else {}
     order = sorted(names, key=lambda name: -(first[name].objects if name in first else 0))
     has_frequency = any(each.frequency for split in statistics for each in split.classes)
-    columns = [Column("class"), *([Column("frequency", hint="of LVIS")] if has_frequency else [])]
+    columns = [Column("class", "text name"), *([Column("frequency", hint="of LVIS")] if has_frequency else [])]
     for split in statistics:
         columns += [Column(f"{what}, {split.split}", "number") for what in ("objects", "images")]
     columns.append(Column(f"share, {statistics[0].split}", "share", "of the objects"))
@@ -190,7 +190,7 @@ def _crowding(statistics: Sequence[DataStatistics]) -> Section:
     columns = [
         Column("split"),
         Column("most objects", "number"),
-        Column("in image"),
+        Column("in image", "text name"),
         Column("over queries", "number", "images with more objects than queries: the others cannot be found"),
         Column("over detections", "number", "images with more objects than detections are kept"),
         Column("over AP's limit", "number", "images with more than 100 objects of a class"),
@@ -230,8 +230,8 @@ def _together(statistics: Sequence[DataStatistics]) -> Section:
         columns_are="also in its images",
     )
     columns = [
-        Column("class"),
-        Column("with"),
+        Column("class", "text name"),
+        Column("with", "text name"),
         Column("images with both", "number"),
         Column("share", "share", "of the images of the second class, those with the first"),
         Column("lift", "number", "times as many images as if the two were independent"),
@@ -272,12 +272,16 @@ def _compared(differences: Sequence[SplitDifference]) -> Section:
     if classes:
         shares = [
             Column("split"),
-            Column("class"),
+            Column("class", "text name"),
             *(Column(name, "share") for name in ("share in the first", "share here", "difference")),
         ]
         parts.append(Table("Classes whose shares differ most", shares, classes, shown=10))
     if missing:
-        parts.append(Table("Classes of one split only", [Column("split"), Column("class"), Column("objects")], missing))
+        parts.append(
+            Table(
+                "Classes of one split only", [Column("split"), Column("class", "text name"), Column("objects")], missing
+            )
+        )
     return Section(
         "data-compared",
         "Splits compared",
@@ -294,7 +298,12 @@ def _copies(copies: CopiedImages) -> Section:
     parts = []
     if copies.examples:
         rows = [[each.split, each.name, each.first_split, each.first_name] for each in copies.examples]
-        columns = [Column("split"), Column("image"), Column("is a copy of, in split"), Column("image")]
+        columns = [
+            Column("split"),
+            Column("image", "text name"),
+            Column("is a copy of, in split"),
+            Column("image", "text name"),
+        ]
         parts = [Table("Copies", columns, rows, shown=20)]
     return Section(
         "data-copies",

@@ -21,6 +21,8 @@ from markupsafe import Markup
 from codetr_cli.escaping import visible_lines
 
 TEMPLATES = "report/templates"
+LONG_NAME = 60
+"""Characters of a name from which it may not be shown as a whole, and is in a tooltip, too."""
 _NO_CHARACTER = re.compile(
     "[\ufdd0-\ufdef" + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF)) + "]"
 )
@@ -33,9 +35,10 @@ class Column:
 
     Attributes:
         title: of the column.
-        kind: "text", "text word" (which is never broken), "text prose" (sentences), "number" (as given), "share" (0 to
-            1, shown in percent) or "score" (three digits); numbers are aligned to the right. "chart": `Markup` that
-            rows cannot be sorted by. A value of None is shown as a dash and sorted last.
+        kind: "text", "text word" (which is never broken), "text name" (of classes and files: the end of a long one is
+            not shown), "text prose" (sentences), "number" (as given), "share" (0 to 1, shown in percent) or "score"
+            (three digits); numbers are aligned to the right. "chart": `Markup` that rows cannot be sorted by. A value
+            of None is shown as a dash and sorted last.
         hint: what the column means; listed below the table.
     """
 
@@ -131,6 +134,7 @@ def _environment() -> Environment:
     )
     environment.filters["cell"] = _cell
     environment.filters["sort_key"] = _sort_key
+    environment.filters["hidden_name"] = _hidden_name
     environment.tests["markup"] = lambda value: isinstance(value, Markup)
     return environment
 
@@ -159,6 +163,12 @@ def _cell(value: Any, kind: str) -> Any:
     if kind == "score":
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _hidden_name(value: Any, kind: str) -> str:
+    """The name in a cell if its end may not be shown; else empty."""
+    name = _sort_key(value)
+    return name if kind == "text name" and len(name) > LONG_NAME else ""
 
 
 def _sort_key(value: Any) -> str:

@@ -171,9 +171,9 @@ def _list(errors: Sequence[LabelError], inputs: AnalysisInputs, pictures: Mappin
         Column("finding", "number", "the most suspicious is 1; a link to its picture"),
         Column("kind"),
         Column("suspicion", "score", "how likely the annotation is wrong, 0 to 1, by the scores of all detections"),
-        Column("image"),
-        Column("annotated", hint="class of the annotation in question"),
-        Column("proposed", hint="class of the proposal"),
+        Column("image", "text name"),
+        Column("annotated", "text name", "class of the annotation in question"),
+        Column("proposed", "text name", "class of the proposal"),
         Column("proposal"),
         *([] if has_pictures else [Column("why")]),
     ]

@@ -113,6 +113,17 @@ def test_a_cell_is_sorted_by_its_key() -> None:
     assert '<th scope="row" class="text" data-key="b"><bdi><a href="#all">second</a></bdi></th>' in text
 
 
+def test_a_long_name_is_whole_in_a_tooltip() -> None:
+    """What the style does not show of it can be read nevertheless, searched and printed."""
+    name = '"<b>' + "x" * 700
+    table = Table("t", [Column("class", "text name"), Column("image", "text name"), Column("why")], [[name, "a", name]])
+    text = page_of(table)
+    shown = name.replace('"', "&#34;").replace("<", "&lt;").replace(">", "&gt;")
+    assert text.count(f'<bdi title="{shown}">{shown}</bdi>') == 1
+    assert "<bdi>a</bdi>" in text
+    assert f"<bdi>{shown}</bdi>" in text
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

@@ -30,7 +30,7 @@ def classes_section(rows: Sequence[ClassRow], curves: Sequence[ClassCurve] | Non
     has_masks = any(row.mask_ap is not None for row in rows)
     has_frequencies = any(row.frequency for row in rows)
     columns = [
-        Column("class"),
+        Column("class", "text name"),
         *([Column("frequency", hint="LVIS: rare, common or frequent in training images")] if has_frequencies else []),
         Column("objects", "number", "annotated, without crowds"),
         Column("AP", "score", "over IoU 0.50 to 0.95"),

@@ -119,8 +119,8 @@ def _table(
         shown = name if key is None else Cell(element("a", name, href=f"#{key}"), name)
         rows.append((names[true], shown, int(matrix[true, found]), float(shares[true, found])))
     columns = [
-        Column("annotated"),
-        Column("detected"),
+        Column("annotated", "text name"),
+        Column("detected", "text name"),
         Column("number", "number"),
         Column("part", "share", "of the objects of the annotated class; of the detections, where nothing is annotated"),
     ]

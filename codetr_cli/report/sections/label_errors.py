@@ -39,7 +39,7 @@ def label_errors_section(errors: Sequence[LabelError], inputs: AnalysisInputs, t
         summary = element("summary", f"The next {len(pictures) - SHOWN}")
         parts.append(element("details", summary, gallery(pictures[SHOWN:], small=True)))
     columns = [
-        Column("image"),
+        Column("image", "text name"),
         Column("kind"),
         Column("suspicion", "score", "1: the label is wrong for sure, in the detector's eyes"),
         Column("why", "text prose"),

@@ -37,7 +37,7 @@ def masks_section(masks: Masks, inputs: AnalysisInputs, thumbnails: Thumbnails) 
         counts = [float(count) for count in masks.iou_counts.tolist()]
         parts.append(bar_chart("Masks of these boxes by IoU", names, counts, Axis("masks", 0.0)))
     columns = [
-        Column("class"),
+        Column("class", "text name"),
         Column("box AP", "score"),
         Column("mask AP", "score"),
         Column("difference", "score", "box AP minus mask AP"),

@@ -56,7 +56,7 @@ def worst_images_section(
         if drawn is not None:
             pictures.append(drawn)
     columns = [
-        Column("image"),
+        Column("image", "text name"),
         Column("F1", "score", "of this image, at the suggested thresholds and IoU 0.50"),
         Column("found", "number"),
         Column("missed", "number"),
