@@ -11,7 +11,7 @@ from typing import Any
 from codetr_cli.analysis.inputs import AnalysisInputs
 from codetr_cli.analysis.label_errors import LabelError
 from codetr_cli.data.writers.folder import receipt_of
-from codetr_cli.report.review_proposals import BY, NAMES, ProposalFormat, write_proposals
+from codetr_cli.report.review_proposals import BY, NAMES, ProposalFormat, coco_proposals, write_proposals
 from codetr_cli.report.review_report import HTML_NAME, JSON_NAME, review_json, review_page
 from codetr_cli.result_files import ResultRecord, free_folder, numbered, write_result, write_results
 
@@ -70,7 +70,7 @@ def write_review(
     request: str,
     force: bool,
 ) -> ReviewFiles:
-    """Writes all files of a review.
+    """Writes all files of a review: folders first, then all others at once, so that they are of one review.
 
     Args:
         folder: see `open_review_folder`.
@@ -90,15 +90,18 @@ def write_review(
         ResourceError: no space left, or the folder cannot be written.
     """
     formats = [*formats, *_earlier(folder, formats, request)]
-    proposals: dict[str, Path] = {
-        layout: write_proposals(folder, layout, errors, inputs, request=request, force=force) for layout in formats
-    }
     table = review_json(errors, inputs, {**facts, "warnings": list(warnings)}, total=total)
     page = review_page(errors, inputs, shown_facts, total=total, warnings=warnings)
+    texts = {JSON_NAME: json.dumps(table, indent=1) + "\n", HTML_NAME: page}
+    if "coco" in formats:
+        texts[NAMES["coco"]] = coco_proposals(errors, inputs)
+    for layout in formats:
+        if layout != "coco":
+            write_proposals(folder, layout, errors, inputs, request=request, force=force)
     with write_results(folder / HTML_NAME, by=BY, force=force, request=request) as temporary:
-        for name, text in ((JSON_NAME, json.dumps(table, indent=1) + "\n"), (HTML_NAME, page)):
+        for name, text in texts.items():
             temporary.with_name(name).write_text(text, encoding="utf-8", errors="backslashreplace")
-    return ReviewFiles(folder / HTML_NAME, folder / JSON_NAME, proposals)
+    return ReviewFiles(folder / HTML_NAME, folder / JSON_NAME, {layout: folder / NAMES[layout] for layout in formats})
 
 
 def _earlier(folder: Path, formats: Sequence[ProposalFormat], request: str) -> list[ProposalFormat]:

@@ -29,7 +29,6 @@ from codetr_cli.data.writers.names import NamePlan
 from codetr_cli.data.writers.write import WRITERS
 from codetr_cli.errors import DatasetError
 from codetr_cli.files import replace_folder
-from codetr_cli.result_files import write_result
 
 ProposalFormat = Literal["coco", "cvat", "labelme"]
 FORMATS: tuple[ProposalFormat, ...] = get_args(ProposalFormat)
@@ -67,6 +66,19 @@ def proposals_of(error: LabelError, number: int) -> list[Proposal]:
     return [Proposal(error, number, box) for box in error.parts_xyxy or [error.box_xyxy]]
 
 
+def coco_proposals(errors: Sequence[LabelError], inputs: AnalysisInputs) -> str:
+    """The text of a COCO file: annotations of the images with findings, and the proposals.
+
+    Args:
+        errors: the findings, the most suspicious first.
+        inputs: what was reviewed; with outlines where annotations have them.
+
+    Raises:
+        DatasetError: the annotations cannot be read any more.
+    """
+    return json.dumps(_coco(_by_image(errors), inputs), indent=1) + "\n"
+
+
 def write_proposals(
     folder: Path,
     layout: ProposalFormat,
@@ -75,39 +87,35 @@ def write_proposals(
     *,
     request: str = "",
     force: bool = False,
-) -> Path:
-    """Writes the file, or folder, of proposals.
+) -> None:
+    """Writes proposals in a layout that is a folder.
 
     Args:
         folder: of the results.
-        layout: of the file.
-        errors: the findings, the most suspicious first.
-        inputs: what was reviewed; with outlines where annotations have them.
+        layout: of the files, not COCO.
+        errors: as of `coco_proposals`.
+        inputs: as of `coco_proposals`.
         request: see `result_files.Result`.
         force: replace what codetr has written.
 
-    Returns:
-        its path.
-
     Raises:
         ConfigError: a file that codetr did not make is in its place.
-        DatasetError: the annotations cannot be read any more, or the layout cannot have a name.
+        DatasetError: the layout cannot have a name.
         ResourceError: no space left, or the folder cannot be written.
     """
     path = folder / NAMES[layout]
-    by_image: dict[int, list[tuple[int, LabelError]]] = defaultdict(list)
-    for number, error in enumerate(errors, 1):
-        by_image[error.image].append((number, error))
-    if layout == "coco":
-        content = _coco(by_image, inputs)
-        with write_result(path, by=BY, force=force, request=request) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        return path
     check_replaceable(path, force=force or (bool(request) and receipt_of(path).get("request") == request))
     with replace_folder(path) as temporary:
-        _write_layout(temporary, path, layout, by_image, inputs)
+        _write_layout(temporary, path, layout, _by_image(errors), inputs)
         record_folder(temporary, {"layout": layout, "request": request}, by=BY, request=request)
-    return path
+
+
+def _by_image(errors: Sequence[LabelError]) -> Mapping[int, list[tuple[int, LabelError]]]:
+    """Findings with their numbers from 1, by the number of their image."""
+    found: dict[int, list[tuple[int, LabelError]]] = defaultdict(list)
+    for number, error in enumerate(errors, 1):
+        found[error.image].append((number, error))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- COCO

@@ -5,12 +5,31 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from codetr_cli.analysis.inputs import AnalysisInputs
+from codetr_cli.analysis.label_errors import LabelError
 from codetr_cli.errors import ConfigError
-from codetr_cli.report.review_proposals import write_proposals
+from codetr_cli.report.review_files import write_review
 from tests.analysis.label_scenes import Scene
+
+
+def write_proposals(
+    folder: Path,
+    layout: Any,
+    errors: list[LabelError],
+    inputs: AnalysisInputs,
+    *,
+    request: str = "",
+    force: bool = False,
+) -> Path:
+    """The proposals of a review."""
+    how: dict[str, Any] = {"facts": {}, "shown_facts": {}, "warnings": [], "total": len(errors)}
+    return write_review(
+        folder, errors, inputs, formats=[layout], request=request, force=force or not request, **how
+    ).proposals[layout]
 
 
 @pytest.fixture
@@ -138,6 +157,16 @@ def test_files_of_others_are_kept(scene: Scene, tmp_path: Path, layout: str) -> 
         with pytest.raises(ConfigError):
             write_proposals(out, layout, errors, inputs, request=request, force=True)
     assert target.read_text() == "mine"
+
+
+def test_proposals_are_of_the_review_beside_them(scene: Scene, tmp_path: Path) -> None:
+    errors, inputs = scene.errors(), scene.inputs()
+    path = write_proposals(tmp_path / "out", "coco", errors, inputs, request="one")
+    before = path.read_text()
+    path.with_name("review.json").write_text("mine")
+    with pytest.raises(ConfigError, match=r"review\.json"):
+        write_proposals(tmp_path / "out", "coco", errors[:1], inputs, request="one")
+    assert path.read_text() == before
 
 
 def test_removal_of_a_spurious_box_is_a_mark(tmp_path: Path) -> None:
