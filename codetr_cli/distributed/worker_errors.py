@@ -37,7 +37,7 @@ class Work:
     Attributes:
         name: a noun.
         less_memory: how the user makes it need less memory, an imperative.
-        continues: where the same command continues.
+        continues: where the same command continues; empty if it has nothing to continue.
         max_restarts: of all processes after one died, unless the user chooses a number.
     """
 
@@ -96,7 +96,7 @@ def write_error(error: Exception) -> None:
     try:
         Path(os.environ[ERROR_FOLDER], f"{os.environ['RANK']}.json").write_text(json.dumps(record), encoding="utf-8")
     except OSError:  # a full disk; the exit code remains, and this
-        sys.stderr.write(visible(f"training process {record['rank']}: {record['text']}") + "\n")
+        sys.stderr.write(visible(f"process {record['rank']}: {record['text']}") + "\n")
     if os.environ.get("CODETR_DEBUG"):
         for line in "".join(traceback.format_exception(error)).splitlines():
             sys.stderr.write(visible(line) + "\n")
@@ -130,7 +130,10 @@ def error_of(folder: Path, exit_codes: Mapping[int, int], work: Work = TRAINING)
     Returns:
         the error, and whether it is final: a restart would only run into it again.
     """
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    records = []
+    for path in folder.glob("*.json"):
+        with suppress(ValueError):  # cut short: the disk was full
+            records.append(json.loads(path.read_text(encoding="utf-8")))
     records.sort(key=lambda record: (not record["kind"], record["time"]))
     if records and records[0]["kind"]:
         # A process that ran out of memory has stored how to continue with less.
@@ -140,7 +143,7 @@ def error_of(folder: Path, exit_codes: Mapping[int, int], work: Work = TRAINING)
         if code < 0 and (code != -signal.SIGTERM or len(exit_codes) == 1):
             return ResourceError(
                 f"{work.name} process {rank} was ended by {_signal_name(-code)}, often because memory ran out: "
-                f"{work.less_memory}. The same command continues {work.continues}."
+                f"{work.less_memory}.{f' The same command continues {work.continues}.' if work.continues else ''}"
             ), False
     if records:
         return RuntimeError(f"{work.name} process {records[0]['rank']} failed with {records[0]['text']}"), False

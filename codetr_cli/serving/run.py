@@ -48,6 +48,7 @@ class ServerProcess:
         bound: the socket that it listens on, which it closes.
         on_ready: called once requests are accepted.
         listen_early: answer probes while the model is loaded; otherwise connections are refused until then.
+        end_unhealthy: end with an error when the process should be started again, for a supervisor that does so.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class ServerProcess:
         *,
         on_ready: Callable[[Running], None],
         listen_early: bool = True,
+        end_unhealthy: bool = False,
     ) -> None:
         self._options, self._bound = options, bound
-        self._on_ready, self._listen_early = on_ready, listen_early
+        self._on_ready, self._listen_early, self._end_unhealthy = on_ready, listen_early, end_unhealthy
         forget_dead_processes()
         metrics = Metrics()
         engine = Engine(
@@ -89,6 +91,7 @@ class ServerProcess:
         Raises:
             StoppedError: a signal stopped it.
             CodetrError: what `load` raises.
+            RuntimeError: with `end_unhealthy`; what could be answered was.
         """
         return_large_blocks()
         share_one_heap()
@@ -124,7 +127,7 @@ class ServerProcess:
                 listening = asyncio.create_task(server.serve(sockets=[self._bound]))
             await self._until(lambda: server.started or self._stop.is_set())
             self._on_ready(Running(self._engine.detector, self._bound.getsockname()[1]))
-            await self._until(self._stop.is_set)
+            await self._until(lambda: self._stop.is_set() or self._has_become_unhealthy())
         self.service.stop()
         await self._until(lambda: not self.service.in_flight)
         server.should_exit = True
@@ -134,6 +137,12 @@ class ServerProcess:
     def _on_failure(self, error: BaseException) -> None:
         self._failure = error
         self._loading.set()
+
+    def _has_become_unhealthy(self) -> bool:
+        reason = self._engine.why_unhealthy if self._end_unhealthy else None
+        if reason is not None:
+            self._failure = RuntimeError(reason)
+        return reason is not None
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Waits, and keeps the count of the memory up to date."""

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from codetr_cli.distributed.process_group import launched_rank, launched_world_size, was_restarted
+from codetr_cli.distributed.process_group import launched_rank, launched_world_size
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.inference.detector import Detector
 from codetr_cli.runtime.devices import choose_device
 from codetr_cli.serving.connections import bind
 from codetr_cli.serving.options import METRICS_FOLDER, ServeOptions
+from codetr_cli.serving.supervisor import report_ready
 
 if TYPE_CHECKING:
     from codetr_cli.serving.run import Running
@@ -124,7 +125,7 @@ def serve_here(
         job: what to do.
         device: of the command.
         gpus: that the processes share; None: all use `device`.
-        announce: called once, by the first process, with what runs and the number of processes.
+        announce: called once, by the first process that is ready, with what runs and the number of processes.
 
     Raises:
         StoppedError: a signal stopped it.
@@ -132,7 +133,6 @@ def serve_here(
     from codetr_cli.serving.run import ServerProcess  # after the folder of the metrics is known
 
     rank, processes = launched_rank(), launched_world_size() or 1
-    is_first = rank == 0 and not was_restarted()
     if gpus is not None:
         device = torch.device("cuda", rank % gpus)
     bound = bind(job.options, shared=processes > 1)
@@ -140,6 +140,7 @@ def serve_here(
         lambda: job.load(device),
         job.options,
         bound,
-        on_ready=lambda running: announce(running, processes) if is_first else None,
+        on_ready=lambda running: announce(running, processes) if report_ready() else None,
         listen_early=processes == 1,
+        end_unhealthy=processes > 1,
     ).run()

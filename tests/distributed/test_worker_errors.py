@@ -73,6 +73,12 @@ def test_the_first_of_several_errors_counts(tmp_path: Path):
     assert not final
 
 
+def test_a_message_that_was_cut_short_is_none(tmp_path: Path):
+    (tmp_path / "0.json").write_text('{"kind": ', encoding="utf-8")
+    error, _ = error_of(tmp_path, {0: 1})
+    assert str(error) == "training process 0 ended with exit code 1 and without a message."
+
+
 @pytest.mark.parametrize(("code", "final"), [(7, False), (5, True)])
 def test_a_process_without_a_message(tmp_path: Path, code: int, final: bool):
     error, is_final = error_of(tmp_path, {1: code})

@@ -14,6 +14,7 @@ import numpy as np
 from codetr_cli.errors import CheckpointError
 from codetr_cli.inference.detector import Detector
 from codetr_cli.serving import connections
+from codetr_cli.serving.engine import MAX_FAILURES
 from codetr_cli.serving.options import ServeOptions
 from codetr_cli.weights.checkpoint import load_checkpoint, save_checkpoint
 from codetr_cli.weights.licence import stated_licence
@@ -71,6 +72,18 @@ def test_a_stop_waits_for_requests_longer_than_for_connections(tiny_settings, mo
         server.thread.join(0.6)
         detector.gate.set()
         assert answer.result(30).status == 200
+
+
+def test_an_unhealthy_process_ends_for_a_supervisor(tiny_settings):
+    detector = FakeDetector(tiny_settings)
+    with served(detector) as server:
+        detector.fails = lambda images: RuntimeError("device-side assert")
+        for _ in range(MAX_FAILURES):
+            assert ask(server.url, post(form(photo()))).status == 500
+        assert server.thread.is_alive()  # alone, it only says so
+        server.process._end_unhealthy = True
+        server.thread.join(20)
+        assert "batches failed for unexpected reasons" in str(server.errors[0])
 
 
 def test_a_stop_while_loading_waits_for_nothing():
