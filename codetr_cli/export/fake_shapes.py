@@ -19,12 +19,14 @@ def quick_shapes() -> Iterator[None]:
     """Inside, torch finds the shapes of results in less time; the programs are the same."""
     from torch._decomp import decomposition_table
 
+    config = torch._dynamo.config
+    has_cache = hasattr(config, "fake_tensor_cache_enabled")  # since torch 2.2; no release need keep the name
     operator = torch.ops.aten.grid_sampler_2d.default
     before = decomposition_table.get(operator)
     if before is not None:  # else torch has a function for its shape
         decomposition_table[operator] = _sampled
     try:
-        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        with config.patch(fake_tensor_cache_enabled=False) if has_cache else contextlib.nullcontext():
             yield
     finally:
         if before is not None:

@@ -257,7 +257,7 @@ def verify_detectors(
     if any(not case.passed for case in cases):
         step("looking for the cause")
         passed = {(case.shape, case.batch) for case in cases if case.passed}
-        found += explain(seen, passed, reference, tolerance, network.engine)
+        found += explain(seen, passed, reference, tolerance, network.engine, is_explained=bool(findings))
     verdict: Verdict = "different" if found else "nothing compared" if nothing else "equal"
     return VerifyReport(
         verdict=verdict,

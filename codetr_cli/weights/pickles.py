@@ -120,6 +120,9 @@ def _globals(operations: Iterable[tuple[int, tuple[pickletools.OpcodeInfo, Any, 
 
 def _refusal(path: Path, head: bytes, error: Exception) -> str:
     """Why a file was refused and what to do, without torch's advice to load it unsafely."""
+    graph = {".bin": path.with_suffix(".xml"), ".data": path.with_suffix("")}.get(path.suffix)
+    if graph is not None and graph.is_file():
+        return f"{path} is no checkpoint: it has the weights of the exported file {graph}. Give that one."
     names = forbidden_globals(path) or re.findall(r"GLOBAL (\w[\w.]*)", str(error))
     if names and all(name.startswith(TENSOR_BUILDERS) for name in names):
         return (

@@ -67,3 +67,10 @@ def test_after_an_error_torch_is_as_before() -> None:
         raise KeyError
     assert decomposition_table[SAMPLER] is before
     assert torch._dynamo.config.fake_tensor_cache_enabled
+
+
+def test_a_torch_without_the_cache_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo, "config", object())
+    before = decomposition_table[SAMPLER]
+    with quick_shapes():
+        assert decomposition_table[SAMPLER] is not before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 
 from codetr_cli.config.overrides import replace_settings
 from codetr_cli.errors import CheckpointError
+from codetr_cli.export import diagnosis
 from codetr_cli.export import verify as module
 from codetr_cli.export.accuracy import find_images
+from codetr_cli.export.tolerances import TOLERANCES
 from codetr_cli.export.verify import AccuracyPair, verify, verify_detectors
 from codetr_cli.export.verify_images import VerifyImage
 from codetr_cli.inference.detector import Detector
@@ -255,6 +258,19 @@ def test_sampling_that_is_silently_wrong(exported, tmp_path, attribute, value, w
     report = verify(exported.checkpoint, wrong, device=CPU)
     assert report.verdict == "different"
     assert words in report.findings[0]
+
+
+@pytest.mark.parametrize("is_explained", [False, True])
+def test_no_cause_is_guessed_where_one_is_known(monkeypatch, is_explained):
+    """Of other weights, say."""
+    for name in ("_class_cause", "_box_cause", "_shift_cause", "_score_cause", "_rerun_cause"):
+        monkeypatch.setattr(diagnosis, name, lambda *arguments: None)
+    monkeypatch.setattr(diagnosis, "_where", lambda *arguments: "9 of 9 detections differ.")
+    monkeypatch.setattr(diagnosis, "_disagreement", lambda pairs: 1.0)
+    seen: Any = [SimpleNamespace(shape="square", batch=1, agreement=SimpleNamespace(compared=9))]
+    reference: Any = None
+    found = diagnosis.explain(seen, [], reference, TOLERANCES["fp32"], is_explained=is_explained)
+    assert len(found) == (1 if is_explained else 2)
 
 
 def test_noise_that_changes_the_checkpoint_as_much_is_a_near_tie(loaded, engine, monkeypatch):

@@ -249,3 +249,13 @@ def test_missing_file_and_folder(tmp_path):
         read_pickle(tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="cannot read"):
         read_pickle(tmp_path)
+
+
+@pytest.mark.parametrize(("graph", "weights"), [("a.xml", "a.bin"), ("a.onnx", "a.onnx.data")])
+def test_the_weights_of_an_exported_file_name_it(tmp_path, graph, weights):
+    (tmp_path / weights).write_bytes(bytes(range(200)) * 10)
+    with pytest.raises(CheckpointError, match="cut short"):
+        read_pickle(tmp_path / weights)
+    (tmp_path / graph).touch()
+    with pytest.raises(CheckpointError, match=rf"weights of the exported file .*{graph}\. Give that one"):
+        read_pickle(tmp_path / weights)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from codetr_cli.errors import CheckpointError
 from codetr_cli.models.torch_compile import private_cache
-from codetr_cli.reading import open_file, read_bytes
+from codetr_cli.reading import open_file
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ VARIABLE = "CODETR_TRUST"
 LIST_NAME = "own-packages"
 """File of the private cache: a digest a line."""
 
-MAX_LIST = 2**20  # bytes: 16,000 digests
+MAX_LIST = 2**20
+"""Bytes of the list that count, the newest: 16,000 digests."""
 
 
 def remember(path: Path) -> None:
@@ -88,7 +89,9 @@ def _own() -> set[str]:
     if folder is None:
         return set()
     try:
-        content = read_bytes(folder / LIST_NAME, MAX_LIST)
+        with open_file(folder / LIST_NAME) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_LIST))
+            content = file.read(MAX_LIST)
     except OSError:
         return set()
-    return set(content.decode("ascii", "replace").split())
+    return set(content.decode("ascii", "replace").split())  # part of a digest at the start equals none

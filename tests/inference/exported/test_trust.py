@@ -85,3 +85,16 @@ def test_a_list_that_cannot_be_written_does_not_lose_the_file(cache, package, ca
     trust.remember(package)
     assert f"CODETR_TRUST={trust.file_digest(package)}" in caplog.text
     assert package.exists()
+
+
+def test_of_a_long_list_the_newest_count(cache, package, monkeypatch):
+    monkeypatch.setattr(trust, "MAX_LIST", 150)
+    trust.remember(package)
+    other = package.with_name("other.pt2")
+    for number in range(3):
+        trust.check_trusted(package if not number else other)
+        other.write_bytes(bytes([number]))
+        trust.remember(other)
+    trust.check_trusted(other)
+    with pytest.raises(CheckpointError):
+        trust.check_trusted(package)
