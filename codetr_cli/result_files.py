@@ -242,13 +242,17 @@ def refuse_taken(paths: Iterable[Path], *, force: bool, request: str = "", recor
             "name, or move it away"
         )
     if protected := [path for path in own if _is_read_only(path)]:
+        verb, them = ("is", "it") if len(protected) == 1 else ("are", "them")
         raise ConfigError(
-            f"{listed(protected)} is read-only and is not replaced: give another name, or allow to write it (chmod u+w)"
+            f"{listed(protected)} {verb} read-only and {verb} not replaced: give another name, or allow to write "
+            f"{them} (chmod u+w)"
         )
     if own and not force:
         kept = [path for path in own if not (record or ResultRecord(path.parent)).is_own(path, request=request or None)]
         if kept or not request:
-            raise ConfigError(f"{listed(kept or own)} already exists: give another name, or replace it with --force")
+            taken = kept or own
+            verb, them = ("exists", "it") if len(taken) == 1 else ("exist", "them")
+            raise ConfigError(f"{listed(taken)} already {verb}: give another name, or replace {them} with --force")
 
 
 class OwnResults:

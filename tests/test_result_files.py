@@ -82,6 +82,8 @@ def test_own_results_are_replaced_only_with_force(tmp_path: Path):
     path = written(tmp_path / "a.json")
     with pytest.raises(ConfigError, match="already exists: give another name, or replace it with --force"):
         written(path)
+    with pytest.raises(ConfigError, match=r"a\.json, .*b\.json already exist: .* replace them with --force"):
+        refuse_taken([path, written(tmp_path / "b.json")], force=False)
     assert written(path, b"new", force=True).read_bytes() == b"new"
     assert ResultRecord(tmp_path).is_own(path)
     assert ResultRecord(tmp_path).is_own(path, quick=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from codetr_cli import __version__
-from codetr_cli.errors import CodetrError
+from codetr_cli.errors import CodetrError, counted
 from codetr_cli.ops.deform_attn import active_backend, available_backends
 from codetr_cli.runtime.devices import (
     INFERENCE_DEVICES,
@@ -107,7 +107,7 @@ class MachineReport:
         return [
             ("codetr", __version__),
             ("Python", f"{self.python} on {self.system}"),
-            ("PyTorch", f"{self.torch}, built for {self.built_for}, {self.threads} threads"),
+            ("PyTorch", f"{self.torch}, built for {self.built_for}, {counted(self.threads, 'thread')}"),
             ("GPU driver", self.driver or "none visible"),
             *((f"GPU {index}", _gpu_text(gpu)) for index, gpu in enumerate(self.gpus)),
             *([("GPU", f"none: {self.no_gpu}")] if self.no_gpu else []),

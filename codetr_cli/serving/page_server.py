@@ -166,9 +166,11 @@ def _close(blocks: Any) -> None:
     blocks.server.force_exit = True  # open tabs keep their connections
     errors = logging.getLogger("uvicorn.error")  # with a traceback of what is cancelled so
     errors.addFilter(_drop)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        blocks.close(verbose=False)
-    errors.removeFilter(_drop)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            blocks.close(verbose=False)
+    finally:
+        errors.removeFilter(_drop)
 
 
 def _drop(record: logging.LogRecord) -> bool:

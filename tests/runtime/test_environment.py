@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +72,11 @@ def test_a_backend_that_fails_its_check_is_a_remark(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(environment, "active_backend", check)
     assert "its output differs." in machine_report().remarks
+
+
+def test_one_thread_is_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = replace(machine_report(), threads=1)
+    assert dict(report.rows())["PyTorch"].endswith(", 1 thread")
 
 
 def test_the_place_of_a_benchmark_names_no_machine() -> None:
