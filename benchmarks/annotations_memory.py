@@ -28,7 +28,7 @@ MEASURE = """
 import gc, json, resource, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-from codetr_cli.config.schema import DataConfig
+from codetr_cli.config.data_settings import DataConfig
 from codetr_cli.annotations.objects import read_annotations
 from codetr_cli.data.checks.annotations import check_annotations
 from codetr_cli.data.checks.dataset import check_dataset

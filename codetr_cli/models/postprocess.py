@@ -27,7 +27,7 @@ class Detections:
         boxes: (N, 4) xyxy in pixels of the original image.
         scores: (N,) in [0, 1].
         labels: (N,) int64 class indices.
-        masks: (N, M, M) probabilities on a grid over the box, see `mask_grid.paste_masks`; None: no masks.
+        masks: (N, M, M) probabilities on a grid over the box, see `mask_grid.paste_crops`; None: no masks.
         mask_scores: (N,) scores of the masks; None: those of the boxes.
     """
 
