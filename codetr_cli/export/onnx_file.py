@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import re
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def _import_onnx() -> Any:
             "ONNX files are written by the packages onnx and onnxscript, which are not installed: "
             "pip install 'codetr-cli[onnx]'"
         ) from error
-    if tuple(int(part) for part in onnxscript.__version__.split(".")[:2]) < MIN_ONNXSCRIPT:
+    if tuple(map(int, re.findall(r"\d+", onnxscript.__version__)[:2])) < MIN_ONNXSCRIPT:  # 0.8rc1, too
         raise ResourceError(
             f"ONNX files are written by onnxscript {'.'.join(map(str, MIN_ONNXSCRIPT))} or newer, and "
             f"{onnxscript.__version__} is installed: pip install --upgrade 'codetr-cli[onnx]'"

@@ -70,8 +70,8 @@ def save_openvino(model: Any, metadata: ExportMetadata, path: Path) -> None:
         openvino.save_model(model, str(path), compress_to_fp16=metadata.precision == "fp16")
     except RuntimeError as error:  # "iostream error", whatever the system has said
         raise ResourceError(
-            f"OpenVINO cannot write {path.name} ({first_line(error).rstrip('.')}): the disk is full, or the file would "
-            "be larger than a file may be (`ulimit -f`). Free some space or choose another folder, then run the "
+            f"OpenVINO cannot write {path.name} ({first_line(error).rstrip('.')}): often the disk is full, or the file "
+            "would be larger than a file may be (`ulimit -f`). Free some space or choose another folder, then run the "
             "command again."
         ) from error
 

@@ -171,3 +171,5 @@ def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(onnxscript, "__version__", "0.6.2")
     with pytest.raises(ResourceError, match=r"0\.7 or newer, and 0\.6\.2 is .* --upgrade 'codetr-cli\[onnx\]'"):
         onnx_file._import_onnx()
+    monkeypatch.setattr(onnxscript, "__version__", "0.8rc1")
+    assert onnx_file._import_onnx() is not None
