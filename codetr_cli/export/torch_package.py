@@ -70,7 +70,8 @@ def _save(path: Path, program: ExportedProgram, files: list[Any]) -> None:
     except RuntimeError as error:  # of PyTorch's writer, which does not say what the system has said
         raise ResourceError(
             f"PyTorch cannot write {path.name} ({_shortened(error)}): often the disk is full, or the file would be "
-            "larger than a file may be (`ulimit -f`). Free some space or choose another folder, then run the command again."
+            "larger than a file may be (`ulimit -f`). Free some space or choose another folder, then run the command "
+            "again."
         ) from error
 
 
