@@ -148,7 +148,8 @@ def _difference_of(left: RunNumbers, right: RunNumbers, digests: Sequence[tuple[
     if classes[0] != classes[1]:
         only = [name for name in (*classes[0], *classes[1]) if (name in classes[0]) != (name in classes[1])]
         return f"their classes differ ({listed(only, 4)})" if only else "their classes are in another order"
-    for number, of_what in ((0, "images or annotated objects"), (1, "annotation files")):
+    # Images are resampled in the order of their ids.
+    for number, of_what in ((0, "images or annotated objects, or images have other ids"), (1, "annotation files")):
         found = [digest[number] for digest in digests]
         if all(found):
             return "" if found[0] == found[1] else f"they were measured on other {of_what}"
