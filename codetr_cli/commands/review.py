@@ -39,8 +39,11 @@ EXAMPLES = (
     "codetr review --detections detections.json --data my_data --format cvat",
 )
 REVIEW = "Review"
-WEAK = 0.7
-"""Share of the surest detections that are annotated objects, below which findings are few."""
+WEAK = 0.8
+"""Share of the surest detections that are annotated objects, below which findings are few.
+
+With errors of each kind in 5 % of the objects, a network with AP50 0.43 had 0.79 and found 7 % of the missing boxes;
+made-up detectors that found 42 to 81 % of them had 0.87 to 0.88."""
 
 
 def review(

@@ -67,6 +67,13 @@ def test_no_detections(review: Callable[..., Ran], files: Path) -> None:
     assert "surest" not in ran.err
 
 
+def test_a_model_that_agrees_with_few_annotations_is_weak(review: Callable[..., Ran], files: Path) -> None:
+    records = json.loads((files / "detections.json").read_text())
+    alarms = [{**each, "bbox": [350, 350, 30, 30], "score": 0.99} for each in records[:12]]
+    (files / "detections.json").write_text(json.dumps([*records, *alarms]))
+    assert " % of the surest detections are annotated objects" in review().err
+
+
 def test_kinds_and_limit(review: Callable[..., Ran]) -> None:
     answer = review("--json", "--kinds", "missing").json
     assert [finding["kind"] for finding in answer["findings"]] == ["missing box"]
