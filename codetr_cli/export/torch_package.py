@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.export import ExportedProgram
 
 from codetr_cli.errors import ConfigError, ResourceError
 from codetr_cli.export.graph import trace
+from codetr_cli.export.inductor import quick_compilation
 from codetr_cli.export.quiet import without_warnings
 from codetr_cli.export.request import WriteRequest
 from codetr_cli.inference.exported.metadata import METADATA_KEY, ExportMetadata
@@ -132,7 +132,7 @@ def compile_program(program: ExportedProgram, metadata: ExportMetadata, folder: 
         "aot_inductor.metadata": {METADATA_KEY: metadata.to_json()},
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_own_grid_sampler())
+        stack.enter_context(quick_compilation())
         if metadata.attention == "plugin" and arguments[0].device.type == "cpu":
             options |= stack.enter_context(linked_kernel())
         module = program.module()
@@ -152,28 +152,6 @@ def save_package(path: Path, program: ExportedProgram, files: list[Any]) -> None
         package_aoti(str(path), files)
         return
     package_pt2(str(path), exported_programs={PROGRAM_NAME: program}, aoti_files={PROGRAM_NAME: files})
-
-
-@contextlib.contextmanager
-def _own_grid_sampler() -> Iterator[None]:
-    """Has compiled programs call torch's own grid sampler, which is vectorised.
-
-    Inductor would write it out as arithmetic, which it fuses with everything around it: minutes of compilation for
-    code that reads one number at a time.
-    """
-    from torch._inductor import decomposition, lowering
-
-    operator = torch.ops.aten.grid_sampler_2d.default
-    before = decomposition.decompositions.pop(operator, None)
-    decomposition.fast_random_decomps.cache_clear()  # a copy of the table
-    # Else inductor does it, and refuses to where CI is in the environment.
-    lowering.make_fallback(operator, warn=False)  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if before is not None:
-            decomposition.decompositions[operator] = before
-        decomposition.fast_random_decomps.cache_clear()
 
 
 def _shortened(error: Exception) -> str:

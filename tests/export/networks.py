@@ -40,6 +40,12 @@ VIT = (
     *("model.backbone.pretrain_size=64", "model.backbone.checkpointing=false", "model.num_levels=5"),
 )
 REFINE = ("model.mask.kind=refine", "model.mask.dim=16", "model.mask.iou_fc_dim=16")
+ANY_SIZES = [
+    *[((96, 160), 2), ((160, 96), 1), ((128, 128), 3), ((101, 67), 2), ((64, 224), 5), ((32, 96), 1)],
+    ((150, 200), 2),
+]
+"""(height, width) and images: not the traced size, which is a wider one, and once transposed; odd; small; one whose
+padding begins where a cell of the last level does, which is not a power of two smaller."""
 
 
 @dataclass(frozen=True)

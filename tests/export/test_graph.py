@@ -14,14 +14,7 @@ from codetr_cli.export.options import ExportOptions
 from codetr_cli.models.build import build_postprocess
 from codetr_cli.models.pooling import RegionPooling
 from tests.export import networks
-from tests.export.networks import Exported, largest_differences
-
-ANY_SIZES = [
-    *[((96, 160), 2), ((160, 96), 1), ((128, 128), 3), ((101, 67), 2), ((64, 224), 5), ((32, 96), 1)],
-    ((150, 200), 2),
-]
-"""(height, width) and images: not the traced size, which is a wider one, and once transposed; odd; small; one whose
-padding begins where a cell of the last level does, which is not a power of two smaller."""
+from tests.export.networks import ANY_SIZES, Exported, largest_differences
 
 
 @pytest.mark.parametrize(("size", "batch"), ANY_SIZES)

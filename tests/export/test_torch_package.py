@@ -169,6 +169,17 @@ def test_packages_detect_as_the_network_at_any_batch(tiny_settings, tmp_path, at
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", [networks.BATCH_NORM, networks.SWIN], ids=["resnet", "swin"])
+def test_packages_for_any_size_detect_as_the_network(tmp_path, backbone):
+    exported = networks.export(tmp_path, *backbone, dynamic_size=True, format="torch")
+    for size, batch in networks.ANY_SIZES:
+        differences = networks.largest_differences(exported, size, batch)
+        assert differences["logits"] < 1e-4, (size, differences)
+        assert differences["boxes"] < 1e-5, (size, differences)
+
+
 def test_a_machine_without_compiler_is_told_what_to_install(tiny_settings, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ResourceError, match=r"needs a C\+\+ compiler.*apt install g\+\+"):
