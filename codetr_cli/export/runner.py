@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,8 @@ def paste(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarra
 def load_image(path: str) -> np.ndarray:
     """An image file as uint8 RGB (H, W, 3), rotated as its EXIF data say."""
     if cv2 is not None:
-        content = np.fromfile(path, np.uint8)  # cv2.imread takes no names with other letters than ASCII on Windows
+        # cv2.imread takes no names with other letters than ASCII on Windows.
+        content = np.frombuffer(Path(path).read_bytes(), np.uint8)
         image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
         if image is None:
             raise ValueError(f"{path} cannot be read as an image")

@@ -100,8 +100,8 @@ def test_weights_are_not_taken_from_it(path: Path):
         load_detector(path, CPU, training=True)
 
 
-def test_a_missing_file_names_the_nearest(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+def test_a_missing_file_names_the_command_that_writes_it(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"there is no file .*model\.onnx: `codetr export` writes such files"):
         Detector.load(tmp_path / "model.onnx")
 
 
