@@ -114,14 +114,7 @@ class Matches:
 def match_detections(inputs: AnalysisInputs, iou_type: IouType = "bbox", *, max_dets: int = COCO_MAX_DETS) -> Matches:
     """Matches detections to objects by COCO's rules, or by LVIS's where the annotations are LVIS's.
 
-    Args:
-        inputs: detections and objects; for masks, both have them.
-        iou_type: compare boxes ("bbox") or masks ("segm").
-        max_dets: detections of an image and class that count; LVIS's rules have their own number.
-
-    Raises:
-        DatasetError: an object's outline is broken.
-        ValueError: detections of images or categories that the annotations do not have.
+    Arguments and errors are those of `pair_detections`.
     """
     paired = pair_detections(inputs, iou_type, max_dets)
     objects, detections = inside_area(inputs)

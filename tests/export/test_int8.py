@@ -111,7 +111,7 @@ def eight_bit_operators(file: Path) -> list[str]:
 
 
 def write_steady(path: Path) -> Path:
-    """The checkpoint of a network whose detections do not hang on near ties: eight bits would decide those anew.
+    """The checkpoint of a network whose detections do not depend on nearly equal scores, which eight bits reorder.
 
     All tokens are queries, all queries are detections, and the weights are those that a training starts with, but for
     scores around a half and boxes that depend on the image.
